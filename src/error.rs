@@ -1,0 +1,161 @@
+//! The one error type. Each variant carries the numbers that were wrong; its text is one line that says what,
+//! where, and what to do.
+//!
+//! Variants are built by cold constructors so that formatting never sits in a hot function.
+
+use std::fmt;
+
+/// What can go wrong. Nothing in this crate panics on bad input; it returns one of these.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum Error {
+    /// Two sizes that must agree do not.
+    Shape {
+        /// The operation that was asked for.
+        op: &'static str,
+        /// What it needs.
+        want: String,
+        /// What it was given.
+        got: String,
+    },
+    /// A dimension is zero.
+    Empty {
+        /// The shape that was given.
+        shape: Vec<usize>,
+    },
+    /// The product of a shape, or the bytes it needs, does not fit the address space.
+    TooLarge {
+        /// The shape that was given.
+        shape: Vec<usize>,
+    },
+    /// Strides place two elements at one address.
+    Overlap {
+        /// The shape that was given.
+        shape: Vec<usize>,
+        /// The strides that were given, in elements.
+        strides: Vec<isize>,
+    },
+    /// The axes of a tensor cannot be merged into rows and columns without a copy.
+    Layout {
+        /// The shape that was given.
+        shape: Vec<usize>,
+        /// The strides that were given, in elements.
+        strides: Vec<isize>,
+    },
+    /// A byte slice does not start at a multiple of the element's alignment.
+    Misaligned {
+        /// The element type.
+        dtype: &'static str,
+        /// The alignment it needs, in bytes.
+        align: usize,
+        /// The address of the first byte modulo that alignment.
+        remainder: usize,
+    },
+    /// A NaN or an infinity in the input.
+    NotFinite {
+        /// Row of the first one.
+        row: usize,
+        /// Column of the first one.
+        col: usize,
+        /// Its value.
+        value: f64,
+    },
+    /// A rank outside `1..=min(m, n)`.
+    Rank {
+        /// The rank that was asked for.
+        rank: usize,
+        /// The largest possible one.
+        max: usize,
+    },
+    /// An option outside its range.
+    Option {
+        /// The option's name.
+        name: &'static str,
+        /// The value that was given.
+        value: String,
+        /// What is allowed.
+        want: &'static str,
+    },
+    /// A result is larger than the arithmetic type can hold.
+    Overflow {
+        /// What overflowed.
+        what: &'static str,
+        /// Its value.
+        value: f64,
+    },
+    /// A length that no Hadamard matrix of this crate has.
+    Order {
+        /// The length.
+        n: usize,
+    },
+    /// An iterative kernel did not converge. Not seen on finite input.
+    NoConvergence {
+        /// The kernel.
+        op: &'static str,
+    },
+    /// A file that cannot be read or written, or that is not what it says.
+    File {
+        /// The path.
+        path: String,
+        /// What is wrong with it and what to do.
+        why: String,
+    },
+}
+
+/// `Result` with this crate's [`Error`].
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    #[cold]
+    pub(crate) fn shape(op: &'static str, want: impl fmt::Display, got: impl fmt::Display) -> Self {
+        Error::Shape { op, want: want.to_string(), got: got.to_string() }
+    }
+
+    #[cold]
+    pub(crate) fn option(name: &'static str, value: impl fmt::Display, want: &'static str) -> Self {
+        Error::Option { name, value: value.to_string(), want }
+    }
+
+    /// An error about a file, with the path made printable.
+    #[cold]
+    pub fn file(path: &std::path::Path, why: impl fmt::Display) -> Self {
+        Error::File { path: path.display().to_string(), why: why.to_string() }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::Shape { op, want, got } => write!(f, "{op}: needs {want}, got {got}"),
+            Error::Empty { shape } => write!(f, "shape {shape:?} has a zero dimension; nothing can be factored"),
+            Error::TooLarge { shape } => write!(f, "shape {shape:?} does not fit the address space"),
+            Error::Overlap { shape, strides } => write!(
+                f,
+                "strides {strides:?} over shape {shape:?} visit an element twice; copy the tensor to a contiguous one first"
+            ),
+            Error::Layout { shape, strides } => write!(
+                f,
+                "axes of shape {shape:?} with strides {strides:?} do not merge into one row and one column stride; copy the tensor to a contiguous one first"
+            ),
+            Error::Misaligned { dtype, align, remainder } => write!(
+                f,
+                "bytes of {dtype} start {remainder} past a multiple of {align}; copy them to an aligned buffer"
+            ),
+            Error::NotFinite { row, col, value } => {
+                write!(f, "element ({row}, {col}) is {value}; the matrix must be finite")
+            }
+            Error::Rank { rank, max } => write!(f, "rank {rank} is outside 1..={max}"),
+            Error::Option { name, value, want } => write!(f, "{name} = {value} is not allowed; give {want}"),
+            Error::Overflow { what, value } => {
+                write!(f, "{what} is {value:e}, too large for f32; use f64 arithmetic")
+            }
+            Error::Order { n } => {
+                write!(f, "no Hadamard matrix of order {n} here; fwht::Order lists the lengths b·2^k that work")
+            }
+            Error::NoConvergence { op } => write!(f, "{op} did not converge"),
+            Error::File { path, why } => write!(f, "{path}: {why}"),
+        }
+    }
+}
+
+impl std::error::Error for Error {}

@@ -1,0 +1,10 @@
+//! tensorslim
+pub mod error;
+pub mod fwht;
+pub mod simd;
+pub mod tensor;
+
+pub use error::{Error, Result};
+pub use faer::{MatMut, MatRef, Par};
+pub use simd::Scalar;
+pub use tensor::{DType, Element, MatView, Matrix, TensorRef};
