@@ -1,6 +1,7 @@
 //! tensorslim
 pub mod error;
 pub mod fwht;
+pub mod rng;
 pub mod simd;
 pub mod tensor;
 
