@@ -280,17 +280,21 @@ fn ln_uniform<S: Simd>(simd: S, w: S::u32s) -> S::f32s {
     let m = simd.transmute_f32s_u32s(simd.add_u32s(simd.and_u32s(t, u(0x7f_ffff)), u(SQRT_HALF)));
     let y = simd.sub_f32s(m, f(1.0));
     let yy = simd.mul_f32s(y, y);
-    let p = horner(simd, y, [
-        7.037_683_6e-2,
-        -1.151_461e-1,
-        1.167_699_9e-1,
-        -1.242_014_1e-1,
-        1.424_932_3e-1,
-        -1.666_805_7e-1,
-        2.000_071_5e-1,
-        -2.499_999_4e-1,
-        3.333_333e-1,
-    ]);
+    let p = horner(
+        simd,
+        y,
+        [
+            7.037_683_6e-2,
+            -1.151_461e-1,
+            1.167_699_9e-1,
+            -1.242_014_1e-1,
+            1.424_932_3e-1,
+            -1.666_805_7e-1,
+            2.000_071_5e-1,
+            -2.499_999_4e-1,
+            3.333_333e-1,
+        ],
+    );
     // ln 2 = 0.693359375 (exact products with e) - 2.12194440e-4
     let tail = simd.mul_f32s(e, f(-2.121_944_4e-4));
     let tail = simd.mul_add_f32s(simd.mul_f32s(y, yy), p, tail);

@@ -4,6 +4,7 @@
 //! [`convert`] widens f16 and bf16 into it inside the kernels.
 
 pub mod convert;
+pub(crate) mod reinterpret;
 
 use crate::tensor::Element;
 
