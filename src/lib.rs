@@ -20,7 +20,7 @@ pub use faer;
 pub use faer::{MatMut, MatRef, Par};
 pub use rank::{Rank, rank_saves_memory};
 pub use simd::Scalar;
-pub use sketch::Sketch;
+pub use sketch::{AnySketch, Sketch, SketchOperator};
 pub use svd::{ErrorKind, Method, Plan, TruncatedSvd};
 pub use tensor::{DType, Element, MatView, Matrix, TensorRef};
 
