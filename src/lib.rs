@@ -1,6 +1,7 @@
 //! tensorslim
 pub mod error;
 pub mod fwht;
+pub mod qr;
 pub mod simd;
 pub mod tensor;
 
