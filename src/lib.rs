@@ -16,7 +16,7 @@ pub mod tensor;
 
 pub use error::{Error, Result};
 pub use factors::{Factors, Report, Split};
-pub use faer;
+pub use faer::dyn_stack;
 pub use faer::{MatMut, MatRef, Par};
 pub use rank::{Rank, rank_saves_memory};
 pub use simd::Scalar;
