@@ -3,6 +3,8 @@
 pub mod error;
 pub mod factors;
 pub mod fwht;
+#[cfg(feature = "npy")]
+pub mod npy;
 pub mod operator;
 pub mod qr;
 pub mod quality;

@@ -26,7 +26,7 @@ use super::{
 };
 use crate::error::Result;
 use crate::rng::{Philox, stream};
-use crate::simd::{Scalar, reinterpret::same_type};
+use crate::simd::Scalar;
 use crate::tensor::{DType, Element};
 
 /// An n×l matrix of independent normals of variance `1/l`, generated where it is used.
@@ -137,7 +137,7 @@ impl SketchOperator for Gaussian {
             return Ok(());
         }
         // A power of two may multiply Ω instead of A if that stays far from under- and overflow.
-        let direct = if (1e-30..1e30).contains(&scale) { same_type::<E, T>(a) } else { None };
+        let direct = if (1e-30..1e30).contains(&scale) { E::view(a).typed::<T>() } else { None };
         let depth = PARAMS.depth.min(rows.len());
         let mut panel = vec![T::zeroed(); depth * self.l.next_multiple_of(4)];
         let mut accumulate = accumulate;
