@@ -9,7 +9,7 @@ use faer::{Accum, Mat, MatMut, MatRef, Par};
 use tensorslim::dyn_stack::{MemBuffer, MemStack};
 use tensorslim::operator::{Dense, LinearOperator, Panel};
 use tensorslim::qr::{self, Orthonormalization};
-use tensorslim::sketch::AnySketch;
+use tensorslim::sketch::{AnySketch, SketchOperator};
 use tensorslim::{Method, Rank, Result, Sketch, TruncatedSvd};
 
 /// A panel whose first rows and last rows live apart.
@@ -26,7 +26,11 @@ impl Halves {
 
     fn whole(&self) -> Mat<f64> {
         let cut = self.top.nrows();
-        Mat::from_fn(self.nrows(), self.ncols(), |i, j| if i < cut { self.top[(i, j)] } else { self.bottom[(i - cut, j)] })
+        Mat::from_fn(
+            self.nrows(),
+            self.ncols(),
+            |i, j| if i < cut { self.top[(i, j)] } else { self.bottom[(i - cut, j)] },
+        )
     }
 
     fn set(&mut self, a: MatRef<'_, f64>) {
@@ -162,7 +166,11 @@ fn every_algorithm_runs_on_the_odd_operator() {
                 let f = svd.factor_operator(&mut Odd { a: a.clone(), passes: 0 }).unwrap();
                 let g = svd.factor::<f64>(w.as_tensor().unwrap()).unwrap();
                 let what = format!("{rank}, {method}, {sketch}");
-                assert_eq!((f.rank(), f.report().method, f.report().passes), (g.rank(), g.report().method, g.report().passes), "{what}");
+                assert_eq!(
+                    (f.rank(), f.report().method, f.report().passes),
+                    (g.rank(), g.report().method, g.report().passes),
+                    "{what}"
+                );
                 for (s, t) in f.s().iter().zip(g.s()) {
                     assert!((s - t).abs() <= 1e-13, "{what}: {s} {t}");
                 }
@@ -177,7 +185,8 @@ fn every_algorithm_runs_on_the_odd_operator() {
 
 #[test]
 fn wide_operators_are_refused_with_advice() {
-    let error = TruncatedSvd::new(Rank::Fixed(2)).factor_operator(&mut Odd { a: Mat::zeros(3, 5), passes: 0 }).unwrap_err();
+    let error =
+        TruncatedSvd::new(Rank::Fixed(2)).factor_operator(&mut Odd { a: Mat::zeros(3, 5), passes: 0 }).unwrap_err();
     assert!(error.to_string().contains("transpose"), "{error}");
 }
 
@@ -220,7 +229,8 @@ fn dense_products() {
 
 #[test]
 fn panels() {
-    let op = Dense::<f64>::new(tensorslim::MatView::F64(gaussian(1024, 8, 1).as_ref()), Par::Seq).unwrap();
+    let a = gaussian(1024, 8, 1);
+    let op = Dense::<f64>::new(tensorslim::MatView::F64(a.as_ref()), Par::Seq).unwrap();
     let (a0, b0) = (gaussian(1024, 5, 2), gaussian(1024, 3, 3));
     let (mut a, mut b) = (op.left(5).unwrap(), op.left(3).unwrap());
     a.copy_from_host(a0.as_ref()).unwrap();

@@ -18,7 +18,7 @@ fn check<T: Scalar>(what: &str, a: MatRef<'_, f64>, f: &Factors<T>) {
         let worst = orthonormality(q.as_ref());
         assert!(worst <= bound, "{what}: {side} is orthonormal to {worst:e}, bound {bound:e}");
     }
-    assert!(f.s().windows(2).all(|s| s[0] >= s[1]) && f.s()[k - 1].as_f64() >= 0.0, "{what}: σ out of order");
+    assert!(f.s().windows(2).all(|s| s[0] >= s[1]) && f.s()[k - 1].to_f64() >= 0.0, "{what}: σ out of order");
 
     let (reported, truth) = (f.report().relative_error, true_error(a, f));
     // Subtraction: ‖A‖² − Σσ² with each σ right to a few eps, so the square is off by some eps: δe = δ(e²) / 2e. An
@@ -68,7 +68,10 @@ fn the_full_method_gives_the_singular_values() {
         let oracle = a.svd().unwrap();
         let oracle = oracle.S().column_vector();
         let w = rounded::<f64>(a.as_ref());
-        let f = TruncatedSvd::new(Rank::Fixed(m.min(n))).method(Method::Full).factor::<f64>(w.as_tensor().unwrap()).unwrap();
+        let f = TruncatedSvd::new(Rank::Fixed(m.min(n)))
+            .method(Method::Full)
+            .factor::<f64>(w.as_tensor().unwrap())
+            .unwrap();
         check("full", a.as_ref(), &f);
         for (i, s) in f.s().iter().enumerate() {
             // Weyl: off by at most the backward error, a modest multiple of eps ‖A‖.
@@ -81,7 +84,17 @@ fn the_full_method_gives_the_singular_values() {
 fn power_iterations_reach_what_one_orthonormalization_per_product_allows() {
     // Directions at 1e-4 of the first: lost in f32 at q = 2 (they are at 1e-20 of it) unless every product is
     // orthonormalized.
-    let spectrum: Vec<f64> = (0..60).map(|i| if i == 0 { 1.0 } else if i < 20 { 1e-4 } else { 1e-6 }).collect();
+    let spectrum: Vec<f64> = (0..60)
+        .map(|i| {
+            if i == 0 {
+                1.0
+            } else if i < 20 {
+                1e-4
+            } else {
+                1e-6
+            }
+        })
+        .collect();
     let a = with_spectrum(200, 60, &spectrum, 5);
     let w = rounded::<f32>(a.as_ref());
     for sketch in SKETCHES {
@@ -139,7 +152,15 @@ fn killers() {
         })
     };
     let lauchli = |n: usize, e: f64| {
-        Mat::from_fn(n + 1, n, |i, j| if i == 0 { 1.0 } else if i == j + 1 { e } else { 0.0 })
+        Mat::from_fn(n + 1, n, |i, j| {
+            if i == 0 {
+                1.0
+            } else if i == j + 1 {
+                e
+            } else {
+                0.0
+            }
+        })
     };
     let mut holes = gaussian(90, 70, 3);
     for j in [0, 13, 69] {
@@ -174,7 +195,10 @@ fn killers() {
                 let error = true_error(a.as_ref(), &f);
                 // The spectra without decay (identity) get what Halko, Martinsson and Tropp promise at q = 0.
                 let factor = if name == "identity" { (1.0 + 20.0f64 / 9.0).sqrt() } else { 1.05 };
-                assert!(error <= factor * best + 4.0 * (k as f64).sqrt() * <f32 as Scalar>::EPSILON, "{what}: {error:e} {best:e}");
+                assert!(
+                    error <= factor * best + 4.0 * (k as f64).sqrt() * <f32 as Scalar>::EPSILON,
+                    "{what}: {error:e} {best:e}"
+                );
                 let w = rounded::<f64>(a.as_ref());
                 check(&what, a.as_ref(), &svd.factor::<f64>(w.as_tensor().unwrap()).unwrap());
             }
@@ -266,9 +290,16 @@ fn energy_takes_the_smallest_rank_that_reaches_it() {
     let w = rounded::<f64>(a.as_ref());
     for energy in [0.3, 0.5, 0.9, 0.99, 0.9999] {
         let mut kept = 0.0;
-        let k = 1 + spectrum.iter().position(|s| { kept += s * s; kept >= energy * total }).unwrap();
+        let k = 1 + spectrum
+            .iter()
+            .position(|s| {
+                kept += s * s;
+                kept >= energy * total
+            })
+            .unwrap();
         for method in METHODS {
-            let f = TruncatedSvd::new(Rank::Energy(energy)).method(method).factor::<f64>(w.as_tensor().unwrap()).unwrap();
+            let f =
+                TruncatedSvd::new(Rank::Energy(energy)).method(method).factor::<f64>(w.as_tensor().unwrap()).unwrap();
             assert_eq!(f.rank(), k, "{method} at {energy}");
             assert!(1.0 - f.report().relative_error.powi(2) >= energy - 1e-12);
             check(&format!("{method} energy {energy}"), a.as_ref(), &f);

@@ -62,14 +62,14 @@ pub fn rounded<E: Element>(a: MatRef<'_, f64>) -> Matrix<E> {
 
 /// The exact values of a stored matrix.
 pub fn exact<E: Element>(a: &Matrix<E>) -> Mat<f64> {
-    Mat::from_fn(a.nrows(), a.ncols(), |i, j| a.row(i)[j].as_f64())
+    Mat::from_fn(a.nrows(), a.ncols(), |i, j| a.row(i)[j].to_f64())
 }
 
 /// `‖a − u diag(s) vt‖_F / ‖a‖_F` in f64.
 pub fn true_error<T: Scalar>(a: MatRef<'_, f64>, f: &tensorslim::Factors<T>) -> f64 {
     let (mut u, vt) = (exact(f.u()), exact(f.vt()));
-    for (j, s) in f.s().iter().enumerate() {
-        u.col_mut(j).iter_mut().for_each(|x| *x *= s.as_f64());
+    for (j, &s) in f.s().iter().enumerate() {
+        u.col_mut(j).iter_mut().for_each(|x| *x *= s.to_f64());
     }
     (a - &u * &vt).norm_l2() / a.norm_l2()
 }
