@@ -63,7 +63,7 @@ pub fn rank_for_ratio(m: usize, n: usize, ratio: f64) -> usize {
 
 /// Whether factors of rank `k` are smaller than the `m × n` matrix: `k (m + n + 1) < m n`.
 pub fn rank_saves_memory(m: usize, n: usize, k: usize) -> bool {
-    (k as u128) * (m as u128 + n as u128 + 1) < m as u128 * n as u128
+    (k as u128).checked_mul(m as u128 + n as u128 + 1).is_some_and(|after| after < m as u128 * n as u128)
 }
 
 /// The smallest `k` with `Σ_{i<=k} σ_i² >= energy · norm_squared`, for nonincreasing `spectrum`; all of them if rounding

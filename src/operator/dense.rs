@@ -263,7 +263,7 @@ fn reduce_lines<R: Send + Sync + Copy>(
 
 /// Position of the first NaN or infinity in row-major order. Only called when there is one.
 #[cold]
-fn first_not_finite(view: MatView<'_>) -> Error {
+pub(crate) fn first_not_finite(view: MatView<'_>) -> Error {
     with_view!(view, a => {
         for row in 0..a.nrows() {
             for col in 0..a.ncols() {

@@ -25,6 +25,7 @@
 mod dense;
 mod host;
 
+pub(crate) use dense::first_not_finite;
 pub use dense::{Dense, TileParams};
 pub use host::{HostContext, HostPanel};
 

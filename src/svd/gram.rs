@@ -39,7 +39,7 @@ pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(
     par: Par,
 ) -> Result<Solution<T, O>> {
     let (basis, sketch) = match how {
-        Eigenvectors::Dense => (dense(op, width, par)?, None),
+        Eigenvectors::Dense => (dense(op, width)?, None),
         Eigenvectors::Iterated => (iterated(options, op, width(&[]))?, Some(options.sketch)),
     };
     let width = basis.ncols();
@@ -53,7 +53,7 @@ pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(
 }
 
 /// The eigenvectors of the largest eigenvalues of G, from a dense solver on the host.
-fn dense<T: Scalar, O: LinearOperator<T>>(op: &mut O, width: impl FnOnce(&[T]) -> usize, par: Par) -> Result<O::Right> {
+fn dense<T: Scalar, O: LinearOperator<T>>(op: &mut O, width: impl FnOnce(&[T]) -> usize) -> Result<O::Right> {
     let n = op.ncols();
     let mut host = Mat::zeros(n, n);
     {
@@ -62,12 +62,15 @@ fn dense<T: Scalar, O: LinearOperator<T>>(op: &mut O, width: impl FnOnce(&[T]) -
         g.materialize(&mut panel)?;
         panel.copy_to_host(host.as_mut())?;
     }
-    let (mut values, vectors) = small::symmetric_eigen(host.as_ref(), par)?;
+    let (mut values, vectors) = small::symmetric_eigen(host.as_ref())?;
     drop(host);
     values.reverse();
     let width = width(&values);
     let mut basis = op.right(width)?;
     basis.copy_from_host(vectors.as_ref().subcols(n - width, width).reverse_cols())?;
+    drop(vectors);
+    // The dense solver's vectors are orthonormal to some 50 eps; the certificate and V deserve better.
+    basis.orthonormalize(None)?;
     Ok(basis)
 }
 

@@ -26,7 +26,7 @@ pub use plan::{Candidate, Plan, Rates};
 
 use crate::error::{Error, Result};
 use crate::factors::{Factors, Report};
-use crate::operator::{Dense, LinearOperator, Panel};
+use crate::operator::{Dense, LinearOperator, Panel, first_not_finite};
 use crate::qr::{Algorithm, Orthonormalization};
 use crate::rank::Rank;
 use crate::simd::Scalar;
@@ -187,7 +187,12 @@ impl TruncatedSvd {
         let view = w.view()?;
         let wide = view.nrows() < view.ncols();
         let plan = self.plan::<T>((view.nrows(), view.ncols()), view.dtype())?;
-        let mut op = Dense::<T>::new(if wide { view.transpose() } else { view }, crate::current_par())?;
+        let tall = if wide { view.transpose() } else { view };
+        let mut op = Dense::<T>::new(tall, crate::current_par()).map_err(|error| match error {
+            // In the caller's rows and columns, not in those of the transpose.
+            Error::NotFinite { .. } if wide => first_not_finite(view),
+            error => error,
+        })?;
         let scale = op.scale();
         self.run(&mut op, scale, plan, start)
     }

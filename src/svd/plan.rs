@@ -294,17 +294,17 @@ impl Footprint {
         // R, its SVD and the scratch of that, then its two bases beside the factors.
         let out = small(m + n, k);
         let finish = |l: usize| {
-            let svd = small::svd_scratch::<T>(l, par).unaligned_bytes_required();
-            (3 * small(l, l) + svd).max(2 * small(l, l) + out)
+            let svd = small::svd_scratch::<T>(l).unaligned_bytes_required();
+            (3 * small(l, l) + svd).max(5 * small(l, l)).max(2 * small(l, l) + out)
         };
         // After the panels are gone.
         let certify = out + panel(m, certificate::PROBES) + small(m + n + k, certificate::PROBES);
         let solve = match (method, detail) {
             (Method::Full, _) => orthonormalize(m, n) + panel(m, n) + finish(n),
             (Method::Gram, Some(Eigenvectors::Dense)) => {
-                let eigen = small::symmetric_eigen_scratch::<T>(n, par).unaligned_bytes_required();
+                let eigen = small::symmetric_eigen_scratch::<T>(n).unaligned_bytes_required();
                 let g = (2 * panel(n, n) + small(n, n)).max(2 * small(n, n) + eigen).max(small(n, n) + panel(n, l));
-                g.max(orthonormalize(m, l) + panel(n, l) + panel(m, l) + finish(l))
+                g.max(orthonormalize(m, l).max(orthonormalize(n, l)) + panel(n, l) + panel(m, l) + finish(l))
             }
             (Method::Gram, _) => {
                 let scratch = orthonormalize(n, l);
