@@ -158,6 +158,25 @@ impl Philox {
         }
         chosen.into_iter().collect()
     }
+
+    /// A subset of `l` of `0..2^bits`, ascending, drawn so that for every `b` the low `b` bits take each value equally
+    /// often (to within one): points `0..l` of a nested uniform scramble (Owen 1995), bit by bit from the lowest,
+    /// `x_b = t_b ⊕ random(b, t_0 … t_{b−1})`. Each member alone is uniform.
+    ///
+    /// # Panics
+    /// If `l > 2^bits`.
+    pub fn stratified_subset(&self, bits: u32, l: usize) -> Vec<u64> {
+        assert!(l as u64 <= 1 << bits, "a subset of {l} out of 2^{bits}");
+        let scramble = |t: u64| {
+            (0..bits).fold(0, |x, b| {
+                let node = 1 << b | t & ((1 << b) - 1);
+                x | ((t >> b & 1) ^ u64::from(self.sign(node))) << b
+            })
+        };
+        let mut chosen: Vec<u64> = (0..l as u64).map(scramble).collect();
+        chosen.sort_unstable();
+        chosen
+    }
 }
 
 /// Fills planes with words, or with the bits of normals.
