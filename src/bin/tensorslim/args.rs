@@ -10,7 +10,7 @@ use tensorslim::{DType, Method, Rank, Sketch};
 
 /// Low-rank factors of neural-network weights.
 #[derive(Parser)]
-#[command(version, max_term_width = 100)]
+#[command(version)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
