@@ -6,6 +6,7 @@ use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use faer::Mat;
@@ -28,11 +29,9 @@ fn command(args: &[&str]) -> Command {
     command
 }
 
-/// Runs to the end or for a minute. `reading` says whether anyone reads stdout.
-fn run_with(mut command: Command, reading: bool) -> Ran {
-    let what = format!("{command:?}");
-    let mut child = command.spawn().unwrap();
-    let drain = |pipe: Option<Box<dyn Read + Send>>| {
+/// Runs to the end or for a minute. stdout is read if it was piped.
+fn finish(mut command: Command) -> Ran {
+    fn drain(pipe: Option<impl Read + Send + 'static>) -> JoinHandle<String> {
         std::thread::spawn(move || {
             let mut bytes = Vec::new();
             if let Some(mut pipe) = pipe {
@@ -40,10 +39,10 @@ fn run_with(mut command: Command, reading: bool) -> Ran {
             }
             String::from_utf8(bytes).unwrap()
         })
-    };
-    let stdout = child.stdout.take();
-    let out = drain(if reading { stdout.map(|p| Box::new(p) as Box<dyn Read + Send>) } else { None });
-    let err = drain(child.stderr.take().map(|p| Box::new(p) as Box<dyn Read + Send>));
+    }
+    let what = format!("{command:?}");
+    let mut child = command.spawn().unwrap();
+    let (out, err) = (drain(child.stdout.take()), drain(child.stderr.take()));
     let deadline = Instant::now() + Duration::from_secs(60);
     let status = loop {
         match child.try_wait().unwrap() {
@@ -64,7 +63,7 @@ fn run_with(mut command: Command, reading: bool) -> Ran {
 fn run(args: &[&str]) -> Ran {
     let mut command = command(args);
     command.stdout(Stdio::piped());
-    run_with(command, true)
+    finish(command)
 }
 
 /// The stdout of a run that must succeed, silently on stderr.
@@ -819,8 +818,10 @@ fn broken_pipe() {
     for args in [&["factor", UP, "--rank", "3", "--explain", "--out", &out][..], &["info"], &["--help"], &["--version"]]
     {
         let mut command = command(args);
-        command.stdout(Stdio::piped());
-        let ran = run_with(command, false);
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        command.stdout(writer);
+        let ran = finish(command);
         assert_eq!((ran.code, ran.err.as_str()), (Some(0), ""), "{args:?}");
     }
     assert_eq!(names(&out), ["report.json", "s.npy", "u.npy", "vt.npy"]);
@@ -832,7 +833,7 @@ fn full_disk() {
     for args in [&["factor", UP, "--rank", "3"][..], &["info"], &["--help"]] {
         let mut command = command(args);
         command.stdout(fs::File::options().write(true).open("/dev/full").unwrap());
-        let ran = run_with(command, false);
+        let ran = finish(command);
         assert_eq!(ran.code, Some(1), "{args:?}");
         one_line(&ran.err, args);
     }
