@@ -1,6 +1,8 @@
 //! tensorslim
 pub mod error;
 pub mod fwht;
+#[cfg(feature = "npy")]
+pub mod npy;
 pub mod simd;
 pub mod tensor;
 

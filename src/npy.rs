@@ -1,0 +1,366 @@
+//! NumPy's `.npy` files (feature `npy`): one array in, one array out.
+//!
+//! ```text
+//!   \x93NUMPY  major minor  header length  {'descr': '<f2', 'fortran_order': False, 'shape': (m, n), }  m·n elements
+//!   6 bytes    1     1      2 (v1), 4      padded to a multiple of 64                                   as in memory
+//! ```
+//!
+//! [`Array::read`] reads the elements straight into one aligned buffer: file size bytes of memory, one pass over
+//! the file, no vector of decoded values. Fortran order becomes strides and costs nothing; foreign byte order is
+//! swapped in place.
+//!
+//! The header is parsed by `npyz`. Around it stands a fence, since a file is input like any other and
+//! a hundred bytes can bring that parser down: nested brackets are tried two ways on each level (2^depth time, and
+//! the stack), the product of the shape is not checked for overflow, and the header's length is allocated before
+//! it is read. So before `npyz` sees it, the header is held to NumPy's own limit on size, to the depth
+//! and the characters that a description of an array can have, and to a shape of at most 2^63 elements; and nothing
+//! of the array's size is allocated before that size was found to be that of the file.
+//!
+//! bfloat16 has no type string in NumPy. What `ml_dtypes` makes of it is `'<V2'`, two bytes without a meaning, and
+//! [`write`] does the same; [`Array::read_as`] reads it back, because the caller then says what they mean.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::path::Path;
+
+use npyz::{Endianness, NpyHeader, Order, TypeChar};
+
+use crate::error::{Error, Result};
+use crate::tensor::{DType, Element, Matrix, TensorRef};
+
+/// Alignment of the elements in memory: a cache line, and a register of the widest instruction set.
+const ALIGN: usize = 64;
+/// The longest header read, in bytes: the limit of `numpy.load`. That of a matrix takes 118.
+const MAX_HEADER: usize = 10_000;
+/// Deepest brackets in a header: a dict with a list of tuples with a shape, to be told of as structured.
+const MAX_DEPTH: usize = 4;
+/// Most axes, as in NumPy 2.
+const MAX_AXES: usize = 64;
+
+/// An array read from a file: element type, shape, order, and its bytes, aligned and in native byte order.
+#[derive(Debug)]
+pub struct Array {
+    dtype: DType,
+    shape: Vec<usize>,
+    fortran: bool,
+    /// The elements are at `offset..`, where an address is a multiple of [`ALIGN`]. Never cloned or grown.
+    buffer: Vec<u8>,
+    offset: usize,
+}
+
+impl Array {
+    /// Reads a `.npy` file of f16, f32 or f64 in either byte order, C or Fortran order, version 1, 2 or 3.
+    ///
+    /// # Errors
+    /// [`Error::File`], with the path, what is wrong and what to do: no such file, a directory or a pipe, not a
+    /// `.npy` file, a damaged header, another element type, an array without elements or axes, fewer or more bytes
+    /// than the shape needs, more than there is memory.
+    pub fn read(path: impl AsRef<Path>) -> Result<Self> {
+        read(path.as_ref(), None)
+    }
+
+    /// As [`read`](Self::read), for files whose elements are bits of `dtype` under another name: void
+    /// (`'<V2'`, how `ml_dtypes` saves bfloat16) or unsigned (`'<u2'`) of its size, besides `dtype` itself.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read); any other element type is one too.
+    pub fn read_as(path: impl AsRef<Path>, dtype: DType) -> Result<Self> {
+        read(path.as_ref(), Some(dtype))
+    }
+
+    /// The element type.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// The length of each axis.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// Whether the first axis, not the last, is the one of stride 1.
+    pub fn is_fortran(&self) -> bool {
+        self.fortran
+    }
+
+    /// The elements in the order of the file and native byte order, aligned to 64 bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &self.buffer[self.offset..]
+    }
+
+    /// The array as a tensor over the same memory; Fortran order shows as strides.
+    ///
+    /// # Errors
+    /// None for an array that [`read`](Self::read) returned.
+    pub fn tensor(&self) -> Result<TensorRef<'_>> {
+        let tensor = TensorRef::from_bytes(self.dtype, &self.shape, self.bytes())?;
+        if !self.fortran {
+            return Ok(tensor);
+        }
+        let mut step = 1isize;
+        let strides: Vec<isize> = (self.shape.iter())
+            .map(|&dim| {
+                let stride = step;
+                step *= dim as isize;
+                stride
+            })
+            .collect();
+        tensor.with_strides(&strides)
+    }
+}
+
+/// Writes row-major native-endian elements as a `.npy` file of version 1, replacing what was there. bfloat16 is
+/// written as `'<V2'`: `numpy.load(path).view(ml_dtypes.bfloat16)` and [`Array::read_as`] read it.
+///
+/// # Errors
+/// [`Error::Shape`] if `bytes` is not what `shape` needs; [`Error::File`] if the file cannot be written.
+pub fn write(path: impl AsRef<Path>, dtype: DType, shape: &[usize], bytes: &[u8]) -> Result<()> {
+    let path = path.as_ref();
+    let want = shape.iter().try_fold(dtype.size(), |p, &d| p.checked_mul(d));
+    if want != Some(bytes.len()) {
+        let want = format_args!("the bytes of shape {shape:?} of {dtype}").to_string();
+        return Err(Error::shape("npy::write", want, format_args!("{} bytes", bytes.len())));
+    }
+    let put = || {
+        let mut file = File::create(path)?;
+        file.write_all(&header(dtype, shape)?)?;
+        file.write_all(bytes)
+    };
+    put().map_err(|e: std::io::Error| {
+        Error::file(path, format_args!("cannot be written: {e}; check the path and the space"))
+    })
+}
+
+/// Writes a matrix, rounded to `dtype` (nearest, ties to even), as [`write`] does.
+///
+/// # Errors
+/// As [`write`].
+pub fn write_matrix<T: Element>(path: impl AsRef<Path>, a: &Matrix<T>, dtype: DType) -> Result<()> {
+    let shape = [a.nrows(), a.ncols()];
+    if dtype == T::DTYPE {
+        write(path, dtype, &shape, bytemuck::cast_slice(a.as_slice()))
+    } else {
+        write(path, dtype, &shape, &a.to_bytes(dtype))
+    }
+}
+
+/// Everything in the file before the elements, to the byte as NumPy 2 writes it (`npyz` writes `(2, 3, )`): room for
+/// a first axis of 21 digits, then blanks up to a multiple of 64.
+fn header(dtype: DType, shape: &[usize]) -> std::io::Result<Vec<u8>> {
+    let order = if cfg!(target_endian = "little") { '<' } else { '>' };
+    let kind = match dtype {
+        DType::BF16 => 'V',
+        DType::F16 | DType::F32 | DType::F64 => 'f',
+    };
+    let (size, tuple) = (dtype.size(), Tuple(shape));
+    let mut text = format!("{{'descr': '{order}{kind}{size}', 'fortran_order': False, 'shape': {tuple}, }}");
+    let room = shape.first().map_or(0, |first| 21 - first.to_string().len());
+    let end = (preamble(1) + text.len() + room + 1).next_multiple_of(64) - preamble(1);
+    let text_len = u16::try_from(end).map_err(|_| std::io::Error::other("too many axes"))?;
+    text.extend(std::iter::repeat_n(' ', end - 1 - text.len()));
+    let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+    bytes.extend(text_len.to_le_bytes());
+    bytes.extend(text.bytes());
+    bytes.push(b'\n');
+    Ok(bytes)
+}
+
+/// What the functions below return: an error is a sentence that goes after the path.
+type Checked<T> = std::result::Result<T, String>;
+
+fn read(path: &Path, bits_of: Option<DType>) -> Result<Array> {
+    let why = |why: String| Error::file(path, why);
+    let io = |e: std::io::Error| why(format!("cannot be read: {e}; check the path"));
+    // Asked before opening: opening a pipe would wait for its writer.
+    let meta = fs::metadata(path).map_err(io)?;
+    if !meta.is_file() {
+        let what = if meta.is_dir() { "a directory" } else { "no regular file" };
+        return Err(why(format!("is {what}; give a .npy file")));
+    }
+    let mut file = File::open(path).map_err(io)?;
+    parse(&mut file, meta.len(), bits_of).map_err(why)
+}
+
+/// Reads an array from a stream of `len` bytes.
+fn parse(r: &mut impl Read, len: u64, bits_of: Option<DType>) -> Checked<Array> {
+    let text = read_header(r, len)?;
+    fence(&text[preamble(text[6])..])?;
+    let header = NpyHeader::from_reader(&text[..]).map_err(|e| {
+        let e = e.to_string();
+        // The parser draws the place in several lines.
+        let e = if e.contains('\n') { "it is no Python dict" } else { &e };
+        format!("has a damaged header: {e}; {SAVE_AGAIN}")
+    })?;
+    let (dtype, swap) = element_type(&header.dtype(), bits_of)?;
+
+    let dims = header.shape();
+    let tuple = || Tuple(dims);
+    if dims.is_empty() || dims.contains(&0) {
+        return Err(format!("has shape {}, which holds no matrix; give an array with elements", tuple()));
+    }
+    if dims.len() > MAX_AXES {
+        return Err(format!("has {} axes, more than the {MAX_AXES} of NumPy; {SAVE_AGAIN}", dims.len()));
+    }
+    let want = dims.iter().try_fold(dtype.size() as u64, |p, &d| p.checked_mul(d)).filter(|&b| b <= isize::MAX as u64);
+    let have = len - text.len() as u64;
+    let Some(want) = want.filter(|&w| w == have) else {
+        let needs = want.map_or("more bytes than there are addresses".to_string(), |w| format!("{w} bytes"));
+        let advice = if want.is_some_and(|w| w < have) {
+            "save one array to one file"
+        } else {
+            "the file was cut short: copy or save it again"
+        };
+        return Err(format!(
+            "needs {needs} for shape {} of {dtype} and has {have} after its header; {advice}",
+            tuple()
+        ));
+    };
+
+    // `want` is the rest of a file that exists, and an address: `usize` holds it and the shape.
+    let (want, shape) = (want as usize, dims.iter().map(|&d| d as usize).collect());
+    let mut buffer: Vec<u8> = Vec::new();
+    // One allocation, never grown: `read_to_end` below stops at `want` bytes, so the alignment stays.
+    let room = want.checked_add(ALIGN).filter(|&room| buffer.try_reserve_exact(room).is_ok());
+    room.ok_or_else(|| format!("needs {want} bytes of memory, which there are not; use a machine with more"))?;
+    let offset = buffer.as_ptr().align_offset(ALIGN);
+    buffer.resize(offset, 0);
+    let got = r.take(want as u64).read_to_end(&mut buffer).map_err(|e| format!("cannot be read: {e}; try again"))?;
+    if got != want {
+        return Err(format!("lost its end while it was read ({got} of {want} bytes); read it when it is complete"));
+    }
+    if swap {
+        for element in buffer[offset..].chunks_exact_mut(dtype.size()) {
+            element.reverse();
+        }
+    }
+    Ok(Array { dtype, shape, fortran: header.order() == Order::Fortran && dims.len() > 1, buffer, offset })
+}
+
+const SAVE_AGAIN: &str = "save the array again with numpy.save";
+
+/// Bytes before the header's text in a file of version `major`.
+fn preamble(major: u8) -> usize {
+    if major == 1 { 10 } else { 12 }
+}
+
+/// The file up to the elements: magic, version, length and text of the header.
+fn read_header(r: &mut impl Read, len: u64) -> Checked<Vec<u8>> {
+    if len == 0 {
+        return Err(format!("is empty; {SAVE_AGAIN}"));
+    }
+    let mut head = Vec::with_capacity(1024);
+    let mut upto = |head: &mut Vec<u8>, end: usize| -> Checked<()> {
+        let more = (end - head.len()) as u64;
+        r.by_ref().take(more).read_to_end(head).map_err(|e| format!("cannot be read: {e}; try again"))?;
+        if head.len() == end { Ok(()) } else { Err(format!("ends inside its header; {SAVE_AGAIN}")) }
+    };
+    upto(&mut head, len.min(8) as usize)?;
+    if !head.starts_with(b"\x93NUMPY") {
+        let what = if head.starts_with(b"PK") { " but an archive (.npz, PyTorch)" } else { "" };
+        return Err(format!("is no .npy file{what}; save one array with numpy.save"));
+    }
+    upto(&mut head, 8)?;
+    let (major, minor) = (head[6], head[7]);
+    if !(1..=3).contains(&major) || minor != 0 {
+        return Err(format!("has version {major}.{minor} of the .npy format, not 1.0, 2.0 or 3.0; {SAVE_AGAIN}"));
+    }
+    let start = preamble(major);
+    upto(&mut head, start)?;
+    let size = head[8..].iter().rev().fold(0usize, |size, &byte| size << 8 | usize::from(byte));
+    if size > MAX_HEADER || (start + size) as u64 > len {
+        return Err(format!(
+            "says its header has {size} bytes, the file has {len}; a header is at most {MAX_HEADER}; {SAVE_AGAIN}"
+        ));
+    }
+    upto(&mut head, start + size)?;
+    Ok(head)
+}
+
+/// Refuses header texts on which the parser would take exponential time, overflow the stack or overflow the
+/// product of the shape. What passes is not yet a valid header.
+///
+/// Backslashes and adjacent quotes are refused so that a string here is a string there.
+fn fence(text: &[u8]) -> Checked<()> {
+    let damaged = |what: String| Err(format!("has a damaged header: {what}; {SAVE_AGAIN}"));
+    let (mut depth, mut elements, mut at) = (0usize, 1u64, 0);
+    while let Some(&c) = text.get(at) {
+        at += 1;
+        match c {
+            b'\'' | b'"' => {
+                let Some(n) = text[at..].iter().position(|&b| b == c || b == b'\\').filter(|&n| text[at + n] == c)
+                else {
+                    return damaged("a string in it does not end".into());
+                };
+                at += n + 1;
+                if matches!(text.get(at), Some(b'\'' | b'"')) {
+                    return damaged("quotes that follow each other".into());
+                }
+            }
+            b'(' | b'[' | b'{' => {
+                depth += 1;
+                if depth > MAX_DEPTH {
+                    return damaged(format!("brackets deeper than {MAX_DEPTH}"));
+                }
+            }
+            b')' | b']' | b'}' => depth = depth.saturating_sub(1),
+            b'0'..=b'9' => {
+                let digits = 1 + text[at..].iter().take_while(|b| b.is_ascii_digit()).count();
+                let number = text[at - 1..][..digits]
+                    .iter()
+                    .try_fold(0u64, |n, &d| n.checked_mul(10)?.checked_add((d - b'0').into()));
+                at += digits - 1;
+                let product = number.and_then(|n| elements.checked_mul(n.max(1))).filter(|&n| n <= i64::MAX as u64);
+                let Some(product) = product else {
+                    return damaged("a shape of more than 2^63 elements".into());
+                };
+                elements = product;
+            }
+            b' ' | b'\t' | b'\n' | b',' | b':' => {}
+            _ if b"TrueFalse".contains(&c) => {}
+            _ => return damaged(format!("{:?} where a description of an array has none", char::from(c))),
+        }
+    }
+    Ok(())
+}
+
+/// The element type, and whether its bytes are to be swapped.
+fn element_type(descr: &npyz::DType, bits_of: Option<DType>) -> Checked<(DType, bool)> {
+    let unsupported = |what: &str| {
+        Err(match bits_of {
+            Some(want) => format!("holds {what}, not {want}; convert it first"),
+            None => format!("holds {what}; convert it to f16, f32 or f64 first, e.g. a.astype('f4')"),
+        })
+    };
+    let npyz::DType::Plain(t) = descr else {
+        return unsupported("structured elements");
+    };
+    let swap = t.endianness() != Endianness::of_machine() && t.endianness() != Endianness::Irrelevant;
+    let named = match (t.type_char(), t.size_field()) {
+        (TypeChar::Float, 2) => Some(DType::F16),
+        (TypeChar::Float, 4) => Some(DType::F32),
+        (TypeChar::Float, 8) => Some(DType::F64),
+        _ => None,
+    };
+    let bits = matches!(t.type_char(), TypeChar::RawData | TypeChar::Uint);
+    match (named, bits_of) {
+        (Some(dtype), None) => Ok((dtype, swap)),
+        (Some(dtype), Some(want)) if dtype == want => Ok((dtype, swap)),
+        (None, Some(want)) if bits && t.size_field() == want.size() as u64 => Ok((want, swap)),
+        (None, None) if t.type_char() == TypeChar::RawData && t.size_field() == 2 => {
+            Err("holds two-byte elements without a type ('V2'); if they are bfloat16, say so (npy::Array::read_as)"
+                .to_string())
+        }
+        _ if t.uses_pickled_array() => unsupported("pickled Python objects"),
+        _ => unsupported(&format!("elements of type '{t}'")),
+    }
+}
+
+/// A shape as Python writes it.
+struct Tuple<'a, D>(&'a [D]);
+
+impl<D: ToString> std::fmt::Display for Tuple<'_, D> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let dims: Vec<String> = self.0.iter().map(D::to_string).collect();
+        write!(f, "({}{})", dims.join(", "), if dims.len() == 1 { "," } else { "" })
+    }
+}
