@@ -44,15 +44,15 @@ pub(crate) struct FactorArgs {
     #[arg(long, default_value = "auto", value_parser = one_of::<Method>(&["auto", "full", "gram", "randomized"]))]
     pub(crate) method: Method,
 
-    /// Test matrix of the randomized method
+    /// Test matrix of the randomized method [default: srht]
     #[arg(long, value_parser = one_of::<Sketch>(&["gaussian", "srht", "sparse-sign"]))]
     pub(crate) sketch: Option<Sketch>,
 
-    /// Columns of the sketch beyond the rank
+    /// Columns of the sketch beyond the rank [default: 10]
     #[arg(long, value_name = "P", allow_negative_numbers = true, value_parser = clap::value_parser!(u32))]
     pub(crate) oversample: Option<u32>,
 
-    /// Power iterations
+    /// Power iterations [default: 2]
     // Beyond a few dozen every singular gap that the arithmetic can see is resolved; more is a typing error.
     #[arg(long, value_name = "Q", allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(0..=100))]
     pub(crate) power_iterations: Option<u32>,
@@ -68,6 +68,10 @@ pub(crate) struct FactorArgs {
     /// Threads [default: one per core]
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
+
+    /// Take two-byte elements without a type (`<V2`, as ml_dtypes saves bfloat16) for bfloat16
+    #[arg(long)]
+    pub(crate) bf16: bool,
 
     /// Measure the output error on these inputs of the layer; rows are samples
     #[arg(long, value_name = "X.npy")]

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use rayon::ThreadPoolBuilder;
 use tensorslim::npy::Array;
+use tensorslim::svd::ErrorKind;
 use tensorslim::{DType, Element, Scalar, TensorRef, TruncatedSvd, quality};
 
 use crate::args::FactorArgs;
@@ -29,11 +30,11 @@ pub(crate) fn run(args: &FactorArgs) -> Result<(), Failure> {
 
 fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
     let path = &args.weight;
-    let file = Array::read(path)?;
+    let file = read(path, args.bf16)?;
     let tensor = file.tensor().map_err(about(path))?;
     let w = matrix(path, &tensor, 1)?;
     let shape = [w.shape()[0], w.shape()[1]];
-    let inputs = args.evaluate.as_deref().map(|x| Array::read(x).map(|file| (x, file))).transpose()?;
+    let inputs = args.evaluate.as_deref().map(|x| read(x, args.bf16).map(|file| (x, file))).transpose()?;
     let x = inputs.as_ref().map(|(path, file)| samples(path, file, &args.weight, shape[1])).transpose()?;
     if let Some(dir) = &args.out {
         output::prepare(dir)?;
@@ -93,6 +94,10 @@ fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
             notes.push(format!("the files are rounded to {dtype}; the errors above are those before rounding"));
         }
     }
+    let std_dev = match r.error_kind {
+        ErrorKind::Exact => None,
+        ErrorKind::Estimate { std_dev, .. } => Some(std_dev),
+    };
     let report = Report {
         version: env!("CARGO_PKG_VERSION"),
         file: path.display().to_string(),
@@ -108,14 +113,16 @@ fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
         oversample: r.oversample,
         power_iterations: r.power_iterations,
         relative_error: r.relative_error,
-        error_kind: r.error_kind.to_string(),
+        error_kind: if std_dev.is_some() { "estimate" } else { "exact" },
+        error_std_dev: std_dev,
+        norm: r.norm,
         passes: r.passes,
         elapsed_ms: median(elapsed).as_secs_f64() * 1e3,
         repeat: args.repeat,
         threads: rayon::current_num_threads(),
         peak_bytes: r.peak_bytes,
-        params_before: r.params_before,
-        params_after: r.params_after,
+        params_before: r.params_before(),
+        params_after: r.params_after(),
         ratio: r.ratio(),
         activation,
         written: args.out.as_deref().map(|dir| Written { dir: dir.display().to_string(), dtype: dtype.to_string() }),
@@ -129,6 +136,21 @@ fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
         output::write(dir, dtype, &factors, &json(serde_json::to_string_pretty(&report))?)?;
     }
     emit(&if args.json { json(serde_json::to_string(&report))? } else { report.table() })
+}
+
+/// Reads a file; with `bf16`, two-byte elements without a type are bfloat16.
+fn read(path: &Path, bf16: bool) -> Result<Array, Failure> {
+    let untyped = || Array::read_as(path, DType::BF16);
+    if bf16 && let Ok(file) = untyped() {
+        return Ok(file);
+    }
+    Array::read(path).map_err(|e| match untyped() {
+        Ok(_) => Failure(format!(
+            "{}: holds two-byte elements that have no floating-point type; if they are bfloat16, add --bf16",
+            path.display()
+        )),
+        Err(_) => e.into(),
+    })
 }
 
 /// The tensor as a matrix: the first `row_axes` axes as rows, the others as columns.

@@ -23,7 +23,12 @@ pub(crate) struct Report {
     pub(crate) oversample: usize,
     pub(crate) power_iterations: usize,
     pub(crate) relative_error: f64,
-    pub(crate) error_kind: String,
+    /// `exact` or `estimate`.
+    pub(crate) error_kind: &'static str,
+    /// Standard deviation of an estimate.
+    pub(crate) error_std_dev: Option<f64>,
+    /// `‖W‖_F`.
+    pub(crate) norm: f64,
     pub(crate) passes: usize,
     /// Median over `repeat` runs, without reading and writing files.
     pub(crate) elapsed_ms: f64,
@@ -78,7 +83,8 @@ impl Report {
             let (p, q) = (self.oversample, self.power_iterations);
             rows.push(("sketch", format!("{sketch}, seed {}, oversampling {p}, power iterations {q}", self.seed)));
         }
-        rows.push(("relative error", format!("{:.5} ({})", self.relative_error, self.error_kind)));
+        let spread = self.error_std_dev.map_or(String::new(), |s| format!(" ± {s:.1e}"));
+        rows.push(("relative error", format!("{}{spread} ({})", digits(self.relative_error), self.error_kind)));
         rows.push(("parameters", format!("{} -> {}", self.params_before, self.params_after)));
         rows.push(("ratio", format!("{:.2}x", self.ratio)));
         let runs = if self.repeat > 1 { format!(", median of {} runs", self.repeat) } else { String::new() };
@@ -88,7 +94,7 @@ impl Report {
         if let Some(a) = &self.activation {
             rows.push(("evaluated on", format!("{}, {}", a.file, count(a.samples, "sample"))));
             rows.push(("  cosine", format!("{:.5}", a.cosine)));
-            rows.push(("  output error", format!("{:.5}", a.relative_error)));
+            rows.push(("  output error", digits(a.relative_error)));
             rows.push(("  score", format!("{:.4}", a.score)));
         }
         if let Some(w) = &self.written {
@@ -106,6 +112,11 @@ pub(crate) fn table(rows: &[(&str, String)]) -> String {
         let _ = writeln!(text, "{name:<width$}  {value}");
         text
     })
+}
+
+/// Five digits; an error that is nearly none keeps its magnitude.
+fn digits(x: f64) -> String {
+    if x == 0.0 || x >= 1e-3 { format!("{x:.5}") } else { format!("{x:.2e}") }
 }
 
 /// `1536 × 384`
