@@ -84,7 +84,7 @@ pub trait Element: sealed::Sealed + Pod + Send + Sync + std::fmt::Debug + 'stati
     /// Its tag.
     const DTYPE: DType;
     /// Its value, exactly.
-    fn to_f64(self) -> f64;
+    fn as_f64(self) -> f64;
     /// The nearest value of this type, ties to even; out of range becomes an infinity.
     fn from_f64(x: f64) -> Self;
     /// A view of a matrix of this type.
@@ -98,7 +98,7 @@ macro_rules! element {
         impl Element for $t {
             const DTYPE: DType = DType::$v;
             #[inline(always)]
-            fn to_f64(self) -> f64 { self.into() }
+            fn as_f64(self) -> f64 { self.into() }
             #[inline(always)]
             fn from_f64(x: f64) -> Self { round_from_f64::$t(x) }
             fn view(a: MatRef<'_, Self>) -> MatView<'_> { MatView::$v(a) }
@@ -177,6 +177,19 @@ impl<'a> MatView<'a> {
             MatView::F32(_) => DType::F32,
             MatView::F64(_) => DType::F64,
         }
+    }
+
+    /// The view as a matrix of `E`, if that is what it stores.
+    pub fn typed<E: Element>(self) -> Option<MatRef<'a, E>> {
+        if self.dtype() != E::DTYPE {
+            return None;
+        }
+        with_view!(self, a => {
+            let (m, n, rs, cs) = (a.nrows(), a.ncols(), a.row_stride(), a.col_stride());
+            // SAFETY: `E` is the element type of `a`, by the test above (`DTYPE` is one to one over the sealed
+            // types); pointer, shape, strides and lifetime are those of `a`.
+            Some(unsafe { MatRef::from_raw_parts(a.as_ptr().cast::<E>(), m, n, rs, cs) })
+        })
     }
 
     /// The same elements as an `n × m` matrix.
@@ -486,7 +499,7 @@ impl<T: Element> Matrix<T> {
             if T::DTYPE == E::DTYPE {
                 return bytemuck::cast_slice(data).to_vec();
             }
-            let rounded: Vec<E> = data.iter().map(|&x| E::from_f64(x.to_f64())).collect();
+            let rounded: Vec<E> = data.iter().map(|&x| E::from_f64(x.as_f64())).collect();
             bytemuck::cast_slice(&rounded).to_vec()
         }
         match dtype {

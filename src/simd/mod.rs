@@ -4,6 +4,7 @@
 //! [`convert`] widens f16 and bf16 into it inside the kernels.
 
 pub mod convert;
+pub mod reduce;
 
 use crate::tensor::Element;
 

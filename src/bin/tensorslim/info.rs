@@ -1,6 +1,7 @@
 //! `tensorslim info`: what this machine offers.
 
 use serde::Serialize;
+use tensorslim::simd;
 
 use crate::args::InfoArgs;
 use crate::report::{bytes, table};
@@ -10,6 +11,7 @@ use crate::{Failure, emit};
 struct Info {
     version: &'static str,
     target: String,
+    /// The instruction set that kernels use.
     isa: &'static str,
     isa_available: Vec<&'static str>,
     threads: usize,
@@ -25,8 +27,8 @@ pub(crate) fn run(args: &InfoArgs) -> Result<(), Failure> {
     let info = Info {
         version: env!("CARGO_PKG_VERSION"),
         target: format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS),
-        isa: "",
-        isa_available: vec![],
+        isa: simd::isa().name(),
+        isa_available: simd::Isa::available().into_iter().map(simd::Isa::name).collect(),
         threads: rayon::current_num_threads(),
         memory_total: kibibytes(&memory, "MemTotal:"),
         memory_available: kibibytes(&memory, "MemAvailable:"),
