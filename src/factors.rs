@@ -146,7 +146,7 @@ impl<T: Scalar> Factors<T> {
         let mut report = self.report.clone();
         report.rank = k;
         report.oversample += self.rank() - k;
-        let dropped: f64 = self.s[k..].iter().map(|s| (s.as_f64() / report.norm).powi(2)).sum();
+        let dropped: f64 = self.s[k..].iter().map(|&s| (s.to_f64() / report.norm).powi(2)).sum();
         if dropped > 0.0 {
             report.relative_error = report.relative_error.hypot(dropped.sqrt());
         }
@@ -158,8 +158,8 @@ impl<T: Scalar> Factors<T> {
     pub fn split(&self, split: Split) -> (Matrix<T>, Matrix<T>) {
         let weight = |s: T, share: Split| {
             T::from_f64(match split {
-                Split::Balanced => s.as_f64().sqrt(),
-                side if side == share => s.as_f64(),
+                Split::Balanced => s.to_f64().sqrt(),
+                side if side == share => s.to_f64(),
                 _ => 1.0,
             })
         };

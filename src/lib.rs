@@ -18,11 +18,11 @@ pub mod tensor;
 
 pub use error::{Error, Result};
 pub use factors::{Factors, Report, Split};
-pub use faer;
+pub use faer::dyn_stack;
 pub use faer::{MatMut, MatRef, Par};
 pub use rank::{Rank, rank_saves_memory};
 pub use simd::Scalar;
-pub use sketch::Sketch;
+pub use sketch::{AnySketch, Sketch, SketchOperator};
 pub use svd::{ErrorKind, Method, Plan, TruncatedSvd};
 pub use tensor::{DType, Element, MatView, Matrix, TensorRef};
 

@@ -78,8 +78,8 @@ pub fn activation<T: Scalar>(w: &TensorRef<'_>, f: &Factors<T>, x: &TensorRef<'_
         let mut after = Mat::zeros(m, rows);
         f.apply_into(samples.as_ref().transpose(), c.as_mut(), after.as_mut().transpose_mut(), par);
         for j in 0..rows {
-            for (y, z) in before.as_ref().col(j).iter().zip(after.col(j).iter()) {
-                let (y, z) = (y.as_f64() / scale, z.as_f64());
+            for (&y, &z) in before.as_ref().col(j).iter().zip(after.col(j).iter()) {
+                let (y, z) = (y.to_f64() / scale, z.to_f64());
                 before_sq += y * y;
                 after_sq += z * z;
                 dot += y * z;

@@ -84,7 +84,7 @@ pub trait Element: sealed::Sealed + Pod + Send + Sync + std::fmt::Debug + 'stati
     /// Its tag.
     const DTYPE: DType;
     /// Its value, exactly.
-    fn as_f64(self) -> f64;
+    fn to_f64(self) -> f64;
     /// The nearest value of this type, ties to even; out of range becomes an infinity.
     fn from_f64(x: f64) -> Self;
     /// A view of a matrix of this type.
@@ -98,7 +98,7 @@ macro_rules! element {
         impl Element for $t {
             const DTYPE: DType = DType::$v;
             #[inline(always)]
-            fn as_f64(self) -> f64 { self.into() }
+            fn to_f64(self) -> f64 { self.into() }
             #[inline(always)]
             fn from_f64(x: f64) -> Self { round_from_f64::$t(x) }
             fn view(a: MatRef<'_, Self>) -> MatView<'_> { MatView::$v(a) }
@@ -499,7 +499,7 @@ impl<T: Element> Matrix<T> {
             if T::DTYPE == E::DTYPE {
                 return bytemuck::cast_slice(data).to_vec();
             }
-            let rounded: Vec<E> = data.iter().map(|&x| E::from_f64(x.as_f64())).collect();
+            let rounded: Vec<E> = data.iter().map(|&x| E::from_f64(x.to_f64())).collect();
             bytemuck::cast_slice(&rounded).to_vec()
         }
         match dtype {

@@ -30,7 +30,7 @@ use crate::error::{Error, Result};
 use crate::simd::Scalar;
 use crate::simd::convert::convert;
 use crate::simd::reduce::{Statistics, statistics};
-use crate::sketch::AnySketch;
+use crate::sketch::{AnySketch, SketchOperator};
 use crate::tensor::{Element, MatView, with_view};
 
 /// Sizes of the conversion buffer.
@@ -230,7 +230,7 @@ impl<E: Element> AnyLine for &[E] {
     }
 
     fn scaled_sum_squares(&self, scale: f64) -> f64 {
-        self.iter().map(|x| x.as_f64() * scale).map(|x| x * x).sum()
+        self.iter().map(|x| x.to_f64() * scale).map(|x| x * x).sum()
     }
 }
 
@@ -267,7 +267,7 @@ fn first_not_finite(view: MatView<'_>) -> Error {
     with_view!(view, a => {
         for row in 0..a.nrows() {
             for col in 0..a.ncols() {
-                let value = a[(row, col)].as_f64();
+                let value = a[(row, col)].to_f64();
                 if !value.is_finite() {
                     return Error::NotFinite { row, col, value };
                 }

@@ -11,6 +11,6 @@ use crate::tensor::Element;
 pub fn convert<E: Element, T: Scalar>(src: &[E], dst: &mut [T], scale: f64) {
     assert_eq!(src.len(), dst.len());
     for (d, s) in dst.iter_mut().zip(src) {
-        *d = T::from_f64(scale * s.as_f64());
+        *d = T::from_f64(scale * s.to_f64());
     }
 }

@@ -12,11 +12,11 @@
 
 use faer::{Accum, Mat, MatRef};
 
+use super::stream;
 use crate::error::Result;
 use crate::operator::{LinearOperator, Panel};
-use crate::rng;
 use crate::simd::Scalar;
-use crate::sketch::{AnySketch, Sketch};
+use crate::sketch::{AnySketch, Sketch, SketchOperator};
 
 /// How the error was obtained.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -65,13 +65,13 @@ pub(super) fn certify<T: Scalar, O: LinearOperator<T>>(
     if norm_squared == 0.0 {
         return Ok(Certificate { relative_error: 0.0, kind: ErrorKind::Exact });
     }
-    let kept: f64 = s.iter().map(|s| s.as_f64() * s.as_f64()).sum();
+    let kept: f64 = s.iter().map(|&s| s.to_f64() * s.to_f64()).sum();
     let rest = (norm_squared - kept) / norm_squared;
     if rest > FLOOR_IN_EPS * T::EPSILON {
         return Ok(Certificate { relative_error: rest.sqrt(), kind: ErrorKind::Exact });
     }
 
-    let omega = AnySketch::new(Sketch::Gaussian, op.ncols(), PROBES, seed, rng::stream::PROBE)?;
+    let omega = AnySketch::new(Sketch::Gaussian, op.ncols(), PROBES, seed, stream::PROBES)?;
     let mut y = op.left(PROBES)?;
     op.sketch(&omega, &mut y)?;
     let mut residual = Mat::<T>::zeros(op.nrows(), PROBES);
@@ -84,7 +84,7 @@ pub(super) fn certify<T: Scalar, O: LinearOperator<T>>(
     faer::linalg::matmul::matmul(residual.as_mut(), Accum::Add, u, c.as_ref(), -T::one(), faer::Par::Seq);
     // AnySketch is normalized to E ΩΩᵀ = I; a standard normal probe is √PROBES times its column.
     let squares: Vec<f64> = (0..PROBES)
-        .map(|j| PROBES as f64 * residual.col(j).iter().map(|x| x.as_f64() * x.as_f64()).sum::<f64>() / norm_squared)
+        .map(|j| PROBES as f64 * residual.col(j).iter().map(|&x| x.to_f64() * x.to_f64()).sum::<f64>() / norm_squared)
         .collect();
     let mean = squares.iter().sum::<f64>() / PROBES as f64;
     let variance = squares.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / (PROBES - 1) as f64;

@@ -12,11 +12,10 @@
 use faer::{Mat, Par};
 
 use super::triplets::Triplets;
-use super::{Method, Solution, TruncatedSvd, note_orthonormalization, small};
+use super::{Method, Solution, TruncatedSvd, note_orthonormalization, small, stream};
 use crate::error::Result;
 use crate::operator::{LinearOperator, Panel};
 use crate::range::symmetric_iteration;
-use crate::rng;
 use crate::simd::Scalar;
 use crate::sketch::AnySketch;
 
@@ -75,7 +74,7 @@ fn dense<T: Scalar, O: LinearOperator<T>>(op: &mut O, width: impl FnOnce(&[T]) -
 /// A basis of the dominant eigenvectors of G, by subspace iteration where G lives.
 fn iterated<T: Scalar, O: LinearOperator<T>>(options: &TruncatedSvd, op: &mut O, width: usize) -> Result<O::Right> {
     let mut g = op.gram()?;
-    let omega = AnySketch::new(options.sketch, op.ncols(), width, options.seed, rng::stream::RANGE)?;
+    let omega = AnySketch::new(options.sketch, op.ncols(), width, options.seed, stream::RANGE)?;
     let (mut v, mut w) = (op.right(width)?, op.right(width)?);
     symmetric_iteration(&mut g, &omega, options.power_iterations + 1, &mut v, &mut w)?;
     Ok(v)
@@ -83,5 +82,5 @@ fn iterated<T: Scalar, O: LinearOperator<T>>(options: &TruncatedSvd, op: &mut O,
 
 /// Whether `σ_k` is so small against `σ_1` that the rounding of G, `eps σ_1²`, is felt in its eigenvector.
 pub(super) fn reaches_floor<T: Scalar>(s: &[T], k: usize) -> bool {
-    s[k - 1].as_f64() < 8.0 * T::EPSILON.sqrt() * s[0].as_f64()
+    s[k - 1].to_f64() < 8.0 * T::EPSILON.sqrt() * s[0].to_f64()
 }

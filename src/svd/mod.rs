@@ -27,7 +27,7 @@ pub use plan::{Candidate, Plan, Rates};
 use crate::error::{Error, Result};
 use crate::factors::{Factors, Report};
 use crate::operator::{Dense, LinearOperator, Panel};
-use crate::qr::Orthonormalization;
+use crate::qr::{Algorithm, Orthonormalization};
 use crate::rank::Rank;
 use crate::simd::Scalar;
 use crate::sketch::Sketch;
@@ -246,7 +246,7 @@ impl TruncatedSvd {
             oversample: width - k,
             power_iterations: self.power_iterations,
             norm: op.norm_squared().sqrt() / scale,
-            spectrum: spectrum.iter().map(|s| s.as_f64() / scale).collect(),
+            spectrum: spectrum.iter().map(|&s| s.to_f64() / scale).collect(),
             relative_error: certificate.relative_error,
             error_kind: certificate.kind,
             passes: op.passes(),
@@ -255,6 +255,14 @@ impl TruncatedSvd {
         };
         Ok(Factors::new(u, s, vt, report))
     }
+}
+
+/// Streams of the random numbers of one factorization: operators that share a seed stay independent.
+mod stream {
+    /// The range finder's Ω.
+    pub(super) const RANGE: u64 = 0;
+    /// The certificate's probes.
+    pub(super) const PROBES: u64 = 1;
 }
 
 /// What a method hands to the driver.
@@ -272,8 +280,8 @@ struct Solution<T: Scalar, O: LinearOperator<T>> {
 
 /// A note on an orthonormalization that was not routine, for the report.
 fn note_orthonormalization(notes: &mut Vec<String>, what: &str, o: &Orthonormalization) {
-    if let Some(why) = o.remark() {
-        notes.push(format!("{what}: {why}"));
+    if o.algorithm == Algorithm::Householder {
+        notes.push(format!("{what}: dependent columns, Householder reflections"));
     }
 }
 
@@ -286,11 +294,11 @@ fn fix_signs<T: Scalar>(u: &mut Matrix<T>, vt: &mut Matrix<T>) {
             let row = vt.row(i);
             let mut largest = row[0];
             for &x in row {
-                if x.as_f64().abs() > largest.as_f64().abs() {
+                if x.to_f64().abs() > largest.to_f64().abs() {
                     largest = x;
                 }
             }
-            largest.as_f64() < 0.0
+            largest.to_f64() < 0.0
         })
         .collect();
     for (row, _) in vt.as_mut_slice().chunks_exact_mut(n).zip(&flip).filter(|(_, flip)| **flip) {
@@ -308,8 +316,8 @@ fn fix_signs<T: Scalar>(u: &mut Matrix<T>, vt: &mut Matrix<T>) {
 /// Singular values of `A` from those of `scale · A`.
 fn unscale<T: Scalar>(s: &[T], scale: f64) -> Result<Vec<T>> {
     s.iter()
-        .map(|s| {
-            let value = s.as_f64() / scale;
+        .map(|&s| {
+            let value = s.to_f64() / scale;
             if value.abs() <= T::MAX {
                 Ok(T::from_f64(value))
             } else {

@@ -171,7 +171,7 @@ impl Plan {
         par: Par,
     ) -> Result<Solution<T, O>> {
         let norm_squared = op.norm_squared();
-        let to_f64 = |s: &[T]| -> Vec<f64> { s.iter().map(|s| s.as_f64()).collect() };
+        let to_f64 = |s: &[T]| -> Vec<f64> { s.iter().map(|&s| s.to_f64()).collect() };
         let by_energy = |s: &[T], energy: f64| rank_for_energy(&to_f64(s), norm_squared, energy);
         let choose = |s: &[T]| match (self.rank, self.rank_rule) {
             (Some(k), _) => k,
@@ -184,7 +184,7 @@ impl Plan {
                 let how = self.detail.expect("the Gram route has a detail");
                 let width = |squares: &[T]| match rule {
                     Rank::Energy(energy) => {
-                        let spectrum: Vec<f64> = squares.iter().map(|x| x.as_f64().max(0.0).sqrt()).collect();
+                        let spectrum: Vec<f64> = squares.iter().map(|&x| x.to_f64().max(0.0).sqrt()).collect();
                         (rank_for_energy(&spectrum, norm_squared, energy) + options.oversample).min(squares.len())
                     }
                     _ => self.width,

@@ -4,11 +4,10 @@
 use faer::Par;
 
 use super::triplets::Triplets;
-use super::{Method, Solution, TruncatedSvd, note_orthonormalization};
+use super::{Method, Solution, TruncatedSvd, note_orthonormalization, stream};
 use crate::error::Result;
 use crate::operator::LinearOperator;
 use crate::range::power_iteration;
-use crate::rng;
 use crate::simd::Scalar;
 use crate::sketch::AnySketch;
 
@@ -19,7 +18,7 @@ pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(
     rank: impl FnOnce(&[T]) -> usize,
     par: Par,
 ) -> Result<Solution<T, O>> {
-    let omega = AnySketch::new(options.sketch, op.ncols(), width, options.seed, rng::stream::RANGE)?;
+    let omega = AnySketch::new(options.sketch, op.ncols(), width, options.seed, stream::RANGE)?;
     let (mut y, mut x) = (op.left(width)?, op.right(width)?);
     power_iteration(op, &omega, options.power_iterations, &mut y, &mut x)?;
     op.apply_adjoint(&y, &mut x)?;
