@@ -84,7 +84,7 @@ fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
         let loss = output::rounding_loss(factors.s(), dtype);
         // Rounding alone loses at most 2^-9 (bf16); above 1 % the values are outside the type's range.
         if loss.is_nan() || loss > 0.01 {
-            let top = Element::to_f64(factors.s()[0]);
+            let top = Element::as_f64(factors.s()[0]);
             let dir = dir.display();
             return Err(Failure(format!(
                 "{dir}: singular values near {top:e} do not fit {dtype}; give --dtype f32 or f64"

@@ -74,12 +74,12 @@ pub(crate) fn rounding_loss<T: Scalar>(s: &[T], dtype: DType) -> f64 {
         DType::F32 => f64::from(x as f32),
         DType::F64 => x,
     };
-    let top = s.first().map_or(0.0, |&x| Element::to_f64(x));
+    let top = s.first().map_or(0.0, |&x| Element::as_f64(x));
     if top == 0.0 {
         return 0.0;
     }
     let (mut lost, mut all) = (0.0, 0.0);
-    for x in s.iter().map(|&x| Element::to_f64(x)) {
+    for x in s.iter().map(|&x| Element::as_f64(x)) {
         lost += ((x - round(x)) / top).powi(2); // over the largest, so that squares stay in range
         all += (x / top).powi(2);
     }
