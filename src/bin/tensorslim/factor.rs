@@ -7,7 +7,7 @@ use std::time::Duration;
 use rayon::ThreadPoolBuilder;
 use tensorslim::npy::Array;
 use tensorslim::svd::ErrorKind;
-use tensorslim::{DType, Element, Scalar, TensorRef, TruncatedSvd, quality};
+use tensorslim::{DType, Scalar, TensorRef, TruncatedSvd, quality};
 
 use crate::args::FactorArgs;
 use crate::report::{Evaluated, Report, Written};
@@ -81,11 +81,11 @@ fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
     }
     let dtype = args.dtype.unwrap_or(T::DTYPE);
     if let Some(dir) = &args.out {
-        let loss = output::rounding_loss(factors.s(), dtype);
+        let s = &r.spectrum[..r.rank];
+        let loss = output::rounding_loss(s, dtype);
         // Rounding alone loses at most 2^-9 (bf16); above 1 % the values are outside the type's range.
         if loss.is_nan() || loss > 0.01 {
-            let top = Element::as_f64(factors.s()[0]);
-            let dir = dir.display();
+            let (dir, top) = (dir.display(), s[0]);
             return Err(Failure(format!(
                 "{dir}: singular values near {top:e} do not fit {dtype}; give --dtype f32 or f64"
             )));

@@ -7,7 +7,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use tensorslim::{DType, Element, Error, Factors, Scalar, npy};
+use tensorslim::{DType, Error, Factors, Scalar, npy};
 
 use crate::Failure;
 
@@ -67,19 +67,19 @@ impl Drop for Staged {
 }
 
 /// How much of `s` rounding to `dtype` loses: `‖s − round(s)‖ / ‖s‖`, infinite if a value overflows.
-pub(crate) fn rounding_loss<T: Scalar>(s: &[T], dtype: DType) -> f64 {
+pub(crate) fn rounding_loss(s: &[f64], dtype: DType) -> f64 {
     let round = |x: f64| match dtype {
         DType::F16 => half::f16::from_f64(x).to_f64(),
         DType::BF16 => half::bf16::from_f64(x).to_f64(),
         DType::F32 => f64::from(x as f32),
         DType::F64 => x,
     };
-    let top = s.first().map_or(0.0, |&x| Element::as_f64(x));
+    let top = s.first().copied().unwrap_or(0.0);
     if top == 0.0 {
         return 0.0;
     }
     let (mut lost, mut all) = (0.0, 0.0);
-    for x in s.iter().map(|&x| Element::as_f64(x)) {
+    for &x in s {
         lost += ((x - round(x)) / top).powi(2); // over the largest, so that squares stay in range
         all += (x / top).powi(2);
     }
@@ -95,14 +95,14 @@ mod tests {
     /// norm; outside the range of the type it loses (nearly) everything.
     #[test]
     fn loss_is_half_an_ulp_inside_the_range_and_total_outside() {
-        let s = [3.3f64, 1.7, 0.9, 0.1];
+        let s = [3.3, 1.7, 0.9, 0.1];
         assert_eq!(rounding_loss(&s, DType::F64), 0.0);
         for (dtype, bits) in [(DType::F32, 24), (DType::BF16, 8), (DType::F16, 11)] {
             let loss = rounding_loss(&s, dtype);
             assert!(loss > 0.0 && loss <= 0.5f64.powi(bits), "{dtype}: {loss}");
         }
-        assert_eq!(rounding_loss(&[1e30f64, 1.0], DType::F16), f64::INFINITY);
-        assert_eq!(rounding_loss(&[1e-300f64, 1e-301], DType::F32), 1.0);
-        assert_eq!(rounding_loss(&[0.0f32; 2], DType::F16), 0.0);
+        assert_eq!(rounding_loss(&[1e30, 1.0], DType::F16), f64::INFINITY);
+        assert_eq!(rounding_loss(&[1e-300, 1e-301], DType::F32), 1.0);
+        assert_eq!(rounding_loss(&[0.0; 2], DType::F16), 0.0);
     }
 }
