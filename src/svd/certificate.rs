@@ -1,8 +1,15 @@
 //! The error that comes with every factorization.
 //!
-//! The methods end with `U Σ Vᵀ` = the operator projected on a subspace, so `‖A − U Σ Vᵀ‖² = ‖A‖² − Σ σ_i²` exactly; in
-//! f64 that is one subtraction. Its rounding is that of the σ_i, about `eps ‖A‖²` of the arithmetic type: once the
-//! difference is not well above it, the subtraction says nothing, and the residual is measured by fresh probes instead:
+//! The methods end with `U Σ Vᵀ`, the leading part of the operator projected on a subspace `P`. The two parts that are
+//! missing are orthogonal, so with all norms in f64
+//!
+//! ```text
+//!   ‖A − U_k Σ_k V_kᵀ‖²  =  ‖A‖² − ‖image‖²  +  Σ_{i>k} σ_i²          image = A P or AᵀP
+//! ```
+//!
+//! (`‖A‖² − Σ_{i<=k} σ_i²` is the same number, but would add the rounding of the large σ from QR and a small SVD, some
+//! 30 eps; the image's own is a few.) Once the difference is not well above eps of the arithmetic type, the subtraction
+//! says nothing, and the residual is measured by fresh probes instead:
 //!
 //! ```text
 //!   ‖R‖_F² = E ‖R g‖²,  g standard normal, independent of everything before       R g = A g − U (Σ (Vᵀ g))
@@ -49,24 +56,26 @@ pub(super) struct Certificate {
 /// Columns of the residual probe.
 pub(super) const PROBES: usize = 16;
 
-/// The subtraction is trusted down to this many eps of `‖A‖²`. The σ_i carry a relative error of a few eps (QR and SVD of
-/// the image), so at 2^8 eps the relative error of the certificate is under a few percent at worst.
+/// The subtraction is trusted down to this many eps of `‖A‖²`. The image carries a relative error of a few eps (the
+/// orthonormality of the basis, one GEMM), so at 2^8 eps the relative error of the certificate is a few percent at worst.
 const FLOOR_IN_EPS: f64 = 256.0;
 
-/// `‖op − u diag(s) vᵀ‖_F / ‖op‖_F`, 0 for a zero operator.
+/// `‖op − u diag(s) vᵀ‖_F / ‖op‖_F`, 0 for a zero operator. `captured` is `‖image‖²`, `dropped` the singular values of the
+/// image beyond those in `s`.
 pub(super) fn certify<T: Scalar, O: LinearOperator<T>>(
     op: &mut O,
     u: MatRef<'_, T>,
-    s: &[T],
+    (s, dropped): (&[T], &[T]),
     v: MatRef<'_, T>,
+    captured: f64,
     seed: u64,
 ) -> Result<Certificate> {
     let norm_squared = op.norm_squared();
     if norm_squared == 0.0 {
         return Ok(Certificate { relative_error: 0.0, kind: ErrorKind::Exact });
     }
-    let kept: f64 = s.iter().map(|&s| s.to_f64() * s.to_f64()).sum();
-    let rest = (norm_squared - kept) / norm_squared;
+    let tail: f64 = dropped.iter().map(|&s| s.to_f64() * s.to_f64()).sum();
+    let rest = (norm_squared - captured + tail) / norm_squared;
     if rest > FLOOR_IN_EPS * T::EPSILON {
         return Ok(Certificate { relative_error: rest.sqrt(), kind: ErrorKind::Exact });
     }

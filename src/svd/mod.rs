@@ -8,8 +8,8 @@
 //! ```
 //!
 //! Every method ends in the same Rayleigh-Ritz step ([`triplets`]): once a panel `P` is orthonormal and its image is
-//! known, the best approximation of `A` in that subspace is an SVD of the image, and its error is known exactly from
-//! `‖A‖² − Σ σ_i²`. Wide matrices are factored as their transpose; U and V then change places.
+//! known, the best approximation of `A` in that subspace is an SVD of the image, and its error is known exactly by a
+//! subtraction of norms ([`certificate`]). Wide matrices are factored as their transpose; U and V then change places.
 
 mod certificate;
 mod full;
@@ -231,7 +231,7 @@ impl TruncatedSvd {
         fix_signs(&mut u, &mut vt);
         let (left, right) =
             if wide { (vt.as_ref().transpose(), u.as_ref()) } else { (u.as_ref(), vt.as_ref().transpose()) };
-        let certificate = certificate::certify(op, left, &spectrum[..k], right, self.seed)?;
+        let certificate = certificate::certify(op, left, spectrum.split_at(k), right, triplets.captured, self.seed)?;
         let s = unscale(&spectrum[..k], scale)?;
         let report = Report {
             shape: (m, n),

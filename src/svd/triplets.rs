@@ -39,22 +39,26 @@ impl<T: Scalar, P: Panel<T>> Vectors<T, P> {
 pub(super) struct Triplets<T: Scalar, O: LinearOperator<T>> {
     pub(super) left: Vectors<T, O::Left>,
     pub(super) s: Vec<T>,
+    /// `‖image‖_F²` in f64: what the subspace captures of `‖A‖_F²`.
+    pub(super) captured: f64,
     pub(super) right: Vectors<T, O::Right>,
 }
 
 impl<T: Scalar, O: LinearOperator<T>> Triplets<T, O> {
     /// From `image = A · basis`; no `basis` stands for the identity.
     pub(super) fn from_right(basis: Option<O::Right>, image: O::Left, par: Par) -> Result<(Self, Orthonormalization)> {
+        let captured = image.norm_squared()?;
         let (SmallSvd { u, s, v }, image, how) = decompose(image, par)?;
         let left = Vectors { panel: Some(image), coefficients: u };
-        Ok((Triplets { left, s, right: Vectors { panel: basis, coefficients: v } }, how))
+        Ok((Triplets { left, s, captured, right: Vectors { panel: basis, coefficients: v } }, how))
     }
 
     /// From `image = Aᵀ · basis`.
     pub(super) fn from_left(basis: O::Left, image: O::Right, par: Par) -> Result<(Self, Orthonormalization)> {
+        let captured = image.norm_squared()?;
         let (SmallSvd { u, s, v }, image, how) = decompose(image, par)?;
         let right = Vectors { panel: Some(image), coefficients: u };
-        Ok((Triplets { left: Vectors { panel: Some(basis), coefficients: v }, s, right }, how))
+        Ok((Triplets { left: Vectors { panel: Some(basis), coefficients: v }, s, captured, right }, how))
     }
 
     /// The first `k` singular vectors into `u` (`m × k`) and `v` (`n × k`), of any layout.
