@@ -845,6 +845,15 @@ fn a_sketch_that_is_not_used_is_said() {
 }
 
 #[test]
+fn factors_that_save_nothing_are_said() {
+    // 1536 · 384 / 1921 = 307.04
+    for (rank, said) in [("307", false), ("308", true)] {
+        let r = report(&["factor", UP, "--rank", rank, "--method", "full"]);
+        assert_eq!(r["notes"].to_string().contains("no smaller than the weight"), said, "{r}");
+    }
+}
+
+#[test]
 fn options_reach_the_work() {
     let args = ["factor", UP, "--rank", "5", "--method", "randomized"];
     let more =

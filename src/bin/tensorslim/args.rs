@@ -44,7 +44,7 @@ pub(crate) struct FactorArgs {
     #[arg(long, default_value = "auto", value_parser = one_of::<Method>(&["auto", "full", "gram", "randomized"]))]
     pub(crate) method: Method,
 
-    /// Test matrix of the randomized method [default: srht]
+    /// Random matrix that the gram and randomized methods start from [default: srht]
     #[arg(long, value_parser = one_of::<Sketch>(&["gaussian", "srht", "sparse-sign"]))]
     pub(crate) sketch: Option<Sketch>,
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use rayon::ThreadPoolBuilder;
 use tensorslim::npy::Array;
 use tensorslim::svd::ErrorKind;
-use tensorslim::{DType, Scalar, TensorRef, TruncatedSvd, quality};
+use tensorslim::{DType, Scalar, TensorRef, TruncatedSvd, quality, rank_saves_memory};
 
 use crate::args::FactorArgs;
 use crate::report::{Evaluated, Report, Written};
@@ -78,6 +78,9 @@ fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
     let mut notes = r.notes.clone();
     if let (Some(sketch), None) = (args.sketch, r.sketch) {
         notes.push(format!("method {} uses no sketch: --sketch {sketch} had no effect", r.method));
+    }
+    if !rank_saves_memory(shape[0], shape[1], r.rank) {
+        notes.push("the factors are no smaller than the weight; --ratio finds a rank that saves".to_owned());
     }
     let dtype = args.dtype.unwrap_or(T::DTYPE);
     if let Some(dir) = &args.out {
