@@ -7,7 +7,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use tensorslim::{DType, Error, Factors, Scalar, npy};
+use tensorslim::{DType, Error, Factors, Matrix, Scalar, npy};
 
 use crate::Failure;
 
@@ -21,12 +21,11 @@ pub(crate) fn prepare(dir: &Path) -> Result<(), Failure> {
 
 /// Writes `u.npy` (m×k), `s.npy` (k), `vt.npy` (k×n), rounded to `dtype`, and `report.json`.
 pub(crate) fn write<T: Scalar>(dir: &Path, dtype: DType, f: &Factors<T>, report: &str) -> Result<(), Failure> {
-    let (u, s, vt) = (f.u(), f.s(), f.vt());
-    let s_bytes = tensorslim::Matrix::from_vec(s.to_vec(), 1, s.len())?.to_bytes(dtype);
+    let s = Matrix::from_vec(f.s().to_vec(), 1, f.rank())?.to_bytes(dtype);
     let staged = [
-        Staged::new(dir, "u.npy", |p| npy::write(p, dtype, &[u.nrows(), u.ncols()], &u.to_bytes(dtype)))?,
-        Staged::new(dir, "s.npy", |p| npy::write(p, dtype, &[s.len()], &s_bytes))?,
-        Staged::new(dir, "vt.npy", |p| npy::write(p, dtype, &[vt.nrows(), vt.ncols()], &vt.to_bytes(dtype)))?,
+        Staged::new(dir, "u.npy", |p| npy::write_matrix(p, f.u(), dtype))?,
+        Staged::new(dir, "s.npy", |p| npy::write(p, dtype, &[f.rank()], &s))?,
+        Staged::new(dir, "vt.npy", |p| npy::write_matrix(p, f.vt(), dtype))?,
         Staged::new(dir, REPORT, |p| fs::write(p, report).map_err(|e| Error::file(p, e)))?,
     ];
     let old = dir.join(REPORT);
