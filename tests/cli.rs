@@ -332,7 +332,7 @@ fn written_element_type_is_chosen_and_its_rounding_is_said() {
     // Singular values of this file near 1e30 have no f16; nothing is written then.
     let big = dir.file("big.npy", &f32_npy(8, 5, |i, j| 1e30 * ((i * 5 + j) as f32).sin()));
     let none = dir.path("none");
-    refused(1, &["factor", &big, "--rank", "2", "--out", &none, "--dtype", "f16"], &["f16", "--dtype f32"]);
+    refused(1, &["factor", &big, "--rank", "2", "--out", &none, "--dtype", "f16"], &["f16", "wider --dtype"]);
     assert_eq!(names(&none), [] as [&str; 0]);
 }
 

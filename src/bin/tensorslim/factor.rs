@@ -90,7 +90,7 @@ fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
         if loss.is_nan() || loss > 0.01 {
             let (dir, top) = (dir.display(), s[0]);
             return Err(Failure(format!(
-                "{dir}: singular values near {top:e} do not fit {dtype}; give --dtype f32 or f64"
+                "{dir}: singular values near {top:e} do not fit {dtype}; give a wider --dtype"
             )));
         }
         if dtype.size() < T::DTYPE.size() {
