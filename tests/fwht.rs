@@ -49,11 +49,7 @@ fn exact(x: &[i64]) -> Vec<i64> {
 
 /// All supported lengths up to `max`, ascending.
 fn lengths(max: usize) -> Vec<usize> {
-    let mut all: Vec<usize> = BASES
-        .iter()
-        .flat_map(|b| (0..=16).map(move |k| b << k))
-        .filter(|&n| n <= max)
-        .collect();
+    let mut all: Vec<usize> = BASES.iter().flat_map(|b| (0..=16).map(move |k| b << k)).filter(|&n| n <= max).collect();
     all.sort_unstable();
     all.dedup();
     all
@@ -280,7 +276,11 @@ fn threads_do_not_change_a_bit() {
             let run = |par: Par| {
                 let mut a = matrix::<E>(m, n);
                 let view = MatMut::from_row_major_slice_mut(&mut a, m, n);
-                if rows { fwht::fwht_rows(view, par).unwrap() } else { fwht::fwht_columns(view, par).unwrap() }
+                if rows {
+                    fwht::fwht_rows(view, par).unwrap()
+                } else {
+                    fwht::fwht_columns(view, par).unwrap()
+                }
                 bits(&a)
             };
             if Order::new(if rows { n } else { m }).is_none() {

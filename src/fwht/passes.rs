@@ -9,8 +9,12 @@
 //! Every pass reads one type and writes another, so that the first pass of a half-precision vector widens and the
 //! last one narrows. Passes go from the top bit down, depth first: what a pass leaves behind are independent blocks.
 
-use bytemuck::Zeroable;
+use std::marker::PhantomData;
 
+use bytemuck::Zeroable;
+use pulp::NullaryFnOnce;
+
+use super::plan::{Plan, max_radix};
 use crate::simd::{Lanes, Scalar};
 use crate::tensor::Element;
 
@@ -121,40 +125,68 @@ unsafe fn radix_pass<const R: usize, S: Lanes, T: Scalar, A: Element, B: Element
     }
 }
 
-/// [`radix_pass`] of radix `2^log2` on each of the `h` interleaved sets of rows of a block of `2^log2·h` rows.
+/// [`radix_pass`] on each of the `h` interleaved sets of rows of `blocks` blocks of `R·h` rows.
 ///
-/// # Safety
-/// As there, for all rows of the block.
-#[inline(always)]
-unsafe fn radix_block<S: Lanes, T: Scalar, A: Element, B: Element>(
+/// Passes are the unit of code: each is compiled once per instruction set and types, and called. Inlining whole
+/// transforms instead gained nothing and took minutes to compile.
+struct RadixPass<const R: usize, S, T, A, B> {
     s: S,
-    log2: u8,
+    blocks: usize,
     h: usize,
     src: Rows<A>,
     dst: Rows<B>,
     width: usize,
-) {
-    for i in 0..h {
-        // SAFETY: rows `i + h·t`, `t < 2^log2`.
-        unsafe {
-            let (src, dst) = (src.at(i).every(h), dst.at(i).every(h));
-            match log2 {
-                0 => radix_pass::<1, S, T, A, B>(s, src, dst, width),
-                1 => radix_pass::<2, S, T, A, B>(s, src, dst, width),
-                2 => radix_pass::<4, S, T, A, B>(s, src, dst, width),
-                3 => radix_pass::<8, S, T, A, B>(s, src, dst, width),
-                _ => radix_pass::<16, S, T, A, B>(s, src, dst, width),
+    plain: PhantomData<T>,
+}
+
+impl<const R: usize, S: Lanes, T: Scalar, A: Element, B: Element> NullaryFnOnce for RadixPass<R, S, T, A, B> {
+    type Output = ();
+    #[inline(always)]
+    fn call(self) {
+        let RadixPass { s, blocks, h, src, dst, width, .. } = self;
+        for block in 0..blocks {
+            for i in block * R * h..block * R * h + h {
+                // SAFETY: rows `i + h·t`, `t < R`, of the block; `radix_passes` hands on its caller's promise.
+                unsafe { radix_pass::<R, S, T, A, B>(s, src.at(i).every(h), dst.at(i).every(h), width) };
             }
         }
     }
 }
 
-/// The vertical transform of `2^Σradices` rows of `width`, depth first. The first pass reads `src`, the last writes
-/// `dst`; in between the rows live in `work`.
+/// The vertical stages of radix `2^log2` at row distance `h` of `blocks` blocks of `2^log2·h` rows of `width`, a
+/// multiple of the lanes.
+///
+/// # Safety
+/// All these rows are readable in `src` and writable in `dst`; the two are equal (address, stride, type) or disjoint.
+unsafe fn radix_passes<S: Lanes, T: Scalar, A: Element, B: Element>(
+    s: S,
+    log2: u8,
+    blocks: usize,
+    h: usize,
+    src: Rows<A>,
+    dst: Rows<B>,
+    width: usize,
+) {
+    macro_rules! radix {
+        ($r:literal) => {
+            s.vectorize(RadixPass::<$r, S, T, A, B> { s, blocks, h, src, dst, width, plain: PhantomData })
+        };
+    }
+    match log2 {
+        0 => radix!(1),
+        1 => radix!(2),
+        2 => radix!(4),
+        3 => radix!(8),
+        _ if max_radix(registers::<S>()) < 4 => unreachable!("radix {}", 1 << log2),
+        _ => radix!(16),
+    }
+}
+
+/// The vertical transform of `2^Σradices` rows of `width`. The first pass reads `src`, the last writes `dst`; in
+/// between the rows live in `work`.
 ///
 /// # Safety
 /// All three have `2^Σradices` rows of `width`; any two are equal (address, stride and type) or disjoint.
-#[inline(always)]
 pub(super) unsafe fn columns<S: Lanes, T: Scalar, A: Element, B: Element>(
     s: S,
     radices: &[u8],
@@ -164,27 +196,27 @@ pub(super) unsafe fn columns<S: Lanes, T: Scalar, A: Element, B: Element>(
     width: usize,
 ) {
     let rows = 1usize << radices.iter().map(|&r| r as u32).sum::<u32>();
-    // SAFETY: blocks partition the rows.
+    // SAFETY: each pass covers all rows.
     unsafe {
         match *radices {
-            [] => radix_block::<S, T, A, B>(s, 0, 1, src, dst, width),
-            [only] => radix_block::<S, T, A, B>(s, only, 1, src, dst, width),
+            [] => radix_passes::<S, T, A, B>(s, 0, 1, 1, src, dst, width),
+            [only] => radix_passes::<S, T, A, B>(s, only, 1, 1, src, dst, width),
             [first, ref middle @ .., last] => {
                 let mut h = rows >> first;
-                radix_block::<S, T, A, T>(s, first, h, src, work, width);
+                radix_passes::<S, T, A, T>(s, first, 1, h, src, work, width);
                 for &r in middle {
-                    for block in 0..rows / h {
-                        let work = work.at(block * h);
-                        radix_block::<S, T, T, T>(s, r, h >> r, work, work, width);
-                    }
+                    radix_passes::<S, T, T, T>(s, r, rows / h, h >> r, work, work, width);
                     h >>= r;
                 }
-                for block in 0..rows / h {
-                    radix_block::<S, T, T, B>(s, last, 1, work.at(block * h), dst.at(block * h), width);
-                }
+                radix_passes::<S, T, T, B>(s, last, rows / h, 1, work, dst, width);
             }
         }
     }
+}
+
+/// Registers that a kernel may count on.
+pub(super) fn registers<S: Lanes>() -> usize {
+    <S::Simd as pulp::Simd>::REGISTER_COUNT
 }
 
 /// Columns of a tile of the base pass, in registers.
@@ -200,7 +232,6 @@ pub(super) fn base_scratch<S: Lanes, T: Scalar>(b: usize) -> usize {
 /// # Safety
 /// `b` rows of `width` are readable in `src` and writable in `dst`, equal or disjoint; `work` has
 /// [`base_scratch`] elements.
-#[inline(always)]
 pub(super) unsafe fn base_pass<S: Lanes, T: Scalar, A: Element, B: Element>(
     s: S,
     entries: &[T],
@@ -209,19 +240,37 @@ pub(super) unsafe fn base_pass<S: Lanes, T: Scalar, A: Element, B: Element>(
     width: usize,
     work: *mut T,
 ) {
-    let lanes = T::lanes::<S>();
-    let b = entries.len().isqrt();
-    debug_assert_eq!(width % lanes, 0);
-    let mut j = 0;
-    // SAFETY: tiles partition the columns.
-    unsafe {
-        while j + TILE * lanes <= width {
-            base_tile::<TILE, S, T, A, B>(s, b, entries, src.column(j), dst.column(j), work);
-            j += TILE * lanes;
-        }
-        while j < width {
-            base_tile::<1, S, T, A, B>(s, b, entries, src.column(j), dst.column(j), work);
-            j += lanes;
+    s.vectorize(BasePass { s, entries, src, dst, width, work })
+}
+
+struct BasePass<'a, S, T, A, B> {
+    s: S,
+    entries: &'a [T],
+    src: Rows<A>,
+    dst: Rows<B>,
+    width: usize,
+    work: *mut T,
+}
+
+impl<S: Lanes, T: Scalar, A: Element, B: Element> NullaryFnOnce for BasePass<'_, S, T, A, B> {
+    type Output = ();
+    #[inline(always)]
+    fn call(self) {
+        let BasePass { s, entries, src, dst, width, work } = self;
+        let lanes = T::lanes::<S>();
+        let b = entries.len().isqrt();
+        debug_assert_eq!(width % lanes, 0);
+        let mut j = 0;
+        // SAFETY: tiles partition the columns; the rest is promised to `base_pass`.
+        unsafe {
+            while j + TILE * lanes <= width {
+                base_tile::<TILE, S, T, A, B>(s, b, entries, src.column(j), dst.column(j), work);
+                j += TILE * lanes;
+            }
+            while j < width {
+                base_tile::<1, S, T, A, B>(s, b, entries, src.column(j), dst.column(j), work);
+                j += lanes;
+            }
         }
     }
 }
@@ -273,94 +322,41 @@ unsafe fn base_tile<const W: usize, S: Lanes, T: Scalar, A: Element, B: Element>
 }
 
 /// `count` leaves of `R` registers each: all stages below `R·lanes`.
-///
-/// # Safety
-/// `count·R·lanes` elements are readable at `src` and writable at `dst`; these are equal or disjoint.
-#[inline(always)]
-unsafe fn leaf_pass<const R: usize, S: Lanes, T: Scalar, A: Element, B: Element>(
+struct LeafPass<const R: usize, S, T, A, B> {
     s: S,
     count: usize,
     src: *const A,
     dst: *mut B,
-) {
-    let lanes = T::lanes::<S>();
-    for block in 0..count {
-        // SAFETY: registers `block·R..(block + 1)·R`.
-        unsafe {
-            let (src, dst) = (src.add(block * R * lanes), dst.add(block * R * lanes));
-            let mut v = [T::V::<S>::zeroed(); R];
-            for (i, v) in v.iter_mut().enumerate() {
-                *v = T::vload::<S, A>(s, src.add(i * lanes));
-            }
-            butterflies::<R, S, T>(s, &mut v);
-            for i in 0..R {
-                T::vstore::<S, B>(s, dst.add(i * lanes), lane_butterflies::<S, T>(s, v[i], lanes));
+    plain: PhantomData<T>,
+}
+
+impl<const R: usize, S: Lanes, T: Scalar, A: Element, B: Element> NullaryFnOnce for LeafPass<R, S, T, A, B> {
+    type Output = ();
+    #[inline(always)]
+    fn call(self) {
+        let LeafPass { s, count, src, dst, .. } = self;
+        let lanes = T::lanes::<S>();
+        for block in 0..count {
+            // SAFETY: registers `block·R..(block + 1)·R`; `leaves` hands on its caller's promise.
+            unsafe {
+                let (src, dst) = (src.add(block * R * lanes), dst.add(block * R * lanes));
+                let mut v = [T::V::<S>::zeroed(); R];
+                for (i, v) in v.iter_mut().enumerate() {
+                    *v = T::vload::<S, A>(s, src.add(i * lanes));
+                }
+                butterflies::<R, S, T>(s, &mut v);
+                for (i, v) in v.into_iter().enumerate() {
+                    T::vstore::<S, B>(s, dst.add(i * lanes), lane_butterflies::<S, T>(s, v, lanes));
+                }
             }
         }
     }
 }
 
-/// One transform shorter than a register.
+/// `count` leaves of radix `2^log2`.
 ///
 /// # Safety
-/// `len` elements are readable at `src` and writable at `dst`.
-#[inline(always)]
-unsafe fn short<S: Lanes, T: Scalar, A: Element, B: Element>(s: S, len: usize, src: *const A, dst: *mut B) {
-    let mut v = T::V::<S>::zeroed();
-    let lanes: &mut [T] = bytemuck::cast_slice_mut(std::slice::from_mut(&mut v));
-    for (i, lane) in lanes[..len].iter_mut().enumerate() {
-        // SAFETY: `i < len`.
-        *lane = T::from_f64(unsafe { *src.add(i) }.to_f64());
-    }
-    v = lane_butterflies::<S, T>(s, v, len);
-    let lanes: &[T] = bytemuck::cast_slice(std::slice::from_ref(&v));
-    for (i, lane) in lanes[..len].iter().enumerate() {
-        // SAFETY: `i < len`.
-        unsafe { *dst.add(i) = B::from_f64(Element::to_f64(*lane)) };
-    }
-}
-
-/// A block of `2^(Σinner + leaf + lanes)` adjacent elements.
-///
-/// # Safety
-/// So many are readable at `src` and writable at `dst` and `work`; any two are equal (address and type) or disjoint.
-#[inline(always)]
-pub(super) unsafe fn block<S: Lanes, T: Scalar, A: Element, B: Element>(
-    s: S,
-    (inner, leaf, lanes): (&[u8], u32, u32),
-    src: *mut A,
-    dst: *mut B,
-    work: *mut T,
-) {
-    let bits = leaf + lanes;
-    // SAFETY: passes partition the block.
-    unsafe {
-        if 1 << lanes < T::lanes::<S>() {
-            return short::<S, T, A, B>(s, 1 << lanes, src, dst);
-        }
-        let Some((&first, rest)) = inner.split_first() else {
-            return leaves::<S, T, A, B>(s, leaf, 1, src, dst);
-        };
-        let len = 1usize << (inner.iter().map(|&r| r as u32).sum::<u32>() + bits);
-        let mut h = len >> first;
-        let rows = |h: usize, at: usize| Rows { ptr: work.add(at), stride: h as isize };
-        radix_block::<S, T, A, T>(s, first, 1, Rows { ptr: src, stride: h as isize }, rows(h, 0), h);
-        for &r in rest {
-            for block in 0..len / h {
-                let at = rows(h >> r, block * h);
-                radix_block::<S, T, T, T>(s, r, 1, at, at, h >> r);
-            }
-            h >>= r;
-        }
-        leaves::<S, T, T, B>(s, leaf, len >> bits, work, dst);
-    }
-}
-
-/// [`leaf_pass`] of radix `2^log2`.
-///
-/// # Safety
-/// As there.
-#[inline(always)]
+/// `count·2^log2·lanes` elements are readable at `src` and writable at `dst`; these are equal or disjoint.
 unsafe fn leaves<S: Lanes, T: Scalar, A: Element, B: Element>(
     s: S,
     log2: u32,
@@ -368,14 +364,78 @@ unsafe fn leaves<S: Lanes, T: Scalar, A: Element, B: Element>(
     src: *const A,
     dst: *mut B,
 ) {
-    // SAFETY: the caller's.
-    unsafe {
-        match log2 {
-            0 => leaf_pass::<1, S, T, A, B>(s, count, src, dst),
-            1 => leaf_pass::<2, S, T, A, B>(s, count, src, dst),
-            2 => leaf_pass::<4, S, T, A, B>(s, count, src, dst),
-            3 => leaf_pass::<8, S, T, A, B>(s, count, src, dst),
-            _ => leaf_pass::<16, S, T, A, B>(s, count, src, dst),
+    macro_rules! leaf {
+        ($r:literal) => {
+            s.vectorize(LeafPass::<$r, S, T, A, B> { s, count, src, dst, plain: PhantomData })
+        };
+    }
+    match log2 {
+        0 => leaf!(1),
+        1 => leaf!(2),
+        2 => leaf!(4),
+        3 => leaf!(8),
+        _ if max_radix(registers::<S>()) < 4 => unreachable!("radix {}", 1 << log2),
+        _ => leaf!(16),
+    }
+}
+
+/// One transform shorter than a register.
+struct Short<S, T, A, B> {
+    s: S,
+    len: usize,
+    src: *const A,
+    dst: *mut B,
+    plain: PhantomData<T>,
+}
+
+impl<S: Lanes, T: Scalar, A: Element, B: Element> NullaryFnOnce for Short<S, T, A, B> {
+    type Output = ();
+    #[inline(always)]
+    fn call(self) {
+        let Short { s, len, src, dst, .. } = self;
+        let mut v = T::V::<S>::zeroed();
+        let lanes: &mut [T] = bytemuck::cast_slice_mut(std::slice::from_mut(&mut v));
+        for (i, lane) in lanes[..len].iter_mut().enumerate() {
+            // SAFETY: `i < len`; `block` hands on its caller's promise.
+            *lane = T::from_f64(unsafe { *src.add(i) }.to_f64());
         }
+        v = lane_butterflies::<S, T>(s, v, len);
+        let lanes: &[T] = bytemuck::cast_slice(std::slice::from_ref(&v));
+        for (i, lane) in lanes[..len].iter().enumerate() {
+            // SAFETY: as above.
+            unsafe { *dst.add(i) = B::from_f64(Element::to_f64(*lane)) };
+        }
+    }
+}
+
+/// A block of `2^(Σinner + leaf + lanes)` adjacent elements.
+///
+/// # Safety
+/// So many are readable at `src` and writable at `dst` and `work`; any two are equal (address and type) or disjoint.
+pub(super) unsafe fn block<S: Lanes, T: Scalar, A: Element, B: Element>(
+    s: S,
+    plan: &Plan,
+    src: *mut A,
+    dst: *mut B,
+    work: *mut T,
+) {
+    let bits = plan.leaf + plan.lanes;
+    // SAFETY: each pass covers the block.
+    unsafe {
+        if 1 << plan.lanes < T::lanes::<S>() {
+            return s.vectorize(Short::<S, T, A, B> { s, len: 1 << plan.lanes, src, dst, plain: PhantomData });
+        }
+        let Some((&first, rest)) = plan.inner.split_first() else {
+            return leaves::<S, T, A, B>(s, plan.leaf, 1, src, dst);
+        };
+        let len = 1usize << plan.block();
+        let mut h = len >> first;
+        let all = |h: usize| Rows { ptr: work, stride: h as isize };
+        radix_passes::<S, T, A, T>(s, first, 1, 1, Rows { ptr: src, stride: h as isize }, all(h), h);
+        for &r in rest {
+            radix_passes::<S, T, T, T>(s, r, len / h, 1, all(h >> r), all(h >> r), h >> r);
+            h >>= r;
+        }
+        leaves::<S, T, T, B>(s, plan.leaf, len >> bits, work, dst);
     }
 }

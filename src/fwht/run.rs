@@ -129,7 +129,6 @@ struct Part<'a, T, E> {
 
 impl<T: Scalar, E: Element> Kernel for Part<'_, T, E> {
     type Output = ();
-    #[inline(always)]
     fn run<S: Lanes>(self, s: S) {
         let Part { x, all, plan, stage, items } = self;
         let (len, panel) = (1usize << plan.block(), plan.panel);
@@ -151,11 +150,10 @@ impl<T: Scalar, E: Element> Kernel for Part<'_, T, E> {
                     }
                     Stage::Blocks => {
                         let (x, all) = (x.add(i * len), all.add(i * len));
-                        let steps = (&*plan.inner, plan.leaf, plan.lanes);
                         if based {
-                            passes::block::<S, T, T, T>(s, steps, all, all, all);
+                            passes::block::<S, T, T, T>(s, plan, all, all, all);
                         } else {
-                            passes::block::<S, T, T, E>(s, steps, all, x, all);
+                            passes::block::<S, T, T, E>(s, plan, all, x, all);
                         }
                     }
                     Stage::Base => {
@@ -178,21 +176,14 @@ struct PlanOf<T> {
 
 impl<T: Scalar> Kernel for PlanOf<T> {
     type Output = Plan;
-    #[inline(always)]
     fn run<S: Lanes>(self, _: S) -> Plan {
         plan_of::<S, T>(self.order, &self.params)
     }
 }
 
 /// The plan of a length for arithmetic in `T` on `S`.
-#[inline(always)]
 fn plan_of<S: Lanes, T: Scalar>(order: Order, params: &Params) -> Plan {
-    Plan::rows(order, S::ISA, size_of::<T>(), T::lanes::<S>(), registers::<S>(), params)
-}
-
-#[inline(always)]
-fn registers<S: Lanes>() -> usize {
-    <S::Simd as pulp::Simd>::REGISTER_COUNT
+    Plan::rows(order, S::ISA, size_of::<T>(), T::lanes::<S>(), passes::registers::<S>(), params)
 }
 
 /// The plan that `fwht` of `n` elements with arithmetic in `T` follows on this machine.
@@ -210,7 +201,6 @@ struct Task<T, E> {
 
 impl<T: Scalar, E: Element> Kernel for Task<T, E> {
     type Output = ();
-    #[inline(always)]
     fn run<S: Lanes>(self, s: S) {
         let Task { x, order, params, .. } = self;
         let lanes = T::lanes::<S>();
@@ -234,7 +224,6 @@ impl<T: Scalar, E: Element> Kernel for Task<T, E> {
 ///
 /// # Safety
 /// As [`batch`].
-#[inline(always)]
 unsafe fn rows<S: Lanes, T: Scalar, E: Element>(s: S, x: Batch<E>, plan: &Plan) {
     let same = E::DTYPE == T::DTYPE;
     let panel = if plan.is_blocked() { plan.panel << plan.outer.bits() } else { 0 };
@@ -256,7 +245,6 @@ unsafe fn rows<S: Lanes, T: Scalar, E: Element>(s: S, x: Batch<E>, plan: &Plan) 
 ///
 /// # Safety
 /// `x` and `all` are equal (address and type) or disjoint, and hold `plan.order.len()` elements each.
-#[inline(always)]
 pub(super) unsafe fn row<S: Lanes, T: Scalar, E: Element>(s: S, plan: &Plan, x: *mut E, all: *mut T, scratch: *mut T) {
     let (b, h) = (plan.order.base(), 1usize << plan.order.log2());
     // SAFETY: the `b` parts of the vector, then its columns.
@@ -278,7 +266,6 @@ pub(super) unsafe fn row<S: Lanes, T: Scalar, E: Element>(s: S, plan: &Plan, x: 
 ///
 /// # Safety
 /// As there, of `2^k` elements; `dst` like `x`.
-#[inline(always)]
 unsafe fn power<S: Lanes, T: Scalar, A: Element, B: Element>(
     s: S,
     plan: &Plan,
@@ -287,19 +274,18 @@ unsafe fn power<S: Lanes, T: Scalar, A: Element, B: Element>(
     all: *mut T,
     scratch: *mut T,
 ) {
-    let steps = (&*plan.inner, plan.leaf, plan.lanes);
     let len = 1usize << plan.block();
     // SAFETY: panels partition the columns, blocks the rows.
     unsafe {
         if !plan.is_blocked() {
-            return passes::block::<S, T, A, B>(s, steps, src, dst, all);
+            return passes::block::<S, T, A, B>(s, plan, src, dst, all);
         }
         for j in (0..len).step_by(plan.panel) {
             outer::<S, T, A>(s, plan, src.add(j), all.add(j), scratch);
         }
         for i in 0..1usize << plan.outer.bits() {
             let all = all.add(i * len);
-            passes::block::<S, T, T, B>(s, steps, all, dst.add(i * len), all);
+            passes::block::<S, T, T, B>(s, plan, all, dst.add(i * len), all);
         }
     }
 }
@@ -308,7 +294,6 @@ unsafe fn power<S: Lanes, T: Scalar, A: Element, B: Element>(
 ///
 /// # Safety
 /// As [`power`].
-#[inline(always)]
 unsafe fn outer<S: Lanes, T: Scalar, A: Element>(s: S, plan: &Plan, src: *mut A, all: *mut T, scratch: *mut T) {
     let stride = 1isize << plan.block();
     let work = Rows { ptr: scratch, stride: plan.panel as isize };
@@ -321,7 +306,6 @@ unsafe fn outer<S: Lanes, T: Scalar, A: Element>(s: S, plan: &Plan, src: *mut A,
 ///
 /// # Safety
 /// As [`batch`]; `x.stride` is 1.
-#[inline(always)]
 unsafe fn panels<S: Lanes, T: Scalar, E: Element>(s: S, x: Batch<E>, order: Order, params: &Params) {
     let lanes = T::lanes::<S>();
     let panel = (params.panel_row_bytes / size_of::<T>()).max(lanes);
@@ -342,10 +326,9 @@ unsafe fn panels<S: Lanes, T: Scalar, E: Element>(s: S, x: Batch<E>, order: Orde
 ///
 /// # Safety
 /// As [`panels`].
-#[inline(always)]
 unsafe fn panel_in_place<S: Lanes, T: Scalar, E: Element>(s: S, x: Batch<E>, order: Order, params: &Params) {
     let (b, h, width) = (order.base(), 1usize << order.log2(), x.count);
-    let top = max_radix(registers::<S>());
+    let top = max_radix(passes::registers::<S>());
     let radices = Radices::new(order.log2(), top);
     let rows = Rows { ptr: x.ptr, stride: x.n_stride };
     let base = if b > 1 { passes::base_scratch::<S, T>(b) } else { 0 };
@@ -362,7 +345,8 @@ unsafe fn panel_in_place<S: Lanes, T: Scalar, E: Element>(s: S, x: Batch<E>, ord
             for i in 0..b {
                 sweeps::<S, T>(s, order.log2(), bits, rows.at(i * h), width);
             }
-            if b > 1 {
+            for j in 0..if b > 1 { h } else { 0 } {
+                let rows = rows.at(j).every(h);
                 passes::base_pass::<S, T, T, T>(s, hadamard::entries(b), rows, rows, width, scratch);
             }
         } else if b == 1 {
@@ -372,7 +356,10 @@ unsafe fn panel_in_place<S: Lanes, T: Scalar, E: Element>(s: S, x: Batch<E>, ord
                 let work = work.at(i * h);
                 passes::columns::<S, T, E, T>(s, &radices, rows.at(i * h), work, work, width);
             }
-            passes::base_pass::<S, T, T, E>(s, hadamard::entries(b), work, rows, width, scratch);
+            for j in 0..h {
+                let (work, rows) = (work.at(j).every(h), rows.at(j).every(h));
+                passes::base_pass::<S, T, T, E>(s, hadamard::entries(b), work, rows, width, scratch);
+            }
         }
     }
 }
@@ -381,9 +368,8 @@ unsafe fn panel_in_place<S: Lanes, T: Scalar, E: Element>(s: S, x: Batch<E>, ord
 ///
 /// # Safety
 /// `2^log2` rows of `width`, a multiple of the lanes.
-#[inline(always)]
 unsafe fn sweeps<S: Lanes, T: Scalar>(s: S, log2: u32, bits: u32, rows: Rows<T>, width: usize) {
-    let top = max_radix(registers::<S>());
+    let top = max_radix(passes::registers::<S>());
     let mut scratch = Scratch::<T>::new(width << bits);
     let work = Rows { ptr: scratch.as_mut_ptr(), stride: width as isize };
     let mut left = log2;
@@ -407,7 +393,6 @@ unsafe fn sweeps<S: Lanes, T: Scalar>(s: S, log2: u32, bits: u32, rows: Rows<T>,
 ///
 /// # Safety
 /// As [`batch`].
-#[inline(always)]
 unsafe fn gathered<S: Lanes, T: Scalar, E: Element>(s: S, x: Batch<E>, order: Order, params: &Params) {
     let lanes = T::lanes::<S>();
     if x.n * lanes * size_of::<T>() <= params.panel_bytes {

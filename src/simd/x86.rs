@@ -68,7 +68,10 @@ impl Lanes for Avx2 {
     #[inline(always)]
     unsafe fn store_f16(self, dst: *mut f16, a: f32x8) {
         // SAFETY: 8 f16 are writable; the token has F16C.
-        unsafe { dst.cast::<core::arch::x86_64::__m128i>().write_unaligned(_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(cast!(a))) }
+        unsafe {
+            dst.cast::<core::arch::x86_64::__m128i>()
+                .write_unaligned(_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(cast!(a)))
+        }
     }
 }
 
