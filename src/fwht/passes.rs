@@ -419,7 +419,6 @@ pub(super) unsafe fn block<S: Lanes, T: Scalar, A: Element, B: Element>(
     dst: *mut B,
     work: *mut T,
 ) {
-    let bits = plan.leaf + plan.lanes;
     // SAFETY: each pass covers the block.
     unsafe {
         if 1 << plan.lanes < T::lanes::<S>() {
@@ -429,13 +428,48 @@ pub(super) unsafe fn block<S: Lanes, T: Scalar, A: Element, B: Element>(
             return leaves::<S, T, A, B>(s, plan.leaf, 1, src, dst);
         };
         let len = 1usize << plan.block();
-        let mut h = len >> first;
-        let all = |h: usize| Rows { ptr: work, stride: h as isize };
-        radix_passes::<S, T, A, T>(s, first, 1, 1, Rows { ptr: src, stride: h as isize }, all(h), h);
-        for &r in rest {
-            radix_passes::<S, T, T, T>(s, r, len / h, 1, all(h >> r), all(h >> r), h >> r);
-            h >>= r;
+        let h = len >> first;
+        radix_passes::<S, T, A, T>(
+            s,
+            first,
+            1,
+            1,
+            Rows { ptr: src, stride: h as isize },
+            Rows { ptr: work, stride: h as isize },
+            h,
+        );
+        below::<S, T, B>(s, plan, rest, len / h, h, dst, work);
+    }
+}
+
+/// The stages below the first radix of a block: `blocks` of length `len`, depth first while one is larger than
+/// `plan.l1` elements.
+///
+/// # Safety
+/// As [`block`].
+unsafe fn below<S: Lanes, T: Scalar, B: Element>(
+    s: S,
+    plan: &Plan,
+    inner: &[u8],
+    blocks: usize,
+    len: usize,
+    dst: *mut B,
+    work: *mut T,
+) {
+    // SAFETY: each pass covers the blocks.
+    unsafe {
+        if blocks > 1 && blocks * len > plan.l1 {
+            for i in 0..blocks {
+                below::<S, T, B>(s, plan, inner, 1, len, dst.add(i * len), work.add(i * len));
+            }
+            return;
         }
-        leaves::<S, T, T, B>(s, plan.leaf, len >> bits, work, dst);
+        let Some((&first, rest)) = inner.split_first() else {
+            return leaves::<S, T, T, B>(s, plan.leaf, (blocks * len) >> (plan.leaf + plan.lanes), work, dst);
+        };
+        let h = len >> first;
+        let all = Rows { ptr: work, stride: h as isize };
+        radix_passes::<S, T, T, T>(s, first, blocks, 1, all, all, h);
+        below::<S, T, B>(s, plan, rest, blocks << first, h, dst, work);
     }
 }

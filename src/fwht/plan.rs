@@ -62,10 +62,14 @@ impl Order {
 /// Tuning constants. Chosen by `benches/fwht.rs` on Zen 5 (48 KiB L1, 1 MiB L2 per core, AVX-512).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Params {
-    /// Bytes of a contiguous block whose passes all run in L1.
+    /// Bytes of a block whose passes, one after the other, find it in L1.
+    pub(crate) l1_bytes: usize,
+    /// Bytes of a block without outer stages: it stays in L2.
     pub(crate) block_bytes: usize,
     /// Bytes of one row of a column panel that goes through scratch: whole cache lines.
     pub(crate) panel_row_bytes: usize,
+    /// Bytes of scratch for a panel of the outer stages.
+    pub(crate) outer_bytes: usize,
     /// Bytes of scratch for one panel of columns; longer columns take more than one sweep over memory.
     pub(crate) panel_bytes: usize,
     /// Elements of a task when rows or panels are shared among threads.
@@ -77,7 +81,9 @@ pub(crate) struct Params {
 impl Default for Params {
     fn default() -> Self {
         Params {
-            block_bytes: 16 << 10,
+            l1_bytes: 16 << 10,
+            block_bytes: 512 << 10,
+            outer_bytes: 256 << 10,
             panel_row_bytes: 128,
             panel_bytes: 512 << 10,
             task_len: 1 << 16,
@@ -155,6 +161,8 @@ pub struct Plan {
     pub lanes: u32,
     /// Columns of a panel.
     pub panel: usize,
+    /// Elements of a block above which passes go depth first.
+    pub l1: usize,
 }
 
 impl Plan {
@@ -164,9 +172,9 @@ impl Plan {
         let lane_bits = lanes.ilog2().min(k);
         let u = k.saturating_sub((params.block_bytes / size).ilog2());
         let (inner, leaf) = Radices::new(k - u - lane_bits, top).split_last();
-        let panel = params.panel_row_bytes / size;
-        debug_assert!(panel % lanes == 0 && (u == 0 || panel <= 1 << (k - u)));
-        Plan { order, isa, outer: Radices::new(u, top), inner, leaf, lanes: lane_bits, panel }
+        let panel = (params.outer_bytes / size >> u).max(params.panel_row_bytes / size).min(1 << (k - u));
+        let l1 = params.l1_bytes / size;
+        Plan { order, isa, outer: Radices::new(u, top), inner, leaf, lanes: lane_bits, panel, l1 }
     }
 
     /// Has it outer stages?
