@@ -62,6 +62,8 @@ impl Order {
 /// Tuning constants. Chosen by `benches/fwht.rs` on Zen 5 (48 KiB L1, 1 MiB L2 per core, AVX-512).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Params {
+    /// Distance in bytes from which 16 rows share too few sets of L1.
+    pub(crate) alias_bytes: usize,
     /// Bytes of a block whose passes, one after the other, find it in L1.
     pub(crate) l1_bytes: usize,
     /// Bytes of a block without outer stages: it stays in L2.
@@ -81,9 +83,9 @@ pub(crate) struct Params {
 impl Default for Params {
     fn default() -> Self {
         Params {
-            l1_bytes: 16 << 10,
-            block_bytes: 512 << 10,
-            outer_bytes: 256 << 10,
+            alias_bytes: std::env::var("AL").map_or(4096, |x| x.parse().unwrap()), l1_bytes: std::env::var("L1").map_or(16, |x| x.parse::<usize>().unwrap()) << 10,
+            block_bytes: std::env::var("BB").map_or(512, |x| x.parse::<usize>().unwrap()) << 10,
+            outer_bytes: std::env::var("OB").map_or(256, |x| x.parse::<usize>().unwrap()) << 10,
             panel_row_bytes: 128,
             panel_bytes: 512 << 10,
             task_len: 1 << 16,
@@ -108,6 +110,23 @@ impl Radices {
             log2[i as usize] = ((bits + passes - 1 - i) / passes) as u8;
         }
         Radices { log2, passes: passes as u8 }
+    }
+
+    /// The stages of `2^k` adjacent elements above `lanes` (log2). A radix of 16 at a distance of `alias` elements or more would ask a
+    /// set of the L1 cache for more lines than it has ways; there 8 is the most.
+    fn staged(k: u32, lanes: u32, top: u32, alias: usize) -> Radices {
+        let mut head = Radices { log2: [0; 12], passes: 0 };
+        let mut left = k - lanes;
+        while left > top && 1usize << (lanes + left - top.min(4)) >= alias {
+            head.log2[head.passes as usize] = top.min(3) as u8;
+            head.passes += 1;
+            left -= top.min(3);
+        }
+        for &r in Radices::new(left, top).iter() {
+            head.log2[head.passes as usize] = r;
+            head.passes += 1;
+        }
+        head
     }
 
     /// log2 of the number of rows that they transform.
@@ -171,7 +190,7 @@ impl Plan {
         let (k, top) = (order.log2(), max_radix(registers));
         let lane_bits = lanes.ilog2().min(k);
         let u = k.saturating_sub((params.block_bytes / size).ilog2());
-        let (inner, leaf) = Radices::new(k - u - lane_bits, top).split_last();
+        let (inner, leaf) = Radices::staged(k - u, lane_bits, top, params.alias_bytes / size).split_last();
         let panel = (params.outer_bytes / size >> u).max(params.panel_row_bytes / size).min(1 << (k - u));
         let l1 = params.l1_bytes / size;
         Plan { order, isa, outer: Radices::new(u, top), inner, leaf, lanes: lane_bits, panel, l1 }
