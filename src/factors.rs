@@ -11,7 +11,7 @@
 use std::time::Duration;
 
 use faer::linalg::matmul::matmul;
-use faer::{Accum, Mat, Par};
+use faer::{Accum, Mat, MatMut, MatRef, Par};
 
 use crate::error::{Error, Result};
 use crate::simd::Scalar;
@@ -166,11 +166,11 @@ impl<T: Scalar> Factors<T> {
         let (mut up, mut down) = (self.u.clone(), self.vt.clone());
         let k = self.rank();
         for row in up.as_mut_slice().chunks_exact_mut(k) {
-            row.iter_mut().zip(&self.s).for_each(|(x, &s)| *x = *x * weight(s, Split::Left));
+            row.iter_mut().zip(&self.s).for_each(|(x, &s)| *x *= weight(s, Split::Left));
         }
         let n = down.ncols();
         for (row, &s) in down.as_mut_slice().chunks_exact_mut(n).zip(&self.s) {
-            row.iter_mut().for_each(|x| *x = *x * weight(s, Split::Right));
+            row.iter_mut().for_each(|x| *x *= weight(s, Split::Right));
         }
         (up, down)
     }
@@ -196,21 +196,16 @@ impl<T: Scalar> Factors<T> {
         });
         let mut y = Matrix::zeros(view.nrows(), self.u.nrows());
         let mut c = Mat::<T>::zeros(view.nrows(), self.rank());
-        self.apply_into(samples.as_ref(), c.as_mut(), y.as_mut(), crate::current_par());
+        self.apply_into(samples.as_ref(), 1.0, c.as_mut(), y.as_mut(), crate::current_par());
         Ok(y)
     }
 
-    /// `y <- ((x V) s) Uᵀ` with `c` (`samples × k`) as scratch.
-    pub(crate) fn apply_into(
-        &self,
-        x: faer::MatRef<'_, T>,
-        mut c: faer::MatMut<'_, T>,
-        y: faer::MatMut<'_, T>,
-        par: Par,
-    ) {
+    /// `y <- scale · ((x V) s) Uᵀ` with `c` (`samples × k`) as scratch; `scale`, a power of two, is applied to `s`.
+    pub(crate) fn apply_into(&self, x: MatRef<'_, T>, scale: f64, mut c: MatMut<'_, T>, y: MatMut<'_, T>, par: Par) {
         matmul(c.as_mut(), Accum::Replace, x, self.vt.as_ref().transpose(), T::one(), par);
         for (j, &s) in self.s.iter().enumerate() {
-            c.as_mut().col_mut(j).iter_mut().for_each(|x| *x = *x * s);
+            let s = T::from_f64(s.to_f64() * scale);
+            c.as_mut().col_mut(j).iter_mut().for_each(|x| *x *= s);
         }
         matmul(y, Accum::Replace, c.as_ref(), self.u.as_ref().transpose(), T::one(), par);
     }

@@ -52,10 +52,9 @@ pub fn activation<T: Scalar>(w: &TensorRef<'_>, f: &Factors<T>, x: &TensorRef<'_
         return Err(Error::shape(op, format_args!("samples of {n} features"), x.ncols()));
     }
     let par = crate::current_par();
-    // Checked as a matrix is; the products below take the samples unscaled.
-    Dense::<T>::new(x, par)?;
+    // Both are checked as matrices are, and both products carry the powers of two that keep them in range.
+    let sample_scale = Dense::<T>::new(x, par)?.scale();
     let mut weight = Dense::<T>::new(w, par)?;
-    let scale = weight.scale();
 
     let (mut before_sq, mut after_sq, mut dot, mut diff_sq) = (0.0, 0.0, 0.0, 0.0);
     for first in (0..x.nrows()).step_by(BLOCK) {
@@ -69,17 +68,17 @@ pub fn activation<T: Scalar>(w: &TensorRef<'_>, f: &Factors<T>, x: &TensorRef<'_
                 line.extend(a.row(first + i).iter().copied());
                 let mut column = samples.as_mut();
                 let column = column.as_mut().col_mut(i).try_as_col_major_mut().expect("panels are column-major");
-                convert(&line, column.as_slice_mut(), 1.0);
+                convert(&line, column.as_slice_mut(), sample_scale);
             }
         });
         let mut before = weight.left(rows)?;
         weight.apply(&samples, &mut before)?;
         let mut c = Mat::zeros(rows, k);
         let mut after = Mat::zeros(m, rows);
-        f.apply_into(samples.as_ref().transpose(), c.as_mut(), after.as_mut().transpose_mut(), par);
+        f.apply_into(samples.as_ref().transpose(), weight.scale(), c.as_mut(), after.as_mut().transpose_mut(), par);
         for j in 0..rows {
             for (&y, &z) in before.as_ref().col(j).iter().zip(after.col(j).iter()) {
-                let (y, z) = (y.to_f64() / scale, z.to_f64());
+                let (y, z) = (y.to_f64(), z.to_f64());
                 before_sq += y * y;
                 after_sq += z * z;
                 dot += y * z;

@@ -75,7 +75,7 @@ pub struct HostPanel<T> {
 fn leading_dimension<T>(nrows: usize) -> usize {
     let line = 64 / size_of::<T>();
     let padded = nrows.next_multiple_of(line);
-    if padded * size_of::<T>() % 4096 == 0 { padded + line } else { padded }
+    if (padded * size_of::<T>()).is_multiple_of(4096) { padded + line } else { padded }
 }
 
 impl<T: Scalar> HostPanel<T> {

@@ -61,7 +61,7 @@ pub struct Orthonormalization {
 ///
 /// # Errors
 /// [`Error::Shape`] if `m < l` or `r` is not l×l, [`Error::Empty`] if `l = 0`, [`Error::NotFinite`] if Y holds a NaN
-/// or an infinity, [`Error::Overflow`] if an entry of R is too large for `T`. On error the panel may have been scaled.
+/// or an infinity, [`Error::Range`] if an entry of R is too large for `T`. On error the panel may have been scaled.
 pub fn orthonormalize<T: Scalar>(
     mut y: MatMut<'_, T>,
     r: Option<MatMut<'_, T>>,
@@ -113,7 +113,7 @@ pub fn orthonormalize<T: Scalar>(
             for i in 0..l {
                 let x = if i <= j { scale_by_exponent(acc[(i, j)], exponents[j]) } else { 0.0 };
                 if x.abs() > <T as Scalar>::MAX {
-                    return Err(Error::Overflow { what: "an entry of R", value: x });
+                    return Err(Error::Range { what: "an entry of R", value: x });
                 }
                 r[(i, j)] = T::from_f64(x);
             }

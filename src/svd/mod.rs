@@ -181,7 +181,7 @@ impl TruncatedSvd {
     ///
     /// # Errors
     /// [`Error::Shape`] unless the tensor has two axes, [`Error::NotFinite`], [`Error::Rank`], [`Error::Option`], and
-    /// [`Error::Overflow`] if a singular value does not fit `T`.
+    /// [`Error::Range`] if the largest singular value does not fit `T`.
     pub fn factor<T: Scalar>(&self, w: TensorRef<'_>) -> Result<Factors<T>> {
         let start = Instant::now();
         let view = w.view()?;
@@ -318,16 +318,12 @@ fn fix_signs<T: Scalar>(u: &mut Matrix<T>, vt: &mut Matrix<T>) {
     }
 }
 
-/// Singular values of `A` from those of `scale · A`.
+/// Singular values of `A` from those of `scale · A`. The largest must be a normal number of `T`; smaller ones may round to
+/// zero.
 fn unscale<T: Scalar>(s: &[T], scale: f64) -> Result<Vec<T>> {
-    s.iter()
-        .map(|&s| {
-            let value = s.to_f64() / scale;
-            if value.abs() <= T::MAX {
-                Ok(T::from_f64(value))
-            } else {
-                Err(Error::Overflow { what: "the largest singular value", value })
-            }
-        })
-        .collect()
+    let largest = s[0].to_f64() / scale;
+    if largest > <T as Scalar>::MAX || (largest > 0.0 && largest < T::MIN_POSITIVE) {
+        return Err(Error::Range { what: "the largest singular value", value: largest });
+    }
+    Ok(s.iter().map(|&s| T::from_f64(s.to_f64() / scale)).collect())
 }

@@ -30,7 +30,7 @@ struct Failure(String);
 
 impl From<tensorslim::Error> for Failure {
     fn from(e: tensorslim::Error) -> Self {
-        let flag = if matches!(e, tensorslim::Error::Overflow { .. }) { " (--precision f64)" } else { "" };
+        let flag = if matches!(e, tensorslim::Error::Range { .. }) { " (--precision f64)" } else { "" };
         Failure(format!("{e}{flag}"))
     }
 }
