@@ -66,11 +66,12 @@ pub(crate) enum Outcome {
     /// Nothing was changed: the columns' squared lengths do not fit the arithmetic (or are zero, or not numbers).
     Range,
     /// The panel still satisfies `Y_in = Y acc` but is not orthonormal.
-    Breakdown {
-        /// Passes done.
-        passes: usize,
-    },
+    Breakdown(Orthonormalization),
 }
+
+/// The report of a panel about which nothing is known.
+pub(crate) const SINGULAR: Orthonormalization =
+    Orthonormalization { algorithm: Algorithm::CholeskyQr, condition_estimate: f64::INFINITY, passes: 0 };
 
 /// Which arithmetic a Gram matrix is accumulated in.
 #[derive(Clone, Copy, PartialEq)]
@@ -110,11 +111,10 @@ pub(crate) fn iterate<T: Scalar>(
     let mut divisor = divisor.as_mat_mut();
 
     gram_of(y.rb_mut(), None, gram.rb_mut(), Width::Own, par, stack);
-    let mut report =
-        Orthonormalization { algorithm: Algorithm::CholeskyQr, condition_estimate: f64::INFINITY, passes: 0 };
+    let mut report = SINGULAR;
     loop {
         if !in_range::<T>(gram.rb()) {
-            return if report.passes == 0 { Outcome::Range } else { Outcome::Breakdown { passes: report.passes } };
+            return if report.passes == 0 { Outcome::Range } else { Outcome::Breakdown(report) };
         }
         let mut width = Width::Own;
         let mut state = factorize(gram.rb(), 0.0, factor.rb_mut(), stack);
@@ -126,14 +126,14 @@ pub(crate) fn iterate<T: Scalar>(
             }
             if !state.accepts(f64::EPSILON) {
                 if report.passes >= 3 {
-                    return Outcome::Breakdown { passes: report.passes };
+                    return Outcome::Breakdown(report);
                 }
                 // The largest eigenvalue of the scaled Gram matrix is at most 2l, and the errors of its entries and
                 // of its Cholesky factorization are a small multiple of l u.
                 let condition = state.condition;
                 state = factorize(gram.rb(), 16.0 * l as f64 * f64::EPSILON, factor.rb_mut(), stack);
                 if !state.positive {
-                    return Outcome::Breakdown { passes: report.passes };
+                    return Outcome::Breakdown(report);
                 }
                 state.condition = condition;
                 state.inflation = f64::INFINITY;
@@ -148,7 +148,7 @@ pub(crate) fn iterate<T: Scalar>(
         // A wide Gram matrix says nothing about the rounding of the panel itself, so it never ends the iteration.
         let last = width == Width::Own && state.inflation <= PARAMS.max_inflation;
         if !last && report.passes + 1 >= PARAMS.max_passes {
-            return Outcome::Breakdown { passes: report.passes };
+            return Outcome::Breakdown(report);
         }
         if !last && report.algorithm == Algorithm::CholeskyQr {
             report.algorithm = Algorithm::CholeskyQr2;
