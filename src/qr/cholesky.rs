@@ -36,7 +36,7 @@ use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::linalg::{temp_mat_scratch, temp_mat_zeroed, triangular_inverse, triangular_solve};
 use faer::mat::AsMatMut;
 use faer::prelude::*;
-use faer::{MatMut, MatRef, Par};
+use faer::{ColMut, ColRef, MatMut, MatRef, Par};
 
 use super::{Algorithm, Orthonormalization, exponent, for_row_groups};
 use crate::simd::Scalar;
@@ -54,10 +54,28 @@ pub(crate) struct CholeskyParams {
     pub(crate) max_inflation: f64,
     /// Passes before giving up.
     pub(crate) max_passes: usize,
+    /// Rows of the sketch per column of the panel.
+    pub(crate) sketch_rows: usize,
+    /// Panels with fewer columns are not sketched: their Gram matrix is cheap.
+    pub(crate) min_sketched_columns: usize,
+    /// A sketch with variance inflation factors up to this sends the panel to plain CholeskyQR. With two rows per
+    /// column a sketch about doubles them.
+    pub(crate) max_sketched_inflation: f64,
+    /// Tasks that the sketch is split into.
+    pub(crate) sketch_tasks: usize,
 }
 
-pub(crate) const PARAMS: CholeskyParams =
-    CholeskyParams { block_rows: 256, max_groups: 16, max_defect: 0.25, max_inflation: 4.0, max_passes: 6 };
+pub(crate) const PARAMS: CholeskyParams = CholeskyParams {
+    block_rows: 256,
+    max_groups: 16,
+    max_defect: 0.25,
+    max_inflation: 4.0,
+    max_passes: 6,
+    sketch_rows: 2,
+    min_sketched_columns: 16,
+    max_sketched_inflation: 6.0,
+    sketch_tasks: 8,
+};
 
 /// How [`iterate`] ended.
 pub(crate) enum Outcome {
@@ -73,10 +91,14 @@ pub(crate) enum Outcome {
 pub(crate) const SINGULAR: Orthonormalization =
     Orthonormalization { algorithm: Algorithm::CholeskyQr, condition_estimate: f64::INFINITY, passes: 0 };
 
-/// Which arithmetic a Gram matrix is accumulated in.
+/// What a Gram matrix was formed of.
 #[derive(Clone, Copy, PartialEq)]
-enum Width {
-    Own,
+enum Source {
+    /// A sketch of the panel, in f64.
+    Sketch,
+    /// The panel, in its own arithmetic.
+    Panel,
+    /// An f32 panel, in f64.
     Wide,
 }
 
@@ -88,21 +110,23 @@ struct Groups {
 
 fn groups(m: usize, l: usize) -> Groups {
     let blocks = m.div_ceil(PARAMS.block_rows);
-    // All partial Gram matrices together are at most half of the panel.
-    let most = (m / (2 * l)).min(blocks).clamp(1, PARAMS.max_groups);
+    // All partial Gram matrices together are at most as large as the panel.
+    let most = (m / l).min(blocks).clamp(1, PARAMS.max_groups);
     let power = 1 << most.ilog2();
     let rows = blocks.div_ceil(power) * PARAMS.block_rows;
     Groups { count: m.div_ceil(rows), rows }
 }
 
-/// CholeskyQR passes until the panel is orthonormal; `acc <- R acc` for each.
+/// CholeskyQR passes until the panel is orthonormal; `acc <- R acc` for each. With `sketch`, the first factor comes
+/// from a sketch of the panel where the panel is tall enough for one.
 pub(crate) fn iterate<T: Scalar>(
     mut y: MatMut<'_, T>,
     mut acc: Option<MatMut<'_, f64>>,
+    sketch: bool,
     par: Par,
     stack: &mut MemStack,
 ) -> Outcome {
-    let (_, l) = y.shape();
+    let (m, l) = y.shape();
     let (mut gram, stack) = temp_mat_zeroed::<f64, _, _>(l, l, stack);
     let mut gram = gram.as_mat_mut();
     let (mut factor, stack) = temp_mat_zeroed::<f64, _, _>(l, l, stack);
@@ -110,48 +134,60 @@ pub(crate) fn iterate<T: Scalar>(
     let (mut divisor, stack) = temp_mat_zeroed::<T, _, _>(l, l, stack);
     let mut divisor = divisor.as_mat_mut();
 
-    gram_of(y.rb_mut(), None, gram.rb_mut(), Width::Own, par, stack);
     let mut report = SINGULAR;
+    let mut source = Source::Panel;
+    if sketch && sketch_rows(m, l) > 0 {
+        source = Source::Sketch;
+        sketch_gram(y.rb_mut(), gram.rb_mut(), par, stack);
+    } else {
+        gram_of(y.rb_mut(), None, gram.rb_mut(), par, stack);
+    }
     loop {
         if !in_range::<T>(gram.rb()) {
             return if report.passes == 0 { Outcome::Range } else { Outcome::Breakdown(report) };
         }
-        let mut width = Width::Own;
         let mut state = factorize(gram.rb(), 0.0, factor.rb_mut(), stack);
-        if !state.accepts(<T as Scalar>::EPSILON) {
-            if T::DTYPE == DType::F32 {
-                width = Width::Wide;
-                gram_of(y.rb_mut(), None, gram.rb_mut(), width, par, stack);
-                state = factorize(gram.rb(), 0.0, factor.rb_mut(), stack);
-            }
-            if !state.accepts(f64::EPSILON) {
-                if report.passes >= 3 {
-                    return Outcome::Breakdown(report);
-                }
-                // The largest eigenvalue of the scaled Gram matrix is at most 2l, and the errors of its entries and
-                // of its Cholesky factorization are a small multiple of l u.
-                let condition = state.condition;
-                state = factorize(gram.rb(), 16.0 * l as f64 * f64::EPSILON, factor.rb_mut(), stack);
-                if !state.positive {
-                    return Outcome::Breakdown(report);
-                }
-                state.condition = condition;
-                state.inflation = f64::INFINITY;
-                report.algorithm = Algorithm::ShiftedCholeskyQr;
-            } else if report.algorithm != Algorithm::ShiftedCholeskyQr {
-                report.algorithm = Algorithm::WideCholeskyQr2;
-            }
+        if source == Source::Sketch && state.inflation <= PARAMS.max_sketched_inflation {
+            // One pass will do: look at the panel itself.
+            source = Source::Panel;
+            gram_of(y.rb_mut(), None, gram.rb_mut(), par, stack);
+            continue;
         }
+        let unit = if source == Source::Panel { <T as Scalar>::EPSILON } else { f64::EPSILON };
+        let mut good = state.accepts(unit);
+        if !good && source == Source::Panel && T::DTYPE == DType::F32 {
+            source = Source::Wide;
+            wide_gram(y.rb_mut(), gram.rb_mut(), par, stack);
+            state = factorize(gram.rb(), 0.0, factor.rb_mut(), stack);
+            good = state.accepts(f64::EPSILON);
+        }
+        let mut algorithm = match source {
+            Source::Sketch => Algorithm::SketchedCholeskyQr,
+            Source::Wide => Algorithm::WideCholeskyQr2,
+            Source::Panel => Algorithm::CholeskyQr2,
+        };
         if report.passes == 0 {
             report.condition_estimate = state.condition;
         }
-        // A wide Gram matrix says nothing about the rounding of the panel itself, so it never ends the iteration.
-        let last = width == Width::Own && state.inflation <= PARAMS.max_inflation;
-        if !last && report.passes + 1 >= PARAMS.max_passes {
-            return Outcome::Breakdown(report);
+        if !good {
+            // The largest eigenvalue of the scaled Gram matrix is at most 2l, and the errors of its entries and of
+            // its Cholesky factorization are a small multiple of l u.
+            state = factorize(gram.rb(), 16.0 * l as f64 * f64::EPSILON, factor.rb_mut(), stack);
+            if !state.positive {
+                return Outcome::Breakdown(report);
+            }
+            algorithm = Algorithm::ShiftedCholeskyQr;
         }
-        if !last && report.algorithm == Algorithm::CholeskyQr {
-            report.algorithm = Algorithm::CholeskyQr2;
+        // Only the panel's own Gram matrix, in the panel's own arithmetic, says what a division will leave.
+        let last = good && source == Source::Panel && state.inflation <= PARAMS.max_inflation;
+        report.passes += 1;
+        if report.passes == 1 {
+            report.algorithm = if last { Algorithm::CholeskyQr } else { algorithm };
+        } else if algorithm == Algorithm::ShiftedCholeskyQr {
+            report.algorithm = algorithm;
+        }
+        if !last && report.passes >= PARAMS.max_passes {
+            return Outcome::Breakdown(report);
         }
         for j in 0..l {
             for i in 0..l {
@@ -167,23 +203,26 @@ pub(crate) fn iterate<T: Scalar>(
             }
             premultiply(acc.rb_mut(), factor.rb());
         }
-        report.passes += 1;
         if last {
             divide(y.rb_mut(), divisor.rb(), par);
             return Outcome::Done(report);
         }
-        gram_of(y.rb_mut(), Some(divisor.rb()), gram.rb_mut(), Width::Own, par, stack);
+        source = Source::Panel;
+        gram_of(y.rb_mut(), Some(divisor.rb()), gram.rb_mut(), par, stack);
     }
 }
 
 /// Scratch for [`iterate`].
 pub(crate) fn iterate_scratch<T: Scalar>(m: usize, l: usize) -> StackReq {
     let wide = if T::DTYPE == DType::F32 { gram_scratch::<f64>(m, l, PARAMS.block_rows) } else { StackReq::EMPTY };
+    let p = sketch_rows(m, l);
+    let sketch =
+        StackReq::all_of(&[StackReq::new::<T>(m), temp_mat_scratch::<f64>(p, l), gram_scratch::<f64>(p, l, 0)]);
     StackReq::all_of(&[
         temp_mat_scratch::<f64>(l, l),
         temp_mat_scratch::<f64>(l, l),
         temp_mat_scratch::<T>(l, l),
-        StackReq::any_of(&[gram_scratch::<T>(m, l, 0), wide, factorize_scratch(l)]),
+        StackReq::any_of(&[gram_scratch::<T>(m, l, 0), wide, sketch, factorize_scratch(l)]),
     ])
 }
 
@@ -215,48 +254,110 @@ fn gram_of<T: Scalar>(
     y: MatMut<'_, T>,
     divisor: Option<MatRef<'_, T>>,
     gram: MatMut<'_, f64>,
-    width: Width,
     par: Par,
     stack: &mut MemStack,
 ) {
     let (m, l) = y.shape();
     let Groups { count, rows } = groups(m, l);
-    let solve = |block: MatMut<'_, T>| {
-        if let Some(divisor) = divisor {
-            triangular_solve::solve_lower_triangular_in_place(divisor, block.transpose_mut(), Par::Seq);
+    let (mut work, _) = temp_mat_zeroed::<T, _, _>(l, l * count, stack);
+    let mut work = work.as_mat_mut();
+    for_row_groups(y, work.rb_mut(), rows, l, par, &|mut y, mut g| {
+        let m = y.nrows();
+        for i in (0..m).step_by(PARAMS.block_rows) {
+            let mut block = y.rb_mut().subrows_mut(i, PARAMS.block_rows.min(m - i));
+            if let Some(divisor) = divisor {
+                triangular_solve::solve_lower_triangular_in_place(divisor, block.rb_mut().transpose_mut(), Par::Seq);
+            }
+            syrk(g.rb_mut(), block.rb());
+        }
+    });
+    add_up(gram, work.rb());
+}
+
+/// The lower triangle of `YᵀY` in f64.
+fn wide_gram<T: Scalar>(y: MatMut<'_, T>, gram: MatMut<'_, f64>, par: Par, stack: &mut MemStack) {
+    let (m, l) = y.shape();
+    let Groups { count, rows } = groups(m, l);
+    let (mut work, _) = temp_mat_zeroed::<f64, _, _>(l + PARAMS.block_rows, l * count, stack);
+    let mut work = work.as_mat_mut();
+    for_row_groups(y, work.rb_mut(), rows, l, par, &|y, g| {
+        let m = y.nrows();
+        let (mut g, mut wide) = g.split_at_row_mut(l);
+        for i in (0..m).step_by(PARAMS.block_rows) {
+            let block = y.rb().subrows(i, PARAMS.block_rows.min(m - i));
+            let mut wide = wide.rb_mut().subrows_mut(0, block.nrows());
+            widen(wide.rb_mut(), block);
+            syrk(g.rb_mut(), wide.rb());
+        }
+    });
+    add_up(gram, work.rb());
+}
+
+/// Rows of the sketch of an m×l panel, 0 for none.
+fn sketch_rows(m: usize, l: usize) -> usize {
+    let p = (PARAMS.sketch_rows * l).next_multiple_of(64);
+    if l >= PARAMS.min_sketched_columns && m >= 2 * p { p } else { 0 }
+}
+
+/// A fixed random bit string: SplitMix64 of the index.
+fn hash(index: usize) -> u64 {
+    let mut z = (index as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// The Gram matrix of `S Y`, S p×m with one entry ±1 in each column: p rows at a time are folded onto the sketch,
+/// each slab rotated by a random amount, each row with a random sign.
+fn sketch_gram<T: Scalar>(y: MatMut<'_, T>, gram: MatMut<'_, f64>, par: Par, stack: &mut MemStack) {
+    let (m, l) = y.shape();
+    let p = sketch_rows(m, l);
+    let (signs, stack) = stack.make_with(m, |i| T::from_f64(if hash(i) >> 63 == 0 { 1.0 } else { -1.0 }));
+    let (mut folded, stack) = temp_mat_zeroed::<f64, _, _>(p, l, stack);
+    let mut folded = folded.as_mat_mut();
+    // Columns are independent: they are the rows of the transposed views.
+    let columns = l.div_ceil(PARAMS.sketch_tasks);
+    for_row_groups(y.transpose_mut(), folded.rb_mut(), columns, columns, par, &|y, mut folded| {
+        for j in 0..y.nrows() {
+            fold(folded.rb_mut().col_mut(j), y.rb().row(j).transpose(), &signs);
+        }
+    });
+    gram_of(folded, None, gram, par, stack);
+}
+
+fn fold<T: Scalar>(folded: ColMut<'_, f64>, x: ColRef<'_, T>, signs: &[T]) {
+    let p = folded.nrows();
+    let folded = folded.try_as_col_major_mut().expect("scratch is column-major").as_slice_mut();
+    let mut add = |at: usize, from: usize, len: usize| {
+        let (folded, signs) = (&mut folded[at..at + len], &signs[from..from + len]);
+        let x = x.subrows(from, len);
+        match x.try_as_col_major() {
+            Some(x) => add_signed(folded, x.as_slice(), signs),
+            None => {
+                for ((f, s), x) in folded.iter_mut().zip(signs).zip(x.iter()) {
+                    *f += (*x * *s).to_f64();
+                }
+            }
         }
     };
-    match width {
-        Width::Own => {
-            let (mut work, _) = temp_mat_zeroed::<T, _, _>(l, l * count, stack);
-            let mut work = work.as_mat_mut();
-            for_row_groups(y, work.rb_mut(), rows, l, par, &|mut y, mut g| {
-                let m = y.nrows();
-                for i in (0..m).step_by(PARAMS.block_rows) {
-                    let mut block = y.rb_mut().subrows_mut(i, PARAMS.block_rows.min(m - i));
-                    solve(block.rb_mut());
-                    syrk(g.rb_mut(), block.rb());
-                }
-            });
-            add_up(gram, work.rb());
-        }
-        Width::Wide => {
-            let (mut work, _) = temp_mat_zeroed::<f64, _, _>(l + PARAMS.block_rows, l * count, stack);
-            let mut work = work.as_mat_mut();
-            for_row_groups(y, work.rb_mut(), rows, l, par, &|mut y, g| {
-                let m = y.nrows();
-                let (mut g, mut wide) = g.split_at_row_mut(l);
-                for i in (0..m).step_by(PARAMS.block_rows) {
-                    let mut block = y.rb_mut().subrows_mut(i, PARAMS.block_rows.min(m - i));
-                    solve(block.rb_mut());
-                    let mut wide = wide.rb_mut().subrows_mut(0, block.nrows());
-                    widen(wide.rb_mut(), block.rb());
-                    syrk(g.rb_mut(), wide.rb());
-                }
-            });
-            add_up(gram, work.rb());
-        }
+    for (slab, from) in (0..signs.len()).step_by(p).enumerate() {
+        let len = p.min(signs.len() - from);
+        let turn = (hash(slab) % p as u64) as usize;
+        let head = len.min(p - turn);
+        add(turn, from, head);
+        add(0, from + head, len - head);
     }
+}
+
+fn add_signed<T: Scalar>(folded: &mut [f64], x: &[T], signs: &[T]) {
+    pulp::Arch::new().dispatch(
+        #[inline(always)]
+        || {
+            for ((f, x), s) in folded.iter_mut().zip(x).zip(signs) {
+                *f += (*x * *s).to_f64();
+            }
+        },
+    );
 }
 
 fn syrk<W: Scalar>(gram: MatMut<'_, W>, y: MatRef<'_, W>) {

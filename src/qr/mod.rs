@@ -32,6 +32,8 @@ pub enum Algorithm {
     CholeskyQr,
     /// Two passes, Gram matrices in the panel's own arithmetic.
     CholeskyQr2,
+    /// The first factor from a sketch of the panel, in f64.
+    SketchedCholeskyQr,
     /// The first Gram matrix of an f32 panel in f64.
     WideCholeskyQr2,
     /// The first Gram matrix (or the first two) shifted by a multiple of the identity.
@@ -90,11 +92,11 @@ pub fn orthonormalize<T: Scalar>(
     }
     let (mut exponents, stack) = stack.make_with(l, |_| 0_i32);
 
-    let mut outcome = cholesky::iterate(y.rb_mut(), acc.as_mut().map(|a| a.rb_mut()), par, stack);
+    let mut outcome = cholesky::iterate(y.rb_mut(), acc.as_mut().map(|a| a.rb_mut()), true, par, stack);
     if let cholesky::Outcome::Range = outcome {
         let nonzero = equilibrate(y.rb_mut(), &mut exponents)?;
         outcome = if nonzero {
-            cholesky::iterate(y.rb_mut(), acc.as_mut().map(|a| a.rb_mut()), par, stack)
+            cholesky::iterate(y.rb_mut(), acc.as_mut().map(|a| a.rb_mut()), false, par, stack)
         } else {
             cholesky::Outcome::Breakdown(cholesky::SINGULAR)
         };
@@ -105,7 +107,7 @@ pub fn orthonormalize<T: Scalar>(
             householder_in_place(y.rb_mut(), acc.as_mut().map(|a| a.rb_mut()), par, stack);
             // Reflections round by up to m eps where all errors have one sign (a panel of ones: 170 eps at 1000×100);
             // one more pass, on a panel that is orthonormal but for that, brings it to the level of the others.
-            cholesky::iterate(y.rb_mut(), acc.as_mut().map(|a| a.rb_mut()), par, stack);
+            cholesky::iterate(y.rb_mut(), acc.as_mut().map(|a| a.rb_mut()), false, par, stack);
             let report = if let cholesky::Outcome::Breakdown(report) = outcome { report } else { cholesky::SINGULAR };
             Orthonormalization { algorithm: Algorithm::Householder, ..report }
         }
