@@ -97,6 +97,8 @@ fn kinds(m: usize, l: usize) -> Vec<(&'static str, Mat<f64>)> {
         ("zero", Mat::zeros(m, l)),
         ("one entry", Mat::from_fn(m, l, |i, j| if i == m - 1 && j == l - 1 { 3.0 } else { 0.0 })),
         ("ones", Mat::from_fn(m, l, |_, _| 1.0)),
+        ("constant column", Mat::from_fn(m, l, |i, j| if j == 0 { 0.3 } else { g[(i, j)] })),
+        ("signs", Mat::from_fn(m, l, |i, j| if (i * (2 * j + 1) / 7) % 2 == 0 { 0.7 } else { -0.7 })),
         ("duplicates", duplicates),
         ("identity", Mat::from_fn(m, l, |i, j| f64::from(i == j))),
         ("graded columns", Mat::from_fn(m, l, |i, j| g[(i, j)] * 10f64.powf(-25.0 * j as f64 / l as f64))),
@@ -117,9 +119,17 @@ fn widened<T: Scalar>(a: MatRef<'_, T>) -> Mat<f64> {
     Mat::from_fn(a.nrows(), a.ncols(), |i, j| a[(i, j)].to_f64())
 }
 
+/// `QᵀQ` by halves: the error of a sum over m rows is log2(m) eps, also where all rounding errors have one sign.
+fn gram(q: MatRef<'_, f64>) -> Mat<f64> {
+    if q.nrows() <= 8 {
+        return q.transpose() * q;
+    }
+    let (top, bottom) = q.split_at_row(q.nrows() / 2);
+    gram(top) + gram(bottom)
+}
+
 fn orthogonality<T: Scalar>(q: MatRef<'_, T>) -> f64 {
-    let q = widened(q);
-    let mut g = q.transpose() * &q;
+    let mut g = gram(widened(q).as_ref());
     for j in 0..g.ncols() {
         g[(j, j)] -= 1.0;
     }

@@ -12,7 +12,7 @@
 //! One pass costs `m l²` flops of syrk and `m l²` of TRSM and reads and writes the panel once; everything l×l is done
 //! in f64 by one thread (`l³/3` for the factor, `l³/3` for its inverse, which gives the condition).
 //!
-//! What decides how to go on is the factor of the scaled Gram matrix `D G D` (unit diagonal, D powers of two):
+//! What decides how to go on is the factor of the scaled Gram matrix `D G D` (unit diagonal):
 //!
 //! * A Gram matrix with relative error `u` gives a Q with `‖QᵀQ − I‖ ≈ u ‖R⁻¹‖_F²`. Where that is below 1/4 the pass
 //!   leaves a panel of condition < 2 and the next one finishes (CholeskyQR2: Yamamoto, Nakatsukasa, Yanagisawa,
@@ -38,7 +38,8 @@ use faer::mat::AsMatMut;
 use faer::prelude::*;
 use faer::{ColMut, ColRef, MatMut, MatRef, Par};
 
-use super::{Algorithm, Orthonormalization, exponent, for_row_groups};
+use super::householder::dot;
+use super::{Algorithm, Orthonormalization, for_row_groups};
 use crate::simd::Scalar;
 use crate::tensor::DType;
 
@@ -46,6 +47,8 @@ use crate::tensor::DType;
 pub(crate) struct CholeskyParams {
     /// Rows of a block: it is solved and multiplied while it sits in L2. Chosen by `benches/qr.rs` (128..2048 within 5 %).
     pub(crate) block_rows: usize,
+    /// Rows whose products are summed in one go.
+    pub(crate) sum_rows: usize,
     /// Largest number of row groups, which bounds the partial Gram matrices.
     pub(crate) max_groups: usize,
     /// A pass may leave `‖QᵀQ − I‖` at about this.
@@ -67,6 +70,7 @@ pub(crate) struct CholeskyParams {
 
 pub(crate) const PARAMS: CholeskyParams = CholeskyParams {
     block_rows: 256,
+    sum_rows: 64,
     max_groups: 16,
     max_defect: 0.25,
     max_inflation: 4.0,
@@ -146,7 +150,7 @@ pub(crate) fn iterate<T: Scalar>(
         if !in_range::<T>(gram.rb()) {
             return if report.passes == 0 { Outcome::Range } else { Outcome::Breakdown(report) };
         }
-        let mut state = factorize(gram.rb(), 0.0, factor.rb_mut(), stack);
+        let mut state = factorize(gram.rb(), 0.0, report.passes == 0, factor.rb_mut(), stack);
         if source == Source::Sketch && state.inflation <= PARAMS.max_sketched_inflation {
             // One pass will do: look at the panel itself.
             source = Source::Panel;
@@ -158,7 +162,7 @@ pub(crate) fn iterate<T: Scalar>(
         if !good && source == Source::Panel && T::DTYPE == DType::F32 {
             source = Source::Wide;
             wide_gram(y.rb_mut(), gram.rb_mut(), par, stack);
-            state = factorize(gram.rb(), 0.0, factor.rb_mut(), stack);
+            state = factorize(gram.rb(), 0.0, report.passes == 0, factor.rb_mut(), stack);
             good = state.accepts(f64::EPSILON);
         }
         let mut algorithm = match source {
@@ -170,9 +174,9 @@ pub(crate) fn iterate<T: Scalar>(
             report.condition_estimate = state.condition;
         }
         if !good {
-            // The largest eigenvalue of the scaled Gram matrix is at most 2l, and the errors of its entries and of
+            // The largest eigenvalue of the scaled Gram matrix is at most l, and the errors of its entries and of
             // its Cholesky factorization are a small multiple of l u.
-            state = factorize(gram.rb(), 16.0 * l as f64 * f64::EPSILON, factor.rb_mut(), stack);
+            state = factorize(gram.rb(), 8.0 * l as f64 * f64::EPSILON, false, factor.rb_mut(), stack);
             if !state.positive {
                 return Outcome::Breakdown(report);
             }
@@ -190,15 +194,16 @@ pub(crate) fn iterate<T: Scalar>(
             return Outcome::Breakdown(report);
         }
         for j in 0..l {
-            for i in 0..l {
-                divisor[(i, j)] = T::from_f64(if i >= j { factor[(i, j)] } else { 0.0 });
+            let to = &mut column_mut(divisor.rb_mut(), j)[j..];
+            for (d, x) in to.iter_mut().zip(&column(factor.rb(), j)[j..]) {
+                *d = T::from_f64(*x);
             }
         }
         if let Some(acc) = &mut acc {
             // The rounded factor is the one that the panel is divided by.
             for j in 0..l {
-                for i in 0..l {
-                    factor[(i, j)] = if i <= j { divisor[(j, i)].to_f64() } else { 0.0 };
+                for i in 0..=j {
+                    factor[(i, j)] = divisor[(j, i)].to_f64();
                 }
             }
             premultiply(acc.rb_mut(), factor.rb());
@@ -215,9 +220,10 @@ pub(crate) fn iterate<T: Scalar>(
 /// Scratch for [`iterate`].
 pub(crate) fn iterate_scratch<T: Scalar>(m: usize, l: usize) -> StackReq {
     let wide = if T::DTYPE == DType::F32 { gram_scratch::<f64>(m, l, PARAMS.block_rows) } else { StackReq::EMPTY };
-    let p = sketch_rows(m, l);
-    let sketch =
-        StackReq::all_of(&[StackReq::new::<T>(m), temp_mat_scratch::<f64>(p, l), gram_scratch::<f64>(p, l, 0)]);
+    let sketch = match sketch_rows(m, l) {
+        0 => StackReq::EMPTY,
+        p => StackReq::all_of(&[StackReq::new::<T>(m), temp_mat_scratch::<f64>(p, l), gram_scratch::<f64>(p, l, 0)]),
+    };
     StackReq::all_of(&[
         temp_mat_scratch::<f64>(l, l),
         temp_mat_scratch::<f64>(l, l),
@@ -360,27 +366,22 @@ fn add_signed<T: Scalar>(folded: &mut [f64], x: &[T], signs: &[T]) {
     );
 }
 
-fn syrk<W: Scalar>(gram: MatMut<'_, W>, y: MatRef<'_, W>) {
+/// `gram += YᵀY`, a few rows at a time: a sum of n equal terms errs by up to n eps / 4, all to one side, and columns
+/// of equal entries are common (3 % slower than 256 rows at once).
+fn syrk<W: Scalar>(mut gram: MatMut<'_, W>, y: MatRef<'_, W>) {
     let (lower, full) = (BlockStructure::TriangularLower, BlockStructure::Rectangular);
-    triangular::matmul(gram, lower, Accum::Add, y.transpose(), full, y, full, W::from_f64(1.0), Par::Seq);
+    for i in (0..y.nrows()).step_by(PARAMS.sum_rows) {
+        let y = y.subrows(i, PARAMS.sum_rows.min(y.nrows() - i));
+        triangular::matmul(gram.rb_mut(), lower, Accum::Add, y.transpose(), full, y, full, W::from_f64(1.0), Par::Seq);
+    }
 }
 
 fn widen<T: Scalar>(mut dst: MatMut<'_, f64>, src: MatRef<'_, T>) {
     for j in 0..src.ncols() {
-        let dst = dst.rb_mut().col_mut(j);
-        let src = src.col(j);
-        match (dst.try_as_col_major_mut(), src.try_as_col_major()) {
-            (Some(dst), Some(src)) => {
-                for (d, s) in dst.as_slice_mut().iter_mut().zip(src.as_slice().iter()) {
-                    *d = (*s).to_f64();
-                }
-            }
-            (Some(dst), None) => {
-                for (d, s) in dst.as_slice_mut().iter_mut().zip(src.iter()) {
-                    *d = (*s).to_f64();
-                }
-            }
-            (None, _) => unreachable!("scratch is column-major"),
+        let dst = column_mut(dst.rb_mut(), j);
+        match src.col(j).try_as_col_major() {
+            Some(src) => dst.iter_mut().zip(src.as_slice()).for_each(|(d, s)| *d = (*s).to_f64()),
+            None => dst.iter_mut().zip(src.col(j).iter()).for_each(|(d, s)| *d = (*s).to_f64()),
         }
     }
 }
@@ -389,15 +390,24 @@ fn widen<T: Scalar>(mut dst: MatMut<'_, f64>, src: MatRef<'_, T>) {
 fn add_up<W: Scalar>(mut gram: MatMut<'_, f64>, parts: MatRef<'_, W>) {
     let l = gram.ncols();
     for j in 0..l {
-        for i in j..l {
-            gram[(i, j)] = 0.0;
-        }
+        let sum = &mut column_mut(gram.rb_mut(), j)[j..];
+        sum.fill(0.0);
         for c in (j..parts.ncols()).step_by(l) {
-            for i in j..l {
-                gram[(i, j)] += parts[(i, c)].to_f64();
+            for (s, x) in sum.iter_mut().zip(&column(parts, c)[j..]) {
+                *s += (*x).to_f64();
             }
         }
     }
+}
+
+/// Column j of a scratch matrix.
+pub(super) fn column<W>(a: MatRef<'_, W>, j: usize) -> &[W] {
+    a.col(j).try_as_col_major().expect("scratch is column-major").as_slice()
+}
+
+/// Column j of a scratch matrix.
+pub(super) fn column_mut<W>(a: MatMut<'_, W>, j: usize) -> &mut [W] {
+    a.col_mut(j).try_as_col_major_mut().expect("scratch is column-major").as_slice_mut()
 }
 
 /// What the Cholesky factor of a Gram matrix says.
@@ -418,17 +428,26 @@ impl State {
     }
 }
 
-/// `factor <- L` with `L Lᵀ = gram + shift D⁻²`, where D scales the diagonal into [1/2, 2).
-fn factorize(gram: MatRef<'_, f64>, shift: f64, mut factor: MatMut<'_, f64>, stack: &mut MemStack) -> State {
+/// `factor <- L` with `L Lᵀ = gram + shift D⁻²`, where `D gram D` has a unit diagonal. The condition is estimated
+/// on request (it is 0 otherwise).
+fn factorize(
+    gram: MatRef<'_, f64>,
+    shift: f64,
+    estimate: bool,
+    mut factor: MatMut<'_, f64>,
+    stack: &mut MemStack,
+) -> State {
     let l = gram.nrows();
     let (mut inverse, stack) = temp_mat_zeroed::<f64, _, _>(l, l, stack);
     let mut inverse = inverse.as_mat_mut();
-    let (scale, stack) = stack.make_with(l, |j| 2f64.powi(-(exponent(gram[(j, j)]) >> 1)));
+    let (lengths, stack) = stack.make_with(l, |j| gram[(j, j)].sqrt());
+    let (scale, stack) = stack.make_with(l, |j| 1.0 / lengths[j]);
     for j in 0..l {
-        for i in j..l {
-            factor[(i, j)] = gram[(i, j)] * (scale[i] * scale[j]);
+        let (l_j, g_j) = (&mut column_mut(factor.rb_mut(), j)[j..], &column(gram, j)[j..]);
+        for ((x, g), s) in l_j.iter_mut().zip(g_j).zip(&scale[j..]) {
+            *x = g * (s * scale[j]);
         }
-        factor[(j, j)] += shift;
+        l_j[0] += shift;
     }
     let failed =
         State { positive: false, inverse_norm: f64::INFINITY, inflation: f64::INFINITY, condition: f64::INFINITY };
@@ -438,34 +457,40 @@ fn factorize(gram: MatRef<'_, f64>, shift: f64, mut factor: MatMut<'_, f64>, sta
     triangular_inverse::invert_lower_triangular(inverse.rb_mut(), factor.rb(), Par::Seq);
     let (mut vectors, _) = temp_mat_zeroed::<f64, _, _>(l, 2, stack);
     let mut vectors = vectors.as_mat_mut();
-    let condition = norm_estimate(factor.rb(), vectors.rb_mut()) * norm_estimate(inverse.rb(), vectors.rb_mut());
+    let mut condition = 0.0;
+    if estimate {
+        condition = norm_estimate(factor.rb(), vectors.rb_mut()) * norm_estimate(inverse.rb(), vectors.rb_mut());
+    }
     // R⁻¹ = L⁻ᵀ: column j of R⁻¹ is row j of L⁻¹.
-    let (mut rows, _) = vectors.split_at_col_mut(1);
-    rows.fill(0.0);
-    for j in 0..l {
-        for i in j..l {
-            rows[(i, 0)] += inverse[(i, j)] * inverse[(i, j)];
-        }
-    }
-    let (mut inverse_norm, mut inflation) = (0.0, 0.0_f64);
-    for i in 0..l {
-        inverse_norm += rows[(i, 0)];
-        inflation = inflation.max(rows[(i, 0)] * gram[(i, i)] * scale[i] * scale[i]);
-    }
+    let inflations = column_mut(vectors, 0);
+    row_lengths(inverse.rb(), inflations);
+    let inverse_norm = inflations.iter().sum::<f64>();
+    let inflation = inflations.iter().fold(0.0_f64, |largest, x| largest.max(*x));
     if !(inverse_norm.is_finite() && condition.is_finite()) {
         return failed;
     }
     for j in 0..l {
-        for i in j..l {
-            factor[(i, j)] /= scale[i];
+        for (x, s) in column_mut(factor.rb_mut(), j)[j..].iter_mut().zip(&lengths[j..]) {
+            *x *= s;
         }
     }
     State { positive: true, inverse_norm, inflation, condition }
 }
 
+/// Squared lengths of the rows of a lower triangular matrix.
+fn row_lengths(a: MatRef<'_, f64>, lengths: &mut [f64]) {
+    lengths.fill(0.0);
+    for j in 0..a.ncols() {
+        for (s, x) in lengths[j..].iter_mut().zip(&column(a, j)[j..]) {
+            *s += x * x;
+        }
+    }
+}
+
 fn factorize_scratch(l: usize) -> StackReq {
     StackReq::all_of(&[
         temp_mat_scratch::<f64>(l, l),
+        StackReq::new::<f64>(l),
         StackReq::new::<f64>(l),
         StackReq::any_of(&[
             llt::cholesky_in_place_scratch::<f64>(l, Par::Seq, Default::default()),
@@ -477,55 +502,46 @@ fn factorize_scratch(l: usize) -> StackReq {
 /// A lower bound on the 2-norm of a lower triangular matrix: two power steps from its longest row.
 fn norm_estimate(a: MatRef<'_, f64>, vectors: MatMut<'_, f64>) -> f64 {
     let l = a.nrows();
-    let (mut x, mut y) = vectors.split_at_col_mut(1);
-    x.fill(0.0);
-    for j in 0..l {
-        for i in j..l {
-            x[(i, 0)] += a[(i, j)] * a[(i, j)];
-        }
+    let (x, y) = vectors.split_at_col_mut(1);
+    let (x, y) = (column_mut(x, 0), column_mut(y, 0));
+    let norm = |x: &[f64]| dot(x, x).sqrt();
+    row_lengths(a, x);
+    let longest = (0..l).fold(0, |best, i| if x[i] > x[best] { i } else { best });
+    for (j, x) in x.iter_mut().enumerate() {
+        *x = if j <= longest { a[(longest, j)] } else { 0.0 };
     }
-    let longest = (0..l).fold(0, |best, i| if x[(i, 0)] > x[(best, 0)] { i } else { best });
-    for i in 0..l {
-        x[(i, 0)] = if i <= longest { a[(longest, i)] } else { 0.0 };
-    }
-    let mut norm = 0.0;
+    let mut best = 0.0_f64;
     for _ in 0..2 {
-        let length = x.norm_l2();
+        let length = norm(x);
         if length == 0.0 || !length.is_finite() {
             return length;
         }
-        // y = A x / |x|, then x = Aᵀ y.
+        // y = A x / |x|, then x = Aᵀ y; |y| and |x| / |y| are both lower bounds.
         y.fill(0.0);
         for j in 0..l {
-            let s = x[(j, 0)] / length;
-            for i in j..l {
-                y[(i, 0)] += s * a[(i, j)];
+            let s = x[j] / length;
+            for (y, a) in y[j..].iter_mut().zip(&column(a, j)[j..]) {
+                *y += s * a;
             }
         }
-        norm = y.norm_l2();
-        for j in 0..l {
-            let mut s = 0.0;
-            for i in j..l {
-                s += a[(i, j)] * y[(i, 0)];
-            }
-            x[(j, 0)] = s;
+        for (j, x) in x.iter_mut().enumerate() {
+            *x = dot(&column(a, j)[j..], &y[j..]);
         }
+        let ny = norm(y);
+        best = ny.max(norm(x) / ny.max(f64::MIN_POSITIVE));
     }
-    // |Aᵀ y| / |y| is the better of the two bounds.
-    norm.max(x.norm_l2() / norm.max(f64::MIN_POSITIVE))
+    best
 }
 
-/// `acc <- R acc`, both upper triangular; `r` l×l in f64.
-pub(crate) fn premultiply(mut acc: MatMut<'_, f64>, r: MatRef<'_, f64>) {
-    let l = r.nrows();
-    for j in 0..l {
-        let mut column = acc.rb_mut().col_mut(j);
-        // Entry k is read before anything is added to it: later columns of R only reach rows above it.
+/// `acc <- R acc`, both upper triangular.
+pub(super) fn premultiply(mut acc: MatMut<'_, f64>, r: MatRef<'_, f64>) {
+    for j in 0..r.ncols() {
+        let x = column_mut(acc.rb_mut(), j);
+        // Entry k is read before anything is added to it: later columns of R only reach the rows above it.
         for k in 0..=j {
-            let x = column[k];
-            column[k] = 0.0;
-            for i in 0..=k {
-                column[i] += r[(i, k)] * x;
+            let s = std::mem::take(&mut x[k]);
+            for (x, r) in x[..=k].iter_mut().zip(column(r, k)) {
+                *x += r * s;
             }
         }
     }

@@ -352,7 +352,7 @@ fn divide<T: Scalar>(x: &mut [T], scale: f64, by: f64) {
     );
 }
 
-fn dot<T: Scalar>(x: &[T], y: &[T]) -> T {
+pub(super) fn dot<T: Scalar>(x: &[T], y: &[T]) -> T {
     debug_assert_eq!(x.len(), y.len());
     pulp::Arch::new().dispatch(
         #[inline(always)]

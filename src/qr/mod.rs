@@ -14,6 +14,7 @@
 
 pub mod cholesky;
 pub mod householder;
+pub mod tsqr;
 
 use faer::dyn_stack::{MemStack, StackReq};
 use faer::linalg::{temp_mat_scratch, temp_mat_zeroed};
@@ -23,6 +24,9 @@ use faer::{MatMut, Par};
 
 use crate::error::{Error, Result};
 use crate::simd::Scalar;
+
+/// Leaves from which on a panel that CholeskyQR could not do goes to TSQR rather than to plain Householder.
+const TSQR_LEAVES: usize = 4;
 
 /// How a panel was orthonormalized.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +44,8 @@ pub enum Algorithm {
     ShiftedCholeskyQr,
     /// Blocked Householder reflections.
     Householder,
+    /// Householder reflections on blocks of rows, and a tree over their R's.
+    Tsqr,
 }
 
 /// What [`orthonormalize`] did.
@@ -104,12 +110,12 @@ pub fn orthonormalize<T: Scalar>(
     let report = match outcome {
         cholesky::Outcome::Done(report) => report,
         cholesky::Outcome::Range | cholesky::Outcome::Breakdown(_) => {
-            householder_in_place(y.rb_mut(), acc.as_mut().map(|a| a.rb_mut()), par, stack);
+            let algorithm = reflect(y.rb_mut(), acc.as_mut().map(|a| a.rb_mut()), par, stack)?;
             // Reflections round by up to m eps where all errors have one sign (a panel of ones: 170 eps at 1000×100);
             // one more pass, on a panel that is orthonormal but for that, brings it to the level of the others.
             cholesky::iterate(y.rb_mut(), acc.as_mut().map(|a| a.rb_mut()), false, par, stack);
             let report = if let cholesky::Outcome::Breakdown(report) = outcome { report } else { cholesky::SINGULAR };
-            Orthonormalization { algorithm: Algorithm::Householder, ..report }
+            Orthonormalization { algorithm, ..report }
         }
     };
     if let (Some(mut r), Some(acc)) = (r, acc) {
@@ -130,7 +136,7 @@ pub fn orthonormalize<T: Scalar>(
 pub fn orthonormalize_scratch<T: Scalar>(m: usize, l: usize, par: Par) -> StackReq {
     let acc = temp_mat_scratch::<f64>(l, l);
     let exponents = StackReq::new::<i32>(l);
-    let work = StackReq::any_of(&[cholesky::iterate_scratch::<T>(m, l), householder_in_place_scratch::<T>(m, l, par)]);
+    let work = StackReq::any_of(&[cholesky::iterate_scratch::<T>(m, l), reflect_scratch::<T>(m, l, par)]);
     StackReq::all_of(&[acc, exponents, work])
 }
 
@@ -176,47 +182,62 @@ fn exponent(x: f64) -> i32 {
     }
 }
 
-/// Householder from the panel as it is: `Y <- Q`, `acc <- R acc`, with the signs of R's diagonal made nonnegative.
-fn householder_in_place<T: Scalar>(mut y: MatMut<'_, T>, acc: Option<MatMut<'_, f64>>, par: Par, stack: &mut MemStack) {
+/// Reflections on the panel as it is: `Y <- Q`, `acc <- R acc`, R's diagonal not negative.
+fn reflect<T: Scalar>(
+    mut y: MatMut<'_, T>,
+    acc: Option<MatMut<'_, f64>>,
+    par: Par,
+    stack: &mut MemStack,
+) -> Result<Algorithm> {
     let (m, l) = y.shape();
-    let (mut t, stack) = temp_mat_zeroed::<T, _, _>(householder::block_size(m, l), l, stack);
-    let mut t = t.as_mat_mut();
-    let (mut negative, stack) = stack.make_with(l, |_| false);
-    householder::factor(y.rb_mut(), t.rb_mut(), par, stack);
-    for j in 0..l {
-        negative[j] = y[(j, j)] < T::from_f64(0.0);
-    }
+    let (mut r, stack) = temp_mat_zeroed::<T, _, _>(l, l, stack);
+    let mut r = r.as_mat_mut();
+    let algorithm = if tsqr::leaves(m, l) >= TSQR_LEAVES {
+        tsqr::tsqr(y.rb_mut(), r.rb_mut(), par, stack)?;
+        Algorithm::Tsqr
+    } else {
+        let (mut t, stack) = temp_mat_zeroed::<T, _, _>(householder::block_size(m, l), l, stack);
+        let mut t = t.as_mat_mut();
+        householder::factor(y.rb_mut(), t.rb_mut(), par, stack);
+        for j in 0..l {
+            for i in 0..=j {
+                r[(i, j)] = y[(i, j)];
+            }
+        }
+        householder::form_q(y.rb_mut(), t.rb(), par, stack);
+        for i in 0..l {
+            if r[(i, i)] < T::from_f64(0.0) {
+                for j in i..l {
+                    r[(i, j)] = -r[(i, j)];
+                }
+                for k in 0..m {
+                    y[(k, i)] = -y[(k, i)];
+                }
+            }
+        }
+        Algorithm::Householder
+    };
     if let Some(acc) = acc {
         let (mut factor, _) = temp_mat_zeroed::<f64, _, _>(l, l, stack);
         let mut factor = factor.as_mat_mut();
         for j in 0..l {
             for i in 0..=j {
-                let x = y[(i, j)].to_f64();
-                factor[(i, j)] = if negative[i] { -x } else { x };
+                factor[(i, j)] = r[(i, j)].to_f64();
             }
         }
         cholesky::premultiply(acc, factor.rb());
     }
-    householder::form_q(y.rb_mut(), t.rb(), par, stack);
-    for j in 0..l {
-        if negative[j] {
-            for i in 0..m {
-                y[(i, j)] = -y[(i, j)];
-            }
-        }
-    }
+    Ok(algorithm)
 }
 
-fn householder_in_place_scratch<T: Scalar>(m: usize, l: usize, par: Par) -> StackReq {
-    StackReq::all_of(&[
-        temp_mat_scratch::<T>(householder::block_size(m, l), l),
-        StackReq::new::<bool>(l),
-        StackReq::any_of(&[
-            temp_mat_scratch::<f64>(l, l),
-            householder::factor_scratch::<T>(m, l, par),
-            householder::form_q_scratch::<T>(m, l, par),
-        ]),
-    ])
+fn reflect_scratch<T: Scalar>(m: usize, l: usize, par: Par) -> StackReq {
+    let work = if tsqr::leaves(m, l) >= TSQR_LEAVES {
+        tsqr::tsqr_scratch::<T>(m, l, par)
+    } else {
+        temp_mat_scratch::<T>(householder::block_size(m, l), l)
+            .and(householder::factor_scratch::<T>(m, l, par).or(householder::form_q_scratch::<T>(m, l, par)))
+    };
+    temp_mat_scratch::<T>(l, l).and(work.or(temp_mat_scratch::<f64>(l, l)))
 }
 
 /// Runs `f` on consecutive groups of `rows` rows of `y`, each with its own `width` columns of `work`, in parallel
