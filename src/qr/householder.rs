@@ -27,10 +27,14 @@ use faer::mat::AsMatMut;
 use faer::prelude::*;
 use faer::{Accum, MatMut, MatRef, Par};
 
+use super::for_row_groups;
 use crate::simd::Scalar;
 
 /// Columns of a panel that are factored one reflector at a time.
 const BASE: usize = 8;
+
+/// Columns of a slice: what one task applies a block to.
+const SLICE: usize = 32;
 
 /// Columns of a block for an m×n matrix: the height of `t` in [`factor`].
 pub fn block_size(m: usize, n: usize) -> usize {
@@ -58,7 +62,7 @@ pub fn factor<T: Scalar>(mut a: MatMut<'_, T>, mut t: MatMut<'_, T>, par: Par, s
         v.copy_from(panel.rb());
         {
             let (mut work, stack) = temp_mat_zeroed::<T, _, _>(w, w, stack);
-            factor_panel(v.rb_mut(), tj.rb_mut(), work.as_mat_mut(), par);
+            factor_panel(v.rb_mut(), tj.rb_mut(), work.as_mat_mut());
             let _ = stack;
         }
         panel.copy_from(v.rb());
@@ -112,7 +116,9 @@ pub fn form_q<T: Scalar>(mut a: MatMut<'_, T>, t: MatRef<'_, T>, par: Par, stack
                 x[(r, c)] = s;
             }
         }
-        matmul(panel.rb_mut(), Accum::Replace, v.rb(), x.rb(), T::from_f64(-1.0), par);
+        for_row_groups(panel.rb_mut().transpose_mut(), x.rb_mut(), SLICE, SLICE, par, &|panel, x| {
+            matmul(panel.transpose_mut(), Accum::Replace, v.rb(), x.rb(), T::from_f64(-1.0), Par::Seq);
+        });
         for c in 0..w {
             panel[(c, c)] = panel[(c, c)] + T::from_f64(1.0);
         }
@@ -182,7 +188,8 @@ fn explicit_v<T: Scalar>(mut v: MatMut<'_, T>) {
     }
 }
 
-/// `c <- (I − V T Vᵀ) c`, or with `Tᵀ`.
+/// `c <- (I − V T Vᵀ) c`, or with `Tᵀ`. Columns are independent and done in slices of fixed width, each by one
+/// thread: faer's matmul with `Par::Rayon` rounds differently from `Par::Seq` for one column
 fn apply_block<T: Scalar>(
     v: MatRef<'_, T>,
     t: MatRef<'_, T>,
@@ -192,22 +199,24 @@ fn apply_block<T: Scalar>(
     stack: &mut MemStack,
 ) {
     let (w, p) = (v.ncols(), c.ncols());
-    let (mut x, stack) = temp_mat_zeroed::<T, _, _>(w, p, stack);
-    let mut x = x.as_mat_mut();
-    let (mut z, _) = temp_mat_zeroed::<T, _, _>(w, p, stack);
-    let mut z = z.as_mat_mut();
+    let (mut work, _) = temp_mat_zeroed::<T, _, _>(2 * w, p, stack);
+    let t = if transpose { t.transpose() } else { t };
     let one = T::from_f64(1.0);
-    matmul(x.rb_mut(), Accum::Replace, v.transpose(), c.rb(), one, par);
-    matmul(z.rb_mut(), Accum::Replace, if transpose { t.transpose() } else { t }, x.rb(), one, par);
-    matmul(c, Accum::Add, v, z.rb(), -one, par);
+    for_row_groups(c.transpose_mut(), work.as_mat_mut(), SLICE, SLICE, par, &|c, work| {
+        let mut c = c.transpose_mut();
+        let (mut x, mut z) = work.split_at_row_mut(w);
+        matmul(x.rb_mut(), Accum::Replace, v.transpose(), c.rb(), one, Par::Seq);
+        matmul(z.rb_mut(), Accum::Replace, t, x.rb(), one, Par::Seq);
+        matmul(c.rb_mut(), Accum::Add, v, z.rb(), -one, Par::Seq);
+    });
 }
 
 fn apply_block_scratch<T: Scalar>(nb: usize, p: usize) -> StackReq {
-    temp_mat_scratch::<T>(nb, p).and(temp_mat_scratch::<T>(nb, p))
+    temp_mat_scratch::<T>(2 * nb, p)
 }
 
 /// QR of a contiguous panel (m×w, m >= w); `t` receives the w×w factor, entirely (zeros below); `work` is w×w.
-fn factor_panel<T: Scalar>(mut a: MatMut<'_, T>, mut t: MatMut<'_, T>, mut work: MatMut<'_, T>, par: Par) {
+fn factor_panel<T: Scalar>(mut a: MatMut<'_, T>, mut t: MatMut<'_, T>, mut work: MatMut<'_, T>) {
     let (m, w) = a.shape();
     if w <= BASE {
         return factor_base(a, t);
@@ -217,7 +226,7 @@ fn factor_panel<T: Scalar>(mut a: MatMut<'_, T>, mut t: MatMut<'_, T>, mut work:
     let (mut a1, mut a2) = a.rb_mut().split_at_col_mut(h);
     let (mut t11, mut t12, mut t21, mut t22) = t.rb_mut().split_at_mut(h, h);
     t21.fill(T::from_f64(0.0));
-    factor_panel(a1.rb_mut(), t11.rb_mut(), work.rb_mut(), par);
+    factor_panel(a1.rb_mut(), t11.rb_mut(), work.rb_mut());
 
     // V1 with explicit ones and zeros while its corner of R waits in `work`.
     let mut corner = work.rb_mut().submatrix_mut(0, 0, h, h);
@@ -226,12 +235,12 @@ fn factor_panel<T: Scalar>(mut a: MatMut<'_, T>, mut t: MatMut<'_, T>, mut work:
     {
         // A2 <- A2 − V1 (T11ᵀ (V1ᵀ A2)); t12 and the columns of `work` behind the corner are the h×(w−h) scratch.
         let mut x = work.rb_mut().submatrix_mut(0, h, h, w - h);
-        matmul(x.rb_mut(), Accum::Replace, a1.rb().transpose(), a2.rb(), one, par);
-        matmul(t12.rb_mut(), Accum::Replace, t11.rb().transpose(), x.rb(), one, par);
-        matmul(a2.rb_mut(), Accum::Add, a1.rb(), t12.rb(), -one, par);
+        matmul(x.rb_mut(), Accum::Replace, a1.rb().transpose(), a2.rb(), one, Par::Seq);
+        matmul(t12.rb_mut(), Accum::Replace, t11.rb().transpose(), x.rb(), one, Par::Seq);
+        matmul(a2.rb_mut(), Accum::Add, a1.rb(), t12.rb(), -one, Par::Seq);
     }
     a1.rb_mut().subrows_mut(0, h).copy_from(work.rb().submatrix(0, 0, h, h));
-    factor_panel(a2.rb_mut().subrows_mut(h, m - h), t22.rb_mut(), work.rb_mut().submatrix_mut(0, 0, w - h, w - h), par);
+    factor_panel(a2.rb_mut().subrows_mut(h, m - h), t22.rb_mut(), work.rb_mut().submatrix_mut(0, 0, w - h, w - h));
 
     // T12 = −T11 (V1ᵀ V2) T22: V2's rows start at h, where V1 is plain.
     let v1 = a1.rb().subrows(h, m - h);
@@ -247,10 +256,10 @@ fn factor_panel<T: Scalar>(mut a: MatMut<'_, T>, mut t: MatMut<'_, T>, mut work:
             x[(r, c)] = s;
         }
     }
-    matmul(x.rb_mut(), Accum::Add, v1_rest.transpose(), v2_rest, one, par);
-    matmul(t12.rb_mut(), Accum::Replace, t11.rb(), x.rb(), -one, par);
+    matmul(x.rb_mut(), Accum::Add, v1_rest.transpose(), v2_rest, one, Par::Seq);
+    matmul(t12.rb_mut(), Accum::Replace, t11.rb(), x.rb(), -one, Par::Seq);
     x.copy_from(t12.rb());
-    matmul(t12.rb_mut(), Accum::Replace, x.rb(), t22.rb(), one, par);
+    matmul(t12.rb_mut(), Accum::Replace, x.rb(), t22.rb(), one, Par::Seq);
 }
 
 /// The same for at most [`BASE`] columns, one reflector at a time (LAPACK's GEQRT2).
