@@ -1,7 +1,7 @@
 //! Panels: `qr::orthonormalize` against its GEMM floor and faer's QR, in one run.
 //!
-//! `cargo bench --bench qr` prints a table of interleaved medians; `-- --threads 1` for one thread, `-- --test` for
-//! a single round of each. The floor of a panel is one pass over it at the GEMM rate measured here on the same
+//! `cargo bench --bench qr` prints a table of interleaved medians, then criterion's figures (`-- --quick` leaves them
+//! out, `-- --test` runs one round of each; `RAYON_NUM_THREADS=1` for one thread). The floor of a panel is one pass over it at the GEMM rate measured here on the same
 //! shape: `m l²` flops of Gram matrix and `m l²` of triangular solve, the time of one product `Y·R⁻¹`.
 
 use criterion::{BenchmarkId, Criterion};
@@ -98,12 +98,9 @@ fn compare<T: Scalar>(m: usize, l: usize, condition: f64, par: Par, rounds: usiz
 }
 
 fn main() {
-    let args: Vec<String> = std::env::args().collect();
-    let test = args.iter().any(|a| a == "--test");
-    let threads = args.iter().position(|a| a == "--threads").and_then(|i| args.get(i + 1)?.parse().ok()).unwrap_or(0);
-    if threads > 0 {
-        rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().expect("the first pool");
-    }
+    let flag = |name: &str| std::env::args().any(|a| a == name);
+    let test = flag("--test");
+    let threads = rayon::current_num_threads();
     let par = if threads == 1 { Par::Seq } else { Par::rayon(threads) };
     faer::set_global_parallelism(par);
     let rounds = if test { 1 } else { 15 };
@@ -116,7 +113,7 @@ fn main() {
         compare::<f64>(3072, 202, condition, par, rounds);
     }
 
-    if test {
+    if test || flag("--quick") {
         return;
     }
     let mut criterion = Criterion::default().configure_from_args().sample_size(20);

@@ -558,3 +558,32 @@ fn accumulator_ignores_how_rows_are_cut_and_merges() {
     let r = r_of(&mut few);
     assert!((3..l).all(|i| r[(i, i)] <= (4 * l + 16) as f32 * f32::EPSILON * longest as f32) && r[(2, 2)] > 0.0);
 }
+
+#[test]
+fn cholesky_qr_alone() {
+    use qr::cholesky::{Start, cholesky_qr, cholesky_qr_scratch};
+    use tensorslim::Error;
+    fn run<T: Scalar>(y: &Mat<T>, start: Start) -> tensorslim::Result<Orthonormalization> {
+        let (m, l) = y.shape();
+        let (mut q, mut r) = (y.clone(), Mat::zeros(l, l));
+        let mut buffer = dirty(cholesky_qr_scratch::<T>(m, l, Par::rayon(0)));
+        let report = cholesky_qr(q.as_mut(), Some(r.as_mut()), start, Par::rayon(0), MemStack::new(&mut buffer))?;
+        let eps = <T as Scalar>::EPSILON;
+        let (o, e) = (orthogonality(q.as_ref()), residual(y.as_ref(), q.as_ref(), r.as_ref(), 1.0));
+        assert!(o <= 8.4 * eps * (l as f64).sqrt() && e <= (4 * l + 16) as f64 * eps, "{report:?}: {o:e}, {e:e}");
+        Ok(report)
+    }
+    let y = conditioned(2000, 50, 1e6, 1);
+    assert_eq!(run(&y, Start::Sketch).unwrap().algorithm, Algorithm::SketchedCholeskyQr);
+    assert_eq!(run(&y, Start::Panel).unwrap().algorithm, Algorithm::CholeskyQr2);
+    let y = narrowed::<f32>(&y, 1.0);
+    assert_eq!(run(&y, Start::Sketch).unwrap().passes, 2);
+    assert_eq!(run(&y, Start::Panel).unwrap().algorithm, Algorithm::WideCholeskyQr2);
+    for start in [Start::Panel, Start::Sketch] {
+        assert!(matches!(run(&Mat::<f32>::zeros(300, 20), start), Err(Error::NoConvergence { .. })));
+        let mut y = y.clone();
+        y[(3, 4)] = f32::NAN;
+        assert!(matches!(run(&y, start), Err(Error::NoConvergence { .. })));
+        assert!(matches!(run(&Mat::<f32>::zeros(3, 20), start), Err(Error::Shape { .. })));
+    }
+}

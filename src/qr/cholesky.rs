@@ -12,7 +12,14 @@
 //! One pass costs `m l²` flops of syrk and `m l²` of TRSM and reads and writes the panel once; everything l×l is done
 //! in f64 by one thread (`l³/3` for the factor, `l³/3` for its inverse, which gives the condition).
 //!
-//! What decides how to go on is the factor of the scaled Gram matrix `D G D` (unit diagonal):
+//! The first R comes from a sketch of a tall panel (sketch-preconditioned CholeskyQR: Balabanov 2022; Melnichenko et
+//! al. 2311.08316): `S Y` has 2l rows, each the signed sum of about m/2l rows of Y, in f64; its R makes `Y R⁻¹` a panel
+//! of condition about 6 whatever the condition of Y, so that one more factor, measured on that panel, finishes. Cost at
+//! condition 1e3 to 1e7 is the same: sketch, division with syrk, division; `3 m l²` flops and the sketch's `2 l³`, where
+//! CholeskyQR2 takes `4 m l²`. The sketch is fixed and nothing is taken on trust: where it fails, the Gram matrix of the
+//! quotient says so, and the pass was an ordinary one of a longer iteration.
+//!
+//! Otherwise, and in all later passes, the factor of the scaled Gram matrix `D G D` (unit diagonal) decides:
 //!
 //! * A Gram matrix with relative error `u` gives a Q with `‖QᵀQ − I‖ ≈ u ‖R⁻¹‖_F²`. Where that is below 1/4 the pass
 //!   leaves a panel of condition < 2 and the next one finishes (CholeskyQR2: Yamamoto, Nakatsukasa, Yanagisawa,
@@ -21,8 +28,8 @@
 //!   This carries to condition 1/u of f32, where the panel itself stops having that rank.
 //! * Otherwise `G + s I` is factored (shifted CholeskyQR: Fukaya, Kannan, Nakatsukasa, Yamamoto, Yanagisawa,
 //!   1809.11085), which lifts the smallest singular values by `s^{-1/2}` per pass.
-//! * Pass p is the last one if the variance inflation factors `g_jj ‖R⁻¹ e_j‖²` are small, since the elementwise
-//!   error of `QᵀQ` is `u` times them. Well-conditioned panels therefore take one pass.
+//! * A pass is the last one if the variance inflation factors `‖R⁻¹ e_j‖²` are small, since the elementwise error of
+//!   `QᵀQ` is `u` times them. Panels whose sketch has small ones take one pass.
 //!
 //! The panel is divided by R with a triangular solve, not multiplied by R⁻¹: a solve is backward stable row by row
 //! (`Q R = Y` to rounding whatever the condition), a product with the inverse is not, and here it is slower too
@@ -39,7 +46,8 @@ use faer::prelude::*;
 use faer::{ColMut, ColRef, MatMut, MatRef, Par};
 
 use super::householder::dot;
-use super::{Algorithm, Orthonormalization, for_row_groups};
+use super::{Algorithm, Orthonormalization, check_shapes, column, column_mut, for_row_groups, identity, write_r};
+use crate::error::{Error, Result};
 use crate::simd::Scalar;
 use crate::tensor::DType;
 
@@ -119,6 +127,51 @@ fn groups(m: usize, l: usize) -> Groups {
     let power = 1 << most.ilog2();
     let rows = blocks.div_ceil(power) * PARAMS.block_rows;
     Groups { count: m.div_ceil(rows), rows }
+}
+
+/// Where [`cholesky_qr`] takes its first factor from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// The Gram matrix of the panel.
+    Panel,
+    /// A sketch of the panel, if it is tall enough for one (about 4l rows) and not too narrow.
+    Sketch,
+}
+
+/// CholeskyQR without a net: `Y <- Q`, `Y = Q R`, or an error. [`orthonormalize`](super::orthonormalize) is this with
+/// [`Start::Sketch`], scaling before and reflections behind it.
+///
+/// `y` is m×l, `m >= l >= 1`; `r` is l×l and entirely overwritten.
+///
+/// # Errors
+/// [`Error::Shape`] and [`Error::Empty`] for the shapes, [`Error::NoConvergence`] if the panel has columns that are zero,
+/// not finite, too long or too short to be squared, or that depend on each other exactly; Y is then of no use.
+/// [`Error::Overflow`] if an entry of R is too large for `T`.
+pub fn cholesky_qr<T: Scalar>(
+    y: MatMut<'_, T>,
+    r: Option<MatMut<'_, T>>,
+    start: Start,
+    par: Par,
+    stack: &mut MemStack,
+) -> Result<Orthonormalization> {
+    let l = y.ncols();
+    check_shapes("cholesky_qr", y.rb(), r.as_ref().map(|r| r.rb()))?;
+    let (mut acc, stack) = identity(l, r.is_some(), stack);
+    let mut acc = r.is_some().then(|| acc.as_mat_mut());
+    match iterate(y, acc.as_mut().map(|acc| acc.rb_mut()), start == Start::Sketch, par, stack) {
+        Outcome::Done(report) => {
+            if let (Some(r), Some(acc)) = (r, acc) {
+                write_r(r, acc.rb(), None)?;
+            }
+            Ok(report)
+        }
+        Outcome::Range | Outcome::Breakdown(_) => Err(Error::NoConvergence { op: "cholesky_qr" }),
+    }
+}
+
+/// Scratch for [`cholesky_qr`] of an m×l panel.
+pub fn cholesky_qr_scratch<T: Scalar>(m: usize, l: usize, _par: Par) -> StackReq {
+    temp_mat_scratch::<f64>(l, l).and(iterate_scratch::<T>(m, l))
 }
 
 /// CholeskyQR passes until the panel is orthonormal; `acc <- R acc` for each. With `sketch`, the first factor comes
@@ -398,16 +451,6 @@ fn add_up<W: Scalar>(mut gram: MatMut<'_, f64>, parts: MatRef<'_, W>) {
             }
         }
     }
-}
-
-/// Column j of a scratch matrix.
-pub(super) fn column<W>(a: MatRef<'_, W>, j: usize) -> &[W] {
-    a.col(j).try_as_col_major().expect("scratch is column-major").as_slice()
-}
-
-/// Column j of a scratch matrix.
-pub(super) fn column_mut<W>(a: MatMut<'_, W>, j: usize) -> &mut [W] {
-    a.col_mut(j).try_as_col_major_mut().expect("scratch is column-major").as_slice_mut()
 }
 
 /// What the Cholesky factor of a Gram matrix says.

@@ -27,7 +27,7 @@ use faer::mat::AsMatMut;
 use faer::prelude::*;
 use faer::{Accum, MatMut, MatRef, Par};
 
-use super::for_row_groups;
+use super::{column, column_mut, for_row_groups};
 use crate::simd::Scalar;
 
 /// Columns of a panel that are factored one reflector at a time.
@@ -111,7 +111,7 @@ pub fn form_q<T: Scalar>(mut a: MatMut<'_, T>, t: MatRef<'_, T>, par: Par, stack
                 // T is upper triangular, V_topᵀ too: V_top[c, k] with k <= c, T[r, k] with k >= r.
                 let mut s = T::from_f64(0.0);
                 for k in r..=c {
-                    s = s + tj[(r, k)] * top[(c, k)];
+                    s += tj[(r, k)] * top[(c, k)];
                 }
                 x[(r, c)] = s;
             }
@@ -120,7 +120,7 @@ pub fn form_q<T: Scalar>(mut a: MatMut<'_, T>, t: MatRef<'_, T>, par: Par, stack
             matmul(panel.transpose_mut(), Accum::Replace, v.rb(), x.rb(), T::from_f64(-1.0), Par::Seq);
         });
         for c in 0..w {
-            panel[(c, c)] = panel[(c, c)] + T::from_f64(1.0);
+            panel[(c, c)] += T::from_f64(1.0);
         }
         above.fill(T::from_f64(0.0));
     }
@@ -189,7 +189,7 @@ fn explicit_v<T: Scalar>(mut v: MatMut<'_, T>) {
 }
 
 /// `c <- (I − V T Vᵀ) c`, or with `Tᵀ`. Columns are independent and done in slices of fixed width, each by one
-/// thread: faer's matmul with `Par::Rayon` rounds differently from `Par::Seq` for one column
+/// thread: faer's matmul with `Par::Rayon` rounds differently from `Par::Seq` where the product is one column wide.
 fn apply_block<T: Scalar>(
     v: MatRef<'_, T>,
     t: MatRef<'_, T>,
@@ -251,7 +251,7 @@ fn factor_panel<T: Scalar>(mut a: MatMut<'_, T>, mut t: MatMut<'_, T>, mut work:
         for r in 0..h {
             let mut s = v1_top[(c, r)];
             for k in c + 1..w - h {
-                s = s + v1_top[(k, r)] * v2_top[(k, c)];
+                s += v1_top[(k, r)] * v2_top[(k, c)];
             }
             x[(r, c)] = s;
         }
@@ -268,40 +268,32 @@ fn factor_base<T: Scalar>(mut a: MatMut<'_, T>, mut t: MatMut<'_, T>) {
     t.fill(T::from_f64(0.0));
     for j in 0..w {
         let (done, mut rest) = a.rb_mut().split_at_col_mut(j);
-        let (mut column, mut behind) = rest.rb_mut().split_at_col_mut(1);
-        let x = &mut contiguous(column.rb_mut())[j..];
+        let (mut own, mut behind) = rest.rb_mut().split_at_col_mut(1);
+        let x = &mut column_mut(own.rb_mut(), 0)[j..];
         let (beta, tau) = reflector(x);
         let v = &x[1..];
         for c in 0..w - j - 1 {
-            let y = &mut contiguous(behind.rb_mut().subcols_mut(c, 1))[j..];
+            let y = &mut column_mut(behind.rb_mut(), c)[j..];
             let s = (y[0] + dot(v, &y[1..])) * tau;
-            y[0] = y[0] - s;
+            y[0] -= s;
             subtract(&mut y[1..], s, v);
         }
         // T[..j, j] = −tau T[..j, ..j] (V[.., ..j]ᵀ v)
         let mut x = [T::from_f64(0.0); BASE];
         for (i, x) in x.iter_mut().enumerate().take(j) {
-            let u = &contiguous_ref(done.rb().subcols(i, 1))[j..];
+            let u = &column(done.rb(), i)[j..];
             *x = (u[0] + dot(v, &u[1..])) * -tau;
         }
         for i in 0..j {
             let mut s = T::from_f64(0.0);
             for k in i..j {
-                s = s + t[(i, k)] * x[k];
+                s += t[(i, k)] * x[k];
             }
             t[(i, j)] = s;
         }
         t[(j, j)] = tau;
-        contiguous(column)[j] = beta;
+        column_mut(own, 0)[j] = beta;
     }
-}
-
-fn contiguous<T: Scalar>(column: MatMut<'_, T>) -> &mut [T] {
-    column.col_mut(0).try_as_col_major_mut().expect("panels are column-major").as_slice_mut()
-}
-
-fn contiguous_ref<T: Scalar>(column: MatRef<'_, T>) -> &[T] {
-    column.col(0).try_as_col_major().expect("panels are column-major").as_slice()
 }
 
 /// `x <- [beta, v]` with `(I − tau [1; v][1; v]ᵀ) x = [beta; 0]`; LAPACK's LARFG with norms in f64. Returns (beta, tau);
@@ -371,11 +363,11 @@ pub(super) fn dot<T: Scalar>(x: &[T], y: &[T]) -> T {
             let (ys, y_rest) = y.as_chunks::<LANES>();
             for (x, y) in xs.iter().zip(ys) {
                 for ((s, x), y) in sums.iter_mut().zip(x).zip(y) {
-                    *s = *s + *x * *y;
+                    *s += *x * *y;
                 }
             }
             for ((s, x), y) in sums.iter_mut().zip(x_rest).zip(y_rest) {
-                *s = *s + *x * *y;
+                *s += *x * *y;
             }
             fold(sums)
         },
@@ -388,7 +380,7 @@ fn subtract<T: Scalar>(y: &mut [T], s: T, x: &[T]) {
         #[inline(always)]
         || {
             for (y, x) in y.iter_mut().zip(x) {
-                *y = *y - s * *x;
+                *y -= s * *x;
             }
         },
     );
@@ -400,7 +392,7 @@ fn fold<T: Scalar>(mut sums: [T; LANES]) -> T {
     while n > 1 {
         n /= 2;
         for i in 0..n {
-            sums[i] = sums[i] + sums[i + n];
+            sums[i] += sums[i + n];
         }
     }
     sums[0]

@@ -20,7 +20,7 @@ use faer::dyn_stack::{MemStack, StackReq};
 use faer::linalg::{temp_mat_scratch, temp_mat_zeroed};
 use faer::mat::AsMatMut;
 use faer::prelude::*;
-use faer::{MatMut, Par};
+use faer::{MatMut, MatRef, Par};
 
 use crate::error::{Error, Result};
 use crate::simd::Scalar;
@@ -76,26 +76,10 @@ pub fn orthonormalize<T: Scalar>(
     par: Par,
     stack: &mut MemStack,
 ) -> Result<Orthonormalization> {
-    let (m, l) = y.shape();
-    if l == 0 {
-        return Err(Error::Empty { shape: vec![m, l] });
-    }
-    if m < l {
-        return Err(Error::shape("orthonormalize", "at least as many rows as columns", format_args!("{m}×{l}")));
-    }
-    if let Some(r) = &r
-        && r.shape() != (l, l)
-    {
-        return Err(Error::shape("orthonormalize: R", format_args!("{l}×{l}"), format_args!("{:?}", r.shape())));
-    }
-
-    let (mut acc, stack) = temp_mat_zeroed::<f64, _, _>(if r.is_some() { l } else { 0 }, l, stack);
+    let l = y.ncols();
+    check_shapes("orthonormalize", y.rb(), r.as_ref().map(|r| r.rb()))?;
+    let (mut acc, stack) = identity(l, r.is_some(), stack);
     let mut acc = r.is_some().then(|| acc.as_mat_mut());
-    if let Some(acc) = &mut acc {
-        for j in 0..l {
-            acc[(j, j)] = 1.0;
-        }
-    }
     let (mut exponents, stack) = stack.make_with(l, |_| 0_i32);
 
     let mut outcome = cholesky::iterate(y.rb_mut(), acc.as_mut().map(|a| a.rb_mut()), true, par, stack);
@@ -118,16 +102,8 @@ pub fn orthonormalize<T: Scalar>(
             Orthonormalization { algorithm, ..report }
         }
     };
-    if let (Some(mut r), Some(acc)) = (r, acc) {
-        for j in 0..l {
-            for i in 0..l {
-                let x = if i <= j { scale_by_exponent(acc[(i, j)], exponents[j]) } else { 0.0 };
-                if x.abs() > <T as Scalar>::MAX {
-                    return Err(Error::Overflow { what: "an entry of R", value: x });
-                }
-                r[(i, j)] = T::from_f64(x);
-            }
-        }
+    if let (Some(r), Some(acc)) = (r, acc) {
+        write_r(r, acc.rb(), Some(&exponents))?;
     }
     Ok(report)
 }
@@ -138,6 +114,63 @@ pub fn orthonormalize_scratch<T: Scalar>(m: usize, l: usize, par: Par) -> StackR
     let exponents = StackReq::new::<i32>(l);
     let work = StackReq::any_of(&[cholesky::iterate_scratch::<T>(m, l), reflect_scratch::<T>(m, l, par)]);
     StackReq::all_of(&[acc, exponents, work])
+}
+
+fn check_shapes<T: Scalar>(op: &'static str, y: MatRef<'_, T>, r: Option<MatRef<'_, T>>) -> Result<()> {
+    let (m, l) = y.shape();
+    if l == 0 {
+        return Err(Error::Empty { shape: vec![m, l] });
+    }
+    if m < l {
+        return Err(Error::shape(op, "at least as many rows as columns", format_args!("{m}×{l}")));
+    }
+    match r {
+        Some(r) if r.shape() != (l, l) => {
+            Err(Error::shape(op, format_args!("R to be {l}×{l}"), format_args!("{}×{}", r.nrows(), r.ncols())))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The l×l identity that the factors of R are multiplied onto; 0×l if R is not wanted.
+fn identity(
+    l: usize,
+    wanted: bool,
+    stack: &mut MemStack,
+) -> (impl AsMatMut<T = f64, Rows = usize, Cols = usize>, &mut MemStack) {
+    let (mut acc, stack) = temp_mat_zeroed::<f64, _, _>(if wanted { l } else { 0 }, l, stack);
+    if wanted {
+        let mut acc = acc.as_mat_mut();
+        for j in 0..l {
+            acc[(j, j)] = 1.0;
+        }
+    }
+    (acc, stack)
+}
+
+/// `r <- acc` with column j times `2^exponents[j]`.
+fn write_r<T: Scalar>(mut r: MatMut<'_, T>, acc: MatRef<'_, f64>, exponents: Option<&[i32]>) -> Result<()> {
+    for j in 0..acc.ncols() {
+        let e = exponents.map_or(0, |e| e[j]);
+        for i in 0..acc.nrows() {
+            let x = if i <= j { scale_by_exponent(acc[(i, j)], e) } else { 0.0 };
+            if x.abs() > <T as Scalar>::MAX {
+                return Err(Error::Overflow { what: "an entry of R", value: x });
+            }
+            r[(i, j)] = T::from_f64(x);
+        }
+    }
+    Ok(())
+}
+
+/// Column j of a scratch matrix.
+fn column<W>(a: MatRef<'_, W>, j: usize) -> &[W] {
+    a.col(j).try_as_col_major().expect("scratch is column-major").as_slice()
+}
+
+/// Column j of a scratch matrix.
+fn column_mut<W>(a: MatMut<'_, W>, j: usize) -> &mut [W] {
+    a.col_mut(j).try_as_col_major_mut().expect("scratch is column-major").as_slice_mut()
 }
 
 /// `2^e x` without intermediate overflow.

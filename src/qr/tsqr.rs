@@ -23,7 +23,7 @@ use faer::mat::AsMatMut;
 use faer::prelude::*;
 use faer::{Accum, Mat, MatMut, MatRef, Par};
 
-use super::householder;
+use super::{check_shapes, householder};
 use crate::error::{Error, Result};
 use crate::simd::Scalar;
 
@@ -111,15 +111,7 @@ fn task_bytes<T: Scalar>(cut: Cut, l: usize) -> usize {
 /// [`Error::Empty`] if `l = 0`, [`Error::Shape`] if `m < l` or `r` is not l×l.
 pub fn tsqr<T: Scalar>(y: MatMut<'_, T>, mut r: MatMut<'_, T>, par: Par, stack: &mut MemStack) -> Result<()> {
     let (m, l) = y.shape();
-    if l == 0 {
-        return Err(Error::Empty { shape: vec![m, l] });
-    }
-    if m < l {
-        return Err(Error::shape("tsqr", "at least as many rows as columns", format_args!("{m}×{l}")));
-    }
-    if r.shape() != (l, l) {
-        return Err(Error::shape("tsqr: R", format_args!("{l}×{l}"), format_args!("{:?}", r.shape())));
-    }
+    check_shapes("tsqr", y.rb(), Some(r.rb()))?;
     let cut = Cut { m, count: leaves(m, l) };
     let tree = Tree { cut, l, par };
     let mut y = y;
@@ -135,7 +127,7 @@ pub fn tsqr<T: Scalar>(y: MatMut<'_, T>, mut r: MatMut<'_, T>, par: Par, stack: 
         let sign = T::from_f64(if r[(i, i)] < T::from_f64(0.0) { -1.0 } else { 1.0 });
         root[(i, i)] = sign;
         for j in i..l {
-            r[(i, j)] = r[(i, j)] * sign;
+            r[(i, j)] *= sign;
         }
     }
     tree.down(y, work.rb_mut(), bytes, 0, cut.count);
