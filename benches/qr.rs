@@ -4,6 +4,8 @@
 //! out, `-- --test` runs one round of each; `RAYON_NUM_THREADS=1` for one thread). The floor of a panel is one pass over it at the GEMM rate measured here on the same
 //! shape: `m l²` flops of Gram matrix and `m l²` of triangular solve, the time of one product `Y·R⁻¹`.
 
+#![allow(clippy::print_stdout)] // the table is the output
+
 use criterion::{BenchmarkId, Criterion};
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::matmul::matmul;

@@ -39,6 +39,7 @@
 use faer::Accum;
 use faer::dyn_stack::{MemStack, StackReq};
 use faer::linalg::cholesky::llt::factor as llt;
+use faer::linalg::matmul::matmul;
 use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::linalg::{temp_mat_scratch, temp_mat_zeroed, triangular_inverse, triangular_solve};
 use faer::mat::AsMatMut;
@@ -51,12 +52,17 @@ use crate::error::{Error, Result};
 use crate::simd::Scalar;
 use crate::tensor::DType;
 
-/// Constants of the CholeskyQR passes.
+/// Constants of the CholeskyQR passes, chosen by `benches/qr.rs` on two cores of Zen 5.
 pub(crate) struct CholeskyParams {
-    /// Rows of a block: it is solved and multiplied while it sits in L2. Chosen by `benches/qr.rs` (128..2048 within 5 %).
+    /// Rows of a block: it is solved and multiplied while it sits in L2 (128 to 2048 within 5 %).
     pub(crate) block_rows: usize,
     /// Rows whose products are summed in one go.
     pub(crate) sum_rows: usize,
+    /// Up to this many columns a Gram matrix is formed in strips of full products: faer's triangular product takes
+    /// 1.35 times as long at 106 columns, and as long at 202.
+    pub(crate) narrow: usize,
+    /// Columns of a strip.
+    pub(crate) strip: usize,
     /// Largest number of row groups, which bounds the partial Gram matrices.
     pub(crate) max_groups: usize,
     /// A pass may leave `‖QᵀQ − I‖` at about this.
@@ -79,6 +85,8 @@ pub(crate) struct CholeskyParams {
 pub(crate) const PARAMS: CholeskyParams = CholeskyParams {
     block_rows: 256,
     sum_rows: 64,
+    narrow: 128,
+    strip: 32,
     max_groups: 16,
     max_defect: 0.25,
     max_inflation: 4.0,
@@ -419,13 +427,23 @@ fn add_signed<T: Scalar>(folded: &mut [f64], x: &[T], signs: &[T]) {
     );
 }
 
-/// `gram += YᵀY`, a few rows at a time: a sum of n equal terms errs by up to n eps / 4, all to one side, and columns
-/// of equal entries are common (3 % slower than 256 rows at once).
+/// The lower triangle of `gram += YᵀY`, a few rows at a time: a sum of n equal terms errs by up to n eps / 4, all to one
+/// side, and columns of equal entries are common (3 % slower than 256 rows at once).
 fn syrk<W: Scalar>(mut gram: MatMut<'_, W>, y: MatRef<'_, W>) {
     let (lower, full) = (BlockStructure::TriangularLower, BlockStructure::Rectangular);
+    let (l, one) = (y.ncols(), W::from_f64(1.0));
     for i in (0..y.nrows()).step_by(PARAMS.sum_rows) {
         let y = y.subrows(i, PARAMS.sum_rows.min(y.nrows() - i));
-        triangular::matmul(gram.rb_mut(), lower, Accum::Add, y.transpose(), full, y, full, W::from_f64(1.0), Par::Seq);
+        if l > PARAMS.narrow {
+            triangular::matmul(gram.rb_mut(), lower, Accum::Add, y.transpose(), full, y, full, one, Par::Seq);
+            continue;
+        }
+        // Narrow panels in strips that reach a little above the diagonal, where nothing is read.
+        for j in (0..l).step_by(PARAMS.strip) {
+            let w = PARAMS.strip.min(l - j);
+            let strip = gram.rb_mut().submatrix_mut(j, j, l - j, w);
+            matmul(strip, Accum::Add, y.subcols(j, l - j).transpose(), y.subcols(j, w), one, Par::Seq);
+        }
     }
 }
 
