@@ -30,7 +30,14 @@ fn one<E: Element>(k: u32, off: usize) {
     buf.resize(n * rows + (4 << 20) - 1, E::from_f64(0.0));
     let skip = (a - buf.as_ptr() as usize + off) / size_of::<E>();
     let x = &mut buf[skip..skip + n * rows];
-    let w = (n * rows) as f64 * k as f64; if k == 24 { for l in std::fs::read_to_string("/proc/self/smaps_rollup").unwrap().lines() { if l.contains("AnonHuge") { println!("{l}"); } } }
+    let w = (n * rows) as f64 * k as f64;
+    if k == 24 {
+        for l in std::fs::read_to_string("/proc/self/smaps_rollup").unwrap().lines() {
+            if l.contains("AnonHuge") {
+                println!("{l}");
+            }
+        }
+    }
     let t = med(|| fwht::fwht_rows(MatMut::from_row_major_slice_mut(x, rows, n), Par::Seq).unwrap(), w);
     print!("{:5.1} ", w / t / 1e9);
 }

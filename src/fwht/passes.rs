@@ -379,10 +379,11 @@ unsafe fn leaves<S: Lanes, T: Scalar, A: Element, B: Element>(
     }
 }
 
-/// One transform shorter than a register.
+/// `count` adjacent transforms shorter than a register.
 struct Short<S, T, A, B> {
     s: S,
     len: usize,
+    count: usize,
     src: *const A,
     dst: *mut B,
     plain: PhantomData<T>,
@@ -392,53 +393,49 @@ impl<S: Lanes, T: Scalar, A: Element, B: Element> NullaryFnOnce for Short<S, T, 
     type Output = ();
     #[inline(always)]
     fn call(self) {
-        let Short { s, len, src, dst, .. } = self;
-        let mut v = T::V::<S>::zeroed();
-        let lanes: &mut [T] = bytemuck::cast_slice_mut(std::slice::from_mut(&mut v));
-        for (i, lane) in lanes[..len].iter_mut().enumerate() {
-            // SAFETY: `i < len`; `block` hands on its caller's promise.
-            *lane = T::from_f64(unsafe { *src.add(i) }.to_f64());
-        }
-        v = lane_butterflies::<S, T>(s, v, len);
-        let lanes: &[T] = bytemuck::cast_slice(std::slice::from_ref(&v));
-        for (i, lane) in lanes[..len].iter().enumerate() {
-            // SAFETY: as above.
-            unsafe { *dst.add(i) = B::from_f64(Element::to_f64(*lane)) };
+        let Short { s, len, count, src, dst, .. } = self;
+        for first in (0..count * len).step_by(len) {
+            let mut v = T::V::<S>::zeroed();
+            let lanes: &mut [T] = bytemuck::cast_slice_mut(std::slice::from_mut(&mut v));
+            for (i, lane) in lanes[..len].iter_mut().enumerate() {
+                // SAFETY: `i < len`; `blocks` hands on its caller's promise.
+                *lane = T::from_f64(unsafe { *src.add(first + i) }.to_f64());
+            }
+            v = lane_butterflies::<S, T>(s, v, len);
+            let lanes: &[T] = bytemuck::cast_slice(std::slice::from_ref(&v));
+            for (i, lane) in lanes[..len].iter().enumerate() {
+                // SAFETY: as above.
+                unsafe { *dst.add(first + i) = B::from_f64(Element::to_f64(*lane)) };
+            }
         }
     }
 }
 
-/// A block of `2^(Σinner + leaf + lanes)` adjacent elements.
+/// `count` adjacent blocks of `2^(Σinner + leaf + lanes)` elements.
 ///
 /// # Safety
 /// So many are readable at `src` and writable at `dst` and `work`; any two are equal (address and type) or disjoint.
-pub(super) unsafe fn block<S: Lanes, T: Scalar, A: Element, B: Element>(
+pub(super) unsafe fn blocks<S: Lanes, T: Scalar, A: Element, B: Element>(
     s: S,
     plan: &Plan,
+    count: usize,
     src: *mut A,
     dst: *mut B,
     work: *mut T,
 ) {
-    // SAFETY: each pass covers the block.
+    // SAFETY: each pass covers the blocks.
     unsafe {
         if 1 << plan.lanes < T::lanes::<S>() {
-            return s.vectorize(Short::<S, T, A, B> { s, len: 1 << plan.lanes, src, dst, plain: PhantomData });
+            return s.vectorize(Short::<S, T, A, B> { s, len: 1 << plan.lanes, count, src, dst, plain: PhantomData });
         }
         let Some((&first, rest)) = plan.inner.split_first() else {
-            return leaves::<S, T, A, B>(s, plan.leaf, 1, src, dst);
+            return leaves::<S, T, A, B>(s, plan.leaf, count, src, dst);
         };
         let len = 1usize << plan.block();
         let h = len >> first;
-        radix_passes::<S, T, A, T>(
-            s,
-            first,
-            1,
-            1,
-            Rows { ptr: src, stride: h as isize },
-            Rows { ptr: work, stride: h as isize },
-            h,
-        );
-        below::<S, T, B>(s, plan, rest, len / h, h, dst, work);
+        let (from, to) = (Rows { ptr: src, stride: h as isize }, Rows { ptr: work, stride: h as isize });
+        radix_passes::<S, T, A, T>(s, first, count, 1, from, to, h);
+        below::<S, T, B>(s, plan, rest, count << first, h, dst, work);
     }
 }
 
@@ -446,7 +443,7 @@ pub(super) unsafe fn block<S: Lanes, T: Scalar, A: Element, B: Element>(
 /// `plan.l1` elements.
 ///
 /// # Safety
-/// As [`block`].
+/// As [`blocks`].
 unsafe fn below<S: Lanes, T: Scalar, B: Element>(
     s: S,
     plan: &Plan,

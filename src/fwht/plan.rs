@@ -66,7 +66,9 @@ pub(crate) struct Params {
     pub(crate) alias_bytes: usize,
     /// Bytes of a block whose passes, one after the other, find it in L1.
     pub(crate) l1_bytes: usize,
-    /// Bytes of a block without outer stages: it stays in L2.
+    /// Bytes of a vector from which stages are done on panels of columns, so that memory is swept twice.
+    pub(crate) outer_from_bytes: usize,
+    /// Bytes of a block below the outer stages: it stays in L2.
     pub(crate) block_bytes: usize,
     /// Bytes of one row of a column panel that goes through scratch: whole cache lines.
     pub(crate) panel_row_bytes: usize,
@@ -83,9 +85,11 @@ pub(crate) struct Params {
 impl Default for Params {
     fn default() -> Self {
         Params {
-            alias_bytes: std::env::var("AL").map_or(4096, |x| x.parse().unwrap()), l1_bytes: std::env::var("L1").map_or(16, |x| x.parse::<usize>().unwrap()) << 10,
-            block_bytes: std::env::var("BB").map_or(512, |x| x.parse::<usize>().unwrap()) << 10,
-            outer_bytes: std::env::var("OB").map_or(256, |x| x.parse::<usize>().unwrap()) << 10,
+            alias_bytes: 4 << 10,
+            l1_bytes: 16 << 10,
+            outer_from_bytes: 32 << 20,
+            block_bytes: 512 << 10,
+            outer_bytes: 256 << 10,
             panel_row_bytes: 128,
             panel_bytes: 512 << 10,
             task_len: 1 << 16,
@@ -189,7 +193,8 @@ impl Plan {
     pub(crate) fn rows(order: Order, isa: Isa, size: usize, lanes: usize, registers: usize, params: &Params) -> Plan {
         let (k, top) = (order.log2(), max_radix(registers));
         let lane_bits = lanes.ilog2().min(k);
-        let u = k.saturating_sub((params.block_bytes / size).ilog2());
+        let beyond = size << k >= params.outer_from_bytes;
+        let u = if beyond { k - (params.block_bytes / size).ilog2() } else { 0 };
         let (inner, leaf) = Radices::staged(k - u, lane_bits, top, params.alias_bytes / size).split_last();
         let panel = (params.outer_bytes / size >> u).max(params.panel_row_bytes / size).min(1 << (k - u));
         let l1 = params.l1_bytes / size;

@@ -151,9 +151,9 @@ impl<T: Scalar, E: Element> Kernel for Part<'_, T, E> {
                     Stage::Blocks => {
                         let (x, all) = (x.add(i * len), all.add(i * len));
                         if based {
-                            passes::block::<S, T, T, T>(s, plan, all, all, all);
+                            passes::blocks::<S, T, T, T>(s, plan, 1, all, all, all);
                         } else {
-                            passes::block::<S, T, T, E>(s, plan, all, x, all);
+                            passes::blocks::<S, T, T, E>(s, plan, 1, all, x, all);
                         }
                     }
                     Stage::Base => {
@@ -228,15 +228,22 @@ unsafe fn rows<S: Lanes, T: Scalar, E: Element>(s: S, x: Batch<E>, plan: &Plan) 
     let same = E::DTYPE == T::DTYPE;
     let panel = if plan.is_blocked() { plan.panel << plan.outer.bits() } else { 0 };
     let base = if plan.order.base() > 1 { passes::base_scratch::<S, T>(plan.order.base()) } else { 0 };
-    let vector = if same { 0 } else { x.n };
-    let mut scratch = Scratch::<T>::new(panel.max(base) + vector);
+    // Adjacent short vectors share their passes.
+    let adjacent = x.stride == x.n as isize && plan.order.base() == 1 && !plan.is_blocked();
+    let group = if adjacent { (plan.l1 / x.n).clamp(1, x.count) } else { 1 };
+    let vectors = if same { 0 } else { x.n * group };
+    let mut scratch = Scratch::<T>::new(panel.max(base) + vectors);
     let scratch = scratch.as_mut_ptr();
-    for i in 0..x.count {
-        let x = x.element(0, i);
-        // SAFETY: vector `i`; where types agree, passes run in place.
+    for i in (0..x.count).step_by(group) {
+        let (count, x) = (group.min(x.count - i), x.element(0, i));
+        // SAFETY: vectors `i..i + count`; where types agree, passes run in place.
         unsafe {
             let all = if same { x.cast::<T>() } else { scratch.add(panel.max(base)) };
-            row::<S, T, E>(s, plan, x, all, scratch);
+            if adjacent {
+                passes::blocks::<S, T, E, E>(s, plan, count, x, x, all);
+            } else {
+                row::<S, T, E>(s, plan, x, all, scratch);
+            }
         }
     }
 }
@@ -278,14 +285,14 @@ unsafe fn power<S: Lanes, T: Scalar, A: Element, B: Element>(
     // SAFETY: panels partition the columns, blocks the rows.
     unsafe {
         if !plan.is_blocked() {
-            return passes::block::<S, T, A, B>(s, plan, src, dst, all);
+            return passes::blocks::<S, T, A, B>(s, plan, 1, src, dst, all);
         }
         for j in (0..len).step_by(plan.panel) {
             outer::<S, T, A>(s, plan, src.add(j), all.add(j), scratch);
         }
         for i in 0..1usize << plan.outer.bits() {
             let all = all.add(i * len);
-            passes::block::<S, T, T, B>(s, plan, all, dst.add(i * len), all);
+            passes::blocks::<S, T, T, B>(s, plan, 1, all, dst.add(i * len), all);
         }
     }
 }
