@@ -111,7 +111,7 @@ impl Radices {
         let passes = bits.div_ceil(top);
         let mut log2 = [0; 12];
         for i in 0..passes {
-            log2[i as usize] = ((bits + passes - 1 - i) / passes) as u8;
+            log2[i as usize] = ((bits + i) / passes) as u8;
         }
         Radices { log2, passes: passes as u8 }
     }
