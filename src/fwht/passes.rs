@@ -18,16 +18,23 @@ use super::plan::{Plan, max_radix};
 use crate::simd::{Lanes, Scalar};
 use crate::tensor::Element;
 
+/// −1 in every lane, hidden from the compiler, which would turn the multiply-add by it into a subtraction.
+#[inline(always)]
+fn minus_one<S: Lanes, T: Scalar>(s: S) -> T::V<S> {
+    let minus = <T as Element>::from_f64(-1.0);
+    T::vsplat(s, if S::ADDS_BESIDE_FMAS { std::hint::black_box(minus) } else { minus })
+}
+
 /// The `R`-point transform across `R` registers.
 #[inline(always)]
-fn butterflies<const R: usize, S: Lanes, T: Scalar>(s: S, v: &mut [T::V<S>; R]) {
+fn butterflies<const R: usize, S: Lanes, T: Scalar>(s: S, minus: T::V<S>, v: &mut [T::V<S>; R]) {
     let mut h = 1;
     while h < R {
         for i in 0..R {
             if i & h == 0 {
                 let (a, b) = (v[i], v[i + h]);
                 v[i] = T::vadd(s, a, b);
-                v[i + h] = T::vsub(s, a, b);
+                v[i + h] = if S::ADDS_BESIDE_FMAS { T::vfma(s, b, minus, a) } else { T::vsub(s, a, b) };
             }
         }
         h *= 2;
@@ -105,6 +112,7 @@ unsafe fn radix_pass<const R: usize, S: Lanes, T: Scalar, A: Element, B: Element
     src: Rows<A>,
     dst: Rows<B>,
     width: usize,
+    minus: T::V<S>,
 ) {
     let lanes = T::lanes::<S>();
     debug_assert_eq!(width % lanes, 0);
@@ -116,7 +124,7 @@ unsafe fn radix_pass<const R: usize, S: Lanes, T: Scalar, A: Element, B: Element
             for (i, v) in v.iter_mut().enumerate() {
                 *v = T::vload::<S, A>(s, src.ptr.offset(i as isize * src.stride).add(j));
             }
-            butterflies::<R, S, T>(s, &mut v);
+            butterflies::<R, S, T>(s, minus, &mut v);
             for i in 0..R {
                 T::vstore::<S, B>(s, dst.ptr.offset(i as isize * dst.stride).add(j), v[i]);
             }
@@ -144,10 +152,11 @@ impl<const R: usize, S: Lanes, T: Scalar, A: Element, B: Element> NullaryFnOnce 
     #[inline(always)]
     fn call(self) {
         let RadixPass { s, blocks, h, src, dst, width, .. } = self;
+        let minus = minus_one::<S, T>(s);
         for block in 0..blocks {
             for i in block * R * h..block * R * h + h {
                 // SAFETY: rows `i + h·t`, `t < R`, of the block; `radix_passes` hands on its caller's promise.
-                unsafe { radix_pass::<R, S, T, A, B>(s, src.at(i).every(h), dst.at(i).every(h), width) };
+                unsafe { radix_pass::<R, S, T, A, B>(s, src.at(i).every(h), dst.at(i).every(h), width, minus) };
             }
         }
     }
@@ -335,6 +344,7 @@ impl<const R: usize, S: Lanes, T: Scalar, A: Element, B: Element> NullaryFnOnce 
     #[inline(always)]
     fn call(self) {
         let LeafPass { s, count, src, dst, .. } = self;
+        let minus = minus_one::<S, T>(s);
         let lanes = T::lanes::<S>();
         for block in 0..count {
             // SAFETY: registers `block·R..(block + 1)·R`; `leaves` hands on its caller's promise.
@@ -344,7 +354,7 @@ impl<const R: usize, S: Lanes, T: Scalar, A: Element, B: Element> NullaryFnOnce 
                 for (i, v) in v.iter_mut().enumerate() {
                     *v = T::vload::<S, A>(s, src.add(i * lanes));
                 }
-                butterflies::<R, S, T>(s, &mut v);
+                butterflies::<R, S, T>(s, minus, &mut v);
                 for (i, v) in v.into_iter().enumerate() {
                     T::vstore::<S, B>(s, dst.add(i * lanes), lane_butterflies::<S, T>(s, v, lanes));
                 }

@@ -87,7 +87,7 @@ impl Default for Params {
         Params {
             alias_bytes: 4 << 10,
             l1_bytes: 16 << 10,
-            outer_from_bytes: 32 << 20,
+            outer_from_bytes: 1 << 40,
             block_bytes: 512 << 10,
             outer_bytes: 256 << 10,
             panel_row_bytes: 128,

@@ -26,6 +26,9 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     type Simd: Simd;
     /// Its name.
     const ISA: Isa;
+    /// Do additions and multiply-adds run in different units, so that a mix of both is faster than either? They do on
+    /// AMD since Zen; elsewhere a multiply-add costs what an addition costs.
+    const ADDS_BESIDE_FMAS: bool;
 
     /// pulp's token.
     fn simd(self) -> Self::Simd;

@@ -33,6 +33,7 @@ pulp::simd_type! {
 impl Lanes for Avx2 {
     type Simd = pulp::x86::V3;
     const ISA: Isa = Isa::Avx2;
+    const ADDS_BESIDE_FMAS: bool = true;
 
     #[inline(always)]
     fn simd(self) -> pulp::x86::V3 {
@@ -81,6 +82,7 @@ pub(super) use pulp::x86::V4 as Avx512;
 impl Lanes for Avx512 {
     type Simd = Avx512;
     const ISA: Isa = Isa::Avx512;
+    const ADDS_BESIDE_FMAS: bool = true;
 
     #[inline(always)]
     fn simd(self) -> Avx512 {
