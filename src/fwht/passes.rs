@@ -441,11 +441,28 @@ pub(super) unsafe fn blocks<S: Lanes, T: Scalar, A: Element, B: Element>(
         let Some((&first, rest)) = plan.inner.split_first() else {
             return leaves::<S, T, A, B>(s, plan.leaf, count, src, dst);
         };
-        let len = 1usize << plan.block();
-        let h = len >> first;
+        let h = 1usize << plan.bits() >> first;
         let (from, to) = (Rows { ptr: src, stride: h as isize }, Rows { ptr: work, stride: h as isize });
         radix_passes::<S, T, A, T>(s, first, count, 1, from, to, h);
         below::<S, T, B>(s, plan, rest, count << first, h, dst, work);
+    }
+}
+
+/// The first vertical pass of one block, on `width` of its columns from the one that `src` and `work` point to.
+///
+/// # Safety
+/// As [`blocks`]; `width` is a multiple of the lanes.
+pub(super) unsafe fn first_pass<S: Lanes, T: Scalar, A: Element>(
+    s: S,
+    plan: &Plan,
+    src: *mut A,
+    work: *mut T,
+    width: usize,
+) {
+    let stride = 1isize << (plan.bits() - plan.inner[0] as u32);
+    // SAFETY: the caller's.
+    unsafe {
+        radix_passes::<S, T, A, T>(s, plan.inner[0], 1, 1, Rows { ptr: src, stride }, Rows { ptr: work, stride }, width)
     }
 }
 
@@ -454,7 +471,7 @@ pub(super) unsafe fn blocks<S: Lanes, T: Scalar, A: Element, B: Element>(
 ///
 /// # Safety
 /// As [`blocks`].
-unsafe fn below<S: Lanes, T: Scalar, B: Element>(
+pub(super) unsafe fn below<S: Lanes, T: Scalar, B: Element>(
     s: S,
     plan: &Plan,
     inner: &[u8],
