@@ -31,14 +31,26 @@ fn scale<E: Element + std::ops::Mul<Output = E>>(x: &mut [E], one: E) {
     x.par_chunks_mut(1 << 16).for_each(|x| x.iter_mut().for_each(|x| *x = *x * one));
 }
 
-/// Before timing: a delta transforms to ones, rows or columns.
+/// Before timing: the unit vector `e_1` of row 0 transforms to column 1 of `H`, in rows and then, as the outer product
+/// with column 0, in columns.
 fn check<E: Element>(m: usize, n: usize) {
+    let column = |n: usize, j: usize, i: usize| {
+        let order = fwht::Order::new(n).unwrap();
+        let h = 1 << order.log2();
+        if order.base() == 1 {
+            return if (i & j).count_ones() % 2 == 0 { 1.0 } else { -1.0 };
+        }
+        let base = order.base_matrix();
+        base.row(i / h)[j / h] * if (i % h & j % h).count_ones() % 2 == 0 { 1.0 } else { -1.0 }
+    };
     let mut x = vec![E::from_f64(0.0); m * n];
-    x[0] = E::from_f64(1.0);
+    x[1] = E::from_f64(1.0);
+    let want: Vec<f64> = (0..n).map(|i| column(n, 1, i)).collect();
     fwht::fwht_rows(MatMut::from_row_major_slice_mut(&mut x, m, n), Par::rayon(0)).unwrap();
-    assert!((0..m * n).all(|i| x[i].to_f64() == (i < n) as u8 as f64));
+    assert!((0..m * n).all(|i| x[i].to_f64() == if i < n { want[i] } else { 0.0 }), "rows of {n}");
     fwht::fwht_columns(MatMut::from_row_major_slice_mut(&mut x, m, n), Par::rayon(0)).unwrap();
-    assert!(x.iter().all(|x| x.to_f64() == 1.0));
+    let first: Vec<f64> = (0..m).map(|i| column(m, 0, i)).collect();
+    assert!((0..m * n).all(|i| x[i].to_f64() == first[i / n] * want[i % n]), "columns of {m}");
 }
 
 /// Rows and columns of a square matrix on all threads, over a scaling of the same f32 matrix.
@@ -79,13 +91,17 @@ fn vectors<E: Element + std::ops::Mul<Output = E>>(orders: &[usize], rounds: usi
         let (one, reps) = (black_box(E::from_f64(1.0)), (1 << 20) / n + 1);
         let t = medians(
             rounds,
-            &mut [
-                &mut || (0..reps).for_each(|_| y.iter_mut().for_each(|y| *y = *y * one)),
-                &mut || (0..reps).for_each(|_| fwht::fwht(&mut x, Par::Seq).unwrap()),
-            ],
+            &mut [&mut || (0..reps).for_each(|_| y.iter_mut().for_each(|y| *y = *y * one)), &mut || {
+                (0..reps).for_each(|_| fwht::fwht(&mut x, Par::Seq).unwrap())
+            }],
         );
         let additions = (reps * n) as f64 * order.log2() as f64;
-        println!("  {n:>9} {:7.1}  {:6.2} × scale  {}", additions / t[1] / 1e9, t[1] / t[0], fwht::plan::<E>(n).unwrap());
+        println!(
+            "  {n:>9} {:7.1}  {:6.2} × scale  {}",
+            additions / t[1] / 1e9,
+            t[1] / t[0],
+            fwht::plan::<E>(n).unwrap()
+        );
         writeln!(csv, "{} vector,{n},{:.6},{:.3}", E::DTYPE, t[1] * 1e3 / reps as f64, t[1] / t[0]).unwrap();
     }
 }

@@ -336,6 +336,8 @@ struct LeafPass<const R: usize, S, T, A, B> {
     count: usize,
     src: *const A,
     dst: *mut B,
+    /// How far behind `dst` lies what is read after this pass, in elements; 0 if nothing is to be prefetched.
+    next: usize,
     plain: PhantomData<T>,
 }
 
@@ -343,13 +345,18 @@ impl<const R: usize, S: Lanes, T: Scalar, A: Element, B: Element> NullaryFnOnce 
     type Output = ();
     #[inline(always)]
     fn call(self) {
-        let LeafPass { s, count, src, dst, .. } = self;
+        let LeafPass { s, count, src, dst, next, .. } = self;
         let minus = minus_one::<S, T>(s);
         let lanes = T::lanes::<S>();
         for block in 0..count {
             // SAFETY: registers `block·R..(block + 1)·R`; `leaves` hands on its caller's promise.
             unsafe {
                 let (src, dst) = (src.add(block * R * lanes), dst.add(block * R * lanes));
+                if next > 0 {
+                    for line in (0..R * lanes * size_of::<B>()).step_by(64) {
+                        s.prefetch(dst.wrapping_add(next).cast::<u8>().wrapping_add(line));
+                    }
+                }
                 let mut v = [T::V::<S>::zeroed(); R];
                 for (i, v) in v.iter_mut().enumerate() {
                     *v = T::vload::<S, A>(s, src.add(i * lanes));
@@ -373,10 +380,11 @@ unsafe fn leaves<S: Lanes, T: Scalar, A: Element, B: Element>(
     count: usize,
     src: *const A,
     dst: *mut B,
+    next: usize,
 ) {
     macro_rules! leaf {
         ($r:literal) => {
-            s.vectorize(LeafPass::<$r, S, T, A, B> { s, count, src, dst, plain: PhantomData })
+            s.vectorize(LeafPass::<$r, S, T, A, B> { s, count, src, dst, next, plain: PhantomData })
         };
     }
     match log2 {
@@ -439,7 +447,7 @@ pub(super) unsafe fn blocks<S: Lanes, T: Scalar, A: Element, B: Element>(
             return s.vectorize(Short::<S, T, A, B> { s, len: 1 << plan.lanes, count, src, dst, plain: PhantomData });
         }
         let Some((&first, rest)) = plan.inner.split_first() else {
-            return leaves::<S, T, A, B>(s, plan.leaf, count, src, dst);
+            return leaves::<S, T, A, B>(s, plan.leaf, count, src, dst, 0);
         };
         let h = 1usize << plan.bits() >> first;
         let (from, to) = (Rows { ptr: src, stride: h as isize }, Rows { ptr: work, stride: h as isize });
@@ -489,7 +497,8 @@ pub(super) unsafe fn below<S: Lanes, T: Scalar, B: Element>(
             return;
         }
         let Some((&first, rest)) = inner.split_first() else {
-            return leaves::<S, T, T, B>(s, plan.leaf, (blocks * len) >> (plan.leaf + plan.lanes), work, dst);
+            let count = (blocks * len) >> (plan.leaf + plan.lanes);
+            return leaves::<S, T, T, B>(s, plan.leaf, count, work, dst, blocks * len);
         };
         let h = len >> first;
         let all = Rows { ptr: work, stride: h as isize };

@@ -293,7 +293,7 @@ unsafe fn panels<S: Lanes, T: Scalar, E: Element>(s: S, x: Batch<E>, order: Orde
 /// As [`panels`].
 unsafe fn panel_in_place<S: Lanes, T: Scalar, E: Element>(s: S, x: Batch<E>, order: Order, params: &Params) {
     let (b, h, width) = (order.base(), 1usize << order.log2(), x.count);
-    let top = max_radix(passes::registers::<S>());
+    let top = max_radix(passes::registers::<S>()).min(3);
     let radices = Radices::new(order.log2(), top);
     let rows = Rows { ptr: x.ptr, stride: x.n_stride };
     let base = if b > 1 { passes::base_scratch::<S, T>(b) } else { 0 };
@@ -334,7 +334,7 @@ unsafe fn panel_in_place<S: Lanes, T: Scalar, E: Element>(s: S, x: Batch<E>, ord
 /// # Safety
 /// `2^log2` rows of `width`, a multiple of the lanes.
 unsafe fn sweeps<S: Lanes, T: Scalar>(s: S, log2: u32, bits: u32, rows: Rows<T>, width: usize) {
-    let top = max_radix(passes::registers::<S>());
+    let top = max_radix(passes::registers::<S>()).min(3);
     let mut scratch = Scratch::<T>::new(width << bits);
     let work = Rows { ptr: scratch.as_mut_ptr(), stride: width as isize };
     let mut left = log2;

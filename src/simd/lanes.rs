@@ -34,6 +34,11 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     fn simd(self) -> Self::Simd;
     /// Compiles `f` with this instruction set and calls it.
     fn vectorize<F: pulp::NullaryFnOnce>(self, f: F) -> F::Output;
+    /// Asks for the cache line at `at`, which need not be a valid address, to be read and written soon.
+    #[inline(always)]
+    fn prefetch(self, at: *const u8) {
+        let _ = at;
+    }
     /// Lane `i` of the result is lane `i ^ D` of `a`; `D` is a power of two below the number of lanes.
     fn xor_f32s<const D: usize>(self, a: F32s<Self>) -> F32s<Self>;
     /// As [`xor_f32s`](Self::xor_f32s).
