@@ -237,10 +237,7 @@ fn scatter<E: Element, T: Scalar, const W: usize>(
                     tile.iter_mut().zip(&*row).for_each(|([plus, _], &x)| plus[w] = x);
                 }
             }
-            pulp::Arch::new().dispatch(
-                #[inline(always)]
-                || add_nonzeros(zeta, table, tile, sums),
-            );
+            pulp::Arch::new().dispatch(AddNonzeros { zeta, table, tile, sums });
         }
         sums.iter_mut().flatten().for_each(|x| *x *= c);
         let sums = MatRef::from_column_major_slice(sums.as_flattened(), W, l);
@@ -249,18 +246,31 @@ fn scatter<E: Element, T: Scalar, const W: usize>(
 }
 
 /// The scatter itself: `sums[column] += ± tile[j]` for the nonzeros of each row `j`.
-#[inline(always)]
-fn add_nonzeros<T: Scalar, const W: usize>(zeta: usize, table: &[u32], tile: &mut [[[T; W]; 2]], sums: &mut [[T; W]]) {
-    for (j, nonzeros) in table.chunks_exact(zeta).enumerate() {
-        let [plus, minus] = &mut tile[j];
-        for w in 0..W {
-            minus[w] = -plus[w];
-        }
-        for &nz in nonzeros {
-            let x = &tile[j][(nz & 1) as usize];
-            let sum = &mut sums[(nz >> 1) as usize];
+struct AddNonzeros<'a, T, const W: usize> {
+    zeta: usize,
+    table: &'a [u32],
+    tile: &'a mut [[[T; W]; 2]],
+    sums: &'a mut [[T; W]],
+}
+
+impl<T: Scalar, const W: usize> pulp::WithSimd for AddNonzeros<'_, T, W> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, _: S) {
+        for (nonzeros, tile) in self.table.chunks_exact(self.zeta).zip(self.tile) {
+            let [plus, minus] = &mut *tile;
             for w in 0..W {
-                sum[w] += x[w];
+                minus[w] = -plus[w];
+            }
+            for &nz in nonzeros {
+                // By value: the compiler cannot know that the two do not overlap.
+                let (mut x, sum) = (tile[(nz & 1) as usize], &mut self.sums[(nz >> 1) as usize]);
+                let old = *sum;
+                for w in 0..W {
+                    x[w] += old[w];
+                }
+                *sum = x;
             }
         }
     }
