@@ -29,7 +29,9 @@ pub use sparse_sign::SparseSign;
 pub use srht::Srht;
 
 use crate::error::{Error, Result};
-use crate::simd::{Scalar, convert::convert};
+use crate::simd::convert::convert;
+use crate::simd::load::{load_scaled, load_times};
+use crate::simd::{Lanes, Scalar};
 use crate::tensor::Element;
 
 /// Which sketch to use.
@@ -321,18 +323,73 @@ impl Layout {
     }
 }
 
-/// `out[j] = scale · a(i, first + j)`.
-#[inline]
-fn load_row<E: Element, T: Scalar>(a: MatRef<'_, E>, i: usize, first: usize, out: &mut [T], scale: f64) {
-    let row = a.row(i).subcols(first, out.len());
-    match row.try_as_row_major() {
-        Some(row) => convert(row.as_slice(), out, scale),
-        None => out.iter_mut().enumerate().for_each(|(j, x)| *x = T::from_f64(scale * row[j].to_f64())),
-    }
+/// `scale · A`, loaded by kernels with a factor of their own.
+///
+/// A power of two may be part of that factor, except where the element must be scaled in f64 before it is narrowed,
+/// or where the power itself does not fit `T`.
+struct Source<'a, E> {
+    a: MatRef<'a, E>,
+    scale: f64,
+    fused: bool,
 }
 
-/// `out[i] = scale · a(first + i, j)`.
-#[inline]
-fn load_column<E: Element, T: Scalar>(a: MatRef<'_, E>, j: usize, first: usize, out: &mut [T], scale: f64) {
-    load_row(a.transpose(), j, first, out, scale);
+impl<E> Clone for Source<'_, E> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<E> Copy for Source<'_, E> {}
+
+impl<'a, E: Element> Source<'a, E> {
+    fn new<T: Scalar>(a: MatRef<'a, E>, scale: f64) -> Self {
+        let narrows = E::DTYPE.size() > T::DTYPE.size();
+        Source { a, scale, fused: scale == 1.0 || !narrows && T::from_f64(scale).is_normal() }
+    }
+
+    fn transpose(&self) -> Self {
+        Source { a: self.a.transpose(), ..*self }
+    }
+
+    /// What the factors given to [`row`](Self::row) and [`column`](Self::column) must contain.
+    fn factor<T: Scalar>(&self) -> T {
+        T::from_f64(if self.fused { self.scale } else { 1.0 })
+    }
+
+    /// `out[j] = factors[j] / factor() · scale · a(i, first + j)`.
+    #[inline(always)]
+    fn row<S: Lanes, T: Scalar>(&self, s: S, i: usize, first: usize, factors: &[T], out: &mut [T]) {
+        let row = self.a.row(i).subcols(first, out.len());
+        match row.try_as_row_major() {
+            Some(row) if self.fused => load_times(s, row.as_slice(), factors, out),
+            Some(row) => {
+                convert(row.as_slice(), out, self.scale);
+                out.iter_mut().zip(factors).for_each(|(x, &f)| *x *= f);
+            }
+            None => {
+                let scale = if self.fused { 1.0 } else { self.scale };
+                for (j, (x, &f)) in out.iter_mut().zip(factors).enumerate() {
+                    *x = T::from_f64(scale * row[j].to_f64()) * f;
+                }
+            }
+        }
+    }
+
+    /// `out[i] = factor / factor() · scale · a(first + i, j)`.
+    #[inline(always)]
+    fn column<S: Lanes, T: Scalar>(&self, s: S, j: usize, first: usize, factor: T, out: &mut [T]) {
+        let column = self.a.col(j).subrows(first, out.len());
+        match column.try_as_col_major() {
+            Some(column) if self.fused => load_scaled(s, column.as_slice(), factor, out),
+            Some(column) => {
+                convert(column.as_slice(), out, self.scale);
+                out.iter_mut().for_each(|x| *x *= factor);
+            }
+            None => {
+                let scale = if self.fused { 1.0 } else { self.scale };
+                for (i, x) in out.iter_mut().enumerate() {
+                    *x = T::from_f64(scale * column[i].to_f64()) * factor;
+                }
+            }
+        }
+    }
 }
