@@ -20,6 +20,7 @@ pub(crate) mod load;
 mod neon;
 mod portable;
 pub(crate) mod reinterpret;
+pub(crate) mod transpose;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 

@@ -31,7 +31,8 @@ pub use srht::Srht;
 use crate::error::{Error, Result};
 use crate::simd::convert::convert;
 use crate::simd::load::{load_scaled, load_times};
-use crate::simd::{Lanes, Scalar};
+use crate::simd::transpose::{MAX_SIDE, transpose_square};
+use crate::simd::{self, Kernel, Lanes, Scalar};
 use crate::tensor::Element;
 
 /// Which sketch to use.
@@ -288,17 +289,57 @@ fn for_row_chunks<T: Scalar, S>(
 
 /// `Y = B` or `Y += B`, along the contiguous axis of `Y` if there is one.
 fn store<T: Scalar>(y: MatMut<'_, T>, b: MatRef<'_, T>, accumulate: Accum) {
-    let (mut y, b) = if y.col_stride() == 1 { (y, b) } else { (y.transpose_mut(), b.transpose()) };
-    let write = |y: &mut T, b: T| match accumulate {
-        Accum::Replace => *y = b,
-        Accum::Add => *y += b,
-    };
-    for i in 0..y.nrows() {
-        let (mut y, b) = (y.as_mut().row_mut(i), b.row(i));
-        match (y.as_mut().try_as_row_major_mut(), b.try_as_row_major()) {
-            (Some(y), Some(b)) => y.as_slice_mut().iter_mut().zip(b.as_slice()).for_each(|(y, &b)| write(y, b)),
-            (Some(y), None) => y.as_slice_mut().iter_mut().enumerate().for_each(|(j, y)| write(y, b[j])),
-            (None, _) => (0..b.ncols()).for_each(|j| write(&mut y[j], b[j])),
+    let (y, b) = if y.col_stride() == 1 { (y, b) } else { (y.transpose_mut(), b.transpose()) };
+    simd::dispatch(simd::isa(), Store { y, b, accumulate });
+}
+
+struct Store<'y, 'b, T> {
+    y: MatMut<'y, T>,
+    b: MatRef<'b, T>,
+    accumulate: Accum,
+}
+
+impl<T: Scalar> Kernel for Store<'_, '_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Lanes>(self, s: S) {
+        let Store { mut y, b, accumulate } = self;
+        let write = |y: &mut T, b: T| match accumulate {
+            Accum::Replace => *y = b,
+            Accum::Add => *y += b,
+        };
+        // Crosswise: squares, then the edges element by element.
+        let side = T::lanes::<S>();
+        let (mut rows, mut columns) = (0, 0);
+        if y.col_stride() == 1 && b.col_stride() != 1 && b.row_stride() == 1 {
+            (rows, columns) = (y.nrows() / side * side, y.ncols() / side * side);
+        }
+        let (mut square, mut crossed) = ([T::zeroed(); MAX_SIDE * MAX_SIDE], [T::zeroed(); MAX_SIDE * MAX_SIDE]);
+        for i in (0..rows).step_by(side) {
+            for j in (0..columns).step_by(side) {
+                for (k, line) in square.chunks_exact_mut(side).take(side).enumerate() {
+                    if let Some(b) = b.col(j + k).subrows(i, side).try_as_col_major() {
+                        line.copy_from_slice(b.as_slice());
+                    }
+                }
+                transpose_square(s, &square, side, &mut crossed, side);
+                for (k, line) in crossed.chunks_exact(side).take(side).enumerate() {
+                    if let Some(y) = y.as_mut().row_mut(i + k).subcols_mut(j, side).try_as_row_major_mut() {
+                        y.as_slice_mut().iter_mut().zip(line).for_each(|(y, &b)| write(y, b));
+                    }
+                }
+            }
+        }
+        for i in 0..y.nrows() {
+            let first = if i < rows { columns } else { 0 };
+            let (y, b) = (y.as_mut().row_mut(i), b.row(i));
+            let (mut y, b) = (y.subcols_mut(first, b.ncols() - first), b.subcols(first, b.ncols() - first));
+            match (y.as_mut().try_as_row_major_mut(), b.try_as_row_major()) {
+                (Some(y), Some(b)) => y.as_slice_mut().iter_mut().zip(b.as_slice()).for_each(|(y, &b)| write(y, b)),
+                (Some(y), None) => y.as_slice_mut().iter_mut().enumerate().for_each(|(j, y)| write(y, b[j])),
+                (None, _) => (0..b.ncols()).for_each(|j| write(&mut y[j], b[j])),
+            }
         }
     }
 }

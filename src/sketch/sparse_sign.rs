@@ -24,6 +24,7 @@ use super::{
 };
 use crate::error::{Error, Result};
 use crate::rng::{Philox, stream};
+use crate::simd::transpose::transpose_square;
 use crate::simd::{self, Kernel, Lanes, Scalar};
 use crate::tensor::Element;
 
@@ -267,7 +268,7 @@ impl<E: Element, T: Scalar, const W: usize> Kernel for Scatter<'_, E, T, W> {
                 for (i, row) in rows.chunks_exact_mut(PARAMS.depth).take(count).enumerate() {
                     by_rows.column(s, first + i, k, factor, &mut row[..depth]);
                 }
-                transpose(rows, tile);
+                transpose(s, rows, tile);
             }
             for (nonzeros, tile) in table.chunks_exact(zeta).zip(&mut *tile) {
                 let [plus, minus] = &mut *tile;
@@ -290,37 +291,14 @@ impl<E: Element, T: Scalar, const W: usize> Kernel for Scatter<'_, E, T, W> {
     }
 }
 
-/// `tile[j].plus[w] = rows[w][j]`: squares of 8 by three perfect shuffles (index bits rotate by one each time), which compile
-/// to vector permutations.
+/// `tile[j].plus[w] = rows[w][j]`, in squares whose side divides `W` and `depth`.
 #[inline(always)]
-fn transpose<T: Scalar, const W: usize>(rows: &[T], tile: &mut [[[T; W]; 2]]) {
-    const B: usize = 8;
-    let depth = PARAMS.depth;
-    for i in (0..W).step_by(B) {
-        for j in (0..depth).step_by(B) {
-            let mut square = [[T::zeroed(); B]; B];
-            for (w, line) in square.iter_mut().enumerate() {
-                line.copy_from_slice(&rows[(i + w) * depth + j..][..B]);
-            }
-            let square = shuffle(shuffle(shuffle(square)));
-            for (line, [plus, _]) in square.iter().zip(&mut tile[j..]) {
-                plus[i..i + B].copy_from_slice(line);
-            }
+fn transpose<S: Lanes, T: Scalar, const W: usize>(s: S, rows: &[T], tile: &mut [[[T; W]; 2]]) {
+    let (side, depth) = (T::lanes::<S>(), PARAMS.depth);
+    let tile = tile.as_flattened_mut().as_flattened_mut();
+    for w in (0..W).step_by(side) {
+        for j in (0..depth).step_by(side) {
+            transpose_square(s, &rows[w * depth + j..], depth, &mut tile[2 * W * j + w..], 2 * W);
         }
     }
-}
-
-/// Interleaves the first half of a square with the second.
-#[inline(always)]
-fn shuffle<T: Copy, const B: usize>(x: [[T; B]; B]) -> [[T; B]; B] {
-    let mut out = x;
-    for i in 0..B / 2 {
-        for j in 0..B / 2 {
-            out[2 * i][2 * j] = x[i][j];
-            out[2 * i][2 * j + 1] = x[i + B / 2][j];
-            out[2 * i + 1][2 * j] = x[i][j + B / 2];
-            out[2 * i + 1][2 * j + 1] = x[i + B / 2][j + B / 2];
-        }
-    }
-    out
 }

@@ -36,7 +36,7 @@ use super::{
     Layout, ROW_BITS, SketchOperator, Source, check_apply, check_size, check_stream, for_row_chunks, store,
 };
 use crate::error::{Error, Result};
-use crate::fwht::{transform_panel, transform_row};
+use crate::fwht::{fwht_rows, transform_panel};
 use crate::rng::{Philox, stream};
 use crate::simd::{self, Kernel, Lanes, Scalar};
 use crate::tensor::Element;
@@ -74,21 +74,26 @@ struct Params {
     block: usize,
     /// Rows of `Y` that a thread accumulates at a time.
     rows: usize,
+    /// Bytes of the rows that are transformed by one call, if a row is shorter.
+    rows_bytes: usize,
     /// Bytes of a panel's row.
     panel_bytes: usize,
+    /// Time of a gathered value, in additions of a transform.
+    gather: usize,
+    /// Time of beginning a transform, in the same unit.
+    call: usize,
 }
-const PARAMS: Params = Params { block: 4096, rows: 64, panel_bytes: 64 };
+const PARAMS: Params = Params { block: 4096, rows: 64, rows_bytes: 16384, panel_bytes: 64, gather: 28, call: 4000 };
 
 /// The power of two `r` that makes a row's transforms and gathers cheapest, at least `2l` (or all of `n`).
 fn block_length(n: usize, l: usize) -> usize {
     let whole = n.next_power_of_two();
     let shortest = (2 * l).next_power_of_two().min(whole);
     let longest = whole.min(PARAMS.block).max(shortest);
-    // A transform's point and stage costs about 1/16 of a gather.
     let transform = |s: usize| s * s.trailing_zeros() as usize;
     let cost = |r: usize| {
         let (full, rest) = (n / r, n % r);
-        full * transform(r) + transform(rest.next_power_of_two()) + 16 * l * n.div_ceil(r)
+        full * transform(r) + transform(rest.next_power_of_two()) + (PARAMS.gather * l + PARAMS.call) * n.div_ceil(r)
     };
     let lengths = (shortest.trailing_zeros()..=longest.trailing_zeros()).map(|t| 1usize << t);
     lengths.min_by_key(|&r| cost(r)).unwrap_or(shortest)
@@ -274,7 +279,8 @@ impl SketchOperator for Srht {
             return Ok(());
         }
         let count = PARAMS.rows.min(y.nrows());
-        let scratch = || Scratch::<T, 1>::new(longest, count * l, l);
+        let together = (PARAMS.rows_bytes / size_of::<T>()).max(longest);
+        let scratch = || Scratch::<T, 1>::new(together, count * l, l);
         for_row_chunks(y, count, par, scratch, |first, y, scratch| {
             scratch.out.fill([T::zeroed()]);
             for piece in self.pieces(rows.clone()) {
@@ -329,17 +335,36 @@ impl<E: Element, T: Scalar> Kernel for RowsOfPiece<'_, E, T> {
     fn run<S: Lanes>(self, s: S) {
         let Scratch { signs, index, factor, x, out } = self.scratch;
         let Piece { s: size, lead, count, column, .. } = self.piece;
-        let (x, signs) = (&mut x.as_flattened_mut()[..size], &signs[..count]);
-        for (i, out) in out.as_flattened_mut().chunks_exact_mut(index.len()).take(self.count).enumerate() {
-            x[..lead].fill(T::zeroed());
-            x[lead + count..].fill(T::zeroed());
-            self.source.row(s, self.first + i, column, signs, &mut x[lead..lead + count]);
-            transform_row(x);
-            for ((out, &k), &c) in out.iter_mut().zip(&*index).zip(&*factor) {
-                *out += c * x[k as usize];
+        let signs = &signs[..count];
+        let out = out.as_flattened_mut().chunks_exact_mut(index.len()).take(self.count);
+        // As many rows at once as stay in L1: one call of the transform serves them.
+        let x = x.as_flattened_mut();
+        let batch = x.len() / size;
+        let mut first = self.first;
+        let mut out = out.peekable();
+        while out.peek().is_some() {
+            let rows = batch.min(self.first + self.count - first);
+            let x = &mut x[..rows * size];
+            for (i, x) in x.chunks_exact_mut(size).enumerate() {
+                x[..lead].fill(T::zeroed());
+                x[lead + count..].fill(T::zeroed());
+                self.source.row(s, first + i, column, signs, &mut x[lead..lead + count]);
             }
+            transform_rows(x, size);
+            for (x, out) in x.chunks_exact(size).zip(&mut out) {
+                for ((out, &k), &c) in out.iter_mut().zip(&*index).zip(&*factor) {
+                    *out += c * x[k as usize];
+                }
+            }
+            first += rows;
         }
     }
+}
+
+/// Transforms the rows of length `size` of `x`.
+fn transform_rows<T: Scalar>(x: &mut [T], size: usize) {
+    let done = fwht_rows(MatMut::from_row_major_slice_mut(x, x.len() / size, size), Par::Seq);
+    debug_assert_eq!(done, Ok(()));
 }
 
 /// Sketches a piece of `count <= W` rows at once.
