@@ -343,9 +343,45 @@ fn plans_name_every_stage_once() {
         for n in lengths(1 << 14).into_iter().chain((15..=27).map(|k| 1 << k)) {
             for plan in [fwht::plan::<f32>(n).unwrap(), fwht::plan::<f64>(n).unwrap()] {
                 assert_eq!(plan.isa, isa);
-                assert_eq!(plan.outer.bits() + plan.block(), plan.order.log2(), "{plan}");
+                assert_eq!(plan.bits(), plan.order.log2(), "{plan}");
                 assert!(plan.to_string().contains(isa.name()));
             }
         }
     });
+}
+
+/// `‖y − Hx/√n‖` within rounding: f32 takes k + 1 roundings of values at most `max|x|·√n`; a half one more of its own.
+#[test]
+fn orthonormal_transforms_are_scaled() {
+    fn check<E: Element>(m: usize, n: usize, eps: f64) {
+        for rows in [true, false] {
+            for par in [Par::Seq, Par::rayon(2)] {
+                let x: Vec<i64> = (0..m * n).map(value).collect();
+                let mut a: Vec<E> = x.iter().map(|&x| E::from_f64(x as f64)).collect();
+                let len = if rows { n } else { m };
+                let view = MatMut::from_row_major_slice_mut(&mut a, m, n);
+                let (count, step, stride) = if rows { (m, n, 1) } else { (n, 1, n) };
+                match rows {
+                    true => fwht::orthonormal_rows(view, par).unwrap(),
+                    false => fwht::orthonormal_columns(view, par).unwrap(),
+                }
+                for v in 0..count {
+                    let one: Vec<i64> = (0..len).map(|t| x[v * step + t * stride]).collect();
+                    for (t, y) in exact(&one).into_iter().enumerate() {
+                        let (got, want) = (a[v * step + t * stride].to_f64(), y as f64 / (len as f64).sqrt());
+                        let bound = eps * want.abs() + 20.0 * f32::EPSILON as f64 * 8.0 * (len as f64).sqrt();
+                        assert!((got - want).abs() <= bound, "{} {m}×{n} rows {rows}: {got} {want}", E::DTYPE);
+                    }
+                }
+            }
+        }
+    }
+    check::<f32>(96, 256, 0.0);
+    check::<f64>(64, 20, 0.0);
+    check::<f16>(48, 64, 2f64.powi(-11));
+    check::<bf16>(16, 512, 2f64.powi(-8));
+    assert_eq!(
+        fwht::orthonormal_rows(MatMut::from_row_major_slice_mut(&mut [0f32; 7], 1, 7), Par::Seq),
+        Err(Error::Order { n: 7 })
+    );
 }
