@@ -20,7 +20,7 @@ use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
 use super::{
-    Layout, ROW_BITS, SketchOperator, Source, check_apply, check_size, check_stream, for_row_chunks, store,
+    Layout, Lines, ROW_BITS, SketchOperator, Source, check_apply, check_size, check_stream, for_row_chunks, store,
 };
 use crate::error::{Error, Result};
 use crate::rng::{Philox, stream};
@@ -217,9 +217,9 @@ fn scatter<E: Element, T: Scalar, const W: usize>(
 ) {
     let (l, isa) = (y.ncols(), simd::isa());
     let scratch = || Scratch::<T, W> {
-        sums: vec![[T::zeroed(); W]; l],
+        sums: Lines::new(l),
         rows: vec![T::zeroed(); W * PARAMS.depth],
-        tile: vec![[[T::zeroed(); W]; 2]; PARAMS.depth],
+        tile: Lines::new(2 * PARAMS.depth),
     };
     for_row_chunks(y, W, par, scratch, |first, y, scratch| {
         simd::dispatch(isa, Scatter { zeta, table, source, first, count: y.nrows(), scratch });
@@ -231,11 +231,11 @@ fn scatter<E: Element, T: Scalar, const W: usize>(
 /// What a thread needs for `W` rows of `Y`.
 struct Scratch<T, const W: usize> {
     /// Column `c` of `Y`.
-    sums: Vec<[T; W]>,
+    sums: Lines<T, W>,
     /// `W` rows of `A`, `depth` elements of each.
     rows: Vec<T>,
     /// Column `j` of `A`, and its negative.
-    tile: Vec<[[T; W]; 2]>,
+    tile: Lines<T, W>,
 }
 
 /// The scatter for `count <= W` rows.
@@ -254,6 +254,7 @@ impl<E: Element, T: Scalar, const W: usize> Kernel for Scatter<'_, E, T, W> {
     #[inline(always)]
     fn run<S: Lanes>(self, s: S) {
         let Scatter { zeta, table, source, first, count, scratch: Scratch { sums, rows, tile } } = self;
+        let (sums, tile) = (&mut sums[..], tile.as_chunks_mut::<2>().0);
         let by_columns = Layout::of(source.a) == Layout::Columns;
         let factor = source.factor();
         sums.fill([T::zeroed(); W]);

@@ -33,7 +33,7 @@ use std::ops::Range;
 use faer::{Accum, MatMut, MatRef, Par};
 
 use super::{
-    Layout, ROW_BITS, SketchOperator, Source, check_apply, check_size, check_stream, for_row_chunks, store,
+    Layout, Lines, ROW_BITS, SketchOperator, Source, check_apply, check_size, check_stream, for_row_chunks, store,
 };
 use crate::error::{Error, Result};
 use crate::fwht::{fwht_rows, transform_panel};
@@ -182,9 +182,9 @@ struct Scratch<T, const W: usize> {
     index: Vec<u32>,
     factor: Vec<T>,
     /// The piece of `W` rows of `A`, transposed.
-    x: Vec<[T; W]>,
+    x: Lines<T, W>,
     /// Sums of `rows × l` values: row-major if `W` is 1, else column-major.
-    out: Vec<[T; W]>,
+    out: Lines<T, W>,
 }
 
 impl<T: Scalar, const W: usize> Scratch<T, W> {
@@ -194,8 +194,8 @@ impl<T: Scalar, const W: usize> Scratch<T, W> {
             signs: vec![zero; s],
             index: vec![0; l],
             factor: vec![zero; l],
-            x: vec![[zero; W]; s],
-            out: vec![[zero; W]; outputs],
+            x: Lines::new(s),
+            out: Lines::new(outputs),
         }
     }
 
