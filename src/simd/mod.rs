@@ -15,10 +15,12 @@
 
 pub mod convert;
 mod lanes;
+pub(crate) mod load;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod portable;
 pub mod reduce;
+pub(crate) mod transpose;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
