@@ -276,7 +276,8 @@ fn read_header(r: &mut impl Read, len: u64) -> Checked<Vec<u8>> {
     Ok(head)
 }
 
-/// Refuses header texts on which the parser would take exponential time or overflow the product of the shape. What passes is not yet a valid header.
+/// Refuses header texts on which the parser would take exponential time or overflow the product of the shape. What
+/// passes is not yet a valid header.
 ///
 /// Backslashes and adjacent quotes are refused so that a string here is a string there.
 fn fence(text: &[u8]) -> Checked<()> {
