@@ -76,9 +76,9 @@ pub enum Error {
         /// What is allowed.
         want: &'static str,
     },
-    /// A result is larger than the arithmetic type can hold.
-    Overflow {
-        /// What overflowed.
+    /// A result is larger than the arithmetic type can hold, or so small that it would be lost.
+    Range {
+        /// What it is.
         what: &'static str,
         /// Its value.
         value: f64,
@@ -146,8 +146,8 @@ impl fmt::Display for Error {
             }
             Error::Rank { rank, max } => write!(f, "rank {rank} is outside 1..={max}"),
             Error::Option { name, value, want } => write!(f, "{name} = {value} is not allowed; give {want}"),
-            Error::Overflow { what, value } => {
-                write!(f, "{what} is {value:e}, too large for f32; use f64 arithmetic")
+            Error::Range { what, value } => {
+                write!(f, "{what} is {value:e}, out of the range of f32; use f64 arithmetic")
             }
             Error::Order { n } => {
                 write!(f, "no Hadamard matrix of order {n} here; fwht::Order lists the lengths b·2^k that work")

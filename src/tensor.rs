@@ -179,6 +179,19 @@ impl<'a> MatView<'a> {
         }
     }
 
+    /// The view as a matrix of `E`, if that is what it stores.
+    pub fn typed<E: Element>(self) -> Option<MatRef<'a, E>> {
+        if self.dtype() != E::DTYPE {
+            return None;
+        }
+        with_view!(self, a => {
+            let (m, n, rs, cs) = (a.nrows(), a.ncols(), a.row_stride(), a.col_stride());
+            // SAFETY: `E` is the element type of `a`, by the test above (`DTYPE` is one to one over the sealed
+            // types); pointer, shape, strides and lifetime are those of `a`.
+            Some(unsafe { MatRef::from_raw_parts(a.as_ptr().cast::<E>(), m, n, rs, cs) })
+        })
+    }
+
     /// The same elements as an `n × m` matrix.
     pub fn transpose(self) -> MatView<'a> {
         with_view!(self, a => Element::view(a.transpose()))

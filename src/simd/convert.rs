@@ -1,16 +1,115 @@
-//! Storage to arithmetic and back: `dst[i] = scale · src[i]`, widening or narrowing.
+//! Storage to arithmetic and back: `dst[i] = scale · src[i]`, widening or narrowing, of any two element types.
+//!
+//! One load, one multiplication and one store per register; the floor is memory. f16 and bf16 go through f32
+//! registers. f64 to a half must round once: it is rounded to f32 **to odd** first (toward zero, with the last bit
+//! set if that was inexact), after which rounding to 11 or 8 bits gives what direct rounding would, because f32 has
+//! more than two bits more (Boldo, Melquiond, Emulation of FMA and correctly rounded sums, 2008).
 
-use super::Scalar;
-use crate::tensor::Element;
+use super::lanes::{Kernel, Lanes, Vector};
+use super::{Scalar, dispatch, isa};
+use crate::tensor::{DType, Element};
 
 /// `dst[i] = scale · src[i]`. `scale` is a power of two (so the product is exact but for under- and overflow) and
-/// is applied before any narrowing.
+/// is applied before any narrowing, which rounds to nearest, ties to even. A NaN stays a NaN.
 ///
 /// # Panics
 /// If the lengths differ.
 pub fn convert<E: Element, T: Scalar>(src: &[E], dst: &mut [T], scale: f64) {
-    assert_eq!(src.len(), dst.len());
-    for (d, s) in dst.iter_mut().zip(src) {
-        *d = T::from_f64(scale * s.to_f64());
+    convert_any(src, dst, scale);
+}
+
+/// The reverse of [`convert`]: arithmetic to storage.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn convert_back<T: Scalar, E: Element>(src: &[T], dst: &mut [E], scale: f64) {
+    convert_any(src, dst, scale);
+}
+
+fn convert_any<A: Element, B: Element>(src: &[A], dst: &mut [B], scale: f64) {
+    assert_eq!(src.len(), dst.len(), "convert: lengths differ");
+    dispatch(isa(), Convert { src, dst, scale });
+}
+
+struct Convert<'a, A, B> {
+    src: &'a [A],
+    dst: &'a mut [B],
+    scale: f64,
+}
+
+impl<A: Element, B: Element> Kernel for Convert<'_, A, B> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Lanes>(self, s: S) {
+        let Convert { src, dst, scale } = self;
+        match (A::DTYPE, B::DTYPE) {
+            (DType::F64, DType::F64) => same::<S, f64, A, B>(s, src, dst, scale),
+            (DType::F64, _) => from_f64::<S, A, B>(s, src, dst, scale),
+            (_, DType::F64) => to_f64::<S, A, B>(s, src, dst, scale),
+            // A power of two beyond f32 would lose the product's exactness.
+            _ if scale as f32 as f64 == scale && (scale as f32).is_normal() => same::<S, f32, A, B>(s, src, dst, scale),
+            _ => {
+                for (d, x) in dst.iter_mut().zip(src) {
+                    *d = B::from_f64(scale * x.to_f64());
+                }
+            }
+        }
     }
+}
+
+/// Through registers of `T`, which holds every `A`.
+#[inline(always)]
+fn same<S: Lanes, T: Scalar, A: Element, B: Element>(s: S, src: &[A], dst: &mut [B], scale: f64) {
+    let lanes = T::lanes::<S>();
+    let factor = T::vsplat(s, <T as Element>::from_f64(scale));
+    let (whole, rest) = src.split_at(src.len() - src.len() % lanes);
+    let (dst, dst_rest) = dst.split_at_mut(whole.len());
+    for (x, d) in whole.chunks_exact(lanes).zip(dst.chunks_exact_mut(lanes)) {
+        // SAFETY: chunks of `lanes` elements.
+        unsafe { T::vstore::<S, B>(s, d.as_mut_ptr(), T::vmul(s, T::vload::<S, A>(s, x.as_ptr()), factor)) };
+    }
+    for (x, d) in rest.iter().zip(dst_rest) {
+        *d = B::from_f64(scale * x.to_f64());
+    }
+}
+
+/// Elements converted at a time through a buffer on the stack.
+const CHUNK: usize = 256;
+
+/// f32 and halves to f64: to f32 in L1, then up, then scaled.
+#[inline(always)]
+fn to_f64<S: Lanes, A: Element, B: Element>(s: S, src: &[A], dst: &mut [B], scale: f64) {
+    let mut single = [0f32; CHUNK];
+    let dst: &mut [f64] = bytemuck::cast_slice_mut(dst);
+    for (x, d) in src.chunks(CHUNK).zip(dst.chunks_mut(CHUNK)) {
+        let single = &mut single[..x.len()];
+        same::<S, f32, A, f32>(s, x, single, 1.0);
+        for (d, &x) in d.iter_mut().zip(&*single) {
+            *d = scale * x as f64;
+        }
+    }
+}
+
+/// f64 to f32 or a half: scaled, down to f32 in L1 (to odd before a half), then on.
+#[inline(always)]
+fn from_f64<S: Lanes, A: Element, B: Element>(s: S, src: &[A], dst: &mut [B], scale: f64) {
+    let mut single = [0f32; CHUNK];
+    let src: &[f64] = bytemuck::cast_slice(src);
+    for (x, d) in src.chunks(CHUNK).zip(dst.chunks_mut(CHUNK)) {
+        let single = &mut single[..x.len()];
+        for (t, &x) in single.iter_mut().zip(x) {
+            let x = scale * x;
+            *t = if B::DTYPE == DType::F32 { x as f32 } else { round_to_odd(x) };
+        }
+        same::<S, f32, f32, B>(s, single, d, 1.0);
+    }
+}
+
+/// `x` rounded toward zero, with the last bit set if that was inexact. Branch-free.
+#[inline(always)]
+fn round_to_odd(x: f64) -> f32 {
+    let near = x as f32;
+    let back = near as f64;
+    let bits = near.to_bits() - (back.abs() > x.abs()) as u32;
+    f32::from_bits(bits | (back != x) as u32)
 }

@@ -1,1 +1,132 @@
-fn main() {}
+//! The command line `tensorslim`: .npy files in, factors and a report out.
+//!
+//! ```text
+//!   args.rs     what may be typed             factor.rs   read, factor, evaluate, report
+//!   report.rs   one report, two renderings    output.rs   files that appear whole or not at all
+//!   info.rs     what this machine offers
+//! ```
+//!
+//! Exit codes: 0; 1 the work failed; 2 bad usage. Either failure is one line on stderr, `tensorslim: what, where,
+//! what to do`. A reader that closes its end of stdout early (`| head -1`) is no failure: the files of `--out` are
+//! still written.
+
+mod args;
+mod factor;
+mod info;
+mod output;
+mod report;
+
+use std::io::{self, ErrorKind, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::Parser;
+use clap::error::ErrorKind as Clap;
+
+use args::{Cli, Command};
+
+/// Why the work failed: the line for stderr.
+struct Failure(String);
+
+impl From<tensorslim::Error> for Failure {
+    fn from(e: tensorslim::Error) -> Self {
+        let flag = if matches!(e, tensorslim::Error::Range { .. }) { " (--precision f64)" } else { "" };
+        Failure(format!("{e}{flag}"))
+    }
+}
+
+/// Puts `path` in front of an error that does not name a file itself.
+fn about(path: &Path) -> impl Fn(tensorslim::Error) -> Failure {
+    move |e| match e {
+        tensorslim::Error::File { .. } => e.into(),
+        _ => Failure(format!("{}: {}", path.display(), Failure::from(e).0)),
+    }
+}
+
+/// Writes to stdout; nobody reading it is no error.
+fn emit(text: &str) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(Failure(format!("stdout: {e}"))),
+        _ => Ok(()),
+    }
+}
+
+/// One line on stderr, whatever is in `text` (file names may hold line breaks).
+fn complain(text: &str) {
+    let line: String = text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
+    // Nowhere is left to report that stderr is closed.
+    let _ = writeln!(io::stderr(), "tensorslim: {line}");
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => return not_parsed(&e),
+    };
+    let done = match &cli.command {
+        Command::Factor(args) => factor::run(args),
+        Command::Info(args) => info::run(args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure(line)) => {
+            complain(&line);
+            ExitCode::from(1)
+        }
+    }
+}
+
+/// Help and version that were asked for go to stdout; help because nothing was asked for, and errors, to stderr.
+fn not_parsed(e: &clap::Error) -> ExitCode {
+    match e.kind() {
+        Clap::DisplayHelp | Clap::DisplayVersion => match emit(&e.render().to_string()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(Failure(line)) => {
+                complain(&line);
+                ExitCode::from(1)
+            }
+        },
+        Clap::DisplayHelpOnMissingArgumentOrSubcommand => {
+            let _ = e.print();
+            ExitCode::from(2)
+        }
+        _ => {
+            complain(&one_line(&e.render().to_string()));
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// clap's message without its usage block, on one line.
+fn one_line(rendered: &str) -> String {
+    let mut line = String::new();
+    for part in rendered.lines().map(str::trim) {
+        if part.starts_with("Usage:") || part.starts_with("For more information") {
+            break;
+        }
+        let part = part.strip_prefix("error: ").unwrap_or(part);
+        let (glue, part) = match part.strip_prefix("tip: ") {
+            Some(tip) => ("; ", tip),
+            None => (" ", part),
+        };
+        if !line.is_empty() && !part.is_empty() {
+            line.push_str(glue);
+        }
+        line.push_str(part);
+    }
+    line + "; see --help"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::one_line;
+
+    #[test]
+    fn usage_errors_become_one_line() {
+        let clap = "error: unexpected argument '--rnk' found\n\n  tip: a similar argument exists: '--rank'\n\n\
+                    Usage: tensorslim factor <W.npy>\n\nFor more information, try '--help'.\n";
+        let line = "unexpected argument '--rnk' found; a similar argument exists: '--rank'; see --help";
+        assert_eq!(one_line(clap), line);
+    }
+}

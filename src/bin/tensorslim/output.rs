@@ -1,0 +1,107 @@
+//! Files that appear whole or not at all.
+//!
+//! Every file is written under a temporary name in its own directory and renamed when all of them are complete, the
+//! report last and an older report removed first: a `report.json` in the directory always belongs to the factors
+//! beside it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use tensorslim::{DType, Error, Factors, Matrix, Scalar, npy};
+
+use crate::Failure;
+
+/// The file that says that the others are complete.
+const REPORT: &str = "report.json";
+
+/// Makes `dir`, so that a directory that cannot be made is known before the work and not after it.
+pub(crate) fn prepare(dir: &Path) -> Result<(), Failure> {
+    fs::create_dir_all(dir).map_err(|e| Failure(format!("{}: cannot make this directory: {e}", dir.display())))
+}
+
+/// Writes `u.npy` (m×k), `s.npy` (k), `vt.npy` (k×n), rounded to `dtype`, and `report.json`.
+pub(crate) fn write<T: Scalar>(dir: &Path, dtype: DType, f: &Factors<T>, report: &str) -> Result<(), Failure> {
+    let s = Matrix::from_vec(f.s().to_vec(), 1, f.rank())?.to_bytes(dtype);
+    let staged = [
+        Staged::new(dir, "u.npy", |p| npy::write_matrix(p, f.u(), dtype))?,
+        Staged::new(dir, "s.npy", |p| npy::write(p, dtype, &[f.rank()], &s))?,
+        Staged::new(dir, "vt.npy", |p| npy::write_matrix(p, f.vt(), dtype))?,
+        Staged::new(dir, REPORT, |p| fs::write(p, report).map_err(|e| Error::file(p, e)))?,
+    ];
+    let old = dir.join(REPORT);
+    match fs::remove_file(&old) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            return Err(Failure(format!("{}: cannot replace this file: {e}", old.display())));
+        }
+        _ => {}
+    }
+    staged.into_iter().try_for_each(Staged::commit)
+}
+
+/// A complete file under a temporary name; removed unless committed.
+struct Staged {
+    temporary: PathBuf,
+    target: PathBuf,
+}
+
+impl Staged {
+    fn new(dir: &Path, name: &str, write: impl FnOnce(&Path) -> tensorslim::Result<()>) -> Result<Self, Failure> {
+        let temporary = dir.join(format!(".{name}.{}", std::process::id()));
+        let staged = Staged { temporary, target: dir.join(name) };
+        write(&staged.temporary)?;
+        Ok(staged)
+    }
+
+    fn commit(self) -> Result<(), Failure> {
+        fs::rename(&self.temporary, &self.target)
+            .map_err(|e| Failure(format!("{}: cannot replace this file: {e}", self.target.display())))
+    }
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        // After a commit the temporary name is gone and this finds nothing.
+        let _ = fs::remove_file(&self.temporary);
+    }
+}
+
+/// How much of `s` rounding to `dtype` loses: `‖s − round(s)‖ / ‖s‖`, infinite if a value overflows.
+pub(crate) fn rounding_loss(s: &[f64], dtype: DType) -> f64 {
+    let round = |x: f64| match dtype {
+        DType::F16 => half::f16::from_f64(x).to_f64(),
+        DType::BF16 => half::bf16::from_f64(x).to_f64(),
+        DType::F32 => f64::from(x as f32),
+        DType::F64 => x,
+    };
+    let top = s.first().copied().unwrap_or(0.0);
+    if top == 0.0 {
+        return 0.0;
+    }
+    let (mut lost, mut all) = (0.0, 0.0);
+    for &x in s {
+        lost += ((x - round(x)) / top).powi(2); // over the largest, so that squares stay in range
+        all += (x / top).powi(2);
+    }
+    (lost / all).sqrt()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::rounding_loss;
+    use tensorslim::DType;
+
+    /// Rounding to nearest loses at most half a unit in the last place of each value, so at most that much of the
+    /// norm; outside the range of the type it loses (nearly) everything.
+    #[test]
+    fn loss_is_half_an_ulp_inside_the_range_and_total_outside() {
+        let s = [3.3, 1.7, 0.9, 0.1];
+        assert_eq!(rounding_loss(&s, DType::F64), 0.0);
+        for (dtype, bits) in [(DType::F32, 24), (DType::BF16, 8), (DType::F16, 11)] {
+            let loss = rounding_loss(&s, dtype);
+            assert!(loss > 0.0 && loss <= 0.5f64.powi(bits), "{dtype}: {loss}");
+        }
+        assert_eq!(rounding_loss(&[1e30, 1.0], DType::F16), f64::INFINITY);
+        assert_eq!(rounding_loss(&[1e-300, 1e-301], DType::F32), 1.0);
+        assert_eq!(rounding_loss(&[0.0; 2], DType::F16), 0.0);
+    }
+}

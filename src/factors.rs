@@ -1,0 +1,220 @@
+//! Factors out: `A ≈ U diag(s) Vᵀ`, the report, and the forms that are served.
+//!
+//! ```text
+//!   U  m × k,  s  k (nonincreasing),  Vᵀ  k × n, all row-major         parameters: k (m + n + 1)
+//!   y = x Wᵀ   becomes   y = ((x V) s) Uᵀ                              flops per row of x: 2 k (m + n)
+//! ```
+//!
+//! A factorization of rank k holds all of smaller rank: [`Factors::truncate`] slices, and knows the error of the slice from
+//! the singular values.
+
+use std::time::Duration;
+
+use faer::linalg::matmul::matmul;
+use faer::{Accum, Mat, MatMut, MatRef, Par};
+
+use crate::error::{Error, Result};
+use crate::simd::Scalar;
+use crate::simd::convert::convert;
+use crate::sketch::Sketch;
+use crate::svd::{ErrorKind, Method};
+use crate::tensor::{DType, Matrix, TensorRef, with_view};
+
+/// What was done and how good it is.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Report {
+    /// Rows and columns of the matrix.
+    pub shape: (usize, usize),
+    /// Its element type.
+    pub dtype: DType,
+    /// The arithmetic.
+    pub precision: DType,
+    /// The rank of the factors, `k`.
+    pub rank: usize,
+    /// The method that gave the result, after any fallback.
+    pub method: Method,
+    /// Why that method.
+    pub reason: String,
+    /// The random matrix, if the method used one.
+    pub sketch: Option<Sketch>,
+    /// The seed.
+    pub seed: u64,
+    /// Columns beyond the rank that the panels really had.
+    pub oversample: usize,
+    /// Power iterations that were asked for.
+    pub power_iterations: usize,
+    /// `‖A‖_F`.
+    pub norm: f64,
+    /// All singular values that were computed (at least `rank` of them), nonincreasing.
+    pub spectrum: Vec<f64>,
+    /// `‖A − U diag(s) Vᵀ‖_F / ‖A‖_F`; 0 for a zero matrix.
+    pub relative_error: f64,
+    /// Whether that is exact or an estimate.
+    pub error_kind: ErrorKind,
+    /// How often the matrix was read, the input check not counted.
+    pub passes: usize,
+    /// Peak bytes allocated, the factors included; known before the call from [`workspace`](crate::TruncatedSvd::workspace).
+    pub peak_bytes: usize,
+    /// Wall time of the call.
+    pub elapsed: Duration,
+    /// What was clamped, fell back or was not routine. Empty when nothing was.
+    pub notes: Vec<String>,
+}
+
+impl Report {
+    /// Numbers in the matrix, `m n`.
+    pub fn params_before(&self) -> usize {
+        self.shape.0 * self.shape.1
+    }
+
+    /// Numbers in the factors, `k (m + n + 1)`.
+    pub fn params_after(&self) -> usize {
+        self.rank * (self.shape.0 + self.shape.1 + 1)
+    }
+
+    /// `params_before / params_after`.
+    pub fn ratio(&self) -> f64 {
+        self.params_before() as f64 / self.params_after() as f64
+    }
+}
+
+/// Where the singular values go when the factors become two layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Split {
+    /// `U diag(s)` and `Vᵀ`.
+    Left,
+    /// `U` and `diag(s) Vᵀ`.
+    Right,
+    /// `U diag(√s)` and `diag(√s) Vᵀ`: both of the same norm, the choice for half precision and for training on.
+    #[default]
+    Balanced,
+}
+
+/// `A ≈ U diag(s) Vᵀ` with its report.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Factors<T> {
+    u: Matrix<T>,
+    s: Vec<T>,
+    vt: Matrix<T>,
+    report: Report,
+}
+
+impl<T: Scalar> Factors<T> {
+    pub(crate) fn new(u: Matrix<T>, s: Vec<T>, vt: Matrix<T>, report: Report) -> Self {
+        debug_assert!(u.ncols() == s.len() && vt.nrows() == s.len());
+        Factors { u, s, vt, report }
+    }
+
+    /// Left singular vectors, `m × k`, orthonormal columns.
+    pub fn u(&self) -> &Matrix<T> {
+        &self.u
+    }
+
+    /// Singular values, nonincreasing.
+    pub fn s(&self) -> &[T] {
+        &self.s
+    }
+
+    /// Right singular vectors, `k × n`, orthonormal rows.
+    pub fn vt(&self) -> &Matrix<T> {
+        &self.vt
+    }
+
+    /// What was done and how good it is.
+    pub fn report(&self) -> &Report {
+        &self.report
+    }
+
+    /// The rank, `k`.
+    pub fn rank(&self) -> usize {
+        self.s.len()
+    }
+
+    /// The first `k` triplets: the factorization of that rank, with its own error.
+    ///
+    /// The error of the slice is `√(e² + Σ_{i>k} σ_i²)` (the parts are orthogonal), exact if the whole's was.
+    ///
+    /// # Errors
+    /// [`Error::Rank`] unless `1 <= k <= rank`.
+    pub fn truncate(&self, k: usize) -> Result<Self> {
+        if k == 0 || k > self.rank() {
+            return Err(Error::Rank { rank: k, max: self.rank() });
+        }
+        let u = Matrix::from_fn(self.u.nrows(), k, |i, j| self.u.row(i)[j]);
+        let vt = Matrix::from_vec(self.vt.as_slice()[..k * self.vt.ncols()].to_vec(), k, self.vt.ncols())?;
+        let mut report = self.report.clone();
+        report.rank = k;
+        report.oversample += self.rank() - k;
+        let dropped: f64 = self.s[k..].iter().map(|&s| (s.to_f64() / report.norm).powi(2)).sum();
+        if dropped > 0.0 {
+            report.relative_error = report.relative_error.hypot(dropped.sqrt());
+        }
+        Ok(Factors { u, s: self.s[..k].to_vec(), vt, report })
+    }
+
+    /// The weights of the two small layers, `up` (`m × k`) and `down` (`k × n`), with `up · down = U diag(s) Vᵀ`:
+    /// `y = (x downᵀ) upᵀ`.
+    pub fn split(&self, split: Split) -> (Matrix<T>, Matrix<T>) {
+        let weight = |s: T, share: Split| {
+            T::from_f64(match split {
+                Split::Balanced => s.to_f64().sqrt(),
+                side if side == share => s.to_f64(),
+                _ => 1.0,
+            })
+        };
+        let (mut up, mut down) = (self.u.clone(), self.vt.clone());
+        let k = self.rank();
+        for row in up.as_mut_slice().chunks_exact_mut(k) {
+            row.iter_mut().zip(&self.s).for_each(|(x, &s)| *x *= weight(s, Split::Left));
+        }
+        let n = down.ncols();
+        for (row, &s) in down.as_mut_slice().chunks_exact_mut(n).zip(&self.s) {
+            row.iter_mut().for_each(|x| *x *= weight(s, Split::Right));
+        }
+        (up, down)
+    }
+
+    /// `y = x Wᵀ` through the factors: `x` is `samples × n`, `y` is `samples × m`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] unless `x` has two axes and `n` columns.
+    pub fn apply(&self, x: &TensorRef<'_>) -> Result<Matrix<T>> {
+        let view = x.view()?;
+        let n = self.vt.ncols();
+        if view.ncols() != n {
+            return Err(Error::shape("Factors::apply", format_args!("samples of {n} features"), view.ncols()));
+        }
+        let mut samples = Matrix::<T>::zeros(view.nrows(), n);
+        with_view!(view, a => {
+            let mut line = Vec::with_capacity(n);
+            for (i, row) in samples.as_mut_slice().chunks_exact_mut(n).enumerate() {
+                line.clear();
+                line.extend(a.row(i).iter().copied());
+                convert(&line, row, 1.0);
+            }
+        });
+        let mut y = Matrix::zeros(view.nrows(), self.u.nrows());
+        let mut c = Mat::<T>::zeros(view.nrows(), self.rank());
+        self.apply_into(samples.as_ref(), 1.0, c.as_mut(), y.as_mut(), crate::current_par());
+        Ok(y)
+    }
+
+    /// `y <- scale · ((x V) s) Uᵀ` with `c` (`samples × k`) as scratch; `scale`, a power of two, is applied to `s`.
+    pub(crate) fn apply_into(&self, x: MatRef<'_, T>, scale: f64, mut c: MatMut<'_, T>, y: MatMut<'_, T>, par: Par) {
+        matmul(c.as_mut(), Accum::Replace, x, self.vt.as_ref().transpose(), T::one(), par);
+        for (j, &s) in self.s.iter().enumerate() {
+            let s = T::from_f64(s.to_f64() * scale);
+            c.as_mut().col_mut(j).iter_mut().for_each(|x| *x *= s);
+        }
+        matmul(y, Accum::Replace, c.as_ref(), self.u.as_ref().transpose(), T::one(), par);
+    }
+
+    /// `U diag(s) Vᵀ`, `m × n`.
+    pub fn reconstruct(&self) -> Matrix<T> {
+        let (up, _) = self.split(Split::Left);
+        let mut w = Matrix::zeros(self.u.nrows(), self.vt.ncols());
+        matmul(w.as_mut(), Accum::Replace, up.as_ref(), self.vt.as_ref(), T::one(), crate::current_par());
+        w
+    }
+}

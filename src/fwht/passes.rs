@@ -1,0 +1,475 @@
+//! The kernels: one generic source for every instruction set, arithmetic type and storage type.
+//!
+//! ```text
+//!   radix pass   R rows at stride h, one register of each:  R loads, log2 R · R additions, R stores
+//!   leaf         R adjacent registers: as above, then log2 L stages between lanes (a shuffle and an FMA each)
+//!   base         b rows: b² multiply-adds by ±1, inputs copied to L1 first
+//! ```
+//!
+//! Every pass reads one type and writes another, so that the first pass of a half-precision vector widens and the
+//! last one narrows. Passes go from the top bit down, depth first: what a pass leaves behind are independent blocks.
+
+use std::marker::PhantomData;
+
+use bytemuck::Zeroable;
+use pulp::NullaryFnOnce;
+
+use super::plan::{Plan, max_radix};
+use crate::simd::{Lanes, Scalar};
+use crate::tensor::Element;
+
+/// The `R`-point transform across `R` registers.
+#[inline(always)]
+fn butterflies<const R: usize, S: Lanes, T: Scalar>(s: S, v: &mut [T::V<S>; R]) {
+    let mut h = 1;
+    while h < R {
+        for i in 0..R {
+            if i & h == 0 {
+                let (a, b) = (v[i], v[i + h]);
+                v[i] = T::vadd(s, a, b);
+                v[i + h] = T::vsub(s, a, b);
+            }
+        }
+        h *= 2;
+    }
+}
+
+/// The stages between lanes at distances below `min(len, lanes)`.
+#[inline(always)]
+fn lane_butterflies<S: Lanes, T: Scalar>(s: S, mut v: T::V<S>, len: usize) -> T::V<S> {
+    let len = len.min(T::lanes::<S>());
+    if len > 1 {
+        v = T::vbutterfly::<1, S>(s, v);
+    }
+    if len > 2 {
+        v = T::vbutterfly::<2, S>(s, v);
+    }
+    if len > 4 {
+        v = T::vbutterfly::<4, S>(s, v);
+    }
+    if len > 8 {
+        v = T::vbutterfly::<8, S>(s, v);
+    }
+    v
+}
+
+/// Where a pass finds or leaves element `(row, column)`: `ptr + row·stride + column`.
+#[derive(Debug)]
+pub(super) struct Rows<E> {
+    pub(super) ptr: *mut E,
+    pub(super) stride: isize,
+}
+
+impl<E> Clone for Rows<E> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<E> Copy for Rows<E> {}
+
+impl<E> Rows<E> {
+    /// From row `i` on.
+    ///
+    /// # Safety
+    /// Row `i` exists.
+    #[inline(always)]
+    pub(super) unsafe fn at(self, i: usize) -> Self {
+        // SAFETY: the caller's.
+        Rows { ptr: unsafe { self.ptr.offset(i as isize * self.stride) }, ..self }
+    }
+
+    /// From column `j` on.
+    ///
+    /// # Safety
+    /// Column `j` exists.
+    #[inline(always)]
+    pub(super) unsafe fn column(self, j: usize) -> Self {
+        // SAFETY: the caller's.
+        Rows { ptr: unsafe { self.ptr.add(j) }, ..self }
+    }
+
+    /// Every `h`-th row.
+    #[inline(always)]
+    pub(super) fn every(self, h: usize) -> Self {
+        Rows { stride: self.stride * h as isize, ..self }
+    }
+}
+
+/// Transforms rows `0..R` of `src` into those of `dst`, `width` columns, a multiple of the lanes.
+///
+/// # Safety
+/// `R` rows of `width` are readable in `src` and writable in `dst`; these are equal or disjoint.
+#[inline(always)]
+unsafe fn radix_pass<const R: usize, S: Lanes, T: Scalar, A: Element, B: Element>(
+    s: S,
+    src: Rows<A>,
+    dst: Rows<B>,
+    width: usize,
+) {
+    let lanes = T::lanes::<S>();
+    debug_assert_eq!(width % lanes, 0);
+    let mut j = 0;
+    while j < width {
+        // SAFETY: columns `j..j + lanes` of rows below `R`.
+        unsafe {
+            let mut v = [T::V::<S>::zeroed(); R];
+            for (i, v) in v.iter_mut().enumerate() {
+                *v = T::vload::<S, A>(s, src.ptr.offset(i as isize * src.stride).add(j));
+            }
+            butterflies::<R, S, T>(s, &mut v);
+            for i in 0..R {
+                T::vstore::<S, B>(s, dst.ptr.offset(i as isize * dst.stride).add(j), v[i]);
+            }
+        }
+        j += lanes;
+    }
+}
+
+/// [`radix_pass`] on each of the `h` interleaved sets of rows of `blocks` blocks of `R·h` rows.
+///
+/// Passes are the unit of code: each is compiled once per instruction set and types, and called. Inlining whole
+/// transforms instead gained nothing and took minutes to compile.
+struct RadixPass<const R: usize, S, T, A, B> {
+    s: S,
+    blocks: usize,
+    h: usize,
+    src: Rows<A>,
+    dst: Rows<B>,
+    width: usize,
+    plain: PhantomData<T>,
+}
+
+impl<const R: usize, S: Lanes, T: Scalar, A: Element, B: Element> NullaryFnOnce for RadixPass<R, S, T, A, B> {
+    type Output = ();
+    #[inline(always)]
+    fn call(self) {
+        let RadixPass { s, blocks, h, src, dst, width, .. } = self;
+        for block in 0..blocks {
+            for i in block * R * h..block * R * h + h {
+                // SAFETY: rows `i + h·t`, `t < R`, of the block; `radix_passes` hands on its caller's promise.
+                unsafe { radix_pass::<R, S, T, A, B>(s, src.at(i).every(h), dst.at(i).every(h), width) };
+            }
+        }
+    }
+}
+
+/// The vertical stages of radix `2^log2` at row distance `h` of `blocks` blocks of `2^log2·h` rows of `width`, a
+/// multiple of the lanes.
+///
+/// # Safety
+/// All these rows are readable in `src` and writable in `dst`; the two are equal (address, stride, type) or disjoint.
+unsafe fn radix_passes<S: Lanes, T: Scalar, A: Element, B: Element>(
+    s: S,
+    log2: u8,
+    blocks: usize,
+    h: usize,
+    src: Rows<A>,
+    dst: Rows<B>,
+    width: usize,
+) {
+    macro_rules! radix {
+        ($r:literal) => {
+            s.vectorize(RadixPass::<$r, S, T, A, B> { s, blocks, h, src, dst, width, plain: PhantomData })
+        };
+    }
+    match log2 {
+        0 => radix!(1),
+        1 => radix!(2),
+        2 => radix!(4),
+        3 => radix!(8),
+        _ if max_radix(registers::<S>()) < 4 => unreachable!("radix {}", 1 << log2),
+        _ => radix!(16),
+    }
+}
+
+/// The vertical transform of `2^Σradices` rows of `width`. The first pass reads `src`, the last writes `dst`; in
+/// between the rows live in `work`.
+///
+/// # Safety
+/// All three have `2^Σradices` rows of `width`; any two are equal (address, stride and type) or disjoint.
+pub(super) unsafe fn columns<S: Lanes, T: Scalar, A: Element, B: Element>(
+    s: S,
+    radices: &[u8],
+    src: Rows<A>,
+    dst: Rows<B>,
+    work: Rows<T>,
+    width: usize,
+) {
+    let rows = 1usize << radices.iter().map(|&r| r as u32).sum::<u32>();
+    // SAFETY: each pass covers all rows.
+    unsafe {
+        match *radices {
+            [] => radix_passes::<S, T, A, B>(s, 0, 1, 1, src, dst, width),
+            [only] => radix_passes::<S, T, A, B>(s, only, 1, 1, src, dst, width),
+            [first, ref middle @ .., last] => {
+                let mut h = rows >> first;
+                radix_passes::<S, T, A, T>(s, first, 1, h, src, work, width);
+                for &r in middle {
+                    radix_passes::<S, T, T, T>(s, r, rows / h, h >> r, work, work, width);
+                    h >>= r;
+                }
+                radix_passes::<S, T, T, B>(s, last, rows / h, 1, work, dst, width);
+            }
+        }
+    }
+}
+
+/// Registers that a kernel may count on.
+pub(super) fn registers<S: Lanes>() -> usize {
+    <S::Simd as pulp::Simd>::REGISTER_COUNT
+}
+
+/// Columns of a tile of the base pass, in registers.
+const TILE: usize = 4;
+
+/// Scratch of [`base_pass`] for `H_b`, in elements.
+pub(super) fn base_scratch<S: Lanes, T: Scalar>(b: usize) -> usize {
+    b * TILE * T::lanes::<S>()
+}
+
+/// `dst = H_b src` on `width` columns, a multiple of the lanes; `entries` is `H_b`. Products with ±1 are exact.
+///
+/// # Safety
+/// `b` rows of `width` are readable in `src` and writable in `dst`, equal or disjoint; `work` has
+/// [`base_scratch`] elements.
+pub(super) unsafe fn base_pass<S: Lanes, T: Scalar, A: Element, B: Element>(
+    s: S,
+    entries: &[T],
+    src: Rows<A>,
+    dst: Rows<B>,
+    width: usize,
+    work: *mut T,
+) {
+    s.vectorize(BasePass { s, entries, src, dst, width, work })
+}
+
+struct BasePass<'a, S, T, A, B> {
+    s: S,
+    entries: &'a [T],
+    src: Rows<A>,
+    dst: Rows<B>,
+    width: usize,
+    work: *mut T,
+}
+
+impl<S: Lanes, T: Scalar, A: Element, B: Element> NullaryFnOnce for BasePass<'_, S, T, A, B> {
+    type Output = ();
+    #[inline(always)]
+    fn call(self) {
+        let BasePass { s, entries, src, dst, width, work } = self;
+        let lanes = T::lanes::<S>();
+        let b = entries.len().isqrt();
+        debug_assert_eq!(width % lanes, 0);
+        let mut j = 0;
+        // SAFETY: tiles partition the columns; the rest is promised to `base_pass`.
+        unsafe {
+            while j + TILE * lanes <= width {
+                base_tile::<TILE, S, T, A, B>(s, b, entries, src.column(j), dst.column(j), work);
+                j += TILE * lanes;
+            }
+            while j < width {
+                base_tile::<1, S, T, A, B>(s, b, entries, src.column(j), dst.column(j), work);
+                j += lanes;
+            }
+        }
+    }
+}
+
+/// [`base_pass`] on `W` registers of columns.
+///
+/// # Safety
+/// As there.
+#[inline(always)]
+unsafe fn base_tile<const W: usize, S: Lanes, T: Scalar, A: Element, B: Element>(
+    s: S,
+    b: usize,
+    entries: &[T],
+    src: Rows<A>,
+    dst: Rows<B>,
+    work: *mut T,
+) {
+    let lanes = T::lanes::<S>();
+    // SAFETY: rows below `b`, columns below `W·lanes`, and so in `work`.
+    unsafe {
+        for i in 0..b {
+            for w in 0..W {
+                let v = T::vload::<S, A>(s, src.at(i).ptr.add(w * lanes));
+                T::vstore::<S, T>(s, work.add((i * W + w) * lanes), v);
+            }
+        }
+        // Four rows of output at a time: 16 accumulators. All orders are multiples of 4.
+        for i in (0..b).step_by(4) {
+            let mut sums = [[T::V::<S>::zeroed(); W]; 4];
+            for j in 0..b {
+                let mut x = [T::V::<S>::zeroed(); W];
+                for (w, x) in x.iter_mut().enumerate() {
+                    *x = T::vload::<S, T>(s, work.add((j * W + w) * lanes));
+                }
+                for (r, sums) in sums.iter_mut().enumerate() {
+                    let sign = T::vsplat(s, *entries.get_unchecked((i + r) * b + j));
+                    for w in 0..W {
+                        sums[w] = T::vfma(s, x[w], sign, sums[w]);
+                    }
+                }
+            }
+            for (r, sums) in sums.iter().enumerate() {
+                for w in 0..W {
+                    T::vstore::<S, B>(s, dst.at(i + r).ptr.add(w * lanes), sums[w]);
+                }
+            }
+        }
+    }
+}
+
+/// `count` leaves of `R` registers each: all stages below `R·lanes`.
+struct LeafPass<const R: usize, S, T, A, B> {
+    s: S,
+    count: usize,
+    src: *const A,
+    dst: *mut B,
+    plain: PhantomData<T>,
+}
+
+impl<const R: usize, S: Lanes, T: Scalar, A: Element, B: Element> NullaryFnOnce for LeafPass<R, S, T, A, B> {
+    type Output = ();
+    #[inline(always)]
+    fn call(self) {
+        let LeafPass { s, count, src, dst, .. } = self;
+        let lanes = T::lanes::<S>();
+        for block in 0..count {
+            // SAFETY: registers `block·R..(block + 1)·R`; `leaves` hands on its caller's promise.
+            unsafe {
+                let (src, dst) = (src.add(block * R * lanes), dst.add(block * R * lanes));
+                let mut v = [T::V::<S>::zeroed(); R];
+                for (i, v) in v.iter_mut().enumerate() {
+                    *v = T::vload::<S, A>(s, src.add(i * lanes));
+                }
+                butterflies::<R, S, T>(s, &mut v);
+                for (i, v) in v.into_iter().enumerate() {
+                    T::vstore::<S, B>(s, dst.add(i * lanes), lane_butterflies::<S, T>(s, v, lanes));
+                }
+            }
+        }
+    }
+}
+
+/// `count` leaves of radix `2^log2`.
+///
+/// # Safety
+/// `count·2^log2·lanes` elements are readable at `src` and writable at `dst`; these are equal or disjoint.
+unsafe fn leaves<S: Lanes, T: Scalar, A: Element, B: Element>(
+    s: S,
+    log2: u32,
+    count: usize,
+    src: *const A,
+    dst: *mut B,
+) {
+    macro_rules! leaf {
+        ($r:literal) => {
+            s.vectorize(LeafPass::<$r, S, T, A, B> { s, count, src, dst, plain: PhantomData })
+        };
+    }
+    match log2 {
+        0 => leaf!(1),
+        1 => leaf!(2),
+        2 => leaf!(4),
+        3 => leaf!(8),
+        _ if max_radix(registers::<S>()) < 4 => unreachable!("radix {}", 1 << log2),
+        _ => leaf!(16),
+    }
+}
+
+/// One transform shorter than a register.
+struct Short<S, T, A, B> {
+    s: S,
+    len: usize,
+    src: *const A,
+    dst: *mut B,
+    plain: PhantomData<T>,
+}
+
+impl<S: Lanes, T: Scalar, A: Element, B: Element> NullaryFnOnce for Short<S, T, A, B> {
+    type Output = ();
+    #[inline(always)]
+    fn call(self) {
+        let Short { s, len, src, dst, .. } = self;
+        let mut v = T::V::<S>::zeroed();
+        let lanes: &mut [T] = bytemuck::cast_slice_mut(std::slice::from_mut(&mut v));
+        for (i, lane) in lanes[..len].iter_mut().enumerate() {
+            // SAFETY: `i < len`; `block` hands on its caller's promise.
+            *lane = T::from_f64(unsafe { *src.add(i) }.to_f64());
+        }
+        v = lane_butterflies::<S, T>(s, v, len);
+        let lanes: &[T] = bytemuck::cast_slice(std::slice::from_ref(&v));
+        for (i, lane) in lanes[..len].iter().enumerate() {
+            // SAFETY: as above.
+            unsafe { *dst.add(i) = B::from_f64(Element::to_f64(*lane)) };
+        }
+    }
+}
+
+/// A block of `2^(Σinner + leaf + lanes)` adjacent elements.
+///
+/// # Safety
+/// So many are readable at `src` and writable at `dst` and `work`; any two are equal (address and type) or disjoint.
+pub(super) unsafe fn block<S: Lanes, T: Scalar, A: Element, B: Element>(
+    s: S,
+    plan: &Plan,
+    src: *mut A,
+    dst: *mut B,
+    work: *mut T,
+) {
+    // SAFETY: each pass covers the block.
+    unsafe {
+        if 1 << plan.lanes < T::lanes::<S>() {
+            return s.vectorize(Short::<S, T, A, B> { s, len: 1 << plan.lanes, src, dst, plain: PhantomData });
+        }
+        let Some((&first, rest)) = plan.inner.split_first() else {
+            return leaves::<S, T, A, B>(s, plan.leaf, 1, src, dst);
+        };
+        let len = 1usize << plan.block();
+        let h = len >> first;
+        radix_passes::<S, T, A, T>(
+            s,
+            first,
+            1,
+            1,
+            Rows { ptr: src, stride: h as isize },
+            Rows { ptr: work, stride: h as isize },
+            h,
+        );
+        below::<S, T, B>(s, plan, rest, len / h, h, dst, work);
+    }
+}
+
+/// The stages below the first radix of a block: `blocks` of length `len`, depth first while one is larger than
+/// `plan.l1` elements.
+///
+/// # Safety
+/// As [`block`].
+unsafe fn below<S: Lanes, T: Scalar, B: Element>(
+    s: S,
+    plan: &Plan,
+    inner: &[u8],
+    blocks: usize,
+    len: usize,
+    dst: *mut B,
+    work: *mut T,
+) {
+    // SAFETY: each pass covers the blocks.
+    unsafe {
+        if blocks > 1 && blocks * len > plan.l1 {
+            for i in 0..blocks {
+                below::<S, T, B>(s, plan, inner, 1, len, dst.add(i * len), work.add(i * len));
+            }
+            return;
+        }
+        let Some((&first, rest)) = inner.split_first() else {
+            return leaves::<S, T, T, B>(s, plan.leaf, (blocks * len) >> (plan.leaf + plan.lanes), work, dst);
+        };
+        let h = len >> first;
+        let all = Rows { ptr: work, stride: h as isize };
+        radix_passes::<S, T, T, T>(s, first, blocks, 1, all, all, h);
+        below::<S, T, B>(s, plan, rest, blocks << first, h, dst, work);
+    }
+}

@@ -1,0 +1,494 @@
+//! From a batch of vectors to passes: which path each layout takes, scratch, and threads.
+//!
+//! ```text
+//!   elements of a vector adjacent      rows:    passes in place, halves through scratch of one vector
+//!   same element of vectors adjacent   panels:  a panel of columns through scratch in L2, one sweep over memory
+//!   neither, or a remainder of a panel gather:  as many vectors as lanes into scratch, or one if they are long
+//! ```
+//!
+//! Work is shared among threads by vectors, by panels, and, inside one long vector, by panels of its outer stages and
+//! then by its blocks. What is computed for a vector does not depend on how they are shared.
+
+use std::cell::Cell;
+use std::marker::PhantomData;
+
+use bytemuck::{Pod, Zeroable};
+use faer::Par;
+use rayon::prelude::*;
+
+use super::hadamard;
+use super::passes::{self, Rows};
+use super::plan::{Order, Params, Plan, Radices, max_radix};
+use crate::simd::{self, Kernel, Lanes, Scalar};
+use crate::tensor::Element;
+
+/// `count` vectors of length `n`.
+#[derive(Debug)]
+pub(super) struct Batch<E> {
+    pub(super) ptr: *mut E,
+    pub(super) n: usize,
+    pub(super) n_stride: isize,
+    pub(super) count: usize,
+    pub(super) stride: isize,
+}
+
+impl<E> Clone for Batch<E> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<E> Copy for Batch<E> {}
+
+// SAFETY: tasks get disjoint parts of a batch that is borrowed mutably for the whole transform.
+unsafe impl<E: Send> Send for Batch<E> {}
+// SAFETY: as above.
+unsafe impl<E: Send> Sync for Batch<E> {}
+
+impl<E> Batch<E> {
+    /// Vectors `first..first + count`, as far as they exist.
+    fn part(self, first: usize, count: usize) -> Self {
+        let ptr = self.ptr.wrapping_offset(first as isize * self.stride);
+        Batch { ptr, count: count.min(self.count - first), ..self }
+    }
+
+    /// Element `i` of vector `j`.
+    fn element(self, i: usize, j: usize) -> *mut E {
+        self.ptr.wrapping_offset(i as isize * self.n_stride + j as isize * self.stride)
+    }
+}
+
+/// Transforms every vector of a batch that is not empty.
+///
+/// # Safety
+/// The batch is valid for reads and writes, its elements are distinct, and `order` is that of its length.
+pub(super) unsafe fn batch<T: Scalar, E: Element>(mut x: Batch<E>, order: Order, par: Par) {
+    if x.n_stride != 1 && x.stride == -1 {
+        // The order of the vectors is of no account.
+        x.ptr = x.element(0, x.count - 1);
+        x.stride = 1;
+    }
+    let (isa, params) = (simd::isa(), Params::default());
+    let elements = x.n * x.count;
+    if par == Par::Seq || elements < 2 * params.task_len {
+        return simd::dispatch(isa, Task::<T, E> { x, order, params, plain: PhantomData });
+    }
+    let plan = simd::dispatch(isa, PlanOf::<T> { order, params, plain: PhantomData });
+    if x.n_stride == 1 && x.n >= params.long_len && x.count < 2 * rayon::current_num_threads() && plan.is_blocked() {
+        // SAFETY: the caller's.
+        return (0..x.count).for_each(|i| unsafe { long::<T, E>(x.part(i, 1), &plan, params) });
+    }
+    let granule = if x.n_stride == 1 { 1 } else { plan.panel };
+    let vectors = (params.task_len / x.n).max(1).next_multiple_of(granule);
+    (0..x.count.div_ceil(vectors)).into_par_iter().for_each(|i| {
+        simd::dispatch(isa, Task::<T, E> { x: x.part(i * vectors, vectors), order, params, plain: PhantomData });
+    });
+}
+
+/// One long vector: its outer stages, then its blocks, then its base, each shared among threads.
+///
+/// # Safety
+/// As [`batch`], of one vector of adjacent elements.
+unsafe fn long<T: Scalar, E: Element>(x: Batch<E>, plan: &Plan, params: Params) {
+    let mut wide: Vec<T> = if E::DTYPE == T::DTYPE { Vec::new() } else { vec![T::zeroed(); x.n] };
+    let all = if E::DTYPE == T::DTYPE { x.ptr.cast::<T>() } else { wide.as_mut_ptr() };
+    let (base, block) = (plan.order.base(), plan.block());
+    let all = Batch { ptr: all, n: x.n, n_stride: 1, count: 1, stride: 1 };
+    let share = |stage: Stage, items: usize| {
+        let chunk = (params.task_len * items / x.n).max(1);
+        (0..items.div_ceil(chunk)).into_par_iter().for_each(|i| {
+            let items = i * chunk..items.min((i + 1) * chunk);
+            simd::dispatch(plan.isa, Part { x: x.element(0, 0), all: all.element(0, 0), plan, stage, items });
+        });
+    };
+    share(Stage::Outer, base << block >> plan.panel.ilog2());
+    share(Stage::Blocks, base << plan.outer.bits());
+    if base > 1 {
+        share(Stage::Base, 1 << plan.order.log2() >> plan.panel.ilog2());
+    }
+}
+
+/// What a [`Part`] does with its items.
+#[derive(Debug, Clone, Copy)]
+enum Stage {
+    /// Panels of columns.
+    Outer,
+    /// Blocks.
+    Blocks,
+    /// Panels of columns of the `b` parts.
+    Base,
+}
+
+/// Some items of one stage of a long vector.
+struct Part<'a, T, E> {
+    x: *mut E,
+    all: *mut T,
+    plan: &'a Plan,
+    stage: Stage,
+    items: std::ops::Range<usize>,
+}
+
+impl<T: Scalar, E: Element> Kernel for Part<'_, T, E> {
+    type Output = ();
+    fn run<S: Lanes>(self, s: S) {
+        let Part { x, all, plan, stage, items } = self;
+        let (len, panel) = (1usize << plan.block(), plan.panel);
+        let (part, based) = (1usize << plan.order.log2(), plan.order.base() > 1);
+        let scratch = match stage {
+            Stage::Outer => panel << plan.outer.bits(),
+            Stage::Blocks => 0,
+            Stage::Base => passes::base_scratch::<S, T>(plan.order.base()),
+        };
+        let mut scratch = Scratch::<T>::new(scratch);
+        let scratch = scratch.as_mut_ptr();
+        for i in items {
+            // SAFETY: items of a stage are disjoint parts of the vector, and `long` waits between stages.
+            unsafe {
+                match stage {
+                    Stage::Outer => {
+                        let at = i / (len / panel) * part + i % (len / panel) * panel;
+                        outer::<S, T, E>(s, plan, x.add(at), all.add(at), scratch);
+                    }
+                    Stage::Blocks => {
+                        let (x, all) = (x.add(i * len), all.add(i * len));
+                        if based {
+                            passes::block::<S, T, T, T>(s, plan, all, all, all);
+                        } else {
+                            passes::block::<S, T, T, E>(s, plan, all, x, all);
+                        }
+                    }
+                    Stage::Base => {
+                        let (x, all, stride) = (x.add(i * panel), all.add(i * panel), part as isize);
+                        let entries = hadamard::entries::<T>(plan.order.base());
+                        let (all, x) = (Rows { ptr: all, stride }, Rows { ptr: x, stride });
+                        passes::base_pass::<S, T, T, E>(s, entries, all, x, panel, scratch);
+                    }
+                }
+            }
+        }
+    }
+}
+
+struct PlanOf<T> {
+    order: Order,
+    params: Params,
+    plain: PhantomData<T>,
+}
+
+impl<T: Scalar> Kernel for PlanOf<T> {
+    type Output = Plan;
+    fn run<S: Lanes>(self, _: S) -> Plan {
+        plan_of::<S, T>(self.order, &self.params)
+    }
+}
+
+/// The plan of a length for arithmetic in `T` on `S`.
+fn plan_of<S: Lanes, T: Scalar>(order: Order, params: &Params) -> Plan {
+    Plan::rows(order, S::ISA, size_of::<T>(), T::lanes::<S>(), passes::registers::<S>(), params)
+}
+
+/// The plan that `fwht` of `n` elements with arithmetic in `T` follows on this machine.
+pub(super) fn plan<T: Scalar>(order: Order) -> Plan {
+    simd::dispatch(simd::isa(), PlanOf::<T> { order, params: Params::default(), plain: PhantomData })
+}
+
+/// A batch on one thread.
+struct Task<T, E> {
+    x: Batch<E>,
+    order: Order,
+    params: Params,
+    plain: PhantomData<T>,
+}
+
+impl<T: Scalar, E: Element> Kernel for Task<T, E> {
+    type Output = ();
+    fn run<S: Lanes>(self, s: S) {
+        let Task { x, order, params, .. } = self;
+        let lanes = T::lanes::<S>();
+        let split = order.base() > 1 && 1 << order.log2() < lanes;
+        // SAFETY: that of `batch`, which makes the tasks.
+        unsafe {
+            if x.n_stride == 1 && !split {
+                rows::<S, T, E>(s, x, &plan_of::<S, T>(order, &params));
+            } else if x.stride == 1 {
+                panels::<S, T, E>(s, x, order, &params);
+            } else {
+                for first in (0..x.count).step_by(lanes) {
+                    gathered::<S, T, E>(s, x.part(first, lanes), order, &params);
+                }
+            }
+        }
+    }
+}
+
+/// Vectors of adjacent elements, one after the other.
+///
+/// # Safety
+/// As [`batch`].
+unsafe fn rows<S: Lanes, T: Scalar, E: Element>(s: S, x: Batch<E>, plan: &Plan) {
+    let same = E::DTYPE == T::DTYPE;
+    let panel = if plan.is_blocked() { plan.panel << plan.outer.bits() } else { 0 };
+    let base = if plan.order.base() > 1 { passes::base_scratch::<S, T>(plan.order.base()) } else { 0 };
+    let vector = if same { 0 } else { x.n };
+    let mut scratch = Scratch::<T>::new(panel.max(base) + vector);
+    let scratch = scratch.as_mut_ptr();
+    for i in 0..x.count {
+        let x = x.element(0, i);
+        // SAFETY: vector `i`; where types agree, passes run in place.
+        unsafe {
+            let all = if same { x.cast::<T>() } else { scratch.add(panel.max(base)) };
+            row::<S, T, E>(s, plan, x, all, scratch);
+        }
+    }
+}
+
+/// One vector of adjacent elements. `all` holds it between passes; `scratch` a panel or a base tile.
+///
+/// # Safety
+/// `x` and `all` are equal (address and type) or disjoint, and hold `plan.order.len()` elements each.
+pub(super) unsafe fn row<S: Lanes, T: Scalar, E: Element>(s: S, plan: &Plan, x: *mut E, all: *mut T, scratch: *mut T) {
+    let (b, h) = (plan.order.base(), 1usize << plan.order.log2());
+    // SAFETY: the `b` parts of the vector, then its columns.
+    unsafe {
+        if b == 1 {
+            return power::<S, T, E, E>(s, plan, x, x, all, scratch);
+        }
+        for i in 0..b {
+            let part = all.add(i * h);
+            power::<S, T, E, T>(s, plan, x.add(i * h), part, part, scratch);
+        }
+        let rows = Rows { ptr: all, stride: h as isize };
+        let entries = hadamard::entries::<T>(b);
+        passes::base_pass::<S, T, T, E>(s, entries, rows, Rows { ptr: x, stride: h as isize }, h, scratch);
+    }
+}
+
+/// The power-of-two part of [`row`].
+///
+/// # Safety
+/// As there, of `2^k` elements; `dst` like `x`.
+unsafe fn power<S: Lanes, T: Scalar, A: Element, B: Element>(
+    s: S,
+    plan: &Plan,
+    src: *mut A,
+    dst: *mut B,
+    all: *mut T,
+    scratch: *mut T,
+) {
+    let len = 1usize << plan.block();
+    // SAFETY: panels partition the columns, blocks the rows.
+    unsafe {
+        if !plan.is_blocked() {
+            return passes::block::<S, T, A, B>(s, plan, src, dst, all);
+        }
+        for j in (0..len).step_by(plan.panel) {
+            outer::<S, T, A>(s, plan, src.add(j), all.add(j), scratch);
+        }
+        for i in 0..1usize << plan.outer.bits() {
+            let all = all.add(i * len);
+            passes::block::<S, T, T, B>(s, plan, all, dst.add(i * len), all);
+        }
+    }
+}
+
+/// The outer stages of one panel of columns.
+///
+/// # Safety
+/// As [`power`].
+unsafe fn outer<S: Lanes, T: Scalar, A: Element>(s: S, plan: &Plan, src: *mut A, all: *mut T, scratch: *mut T) {
+    let stride = 1isize << plan.block();
+    let work = Rows { ptr: scratch, stride: plan.panel as isize };
+    let (src, all) = (Rows { ptr: src, stride }, Rows { ptr: all, stride });
+    // SAFETY: `plan.panel` columns of each row.
+    unsafe { passes::columns::<S, T, A, T>(s, &plan.outer, src, all, work, plan.panel) }
+}
+
+/// Vectors side by side.
+///
+/// # Safety
+/// As [`batch`]; `x.stride` is 1.
+unsafe fn panels<S: Lanes, T: Scalar, E: Element>(s: S, x: Batch<E>, order: Order, params: &Params) {
+    let lanes = T::lanes::<S>();
+    let panel = (params.panel_row_bytes / size_of::<T>()).max(lanes);
+    let whole = x.count - x.count % lanes;
+    for first in (0..whole).step_by(panel) {
+        let x = x.part(first, panel.min(whole - first));
+        // SAFETY: these vectors.
+        unsafe { panel_in_place::<S, T, E>(s, x, order, params) };
+    }
+    if whole < x.count {
+        // SAFETY: the other vectors.
+        unsafe { gathered::<S, T, E>(s, x.part(whole, lanes), order, params) };
+    }
+}
+
+/// A panel of columns, a multiple of the lanes. Through scratch in one sweep if it fits, else (same type) in place in
+/// several.
+///
+/// # Safety
+/// As [`panels`].
+unsafe fn panel_in_place<S: Lanes, T: Scalar, E: Element>(s: S, x: Batch<E>, order: Order, params: &Params) {
+    let (b, h, width) = (order.base(), 1usize << order.log2(), x.count);
+    let top = max_radix(passes::registers::<S>());
+    let radices = Radices::new(order.log2(), top);
+    let rows = Rows { ptr: x.ptr, stride: x.n_stride };
+    let base = if b > 1 { passes::base_scratch::<S, T>(b) } else { 0 };
+    let in_place = E::DTYPE == T::DTYPE && x.n * width * size_of::<T>() > params.panel_bytes;
+    let panel = if in_place || (b == 1 && radices.len() <= 1) { 0 } else { x.n * width };
+    let mut scratch = Scratch::<T>::new(panel + base);
+    let scratch = scratch.as_mut_ptr();
+    // SAFETY: parts of the panel; scratch holds what was asked for above.
+    unsafe {
+        let work = Rows { ptr: scratch.add(base), stride: width as isize };
+        if in_place {
+            let rows = Rows { ptr: x.ptr.cast::<T>(), stride: x.n_stride };
+            let bits = (params.panel_bytes / (width * size_of::<T>())).ilog2().min(order.log2());
+            for i in 0..b {
+                sweeps::<S, T>(s, order.log2(), bits, rows.at(i * h), width);
+            }
+            for j in 0..if b > 1 { h } else { 0 } {
+                let rows = rows.at(j).every(h);
+                passes::base_pass::<S, T, T, T>(s, hadamard::entries(b), rows, rows, width, scratch);
+            }
+        } else if b == 1 {
+            passes::columns::<S, T, E, E>(s, &radices, rows, rows, work, width);
+        } else {
+            for i in 0..b {
+                let work = work.at(i * h);
+                passes::columns::<S, T, E, T>(s, &radices, rows.at(i * h), work, work, width);
+            }
+            for j in 0..h {
+                let (work, rows) = (work.at(j).every(h), rows.at(j).every(h));
+                passes::base_pass::<S, T, T, E>(s, hadamard::entries(b), work, rows, width, scratch);
+            }
+        }
+    }
+}
+
+/// Columns too long for scratch: `bits` stages at a time, from the top, each through scratch.
+///
+/// # Safety
+/// `2^log2` rows of `width`, a multiple of the lanes.
+unsafe fn sweeps<S: Lanes, T: Scalar>(s: S, log2: u32, bits: u32, rows: Rows<T>, width: usize) {
+    let top = max_radix(passes::registers::<S>());
+    let mut scratch = Scratch::<T>::new(width << bits);
+    let work = Rows { ptr: scratch.as_mut_ptr(), stride: width as isize };
+    let mut left = log2;
+    while left > 0 {
+        let now = left.min(bits);
+        let h = 1usize << (left - now);
+        for block in 0..1usize << (log2 - left) {
+            for i in 0..h {
+                // SAFETY: rows `i + h·t` of the block, `t < 2^now`.
+                unsafe {
+                    let rows = rows.at(block * (h << now) + i).every(h);
+                    passes::columns::<S, T, T, T>(s, &Radices::new(now, top), rows, rows, work, width);
+                }
+            }
+        }
+        left -= now;
+    }
+}
+
+/// At most as many vectors as lanes, of any strides: through scratch, side by side if that is small, else one at a time.
+///
+/// # Safety
+/// As [`batch`].
+unsafe fn gathered<S: Lanes, T: Scalar, E: Element>(s: S, x: Batch<E>, order: Order, params: &Params) {
+    let lanes = T::lanes::<S>();
+    if x.n * lanes * size_of::<T>() <= params.panel_bytes {
+        let mut panel = Scratch::<T>::new(x.n * lanes);
+        for (i, row) in panel.chunks_exact_mut(lanes).enumerate() {
+            row.fill(T::zeroed());
+            for (j, value) in row[..x.count].iter_mut().enumerate() {
+                // SAFETY: element `i` of vector `j`.
+                *value = T::from_f64(unsafe { *x.element(i, j) }.to_f64());
+            }
+        }
+        let rows = Batch { ptr: panel.as_mut_ptr(), n: x.n, n_stride: lanes as isize, count: lanes, stride: 1 };
+        // SAFETY: all of `panel`.
+        unsafe { panel_in_place::<S, T, T>(s, rows, order, params) };
+        for (i, row) in panel.chunks_exact(lanes).enumerate() {
+            for (j, value) in row[..x.count].iter().enumerate() {
+                // SAFETY: element `i` of vector `j`.
+                unsafe { *x.element(i, j) = E::from_f64(Element::to_f64(*value)) };
+            }
+        }
+        return;
+    }
+    let mut vector = Scratch::<T>::new(x.n);
+    for j in 0..x.count {
+        for (i, value) in vector.iter_mut().enumerate() {
+            // SAFETY: element `i` of vector `j`.
+            *value = T::from_f64(unsafe { *x.element(i, j) }.to_f64());
+        }
+        let one = Batch { ptr: vector.as_mut_ptr(), n: x.n, n_stride: 1, count: 1, stride: 1 };
+        // SAFETY: all of `vector`.
+        unsafe { rows::<S, T, T>(s, one, &plan_of::<S, T>(order, params)) };
+        for (i, value) in vector.iter().enumerate() {
+            // SAFETY: element `i` of vector `j`.
+            unsafe { *x.element(i, j) = E::from_f64(Element::to_f64(*value)) };
+        }
+    }
+}
+
+/// A cache line, so that scratch is aligned to one.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([u8; 64]);
+
+// SAFETY: 64 bytes without padding.
+unsafe impl Zeroable for Line {}
+// SAFETY: as above; any bits are valid.
+unsafe impl Pod for Line {}
+
+/// Scratch above this is not kept for the next call.
+const KEPT_BYTES: usize = 1 << 20;
+
+thread_local! {
+    static SCRATCH: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };
+}
+
+/// `len` elements of scratch, aligned to a cache line, of unspecified content. One buffer per thread is kept for the
+/// next call. A value and not a function that takes a closure, which might not be compiled for the instruction set of
+/// its caller.
+struct Scratch<T> {
+    lines: Vec<Line>,
+    len: usize,
+    plain: PhantomData<T>,
+}
+
+impl<T: Scalar> Scratch<T> {
+    fn new(len: usize) -> Self {
+        let lines = (len * size_of::<T>()).div_ceil(size_of::<Line>());
+        let mut buffer = if lines > 0 { SCRATCH.take() } else { Vec::new() };
+        if buffer.len() < lines {
+            buffer = vec![Line::zeroed(); lines];
+        }
+        let mut scratch = Scratch { lines: buffer, len, plain: PhantomData };
+        if cfg!(debug_assertions) {
+            scratch.fill(T::from_f64(f64::NAN));
+        }
+        scratch
+    }
+}
+
+impl<T: Scalar> std::ops::Deref for Scratch<T> {
+    type Target = [T];
+    fn deref(&self) -> &[T] {
+        &bytemuck::cast_slice(&self.lines)[..self.len]
+    }
+}
+
+impl<T: Scalar> std::ops::DerefMut for Scratch<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        &mut bytemuck::cast_slice_mut(&mut self.lines)[..self.len]
+    }
+}
+
+impl<T> Drop for Scratch<T> {
+    fn drop(&mut self) {
+        if (1..=KEPT_BYTES / size_of::<Line>()).contains(&self.lines.len()) {
+            SCRATCH.set(std::mem::take(&mut self.lines));
+        }
+    }
+}

@@ -1,0 +1,371 @@
+//! A matrix in memory, of any storage type and strides, seen in arithmetic `T`.
+//!
+//! When storage is `T` itself, products are one GEMM. Otherwise (f16, bf16, the other float, or values so large or
+//! small that squares would leave the range of `T`) the matrix is taken in row tiles that are converted and scaled
+//! into one buffer:
+//!
+//! ```text
+//!   A  m × n   ┌─────────┐
+//!              │ tile i  │ -> convert · 2^e -> buffer (tile_rows × n, T)      Y_i  = buffer X
+//!              ├─────────┤                                                    X   += bufferᵀ Y_i   (tile order)
+//!              │   ...   │                                                    G   += bufferᵀ buffer
+//! ```
+//!
+//! No full-size copy is made: the buffer holds [`TileParams::elements`] elements. The power of two `2^e` is exact; the
+//! operator then stands for `2^e A` and the driver multiplies the singular values by `2^-e`.
+//!
+//! Construction reads `A` once: it refuses NaN and infinities with their position, and takes `max |a|` and `‖A‖_F²`
+//! (f64, fixed chunks, summed in order, so the same for any number of threads).
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use faer::linalg::matmul::matmul;
+use faer::{Accum, MatRef, Par};
+use rayon::prelude::*;
+
+use super::LinearOperator;
+use super::host::{HostContext, HostPanel, mirror, symmetric_product};
+use crate::error::{Error, Result};
+use crate::simd::Scalar;
+use crate::simd::convert::convert;
+use crate::simd::reduce::{Statistics, statistics};
+use crate::sketch::{AnySketch, SketchOperator};
+use crate::tensor::{Element, MatView, with_view};
+
+/// Sizes of the conversion buffer.
+#[derive(Debug, Clone, Copy)]
+pub struct TileParams {
+    /// Elements of one tile. 2^20 f32 (4 MiB) on a 32 MiB L3: bench `svd`, f16 4096×4096.
+    pub elements: usize,
+    /// Fewest rows of a tile: below it each GEMM repacks the panel for too little work.
+    pub min_rows: usize,
+}
+
+impl Default for TileParams {
+    fn default() -> Self {
+        TileParams { elements: 1 << 20, min_rows: 64 }
+    }
+}
+
+impl TileParams {
+    /// Rows of a tile of an `m × n` matrix.
+    pub fn rows(&self, m: usize, n: usize) -> usize {
+        (self.elements / n.max(1)).max(self.min_rows).min(m)
+    }
+}
+
+/// A matrix in memory. See the [module](self).
+pub struct Dense<'a, T: Scalar> {
+    data: Data<'a, T>,
+    /// What the elements are multiplied by on the way in, a power of two.
+    scale: f64,
+    norm_squared: f64,
+    tile: Vec<T>,
+    tile_rows: usize,
+    context: Arc<HostContext>,
+    passes: usize,
+}
+
+enum Data<'a, T: Scalar> {
+    /// Storage is `T`, unscaled: products read it in place.
+    Direct(MatRef<'a, T>),
+    /// Storage is another type or needs scaling: products go through tiles.
+    Tiled(MatView<'a>),
+    /// An operator's own matrix (a Gram matrix).
+    Owned(HostPanel<T>),
+}
+
+/// The range of `max |a|` within which squares and their sums stay clear of over- and underflow: `2^±this`.
+const fn safe_exponent<T: Scalar>() -> i32 {
+    if size_of::<T>() == 4 { 40 } else { 400 }
+}
+
+impl<'a, T: Scalar> Dense<'a, T> {
+    /// Checks the matrix and prepares it. `view` has at least as many rows as columns in a factorization; products
+    /// work for any shape.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`] with the position of the first NaN or infinity in row-major order,
+    /// [`Error::Empty`] for an empty matrix.
+    pub fn new(view: MatView<'a>, par: Par) -> Result<Self> {
+        let (m, n) = (view.nrows(), view.ncols());
+        if m == 0 || n == 0 {
+            return Err(Error::Empty { shape: vec![m, n] });
+        }
+        let Scan { largest, norm_squared } = scan(view, par)?;
+        let exponent = if largest > 0.0 { largest.log2().floor() as i32 } else { 0 };
+        let scale = if exponent.abs() > safe_exponent::<T>() { 2f64.powi(-exponent) } else { 1.0 };
+        // 2^-e · (2^-e · ‖A‖²) would overflow at its first factor when ‖A‖² itself does: scan again, scaled.
+        let norm_squared = if scale == 1.0 { norm_squared } else { scaled_norm_squared(view, scale, par) };
+        let data = match view.typed::<T>() {
+            Some(a) if scale == 1.0 => Data::Direct(a),
+            _ => Data::Tiled(view),
+        };
+        let tile_rows = if matches!(data, Data::Tiled(_)) { TileParams::default().rows(m, n) } else { 0 };
+        Ok(Dense {
+            data,
+            scale,
+            norm_squared,
+            tile: vec![T::zeroed(); tile_rows * n],
+            tile_rows,
+            context: HostContext::new(par),
+            passes: 0,
+        })
+    }
+
+    /// The matrix stands for `scale · A`, a power of two.
+    pub fn scale(&self) -> f64 {
+        self.scale
+    }
+
+    /// The threads and scratch shared with its panels.
+    pub fn context(&self) -> &Arc<HostContext> {
+        &self.context
+    }
+
+    /// Bytes of the conversion buffer for an `m × n` matrix of storage `E` (as a [`DType`](crate::DType)) in arithmetic `T`.
+    pub fn tile_bytes(m: usize, n: usize, storage: crate::DType) -> usize {
+        if storage == T::DTYPE { 0 } else { TileParams::default().rows(m, n) * n * size_of::<T>() }
+    }
+
+    /// Calls `f(first_row, rows of A as T)` for the whole matrix at once, or tile by tile in order.
+    fn for_each_tile(&mut self, mut f: impl FnMut(usize, MatRef<'_, T>, Par)) {
+        self.passes += 1;
+        let par = self.context.par();
+        match &self.data {
+            Data::Direct(a) => f(0, *a, par),
+            Data::Owned(a) => f(0, a.as_ref(), par),
+            Data::Tiled(view) => {
+                let (m, n) = (view.nrows(), view.ncols());
+                for first in (0..m).step_by(self.tile_rows) {
+                    let rows = self.tile_rows.min(m - first);
+                    let buffer = &mut self.tile[..rows * n];
+                    f(first, convert_tile(view.subrows(first, rows), buffer, self.scale, par), par);
+                }
+            }
+        }
+    }
+}
+
+/// Converts a tile into `buffer`, in the orientation of the storage, and returns it as a matrix.
+fn convert_tile<'b, T: Scalar>(view: MatView<'_>, buffer: &'b mut [T], scale: f64, par: Par) -> MatRef<'b, T> {
+    let (m, n) = (view.nrows(), view.ncols());
+    with_view!(view, a => {
+        // Lines are what is contiguous in storage: rows, or columns of a transposed view.
+        let by_rows = a.col_stride().unsigned_abs() <= a.row_stride().unsigned_abs();
+        let lines = if by_rows { a } else { a.transpose() };
+        let width = lines.ncols();
+        for_each_line(buffer, width, par, |i, dst| convert_line(lines, i, dst, scale));
+        if by_rows {
+            MatRef::from_row_major_slice(buffer, m, n)
+        } else {
+            MatRef::from_column_major_slice(buffer, m, n)
+        }
+    })
+}
+
+/// Row `i` of `lines`, converted.
+fn convert_line<E: Element, T: Scalar>(lines: MatRef<'_, E>, i: usize, dst: &mut [T], scale: f64) {
+    match Cow::from(Line(lines, i)) {
+        Cow::Borrowed(src) => convert(src, dst, scale),
+        Cow::Owned(src) => convert(&src, dst, scale),
+    }
+}
+
+/// Row `.1` of a matrix.
+struct Line<'a, E>(MatRef<'a, E>, usize);
+
+impl<'a, E: Element> From<Line<'a, E>> for Cow<'a, [E]> {
+    /// Borrows a contiguous row, gathers any other.
+    fn from(Line(a, i): Line<'a, E>) -> Self {
+        match a.row(i).try_as_row_major() {
+            Some(row) => Cow::Borrowed(row.as_slice()),
+            None => Cow::Owned((0..a.ncols()).map(|j| a[(i, j)]).collect()),
+        }
+    }
+}
+
+/// Runs `f(i, line i)` over the lines of `buffer`, in parallel if `par` says so.
+fn for_each_line<T: Send>(buffer: &mut [T], width: usize, par: Par, f: impl Fn(usize, &mut [T]) + Sync) {
+    match par {
+        Par::Seq => buffer.chunks_exact_mut(width).enumerate().for_each(|(i, line)| f(i, line)),
+        Par::Rayon(_) => {
+            let lines = (1usize << 14).div_ceil(width);
+            buffer.par_chunks_mut(lines * width).enumerate().for_each(|(chunk, part)| {
+                part.chunks_exact_mut(width).enumerate().for_each(|(i, line)| f(chunk * lines + i, line));
+            });
+        }
+    }
+}
+
+struct Scan {
+    largest: f64,
+    norm_squared: f64,
+}
+
+/// One pass over `view`: refuses what is not finite, and returns `max |a|` and `‖A‖_F²`.
+fn scan(view: MatView<'_>, par: Par) -> Result<Scan> {
+    let total = reduce_lines(view, par, Statistics::default(), |line| line.statistics(), Statistics::merge);
+    if !total.finite {
+        return Err(first_not_finite(view));
+    }
+    Ok(Scan { largest: total.largest, norm_squared: total.sum_squares })
+}
+
+/// `‖scale · A‖_F²`.
+fn scaled_norm_squared(view: MatView<'_>, scale: f64, par: Par) -> f64 {
+    reduce_lines(view, par, 0.0, |line| line.scaled_sum_squares(scale), |a, b| a + b)
+}
+
+/// A contiguous or gathered line of any storage type.
+trait AnyLine {
+    fn statistics(&self) -> Statistics;
+    fn scaled_sum_squares(&self, scale: f64) -> f64;
+}
+
+impl<E: Element> AnyLine for &[E] {
+    fn statistics(&self) -> Statistics {
+        statistics(self)
+    }
+
+    fn scaled_sum_squares(&self, scale: f64) -> f64 {
+        self.iter().map(|x| x.to_f64() * scale).map(|x| x * x).sum()
+    }
+}
+
+/// `f` over the lines of `view`, merged in order: chunks depend on the shape alone, so the result does not depend on
+/// the number of threads.
+fn reduce_lines<R: Send + Sync + Copy>(
+    view: MatView<'_>,
+    par: Par,
+    zero: R,
+    f: impl Fn(&dyn AnyLine) -> R + Sync,
+    merge: impl Fn(R, R) -> R + Sync,
+) -> R {
+    with_view!(view, a => {
+        let by_rows = a.col_stride().unsigned_abs() <= a.row_stride().unsigned_abs();
+        let lines = if by_rows { a } else { a.transpose() };
+        let chunk = (1usize << 18).div_ceil(lines.ncols());
+        let chunks = lines.nrows().div_ceil(chunk);
+        let part = |c: usize| {
+            (c * chunk..((c + 1) * chunk).min(lines.nrows()))
+                .map(|i| f(&&*Cow::from(Line(lines, i))))
+                .fold(zero, &merge)
+        };
+        let parts: Vec<R> = match par {
+            Par::Seq => (0..chunks).map(part).collect(),
+            Par::Rayon(_) => (0..chunks).into_par_iter().map(part).collect(),
+        };
+        parts.into_iter().fold(zero, &merge)
+    })
+}
+
+/// Position of the first NaN or infinity in row-major order. Only called when there is one.
+#[cold]
+pub(crate) fn first_not_finite(view: MatView<'_>) -> Error {
+    with_view!(view, a => {
+        for row in 0..a.nrows() {
+            for col in 0..a.ncols() {
+                let value = a[(row, col)].to_f64();
+                if !value.is_finite() {
+                    return Error::NotFinite { row, col, value };
+                }
+            }
+        }
+    });
+    unreachable!("called after a scan that found a value that is not finite")
+}
+
+impl<T: Scalar> LinearOperator<T> for Dense<'_, T> {
+    type Left = HostPanel<T>;
+    type Right = HostPanel<T>;
+    type Gram = Dense<'static, T>;
+
+    fn nrows(&self) -> usize {
+        match &self.data {
+            Data::Direct(a) => a.nrows(),
+            Data::Tiled(a) => a.nrows(),
+            Data::Owned(a) => a.as_ref().nrows(),
+        }
+    }
+
+    fn ncols(&self) -> usize {
+        match &self.data {
+            Data::Direct(a) => a.ncols(),
+            Data::Tiled(a) => a.ncols(),
+            Data::Owned(a) => a.as_ref().ncols(),
+        }
+    }
+
+    fn norm_squared(&self) -> f64 {
+        self.norm_squared
+    }
+
+    fn left(&self, l: usize) -> Result<HostPanel<T>> {
+        Ok(HostPanel::zeros(self.nrows(), l, self.context.clone()))
+    }
+
+    fn right(&self, l: usize) -> Result<HostPanel<T>> {
+        Ok(HostPanel::zeros(self.ncols(), l, self.context.clone()))
+    }
+
+    fn apply(&mut self, x: &HostPanel<T>, y: &mut HostPanel<T>) -> Result<()> {
+        self.for_each_tile(|first, a, par| {
+            let y = y.as_mut().subrows_mut(first, a.nrows());
+            matmul(y, Accum::Replace, a, x.as_ref(), T::one(), par);
+        });
+        Ok(())
+    }
+
+    fn apply_adjoint(&mut self, y: &HostPanel<T>, x: &mut HostPanel<T>) -> Result<()> {
+        self.for_each_tile(|first, a, par| {
+            let accum = if first == 0 { Accum::Replace } else { Accum::Add };
+            let y = y.as_ref().subrows(first, a.nrows());
+            matmul(x.as_mut(), accum, a.transpose(), y, T::one(), par);
+        });
+        Ok(())
+    }
+
+    fn sketch(&mut self, omega: &AnySketch, y: &mut HostPanel<T>) -> Result<()> {
+        // The sketches widen on their own, so a tiled matrix is read once here too.
+        self.passes += 1;
+        let (n, par) = (self.ncols(), self.context.par());
+        match &self.data {
+            Data::Direct(a) => omega.apply(*a, y.as_mut(), par),
+            Data::Owned(a) => omega.apply(a.as_ref(), y.as_mut(), par),
+            Data::Tiled(view) => {
+                with_view!(*view, a => omega.apply_rows(0..n, a, self.scale, Accum::Replace, y.as_mut(), par))
+            }
+        }
+    }
+
+    fn materialize(&mut self, y: &mut HostPanel<T>) -> Result<()> {
+        self.for_each_tile(|first, a, _| y.as_mut().subrows_mut(first, a.nrows()).copy_from(a));
+        Ok(())
+    }
+
+    fn gram(&mut self) -> Result<Dense<'static, T>> {
+        let n = self.ncols();
+        let mut g = HostPanel::zeros(n, n, self.context.clone());
+        self.for_each_tile(|first, a, par| {
+            let accum = if first == 0 { Accum::Replace } else { Accum::Add };
+            symmetric_product(a.transpose(), g.as_mut(), accum, par);
+        });
+        mirror(g.as_mut());
+        let norm_squared = super::Panel::norm_squared(&g)?;
+        Ok(Dense {
+            data: Data::Owned(g),
+            scale: 1.0,
+            norm_squared,
+            tile: Vec::new(),
+            tile_rows: 0,
+            context: self.context.clone(),
+            passes: 0,
+        })
+    }
+
+    fn passes(&self) -> usize {
+        self.passes
+    }
+}

@@ -1,0 +1,190 @@
+//! Panels in host memory: column-major, with one scratch buffer shared by all panels of an operator.
+//!
+//! The leading dimension is padded when it is a multiple of 4 KiB: the columns of a GEMM tile would otherwise fall
+//! into one set of every cache.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use faer::dyn_stack::{MemBuffer, MemStack, StackReq};
+use faer::linalg::matmul::matmul;
+use faer::linalg::matmul::triangular::{self, BlockStructure};
+use faer::{Accum, MatMut, MatRef, Par};
+
+use super::Panel;
+use crate::error::Result;
+use crate::qr::{self, Orthonormalization};
+use crate::simd::{self, Scalar};
+
+/// Threads and scratch that an operator shares with its panels.
+#[derive(Debug)]
+pub struct HostContext {
+    par: Par,
+    scratch: Mutex<Scratch>,
+}
+
+struct Scratch {
+    buffer: MemBuffer,
+    bytes: usize,
+}
+
+impl std::fmt::Debug for Scratch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Scratch({} bytes)", self.bytes)
+    }
+}
+
+impl HostContext {
+    /// A context without scratch yet: it grows to the largest request.
+    pub fn new(par: Par) -> Arc<Self> {
+        Arc::new(HostContext {
+            par,
+            scratch: Mutex::new(Scratch { buffer: MemBuffer::new(StackReq::EMPTY), bytes: 0 }),
+        })
+    }
+
+    /// The threads to use.
+    pub fn par(&self) -> Par {
+        self.par
+    }
+
+    /// Runs `f` on a stack of at least `req`. Calls do not nest.
+    pub fn with_scratch<R>(&self, req: StackReq, f: impl FnOnce(&mut MemStack) -> R) -> R {
+        let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        let bytes = req.unaligned_bytes_required();
+        if scratch.bytes < bytes {
+            // The old buffer goes first, so that the peak is the larger of the two and not their sum.
+            scratch.buffer = MemBuffer::new(StackReq::EMPTY);
+            scratch.buffer = MemBuffer::new(req);
+            scratch.bytes = bytes;
+        }
+        f(MemStack::new(&mut scratch.buffer))
+    }
+}
+
+/// A column-major `nrows × ncols` panel in host memory.
+#[derive(Debug)]
+pub struct HostPanel<T> {
+    data: Vec<T>,
+    nrows: usize,
+    ncols: usize,
+    stride: usize,
+    context: Arc<HostContext>,
+}
+
+/// Elements from one column to the next.
+fn leading_dimension<T>(nrows: usize) -> usize {
+    let line = 64 / size_of::<T>();
+    let padded = nrows.next_multiple_of(line);
+    if (padded * size_of::<T>()).is_multiple_of(4096) { padded + line } else { padded }
+}
+
+impl<T: Scalar> HostPanel<T> {
+    /// A panel of zeros.
+    pub fn zeros(nrows: usize, ncols: usize, context: Arc<HostContext>) -> Self {
+        let stride = leading_dimension::<T>(nrows);
+        HostPanel { data: vec![T::zeroed(); stride * ncols], nrows, ncols, stride, context }
+    }
+
+    /// Bytes of a panel of this shape.
+    pub fn bytes(nrows: usize, ncols: usize) -> usize {
+        leading_dimension::<T>(nrows) * ncols * size_of::<T>()
+    }
+
+    /// As a faer view.
+    pub fn as_ref(&self) -> MatRef<'_, T> {
+        MatRef::from_column_major_slice_with_stride(&self.data, self.nrows, self.ncols, self.stride)
+    }
+
+    /// As a mutable faer view.
+    pub fn as_mut(&mut self) -> MatMut<'_, T> {
+        MatMut::from_column_major_slice_with_stride_mut(&mut self.data, self.nrows, self.ncols, self.stride)
+    }
+
+    /// The context shared with its operator.
+    pub fn context(&self) -> &Arc<HostContext> {
+        &self.context
+    }
+
+    /// Scratch that [`Panel::orthonormalize`] takes from the context.
+    pub fn orthonormalize_scratch(nrows: usize, ncols: usize, par: Par) -> StackReq {
+        qr::orthonormalize_scratch::<T>(nrows, ncols, par)
+    }
+}
+
+impl<T: Scalar> Panel<T> for HostPanel<T> {
+    fn nrows(&self) -> usize {
+        self.nrows
+    }
+
+    fn ncols(&self) -> usize {
+        self.ncols
+    }
+
+    fn multiply(&mut self, accum: Accum, a: &Self, c: MatRef<'_, T>, alpha: T) -> Result<()> {
+        let par = self.context.par;
+        matmul(self.as_mut(), accum, a.as_ref(), c, alpha, par);
+        Ok(())
+    }
+
+    fn inner(&self, other: &Self, mut c: MatMut<'_, T>) -> Result<()> {
+        let (a, b) = (self.as_ref(), other.as_ref());
+        if std::ptr::eq(self, other) {
+            symmetric_product(a.transpose(), c.as_mut(), Accum::Replace, self.context.par);
+            mirror(c);
+        } else {
+            matmul(c, Accum::Replace, a.transpose(), b, T::one(), self.context.par);
+        }
+        Ok(())
+    }
+
+    fn orthonormalize(&mut self, r: Option<MatMut<'_, T>>) -> Result<Orthonormalization> {
+        let context = self.context.clone();
+        let req = Self::orthonormalize_scratch(self.nrows, self.ncols, context.par);
+        context.with_scratch(req, |stack| qr::orthonormalize(self.as_mut(), r, context.par, stack))
+    }
+
+    fn norm_squared(&self) -> Result<f64> {
+        Ok((0..self.ncols)
+            .map(|j| simd::reduce::statistics(&self.data[j * self.stride..][..self.nrows]).sum_squares)
+            .sum())
+    }
+
+    fn product_to_host(&self, c: MatRef<'_, T>, dst: MatMut<'_, T>) -> Result<()> {
+        matmul(dst, Accum::Replace, self.as_ref(), c, T::one(), self.context.par);
+        Ok(())
+    }
+
+    fn copy_to_host(&self, mut dst: MatMut<'_, T>) -> Result<()> {
+        dst.copy_from(self.as_ref());
+        Ok(())
+    }
+
+    fn copy_from_host(&mut self, src: MatRef<'_, T>) -> Result<()> {
+        self.as_mut().copy_from(src);
+        Ok(())
+    }
+}
+
+/// The lower triangle of `g <- [g +] a aᵀ` (SYRK).
+pub(crate) fn symmetric_product<T: Scalar>(a: MatRef<'_, T>, g: MatMut<'_, T>, accum: Accum, par: Par) {
+    triangular::matmul(
+        g,
+        BlockStructure::TriangularLower,
+        accum,
+        a,
+        BlockStructure::Rectangular,
+        a.transpose(),
+        BlockStructure::Rectangular,
+        T::one(),
+        par,
+    );
+}
+
+/// Copies the lower triangle to the upper one.
+pub(crate) fn mirror<T: Scalar>(mut g: MatMut<'_, T>) {
+    for j in 0..g.ncols() {
+        for i in 0..j {
+            g[(i, j)] = g[(j, i)];
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! What the algorithms see of a matrix: products with tall panels.
+//!
+//! ```text
+//!   A  m × n        Left panel  m × l        Right panel  n × l        small  l × l (host)
+//!
+//!   apply          Y = A X                   sketch     Y = A Ω
+//!   apply_adjoint  X = Aᵀ Y                  gram       G = AᵀA, itself an operator on right panels
+//! ```
+//!
+//! Panels live where the data lives and only l × l matrices come home, so the algorithms of [`range`](crate::range)
+//! and [`svd`](crate::svd) are written once. How each operator fills the seam:
+//!
+//! | operator | left panel (m × l) | right panel (n × l) | product | Gram and inner products of panels |
+//! |---|---|---|---|---|
+//! | [`Dense`], in memory | host | host | GEMM, row tiles widened if A is stored in another type | syrk |
+//! | tiled, out of core | host | host | one pass over the tiles, `X += A_iᵀ Y_i` in tile order | syrk |
+//! | whitened, `A = W L` | W's left | W's right | `W (L X)`, `Lᵀ (Wᵀ Y)` | W's |
+//! | distributed rows | the rank's rows | replicated | local GEMM, `X` all-reduced | local, all-reduced |
+//! | CUDA | device | device | cuBLAS | cuBLAS, l × l copied to the host |
+//!
+//! Operators take `&mut self` because they own their scratch (tile buffers, device workspaces) and count their
+//! passes over the data. Panels are allocated by the operator once per factorization and reused.
+//! Wide matrices are handed over transposed (`m >= n` by construction), never by a second code path.
+
+mod dense;
+mod host;
+
+pub(crate) use dense::first_not_finite;
+pub use dense::{Dense, TileParams};
+pub use host::{HostContext, HostPanel};
+
+use faer::{Accum, MatMut, MatRef};
+
+use crate::error::Result;
+use crate::qr::Orthonormalization;
+use crate::simd::Scalar;
+use crate::sketch::AnySketch;
+
+/// A tall matrix of few columns that lives where its operator's data lives.
+pub trait Panel<T: Scalar>: Sized {
+    /// Rows (of all parts, if it is distributed).
+    fn nrows(&self) -> usize;
+
+    /// Columns, `l`.
+    fn ncols(&self) -> usize;
+
+    /// `self <- [self +] alpha · a · c` with `a` a panel of the same height and `c` of `a.ncols() × self.ncols()`.
+    ///
+    /// # Errors
+    /// What the backend reports; the shapes are the caller's invariant.
+    fn multiply(&mut self, accum: Accum, a: &Self, c: MatRef<'_, T>, alpha: T) -> Result<()>;
+
+    /// `c <- selfᵀ · other`, `self.ncols() × other.ncols()`.
+    ///
+    /// # Errors
+    /// What the backend reports.
+    fn inner(&self, other: &Self, c: MatMut<'_, T>) -> Result<()>;
+
+    /// Overwrites the panel by an orthonormal basis `Q` whose span contains its own; `r` gets the upper triangular
+    /// `R` with `self = Q R`.
+    ///
+    /// # Errors
+    /// [`Shape`](crate::Error::Shape) if the panel is wider than tall.
+    fn orthonormalize(&mut self, r: Option<MatMut<'_, T>>) -> Result<Orthonormalization>;
+
+    /// `‖self‖_F²`, accumulated in f64.
+    ///
+    /// # Errors
+    /// What the backend reports.
+    fn norm_squared(&self) -> Result<f64>;
+
+    /// `dst <- self · c` on the host, in any layout: how factors come home.
+    ///
+    /// # Errors
+    /// What the backend reports.
+    fn product_to_host(&self, c: MatRef<'_, T>, dst: MatMut<'_, T>) -> Result<()>;
+
+    /// `dst <- self` on the host.
+    ///
+    /// # Errors
+    /// What the backend reports.
+    fn copy_to_host(&self, dst: MatMut<'_, T>) -> Result<()>;
+
+    /// `self <- src`.
+    ///
+    /// # Errors
+    /// What the backend reports.
+    fn copy_from_host(&mut self, src: MatRef<'_, T>) -> Result<()>;
+}
+
+/// An `m × n` matrix known by its products. See the [module](self) for how the backends fill it.
+pub trait LinearOperator<T: Scalar> {
+    /// Panels of `m` rows.
+    type Left: Panel<T>;
+    /// Panels of `n` rows.
+    type Right: Panel<T>;
+    /// `AᵀA`.
+    type Gram: LinearOperator<T, Left = Self::Right, Right = Self::Right>;
+
+    /// Rows, `m`.
+    fn nrows(&self) -> usize;
+
+    /// Columns, `n`.
+    fn ncols(&self) -> usize;
+
+    /// `‖A‖_F²` in f64, known since the input was checked.
+    fn norm_squared(&self) -> f64;
+
+    /// A left panel of `l` columns, contents unspecified.
+    ///
+    /// # Errors
+    /// What the backend reports.
+    fn left(&self, l: usize) -> Result<Self::Left>;
+
+    /// A right panel of `l` columns, contents unspecified.
+    ///
+    /// # Errors
+    /// What the backend reports.
+    fn right(&self, l: usize) -> Result<Self::Right>;
+
+    /// `Y = A X`.
+    ///
+    /// # Errors
+    /// What the backend reports.
+    fn apply(&mut self, x: &Self::Right, y: &mut Self::Left) -> Result<()>;
+
+    /// `X = Aᵀ Y`.
+    ///
+    /// # Errors
+    /// What the backend reports.
+    fn apply_adjoint(&mut self, y: &Self::Left, x: &mut Self::Right) -> Result<()>;
+
+    /// `Y = A Ω`, Ω of `n × l`.
+    ///
+    /// # Errors
+    /// What the backend reports.
+    fn sketch(&mut self, omega: &AnySketch, y: &mut Self::Left) -> Result<()>;
+
+    /// `Y = A` itself as a panel of `n` columns.
+    ///
+    /// # Errors
+    /// What the backend reports.
+    fn materialize(&mut self, y: &mut Self::Left) -> Result<()>;
+
+    /// `G = AᵀA`.
+    ///
+    /// # Errors
+    /// What the backend reports.
+    fn gram(&mut self) -> Result<Self::Gram>;
+
+    /// How often the elements of `A` have been read so far, the input check not counted.
+    fn passes(&self) -> usize;
+}

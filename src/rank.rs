@@ -1,0 +1,78 @@
+//! How many singular triplets to keep.
+//!
+//! A rank `k` factorization of an `m × n` matrix has `k (m + n + 1)` numbers (U, s, V), so it saves memory only while
+//! `k (m + n + 1) < m n`.
+
+use crate::error::{Error, Result};
+
+/// What the caller wants of the rank.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub enum Rank {
+    /// Exactly this many.
+    Fixed(usize),
+    /// The largest rank whose factors are at least this many times smaller: `m n / (k (m+n+1)) >= r`.
+    Ratio(f64),
+    /// The smallest rank with `Σ_{i<=k} σ_i² >= e ‖A‖_F²`, `0 < e <= 1`. The energy is that of the whole matrix, not of the
+    /// part that was computed.
+    Energy(f64),
+}
+
+impl std::fmt::Display for Rank {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Rank::Fixed(k) => write!(f, "rank {k}"),
+            Rank::Ratio(r) => write!(f, "ratio {r}"),
+            Rank::Energy(e) => write!(f, "energy {e}"),
+        }
+    }
+}
+
+impl Rank {
+    /// The rank for an `m × n` matrix where the shape decides it; `None` where the spectrum does ([`Rank::Energy`]).
+    ///
+    /// # Errors
+    /// [`Error::Rank`] for a fixed rank outside `1..=min(m, n)`; [`Error::Option`] for a ratio or an energy outside its
+    /// range, or a ratio that no rank reaches.
+    pub fn from_shape(self, m: usize, n: usize) -> Result<Option<usize>> {
+        let max = m.min(n);
+        match self {
+            Rank::Fixed(k) if (1..=max).contains(&k) => Ok(Some(k)),
+            Rank::Fixed(rank) => Err(Error::Rank { rank, max }),
+            Rank::Ratio(r) if !(r.is_finite() && r > 0.0) => {
+                Err(Error::option("ratio", r, "a finite number greater than 0"))
+            }
+            Rank::Ratio(r) => match rank_for_ratio(m, n, r) {
+                0 => Err(Error::option("ratio", r, "less: at this shape even rank 1 does not reach it")),
+                k => Ok(Some(k)),
+            },
+            Rank::Energy(e) if e > 0.0 && e <= 1.0 => Ok(None),
+            Rank::Energy(e) => Err(Error::option("energy", e, "a number in (0, 1]")),
+        }
+    }
+}
+
+/// The largest `k <= min(m, n)` with `m n / (k (m+n+1)) >= ratio`, or 0.
+pub fn rank_for_ratio(m: usize, n: usize, ratio: f64) -> usize {
+    let (before, per_rank) = (m as f64 * n as f64, (m + n + 1) as f64);
+    let reaches = |k: usize| before / (k as f64 * per_rank) >= ratio;
+    // The quotient rounds; one step either way settles it.
+    let guess = (before / (ratio * per_rank)).floor().min(m.min(n) as f64) as usize;
+    (guess.saturating_sub(1)..=(guess + 1).min(m.min(n))).rev().find(|&k| k > 0 && reaches(k)).unwrap_or(0)
+}
+
+/// Whether factors of rank `k` are smaller than the `m × n` matrix: `k (m + n + 1) < m n`.
+pub fn rank_saves_memory(m: usize, n: usize, k: usize) -> bool {
+    (k as u128).checked_mul(m as u128 + n as u128 + 1).is_some_and(|after| after < m as u128 * n as u128)
+}
+
+/// The smallest `k` with `Σ_{i<=k} σ_i² >= energy · norm_squared`, for nonincreasing `spectrum`; all of them if rounding
+/// keeps the sum short of it.
+pub fn rank_for_energy(spectrum: &[f64], norm_squared: f64, energy: f64) -> usize {
+    let mut kept = 0.0;
+    let reached = spectrum.iter().position(|s| {
+        kept += s * s;
+        kept >= energy * norm_squared
+    });
+    reached.map_or(spectrum.len(), |i| i + 1)
+}

@@ -1,0 +1,307 @@
+//! What a kernel sees of the hardware: tokens, registers, and the operations on them.
+
+use bytemuck::Pod;
+use half::{bf16, f16};
+use pulp::Simd;
+
+use super::Isa;
+use crate::tensor::{DType, Element};
+
+/// One register of f32.
+pub type F32s<S> = <<S as Lanes>::Simd as Simd>::f32s;
+/// One register of f64.
+pub type F64s<S> = <<S as Lanes>::Simd as Simd>::f64s;
+
+/// A function that is compiled once per instruction set; see [`dispatch`](super::dispatch).
+pub trait Kernel {
+    /// What it returns.
+    type Output;
+    /// The body. Mark it, and all it calls, `#[inline(always)]`.
+    fn run<S: Lanes>(self, s: S) -> Self::Output;
+}
+
+/// An instruction set that the CPU was seen to have.
+pub trait Lanes: Copy + Send + Sync + 'static {
+    /// pulp's token for its arithmetic.
+    type Simd: Simd;
+    /// Its name.
+    const ISA: Isa;
+
+    /// pulp's token.
+    fn simd(self) -> Self::Simd;
+    /// Compiles `f` with this instruction set and calls it.
+    fn vectorize<F: pulp::NullaryFnOnce>(self, f: F) -> F::Output;
+    /// Lane `i` of the result is lane `i ^ D` of `a`; `D` is a power of two below the number of lanes.
+    fn xor_f32s<const D: usize>(self, a: F32s<Self>) -> F32s<Self>;
+    /// As [`xor_f32s`](Self::xor_f32s).
+    fn xor_f64s<const D: usize>(self, a: F64s<Self>) -> F64s<Self>;
+
+    /// Widens as many f16 as a register has f32 lanes.
+    ///
+    /// # Safety
+    /// So many are readable at `src`.
+    unsafe fn load_f16(self, src: *const f16) -> F32s<Self>;
+    /// Rounds to nearest, ties to even.
+    ///
+    /// # Safety
+    /// One register of f16 is writable at `dst`.
+    unsafe fn store_f16(self, dst: *mut f16, a: F32s<Self>);
+    /// Widens as many bf16 as a register has f32 lanes.
+    ///
+    /// # Safety
+    /// So many are readable at `src`.
+    #[inline(always)]
+    unsafe fn load_bf16(self, src: *const bf16) -> F32s<Self> {
+        let mut a: F32s<Self> = bytemuck::Zeroable::zeroed();
+        let wide: &mut [f32] = bytemuck::cast_slice_mut(std::slice::from_mut(&mut a));
+        for (i, wide) in wide.iter_mut().enumerate() {
+            // SAFETY: `i` is below the number of lanes.
+            *wide = bf16_to_f32(unsafe { *src.add(i) });
+        }
+        a
+    }
+    /// Rounds to nearest, ties to even.
+    ///
+    /// # Safety
+    /// One register of bf16 is writable at `dst`.
+    #[inline(always)]
+    unsafe fn store_bf16(self, dst: *mut bf16, a: F32s<Self>) {
+        let wide: &[f32] = bytemuck::cast_slice(std::slice::from_ref(&a));
+        for (i, &wide) in wide.iter().enumerate() {
+            // SAFETY: `i` is below the number of lanes.
+            unsafe { *dst.add(i) = f32_to_bf16(wide) };
+        }
+    }
+}
+
+/// Widening is a shift. Branch-free, so that loops over it become vector code.
+#[inline(always)]
+pub(super) fn bf16_to_f32(x: bf16) -> f32 {
+    f32::from_bits((x.to_bits() as u32) << 16)
+}
+
+/// Nearest, ties to even: add half of the last place kept, less one if that place is even. A NaN keeps its upper
+/// half and becomes quiet. Branch-free.
+#[inline(always)]
+pub(super) fn f32_to_bf16(x: f32) -> bf16 {
+    let u = x.to_bits();
+    let rounded = u.wrapping_add(0x7fff + ((u >> 16) & 1)) >> 16;
+    let nan = (u >> 16) | 0x40;
+    bf16::from_bits(if u & 0x7fff_ffff > 0x7f80_0000 { nan } else { rounded } as u16)
+}
+
+/// Is lane `i % 16` the second of its pair at distance `2^(i / 16)`?
+const fn second(i: usize) -> bool {
+    (i % 16) >> (i / 16) & 1 == 1
+}
+
+/// Any type into a register, lane by lane.
+///
+/// # Safety
+/// As [`Vector::vload`].
+#[inline(always)]
+unsafe fn load_each<V: Pod, T: Element, E: Element>(src: *const E) -> V {
+    let mut a = V::zeroed();
+    let lanes: &mut [T] = bytemuck::cast_slice_mut(std::slice::from_mut(&mut a));
+    for (i, lane) in lanes.iter_mut().enumerate() {
+        // SAFETY: `i` is below the number of lanes.
+        *lane = T::from_f64(unsafe { *src.add(i) }.to_f64());
+    }
+    a
+}
+
+/// A register into any type, lane by lane.
+///
+/// # Safety
+/// As [`Vector::vstore`].
+#[inline(always)]
+unsafe fn store_each<V: Pod, T: Element, E: Element>(dst: *mut E, a: V) {
+    let lanes: &[T] = bytemuck::cast_slice(std::slice::from_ref(&a));
+    for (i, lane) in lanes.iter().enumerate() {
+        // SAFETY: `i` is below the number of lanes.
+        unsafe { *dst.add(i) = E::from_f64(lane.to_f64()) };
+    }
+}
+
+/// Operations on one register of an arithmetic type, on any instruction set.
+pub trait Vector: Pod {
+    /// One register.
+    type V<S: Lanes>: Pod + Send + Sync;
+
+    /// Lanes of one register.
+    fn lanes<S: Lanes>() -> usize;
+    /// `x` in every lane.
+    fn vsplat<S: Lanes>(s: S, x: Self) -> Self::V<S>;
+    /// `a + b`.
+    fn vadd<S: Lanes>(s: S, a: Self::V<S>, b: Self::V<S>) -> Self::V<S>;
+    /// `a − b`.
+    fn vsub<S: Lanes>(s: S, a: Self::V<S>, b: Self::V<S>) -> Self::V<S>;
+    /// `a · b`.
+    fn vmul<S: Lanes>(s: S, a: Self::V<S>, b: Self::V<S>) -> Self::V<S>;
+    /// `a · b + c`, rounded once where that is fast.
+    fn vfma<S: Lanes>(s: S, a: Self::V<S>, b: Self::V<S>, c: Self::V<S>) -> Self::V<S>;
+    /// Lane `i` of the result is lane `i ^ D`.
+    fn vxor<const D: usize, S: Lanes>(s: S, a: Self::V<S>) -> Self::V<S>;
+    /// The vector of `±1` of the butterfly at lane distance `D`.
+    fn vsigns<const D: usize, S: Lanes>(s: S) -> Self::V<S>;
+
+    /// Loads one register of `E`, widening (or rounding to nearest, ties to even).
+    ///
+    /// # Safety
+    /// `lanes::<S>()` elements are readable at `src`, at any alignment that `E` has.
+    unsafe fn vload<S: Lanes, E: Element>(s: S, src: *const E) -> Self::V<S>;
+    /// Stores one register as `E`, rounding to nearest, ties to even.
+    ///
+    /// # Safety
+    /// `lanes::<S>()` elements are writable at `dst`.
+    unsafe fn vstore<S: Lanes, E: Element>(s: S, dst: *mut E, a: Self::V<S>);
+
+    /// The butterfly between lanes at distance `D`: `a_i + a_{i+D}` and `a_i − a_{i+D}` in place of the pair. A
+    /// shuffle and a fused multiply-add by ±1, which rounds once, as the sum does.
+    #[inline(always)]
+    fn vbutterfly<const D: usize, S: Lanes>(s: S, a: Self::V<S>) -> Self::V<S> {
+        Self::vfma(s, a, Self::vsigns::<D, S>(s), Self::vxor::<D, S>(s, a))
+    }
+}
+
+impl Vector for f32 {
+    type V<S: Lanes> = F32s<S>;
+
+    #[inline(always)]
+    fn lanes<S: Lanes>() -> usize {
+        S::Simd::F32_LANES
+    }
+    #[inline(always)]
+    fn vsplat<S: Lanes>(s: S, x: f32) -> F32s<S> {
+        s.simd().splat_f32s(x)
+    }
+    #[inline(always)]
+    fn vadd<S: Lanes>(s: S, a: F32s<S>, b: F32s<S>) -> F32s<S> {
+        s.simd().add_f32s(a, b)
+    }
+    #[inline(always)]
+    fn vsub<S: Lanes>(s: S, a: F32s<S>, b: F32s<S>) -> F32s<S> {
+        s.simd().sub_f32s(a, b)
+    }
+    #[inline(always)]
+    fn vmul<S: Lanes>(s: S, a: F32s<S>, b: F32s<S>) -> F32s<S> {
+        s.simd().mul_f32s(a, b)
+    }
+    #[inline(always)]
+    fn vfma<S: Lanes>(s: S, a: F32s<S>, b: F32s<S>, c: F32s<S>) -> F32s<S> {
+        s.simd().mul_add_e_f32s(a, b, c)
+    }
+    #[inline(always)]
+    fn vxor<const D: usize, S: Lanes>(s: S, a: F32s<S>) -> F32s<S> {
+        s.xor_f32s::<D>(a)
+    }
+    #[inline(always)]
+    fn vsigns<const D: usize, S: Lanes>(_: S) -> F32s<S> {
+        const SIGNS: [[f32; 16]; 4] = {
+            let mut signs = [[1.0; 16]; 4];
+            let mut i = 0;
+            while i < 64 {
+                if second(i) {
+                    signs[i / 16][i % 16] = -1.0;
+                }
+                i += 1;
+            }
+            signs
+        };
+        const { assert!(D.is_power_of_two() && D < 16) };
+        bytemuck::pod_read_unaligned(bytemuck::cast_slice(&SIGNS[D.ilog2() as usize][..Self::lanes::<S>()]))
+    }
+    #[inline(always)]
+    unsafe fn vload<S: Lanes, E: Element>(s: S, src: *const E) -> F32s<S> {
+        // SAFETY: the caller's, in each arm; an arm is taken for the type that it names.
+        unsafe {
+            match E::DTYPE {
+                DType::F32 => src.cast::<F32s<S>>().read_unaligned(),
+                DType::F16 => s.load_f16(src.cast()),
+                DType::BF16 => s.load_bf16(src.cast()),
+                _ => load_each::<F32s<S>, f32, E>(src),
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn vstore<S: Lanes, E: Element>(s: S, dst: *mut E, a: F32s<S>) {
+        // SAFETY: as in `vload`.
+        unsafe {
+            match E::DTYPE {
+                DType::F32 => dst.cast::<F32s<S>>().write_unaligned(a),
+                DType::F16 => s.store_f16(dst.cast(), a),
+                DType::BF16 => s.store_bf16(dst.cast(), a),
+                _ => store_each::<F32s<S>, f32, E>(dst, a),
+            }
+        }
+    }
+}
+
+impl Vector for f64 {
+    type V<S: Lanes> = F64s<S>;
+
+    #[inline(always)]
+    fn lanes<S: Lanes>() -> usize {
+        S::Simd::F64_LANES
+    }
+    #[inline(always)]
+    fn vsplat<S: Lanes>(s: S, x: f64) -> F64s<S> {
+        s.simd().splat_f64s(x)
+    }
+    #[inline(always)]
+    fn vadd<S: Lanes>(s: S, a: F64s<S>, b: F64s<S>) -> F64s<S> {
+        s.simd().add_f64s(a, b)
+    }
+    #[inline(always)]
+    fn vsub<S: Lanes>(s: S, a: F64s<S>, b: F64s<S>) -> F64s<S> {
+        s.simd().sub_f64s(a, b)
+    }
+    #[inline(always)]
+    fn vmul<S: Lanes>(s: S, a: F64s<S>, b: F64s<S>) -> F64s<S> {
+        s.simd().mul_f64s(a, b)
+    }
+    #[inline(always)]
+    fn vfma<S: Lanes>(s: S, a: F64s<S>, b: F64s<S>, c: F64s<S>) -> F64s<S> {
+        s.simd().mul_add_e_f64s(a, b, c)
+    }
+    #[inline(always)]
+    fn vxor<const D: usize, S: Lanes>(s: S, a: F64s<S>) -> F64s<S> {
+        s.xor_f64s::<D>(a)
+    }
+    #[inline(always)]
+    fn vsigns<const D: usize, S: Lanes>(_: S) -> F64s<S> {
+        const SIGNS: [[f64; 16]; 4] = {
+            let mut signs = [[1.0; 16]; 4];
+            let mut i = 0;
+            while i < 64 {
+                if second(i) {
+                    signs[i / 16][i % 16] = -1.0;
+                }
+                i += 1;
+            }
+            signs
+        };
+        const { assert!(D.is_power_of_two() && D < 16) };
+        bytemuck::pod_read_unaligned(bytemuck::cast_slice(&SIGNS[D.ilog2() as usize][..Self::lanes::<S>()]))
+    }
+    #[inline(always)]
+    unsafe fn vload<S: Lanes, E: Element>(_s: S, src: *const E) -> F64s<S> {
+        // SAFETY: the caller's, in each arm; an arm is taken for the type that it names.
+        unsafe {
+            match E::DTYPE {
+                DType::F64 => src.cast::<F64s<S>>().read_unaligned(),
+                _ => load_each::<F64s<S>, f64, E>(src),
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn vstore<S: Lanes, E: Element>(_s: S, dst: *mut E, a: F64s<S>) {
+        // SAFETY: as in `vload`.
+        unsafe {
+            match E::DTYPE {
+                DType::F64 => dst.cast::<F64s<S>>().write_unaligned(a),
+                _ => store_each::<F64s<S>, f64, E>(dst, a),
+            }
+        }
+    }
+}

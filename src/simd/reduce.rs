@@ -1,0 +1,101 @@
+//! Reductions that the input check and the certificates need: `max |x|`, `Σ x²` in f64, and whether all is finite.
+//!
+//! One pass, bytes of `x` read once. Elements are widened in blocks of [`BLOCK`] into a stack buffer that stays in L1,
+//! then folded into [`LANES`] independent f64 accumulators, so that the loop is a chain of vector FMAs for whatever
+//! instruction set runs it; the order of additions is fixed by the length alone.
+
+use super::convert::convert;
+use crate::tensor::{DType, Element};
+
+const BLOCK: usize = 1024;
+const LANES: usize = 32;
+
+/// What [`statistics`] returns.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Statistics {
+    /// `max |x|`, of the finite ones.
+    pub largest: f64,
+    /// `Σ x²`; infinite if it overflows f64.
+    pub sum_squares: f64,
+    /// No NaN and no infinity.
+    pub finite: bool,
+}
+
+impl Default for Statistics {
+    fn default() -> Self {
+        Statistics { largest: 0.0, sum_squares: 0.0, finite: true }
+    }
+}
+
+impl Statistics {
+    /// Of two parts taken together.
+    pub fn merge(self, other: Self) -> Self {
+        Statistics {
+            largest: self.largest.max(other.largest),
+            sum_squares: self.sum_squares + other.sum_squares,
+            finite: self.finite && other.finite,
+        }
+    }
+}
+
+/// `max |x|`, `Σ x²` and finiteness of `x`.
+pub fn statistics<E: Element>(x: &[E]) -> Statistics {
+    let mut total = Statistics::default();
+    let arch = pulp::Arch::new();
+    if E::DTYPE == DType::F64 {
+        for block in x.chunks(BLOCK) {
+            let block: &[f64] = bytemuck::cast_slice(block);
+            total = total.merge(arch.dispatch(|| fold(block, |x| x)));
+        }
+    } else {
+        let mut buffer = [0f32; BLOCK];
+        for block in x.chunks(BLOCK) {
+            // f32 is read in place; halves are widened, exactly.
+            let wide: &[f32] = if E::DTYPE == DType::F32 {
+                bytemuck::cast_slice(block)
+            } else {
+                convert(block, &mut buffer[..block.len()], 1.0);
+                &buffer[..block.len()]
+            };
+            total = total.merge(arch.dispatch(|| fold(wide, f64::from)));
+        }
+    }
+    total
+}
+
+#[inline(always)]
+fn fold<T: Copy>(x: &[T], widen: impl Fn(T) -> f64 + Copy) -> Statistics {
+    let mut sums = [0f64; LANES];
+    let mut largest = [0f64; LANES];
+    let (body, tail) = x.as_chunks::<LANES>();
+    let mut step = |lane: usize, x: T| {
+        let x = widen(x);
+        sums[lane] += x * x;
+        // `max` of f64 ignores NaN; the sums do not.
+        largest[lane] = if x.abs() > largest[lane] { x.abs() } else { largest[lane] };
+    };
+    for chunk in body {
+        for lane in 0..LANES {
+            step(lane, chunk[lane]);
+        }
+    }
+    for (lane, &x) in tail.iter().enumerate() {
+        step(lane, x);
+    }
+    let sum_squares = tree_sum(sums);
+    let largest = largest.into_iter().fold(0.0, f64::max);
+    // A NaN makes the sum NaN. An infinity is its own maximum; a finite maximum with an infinite sum only overflowed.
+    Statistics { largest, sum_squares, finite: !sum_squares.is_nan() && largest.is_finite() }
+}
+
+#[inline(always)]
+fn tree_sum(mut x: [f64; LANES]) -> f64 {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            x[i] += x[i + width];
+        }
+        width /= 2;
+    }
+    x[0]
+}

@@ -1,0 +1,124 @@
+//! AVX2 and AVX-512: lane exchange and half-precision loads and stores.
+
+use core::arch::x86_64::{_MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _mm256_cvtph_ps, _mm256_cvtps_ph};
+
+use half::f16;
+use pulp::{cast, f32x8, f32x16, f64x4, f64x8};
+
+use super::{Isa, Lanes};
+
+const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+
+pulp::simd_type! {
+    /// pulp's V3 and F16C, which every AVX2 machine has but V3 does not name.
+    pub(super) struct Avx2 {
+        pub sse: "sse",
+        pub sse2: "sse2",
+        pub fxsr: "fxsr",
+        pub sse3: "sse3",
+        pub ssse3: "ssse3",
+        pub sse4_1: "sse4.1",
+        pub sse4_2: "sse4.2",
+        pub popcnt: "popcnt",
+        pub avx: "avx",
+        pub avx2: "avx2",
+        pub bmi1: "bmi1",
+        pub bmi2: "bmi2",
+        pub fma: "fma",
+        pub lzcnt: "lzcnt",
+        pub f16c: "f16c",
+    }
+}
+
+impl Lanes for Avx2 {
+    type Simd = pulp::x86::V3;
+    const ISA: Isa = Isa::Avx2;
+
+    #[inline(always)]
+    fn simd(self) -> pulp::x86::V3 {
+        // SAFETY: this token's features include those of V3.
+        unsafe { pulp::x86::V3::new_unchecked() }
+    }
+    #[inline(always)]
+    fn vectorize<F: pulp::NullaryFnOnce>(self, f: F) -> F::Output {
+        Avx2::vectorize(self, f)
+    }
+    #[inline(always)]
+    fn xor_f32s<const D: usize>(self, a: f32x8) -> f32x8 {
+        let a = cast!(a);
+        cast!(match D {
+            1 => self.avx._mm256_permute_ps::<0b10_11_00_01>(a),
+            2 => self.avx._mm256_permute_ps::<0b01_00_11_10>(a),
+            _ => self.avx._mm256_permute2f128_ps::<1>(a, a),
+        })
+    }
+    #[inline(always)]
+    fn xor_f64s<const D: usize>(self, a: f64x4) -> f64x4 {
+        let a = cast!(a);
+        cast!(match D {
+            1 => self.avx._mm256_permute_pd::<0b0101>(a),
+            _ => self.avx._mm256_permute2f128_pd::<1>(a, a),
+        })
+    }
+    #[inline(always)]
+    unsafe fn load_f16(self, src: *const f16) -> f32x8 {
+        // SAFETY: 8 f16 are readable; the token has F16C.
+        unsafe { cast!(_mm256_cvtph_ps(src.cast::<core::arch::x86_64::__m128i>().read_unaligned())) }
+    }
+    #[inline(always)]
+    unsafe fn store_f16(self, dst: *mut f16, a: f32x8) {
+        // SAFETY: 8 f16 are writable; the token has F16C.
+        unsafe {
+            dst.cast::<core::arch::x86_64::__m128i>()
+                .write_unaligned(_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(cast!(a)))
+        }
+    }
+}
+
+/// pulp's V4: AVX-512 F, BW, CD, DQ, VL.
+pub(super) use pulp::x86::V4 as Avx512;
+
+impl Lanes for Avx512 {
+    type Simd = Avx512;
+    const ISA: Isa = Isa::Avx512;
+
+    #[inline(always)]
+    fn simd(self) -> Avx512 {
+        self
+    }
+    #[inline(always)]
+    fn vectorize<F: pulp::NullaryFnOnce>(self, f: F) -> F::Output {
+        Avx512::vectorize(self, f)
+    }
+    #[inline(always)]
+    fn xor_f32s<const D: usize>(self, a: f32x16) -> f32x16 {
+        let a = cast!(a);
+        cast!(match D {
+            1 => self.avx512f._mm512_permute_ps::<0b10_11_00_01>(a),
+            2 => self.avx512f._mm512_permute_ps::<0b01_00_11_10>(a),
+            4 => self.avx512f._mm512_shuffle_f32x4::<0b10_11_00_01>(a, a),
+            _ => self.avx512f._mm512_shuffle_f32x4::<0b01_00_11_10>(a, a),
+        })
+    }
+    #[inline(always)]
+    fn xor_f64s<const D: usize>(self, a: f64x8) -> f64x8 {
+        let a = cast!(a);
+        cast!(match D {
+            1 => self.avx512f._mm512_permute_pd::<0b01010101>(a),
+            2 => self.avx512f._mm512_shuffle_f64x2::<0b10_11_00_01>(a, a),
+            _ => self.avx512f._mm512_shuffle_f64x2::<0b01_00_11_10>(a, a),
+        })
+    }
+    #[inline(always)]
+    unsafe fn load_f16(self, src: *const f16) -> f32x16 {
+        // SAFETY: 16 f16 are readable.
+        cast!(self.avx512f._mm512_cvtph_ps(unsafe { src.cast::<core::arch::x86_64::__m256i>().read_unaligned() }))
+    }
+    #[inline(always)]
+    unsafe fn store_f16(self, dst: *mut f16, a: f32x16) {
+        // SAFETY: 16 f16 are writable.
+        unsafe {
+            dst.cast::<core::arch::x86_64::__m256i>().write_unaligned(self.avx512f._mm512_cvtps_ph::<NEAREST>(cast!(a)))
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! Gaussian sketch: `Ω(i, j) = z(i, j) / √l`, `z` independent standard normals.
+//!
+//! ```text
+//!   for each block of `depth` rows of Ω:            A: m × n      Ω: n × l
+//!     generate the block, column by column           [   |###|   ]   [     ]
+//!     Y += A[:, block] · block                       [   |###|   ] · [#####]  -> Y
+//! ```
+//! Normal `j % 4` of Philox block `(j / 4) << 40 | i` is `z(i, j)`: any part of `Ω` is regenerated from its indices,
+//! and a wider sketch of the same seed has the narrower one as its first columns (up to the factor `1/√l`). Four
+//! columns of a block are the four planes of consecutive counters, so generating writes whole vectors.
+//!
+//! Entries are f32 normals times the f32 nearest to `1/√l`, rounded to f32, also in f64 arithmetic: `Ω` is the same
+//! matrix in both.
+//!
+//! Cost: `2 m n l` flops plus `n l` normals; scratch `depth · l` elements, and for storage types other than the
+//! arithmetic one a tile of `A` per thread.
+
+use std::ops::Range;
+
+use faer::linalg::matmul::matmul;
+use faer::{Accum, MatMut, MatRef, Par};
+use rayon::prelude::*;
+
+use super::{
+    Layout, ROW_BITS, SketchOperator, check_apply, check_size, check_stream, for_row_chunks, load_column, load_row,
+};
+use crate::error::Result;
+use crate::rng::{Philox, stream};
+use crate::simd::Scalar;
+use crate::tensor::{DType, Element};
+
+/// An n×l matrix of independent normals of variance `1/l`, generated where it is used.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Gaussian {
+    n: usize,
+    l: usize,
+    rng: Philox,
+    seed: u64,
+}
+
+/// Tuning, chosen by `benches/sketch.rs` on a Zen 5 server.
+struct Params {
+    /// Rows of `Ω` generated at a time.
+    depth: usize,
+    /// Rows of `A` converted at a time.
+    tile_rows: usize,
+}
+const PARAMS: Params = Params { depth: 512, tile_rows: 128 };
+
+impl Gaussian {
+    /// An n×l Gaussian sketch.
+    ///
+    /// # Errors
+    /// [`Empty`](crate::Error::Empty) if `n` or `l` is 0; [`TooLarge`](crate::Error::TooLarge) if `n >= 2^40` or
+    /// `l >= 2^24`.
+    pub fn new(n: usize, l: usize, seed: u64) -> Result<Self> {
+        check_size(n, l)?;
+        Ok(Gaussian { n, l, rng: Philox::new(seed, stream::GAUSSIAN), seed })
+    }
+
+    /// The operator of the same seed in another stream.
+    ///
+    /// # Errors
+    /// [`Option`](crate::Error::Option) if `stream >= 2^56`.
+    pub fn with_stream(self, stream: u64) -> Result<Self> {
+        check_stream(stream)?;
+        Ok(Gaussian { rng: Philox::new(self.seed, stream::GAUSSIAN | stream), ..self })
+    }
+
+    fn normalization(&self) -> f32 {
+        (1.0 / (self.l as f64).sqrt()) as f32
+    }
+
+    /// `panel = scale · Ω[first..first + depth, :]`, column-major with leading dimension `depth`, the columns padded
+    /// to a multiple of four.
+    fn generate<T: Scalar>(&self, first: usize, depth: usize, scale: f64, panel: &mut [T], par: Par) {
+        let columns = |j4: usize, columns: &mut [T], narrow: &mut Vec<f32>| {
+            let index = (j4 as u64) << ROW_BITS | first as u64;
+            if T::DTYPE == DType::F32 {
+                let scale = (f64::from(self.normalization()) * scale) as f32;
+                self.rng.normal_planes(index, scale, planes(bytemuck::cast_slice_mut(columns), depth));
+            } else {
+                narrow.resize(4 * depth, 0.0);
+                self.rng.normal_planes(index, self.normalization(), planes(narrow, depth));
+                for (x, &z) in columns.iter_mut().zip(&*narrow) {
+                    *x = T::from_f64(f64::from(z) * scale);
+                }
+            }
+        };
+        let panel = &mut panel[..depth * self.l.next_multiple_of(4)];
+        if let Par::Seq = par {
+            let mut narrow = Vec::new();
+            panel.chunks_exact_mut(4 * depth).enumerate().for_each(|(j4, x)| columns(j4, x, &mut narrow));
+        } else {
+            let chunks = panel.par_chunks_exact_mut(4 * depth).enumerate().with_min_len(4);
+            chunks.for_each_init(Vec::new, |narrow, (j4, x)| columns(j4, x, narrow));
+        }
+    }
+}
+
+fn planes(x: &mut [f32], depth: usize) -> [&mut [f32]; 4] {
+    let (ab, cd) = x.split_at_mut(2 * depth);
+    let (a, b) = ab.split_at_mut(depth);
+    let (c, d) = cd.split_at_mut(depth);
+    [a, b, c, d]
+}
+
+impl SketchOperator for Gaussian {
+    fn nrows(&self) -> usize {
+        self.n
+    }
+
+    fn ncols(&self) -> usize {
+        self.l
+    }
+
+    fn state_bytes(&self) -> usize {
+        size_of::<Self>()
+    }
+
+    fn entry(&self, i: usize, j: usize) -> f64 {
+        assert!(i < self.n && j < self.l, "entry ({i}, {j}) of {}×{}", self.n, self.l);
+        let z = self.rng.normal_block((j as u64 / 4) << ROW_BITS | i as u64)[j % 4];
+        f64::from(z * self.normalization())
+    }
+
+    fn apply_rows<E: Element, T: Scalar>(
+        &self,
+        rows: Range<usize>,
+        a: MatRef<'_, E>,
+        scale: f64,
+        accumulate: Accum,
+        mut y: MatMut<'_, T>,
+        par: Par,
+    ) -> Result<()> {
+        if !check_apply("Gaussian::apply", self, &rows, a, scale, accumulate, y.as_mut())? {
+            return Ok(());
+        }
+        // A power of two may multiply Ω instead of A if that stays far from under- and overflow.
+        let direct = if (1e-30..1e30).contains(&scale) { E::view(a).typed::<T>() } else { None };
+        let depth = PARAMS.depth.min(rows.len());
+        let mut panel = vec![T::zeroed(); depth * self.l.next_multiple_of(4)];
+        let mut accumulate = accumulate;
+        for first in rows.clone().step_by(depth) {
+            let depth = depth.min(rows.end - first);
+            let k = first - rows.start;
+            self.generate(first, depth, if direct.is_some() { scale } else { 1.0 }, &mut panel, par);
+            let omega = MatRef::from_column_major_slice(&panel[..depth * self.l], depth, self.l);
+            let one = T::from_f64(1.0);
+            if let Some(a) = direct {
+                matmul(y.as_mut(), accumulate, a.subcols(k, depth), omega, one, par);
+            } else {
+                let scratch = || vec![T::zeroed(); PARAMS.tile_rows * depth];
+                for_row_chunks(y.as_mut(), PARAMS.tile_rows, par, scratch, |i, y, tile| {
+                    let tile = &mut tile[..y.nrows() * depth];
+                    let tile = load_tile(a.submatrix(i, k, y.nrows(), depth), tile, scale);
+                    matmul(y, accumulate, tile, omega, one, Par::Seq);
+                });
+            }
+            accumulate = Accum::Add;
+        }
+        Ok(())
+    }
+}
+
+/// `scale · a` in `tile`, in the order of `a`'s own storage.
+fn load_tile<'t, E: Element, T: Scalar>(a: MatRef<'_, E>, tile: &'t mut [T], scale: f64) -> MatRef<'t, T> {
+    let (m, n) = (a.nrows(), a.ncols());
+    if Layout::of(a) == Layout::Columns {
+        tile.chunks_exact_mut(m).enumerate().for_each(|(j, x)| load_column(a, j, 0, x, scale));
+        MatRef::from_column_major_slice(tile, m, n)
+    } else {
+        tile.chunks_exact_mut(n).enumerate().for_each(|(i, x)| load_row(a, i, 0, x, scale));
+        MatRef::from_row_major_slice(tile, m, n)
+    }
+}

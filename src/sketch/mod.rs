@@ -1,0 +1,338 @@
+//! Random embeddings `Y = A Ω`, `Ω` of shape n×l regenerated from a seed and never stored.
+//!
+//! | operator | `Ω` | flops of `A Ω` | state |
+//! |---|---|---|---|
+//! | [`Gaussian`] | i.i.d. normals | `2 m n l` | O(1) |
+//! | [`Srht`] | signed, sampled Hadamard blocks | `m n log2(r)` | `l` indices |
+//! | [`SparseSign`] | ζ entries ±1 in each row | `m n ζ` | O(1) |
+//!
+//! All are scaled so that `E[Ω Ωᵀ] = I`: lengths are kept in the mean (`E‖Ωᵀx‖² = ‖x‖²`). `√l · Ω` of the Gaussian
+//! has standard normal entries.
+//!
+//! A sketch is linear in the rows of `Ω`, so [`apply_rows`](SketchOperator::apply_rows) takes any range of them with
+//! the columns of `A` that they meet: file tiles and MPI ranks add up their shares.
+//!
+//! `A` may have any storage type and any strides; half precision is widened in cache, a tile at a time. Work is split
+//! by rows of `Y`, never along the sum, in chunks that depend on shapes alone: the bits do not depend on threads.
+
+mod gaussian;
+mod sparse_sign;
+mod srht;
+
+use std::ops::Range;
+
+use faer::{Accum, Mat, MatMut, MatRef, Par};
+use rayon::prelude::*;
+
+pub use gaussian::Gaussian;
+pub use sparse_sign::SparseSign;
+pub use srht::Srht;
+
+use crate::error::{Error, Result};
+use crate::simd::{Scalar, convert::convert};
+use crate::tensor::Element;
+
+/// Which sketch to use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Sketch {
+    /// Independent normals: the strongest guarantees, the cost of a matrix product.
+    Gaussian,
+    /// Subsampled randomized Hadamard transform: the cost of reading `A`.
+    #[default]
+    Srht,
+    /// Eight signs in each row.
+    SparseSign,
+}
+
+impl Sketch {
+    /// `"gaussian"`, `"srht"` or `"sparse-sign"`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Sketch::Gaussian => "gaussian",
+            Sketch::Srht => "srht",
+            Sketch::SparseSign => "sparse-sign",
+        }
+    }
+}
+
+impl std::fmt::Display for Sketch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl std::str::FromStr for Sketch {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self> {
+        match s {
+            "gaussian" => Ok(Sketch::Gaussian),
+            "srht" => Ok(Sketch::Srht),
+            "sparse-sign" => Ok(Sketch::SparseSign),
+            _ => Err(Error::option("sketch", s, "gaussian, srht or sparse-sign")),
+        }
+    }
+}
+
+/// An n×l random embedding that is applied without being formed.
+pub trait SketchOperator: Sync {
+    /// `n`.
+    fn nrows(&self) -> usize;
+
+    /// `l`.
+    fn ncols(&self) -> usize;
+
+    /// Bytes that the operator occupies, heap included. Scratch of a call is not counted.
+    fn state_bytes(&self) -> usize;
+
+    /// `Ω(i, j)`, from the definition.
+    ///
+    /// # Panics
+    /// If `i >= n` or `j >= l`.
+    fn entry(&self, i: usize, j: usize) -> f64;
+
+    /// `Y = scale · A Ω[rows, :]`, or `Y += …`.
+    ///
+    /// `A` is `m × rows.len()`, `Y` is `m × l`. `scale`, a power of two, multiplies the elements of `A` before they
+    /// are narrowed to `T`. An empty `rows` is a sum without terms.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if the shapes do not agree or `rows` leaves `0..n`; [`Error::Option`] if `scale` is not a
+    /// positive power of two.
+    fn apply_rows<E: Element, T: Scalar>(
+        &self,
+        rows: Range<usize>,
+        a: MatRef<'_, E>,
+        scale: f64,
+        accumulate: Accum,
+        y: MatMut<'_, T>,
+        par: Par,
+    ) -> Result<()>;
+
+    /// `Y = A Ω`. `A` is `m × n`, `Y` is `m × l`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if the shapes do not agree.
+    fn apply<E: Element, T: Scalar>(&self, a: MatRef<'_, E>, y: MatMut<'_, T>, par: Par) -> Result<()> {
+        self.apply_rows(0..self.nrows(), a, 1.0, Accum::Replace, y, par)
+    }
+
+    /// `Ω` as a matrix, entry by entry. For tests and small problems.
+    fn to_dense<T: Scalar>(&self) -> Mat<T> {
+        Mat::from_fn(self.nrows(), self.ncols(), |i, j| T::from_f64(self.entry(i, j)))
+    }
+}
+
+/// Any of the three.
+#[derive(Debug, Clone)]
+pub enum AnySketch {
+    /// See [`Gaussian`].
+    Gaussian(Gaussian),
+    /// See [`Srht`].
+    Srht(Srht),
+    /// See [`SparseSign`].
+    SparseSign(SparseSign),
+}
+
+impl AnySketch {
+    /// An n×l operator of the given kind; sparse sign with `min(8, l)` entries in a row. `stream` (below 2^56) tells
+    /// apart operators that share a seed.
+    ///
+    /// # Errors
+    /// Those of [`Gaussian::new`], [`Srht::new`] and [`SparseSign::new`].
+    pub fn new(kind: Sketch, n: usize, l: usize, seed: u64, stream: u64) -> Result<Self> {
+        Ok(match kind {
+            Sketch::Gaussian => AnySketch::Gaussian(Gaussian::new(n, l, seed)?.with_stream(stream)?),
+            Sketch::Srht => AnySketch::Srht(Srht::new(n, l, seed)?.with_stream(stream)?),
+            Sketch::SparseSign => {
+                AnySketch::SparseSign(SparseSign::new(n, l, l.clamp(1, 8), seed)?.with_stream(stream)?)
+            }
+        })
+    }
+}
+
+impl SketchOperator for AnySketch {
+    fn nrows(&self) -> usize {
+        match self {
+            AnySketch::Gaussian(s) => s.nrows(),
+            AnySketch::Srht(s) => s.nrows(),
+            AnySketch::SparseSign(s) => s.nrows(),
+        }
+    }
+
+    fn ncols(&self) -> usize {
+        match self {
+            AnySketch::Gaussian(s) => s.ncols(),
+            AnySketch::Srht(s) => s.ncols(),
+            AnySketch::SparseSign(s) => s.ncols(),
+        }
+    }
+
+    fn state_bytes(&self) -> usize {
+        match self {
+            AnySketch::Gaussian(s) => s.state_bytes(),
+            AnySketch::Srht(s) => s.state_bytes(),
+            AnySketch::SparseSign(s) => s.state_bytes(),
+        }
+    }
+
+    fn entry(&self, i: usize, j: usize) -> f64 {
+        match self {
+            AnySketch::Gaussian(s) => s.entry(i, j),
+            AnySketch::Srht(s) => s.entry(i, j),
+            AnySketch::SparseSign(s) => s.entry(i, j),
+        }
+    }
+
+    fn apply_rows<E: Element, T: Scalar>(
+        &self,
+        rows: Range<usize>,
+        a: MatRef<'_, E>,
+        scale: f64,
+        accumulate: Accum,
+        y: MatMut<'_, T>,
+        par: Par,
+    ) -> Result<()> {
+        match self {
+            AnySketch::Gaussian(s) => s.apply_rows(rows, a, scale, accumulate, y, par),
+            AnySketch::Srht(s) => s.apply_rows(rows, a, scale, accumulate, y, par),
+            AnySketch::SparseSign(s) => s.apply_rows(rows, a, scale, accumulate, y, par),
+        }
+    }
+}
+
+/// Block indices of the generators are `(column block) << ROW_BITS | row`.
+const ROW_BITS: u32 = 40;
+
+/// Refuses empty and oversized `Ω`.
+fn check_size(n: usize, l: usize) -> Result<()> {
+    if n == 0 || l == 0 {
+        return Err(Error::Empty { shape: vec![n, l] });
+    }
+    if n as u64 >= 1 << ROW_BITS || l as u64 >= 1 << 24 {
+        return Err(Error::TooLarge { shape: vec![n, l] });
+    }
+    Ok(())
+}
+
+fn check_stream(stream: u64) -> Result<()> {
+    if stream >= crate::rng::stream::LIMIT {
+        return Err(Error::option("stream", stream, "a number below 2^56"));
+    }
+    Ok(())
+}
+
+/// The public edge of `apply_rows`. Returns false if nothing is left to do: no rows of `Y`, or no terms.
+fn check_apply<E: Element, T: Scalar>(
+    op: &'static str,
+    sketch: &impl SketchOperator,
+    rows: &Range<usize>,
+    a: MatRef<'_, E>,
+    scale: f64,
+    accumulate: Accum,
+    mut y: MatMut<'_, T>,
+) -> Result<bool> {
+    let (n, l) = (sketch.nrows(), sketch.ncols());
+    if rows.start > rows.end || rows.end > n {
+        return Err(Error::shape(op, format_args!("a range within 0..{n}"), format_args!("{rows:?}")));
+    }
+    if a.ncols() != rows.len() {
+        return Err(Error::shape(
+            op,
+            format_args!("{} columns of A, one per row of Ω", rows.len()),
+            format_args!("{}×{}", a.nrows(), a.ncols()),
+        ));
+    }
+    if (y.nrows(), y.ncols()) != (a.nrows(), l) {
+        return Err(Error::shape(
+            op,
+            format_args!("Y of {}×{l}", a.nrows()),
+            format_args!("{}×{}", y.nrows(), y.ncols()),
+        ));
+    }
+    // A power of two is a mantissa of zeros, or a single bit below the normal range.
+    let mantissa = scale.to_bits() & ((1 << 52) - 1);
+    if !(scale > 0.0 && scale.is_finite() && (mantissa == 0 || !scale.is_normal() && mantissa.is_power_of_two())) {
+        return Err(Error::option("scale", scale, "a positive power of two"));
+    }
+    if y.nrows() > 0 && rows.is_empty() && accumulate == Accum::Replace {
+        y.fill(T::zeroed());
+    }
+    Ok(y.nrows() > 0 && !rows.is_empty())
+}
+
+/// Runs `f(first row, chunk, scratch)` for chunks of `chunk` rows of `y`, each with its own or a reused scratch.
+fn for_row_chunks<T: Scalar, S>(
+    y: MatMut<'_, T>,
+    chunk: usize,
+    par: Par,
+    scratch: impl Fn() -> S + Sync + Send,
+    f: impl Fn(usize, MatMut<'_, T>, &mut S) + Sync,
+) {
+    if let Par::Seq = par {
+        let mut s = scratch();
+        let (mut rest, mut first) = (y, 0);
+        while rest.nrows() > 0 {
+            let count = chunk.min(rest.nrows());
+            let (head, tail) = rest.split_at_row_mut(count);
+            f(first, head, &mut s);
+            first += count;
+            rest = tail;
+        }
+    } else {
+        y.par_row_chunks_mut(chunk).enumerate().for_each_init(scratch, |s, (c, y)| f(c * chunk, y, s));
+    }
+}
+
+/// `Y = B` or `Y += B`, along the contiguous axis of `Y` if there is one.
+fn store<T: Scalar>(y: MatMut<'_, T>, b: MatRef<'_, T>, accumulate: Accum) {
+    let (mut y, b) = if y.col_stride() == 1 { (y, b) } else { (y.transpose_mut(), b.transpose()) };
+    let write = |y: &mut T, b: T| match accumulate {
+        Accum::Replace => *y = b,
+        Accum::Add => *y += b,
+    };
+    for i in 0..y.nrows() {
+        let (mut y, b) = (y.as_mut().row_mut(i), b.row(i));
+        match (y.as_mut().try_as_row_major_mut(), b.try_as_row_major()) {
+            (Some(y), Some(b)) => y.as_slice_mut().iter_mut().zip(b.as_slice()).for_each(|(y, &b)| write(y, b)),
+            (Some(y), None) => y.as_slice_mut().iter_mut().enumerate().for_each(|(j, y)| write(y, b[j])),
+            (None, _) => (0..b.ncols()).for_each(|j| write(&mut y[j], b[j])),
+        }
+    }
+}
+
+/// How the elements of `A` lie.
+#[derive(Clone, Copy, PartialEq)]
+enum Layout {
+    Rows,
+    Columns,
+    Strided,
+}
+
+impl Layout {
+    fn of<E>(a: MatRef<'_, E>) -> Self {
+        if a.col_stride() == 1 || a.ncols() == 1 && a.row_stride() != 1 {
+            Layout::Rows
+        } else if a.row_stride() == 1 {
+            Layout::Columns
+        } else {
+            Layout::Strided
+        }
+    }
+}
+
+/// `out[j] = scale · a(i, first + j)`.
+#[inline]
+fn load_row<E: Element, T: Scalar>(a: MatRef<'_, E>, i: usize, first: usize, out: &mut [T], scale: f64) {
+    let row = a.row(i).subcols(first, out.len());
+    match row.try_as_row_major() {
+        Some(row) => convert(row.as_slice(), out, scale),
+        None => out.iter_mut().enumerate().for_each(|(j, x)| *x = T::from_f64(scale * row[j].to_f64())),
+    }
+}
+
+/// `out[i] = scale · a(first + i, j)`.
+#[inline]
+fn load_column<E: Element, T: Scalar>(a: MatRef<'_, E>, j: usize, first: usize, out: &mut [T], scale: f64) {
+    load_row(a.transpose(), j, first, out, scale);
+}

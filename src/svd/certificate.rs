@@ -1,0 +1,104 @@
+//! The error that comes with every factorization.
+//!
+//! The methods end with `U Σ Vᵀ`, the leading part of the operator projected on a subspace `P`. The two parts that are
+//! missing are orthogonal, so with all norms in f64
+//!
+//! ```text
+//!   ‖A − U_k Σ_k V_kᵀ‖²  =  ‖A‖² − ‖image‖²  +  Σ_{i>k} σ_i²          image = A P or AᵀP
+//! ```
+//!
+//! (`‖A‖² − Σ_{i<=k} σ_i²` is the same number, but would add the rounding of the large σ from QR and a small SVD, some
+//! 30 eps; the image's own is a few.) Once the difference is not well above eps of the arithmetic type, the subtraction
+//! says nothing, and the residual is measured by fresh probes instead:
+//!
+//! ```text
+//!   ‖R‖_F² = E ‖R g‖²,  g standard normal, independent of everything before       R g = A g − U (Σ (Vᵀ g))
+//! ```
+//!
+//! with the standard deviation over the probes beside it. The probes are taken in f64 sums and cost one pass over A.
+
+use faer::{Accum, Mat, MatRef};
+
+use super::stream;
+use crate::error::Result;
+use crate::operator::{LinearOperator, Panel};
+use crate::simd::Scalar;
+use crate::sketch::{AnySketch, Sketch, SketchOperator};
+
+/// How the error was obtained.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum ErrorKind {
+    /// By subtraction in f64.
+    Exact,
+    /// From this many random probes; the standard deviation is that of the relative error.
+    Estimate {
+        /// Number of probes.
+        probes: usize,
+        /// Standard deviation of the estimate.
+        std_dev: f64,
+    },
+}
+
+impl std::fmt::Display for ErrorKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            ErrorKind::Exact => f.pad("exact"),
+            ErrorKind::Estimate { probes, std_dev } => write!(f, "estimate ± {std_dev:.1e} from {probes} probes"),
+        }
+    }
+}
+
+pub(super) struct Certificate {
+    pub(super) relative_error: f64,
+    pub(super) kind: ErrorKind,
+}
+
+/// Columns of the residual probe.
+pub(super) const PROBES: usize = 16;
+
+/// The subtraction is trusted down to this many eps of `‖A‖²`. The image carries a relative error of a few eps (the
+/// orthonormality of the basis, one GEMM), so at 2^8 eps the relative error of the certificate is a few percent at worst.
+const FLOOR_IN_EPS: f64 = 256.0;
+
+/// `‖op − u diag(s) vᵀ‖_F / ‖op‖_F`, 0 for a zero operator. `captured` is `‖image‖²`, `dropped` the singular values of the
+/// image beyond those in `s`.
+pub(super) fn certify<T: Scalar, O: LinearOperator<T>>(
+    op: &mut O,
+    u: MatRef<'_, T>,
+    (s, dropped): (&[T], &[T]),
+    v: MatRef<'_, T>,
+    captured: f64,
+    seed: u64,
+) -> Result<Certificate> {
+    let norm_squared = op.norm_squared();
+    if norm_squared == 0.0 {
+        return Ok(Certificate { relative_error: 0.0, kind: ErrorKind::Exact });
+    }
+    let tail: f64 = dropped.iter().map(|&s| s.to_f64() * s.to_f64()).sum();
+    let rest = (norm_squared - captured + tail) / norm_squared;
+    if rest > FLOOR_IN_EPS * T::EPSILON {
+        return Ok(Certificate { relative_error: rest.sqrt(), kind: ErrorKind::Exact });
+    }
+
+    let omega = AnySketch::new(Sketch::Gaussian, op.ncols(), PROBES, seed, stream::PROBES)?;
+    let mut y = op.left(PROBES)?;
+    op.sketch(&omega, &mut y)?;
+    let mut residual = Mat::<T>::zeros(op.nrows(), PROBES);
+    y.copy_to_host(residual.as_mut())?;
+    let omega = omega.to_dense::<T>();
+    let mut c = v.transpose() * &omega;
+    for (i, s) in s.iter().enumerate() {
+        c.row_mut(i).iter_mut().for_each(|x| *x = *x * *s);
+    }
+    faer::linalg::matmul::matmul(residual.as_mut(), Accum::Add, u, c.as_ref(), -T::one(), faer::Par::Seq);
+    // AnySketch is normalized to E ΩΩᵀ = I; a standard normal probe is √PROBES times its column.
+    let squares: Vec<f64> = (0..PROBES)
+        .map(|j| PROBES as f64 * residual.col(j).iter().map(|&x| x.to_f64() * x.to_f64()).sum::<f64>() / norm_squared)
+        .collect();
+    let mean = squares.iter().sum::<f64>() / PROBES as f64;
+    let variance = squares.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / (PROBES - 1) as f64;
+    let relative_error = mean.sqrt();
+    // d√x = dx / (2√x)
+    let std_dev = if mean > 0.0 { (variance / PROBES as f64).sqrt() / (2.0 * relative_error) } else { 0.0 };
+    Ok(Certificate { relative_error, kind: ErrorKind::Estimate { probes: PROBES, std_dev } })
+}

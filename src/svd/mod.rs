@@ -1,0 +1,329 @@
+//! Truncated singular value decomposition: the builder, and one file per method.
+//!
+//! ```text
+//!   check, ‖A‖²  ->  plan  ->  basis P and image A P or Aᵀ P  ->  image = Q R,  SVD of R  ->  U, s, Vᵀ  ->  certificate
+//!                              [full]  P = I
+//!                              [gram]  P = V, from G = AᵀA
+//!                        [randomized]  P = Q, from power iterations on A Ω
+//! ```
+//!
+//! Every method ends in the same Rayleigh-Ritz step ([`triplets`]): once a panel `P` is orthonormal and its image is
+//! known, the best approximation of `A` in that subspace is an SVD of the image, and its error is known exactly by a
+//! subtraction of norms ([`certificate`]). Wide matrices are factored as their transpose; U and V then change places.
+
+mod certificate;
+mod full;
+mod gram;
+mod plan;
+mod randomized;
+mod small;
+mod triplets;
+
+use std::time::Instant;
+
+pub use certificate::ErrorKind;
+pub use plan::{Candidate, Plan, Rates};
+
+use crate::error::{Error, Result};
+use crate::factors::{Factors, Report};
+use crate::operator::{Dense, LinearOperator, Panel, first_not_finite};
+use crate::qr::{Algorithm, Orthonormalization};
+use crate::rank::Rank;
+use crate::simd::Scalar;
+use crate::sketch::Sketch;
+use crate::tensor::{DType, Matrix, TensorRef};
+use triplets::Triplets;
+
+/// How the factorization is computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum Method {
+    /// The cheapest of the others that is never less accurate than [`Randomized`](Method::Randomized), by the cost model of [`Plan`].
+    #[default]
+    Auto,
+    /// QR, then a dense SVD of R: the optimum, whatever the spectrum.
+    Full,
+    /// `G = AᵀA` on the short side, then its dominant eigenvectors, exactly or by subspace iteration. One pass for `G`,
+    /// one for `A V`. Singular values under `√eps · σ_1` are out of its reach; when the rank reaches down there, the
+    /// factorization falls back to [`Randomized`](Method::Randomized) and the report says so.
+    Gram,
+    /// Randomized range finder with power iterations (Halko, Martinsson, Tropp 2011), orthonormalized at every product.
+    Randomized,
+}
+
+impl Method {
+    /// All methods, in the order of their names in the documentation.
+    pub const ALL: [Method; 4] = [Method::Auto, Method::Full, Method::Gram, Method::Randomized];
+
+    /// `"auto"`, `"full"`, `"gram"` or `"randomized"`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Method::Auto => "auto",
+            Method::Full => "full",
+            Method::Gram => "gram",
+            Method::Randomized => "randomized",
+        }
+    }
+}
+
+impl std::fmt::Display for Method {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl std::str::FromStr for Method {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self> {
+        (Method::ALL.into_iter().find(|m| m.name() == s))
+            .ok_or_else(|| Error::option("method", s, "auto, full, gram or randomized"))
+    }
+}
+
+/// A truncated SVD to be: what rank, by which method, with which random numbers.
+///
+/// ```
+/// use tensorslim::{Rank, Sketch, TensorRef, TruncatedSvd};
+///
+/// let weights: Vec<f32> = (0..96 * 64).map(|i| (i as f32 * 0.37).sin()).collect();
+/// let w = TensorRef::new(&weights, &[96, 64])?;
+/// let f = TruncatedSvd::new(Rank::Fixed(2)).sketch(Sketch::Srht).seed(42).factor::<f32>(w)?;
+/// assert_eq!((f.u().nrows(), f.s().len(), f.vt().ncols()), (96, 2, 64));
+/// assert!(f.report().relative_error < 1e-3); // sin(a + b) has rank 2
+/// # Ok::<(), tensorslim::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+pub struct TruncatedSvd {
+    rank: Rank,
+    method: Method,
+    sketch: Sketch,
+    oversample: usize,
+    power_iterations: usize,
+    seed: u64,
+    rates: Rates,
+}
+
+impl TruncatedSvd {
+    /// Defaults: `Method::Auto`, `Sketch::Srht`, 10 columns of oversampling, 2 power iterations, seed 0.
+    pub fn new(rank: Rank) -> Self {
+        TruncatedSvd {
+            rank,
+            method: Method::Auto,
+            sketch: Sketch::default(),
+            oversample: 10,
+            power_iterations: 2,
+            seed: 0,
+            rates: Rates::default(),
+        }
+    }
+
+    /// Extra columns `p` of the sketch, `l = k + p` (at most `min(m, n)`).
+    #[must_use]
+    pub fn oversample(mut self, p: usize) -> Self {
+        self.oversample = p;
+        self
+    }
+
+    /// Power iterations `q`: each costs two products and takes the singular values to a power higher by two.
+    #[must_use]
+    pub fn power_iterations(mut self, q: usize) -> Self {
+        self.power_iterations = q;
+        self
+    }
+
+    /// The random matrix Ω.
+    #[must_use]
+    pub fn sketch(mut self, sketch: Sketch) -> Self {
+        self.sketch = sketch;
+        self
+    }
+
+    /// The seed. One seed, one answer: the same bits for any number of threads.
+    #[must_use]
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
+    }
+
+    /// How to compute it.
+    #[must_use]
+    pub fn method(mut self, method: Method) -> Self {
+        self.method = method;
+        self
+    }
+
+    /// The measured rates that the planner weighs methods by.
+    #[must_use]
+    pub fn rates(mut self, rates: Rates) -> Self {
+        self.rates = rates;
+        self
+    }
+
+    /// What [`factor`](Self::factor) would do with an `m × n` matrix stored as `dtype`, in arithmetic `T`.
+    ///
+    /// # Errors
+    /// Those of the options and the shape.
+    pub fn plan<T: Scalar>(&self, shape: (usize, usize), dtype: DType) -> Result<Plan> {
+        Plan::new::<T>(self, shape, dtype)
+    }
+
+    /// Peak bytes that [`factor`](Self::factor) allocates for such a matrix, its result included.
+    ///
+    /// # Errors
+    /// As [`plan`](Self::plan).
+    pub fn workspace<T: Scalar>(&self, shape: (usize, usize), dtype: DType) -> Result<usize> {
+        Ok(self.plan::<T>(shape, dtype)?.peak_bytes)
+    }
+
+    /// Factors a matrix (two axes; see [`TensorRef::matricize`]) in arithmetic `T` (f32 or f64) on the threads of the
+    /// current rayon pool.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] unless the tensor has two axes, [`Error::NotFinite`], [`Error::Rank`], [`Error::Option`], and
+    /// [`Error::Range`] if the largest singular value does not fit `T`.
+    pub fn factor<T: Scalar>(&self, w: TensorRef<'_>) -> Result<Factors<T>> {
+        let start = Instant::now();
+        let view = w.view()?;
+        let wide = view.nrows() < view.ncols();
+        let plan = self.plan::<T>((view.nrows(), view.ncols()), view.dtype())?;
+        let tall = if wide { view.transpose() } else { view };
+        let mut op = Dense::<T>::new(tall, crate::current_par()).map_err(|error| match error {
+            // In the caller's rows and columns, not in those of the transpose.
+            Error::NotFinite { .. } if wide => first_not_finite(view),
+            error => error,
+        })?;
+        let scale = op.scale();
+        self.run(&mut op, scale, plan, start)
+    }
+
+    /// Factors whatever can be multiplied: a tiled, whitened, distributed or device matrix. `op` is tall or square;
+    /// [`Report::peak_bytes`] counts panels as if they were in host memory.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if `op` is wide (hand over its transpose), and as [`factor`](Self::factor).
+    pub fn factor_operator<T: Scalar, O: LinearOperator<T>>(&self, op: &mut O) -> Result<Factors<T>> {
+        let start = Instant::now();
+        let (m, n) = (op.nrows(), op.ncols());
+        if m < n {
+            let got = format_args!("{m}×{n}; hand over its transpose");
+            return Err(Error::shape("factor_operator", "at least as many rows as columns", got));
+        }
+        let plan = self.plan::<T>((m, n), T::DTYPE)?;
+        self.run(op, 1.0, plan, start)
+    }
+
+    /// Solves, brings the factors home and certifies them. `op` is `scale · A`, or `scale · Aᵀ` when A is wide.
+    fn run<T: Scalar, O: LinearOperator<T>>(
+        &self,
+        op: &mut O,
+        scale: f64,
+        plan: Plan,
+        start: Instant,
+    ) -> Result<Factors<T>> {
+        let (m, n) = plan.shape;
+        let wide = m < n;
+        let Solution { triplets, rank: k, width, method, sketch, notes } =
+            plan.solve(self, op, crate::current_par())?;
+
+        let mut u = Matrix::zeros(m, k);
+        let mut vt = Matrix::zeros(k, n);
+        let (left, right) =
+            if wide { (vt.as_mut().transpose_mut(), u.as_mut()) } else { (u.as_mut(), vt.as_mut().transpose_mut()) };
+        triplets.bring_home(k, left, right)?;
+        let spectrum = triplets.s;
+        drop((triplets.left, triplets.right)); // panels: the certificate's probes take their place
+        fix_signs(&mut u, &mut vt);
+        let (left, right) =
+            if wide { (vt.as_ref().transpose(), u.as_ref()) } else { (u.as_ref(), vt.as_ref().transpose()) };
+        let certificate = certificate::certify(op, left, spectrum.split_at(k), right, triplets.captured, self.seed)?;
+        let s = unscale(&spectrum[..k], scale)?;
+        let report = Report {
+            shape: (m, n),
+            dtype: plan.dtype,
+            precision: T::DTYPE,
+            rank: k,
+            method,
+            peak_bytes: plan.peak_bytes_of(method, width, k),
+            reason: plan.reason,
+            sketch,
+            seed: self.seed,
+            oversample: width - k,
+            power_iterations: self.power_iterations,
+            norm: op.norm_squared().sqrt() / scale,
+            spectrum: spectrum.iter().map(|&s| s.to_f64() / scale).collect(),
+            relative_error: certificate.relative_error,
+            error_kind: certificate.kind,
+            passes: op.passes(),
+            elapsed: start.elapsed(),
+            notes,
+        };
+        Ok(Factors::new(u, s, vt, report))
+    }
+}
+
+/// Streams of the random numbers of one factorization: operators that share a seed stay independent.
+mod stream {
+    /// The range finder's Ω.
+    pub(super) const RANGE: u64 = 0;
+    /// The certificate's probes.
+    pub(super) const PROBES: u64 = 1;
+}
+
+/// What a method hands to the driver.
+struct Solution<T: Scalar, O: LinearOperator<T>> {
+    triplets: Triplets<T, O>,
+    /// How many of the triplets are the answer.
+    rank: usize,
+    /// Columns of the panels.
+    width: usize,
+    /// The method that gave them, after any fallback.
+    method: Method,
+    sketch: Option<Sketch>,
+    notes: Vec<String>,
+}
+
+/// A note on an orthonormalization that was not routine, for the report.
+fn note_orthonormalization(notes: &mut Vec<String>, what: &str, o: &Orthonormalization) {
+    if o.algorithm == Algorithm::Householder {
+        notes.push(format!("{what}: dependent columns, Householder reflections"));
+    }
+}
+
+/// Makes the entry of largest modulus in each right singular vector positive: the sign that an SVD leaves open is then
+/// the same on every machine.
+fn fix_signs<T: Scalar>(u: &mut Matrix<T>, vt: &mut Matrix<T>) {
+    let (k, n) = (vt.nrows(), vt.ncols());
+    let flip: Vec<bool> = (0..k)
+        .map(|i| {
+            let row = vt.row(i);
+            let mut largest = row[0];
+            for &x in row {
+                if x.to_f64().abs() > largest.to_f64().abs() {
+                    largest = x;
+                }
+            }
+            largest.to_f64() < 0.0
+        })
+        .collect();
+    for (row, _) in vt.as_mut_slice().chunks_exact_mut(n).zip(&flip).filter(|(_, flip)| **flip) {
+        row.iter_mut().for_each(|x| *x = -*x);
+    }
+    for row in u.as_mut_slice().chunks_exact_mut(k) {
+        for (x, &flip) in row.iter_mut().zip(&flip) {
+            if flip {
+                *x = -*x;
+            }
+        }
+    }
+}
+
+/// Singular values of `A` from those of `scale · A`. The largest must be a normal number of `T`; smaller ones may round to
+/// zero.
+fn unscale<T: Scalar>(s: &[T], scale: f64) -> Result<Vec<T>> {
+    let largest = s[0].to_f64() / scale;
+    if largest > <T as Scalar>::MAX || (largest > 0.0 && largest < T::MIN_POSITIVE) {
+        return Err(Error::Range { what: "the largest singular value", value: largest });
+    }
+    Ok(s.iter().map(|&s| T::from_f64(s.to_f64() / scale)).collect())
+}

@@ -1,0 +1,349 @@
+//! The planner: what each method would cost, and which one `Method::Auto` takes.
+//!
+//! Estimates are flops over measured rates ([`Rates`]); only their ratios decide. With `l = k + p`, `m >= n`:
+//!
+//! | method | products | orthonormalizations | small problem | passes |
+//! |---|---|---|---|---|
+//! | full | | m × n | SVD n³ | 1 |
+//! | gram, dense | syrk m n², A V 2mnl | m × l | EVD n³, SVD l³ | 2 |
+//! | gram, iterated | syrk m n², G V 2n²l per step, q steps, A V 2mnl | n × l per step, m × l | SVD l³ | 2 |
+//! | randomized | 2mnl, 2q + 1 times, and a sketch | (m + n) × l, q + 1 times | SVD l³ | 2q + 2 |
+//!
+//! `Auto` never takes a method that is less accurate than randomized with the same p and q: full and gram (dense) are the
+//! optimum, gram (iterated) has the higher exponent. The loss of digits that a Gram matrix can bring is not visible
+//! before the spectrum is: it is detected afterwards, and the factorization falls back (see [`gram`](super::gram)).
+//!
+//! [`Plan::peak_bytes`] is the sum of what is alive at the fullest moment of the method, counted by the functions that
+//! size the buffers.
+
+use std::fmt;
+
+use faer::Par;
+
+use super::gram::{self, Eigenvectors};
+use super::{Method, Solution, TruncatedSvd, certificate, full, randomized, small};
+use crate::error::{Error, Result};
+use crate::operator::{Dense, HostPanel, LinearOperator};
+use crate::rank::{Rank, rank_for_energy};
+use crate::simd::Scalar;
+use crate::tensor::DType;
+
+/// What the machine does of each kind of work, in f32; f64 is taken at half of it. The defaults were measured by the
+/// bench `svd` on two Zen 5 cores; another machine shifts all of them by much the same factor.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Rates {
+    /// GEMM, flops per second.
+    pub gemm: f64,
+    /// SYRK, flops per second (`m n²` for the Gram matrix of `m × n`).
+    pub syrk: f64,
+    /// Orthonormalization with explicit Q, flops per second of the nominal `4 m l²`.
+    pub orthonormalize: f64,
+    /// Dense SVD of an `l × l` triangle, seconds per `l³`.
+    pub svd: f64,
+    /// Dense symmetric eigenvectors, seconds per `n³`.
+    pub eigen: f64,
+    /// A sketch from an operator in memory, elements of `A` per second.
+    pub sketch: f64,
+}
+
+impl Default for Rates {
+    fn default() -> Self {
+        Rates { gemm: 380e9, syrk: 330e9, orthonormalize: 180e9, svd: 5e-10, eigen: 1.5e-10, sketch: 4e9 }
+    }
+}
+
+/// A method with its estimates.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Candidate {
+    /// The method.
+    pub method: Method,
+    /// How its eigenvectors are found, for the Gram route.
+    detail: Option<Eigenvectors>,
+    /// Estimated seconds.
+    pub seconds: f64,
+    /// Passes over the matrix, the input check not counted.
+    pub passes: usize,
+    /// Peak bytes.
+    pub peak_bytes: usize,
+}
+
+/// What a factorization will do. Plain data; `Display` explains it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    /// Rows and columns.
+    pub shape: (usize, usize),
+    /// The method that was chosen.
+    pub method: Method,
+    /// Why, in one line.
+    pub reason: String,
+    /// The rank, where the shape decides it.
+    pub rank: Option<usize>,
+    /// Columns of the panels, `l = min(k + p, min(m, n))`; all of them where the spectrum decides the rank.
+    pub width: usize,
+    /// All methods that would do, cheapest first.
+    pub candidates: Vec<Candidate>,
+    /// Peak bytes allocated, the result included.
+    pub peak_bytes: usize,
+    detail: Option<Eigenvectors>,
+    /// The element type of the matrix.
+    pub dtype: DType,
+    /// The arithmetic.
+    pub precision: DType,
+    rank_rule: Rank,
+}
+
+impl Plan {
+    pub(super) fn new<T: Scalar>(options: &TruncatedSvd, shape: (usize, usize), dtype: DType) -> Result<Self> {
+        let (rows, cols) = shape;
+        if rows == 0 || cols == 0 {
+            return Err(Error::Empty { shape: vec![rows, cols] });
+        }
+        let (m, n) = (rows.max(cols), rows.min(cols));
+        let rank = options.rank.from_shape(m, n)?;
+        let width = rank.map_or(n, |k| k.saturating_add(options.oversample).min(n));
+        let mut plan = Plan {
+            shape,
+            method: options.method,
+            reason: String::new(),
+            rank,
+            width,
+            candidates: Vec::new(),
+            peak_bytes: 0,
+            detail: None,
+            dtype,
+            precision: T::DTYPE,
+            rank_rule: options.rank,
+        };
+        let all = [
+            (Method::Full, None),
+            (Method::Gram, Some(Eigenvectors::Dense)),
+            (Method::Gram, Some(Eigenvectors::Iterated)),
+            (Method::Randomized, None),
+        ];
+        for (method, detail) in all {
+            // Without a rank there is no panel width for subspace iteration; the spectrum has to be seen first.
+            if rank.is_none() && detail == Some(Eigenvectors::Iterated) {
+                continue;
+            }
+            let (seconds, passes) = estimate::<T>(options, m, n, width, method, detail);
+            let peak_bytes = plan.bytes(method, detail, width, rank.unwrap_or(n));
+            plan.candidates.push(Candidate { method, detail, seconds, passes, peak_bytes });
+        }
+        plan.candidates.sort_by(|a, b| a.seconds.total_cmp(&b.seconds));
+        let allowed = |c: &&Candidate| match options.method {
+            // Growing a randomized panel until the energy is reached repeats its work; the exact ones see the spectrum at once.
+            Method::Auto => rank.is_some() || c.method != Method::Randomized,
+            method => c.method == method,
+        };
+        let chosen = plan.candidates.iter().find(allowed).expect("each method has a candidate").clone();
+        plan.reason = match options.method {
+            Method::Auto => {
+                let next = plan.candidates.iter().filter(|c| c.method != chosen.method).map(|c| c.seconds).next();
+                let margin = next.map_or(1.0, |next| next / chosen.seconds);
+                format!("{}; estimated {margin:.1}× faster than the next method", chosen.what())
+            }
+            _ => format!("{}; as asked", chosen.what()),
+        };
+        (plan.method, plan.detail, plan.peak_bytes) = (chosen.method, chosen.detail, chosen.peak_bytes);
+        Ok(plan)
+    }
+
+    fn bytes(&self, method: Method, detail: Option<Eigenvectors>, width: usize, rank: usize) -> usize {
+        let (m, n) = (self.shape.0.max(self.shape.1), self.shape.0.min(self.shape.1));
+        let footprint = Footprint { m, n, width, rank, storage: self.dtype };
+        match self.precision {
+            DType::F64 => footprint.peak::<f64>(method, detail),
+            _ => footprint.peak::<f32>(method, detail),
+        }
+    }
+
+    /// Peak bytes of a factorization that ended with this method, panel width and rank.
+    pub(super) fn peak_bytes_of(&self, method: Method, width: usize, rank: usize) -> usize {
+        let after_fallback = if method == self.method { 0 } else { self.peak_bytes };
+        self.bytes(method, self.detail, width, rank).max(after_fallback)
+    }
+
+    /// Runs the plan, falling back where the result shows that the method was out of its depth.
+    pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(
+        &self,
+        options: &TruncatedSvd,
+        op: &mut O,
+        par: Par,
+    ) -> Result<Solution<T, O>> {
+        let norm_squared = op.norm_squared();
+        let to_f64 = |s: &[T]| -> Vec<f64> { s.iter().map(|&s| s.to_f64()).collect() };
+        let by_energy = |s: &[T], energy: f64| rank_for_energy(&to_f64(s), norm_squared, energy);
+        let choose = |s: &[T]| match (self.rank, self.rank_rule) {
+            (Some(k), _) => k,
+            (None, Rank::Energy(energy)) => by_energy(s, energy),
+            (None, rule) => unreachable!("{rule} is decided by the shape"),
+        };
+        match (self.method, self.rank_rule) {
+            (Method::Full, _) => full::solve(op, choose, par),
+            (Method::Gram, rule) => {
+                let how = self.detail.expect("the Gram route has a detail");
+                let width = |squares: &[T]| match rule {
+                    Rank::Energy(energy) => {
+                        let spectrum: Vec<f64> = squares.iter().map(|&x| x.to_f64().max(0.0).sqrt()).collect();
+                        (rank_for_energy(&spectrum, norm_squared, energy) + options.oversample).min(squares.len())
+                    }
+                    _ => self.width,
+                };
+                let solution = gram::solve(options, op, how, width, choose, par)?;
+                let short = matches!(rule, Rank::Energy(energy)
+                    if solution.width < op.ncols() && !reaches_energy(&to_f64(&solution.triplets.s), norm_squared, energy));
+                if short || gram::reaches_floor(&solution.triplets.s, solution.rank) && norm_squared > 0.0 {
+                    let mut next = match rule {
+                        Rank::Energy(_) => full::solve(op, choose, par)?,
+                        _ => randomized::solve(options, op, self.width, choose, par)?,
+                    };
+                    next.notes.push(format!(
+                        "σ_{} is near the rounding of the Gram matrix (√eps σ_1); fell back to {}",
+                        solution.rank, next.method
+                    ));
+                    return Ok(next);
+                }
+                Ok(solution)
+            }
+            (Method::Randomized, Rank::Energy(energy)) => {
+                let mut width = (32 + options.oversample).min(op.ncols());
+                loop {
+                    let mut solution = randomized::solve(options, op, width, choose, par)?;
+                    let s = to_f64(&solution.triplets.s);
+                    // The last p columns are there to make the others accurate; the rank must be found without them.
+                    let trusted = if width == op.ncols() { width } else { width - options.oversample.min(width - 1) };
+                    if width == op.ncols() || reaches_energy(&s[..trusted], norm_squared, energy) {
+                        if width > 32 + options.oversample {
+                            solution.notes.push(format!("the panel grew to {width} columns to reach the energy"));
+                        }
+                        return Ok(solution);
+                    }
+                    width = (2 * width).min(op.ncols());
+                }
+            }
+            (Method::Randomized, _) => randomized::solve(options, op, self.width, choose, par),
+            (Method::Auto, _) => unreachable!("a plan names a method"),
+        }
+    }
+}
+
+fn reaches_energy(spectrum: &[f64], norm_squared: f64, energy: f64) -> bool {
+    spectrum.iter().map(|s| s * s).sum::<f64>() >= energy * norm_squared
+}
+
+/// Seconds and passes of a method.
+fn estimate<T: Scalar>(
+    options: &TruncatedSvd,
+    m: usize,
+    n: usize,
+    l: usize,
+    method: Method,
+    detail: Option<Eigenvectors>,
+) -> (f64, usize) {
+    let rates = &options.rates;
+    let q = options.power_iterations;
+    let slow = if size_of::<T>() == 8 { 2.0 } else { 1.0 };
+    let (mf, nf, lf) = (m as f64, n as f64, l as f64);
+    let product = |rows: f64, cols: f64| 2.0 * rows * cols * lf / rates.gemm;
+    let orthonormalize = |rows: f64, cols: f64| 4.0 * rows * cols * cols / rates.orthonormalize;
+    let home = 2.0 * (mf + nf) * lf * lf / rates.gemm;
+    let tail = rates.svd * lf.powi(3) + home;
+    let steps = q as f64;
+    let (seconds, passes) = match (method, detail) {
+        (Method::Full, _) => {
+            (orthonormalize(mf, nf) + rates.svd * nf.powi(3) + 2.0 * (mf + nf) * nf * lf / rates.gemm, 1)
+        }
+        (Method::Gram, Some(Eigenvectors::Dense)) => {
+            let g = mf * nf * nf / rates.syrk + rates.eigen * nf.powi(3);
+            (g + product(mf, nf) + orthonormalize(mf, lf) + tail, 2)
+        }
+        (Method::Gram, _) => {
+            let g = mf * nf * nf / rates.syrk + nf * nf / rates.sketch;
+            let iterations = steps * product(nf, nf) + (steps + 1.0) * orthonormalize(nf, lf);
+            (g + iterations + product(mf, nf) + orthonormalize(mf, lf) + tail, 2)
+        }
+        _ => {
+            let products = (2.0 * steps + 1.0) * product(mf, nf) + mf * nf / rates.sketch;
+            let orths = (steps + 1.0) * (orthonormalize(mf, lf) + orthonormalize(nf, lf));
+            (products + orths + tail, 2 * q + 2)
+        }
+    };
+    (slow * seconds, passes)
+}
+
+/// The sizes that memory depends on.
+struct Footprint {
+    m: usize,
+    n: usize,
+    width: usize,
+    rank: usize,
+    storage: DType,
+}
+
+impl Footprint {
+    /// Bytes alive at the fullest moment.
+    fn peak<T: Scalar>(&self, method: Method, detail: Option<Eigenvectors>) -> usize {
+        let &Footprint { m, n, width: l, rank: k, storage } = self;
+        let par = Par::Seq;
+        let panel = |rows: usize, cols: usize| HostPanel::<T>::bytes(rows, cols);
+        let small = |rows: usize, cols: usize| rows * cols * size_of::<T>();
+        let orthonormalize = |rows: usize, cols: usize| {
+            HostPanel::<T>::orthonormalize_scratch(rows, cols, par).unaligned_bytes_required()
+        };
+        let tile = Dense::<T>::tile_bytes(m, n, storage);
+        // R, its SVD and the scratch of that, then its two bases beside the factors.
+        let out = small(m + n, k);
+        let finish = |l: usize| {
+            let svd = small::svd_scratch::<T>(l).unaligned_bytes_required();
+            (3 * small(l, l) + svd).max(5 * small(l, l)).max(2 * small(l, l) + out)
+        };
+        // After the panels are gone.
+        let certify = out + panel(m, certificate::PROBES) + small(m + n + k, certificate::PROBES);
+        let solve = match (method, detail) {
+            (Method::Full, _) => orthonormalize(m, n) + panel(m, n) + finish(n),
+            (Method::Gram, Some(Eigenvectors::Dense)) => {
+                let eigen = small::symmetric_eigen_scratch::<T>(n).unaligned_bytes_required();
+                let g = (2 * panel(n, n) + small(n, n)).max(2 * small(n, n) + eigen).max(small(n, n) + panel(n, l));
+                g.max(orthonormalize(m, l).max(orthonormalize(n, l)) + panel(n, l) + panel(m, l) + finish(l))
+            }
+            (Method::Gram, _) => {
+                let scratch = orthonormalize(n, l);
+                let g = scratch + panel(n, n) + 2 * panel(n, l);
+                g.max(orthonormalize(m, l).max(scratch) + panel(n, l) + panel(m, l) + finish(l))
+            }
+            _ => orthonormalize(m, l).max(orthonormalize(n, l)) + panel(m, l) + panel(n, l) + finish(l),
+        };
+        tile + solve.max(certify)
+    }
+}
+
+impl Candidate {
+    /// The method in words.
+    fn what(&self) -> &'static str {
+        match (self.method, self.detail) {
+            (Method::Full, _) => "QR and a dense SVD",
+            (Method::Gram, Some(Eigenvectors::Dense)) => "Gram matrix of the short side, all eigenvectors",
+            (Method::Gram, _) => "Gram matrix of the short side, subspace iteration",
+            _ => "randomized range finder",
+        }
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (m, n) = self.shape;
+        writeln!(f, "plan for {m} × {n} {}, {}: {}", self.dtype, self.rank_rule, self.method)?;
+        writeln!(f, "  {}", self.reason)?;
+        match self.rank {
+            Some(k) => writeln!(f, "  rank {k}, panels of {} columns", self.width)?,
+            None => writeln!(f, "  the rank comes from the spectrum")?,
+        }
+        writeln!(f, "  {:<12} {:>12} {:>8} {:>12}  how", "candidate", "estimate", "passes", "peak memory")?;
+        for c in &self.candidates {
+            let mark = if (c.method, c.detail) == (self.method, self.detail) { '*' } else { ' ' };
+            let (ms, mib) = (1e3 * c.seconds, c.peak_bytes as f64 / 1048576.0);
+            writeln!(f, "{mark} {:<12} {ms:>9.2} ms {:>8} {mib:>8.1} MiB  {}", c.method, c.passes, c.what())?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,74 @@
+//! One seed, one answer: the same bits for any number of threads and over repeated runs, for every sketch and method.
+
+mod common;
+
+use common::*;
+use faer::MatRef;
+use half::{bf16, f16};
+use tensorslim::{DType, Element, Factors, Method, Rank, Scalar, Sketch, TruncatedSvd, quality};
+
+fn bytes<T: Scalar>(f: &Factors<T>) -> Vec<u8> {
+    let mut bytes = f.u().to_bytes(DType::F64);
+    bytes.extend_from_slice(bytemuck::cast_slice(f.s()));
+    bytes.extend(f.vt().to_bytes(DType::F64));
+    bytes.extend(f.report().relative_error.to_le_bytes());
+    bytes
+}
+
+fn same_on_any_number_of_threads<E: Element, T: Scalar>(a: MatRef<'_, f64>, k: usize) {
+    let w = rounded::<E>(a);
+    let (m, n) = (a.nrows(), a.ncols());
+    for method in Method::ALL {
+        for sketch in [Sketch::Gaussian, Sketch::Srht, Sketch::SparseSign] {
+            let run = |threads, seed| {
+                let svd = TruncatedSvd::new(Rank::Fixed(k)).method(method).sketch(sketch).seed(seed);
+                on_threads(threads, || bytes(&svd.factor::<T>(w.as_tensor().unwrap()).unwrap()))
+            };
+            let what = format!("{m}×{n} {} in {}, {method}, {sketch}", E::DTYPE, T::DTYPE);
+            let reference = run(1, 7);
+            for threads in [1, 2, 3] {
+                assert!(run(threads, 7) == reference, "{what}: {threads} threads give other bits than one");
+            }
+            if matches!(method, Method::Randomized) {
+                assert!(run(2, 8) != reference, "{what}: another seed gives the same bits");
+            }
+        }
+    }
+}
+
+#[test]
+fn tall() {
+    // Large enough that GEMM, syrk, QR and the sketches all split their work.
+    same_on_any_number_of_threads::<f32, f32>(gaussian(1531, 389, 1).as_ref(), 48);
+}
+
+#[test]
+fn wide_and_half() {
+    same_on_any_number_of_threads::<f16, f32>(gaussian(311, 1203, 2).as_ref(), 33);
+    same_on_any_number_of_threads::<bf16, f32>(gaussian(1203, 311, 2).as_ref(), 33);
+}
+
+#[test]
+fn double() {
+    same_on_any_number_of_threads::<f64, f64>(gaussian(700, 257, 3).as_ref(), 40);
+}
+
+#[test]
+fn ill_conditioned() {
+    // Takes the repairs of orthonormalization and the probes of the certificate.
+    let spectrum: Vec<f64> = (0..150).map(|i| 10f64.powf(-f64::from(i) / 10.0)).collect();
+    same_on_any_number_of_threads::<f32, f32>(with_spectrum(900, 150, &spectrum, 4).as_ref(), 100);
+}
+
+#[test]
+fn quality_too() {
+    let w = real("ffn_up", 1536, 384);
+    let x = real("ffn_up_heldout", 512, 384);
+    let run = |threads| {
+        on_threads(threads, || {
+            let f = TruncatedSvd::new(Rank::Ratio(3.2)).factor::<f32>(w.as_tensor().unwrap()).unwrap();
+            quality::activation(&w.as_tensor().unwrap(), &f, &x.as_tensor().unwrap()).unwrap()
+        })
+    };
+    assert_eq!(run(1), run(2));
+}

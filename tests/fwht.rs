@@ -1,0 +1,351 @@
+//! The transforms against the definition `y_i = Σ_j (−1)^{popcount(i & j)} x_j`, on integers, so that every sum is
+//! exact in f32 (|x| <= 8, n <= 2^16: below 2^24) and results must be equal bit for bit, whatever the order of the
+//! additions. Halves are f32 inside and rounded once, so they must equal the rounded exact sum.
+
+use faer::{MatMut, Par};
+use half::{bf16, f16};
+use tensorslim::fwht::{self, Order};
+use tensorslim::simd::{Isa, isa, latest_isa, with_isa};
+use tensorslim::{Element, Error};
+
+/// Bases of `Order`, written down again.
+const BASES: [usize; 11] = [1, 12, 20, 28, 36, 40, 44, 52, 60, 108, 140];
+
+/// A small integer that is a function of its index.
+fn value(i: usize) -> i64 {
+    let h = (i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    ((h >> 40) % 17) as i64 - 8
+}
+
+/// `(H_b ⊗ H_{2^k}) x`: butterflies on integers, then `H_b` as a dense product. Checked against the definition below.
+fn exact(x: &[i64]) -> Vec<i64> {
+    let order = Order::new(x.len()).unwrap();
+    let (b, h) = (order.base(), 1 << order.log2());
+    let mut y = x.to_vec();
+    let mut d = 1;
+    while d < h {
+        for i in 0..y.len() {
+            if i & d == 0 && i % h + d < h {
+                (y[i], y[i + d]) = (y[i] + y[i + d], y[i] - y[i + d]);
+            }
+        }
+        d *= 2;
+    }
+    // Index bits above 2^k belong to the base.
+    if b == 1 {
+        return y;
+    }
+    let m = order.base_matrix();
+    let mut z = vec![0; y.len()];
+    for i in 0..b {
+        for l in 0..b {
+            for j in 0..h {
+                z[i * h + j] += m.row(i)[l] as i64 * y[l * h + j];
+            }
+        }
+    }
+    z
+}
+
+/// All supported lengths up to `max`, ascending.
+fn lengths(max: usize) -> Vec<usize> {
+    let mut all: Vec<usize> = BASES.iter().flat_map(|b| (0..=16).map(move |k| b << k)).filter(|&n| n <= max).collect();
+    all.sort_unstable();
+    all.dedup();
+    all
+}
+
+#[test]
+fn the_integer_oracle_is_the_definition() {
+    for n in lengths(1 << 14) {
+        let x: Vec<i64> = (0..n).map(value).collect();
+        let y = exact(&x);
+        let order = Order::new(n).unwrap();
+        let (h, m) = (1usize << order.log2(), order.base_matrix());
+        for t in 0..8 {
+            let i = (value(t * 977 + n).unsigned_abs() as usize * 7919 + t * 104_729) % n;
+            let want: i64 = (0..n)
+                .map(|j| {
+                    let sign = if (i % h & j % h).count_ones() % 2 == 0 { 1 } else { -1 };
+                    sign * m.row(i / h)[j / h] as i64 * x[j]
+                })
+                .sum();
+            assert_eq!(y[i], want, "n = {n}, i = {i}");
+        }
+    }
+}
+
+#[test]
+fn base_matrices_are_hadamard() {
+    for b in BASES {
+        let order = Order::new(b).unwrap();
+        let (m, b) = (order.base_matrix(), order.base());
+        for i in 0..b {
+            assert!(m.row(i).iter().all(|x| x.abs() == 1.0));
+            for j in 0..b {
+                let dot: f64 = m.row(i).iter().zip(m.row(j)).map(|(x, y)| x * y).sum();
+                assert_eq!(dot, if i == j { b as f64 } else { 0.0 }, "H_{b}, rows {i}, {j}");
+            }
+        }
+    }
+}
+
+#[test]
+fn orders() {
+    let all = lengths(1 << 14);
+    for n in 0..=1 << 14 {
+        let order = Order::new(n);
+        assert_eq!(order.is_some(), all.contains(&n), "{n}");
+        if let Some(order) = order {
+            assert_eq!(order.len(), n);
+            assert_eq!(order.base() << order.log2(), n);
+        }
+    }
+    assert_eq!(Order::new(40).unwrap().base(), 20);
+    for n in [768, 1536, 3072, 3584, 5120, 14336, 1 << 27, 140 << 27] {
+        assert!(Order::new(n).is_some(), "{n}");
+    }
+    assert_eq!(Order::new(1 << 28), None);
+    assert_eq!(Order::new(usize::MAX), None);
+}
+
+/// Runs `f` once per instruction set and checks that the kernels of that one ran.
+fn on_every_isa(f: impl Fn(Isa)) {
+    for forced in Isa::available() {
+        with_isa(forced, || {
+            assert_eq!(isa(), forced);
+            f(forced);
+            assert_eq!(latest_isa(), Some(forced));
+        });
+    }
+}
+
+/// A vector in the middle of a guarded buffer, at an odd offset: in place, nothing else written.
+fn check_vector<E: Element>(x: &[i64], y: &[i64], par: Par, what: &str) {
+    let guard = E::from_f64(77.0);
+    let mut buffer = vec![guard; x.len() + 6];
+    for (b, &x) in buffer[3..].iter_mut().zip(x) {
+        *b = E::from_f64(x as f64);
+    }
+    fwht::fwht(&mut buffer[3..3 + x.len()], par).unwrap();
+    for (i, &y) in y.iter().enumerate() {
+        let (got, want) = (buffer[3 + i].to_f64(), E::from_f64(y as f64).to_f64());
+        assert_eq!(got, want, "{what} {} n = {}, i = {i}", E::DTYPE, x.len());
+    }
+    for i in [0, 1, 2, x.len() + 3, x.len() + 4, x.len() + 5] {
+        assert_eq!(buffer[i].to_f64(), 77.0, "{what}: wrote outside");
+    }
+}
+
+#[test]
+fn vectors_equal_the_definition_on_every_isa() {
+    let mut all = lengths(1 << 14);
+    all.extend([1 << 15, 1 << 16]);
+    for n in all {
+        let x: Vec<i64> = (0..n).map(value).collect();
+        let y = exact(&x);
+        on_every_isa(|isa| {
+            check_vector::<f32>(&x, &y, Par::Seq, isa.name());
+            check_vector::<f64>(&x, &y, Par::Seq, isa.name());
+            check_vector::<f16>(&x, &y, Par::Seq, isa.name());
+            check_vector::<bf16>(&x, &y, Par::Seq, isa.name());
+        });
+    }
+}
+
+/// An `m × n` integer matrix stored with strides, signs of strides included.
+struct Strided<E> {
+    data: Vec<E>,
+    m: usize,
+    n: usize,
+    rs: isize,
+    cs: isize,
+}
+
+impl<E: Element> Strided<E> {
+    fn new(m: usize, n: usize, rs: isize, cs: isize) -> Self {
+        let span = (m.max(1) - 1) * rs.unsigned_abs() + (n.max(1) - 1) * cs.unsigned_abs() + 1;
+        let mut a = Strided { data: vec![E::from_f64(77.0); span], m, n, rs, cs };
+        for i in 0..m {
+            for j in 0..n {
+                let at = a.at(i, j);
+                a.data[at] = E::from_f64(value(i * n + j) as f64);
+            }
+        }
+        a
+    }
+
+    fn first(&self) -> usize {
+        let back = |dim: usize, s: isize| if s < 0 { (dim - 1) * s.unsigned_abs() } else { 0 };
+        back(self.m, self.rs) + back(self.n, self.cs)
+    }
+
+    fn at(&self, i: usize, j: usize) -> usize {
+        (self.first() as isize + i as isize * self.rs + j as isize * self.cs) as usize
+    }
+
+    fn view(&mut self) -> MatMut<'_, E> {
+        let first = self.first();
+        // SAFETY: `new` made the buffer as long as the strides span.
+        unsafe { MatMut::from_raw_parts_mut(self.data[first..].as_mut_ptr(), self.m, self.n, self.rs, self.cs) }
+    }
+}
+
+fn check_matrix<E: Element>(m: usize, n: usize, layout: usize, rows: bool, par: Par, what: &str) {
+    let (mi, ni) = (m as isize, n as isize);
+    let (rs, cs) = [
+        (ni, 1),
+        (ni + 3, 1),
+        (1, mi),
+        (1, mi + 5),
+        (-ni, 1),
+        (ni, -1),
+        (-1, mi),
+        (1, -mi - 2),
+        (2 * ni, 2),
+        (-3 * ni, -3),
+        (2, 2 * mi + 1),
+    ][layout];
+    let mut a = Strided::<E>::new(m, n, rs, cs);
+    let before = a.data.clone();
+    match rows {
+        true => fwht::fwht_rows(a.view(), par).unwrap(),
+        false => fwht::fwht_columns(a.view(), par).unwrap(),
+    }
+    let mut touched = vec![false; before.len()];
+    let (count, len) = if rows { (m, n) } else { (n, m) };
+    for v in 0..count {
+        let index = |t: usize| if rows { (v, t) } else { (t, v) };
+        let x: Vec<i64> = (0..len).map(|t| value(index(t).0 * n + index(t).1)).collect();
+        for (t, y) in exact(&x).into_iter().enumerate() {
+            let (i, j) = index(t);
+            touched[a.at(i, j)] = true;
+            let (got, want) = (a.data[a.at(i, j)].to_f64(), E::from_f64(y as f64).to_f64());
+            assert_eq!(got, want, "{what} {} {m}×{n} strides ({rs}, {cs}) rows {rows} at ({i}, {j})", E::DTYPE);
+        }
+    }
+    for (at, touched) in touched.iter().enumerate() {
+        assert!(*touched || a.data[at].to_f64() == 77.0, "{what}: wrote between the elements");
+    }
+}
+
+#[test]
+fn matrices_of_any_strides_equal_the_definition() {
+    on_every_isa(|isa| {
+        for len in [1, 2, 4, 8, 12, 16, 24, 32, 64, 96, 128, 160, 256, 512, 1024, 432] {
+            for count in [1, 3, 16, 37] {
+                for layout in 0..11 {
+                    check_matrix::<f32>(count, len, layout, true, Par::Seq, isa.name());
+                    check_matrix::<f32>(len, count, layout, false, Par::Seq, isa.name());
+                }
+                for layout in [0, 2, 5] {
+                    check_matrix::<f16>(count, len, layout, true, Par::Seq, isa.name());
+                    check_matrix::<f16>(len, count, layout, false, Par::Seq, isa.name());
+                    check_matrix::<bf16>(len, count, layout, false, Par::Seq, isa.name());
+                    check_matrix::<f64>(count, len, layout, true, Par::Seq, isa.name());
+                    check_matrix::<f64>(len, count, layout, false, Par::Seq, isa.name());
+                }
+            }
+        }
+    });
+}
+
+/// Columns longer than the scratch of a panel: several sweeps, remainders one at a time.
+#[test]
+fn long_columns_equal_the_definition() {
+    on_every_isa(|isa| {
+        for (m, n) in [(1 << 14, 35), (1 << 15, 16), (28 << 9, 33), (12 << 10, 3)] {
+            check_matrix::<f32>(m, n, 0, false, Par::Seq, isa.name());
+            check_matrix::<f16>(m, n, 0, false, Par::Seq, isa.name());
+        }
+        check_matrix::<f64>(1 << 14, 17, 1, false, Par::Seq, isa.name());
+        check_matrix::<f32>(17, 1 << 14, 8, true, Par::Seq, isa.name());
+    });
+}
+
+/// Threads share vectors, panels, and the parts of one long vector. Non-integer data, so that another order of
+/// additions would show.
+#[test]
+fn threads_do_not_change_a_bit() {
+    fn matrix<E: Element>(m: usize, n: usize) -> Vec<E> {
+        (0..m * n).map(|i| E::from_f64((value(i) as f64 + 0.3) / 7.0 + i as f64 * 1e-6)).collect()
+    }
+    fn check<E: Element>(m: usize, n: usize) {
+        let bits = |x: &[E]| x.iter().map(|x| x.to_f64().to_bits()).collect::<Vec<_>>();
+        for rows in [true, false] {
+            let run = |par: Par| {
+                let mut a = matrix::<E>(m, n);
+                let view = MatMut::from_row_major_slice_mut(&mut a, m, n);
+                if rows {
+                    fwht::fwht_rows(view, par).unwrap()
+                } else {
+                    fwht::fwht_columns(view, par).unwrap()
+                }
+                bits(&a)
+            };
+            if Order::new(if rows { n } else { m }).is_none() {
+                continue;
+            }
+            let one = run(Par::Seq);
+            for threads in [1, 2, 5] {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                let many = pool.install(|| run(Par::rayon(threads)));
+                assert!(one == many, "{} {m}×{n} rows {rows}, {threads} threads", E::DTYPE);
+            }
+        }
+    }
+    check::<f32>(300, 1024);
+    check::<f32>(1024, 301);
+    check::<f16>(768, 513);
+    check::<f64>(1, 1 << 18);
+    check::<f32>(1, 1 << 19);
+    check::<bf16>(2, 1 << 18);
+    check::<f32>(1, 12 << 15);
+    check::<f16>(1, 28 << 14);
+}
+
+#[test]
+fn long_vectors_equal_the_definition() {
+    for k in [18, 20, 21] {
+        // |x| <= 4 keeps sums below 2^24.
+        let x: Vec<i64> = (0..1 << k).map(|i| value(i) / 2).collect();
+        let y = exact(&x);
+        on_every_isa(|isa| check_vector::<f32>(&x, &y, Par::Seq, isa.name()));
+        check_vector::<f32>(&x, &y, Par::rayon(2), "threads");
+        check_vector::<f64>(&x, &y, Par::Seq, "f64");
+        check_vector::<bf16>(&x, &y, Par::rayon(2), "threads");
+    }
+    let x: Vec<i64> = (0..20 << 14).map(|i| value(i) / 2).collect();
+    let y = exact(&x);
+    check_vector::<f32>(&x, &y, Par::Seq, "base");
+    check_vector::<f16>(&x, &y, Par::rayon(2), "base");
+}
+
+#[test]
+fn lengths_without_a_matrix_are_refused_and_empty_ones_left_alone() {
+    for n in [3, 5, 24 * 7, 148 * 128] {
+        let mut x = vec![1f32; n];
+        assert_eq!(fwht::fwht(&mut x, Par::Seq), Err(Error::Order { n }));
+        assert!(x.iter().all(|&x| x == 1.0));
+        assert!(fwht::plan::<f32>(n).is_err());
+    }
+    fwht::fwht::<f32>(&mut [], Par::Seq).unwrap();
+    for (m, n) in [(0, 0), (0, 8), (8, 0), (0, 7)] {
+        let mut none: [f32; 0] = [];
+        fwht::fwht_rows(MatMut::from_row_major_slice_mut(&mut none, m, n), Par::rayon(2)).unwrap();
+        fwht::fwht_columns(MatMut::from_row_major_slice_mut(&mut none, m, n), Par::rayon(2)).unwrap();
+    }
+}
+
+#[test]
+fn plans_name_every_stage_once() {
+    on_every_isa(|isa| {
+        for n in lengths(1 << 14).into_iter().chain((15..=27).map(|k| 1 << k)) {
+            for plan in [fwht::plan::<f32>(n).unwrap(), fwht::plan::<f64>(n).unwrap()] {
+                assert_eq!(plan.isa, isa);
+                assert_eq!(plan.outer.bits() + plan.block(), plan.order.log2(), "{plan}");
+                assert!(plan.to_string().contains(isa.name()));
+            }
+        }
+    });
+}
