@@ -11,7 +11,7 @@
 //!
 //! Arithmetic comes from `pulp`'s tokens. What pulp lacks is added here, a few lines per instruction set: exchange
 //! of lanes at distance `D`, and loads and stores of f16 and bf16. Storage types are
-//! [`Element`](crate::tensor::Element)s; [`convert`] changes whole slices.
+//! [`Element`]s; [`convert`] changes whole slices.
 
 pub mod convert;
 mod lanes;
