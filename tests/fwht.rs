@@ -66,7 +66,7 @@ fn the_integer_oracle_is_the_definition() {
             let i = (value(t * 977 + n).unsigned_abs() as usize * 7919 + t * 104_729) % n;
             let want: i64 = (0..n)
                 .map(|j| {
-                    let sign = if (i % h & j % h).count_ones() % 2 == 0 { 1 } else { -1 };
+                    let sign = if ((i % h) & (j % h)).count_ones().is_multiple_of(2) { 1 } else { -1 };
                     sign * m.row(i / h)[j / h] as i64 * x[j]
                 })
                 .sum();

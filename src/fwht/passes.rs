@@ -125,8 +125,8 @@ unsafe fn radix_pass<const R: usize, S: Lanes, T: Scalar, A: Element, B: Element
                 *v = T::vload::<S, A>(s, src.ptr.offset(i as isize * src.stride).add(j));
             }
             butterflies::<R, S, T>(s, minus, &mut v);
-            for i in 0..R {
-                T::vstore::<S, B>(s, dst.ptr.offset(i as isize * dst.stride).add(j), v[i]);
+            for (i, v) in v.into_iter().enumerate() {
+                T::vstore::<S, B>(s, dst.ptr.offset(i as isize * dst.stride).add(j), v);
             }
         }
         j += lanes;
@@ -314,14 +314,14 @@ unsafe fn base_tile<const W: usize, S: Lanes, T: Scalar, A: Element, B: Element>
                 }
                 for (r, sums) in sums.iter_mut().enumerate() {
                     let sign = T::vsplat(s, *entries.get_unchecked((i + r) * b + j));
-                    for w in 0..W {
-                        sums[w] = T::vfma(s, x[w], sign, sums[w]);
+                    for (sum, &x) in sums.iter_mut().zip(&x) {
+                        *sum = T::vfma(s, x, sign, *sum);
                     }
                 }
             }
             for (r, sums) in sums.iter().enumerate() {
-                for w in 0..W {
-                    T::vstore::<S, B>(s, dst.at(i + r).ptr.add(w * lanes), sums[w]);
+                for (w, &sum) in sums.iter().enumerate() {
+                    T::vstore::<S, B>(s, dst.at(i + r).ptr.add(w * lanes), sum);
                 }
             }
         }

@@ -24,7 +24,7 @@ impl Order {
     /// The order of length `n`, or `None` if no matrix of that order is known here.
     pub fn new(n: usize) -> Option<Order> {
         let base = |b: usize| {
-            let power = (n % b == 0).then_some(n / b)?;
+            let power = n.is_multiple_of(b).then_some(n / b)?;
             (power.is_power_of_two() && power.ilog2() <= Order::MAX_LOG2)
                 .then(|| Order { base: b, log2: power.ilog2() })
         };
