@@ -3,6 +3,8 @@
 //! `cargo bench --bench fwht` prints medians of interleaved rounds, writes `benches/record/fwht.csv`, then runs
 //! criterion on a few lengths. Against `fht-cpu`: `benches/peers/fwht.py`.
 
+#![allow(clippy::print_stdout)] // a report is its purpose
+
 use std::hint::black_box;
 use std::io::Write;
 use std::time::Instant;
@@ -38,10 +40,10 @@ fn check<E: Element>(m: usize, n: usize) {
         let order = fwht::Order::new(n).unwrap();
         let h = 1 << order.log2();
         if order.base() == 1 {
-            return if (i & j).count_ones() % 2 == 0 { 1.0 } else { -1.0 };
+            return if (i & j).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
         }
         let base = order.base_matrix();
-        base.row(i / h)[j / h] * if (i % h & j % h).count_ones() % 2 == 0 { 1.0 } else { -1.0 }
+        base.row(i / h)[j / h] * if ((i % h) & (j % h)).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 }
     };
     let mut x = vec![E::from_f64(0.0); m * n];
     x[1] = E::from_f64(1.0);

@@ -254,11 +254,12 @@ fn matrices_of_any_strides_equal_the_definition() {
 #[test]
 fn long_columns_equal_the_definition() {
     on_every_isa(|isa| {
-        for (m, n) in [(1 << 14, 35), (1 << 15, 16), (28 << 9, 33), (12 << 10, 3)] {
+        // Panels of up to 2 MiB: one sweep, several, a remainder one at a time, several with a base, few columns.
+        for (m, n) in [(1 << 13, 35), (1 << 15, 35), (1 << 16, 19), (28 << 11, 33), (12 << 10, 3)] {
             check_matrix::<f32>(m, n, 0, false, Par::Seq, isa.name());
             check_matrix::<f16>(m, n, 0, false, Par::Seq, isa.name());
         }
-        check_matrix::<f64>(1 << 14, 17, 1, false, Par::Seq, isa.name());
+        check_matrix::<f64>(1 << 15, 17, 1, false, Par::Seq, isa.name());
         check_matrix::<f32>(17, 1 << 14, 8, true, Par::Seq, isa.name());
     });
 }

@@ -10,7 +10,7 @@
 //!   rows      radix 8 over the whole, in 8 streams
 //!               each eighth: radix 8
 //!                 ... until a block fits L1: radix 8 or 16, leaf (radix 16 and the stages between lanes in registers)
-//!   columns   panels of 128 bytes: memory -> radix -> scratch in L2 -> ... -> radix -> memory, one sweep
+//!   columns   panels of 256 bytes: memory -> radix 8 -> scratch -> ... -> radix 8 -> memory, one sweep, depth first
 //! ```
 //!
 //! The passes of a length are a [`Plan`], plain data.
@@ -29,7 +29,10 @@
 //!   0.6×. Storing in reverse order brings back 5 %.
 //! - Long vectors as `2^u × 2^{k−u}` with panels of columns through scratch in L1 or L2 (the six-step way): fewer
 //!   sweeps, 0.5 to 0.95× at 2^18 to 2^24.
-//! - Software prefetch 6 or 16 registers ahead in each stream: 0.85 to 0.98×.
+//! - Software prefetch 6 or 16 registers ahead in each stream: 0.85 to 0.98×. Prefetch of the next block while the
+//!   leaves of this one are computed is kept: 4096 × 4096 rows 1.6× faster.
+//! - Panels of columns of 64, 128, 512, 1024 bytes: 0.5, 0.75, 0.97, 0.9× of 256 at 4096 rows (pages of 4 KiB); prefetch
+//!   of the rows to come in the first pass: 0.8×.
 //! - One fully inlined function per transform: no gain, minutes of compile time.
 
 mod hadamard;

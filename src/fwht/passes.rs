@@ -125,8 +125,8 @@ unsafe fn radix_pass<const R: usize, S: Lanes, T: Scalar, A: Element, B: Element
                 *v = T::vload::<S, A>(s, src.ptr.offset(i as isize * src.stride).add(j));
             }
             butterflies::<R, S, T>(s, minus, &mut v);
-            for i in 0..R {
-                T::vstore::<S, B>(s, dst.ptr.offset(i as isize * dst.stride).add(j), v[i]);
+            for (i, v) in v.into_iter().enumerate() {
+                T::vstore::<S, B>(s, dst.ptr.offset(i as isize * dst.stride).add(j), v);
             }
         }
         j += lanes;
@@ -192,7 +192,7 @@ unsafe fn radix_passes<S: Lanes, T: Scalar, A: Element, B: Element>(
 }
 
 /// The vertical transform of `2^Σradices` rows of `width`. The first pass reads `src`, the last writes `dst`; in
-/// between the rows live in `work`.
+/// between the rows live in `work`, depth first.
 ///
 /// # Safety
 /// All three have `2^Σradices` rows of `width`; any two are equal (address, stride and type) or disjoint.
@@ -210,14 +210,12 @@ pub(super) unsafe fn columns<S: Lanes, T: Scalar, A: Element, B: Element>(
         match *radices {
             [] => radix_passes::<S, T, A, B>(s, 0, 1, 1, src, dst, width),
             [only] => radix_passes::<S, T, A, B>(s, only, 1, 1, src, dst, width),
-            [first, ref middle @ .., last] => {
-                let mut h = rows >> first;
+            [first, ref rest @ ..] => {
+                let h = rows >> first;
                 radix_passes::<S, T, A, T>(s, first, 1, h, src, work, width);
-                for &r in middle {
-                    radix_passes::<S, T, T, T>(s, r, rows / h, h >> r, work, work, width);
-                    h >>= r;
+                for block in 0..rows / h {
+                    columns::<S, T, T, B>(s, rest, work.at(block * h), dst.at(block * h), work.at(block * h), width);
                 }
-                radix_passes::<S, T, T, B>(s, last, rows / h, 1, work, dst, width);
             }
         }
     }
@@ -316,14 +314,14 @@ unsafe fn base_tile<const W: usize, S: Lanes, T: Scalar, A: Element, B: Element>
                 }
                 for (r, sums) in sums.iter_mut().enumerate() {
                     let sign = T::vsplat(s, *entries.get_unchecked((i + r) * b + j));
-                    for w in 0..W {
-                        sums[w] = T::vfma(s, x[w], sign, sums[w]);
+                    for (sum, &x) in sums.iter_mut().zip(&x) {
+                        *sum = T::vfma(s, x, sign, *sum);
                     }
                 }
             }
             for (r, sums) in sums.iter().enumerate() {
-                for w in 0..W {
-                    T::vstore::<S, B>(s, dst.at(i + r).ptr.add(w * lanes), sums[w]);
+                for (w, &sum) in sums.iter().enumerate() {
+                    T::vstore::<S, B>(s, dst.at(i + r).ptr.add(w * lanes), sum);
                 }
             }
         }

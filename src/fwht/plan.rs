@@ -83,8 +83,8 @@ impl Default for Params {
         Params {
             alias_bytes: 4 << 10,
             l1_bytes: 16 << 10,
-            panel_row_bytes: 128,
-            panel_bytes: 512 << 10,
+            panel_row_bytes: 256,
+            panel_bytes: 2 << 20,
             task_len: 1 << 16,
             long_len: 1 << 17,
             long_bits: 14,

@@ -407,7 +407,7 @@ unsafe impl Zeroable for Line {}
 unsafe impl Pod for Line {}
 
 /// Scratch above this is not kept for the next call.
-const KEPT_BYTES: usize = 1 << 20;
+const KEPT_BYTES: usize = 2 << 20;
 
 thread_local! {
     static SCRATCH: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };
