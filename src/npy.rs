@@ -17,7 +17,7 @@
 //! array's size is allocated before that size was found to be that of the file.
 //!
 //! bfloat16 has no type string in NumPy. What `ml_dtypes` makes of it is `'<V2'`, two bytes without a meaning, and
-//! [`write`] does the same; [`Array::read_as`] reads it back, because the caller then says what they mean.
+//! [`write()`] does the same; [`Array::read_as`] reads it back, because the caller then says what they mean.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -131,10 +131,10 @@ pub fn write(path: impl AsRef<Path>, dtype: DType, shape: &[usize], bytes: &[u8]
     })
 }
 
-/// Writes a matrix, rounded to `dtype` (nearest, ties to even), as [`write`] does.
+/// Writes a matrix, rounded to `dtype` (nearest, ties to even), as [`write()`] does.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub fn write_matrix<T: Element>(path: impl AsRef<Path>, a: &Matrix<T>, dtype: DType) -> Result<()> {
     let shape = [a.nrows(), a.ncols()];
     if dtype == T::DTYPE {
@@ -276,7 +276,8 @@ fn read_header(r: &mut impl Read, len: u64) -> Checked<Vec<u8>> {
     Ok(head)
 }
 
-/// Refuses header texts on which the parser would take exponential time or overflow the product of the shape. What passes is not yet a valid header.
+/// Refuses header texts on which the parser would take exponential time or overflow the product of the shape. What
+/// passes is not yet a valid header.
 ///
 /// Backslashes and adjacent quotes are refused so that a string here is a string there.
 fn fence(text: &[u8]) -> Checked<()> {

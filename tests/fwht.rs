@@ -66,7 +66,7 @@ fn the_integer_oracle_is_the_definition() {
             let i = (value(t * 977 + n).unsigned_abs() as usize * 7919 + t * 104_729) % n;
             let want: i64 = (0..n)
                 .map(|j| {
-                    let sign = if (i % h & j % h).count_ones() % 2 == 0 { 1 } else { -1 };
+                    let sign = if ((i % h) & (j % h)).count_ones().is_multiple_of(2) { 1 } else { -1 };
                     sign * m.row(i / h)[j / h] as i64 * x[j]
                 })
                 .sum();
@@ -254,11 +254,12 @@ fn matrices_of_any_strides_equal_the_definition() {
 #[test]
 fn long_columns_equal_the_definition() {
     on_every_isa(|isa| {
-        for (m, n) in [(1 << 14, 35), (1 << 15, 16), (28 << 9, 33), (12 << 10, 3)] {
+        // Panels of up to 2 MiB: one sweep, several, a remainder one at a time, several with a base, few columns.
+        for (m, n) in [(1 << 13, 35), (1 << 15, 35), (1 << 16, 19), (28 << 11, 33), (12 << 10, 3)] {
             check_matrix::<f32>(m, n, 0, false, Par::Seq, isa.name());
             check_matrix::<f16>(m, n, 0, false, Par::Seq, isa.name());
         }
-        check_matrix::<f64>(1 << 14, 17, 1, false, Par::Seq, isa.name());
+        check_matrix::<f64>(1 << 15, 17, 1, false, Par::Seq, isa.name());
         check_matrix::<f32>(17, 1 << 14, 8, true, Par::Seq, isa.name());
     });
 }
@@ -343,9 +344,45 @@ fn plans_name_every_stage_once() {
         for n in lengths(1 << 14).into_iter().chain((15..=27).map(|k| 1 << k)) {
             for plan in [fwht::plan::<f32>(n).unwrap(), fwht::plan::<f64>(n).unwrap()] {
                 assert_eq!(plan.isa, isa);
-                assert_eq!(plan.outer.bits() + plan.block(), plan.order.log2(), "{plan}");
+                assert_eq!(plan.bits(), plan.order.log2(), "{plan}");
                 assert!(plan.to_string().contains(isa.name()));
             }
         }
     });
+}
+
+/// `‖y − Hx/√n‖` within rounding: f32 takes k + 1 roundings of values at most `max|x|·√n`; a half one more of its own.
+#[test]
+fn orthonormal_transforms_are_scaled() {
+    fn check<E: Element>(m: usize, n: usize, eps: f64) {
+        for rows in [true, false] {
+            for par in [Par::Seq, Par::rayon(2)] {
+                let x: Vec<i64> = (0..m * n).map(value).collect();
+                let mut a: Vec<E> = x.iter().map(|&x| E::from_f64(x as f64)).collect();
+                let len = if rows { n } else { m };
+                let view = MatMut::from_row_major_slice_mut(&mut a, m, n);
+                let (count, step, stride) = if rows { (m, n, 1) } else { (n, 1, n) };
+                match rows {
+                    true => fwht::orthonormal_rows(view, par).unwrap(),
+                    false => fwht::orthonormal_columns(view, par).unwrap(),
+                }
+                for v in 0..count {
+                    let one: Vec<i64> = (0..len).map(|t| x[v * step + t * stride]).collect();
+                    for (t, y) in exact(&one).into_iter().enumerate() {
+                        let (got, want) = (a[v * step + t * stride].to_f64(), y as f64 / (len as f64).sqrt());
+                        let bound = eps * want.abs() + 20.0 * f32::EPSILON as f64 * 8.0 * (len as f64).sqrt();
+                        assert!((got - want).abs() <= bound, "{} {m}×{n} rows {rows}: {got} {want}", E::DTYPE);
+                    }
+                }
+            }
+        }
+    }
+    check::<f32>(96, 256, 0.0);
+    check::<f64>(64, 20, 0.0);
+    check::<f16>(48, 64, 2f64.powi(-11));
+    check::<bf16>(16, 512, 2f64.powi(-8));
+    assert_eq!(
+        fwht::orthonormal_rows(MatMut::from_row_major_slice_mut(&mut [0f32; 7], 1, 7), Par::Seq),
+        Err(Error::Order { n: 7 })
+    );
 }

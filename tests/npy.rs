@@ -493,7 +493,9 @@ fn headers_made_to_bring_a_parser_down() {
     for open in ["((((", "[[[[", "{{{{", "{[({", "{'a':[(["] {
         for filling in ["1,", "1", "'',", "'a':1,", "True,", "(1,),", ",", ":", " ", "0,", "()", "{},"] {
             let open = &open[..open.len() - if filling.contains(['(', '{']) { 1 } else { 0 }];
-            let header = format!("{open}{}", filling.repeat(9_900 / filling.len()));
+            // The longest one once; the others shorter, for the sake of emulated runs.
+            let len = if filling == "1," { 9_900 } else { 900 };
+            let header = format!("{open}{}", filling.repeat(len / filling.len()));
             refused(&npy(1, header, []), "damaged header");
         }
     }

@@ -56,7 +56,7 @@ impl Panel<f64> for Halves {
     }
 
     fn inner(&self, other: &Self, mut c: MatMut<'_, f64>) -> Result<()> {
-        c.copy_from(&self.top.transpose() * &other.top + self.bottom.transpose() * &other.bottom);
+        c.copy_from(self.top.transpose() * &other.top + self.bottom.transpose() * &other.bottom);
         Ok(())
     }
 

@@ -76,7 +76,7 @@ fn hard_values<E: Element>(all: &[E]) -> Vec<f64> {
 }
 
 /// The nearest `E`, ties to even, by search among all of them: independent of any conversion routine.
-fn nearest<E: Element>(sorted: &[f64], even: &dyn Fn(f64) -> bool, x: f64) -> f64 {
+fn nearest(sorted: &[f64], even: &dyn Fn(f64) -> bool, x: f64) -> f64 {
     let max = sorted[sorted.len() - 1];
     let ulp = max - sorted[sorted.len() - 2];
     if x.is_nan() {
@@ -110,9 +110,9 @@ fn check_narrowing<E: Element>(all: &[E], even: &dyn Fn(f64) -> bool) {
     let mut sorted: Vec<f64> = all.iter().map(|x| x.to_f64()).filter(|x| x.is_finite()).collect();
     sorted.sort_by(f64::total_cmp);
     let hard = hard_values(all);
-    let want: Vec<f64> = hard.iter().map(|&x| nearest::<E>(&sorted, even, x)).collect();
+    let want: Vec<f64> = hard.iter().map(|&x| nearest(&sorted, even, x)).collect();
     let single: Vec<f32> = hard.iter().map(|&x| x as f32).collect();
-    let want_single: Vec<f64> = single.iter().map(|&x| nearest::<E>(&sorted, even, x as f64)).collect();
+    let want_single: Vec<f64> = single.iter().map(|&x| nearest(&sorted, even, x as f64)).collect();
     on_every_isa(|isa| {
         let mut got = vec![E::from_f64(77.0); hard.len()];
         convert_back(&hard, &mut got, 1.0);
@@ -131,8 +131,8 @@ fn check_narrowing<E: Element>(all: &[E], even: &dyn Fn(f64) -> bool) {
 
 #[test]
 fn narrowing_rounds_to_nearest_even() {
-    check_narrowing::<f16>(&all_f16(), &|x| f16::from_f64(x).to_bits() % 2 == 0);
-    check_narrowing::<bf16>(&all_bf16(), &|x| bf16::from_f64(x).to_bits() % 2 == 0);
+    check_narrowing::<f16>(&all_f16(), &|x| f16::from_f64(x).to_bits().is_multiple_of(2));
+    check_narrowing::<bf16>(&all_bf16(), &|x| bf16::from_f64(x).to_bits().is_multiple_of(2));
 }
 
 #[test]

@@ -18,16 +18,23 @@ use super::plan::{Plan, max_radix};
 use crate::simd::{Lanes, Scalar};
 use crate::tensor::Element;
 
+/// −1 in every lane, hidden from the compiler, which would turn the multiply-add by it into a subtraction.
+#[inline(always)]
+fn minus_one<S: Lanes, T: Scalar>(s: S) -> T::V<S> {
+    let minus = <T as Element>::from_f64(-1.0);
+    T::vsplat(s, if S::ADDS_BESIDE_FMAS { std::hint::black_box(minus) } else { minus })
+}
+
 /// The `R`-point transform across `R` registers.
 #[inline(always)]
-fn butterflies<const R: usize, S: Lanes, T: Scalar>(s: S, v: &mut [T::V<S>; R]) {
+fn butterflies<const R: usize, S: Lanes, T: Scalar>(s: S, minus: T::V<S>, v: &mut [T::V<S>; R]) {
     let mut h = 1;
     while h < R {
         for i in 0..R {
             if i & h == 0 {
                 let (a, b) = (v[i], v[i + h]);
                 v[i] = T::vadd(s, a, b);
-                v[i + h] = T::vsub(s, a, b);
+                v[i + h] = if S::ADDS_BESIDE_FMAS { T::vfma(s, b, minus, a) } else { T::vsub(s, a, b) };
             }
         }
         h *= 2;
@@ -105,6 +112,7 @@ unsafe fn radix_pass<const R: usize, S: Lanes, T: Scalar, A: Element, B: Element
     src: Rows<A>,
     dst: Rows<B>,
     width: usize,
+    minus: T::V<S>,
 ) {
     let lanes = T::lanes::<S>();
     debug_assert_eq!(width % lanes, 0);
@@ -116,9 +124,9 @@ unsafe fn radix_pass<const R: usize, S: Lanes, T: Scalar, A: Element, B: Element
             for (i, v) in v.iter_mut().enumerate() {
                 *v = T::vload::<S, A>(s, src.ptr.offset(i as isize * src.stride).add(j));
             }
-            butterflies::<R, S, T>(s, &mut v);
-            for i in 0..R {
-                T::vstore::<S, B>(s, dst.ptr.offset(i as isize * dst.stride).add(j), v[i]);
+            butterflies::<R, S, T>(s, minus, &mut v);
+            for (i, v) in v.into_iter().enumerate() {
+                T::vstore::<S, B>(s, dst.ptr.offset(i as isize * dst.stride).add(j), v);
             }
         }
         j += lanes;
@@ -144,10 +152,11 @@ impl<const R: usize, S: Lanes, T: Scalar, A: Element, B: Element> NullaryFnOnce 
     #[inline(always)]
     fn call(self) {
         let RadixPass { s, blocks, h, src, dst, width, .. } = self;
+        let minus = minus_one::<S, T>(s);
         for block in 0..blocks {
             for i in block * R * h..block * R * h + h {
                 // SAFETY: rows `i + h·t`, `t < R`, of the block; `radix_passes` hands on its caller's promise.
-                unsafe { radix_pass::<R, S, T, A, B>(s, src.at(i).every(h), dst.at(i).every(h), width) };
+                unsafe { radix_pass::<R, S, T, A, B>(s, src.at(i).every(h), dst.at(i).every(h), width, minus) };
             }
         }
     }
@@ -183,7 +192,7 @@ unsafe fn radix_passes<S: Lanes, T: Scalar, A: Element, B: Element>(
 }
 
 /// The vertical transform of `2^Σradices` rows of `width`. The first pass reads `src`, the last writes `dst`; in
-/// between the rows live in `work`.
+/// between the rows live in `work`, depth first.
 ///
 /// # Safety
 /// All three have `2^Σradices` rows of `width`; any two are equal (address, stride and type) or disjoint.
@@ -201,14 +210,12 @@ pub(super) unsafe fn columns<S: Lanes, T: Scalar, A: Element, B: Element>(
         match *radices {
             [] => radix_passes::<S, T, A, B>(s, 0, 1, 1, src, dst, width),
             [only] => radix_passes::<S, T, A, B>(s, only, 1, 1, src, dst, width),
-            [first, ref middle @ .., last] => {
-                let mut h = rows >> first;
+            [first, ref rest @ ..] => {
+                let h = rows >> first;
                 radix_passes::<S, T, A, T>(s, first, 1, h, src, work, width);
-                for &r in middle {
-                    radix_passes::<S, T, T, T>(s, r, rows / h, h >> r, work, work, width);
-                    h >>= r;
+                for block in 0..rows / h {
+                    columns::<S, T, T, B>(s, rest, work.at(block * h), dst.at(block * h), work.at(block * h), width);
                 }
-                radix_passes::<S, T, T, B>(s, last, rows / h, 1, work, dst, width);
             }
         }
     }
@@ -307,14 +314,14 @@ unsafe fn base_tile<const W: usize, S: Lanes, T: Scalar, A: Element, B: Element>
                 }
                 for (r, sums) in sums.iter_mut().enumerate() {
                     let sign = T::vsplat(s, *entries.get_unchecked((i + r) * b + j));
-                    for w in 0..W {
-                        sums[w] = T::vfma(s, x[w], sign, sums[w]);
+                    for (sum, &x) in sums.iter_mut().zip(&x) {
+                        *sum = T::vfma(s, x, sign, *sum);
                     }
                 }
             }
             for (r, sums) in sums.iter().enumerate() {
-                for w in 0..W {
-                    T::vstore::<S, B>(s, dst.at(i + r).ptr.add(w * lanes), sums[w]);
+                for (w, &sum) in sums.iter().enumerate() {
+                    T::vstore::<S, B>(s, dst.at(i + r).ptr.add(w * lanes), sum);
                 }
             }
         }
@@ -327,6 +334,8 @@ struct LeafPass<const R: usize, S, T, A, B> {
     count: usize,
     src: *const A,
     dst: *mut B,
+    /// How far behind `dst` lies what is read after this pass, in elements; 0 if nothing is to be prefetched.
+    next: usize,
     plain: PhantomData<T>,
 }
 
@@ -334,17 +343,23 @@ impl<const R: usize, S: Lanes, T: Scalar, A: Element, B: Element> NullaryFnOnce 
     type Output = ();
     #[inline(always)]
     fn call(self) {
-        let LeafPass { s, count, src, dst, .. } = self;
+        let LeafPass { s, count, src, dst, next, .. } = self;
+        let minus = minus_one::<S, T>(s);
         let lanes = T::lanes::<S>();
         for block in 0..count {
             // SAFETY: registers `block·R..(block + 1)·R`; `leaves` hands on its caller's promise.
             unsafe {
                 let (src, dst) = (src.add(block * R * lanes), dst.add(block * R * lanes));
+                if next > 0 {
+                    for line in (0..R * lanes * size_of::<B>()).step_by(64) {
+                        s.prefetch(dst.wrapping_add(next).cast::<u8>().wrapping_add(line));
+                    }
+                }
                 let mut v = [T::V::<S>::zeroed(); R];
                 for (i, v) in v.iter_mut().enumerate() {
                     *v = T::vload::<S, A>(s, src.add(i * lanes));
                 }
-                butterflies::<R, S, T>(s, &mut v);
+                butterflies::<R, S, T>(s, minus, &mut v);
                 for (i, v) in v.into_iter().enumerate() {
                     T::vstore::<S, B>(s, dst.add(i * lanes), lane_butterflies::<S, T>(s, v, lanes));
                 }
@@ -363,10 +378,11 @@ unsafe fn leaves<S: Lanes, T: Scalar, A: Element, B: Element>(
     count: usize,
     src: *const A,
     dst: *mut B,
+    next: usize,
 ) {
     macro_rules! leaf {
         ($r:literal) => {
-            s.vectorize(LeafPass::<$r, S, T, A, B> { s, count, src, dst, plain: PhantomData })
+            s.vectorize(LeafPass::<$r, S, T, A, B> { s, count, src, dst, next, plain: PhantomData })
         };
     }
     match log2 {
@@ -379,10 +395,11 @@ unsafe fn leaves<S: Lanes, T: Scalar, A: Element, B: Element>(
     }
 }
 
-/// One transform shorter than a register.
+/// `count` adjacent transforms shorter than a register.
 struct Short<S, T, A, B> {
     s: S,
     len: usize,
+    count: usize,
     src: *const A,
     dst: *mut B,
     plain: PhantomData<T>,
@@ -392,53 +409,66 @@ impl<S: Lanes, T: Scalar, A: Element, B: Element> NullaryFnOnce for Short<S, T, 
     type Output = ();
     #[inline(always)]
     fn call(self) {
-        let Short { s, len, src, dst, .. } = self;
-        let mut v = T::V::<S>::zeroed();
-        let lanes: &mut [T] = bytemuck::cast_slice_mut(std::slice::from_mut(&mut v));
-        for (i, lane) in lanes[..len].iter_mut().enumerate() {
-            // SAFETY: `i < len`; `block` hands on its caller's promise.
-            *lane = T::from_f64(unsafe { *src.add(i) }.to_f64());
-        }
-        v = lane_butterflies::<S, T>(s, v, len);
-        let lanes: &[T] = bytemuck::cast_slice(std::slice::from_ref(&v));
-        for (i, lane) in lanes[..len].iter().enumerate() {
-            // SAFETY: as above.
-            unsafe { *dst.add(i) = B::from_f64(Element::to_f64(*lane)) };
+        let Short { s, len, count, src, dst, .. } = self;
+        for first in (0..count * len).step_by(len) {
+            let mut v = T::V::<S>::zeroed();
+            let lanes: &mut [T] = bytemuck::cast_slice_mut(std::slice::from_mut(&mut v));
+            for (i, lane) in lanes[..len].iter_mut().enumerate() {
+                // SAFETY: `i < len`; `blocks` hands on its caller's promise.
+                *lane = T::from_f64(unsafe { *src.add(first + i) }.to_f64());
+            }
+            v = lane_butterflies::<S, T>(s, v, len);
+            let lanes: &[T] = bytemuck::cast_slice(std::slice::from_ref(&v));
+            for (i, lane) in lanes[..len].iter().enumerate() {
+                // SAFETY: as above.
+                unsafe { *dst.add(first + i) = B::from_f64(Element::to_f64(*lane)) };
+            }
         }
     }
 }
 
-/// A block of `2^(Σinner + leaf + lanes)` adjacent elements.
+/// `count` adjacent blocks of `2^(Σinner + leaf + lanes)` elements.
 ///
 /// # Safety
 /// So many are readable at `src` and writable at `dst` and `work`; any two are equal (address and type) or disjoint.
-pub(super) unsafe fn block<S: Lanes, T: Scalar, A: Element, B: Element>(
+pub(super) unsafe fn blocks<S: Lanes, T: Scalar, A: Element, B: Element>(
     s: S,
     plan: &Plan,
+    count: usize,
     src: *mut A,
     dst: *mut B,
     work: *mut T,
 ) {
-    // SAFETY: each pass covers the block.
+    // SAFETY: each pass covers the blocks.
     unsafe {
         if 1 << plan.lanes < T::lanes::<S>() {
-            return s.vectorize(Short::<S, T, A, B> { s, len: 1 << plan.lanes, src, dst, plain: PhantomData });
+            return s.vectorize(Short::<S, T, A, B> { s, len: 1 << plan.lanes, count, src, dst, plain: PhantomData });
         }
         let Some((&first, rest)) = plan.inner.split_first() else {
-            return leaves::<S, T, A, B>(s, plan.leaf, 1, src, dst);
+            return leaves::<S, T, A, B>(s, plan.leaf, count, src, dst, 0);
         };
-        let len = 1usize << plan.block();
-        let h = len >> first;
-        radix_passes::<S, T, A, T>(
-            s,
-            first,
-            1,
-            1,
-            Rows { ptr: src, stride: h as isize },
-            Rows { ptr: work, stride: h as isize },
-            h,
-        );
-        below::<S, T, B>(s, plan, rest, len / h, h, dst, work);
+        let h = 1usize << plan.bits() >> first;
+        let (from, to) = (Rows { ptr: src, stride: h as isize }, Rows { ptr: work, stride: h as isize });
+        radix_passes::<S, T, A, T>(s, first, count, 1, from, to, h);
+        below::<S, T, B>(s, plan, rest, count << first, h, dst, work);
+    }
+}
+
+/// The first vertical pass of one block, on `width` of its columns from the one that `src` and `work` point to.
+///
+/// # Safety
+/// As [`blocks`]; `width` is a multiple of the lanes.
+pub(super) unsafe fn first_pass<S: Lanes, T: Scalar, A: Element>(
+    s: S,
+    plan: &Plan,
+    src: *mut A,
+    work: *mut T,
+    width: usize,
+) {
+    let stride = 1isize << (plan.bits() - plan.inner[0] as u32);
+    // SAFETY: the caller's.
+    unsafe {
+        radix_passes::<S, T, A, T>(s, plan.inner[0], 1, 1, Rows { ptr: src, stride }, Rows { ptr: work, stride }, width)
     }
 }
 
@@ -446,8 +476,8 @@ pub(super) unsafe fn block<S: Lanes, T: Scalar, A: Element, B: Element>(
 /// `plan.l1` elements.
 ///
 /// # Safety
-/// As [`block`].
-unsafe fn below<S: Lanes, T: Scalar, B: Element>(
+/// As [`blocks`].
+pub(super) unsafe fn below<S: Lanes, T: Scalar, B: Element>(
     s: S,
     plan: &Plan,
     inner: &[u8],
@@ -465,7 +495,8 @@ unsafe fn below<S: Lanes, T: Scalar, B: Element>(
             return;
         }
         let Some((&first, rest)) = inner.split_first() else {
-            return leaves::<S, T, T, B>(s, plan.leaf, (blocks * len) >> (plan.leaf + plan.lanes), work, dst);
+            let count = (blocks * len) >> (plan.leaf + plan.lanes);
+            return leaves::<S, T, T, B>(s, plan.leaf, count, work, dst, blocks * len);
         };
         let h = len >> first;
         let all = Rows { ptr: work, stride: h as isize };

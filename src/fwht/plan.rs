@@ -24,7 +24,7 @@ impl Order {
     /// The order of length `n`, or `None` if no matrix of that order is known here.
     pub fn new(n: usize) -> Option<Order> {
         let base = |b: usize| {
-            let power = (n % b == 0).then_some(n / b)?;
+            let power = n.is_multiple_of(b).then_some(n / b)?;
             (power.is_power_of_two() && power.ilog2() <= Order::MAX_LOG2)
                 .then(|| Order { base: b, log2: power.ilog2() })
         };
@@ -66,31 +66,28 @@ pub(crate) struct Params {
     pub(crate) alias_bytes: usize,
     /// Bytes of a block whose passes, one after the other, find it in L1.
     pub(crate) l1_bytes: usize,
-    /// Bytes of a block without outer stages: it stays in L2.
-    pub(crate) block_bytes: usize,
     /// Bytes of one row of a column panel that goes through scratch: whole cache lines.
     pub(crate) panel_row_bytes: usize,
-    /// Bytes of scratch for a panel of the outer stages.
-    pub(crate) outer_bytes: usize,
     /// Bytes of scratch for one panel of columns; longer columns take more than one sweep over memory.
     pub(crate) panel_bytes: usize,
     /// Elements of a task when rows or panels are shared among threads.
     pub(crate) task_len: usize,
     /// Elements from which one vector is shared among threads.
     pub(crate) long_len: usize,
+    /// And least `k` for that: its first radix must leave blocks of 256 elements and more.
+    pub(crate) long_bits: u32,
 }
 
 impl Default for Params {
     fn default() -> Self {
         Params {
-            alias_bytes: std::env::var("AL").map_or(4096, |x| x.parse().unwrap()),
-            l1_bytes: std::env::var("L1").map_or(16, |x| x.parse::<usize>().unwrap()) << 10,
-            block_bytes: std::env::var("BB").map_or(512, |x| x.parse::<usize>().unwrap()) << 10,
-            outer_bytes: std::env::var("OB").map_or(256, |x| x.parse::<usize>().unwrap()) << 10,
-            panel_row_bytes: 128,
-            panel_bytes: 512 << 10,
+            alias_bytes: 4 << 10,
+            l1_bytes: 16 << 10,
+            panel_row_bytes: 256,
+            panel_bytes: 2 << 20,
             task_len: 1 << 16,
             long_len: 1 << 17,
+            long_bits: 14,
         }
     }
 }
@@ -108,13 +105,13 @@ impl Radices {
         let passes = bits.div_ceil(top);
         let mut log2 = [0; 12];
         for i in 0..passes {
-            log2[i as usize] = ((bits + passes - 1 - i) / passes) as u8;
+            log2[i as usize] = ((bits + i) / passes) as u8;
         }
         Radices { log2, passes: passes as u8 }
     }
 
-    /// The stages of `2^k` adjacent elements above `lanes` (log2). A radix of 16 at a distance of `alias` elements or more would ask a
-    /// set of the L1 cache for more lines than it has ways; there 8 is the most.
+    /// The stages of `2^k` adjacent elements above `lanes` (log2). A radix of 16 at a distance of `alias` elements or
+    /// more would ask a set of the L1 cache for more lines than it has ways; there 8 is the most (2^14 to 2^18: 1.6×).
     fn staged(k: u32, lanes: u32, top: u32, alias: usize) -> Radices {
         let mut head = Radices { log2: [0; 12], passes: 0 };
         let mut left = k - lanes;
@@ -157,13 +154,12 @@ impl fmt::Debug for Radices {
     }
 }
 
-/// The passes of one length on one instruction set. Radices run from the top bit of the index down:
+/// The passes of one length on one instruction set, from the top bit of the index down:
 ///
 /// ```text
-///   outer    2^u × 2^{k−u}: vertical radices on panels of columns, one sweep over memory for all of them
-///   inner    vertical radices inside a block of 2^{k−u} that stays in L1
+///   inner    vertical radices; depth first while a block is larger than `l1`
 ///   leaf     the last radix and all stages between lanes of one register
-///   base     H_b over rows at stride 2^k
+///   base     H_b over rows at distance 2^k
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Plan {
@@ -171,16 +167,12 @@ pub struct Plan {
     pub order: Order,
     /// The instruction set.
     pub isa: Isa,
-    /// Radices of the outer stages; none for a vector that fits L1.
-    pub outer: Radices,
-    /// Radices of the vertical stages inside a block.
+    /// Radices of the vertical stages above the leaf.
     pub inner: Radices,
     /// Radix (log2) of the vertical stages in the leaf.
     pub leaf: u32,
     /// Stages (log2) between lanes in the leaf.
     pub lanes: u32,
-    /// Columns of a panel.
-    pub panel: usize,
     /// Elements of a block above which passes go depth first.
     pub l1: usize,
 }
@@ -190,20 +182,12 @@ impl Plan {
     pub(crate) fn rows(order: Order, isa: Isa, size: usize, lanes: usize, registers: usize, params: &Params) -> Plan {
         let (k, top) = (order.log2(), max_radix(registers));
         let lane_bits = lanes.ilog2().min(k);
-        let u = k.saturating_sub((params.block_bytes / size).ilog2());
-        let (inner, leaf) = Radices::staged(k - u, lane_bits, top, params.alias_bytes / size).split_last();
-        let panel = (params.outer_bytes / size >> u).max(params.panel_row_bytes / size).min(1 << (k - u));
-        let l1 = params.l1_bytes / size;
-        Plan { order, isa, outer: Radices::new(u, top), inner, leaf, lanes: lane_bits, panel, l1 }
+        let (inner, leaf) = Radices::staged(k, lane_bits, top, params.alias_bytes / size).split_last();
+        Plan { order, isa, inner, leaf, lanes: lane_bits, l1: params.l1_bytes / size }
     }
 
-    /// Has it outer stages?
-    pub(crate) fn is_blocked(&self) -> bool {
-        !self.outer.is_empty()
-    }
-
-    /// log2 of the elements of a block.
-    pub fn block(&self) -> u32 {
+    /// log2 of the elements that its passes transform: `k`.
+    pub fn bits(&self) -> u32 {
         self.inner.bits() + self.leaf + self.lanes
     }
 }
@@ -216,9 +200,6 @@ pub(crate) fn max_radix(registers: usize) -> u32 {
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "n = {}·2^{} on {}:", self.order.base(), self.order.log2(), self.isa)?;
-        for r in self.outer.iter() {
-            write!(f, " outer {}", 1 << r)?;
-        }
         for r in self.inner.iter() {
             write!(f, " inner {}", 1 << r)?;
         }

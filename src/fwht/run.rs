@@ -73,11 +73,15 @@ pub(super) unsafe fn batch<T: Scalar, E: Element>(mut x: Batch<E>, order: Order,
         return simd::dispatch(isa, Task::<T, E> { x, order, params, plain: PhantomData });
     }
     let plan = simd::dispatch(isa, PlanOf::<T> { order, params, plain: PhantomData });
-    if x.n_stride == 1 && x.n >= params.long_len && x.count < 2 * rayon::current_num_threads() && plan.is_blocked() {
+    if x.n_stride == 1
+        && x.n >= params.long_len
+        && plan.bits() >= params.long_bits
+        && x.count < 2 * rayon::current_num_threads()
+    {
         // SAFETY: the caller's.
         return (0..x.count).for_each(|i| unsafe { long::<T, E>(x.part(i, 1), &plan, params) });
     }
-    let granule = if x.n_stride == 1 { 1 } else { plan.panel };
+    let granule = if x.n_stride == 1 { 1 } else { params.panel_row_bytes / size_of::<T>() };
     let vectors = (params.task_len / x.n).max(1).next_multiple_of(granule);
     (0..x.count.div_ceil(vectors)).into_par_iter().for_each(|i| {
         simd::dispatch(isa, Task::<T, E> { x: x.part(i * vectors, vectors), order, params, plain: PhantomData });
@@ -91,7 +95,7 @@ pub(super) unsafe fn batch<T: Scalar, E: Element>(mut x: Batch<E>, order: Order,
 unsafe fn long<T: Scalar, E: Element>(x: Batch<E>, plan: &Plan, params: Params) {
     let mut wide: Vec<T> = if E::DTYPE == T::DTYPE { Vec::new() } else { vec![T::zeroed(); x.n] };
     let all = if E::DTYPE == T::DTYPE { x.ptr.cast::<T>() } else { wide.as_mut_ptr() };
-    let (base, block) = (plan.order.base(), plan.block());
+    let (base, first) = (plan.order.base(), plan.inner[0]);
     let all = Batch { ptr: all, n: x.n, n_stride: 1, count: 1, stride: 1 };
     let share = |stage: Stage, items: usize| {
         let chunk = (params.task_len * items / x.n).max(1);
@@ -100,21 +104,24 @@ unsafe fn long<T: Scalar, E: Element>(x: Batch<E>, plan: &Plan, params: Params) 
             simd::dispatch(plan.isa, Part { x: x.element(0, 0), all: all.element(0, 0), plan, stage, items });
         });
     };
-    share(Stage::Outer, base << block >> plan.panel.ilog2());
-    share(Stage::Blocks, base << plan.outer.bits());
+    share(Stage::First, base << plan.bits() >> first >> COLUMNS.ilog2());
+    share(Stage::Below, base << first);
     if base > 1 {
-        share(Stage::Base, 1 << plan.order.log2() >> plan.panel.ilog2());
+        share(Stage::Base, 1 << plan.bits() >> COLUMNS.ilog2());
     }
 }
+
+/// Columns of an item of a stage.
+const COLUMNS: usize = 256;
 
 /// What a [`Part`] does with its items.
 #[derive(Debug, Clone, Copy)]
 enum Stage {
-    /// Panels of columns.
-    Outer,
-    /// Blocks.
-    Blocks,
-    /// Panels of columns of the `b` parts.
+    /// The first radix: columns of each of the `b` parts.
+    First,
+    /// The stages below it: its blocks.
+    Below,
+    /// The base: columns of the `b` parts.
     Base,
 }
 
@@ -131,36 +138,32 @@ impl<T: Scalar, E: Element> Kernel for Part<'_, T, E> {
     type Output = ();
     fn run<S: Lanes>(self, s: S) {
         let Part { x, all, plan, stage, items } = self;
-        let (len, panel) = (1usize << plan.block(), plan.panel);
-        let (part, based) = (1usize << plan.order.log2(), plan.order.base() > 1);
-        let scratch = match stage {
-            Stage::Outer => panel << plan.outer.bits(),
-            Stage::Blocks => 0,
-            Stage::Base => passes::base_scratch::<S, T>(plan.order.base()),
-        };
+        let (part, base) = (1usize << plan.bits(), plan.order.base());
+        let block = part >> plan.inner[0];
+        let scratch = if let Stage::Base = stage { passes::base_scratch::<S, T>(base) } else { 0 };
         let mut scratch = Scratch::<T>::new(scratch);
         let scratch = scratch.as_mut_ptr();
         for i in items {
             // SAFETY: items of a stage are disjoint parts of the vector, and `long` waits between stages.
             unsafe {
                 match stage {
-                    Stage::Outer => {
-                        let at = i / (len / panel) * part + i % (len / panel) * panel;
-                        outer::<S, T, E>(s, plan, x.add(at), all.add(at), scratch);
+                    Stage::First => {
+                        let at = i * COLUMNS / block * part + i * COLUMNS % block;
+                        passes::first_pass::<S, T, E>(s, plan, x.add(at), all.add(at), COLUMNS);
                     }
-                    Stage::Blocks => {
-                        let (x, all) = (x.add(i * len), all.add(i * len));
-                        if based {
-                            passes::block::<S, T, T, T>(s, plan, all, all, all);
+                    Stage::Below => {
+                        let (x, all) = (x.add(i * block), all.add(i * block));
+                        if base == 1 {
+                            passes::below::<S, T, E>(s, plan, &plan.inner[1..], 1, block, x, all);
                         } else {
-                            passes::block::<S, T, T, E>(s, plan, all, x, all);
+                            passes::below::<S, T, T>(s, plan, &plan.inner[1..], 1, block, all, all);
                         }
                     }
                     Stage::Base => {
-                        let (x, all, stride) = (x.add(i * panel), all.add(i * panel), part as isize);
-                        let entries = hadamard::entries::<T>(plan.order.base());
-                        let (all, x) = (Rows { ptr: all, stride }, Rows { ptr: x, stride });
-                        passes::base_pass::<S, T, T, E>(s, entries, all, x, panel, scratch);
+                        let stride = part as isize;
+                        let all = Rows { ptr: all.add(i * COLUMNS), stride };
+                        let x = Rows { ptr: x.add(i * COLUMNS), stride };
+                        passes::base_pass::<S, T, T, E>(s, hadamard::entries(base), all, x, COLUMNS, scratch);
                     }
                 }
             }
@@ -226,80 +229,42 @@ impl<T: Scalar, E: Element> Kernel for Task<T, E> {
 /// As [`batch`].
 unsafe fn rows<S: Lanes, T: Scalar, E: Element>(s: S, x: Batch<E>, plan: &Plan) {
     let same = E::DTYPE == T::DTYPE;
-    let panel = if plan.is_blocked() { plan.panel << plan.outer.bits() } else { 0 };
     let base = if plan.order.base() > 1 { passes::base_scratch::<S, T>(plan.order.base()) } else { 0 };
-    let vector = if same { 0 } else { x.n };
-    let mut scratch = Scratch::<T>::new(panel.max(base) + vector);
+    // Adjacent short vectors share their passes.
+    let adjacent = x.stride == x.n as isize && plan.order.base() == 1;
+    let group = if adjacent { (plan.l1 / x.n).clamp(1, x.count) } else { 1 };
+    let vectors = if same { 0 } else { x.n * group };
+    let mut scratch = Scratch::<T>::new(base + vectors);
     let scratch = scratch.as_mut_ptr();
-    for i in 0..x.count {
-        let x = x.element(0, i);
-        // SAFETY: vector `i`; where types agree, passes run in place.
+    for i in (0..x.count).step_by(group) {
+        let (count, x) = (group.min(x.count - i), x.element(0, i));
+        // SAFETY: vectors `i..i + count`; where types agree, passes run in place.
         unsafe {
-            let all = if same { x.cast::<T>() } else { scratch.add(panel.max(base)) };
-            row::<S, T, E>(s, plan, x, all, scratch);
+            let all = if same { x.cast::<T>() } else { scratch.add(base) };
+            if plan.order.base() == 1 {
+                passes::blocks::<S, T, E, E>(s, plan, count, x, x, all);
+            } else {
+                based::<S, T, E>(s, plan, x, all, scratch);
+            }
         }
     }
 }
 
-/// One vector of adjacent elements. `all` holds it between passes; `scratch` a panel or a base tile.
+/// One vector of adjacent elements and a base: its `b` parts one by one, then its columns. `all` holds it between
+/// passes.
 ///
 /// # Safety
-/// `x` and `all` are equal (address and type) or disjoint, and hold `plan.order.len()` elements each.
-pub(super) unsafe fn row<S: Lanes, T: Scalar, E: Element>(s: S, plan: &Plan, x: *mut E, all: *mut T, scratch: *mut T) {
-    let (b, h) = (plan.order.base(), 1usize << plan.order.log2());
-    // SAFETY: the `b` parts of the vector, then its columns.
+/// `x` and `all` are equal (address and type) or disjoint, and hold `plan.order.len()` elements each; `scratch` holds
+/// a base tile.
+unsafe fn based<S: Lanes, T: Scalar, E: Element>(s: S, plan: &Plan, x: *mut E, all: *mut T, scratch: *mut T) {
+    let (b, h) = (plan.order.base(), 1usize << plan.bits());
+    let stride = h as isize;
+    // SAFETY: the parts of the vector, then its columns.
     unsafe {
-        if b == 1 {
-            return power::<S, T, E, E>(s, plan, x, x, all, scratch);
-        }
-        for i in 0..b {
-            let part = all.add(i * h);
-            power::<S, T, E, T>(s, plan, x.add(i * h), part, part, scratch);
-        }
-        let rows = Rows { ptr: all, stride: h as isize };
-        let entries = hadamard::entries::<T>(b);
-        passes::base_pass::<S, T, T, E>(s, entries, rows, Rows { ptr: x, stride: h as isize }, h, scratch);
+        passes::blocks::<S, T, E, T>(s, plan, b, x, all, all);
+        let (all, x) = (Rows { ptr: all, stride }, Rows { ptr: x, stride });
+        passes::base_pass::<S, T, T, E>(s, hadamard::entries(b), all, x, h, scratch);
     }
-}
-
-/// The power-of-two part of [`row`].
-///
-/// # Safety
-/// As there, of `2^k` elements; `dst` like `x`.
-unsafe fn power<S: Lanes, T: Scalar, A: Element, B: Element>(
-    s: S,
-    plan: &Plan,
-    src: *mut A,
-    dst: *mut B,
-    all: *mut T,
-    scratch: *mut T,
-) {
-    let len = 1usize << plan.block();
-    // SAFETY: panels partition the columns, blocks the rows.
-    unsafe {
-        if !plan.is_blocked() {
-            return passes::block::<S, T, A, B>(s, plan, src, dst, all);
-        }
-        for j in (0..len).step_by(plan.panel) {
-            outer::<S, T, A>(s, plan, src.add(j), all.add(j), scratch);
-        }
-        for i in 0..1usize << plan.outer.bits() {
-            let all = all.add(i * len);
-            passes::block::<S, T, T, B>(s, plan, all, dst.add(i * len), all);
-        }
-    }
-}
-
-/// The outer stages of one panel of columns.
-///
-/// # Safety
-/// As [`power`].
-unsafe fn outer<S: Lanes, T: Scalar, A: Element>(s: S, plan: &Plan, src: *mut A, all: *mut T, scratch: *mut T) {
-    let stride = 1isize << plan.block();
-    let work = Rows { ptr: scratch, stride: plan.panel as isize };
-    let (src, all) = (Rows { ptr: src, stride }, Rows { ptr: all, stride });
-    // SAFETY: `plan.panel` columns of each row.
-    unsafe { passes::columns::<S, T, A, T>(s, &plan.outer, src, all, work, plan.panel) }
 }
 
 /// Vectors side by side.
@@ -328,7 +293,7 @@ unsafe fn panels<S: Lanes, T: Scalar, E: Element>(s: S, x: Batch<E>, order: Orde
 /// As [`panels`].
 unsafe fn panel_in_place<S: Lanes, T: Scalar, E: Element>(s: S, x: Batch<E>, order: Order, params: &Params) {
     let (b, h, width) = (order.base(), 1usize << order.log2(), x.count);
-    let top = max_radix(passes::registers::<S>());
+    let top = max_radix(passes::registers::<S>()).min(3);
     let radices = Radices::new(order.log2(), top);
     let rows = Rows { ptr: x.ptr, stride: x.n_stride };
     let base = if b > 1 { passes::base_scratch::<S, T>(b) } else { 0 };
@@ -369,7 +334,7 @@ unsafe fn panel_in_place<S: Lanes, T: Scalar, E: Element>(s: S, x: Batch<E>, ord
 /// # Safety
 /// `2^log2` rows of `width`, a multiple of the lanes.
 unsafe fn sweeps<S: Lanes, T: Scalar>(s: S, log2: u32, bits: u32, rows: Rows<T>, width: usize) {
-    let top = max_radix(passes::registers::<S>());
+    let top = max_radix(passes::registers::<S>()).min(3);
     let mut scratch = Scratch::<T>::new(width << bits);
     let work = Rows { ptr: scratch.as_mut_ptr(), stride: width as isize };
     let mut left = log2;
@@ -442,7 +407,7 @@ unsafe impl Zeroable for Line {}
 unsafe impl Pod for Line {}
 
 /// Scratch above this is not kept for the next call.
-const KEPT_BYTES: usize = 1 << 20;
+const KEPT_BYTES: usize = 2 << 20;
 
 thread_local! {
     static SCRATCH: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };

@@ -55,7 +55,7 @@ impl TileParams {
     }
 }
 
-/// A matrix in memory. See the [module](self).
+/// A matrix in memory: checked once, read in place or through converted tiles.
 pub struct Dense<'a, T: Scalar> {
     data: Data<'a, T>,
     /// What the elements are multiplied by on the way in, a power of two.

@@ -12,7 +12,14 @@
 //! One pass costs `m l²` flops of syrk and `m l²` of TRSM and reads and writes the panel once; everything l×l is done
 //! in f64 by one thread (`l³/3` for the factor, `l³/3` for its inverse, which gives the condition).
 //!
-//! What decides how to go on is the factor of the scaled Gram matrix `D G D` (unit diagonal, D powers of two):
+//! The first R comes from a sketch of a tall panel (sketch-preconditioned CholeskyQR: Balabanov 2022; Melnichenko et
+//! al. 2311.08316): `S Y` has 2l rows, each the signed sum of about m/2l rows of Y, in f64; its R makes `Y R⁻¹` a panel
+//! of condition about 6 whatever the condition of Y, so that one more factor, measured on that panel, finishes. Cost at
+//! condition 1e3 to 1e7 is the same: sketch, division with syrk, division; `3 m l²` flops and the sketch's `2 l³`, where
+//! CholeskyQR2 takes `4 m l²`. The sketch is fixed and nothing is taken on trust: where it fails, the Gram matrix of the
+//! quotient says so, and the pass was an ordinary one of a longer iteration.
+//!
+//! Otherwise, and in all later passes, the factor of the scaled Gram matrix `D G D` (unit diagonal) decides:
 //!
 //! * A Gram matrix with relative error `u` gives a Q with `‖QᵀQ − I‖ ≈ u ‖R⁻¹‖_F²`. Where that is below 1/4 the pass
 //!   leaves a panel of condition < 2 and the next one finishes (CholeskyQR2: Yamamoto, Nakatsukasa, Yanagisawa,
@@ -21,8 +28,8 @@
 //!   This carries to condition 1/u of f32, where the panel itself stops having that rank.
 //! * Otherwise `G + s I` is factored (shifted CholeskyQR: Fukaya, Kannan, Nakatsukasa, Yamamoto, Yanagisawa,
 //!   1809.11085), which lifts the smallest singular values by `s^{-1/2}` per pass.
-//! * Pass p is the last one if the variance inflation factors `g_jj ‖R⁻¹ e_j‖²` are small, since the elementwise
-//!   error of `QᵀQ` is `u` times them. Well-conditioned panels therefore take one pass.
+//! * A pass is the last one if the variance inflation factors `‖R⁻¹ e_j‖²` are small, since the elementwise error of
+//!   `QᵀQ` is `u` times them. Panels whose sketch has small ones take one pass.
 //!
 //! The panel is divided by R with a triangular solve, not multiplied by R⁻¹: a solve is backward stable row by row
 //! (`Q R = Y` to rounding whatever the condition), a product with the inverse is not, and here it is slower too
@@ -32,20 +39,30 @@
 use faer::Accum;
 use faer::dyn_stack::{MemStack, StackReq};
 use faer::linalg::cholesky::llt::factor as llt;
+use faer::linalg::matmul::matmul;
 use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::linalg::{temp_mat_scratch, temp_mat_zeroed, triangular_inverse, triangular_solve};
 use faer::mat::AsMatMut;
 use faer::prelude::*;
-use faer::{MatMut, MatRef, Par};
+use faer::{ColMut, ColRef, MatMut, MatRef, Par};
 
-use super::{Algorithm, Orthonormalization, exponent, for_row_groups};
+use super::householder::dot;
+use super::{Algorithm, Orthonormalization, check_shapes, column, column_mut, for_row_groups, identity, write_r};
+use crate::error::{Error, Result};
 use crate::simd::Scalar;
 use crate::tensor::DType;
 
-/// Constants of the CholeskyQR passes.
+/// Constants of the CholeskyQR passes, chosen by `benches/qr.rs` on two cores of Zen 5.
 pub(crate) struct CholeskyParams {
-    /// Rows of a block: it is solved and multiplied while it sits in L2. Chosen by `benches/qr.rs` (128..2048 within 5 %).
+    /// Rows of a block: it is solved and multiplied while it sits in L2 (128 to 2048 within 5 %).
     pub(crate) block_rows: usize,
+    /// Rows whose products are summed in one go.
+    pub(crate) sum_rows: usize,
+    /// Up to this many columns a Gram matrix is formed in strips of full products: faer's triangular product takes
+    /// 1.35 times as long at 106 columns, and as long at 202.
+    pub(crate) narrow: usize,
+    /// Columns of a strip.
+    pub(crate) strip: usize,
     /// Largest number of row groups, which bounds the partial Gram matrices.
     pub(crate) max_groups: usize,
     /// A pass may leave `‖QᵀQ − I‖` at about this.
@@ -54,10 +71,31 @@ pub(crate) struct CholeskyParams {
     pub(crate) max_inflation: f64,
     /// Passes before giving up.
     pub(crate) max_passes: usize,
+    /// Rows of the sketch per column of the panel.
+    pub(crate) sketch_rows: usize,
+    /// Panels with fewer columns are not sketched: their Gram matrix is cheap.
+    pub(crate) min_sketched_columns: usize,
+    /// A sketch with variance inflation factors up to this sends the panel to plain CholeskyQR. With two rows per
+    /// column a sketch about doubles them.
+    pub(crate) max_sketched_inflation: f64,
+    /// Tasks that the sketch is split into.
+    pub(crate) sketch_tasks: usize,
 }
 
-pub(crate) const PARAMS: CholeskyParams =
-    CholeskyParams { block_rows: 256, max_groups: 16, max_defect: 0.25, max_inflation: 4.0, max_passes: 6 };
+pub(crate) const PARAMS: CholeskyParams = CholeskyParams {
+    block_rows: 256,
+    sum_rows: 64,
+    narrow: 128,
+    strip: 32,
+    max_groups: 16,
+    max_defect: 0.25,
+    max_inflation: 4.0,
+    max_passes: 6,
+    sketch_rows: 2,
+    min_sketched_columns: 16,
+    max_sketched_inflation: 6.0,
+    sketch_tasks: 8,
+};
 
 /// How [`iterate`] ended.
 pub(crate) enum Outcome {
@@ -66,16 +104,21 @@ pub(crate) enum Outcome {
     /// Nothing was changed: the columns' squared lengths do not fit the arithmetic (or are zero, or not numbers).
     Range,
     /// The panel still satisfies `Y_in = Y acc` but is not orthonormal.
-    Breakdown {
-        /// Passes done.
-        passes: usize,
-    },
+    Breakdown(Orthonormalization),
 }
 
-/// Which arithmetic a Gram matrix is accumulated in.
+/// The report of a panel about which nothing is known.
+pub(crate) const SINGULAR: Orthonormalization =
+    Orthonormalization { algorithm: Algorithm::CholeskyQr, condition_estimate: f64::INFINITY, passes: 0 };
+
+/// What a Gram matrix was formed of.
 #[derive(Clone, Copy, PartialEq)]
-enum Width {
-    Own,
+enum Source {
+    /// A sketch of the panel, in f64.
+    Sketch,
+    /// The panel, in its own arithmetic.
+    Panel,
+    /// An f32 panel, in f64.
     Wide,
 }
 
@@ -87,21 +130,68 @@ struct Groups {
 
 fn groups(m: usize, l: usize) -> Groups {
     let blocks = m.div_ceil(PARAMS.block_rows);
-    // All partial Gram matrices together are at most half of the panel.
-    let most = (m / (2 * l)).min(blocks).clamp(1, PARAMS.max_groups);
+    // All partial Gram matrices together are at most as large as the panel.
+    let most = (m / l).min(blocks).clamp(1, PARAMS.max_groups);
     let power = 1 << most.ilog2();
     let rows = blocks.div_ceil(power) * PARAMS.block_rows;
     Groups { count: m.div_ceil(rows), rows }
 }
 
-/// CholeskyQR passes until the panel is orthonormal; `acc <- R acc` for each.
+/// Where [`cholesky_qr`] takes its first factor from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// The Gram matrix of the panel.
+    Panel,
+    /// A sketch of the panel, if it is tall enough for one (about 4l rows) and not too narrow.
+    Sketch,
+}
+
+/// CholeskyQR without a net: `Y <- Q`, `Y = Q R`, or an error. [`orthonormalize`](super::orthonormalize) is this with
+/// [`Start::Sketch`], scaling before and reflections behind it.
+///
+/// `y` is m×l, `m >= l >= 1`; `r` is l×l and entirely overwritten.
+///
+/// # Errors
+/// [`Error::Shape`] and [`Error::Empty`] for the shapes, [`Error::NoConvergence`] if the panel has columns that are zero,
+/// not finite, too long or too short to be squared, or that depend on each other exactly; Y is then of no use.
+/// [`Error::Range`] if an entry of R is too large for `T`.
+pub fn cholesky_qr<T: Scalar>(
+    y: MatMut<'_, T>,
+    r: Option<MatMut<'_, T>>,
+    start: Start,
+    par: Par,
+    stack: &mut MemStack,
+) -> Result<Orthonormalization> {
+    let l = y.ncols();
+    check_shapes("cholesky_qr", y.rb(), r.as_ref().map(|r| r.rb()))?;
+    let (mut acc, stack) = identity(l, r.is_some(), stack);
+    let mut acc = r.is_some().then(|| acc.as_mat_mut());
+    match iterate(y, acc.as_mut().map(|acc| acc.rb_mut()), start == Start::Sketch, par, stack) {
+        Outcome::Done(report) => {
+            if let (Some(r), Some(acc)) = (r, acc) {
+                write_r(r, acc.rb(), None)?;
+            }
+            Ok(report)
+        }
+        Outcome::Range | Outcome::Breakdown(_) => Err(Error::NoConvergence { op: "cholesky_qr" }),
+    }
+}
+
+/// Scratch for [`cholesky_qr`] of an m×l panel.
+pub fn cholesky_qr_scratch<T: Scalar>(m: usize, l: usize, _par: Par) -> StackReq {
+    temp_mat_scratch::<f64>(l, l).and(iterate_scratch::<T>(m, l))
+}
+
+/// CholeskyQR passes until the panel is orthonormal; `acc <- R acc` for each. With `sketch`, the first factor comes
+/// from a sketch of the panel where the panel is tall enough for one.
 pub(crate) fn iterate<T: Scalar>(
     mut y: MatMut<'_, T>,
     mut acc: Option<MatMut<'_, f64>>,
+    sketch: bool,
     par: Par,
     stack: &mut MemStack,
 ) -> Outcome {
-    let (_, l) = y.shape();
+    let (m, l) = y.shape();
     let (mut gram, stack) = temp_mat_zeroed::<f64, _, _>(l, l, stack);
     let mut gram = gram.as_mat_mut();
     let (mut factor, stack) = temp_mat_zeroed::<f64, _, _>(l, l, stack);
@@ -109,81 +199,97 @@ pub(crate) fn iterate<T: Scalar>(
     let (mut divisor, stack) = temp_mat_zeroed::<T, _, _>(l, l, stack);
     let mut divisor = divisor.as_mat_mut();
 
-    gram_of(y.rb_mut(), None, gram.rb_mut(), Width::Own, par, stack);
-    let mut report =
-        Orthonormalization { algorithm: Algorithm::CholeskyQr, condition_estimate: f64::INFINITY, passes: 0 };
+    let mut report = SINGULAR;
+    let mut source = Source::Panel;
+    if sketch && sketch_rows(m, l) > 0 {
+        source = Source::Sketch;
+        sketch_gram(y.rb_mut(), gram.rb_mut(), par, stack);
+    } else {
+        gram_of(y.rb_mut(), None, gram.rb_mut(), par, stack);
+    }
     loop {
         if !in_range::<T>(gram.rb()) {
-            return if report.passes == 0 { Outcome::Range } else { Outcome::Breakdown { passes: report.passes } };
+            return if report.passes == 0 { Outcome::Range } else { Outcome::Breakdown(report) };
         }
-        let mut width = Width::Own;
-        let mut state = factorize(gram.rb(), 0.0, factor.rb_mut(), stack);
-        if !state.accepts(<T as Scalar>::EPSILON) {
-            if T::DTYPE == DType::F32 {
-                width = Width::Wide;
-                gram_of(y.rb_mut(), None, gram.rb_mut(), width, par, stack);
-                state = factorize(gram.rb(), 0.0, factor.rb_mut(), stack);
-            }
-            if !state.accepts(f64::EPSILON) {
-                if report.passes >= 3 {
-                    return Outcome::Breakdown { passes: report.passes };
-                }
-                // The largest eigenvalue of the scaled Gram matrix is at most 2l, and the errors of its entries and
-                // of its Cholesky factorization are a small multiple of l u.
-                let condition = state.condition;
-                state = factorize(gram.rb(), 16.0 * l as f64 * f64::EPSILON, factor.rb_mut(), stack);
-                if !state.positive {
-                    return Outcome::Breakdown { passes: report.passes };
-                }
-                state.condition = condition;
-                state.inflation = f64::INFINITY;
-                report.algorithm = Algorithm::ShiftedCholeskyQr;
-            } else if report.algorithm != Algorithm::ShiftedCholeskyQr {
-                report.algorithm = Algorithm::WideCholeskyQr2;
-            }
+        let mut state = factorize(gram.rb(), 0.0, report.passes == 0, factor.rb_mut(), stack);
+        if source == Source::Sketch && state.inflation <= PARAMS.max_sketched_inflation {
+            // One pass will do: look at the panel itself.
+            source = Source::Panel;
+            gram_of(y.rb_mut(), None, gram.rb_mut(), par, stack);
+            continue;
         }
+        let unit = if source == Source::Panel { <T as Scalar>::EPSILON } else { f64::EPSILON };
+        let mut good = state.accepts(unit);
+        if !good && source == Source::Panel && T::DTYPE == DType::F32 {
+            source = Source::Wide;
+            wide_gram(y.rb_mut(), gram.rb_mut(), par, stack);
+            state = factorize(gram.rb(), 0.0, report.passes == 0, factor.rb_mut(), stack);
+            good = state.accepts(f64::EPSILON);
+        }
+        let mut algorithm = match source {
+            Source::Sketch => Algorithm::SketchedCholeskyQr,
+            Source::Wide => Algorithm::WideCholeskyQr2,
+            Source::Panel => Algorithm::CholeskyQr2,
+        };
         if report.passes == 0 {
             report.condition_estimate = state.condition;
         }
-        // A wide Gram matrix says nothing about the rounding of the panel itself, so it never ends the iteration.
-        let last = width == Width::Own && state.inflation <= PARAMS.max_inflation;
-        if !last && report.passes + 1 >= PARAMS.max_passes {
-            return Outcome::Breakdown { passes: report.passes };
+        if !good {
+            // The largest eigenvalue of the scaled Gram matrix is at most l, and the errors of its entries and of
+            // its Cholesky factorization are a small multiple of l u.
+            state = factorize(gram.rb(), 8.0 * l as f64 * f64::EPSILON, false, factor.rb_mut(), stack);
+            if !state.positive {
+                return Outcome::Breakdown(report);
+            }
+            algorithm = Algorithm::ShiftedCholeskyQr;
         }
-        if !last && report.algorithm == Algorithm::CholeskyQr {
-            report.algorithm = Algorithm::CholeskyQr2;
+        // Only the panel's own Gram matrix, in the panel's own arithmetic, says what a division will leave.
+        let last = good && source == Source::Panel && state.inflation <= PARAMS.max_inflation;
+        report.passes += 1;
+        if report.passes == 1 {
+            report.algorithm = if last { Algorithm::CholeskyQr } else { algorithm };
+        } else if algorithm == Algorithm::ShiftedCholeskyQr {
+            report.algorithm = algorithm;
+        }
+        if !last && report.passes >= PARAMS.max_passes {
+            return Outcome::Breakdown(report);
         }
         for j in 0..l {
-            for i in 0..l {
-                divisor[(i, j)] = T::from_f64(if i >= j { factor[(i, j)] } else { 0.0 });
+            let to = &mut column_mut(divisor.rb_mut(), j)[j..];
+            for (d, x) in to.iter_mut().zip(&column(factor.rb(), j)[j..]) {
+                *d = T::from_f64(*x);
             }
         }
         if let Some(acc) = &mut acc {
             // The rounded factor is the one that the panel is divided by.
             for j in 0..l {
-                for i in 0..l {
-                    factor[(i, j)] = if i <= j { divisor[(j, i)].to_f64() } else { 0.0 };
+                for i in 0..=j {
+                    factor[(i, j)] = divisor[(j, i)].to_f64();
                 }
             }
             premultiply(acc.rb_mut(), factor.rb());
         }
-        report.passes += 1;
         if last {
             divide(y.rb_mut(), divisor.rb(), par);
             return Outcome::Done(report);
         }
-        gram_of(y.rb_mut(), Some(divisor.rb()), gram.rb_mut(), Width::Own, par, stack);
+        source = Source::Panel;
+        gram_of(y.rb_mut(), Some(divisor.rb()), gram.rb_mut(), par, stack);
     }
 }
 
 /// Scratch for [`iterate`].
 pub(crate) fn iterate_scratch<T: Scalar>(m: usize, l: usize) -> StackReq {
     let wide = if T::DTYPE == DType::F32 { gram_scratch::<f64>(m, l, PARAMS.block_rows) } else { StackReq::EMPTY };
+    let sketch = match sketch_rows(m, l) {
+        0 => StackReq::EMPTY,
+        p => StackReq::all_of(&[StackReq::new::<T>(m), temp_mat_scratch::<f64>(p, l), gram_scratch::<f64>(p, l, 0)]),
+    };
     StackReq::all_of(&[
         temp_mat_scratch::<f64>(l, l),
         temp_mat_scratch::<f64>(l, l),
         temp_mat_scratch::<T>(l, l),
-        StackReq::any_of(&[gram_scratch::<T>(m, l, 0), wide, factorize_scratch(l)]),
+        StackReq::any_of(&[gram_scratch::<T>(m, l, 0), wide, sketch, factorize_scratch(l)]),
     ])
 }
 
@@ -215,71 +321,138 @@ fn gram_of<T: Scalar>(
     y: MatMut<'_, T>,
     divisor: Option<MatRef<'_, T>>,
     gram: MatMut<'_, f64>,
-    width: Width,
     par: Par,
     stack: &mut MemStack,
 ) {
     let (m, l) = y.shape();
     let Groups { count, rows } = groups(m, l);
-    let solve = |block: MatMut<'_, T>| {
-        if let Some(divisor) = divisor {
-            triangular_solve::solve_lower_triangular_in_place(divisor, block.transpose_mut(), Par::Seq);
+    let (mut work, _) = temp_mat_zeroed::<T, _, _>(l, l * count, stack);
+    let mut work = work.as_mat_mut();
+    for_row_groups(y, work.rb_mut(), rows, l, par, &|mut y, mut g| {
+        let m = y.nrows();
+        for i in (0..m).step_by(PARAMS.block_rows) {
+            let mut block = y.rb_mut().subrows_mut(i, PARAMS.block_rows.min(m - i));
+            if let Some(divisor) = divisor {
+                triangular_solve::solve_lower_triangular_in_place(divisor, block.rb_mut().transpose_mut(), Par::Seq);
+            }
+            syrk(g.rb_mut(), block.rb());
+        }
+    });
+    add_up(gram, work.rb());
+}
+
+/// The lower triangle of `YᵀY` in f64.
+fn wide_gram<T: Scalar>(y: MatMut<'_, T>, gram: MatMut<'_, f64>, par: Par, stack: &mut MemStack) {
+    let (m, l) = y.shape();
+    let Groups { count, rows } = groups(m, l);
+    let (mut work, _) = temp_mat_zeroed::<f64, _, _>(l + PARAMS.block_rows, l * count, stack);
+    let mut work = work.as_mat_mut();
+    for_row_groups(y, work.rb_mut(), rows, l, par, &|y, g| {
+        let m = y.nrows();
+        let (mut g, mut wide) = g.split_at_row_mut(l);
+        for i in (0..m).step_by(PARAMS.block_rows) {
+            let block = y.rb().subrows(i, PARAMS.block_rows.min(m - i));
+            let mut wide = wide.rb_mut().subrows_mut(0, block.nrows());
+            widen(wide.rb_mut(), block);
+            syrk(g.rb_mut(), wide.rb());
+        }
+    });
+    add_up(gram, work.rb());
+}
+
+/// Rows of the sketch of an m×l panel, 0 for none.
+fn sketch_rows(m: usize, l: usize) -> usize {
+    let p = (PARAMS.sketch_rows * l).next_multiple_of(64);
+    if l >= PARAMS.min_sketched_columns && m >= 2 * p { p } else { 0 }
+}
+
+/// A fixed random bit string: SplitMix64 of the index.
+fn hash(index: usize) -> u64 {
+    let mut z = (index as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// The Gram matrix of `S Y`, S p×m with one entry ±1 in each column: p rows at a time are folded onto the sketch,
+/// each slab rotated by a random amount, each row with a random sign.
+fn sketch_gram<T: Scalar>(y: MatMut<'_, T>, gram: MatMut<'_, f64>, par: Par, stack: &mut MemStack) {
+    let (m, l) = y.shape();
+    let p = sketch_rows(m, l);
+    let (signs, stack) = stack.make_with(m, |i| T::from_f64(if hash(i) >> 63 == 0 { 1.0 } else { -1.0 }));
+    let (mut folded, stack) = temp_mat_zeroed::<f64, _, _>(p, l, stack);
+    let mut folded = folded.as_mat_mut();
+    // Columns are independent: they are the rows of the transposed views.
+    let columns = l.div_ceil(PARAMS.sketch_tasks);
+    for_row_groups(y.transpose_mut(), folded.rb_mut(), columns, columns, par, &|y, mut folded| {
+        for j in 0..y.nrows() {
+            fold(folded.rb_mut().col_mut(j), y.rb().row(j).transpose(), &signs);
+        }
+    });
+    gram_of(folded, None, gram, par, stack);
+}
+
+fn fold<T: Scalar>(folded: ColMut<'_, f64>, x: ColRef<'_, T>, signs: &[T]) {
+    let p = folded.nrows();
+    let folded = folded.try_as_col_major_mut().expect("scratch is column-major").as_slice_mut();
+    let mut add = |at: usize, from: usize, len: usize| {
+        let (folded, signs) = (&mut folded[at..at + len], &signs[from..from + len]);
+        let x = x.subrows(from, len);
+        match x.try_as_col_major() {
+            Some(x) => add_signed(folded, x.as_slice(), signs),
+            None => {
+                for ((f, s), x) in folded.iter_mut().zip(signs).zip(x.iter()) {
+                    *f += (*x * *s).to_f64();
+                }
+            }
         }
     };
-    match width {
-        Width::Own => {
-            let (mut work, _) = temp_mat_zeroed::<T, _, _>(l, l * count, stack);
-            let mut work = work.as_mat_mut();
-            for_row_groups(y, work.rb_mut(), rows, l, par, &|mut y, mut g| {
-                let m = y.nrows();
-                for i in (0..m).step_by(PARAMS.block_rows) {
-                    let mut block = y.rb_mut().subrows_mut(i, PARAMS.block_rows.min(m - i));
-                    solve(block.rb_mut());
-                    syrk(g.rb_mut(), block.rb());
-                }
-            });
-            add_up(gram, work.rb());
+    for (slab, from) in (0..signs.len()).step_by(p).enumerate() {
+        let len = p.min(signs.len() - from);
+        let turn = (hash(slab) % p as u64) as usize;
+        let head = len.min(p - turn);
+        add(turn, from, head);
+        add(0, from + head, len - head);
+    }
+}
+
+fn add_signed<T: Scalar>(folded: &mut [f64], x: &[T], signs: &[T]) {
+    pulp::Arch::new().dispatch(
+        #[inline(always)]
+        || {
+            for ((f, x), s) in folded.iter_mut().zip(x).zip(signs) {
+                *f += (*x * *s).to_f64();
+            }
+        },
+    );
+}
+
+/// The lower triangle of `gram += YᵀY`, a few rows at a time: a sum of n equal terms errs by up to n eps / 4, all to one
+/// side, and columns of equal entries are common (3 % slower than 256 rows at once).
+fn syrk<W: Scalar>(mut gram: MatMut<'_, W>, y: MatRef<'_, W>) {
+    let (lower, full) = (BlockStructure::TriangularLower, BlockStructure::Rectangular);
+    let (l, one) = (y.ncols(), W::from_f64(1.0));
+    for i in (0..y.nrows()).step_by(PARAMS.sum_rows) {
+        let y = y.subrows(i, PARAMS.sum_rows.min(y.nrows() - i));
+        if l > PARAMS.narrow {
+            triangular::matmul(gram.rb_mut(), lower, Accum::Add, y.transpose(), full, y, full, one, Par::Seq);
+            continue;
         }
-        Width::Wide => {
-            let (mut work, _) = temp_mat_zeroed::<f64, _, _>(l + PARAMS.block_rows, l * count, stack);
-            let mut work = work.as_mat_mut();
-            for_row_groups(y, work.rb_mut(), rows, l, par, &|mut y, g| {
-                let m = y.nrows();
-                let (mut g, mut wide) = g.split_at_row_mut(l);
-                for i in (0..m).step_by(PARAMS.block_rows) {
-                    let mut block = y.rb_mut().subrows_mut(i, PARAMS.block_rows.min(m - i));
-                    solve(block.rb_mut());
-                    let mut wide = wide.rb_mut().subrows_mut(0, block.nrows());
-                    widen(wide.rb_mut(), block.rb());
-                    syrk(g.rb_mut(), wide.rb());
-                }
-            });
-            add_up(gram, work.rb());
+        // Narrow panels in strips that reach a little above the diagonal, where nothing is read.
+        for j in (0..l).step_by(PARAMS.strip) {
+            let w = PARAMS.strip.min(l - j);
+            let strip = gram.rb_mut().submatrix_mut(j, j, l - j, w);
+            matmul(strip, Accum::Add, y.subcols(j, l - j).transpose(), y.subcols(j, w), one, Par::Seq);
         }
     }
 }
 
-fn syrk<W: Scalar>(gram: MatMut<'_, W>, y: MatRef<'_, W>) {
-    let (lower, full) = (BlockStructure::TriangularLower, BlockStructure::Rectangular);
-    triangular::matmul(gram, lower, Accum::Add, y.transpose(), full, y, full, W::from_f64(1.0), Par::Seq);
-}
-
 fn widen<T: Scalar>(mut dst: MatMut<'_, f64>, src: MatRef<'_, T>) {
     for j in 0..src.ncols() {
-        let dst = dst.rb_mut().col_mut(j);
-        let src = src.col(j);
-        match (dst.try_as_col_major_mut(), src.try_as_col_major()) {
-            (Some(dst), Some(src)) => {
-                for (d, s) in dst.as_slice_mut().iter_mut().zip(src.as_slice().iter()) {
-                    *d = (*s).to_f64();
-                }
-            }
-            (Some(dst), None) => {
-                for (d, s) in dst.as_slice_mut().iter_mut().zip(src.iter()) {
-                    *d = (*s).to_f64();
-                }
-            }
-            (None, _) => unreachable!("scratch is column-major"),
+        let dst = column_mut(dst.rb_mut(), j);
+        match src.col(j).try_as_col_major() {
+            Some(src) => dst.iter_mut().zip(src.as_slice()).for_each(|(d, s)| *d = (*s).to_f64()),
+            None => dst.iter_mut().zip(src.col(j).iter()).for_each(|(d, s)| *d = (*s).to_f64()),
         }
     }
 }
@@ -288,12 +461,11 @@ fn widen<T: Scalar>(mut dst: MatMut<'_, f64>, src: MatRef<'_, T>) {
 fn add_up<W: Scalar>(mut gram: MatMut<'_, f64>, parts: MatRef<'_, W>) {
     let l = gram.ncols();
     for j in 0..l {
-        for i in j..l {
-            gram[(i, j)] = 0.0;
-        }
+        let sum = &mut column_mut(gram.rb_mut(), j)[j..];
+        sum.fill(0.0);
         for c in (j..parts.ncols()).step_by(l) {
-            for i in j..l {
-                gram[(i, j)] += parts[(i, c)].to_f64();
+            for (s, x) in sum.iter_mut().zip(&column(parts, c)[j..]) {
+                *s += (*x).to_f64();
             }
         }
     }
@@ -317,17 +489,26 @@ impl State {
     }
 }
 
-/// `factor <- L` with `L Lᵀ = gram + shift D⁻²`, where D scales the diagonal into [1/2, 2).
-fn factorize(gram: MatRef<'_, f64>, shift: f64, mut factor: MatMut<'_, f64>, stack: &mut MemStack) -> State {
+/// `factor <- L` with `L Lᵀ = gram + shift D⁻²`, where `D gram D` has a unit diagonal. The condition is estimated
+/// on request (it is 0 otherwise).
+fn factorize(
+    gram: MatRef<'_, f64>,
+    shift: f64,
+    estimate: bool,
+    mut factor: MatMut<'_, f64>,
+    stack: &mut MemStack,
+) -> State {
     let l = gram.nrows();
     let (mut inverse, stack) = temp_mat_zeroed::<f64, _, _>(l, l, stack);
     let mut inverse = inverse.as_mat_mut();
-    let (scale, stack) = stack.make_with(l, |j| 2f64.powi(-(exponent(gram[(j, j)]) >> 1)));
+    let (lengths, stack) = stack.make_with(l, |j| gram[(j, j)].sqrt());
+    let (scale, stack) = stack.make_with(l, |j| 1.0 / lengths[j]);
     for j in 0..l {
-        for i in j..l {
-            factor[(i, j)] = gram[(i, j)] * (scale[i] * scale[j]);
+        let (l_j, g_j) = (&mut column_mut(factor.rb_mut(), j)[j..], &column(gram, j)[j..]);
+        for ((x, g), s) in l_j.iter_mut().zip(g_j).zip(&scale[j..]) {
+            *x = g * (s * scale[j]);
         }
-        factor[(j, j)] += shift;
+        l_j[0] += shift;
     }
     let failed =
         State { positive: false, inverse_norm: f64::INFINITY, inflation: f64::INFINITY, condition: f64::INFINITY };
@@ -337,34 +518,40 @@ fn factorize(gram: MatRef<'_, f64>, shift: f64, mut factor: MatMut<'_, f64>, sta
     triangular_inverse::invert_lower_triangular(inverse.rb_mut(), factor.rb(), Par::Seq);
     let (mut vectors, _) = temp_mat_zeroed::<f64, _, _>(l, 2, stack);
     let mut vectors = vectors.as_mat_mut();
-    let condition = norm_estimate(factor.rb(), vectors.rb_mut()) * norm_estimate(inverse.rb(), vectors.rb_mut());
+    let mut condition = 0.0;
+    if estimate {
+        condition = norm_estimate(factor.rb(), vectors.rb_mut()) * norm_estimate(inverse.rb(), vectors.rb_mut());
+    }
     // R⁻¹ = L⁻ᵀ: column j of R⁻¹ is row j of L⁻¹.
-    let (mut rows, _) = vectors.split_at_col_mut(1);
-    rows.fill(0.0);
-    for j in 0..l {
-        for i in j..l {
-            rows[(i, 0)] += inverse[(i, j)] * inverse[(i, j)];
-        }
-    }
-    let (mut inverse_norm, mut inflation) = (0.0, 0.0_f64);
-    for i in 0..l {
-        inverse_norm += rows[(i, 0)];
-        inflation = inflation.max(rows[(i, 0)] * gram[(i, i)] * scale[i] * scale[i]);
-    }
+    let inflations = column_mut(vectors, 0);
+    row_lengths(inverse.rb(), inflations);
+    let inverse_norm = inflations.iter().sum::<f64>();
+    let inflation = inflations.iter().fold(0.0_f64, |largest, x| largest.max(*x));
     if !(inverse_norm.is_finite() && condition.is_finite()) {
         return failed;
     }
     for j in 0..l {
-        for i in j..l {
-            factor[(i, j)] /= scale[i];
+        for (x, s) in column_mut(factor.rb_mut(), j)[j..].iter_mut().zip(&lengths[j..]) {
+            *x *= s;
         }
     }
     State { positive: true, inverse_norm, inflation, condition }
 }
 
+/// Squared lengths of the rows of a lower triangular matrix.
+fn row_lengths(a: MatRef<'_, f64>, lengths: &mut [f64]) {
+    lengths.fill(0.0);
+    for j in 0..a.ncols() {
+        for (s, x) in lengths[j..].iter_mut().zip(&column(a, j)[j..]) {
+            *s += x * x;
+        }
+    }
+}
+
 fn factorize_scratch(l: usize) -> StackReq {
     StackReq::all_of(&[
         temp_mat_scratch::<f64>(l, l),
+        StackReq::new::<f64>(l),
         StackReq::new::<f64>(l),
         StackReq::any_of(&[
             llt::cholesky_in_place_scratch::<f64>(l, Par::Seq, Default::default()),
@@ -376,55 +563,46 @@ fn factorize_scratch(l: usize) -> StackReq {
 /// A lower bound on the 2-norm of a lower triangular matrix: two power steps from its longest row.
 fn norm_estimate(a: MatRef<'_, f64>, vectors: MatMut<'_, f64>) -> f64 {
     let l = a.nrows();
-    let (mut x, mut y) = vectors.split_at_col_mut(1);
-    x.fill(0.0);
-    for j in 0..l {
-        for i in j..l {
-            x[(i, 0)] += a[(i, j)] * a[(i, j)];
-        }
+    let (x, y) = vectors.split_at_col_mut(1);
+    let (x, y) = (column_mut(x, 0), column_mut(y, 0));
+    let norm = |x: &[f64]| dot(x, x).sqrt();
+    row_lengths(a, x);
+    let longest = (0..l).fold(0, |best, i| if x[i] > x[best] { i } else { best });
+    for (j, x) in x.iter_mut().enumerate() {
+        *x = if j <= longest { a[(longest, j)] } else { 0.0 };
     }
-    let longest = (0..l).fold(0, |best, i| if x[(i, 0)] > x[(best, 0)] { i } else { best });
-    for i in 0..l {
-        x[(i, 0)] = if i <= longest { a[(longest, i)] } else { 0.0 };
-    }
-    let mut norm = 0.0;
+    let mut best = 0.0_f64;
     for _ in 0..2 {
-        let length = x.norm_l2();
+        let length = norm(x);
         if length == 0.0 || !length.is_finite() {
             return length;
         }
-        // y = A x / |x|, then x = Aᵀ y.
+        // y = A x / |x|, then x = Aᵀ y; |y| and |x| / |y| are both lower bounds.
         y.fill(0.0);
         for j in 0..l {
-            let s = x[(j, 0)] / length;
-            for i in j..l {
-                y[(i, 0)] += s * a[(i, j)];
+            let s = x[j] / length;
+            for (y, a) in y[j..].iter_mut().zip(&column(a, j)[j..]) {
+                *y += s * a;
             }
         }
-        norm = y.norm_l2();
-        for j in 0..l {
-            let mut s = 0.0;
-            for i in j..l {
-                s += a[(i, j)] * y[(i, 0)];
-            }
-            x[(j, 0)] = s;
+        for (j, x) in x.iter_mut().enumerate() {
+            *x = dot(&column(a, j)[j..], &y[j..]);
         }
+        let ny = norm(y);
+        best = ny.max(norm(x) / ny.max(f64::MIN_POSITIVE));
     }
-    // |Aᵀ y| / |y| is the better of the two bounds.
-    norm.max(x.norm_l2() / norm.max(f64::MIN_POSITIVE))
+    best
 }
 
-/// `acc <- R acc`, both upper triangular; `r` l×l in f64.
-pub(crate) fn premultiply(mut acc: MatMut<'_, f64>, r: MatRef<'_, f64>) {
-    let l = r.nrows();
-    for j in 0..l {
-        let mut column = acc.rb_mut().col_mut(j);
-        // Entry k is read before anything is added to it: later columns of R only reach rows above it.
+/// `acc <- R acc`, both upper triangular.
+pub(super) fn premultiply(mut acc: MatMut<'_, f64>, r: MatRef<'_, f64>) {
+    for j in 0..r.ncols() {
+        let x = column_mut(acc.rb_mut(), j);
+        // Entry k is read before anything is added to it: later columns of R only reach the rows above it.
         for k in 0..=j {
-            let x = column[k];
-            column[k] = 0.0;
-            for i in 0..=k {
-                column[i] += r[(i, k)] * x;
+            let s = std::mem::take(&mut x[k]);
+            for (x, r) in x[..=k].iter_mut().zip(column(r, k)) {
+                *x += r * s;
             }
         }
     }

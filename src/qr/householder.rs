@@ -27,10 +27,14 @@ use faer::mat::AsMatMut;
 use faer::prelude::*;
 use faer::{Accum, MatMut, MatRef, Par};
 
+use super::{column, column_mut, for_row_groups};
 use crate::simd::Scalar;
 
 /// Columns of a panel that are factored one reflector at a time.
 const BASE: usize = 8;
+
+/// Columns of a slice: what one task applies a block to.
+const SLICE: usize = 32;
 
 /// Columns of a block for an m×n matrix: the height of `t` in [`factor`].
 pub fn block_size(m: usize, n: usize) -> usize {
@@ -58,7 +62,7 @@ pub fn factor<T: Scalar>(mut a: MatMut<'_, T>, mut t: MatMut<'_, T>, par: Par, s
         v.copy_from(panel.rb());
         {
             let (mut work, stack) = temp_mat_zeroed::<T, _, _>(w, w, stack);
-            factor_panel(v.rb_mut(), tj.rb_mut(), work.as_mat_mut(), par);
+            factor_panel(v.rb_mut(), tj.rb_mut(), work.as_mat_mut());
             let _ = stack;
         }
         panel.copy_from(v.rb());
@@ -107,14 +111,16 @@ pub fn form_q<T: Scalar>(mut a: MatMut<'_, T>, t: MatRef<'_, T>, par: Par, stack
                 // T is upper triangular, V_topᵀ too: V_top[c, k] with k <= c, T[r, k] with k >= r.
                 let mut s = T::from_f64(0.0);
                 for k in r..=c {
-                    s = s + tj[(r, k)] * top[(c, k)];
+                    s += tj[(r, k)] * top[(c, k)];
                 }
                 x[(r, c)] = s;
             }
         }
-        matmul(panel.rb_mut(), Accum::Replace, v.rb(), x.rb(), T::from_f64(-1.0), par);
+        for_row_groups(panel.rb_mut().transpose_mut(), x.rb_mut(), SLICE, SLICE, par, &|panel, x| {
+            matmul(panel.transpose_mut(), Accum::Replace, v.rb(), x.rb(), T::from_f64(-1.0), Par::Seq);
+        });
         for c in 0..w {
-            panel[(c, c)] = panel[(c, c)] + T::from_f64(1.0);
+            panel[(c, c)] += T::from_f64(1.0);
         }
         above.fill(T::from_f64(0.0));
     }
@@ -182,7 +188,8 @@ fn explicit_v<T: Scalar>(mut v: MatMut<'_, T>) {
     }
 }
 
-/// `c <- (I − V T Vᵀ) c`, or with `Tᵀ`.
+/// `c <- (I − V T Vᵀ) c`, or with `Tᵀ`. Columns are independent and done in slices of fixed width, each by one
+/// thread: faer's matmul with `Par::Rayon` rounds differently from `Par::Seq` where the product is one column wide.
 fn apply_block<T: Scalar>(
     v: MatRef<'_, T>,
     t: MatRef<'_, T>,
@@ -192,22 +199,24 @@ fn apply_block<T: Scalar>(
     stack: &mut MemStack,
 ) {
     let (w, p) = (v.ncols(), c.ncols());
-    let (mut x, stack) = temp_mat_zeroed::<T, _, _>(w, p, stack);
-    let mut x = x.as_mat_mut();
-    let (mut z, _) = temp_mat_zeroed::<T, _, _>(w, p, stack);
-    let mut z = z.as_mat_mut();
+    let (mut work, _) = temp_mat_zeroed::<T, _, _>(2 * w, p, stack);
+    let t = if transpose { t.transpose() } else { t };
     let one = T::from_f64(1.0);
-    matmul(x.rb_mut(), Accum::Replace, v.transpose(), c.rb(), one, par);
-    matmul(z.rb_mut(), Accum::Replace, if transpose { t.transpose() } else { t }, x.rb(), one, par);
-    matmul(c, Accum::Add, v, z.rb(), -one, par);
+    for_row_groups(c.transpose_mut(), work.as_mat_mut(), SLICE, SLICE, par, &|c, work| {
+        let mut c = c.transpose_mut();
+        let (mut x, mut z) = work.split_at_row_mut(w);
+        matmul(x.rb_mut(), Accum::Replace, v.transpose(), c.rb(), one, Par::Seq);
+        matmul(z.rb_mut(), Accum::Replace, t, x.rb(), one, Par::Seq);
+        matmul(c.rb_mut(), Accum::Add, v, z.rb(), -one, Par::Seq);
+    });
 }
 
 fn apply_block_scratch<T: Scalar>(nb: usize, p: usize) -> StackReq {
-    temp_mat_scratch::<T>(nb, p).and(temp_mat_scratch::<T>(nb, p))
+    temp_mat_scratch::<T>(2 * nb, p)
 }
 
 /// QR of a contiguous panel (m×w, m >= w); `t` receives the w×w factor, entirely (zeros below); `work` is w×w.
-fn factor_panel<T: Scalar>(mut a: MatMut<'_, T>, mut t: MatMut<'_, T>, mut work: MatMut<'_, T>, par: Par) {
+fn factor_panel<T: Scalar>(mut a: MatMut<'_, T>, mut t: MatMut<'_, T>, mut work: MatMut<'_, T>) {
     let (m, w) = a.shape();
     if w <= BASE {
         return factor_base(a, t);
@@ -217,7 +226,7 @@ fn factor_panel<T: Scalar>(mut a: MatMut<'_, T>, mut t: MatMut<'_, T>, mut work:
     let (mut a1, mut a2) = a.rb_mut().split_at_col_mut(h);
     let (mut t11, mut t12, mut t21, mut t22) = t.rb_mut().split_at_mut(h, h);
     t21.fill(T::from_f64(0.0));
-    factor_panel(a1.rb_mut(), t11.rb_mut(), work.rb_mut(), par);
+    factor_panel(a1.rb_mut(), t11.rb_mut(), work.rb_mut());
 
     // V1 with explicit ones and zeros while its corner of R waits in `work`.
     let mut corner = work.rb_mut().submatrix_mut(0, 0, h, h);
@@ -226,12 +235,12 @@ fn factor_panel<T: Scalar>(mut a: MatMut<'_, T>, mut t: MatMut<'_, T>, mut work:
     {
         // A2 <- A2 − V1 (T11ᵀ (V1ᵀ A2)); t12 and the columns of `work` behind the corner are the h×(w−h) scratch.
         let mut x = work.rb_mut().submatrix_mut(0, h, h, w - h);
-        matmul(x.rb_mut(), Accum::Replace, a1.rb().transpose(), a2.rb(), one, par);
-        matmul(t12.rb_mut(), Accum::Replace, t11.rb().transpose(), x.rb(), one, par);
-        matmul(a2.rb_mut(), Accum::Add, a1.rb(), t12.rb(), -one, par);
+        matmul(x.rb_mut(), Accum::Replace, a1.rb().transpose(), a2.rb(), one, Par::Seq);
+        matmul(t12.rb_mut(), Accum::Replace, t11.rb().transpose(), x.rb(), one, Par::Seq);
+        matmul(a2.rb_mut(), Accum::Add, a1.rb(), t12.rb(), -one, Par::Seq);
     }
     a1.rb_mut().subrows_mut(0, h).copy_from(work.rb().submatrix(0, 0, h, h));
-    factor_panel(a2.rb_mut().subrows_mut(h, m - h), t22.rb_mut(), work.rb_mut().submatrix_mut(0, 0, w - h, w - h), par);
+    factor_panel(a2.rb_mut().subrows_mut(h, m - h), t22.rb_mut(), work.rb_mut().submatrix_mut(0, 0, w - h, w - h));
 
     // T12 = −T11 (V1ᵀ V2) T22: V2's rows start at h, where V1 is plain.
     let v1 = a1.rb().subrows(h, m - h);
@@ -242,15 +251,15 @@ fn factor_panel<T: Scalar>(mut a: MatMut<'_, T>, mut t: MatMut<'_, T>, mut work:
         for r in 0..h {
             let mut s = v1_top[(c, r)];
             for k in c + 1..w - h {
-                s = s + v1_top[(k, r)] * v2_top[(k, c)];
+                s += v1_top[(k, r)] * v2_top[(k, c)];
             }
             x[(r, c)] = s;
         }
     }
-    matmul(x.rb_mut(), Accum::Add, v1_rest.transpose(), v2_rest, one, par);
-    matmul(t12.rb_mut(), Accum::Replace, t11.rb(), x.rb(), -one, par);
+    matmul(x.rb_mut(), Accum::Add, v1_rest.transpose(), v2_rest, one, Par::Seq);
+    matmul(t12.rb_mut(), Accum::Replace, t11.rb(), x.rb(), -one, Par::Seq);
     x.copy_from(t12.rb());
-    matmul(t12.rb_mut(), Accum::Replace, x.rb(), t22.rb(), one, par);
+    matmul(t12.rb_mut(), Accum::Replace, x.rb(), t22.rb(), one, Par::Seq);
 }
 
 /// The same for at most [`BASE`] columns, one reflector at a time (LAPACK's GEQRT2).
@@ -259,40 +268,32 @@ fn factor_base<T: Scalar>(mut a: MatMut<'_, T>, mut t: MatMut<'_, T>) {
     t.fill(T::from_f64(0.0));
     for j in 0..w {
         let (done, mut rest) = a.rb_mut().split_at_col_mut(j);
-        let (mut column, mut behind) = rest.rb_mut().split_at_col_mut(1);
-        let x = &mut contiguous(column.rb_mut())[j..];
+        let (mut own, mut behind) = rest.rb_mut().split_at_col_mut(1);
+        let x = &mut column_mut(own.rb_mut(), 0)[j..];
         let (beta, tau) = reflector(x);
         let v = &x[1..];
         for c in 0..w - j - 1 {
-            let y = &mut contiguous(behind.rb_mut().subcols_mut(c, 1))[j..];
+            let y = &mut column_mut(behind.rb_mut(), c)[j..];
             let s = (y[0] + dot(v, &y[1..])) * tau;
-            y[0] = y[0] - s;
+            y[0] -= s;
             subtract(&mut y[1..], s, v);
         }
         // T[..j, j] = −tau T[..j, ..j] (V[.., ..j]ᵀ v)
         let mut x = [T::from_f64(0.0); BASE];
         for (i, x) in x.iter_mut().enumerate().take(j) {
-            let u = &contiguous_ref(done.rb().subcols(i, 1))[j..];
+            let u = &column(done.rb(), i)[j..];
             *x = (u[0] + dot(v, &u[1..])) * -tau;
         }
         for i in 0..j {
             let mut s = T::from_f64(0.0);
             for k in i..j {
-                s = s + t[(i, k)] * x[k];
+                s += t[(i, k)] * x[k];
             }
             t[(i, j)] = s;
         }
         t[(j, j)] = tau;
-        contiguous(column)[j] = beta;
+        column_mut(own, 0)[j] = beta;
     }
-}
-
-fn contiguous<T: Scalar>(column: MatMut<'_, T>) -> &mut [T] {
-    column.col_mut(0).try_as_col_major_mut().expect("panels are column-major").as_slice_mut()
-}
-
-fn contiguous_ref<T: Scalar>(column: MatRef<'_, T>) -> &[T] {
-    column.col(0).try_as_col_major().expect("panels are column-major").as_slice()
 }
 
 /// `x <- [beta, v]` with `(I − tau [1; v][1; v]ᵀ) x = [beta; 0]`; LAPACK's LARFG with norms in f64. Returns (beta, tau);
@@ -352,7 +353,7 @@ fn divide<T: Scalar>(x: &mut [T], scale: f64, by: f64) {
     );
 }
 
-fn dot<T: Scalar>(x: &[T], y: &[T]) -> T {
+pub(super) fn dot<T: Scalar>(x: &[T], y: &[T]) -> T {
     debug_assert_eq!(x.len(), y.len());
     pulp::Arch::new().dispatch(
         #[inline(always)]
@@ -362,11 +363,11 @@ fn dot<T: Scalar>(x: &[T], y: &[T]) -> T {
             let (ys, y_rest) = y.as_chunks::<LANES>();
             for (x, y) in xs.iter().zip(ys) {
                 for ((s, x), y) in sums.iter_mut().zip(x).zip(y) {
-                    *s = *s + *x * *y;
+                    *s += *x * *y;
                 }
             }
             for ((s, x), y) in sums.iter_mut().zip(x_rest).zip(y_rest) {
-                *s = *s + *x * *y;
+                *s += *x * *y;
             }
             fold(sums)
         },
@@ -379,7 +380,7 @@ fn subtract<T: Scalar>(y: &mut [T], s: T, x: &[T]) {
         #[inline(always)]
         || {
             for (y, x) in y.iter_mut().zip(x) {
-                *y = *y - s * *x;
+                *y -= s * *x;
             }
         },
     );
@@ -391,7 +392,7 @@ fn fold<T: Scalar>(mut sums: [T; LANES]) -> T {
     while n > 1 {
         n /= 2;
         for i in 0..n {
-            sums[i] = sums[i] + sums[i + n];
+            sums[i] += sums[i + n];
         }
     }
     sums[0]

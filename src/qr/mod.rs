@@ -14,15 +14,19 @@
 
 pub mod cholesky;
 pub mod householder;
+pub mod tsqr;
 
 use faer::dyn_stack::{MemStack, StackReq};
 use faer::linalg::{temp_mat_scratch, temp_mat_zeroed};
 use faer::mat::AsMatMut;
 use faer::prelude::*;
-use faer::{MatMut, Par};
+use faer::{MatMut, MatRef, Par};
 
 use crate::error::{Error, Result};
 use crate::simd::Scalar;
+
+/// Leaves from which on a panel that CholeskyQR could not do goes to TSQR rather than to plain Householder.
+const TSQR_LEAVES: usize = 4;
 
 /// How a panel was orthonormalized.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,12 +36,16 @@ pub enum Algorithm {
     CholeskyQr,
     /// Two passes, Gram matrices in the panel's own arithmetic.
     CholeskyQr2,
+    /// The first factor from a sketch of the panel, in f64.
+    SketchedCholeskyQr,
     /// The first Gram matrix of an f32 panel in f64.
     WideCholeskyQr2,
     /// The first Gram matrix (or the first two) shifted by a multiple of the identity.
     ShiftedCholeskyQr,
     /// Blocked Householder reflections.
     Householder,
+    /// Householder reflections on blocks of rows, and a tree over their R's.
+    Tsqr,
 }
 
 /// What [`orthonormalize`] did.
@@ -68,56 +76,34 @@ pub fn orthonormalize<T: Scalar>(
     par: Par,
     stack: &mut MemStack,
 ) -> Result<Orthonormalization> {
-    let (m, l) = y.shape();
-    if l == 0 {
-        return Err(Error::Empty { shape: vec![m, l] });
-    }
-    if m < l {
-        return Err(Error::shape("orthonormalize", "at least as many rows as columns", format_args!("{m}×{l}")));
-    }
-    if let Some(r) = &r
-        && r.shape() != (l, l)
-    {
-        return Err(Error::shape("orthonormalize: R", format_args!("{l}×{l}"), format_args!("{:?}", r.shape())));
-    }
-
-    let (mut acc, stack) = temp_mat_zeroed::<f64, _, _>(if r.is_some() { l } else { 0 }, l, stack);
+    let l = y.ncols();
+    check_shapes("orthonormalize", y.rb(), r.as_ref().map(|r| r.rb()))?;
+    let (mut acc, stack) = identity(l, r.is_some(), stack);
     let mut acc = r.is_some().then(|| acc.as_mat_mut());
-    if let Some(acc) = &mut acc {
-        for j in 0..l {
-            acc[(j, j)] = 1.0;
-        }
-    }
     let (mut exponents, stack) = stack.make_with(l, |_| 0_i32);
 
-    let done = match cholesky::iterate(y.rb_mut(), acc.as_mut().map(|a| a.rb_mut()), par, stack) {
-        cholesky::Outcome::Range => {
-            let full = equilibrate(y.rb_mut(), &mut exponents)?;
-            match full {
-                true => cholesky::iterate(y.rb_mut(), acc.as_mut().map(|a| a.rb_mut()), par, stack),
-                false => cholesky::Outcome::Breakdown { passes: 0 },
-            }
-        }
-        other => other,
-    };
-    let report = match done {
+    let mut outcome = cholesky::iterate(y.rb_mut(), acc.as_mut().map(|a| a.rb_mut()), true, par, stack);
+    if let cholesky::Outcome::Range = outcome {
+        let nonzero = equilibrate(y.rb_mut(), &mut exponents)?;
+        outcome = if nonzero {
+            cholesky::iterate(y.rb_mut(), acc.as_mut().map(|a| a.rb_mut()), false, par, stack)
+        } else {
+            cholesky::Outcome::Breakdown(cholesky::SINGULAR)
+        };
+    }
+    let report = match outcome {
         cholesky::Outcome::Done(report) => report,
-        cholesky::Outcome::Range | cholesky::Outcome::Breakdown { .. } => {
-            householder_in_place(y.rb_mut(), acc.as_mut().map(|a| a.rb_mut()), par, stack);
-            let passes = if let cholesky::Outcome::Breakdown { passes } = done { passes } else { 0 };
-            Orthonormalization { algorithm: Algorithm::Householder, condition_estimate: f64::INFINITY, passes }
+        cholesky::Outcome::Range | cholesky::Outcome::Breakdown(_) => {
+            let algorithm = reflect(y.rb_mut(), acc.as_mut().map(|a| a.rb_mut()), par, stack)?;
+            // Reflections round by up to m eps where all errors have one sign (a panel of ones: 170 eps at 1000×100);
+            // one more pass, on a panel that is orthonormal but for that, brings it to the level of the others.
+            cholesky::iterate(y.rb_mut(), acc.as_mut().map(|a| a.rb_mut()), false, par, stack);
+            let report = if let cholesky::Outcome::Breakdown(report) = outcome { report } else { cholesky::SINGULAR };
+            Orthonormalization { algorithm, ..report }
         }
     };
-    if let (Some(mut r), Some(acc)) = (r, acc) {
-        for j in 0..l {
-            for i in 0..l {
-                let x = if i <= j { scale_by_exponent(acc[(i, j)], exponents[j]) } else { 0.0 };
-                if x.abs() > <T as Scalar>::MAX {
-                    return Err(Error::Range { what: "an entry of R", value: x });
-                }
-                r[(i, j)] = T::from_f64(x);
-            }
-        }
+    if let (Some(r), Some(acc)) = (r, acc) {
+        write_r(r, acc.rb(), Some(&exponents))?;
     }
     Ok(report)
 }
@@ -126,8 +112,65 @@ pub fn orthonormalize<T: Scalar>(
 pub fn orthonormalize_scratch<T: Scalar>(m: usize, l: usize, par: Par) -> StackReq {
     let acc = temp_mat_scratch::<f64>(l, l);
     let exponents = StackReq::new::<i32>(l);
-    let work = StackReq::any_of(&[cholesky::iterate_scratch::<T>(m, l), householder_in_place_scratch::<T>(m, l, par)]);
+    let work = StackReq::any_of(&[cholesky::iterate_scratch::<T>(m, l), reflect_scratch::<T>(m, l, par)]);
     StackReq::all_of(&[acc, exponents, work])
+}
+
+fn check_shapes<T: Scalar>(op: &'static str, y: MatRef<'_, T>, r: Option<MatRef<'_, T>>) -> Result<()> {
+    let (m, l) = y.shape();
+    if l == 0 {
+        return Err(Error::Empty { shape: vec![m, l] });
+    }
+    if m < l {
+        return Err(Error::shape(op, "at least as many rows as columns", format_args!("{m}×{l}")));
+    }
+    match r {
+        Some(r) if r.shape() != (l, l) => {
+            Err(Error::shape(op, format_args!("R to be {l}×{l}"), format_args!("{}×{}", r.nrows(), r.ncols())))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The l×l identity that the factors of R are multiplied onto; 0×l if R is not wanted.
+fn identity(
+    l: usize,
+    wanted: bool,
+    stack: &mut MemStack,
+) -> (impl AsMatMut<T = f64, Rows = usize, Cols = usize>, &mut MemStack) {
+    let (mut acc, stack) = temp_mat_zeroed::<f64, _, _>(if wanted { l } else { 0 }, l, stack);
+    if wanted {
+        let mut acc = acc.as_mat_mut();
+        for j in 0..l {
+            acc[(j, j)] = 1.0;
+        }
+    }
+    (acc, stack)
+}
+
+/// `r <- acc` with column j times `2^exponents[j]`.
+fn write_r<T: Scalar>(mut r: MatMut<'_, T>, acc: MatRef<'_, f64>, exponents: Option<&[i32]>) -> Result<()> {
+    for j in 0..acc.ncols() {
+        let e = exponents.map_or(0, |e| e[j]);
+        for i in 0..acc.nrows() {
+            let x = if i <= j { scale_by_exponent(acc[(i, j)], e) } else { 0.0 };
+            if x.abs() > <T as Scalar>::MAX {
+                return Err(Error::Range { what: "an entry of R", value: x });
+            }
+            r[(i, j)] = T::from_f64(x);
+        }
+    }
+    Ok(())
+}
+
+/// Column j of a scratch matrix.
+fn column<W>(a: MatRef<'_, W>, j: usize) -> &[W] {
+    a.col(j).try_as_col_major().expect("scratch is column-major").as_slice()
+}
+
+/// Column j of a scratch matrix.
+fn column_mut<W>(a: MatMut<'_, W>, j: usize) -> &mut [W] {
+    a.col_mut(j).try_as_col_major_mut().expect("scratch is column-major").as_slice_mut()
 }
 
 /// `2^e x` without intermediate overflow.
@@ -172,47 +215,62 @@ fn exponent(x: f64) -> i32 {
     }
 }
 
-/// Householder from the panel as it is: `Y <- Q`, `acc <- R acc`, with the signs of R's diagonal made nonnegative.
-fn householder_in_place<T: Scalar>(mut y: MatMut<'_, T>, acc: Option<MatMut<'_, f64>>, par: Par, stack: &mut MemStack) {
+/// Reflections on the panel as it is: `Y <- Q`, `acc <- R acc`, R's diagonal not negative.
+fn reflect<T: Scalar>(
+    mut y: MatMut<'_, T>,
+    acc: Option<MatMut<'_, f64>>,
+    par: Par,
+    stack: &mut MemStack,
+) -> Result<Algorithm> {
     let (m, l) = y.shape();
-    let (mut t, stack) = temp_mat_zeroed::<T, _, _>(householder::block_size(m, l), l, stack);
-    let mut t = t.as_mat_mut();
-    let (mut negative, stack) = stack.make_with(l, |_| false);
-    householder::factor(y.rb_mut(), t.rb_mut(), par, stack);
-    for j in 0..l {
-        negative[j] = y[(j, j)] < T::from_f64(0.0);
-    }
+    let (mut r, stack) = temp_mat_zeroed::<T, _, _>(l, l, stack);
+    let mut r = r.as_mat_mut();
+    let algorithm = if tsqr::leaves(m, l) >= TSQR_LEAVES {
+        tsqr::tsqr(y.rb_mut(), r.rb_mut(), par, stack)?;
+        Algorithm::Tsqr
+    } else {
+        let (mut t, stack) = temp_mat_zeroed::<T, _, _>(householder::block_size(m, l), l, stack);
+        let mut t = t.as_mat_mut();
+        householder::factor(y.rb_mut(), t.rb_mut(), par, stack);
+        for j in 0..l {
+            for i in 0..=j {
+                r[(i, j)] = y[(i, j)];
+            }
+        }
+        householder::form_q(y.rb_mut(), t.rb(), par, stack);
+        for i in 0..l {
+            if r[(i, i)] < T::from_f64(0.0) {
+                for j in i..l {
+                    r[(i, j)] = -r[(i, j)];
+                }
+                for k in 0..m {
+                    y[(k, i)] = -y[(k, i)];
+                }
+            }
+        }
+        Algorithm::Householder
+    };
     if let Some(acc) = acc {
         let (mut factor, _) = temp_mat_zeroed::<f64, _, _>(l, l, stack);
         let mut factor = factor.as_mat_mut();
         for j in 0..l {
             for i in 0..=j {
-                let x = y[(i, j)].to_f64();
-                factor[(i, j)] = if negative[i] { -x } else { x };
+                factor[(i, j)] = r[(i, j)].to_f64();
             }
         }
         cholesky::premultiply(acc, factor.rb());
     }
-    householder::form_q(y.rb_mut(), t.rb(), par, stack);
-    for j in 0..l {
-        if negative[j] {
-            for i in 0..m {
-                y[(i, j)] = -y[(i, j)];
-            }
-        }
-    }
+    Ok(algorithm)
 }
 
-fn householder_in_place_scratch<T: Scalar>(m: usize, l: usize, par: Par) -> StackReq {
-    StackReq::all_of(&[
-        temp_mat_scratch::<T>(householder::block_size(m, l), l),
-        StackReq::new::<bool>(l),
-        StackReq::any_of(&[
-            temp_mat_scratch::<f64>(l, l),
-            householder::factor_scratch::<T>(m, l, par),
-            householder::form_q_scratch::<T>(m, l, par),
-        ]),
-    ])
+fn reflect_scratch<T: Scalar>(m: usize, l: usize, par: Par) -> StackReq {
+    let work = if tsqr::leaves(m, l) >= TSQR_LEAVES {
+        tsqr::tsqr_scratch::<T>(m, l, par)
+    } else {
+        temp_mat_scratch::<T>(householder::block_size(m, l), l)
+            .and(householder::factor_scratch::<T>(m, l, par).or(householder::form_q_scratch::<T>(m, l, par)))
+    };
+    temp_mat_scratch::<T>(l, l).and(work.or(temp_mat_scratch::<f64>(l, l)))
 }
 
 /// Runs `f` on consecutive groups of `rows` rows of `y`, each with its own `width` columns of `work`, in parallel

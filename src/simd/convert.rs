@@ -5,7 +5,7 @@
 //! set if that was inexact), after which rounding to 11 or 8 bits gives what direct rounding would, because f32 has
 //! more than two bits more (Boldo, Melquiond, Emulation of FMA and correctly rounded sums, 2008).
 
-use super::lanes::{Kernel, Lanes, Vector};
+use super::lanes::{Kernel, Lanes};
 use super::{Scalar, dispatch, isa};
 use crate::tensor::{DType, Element};
 

@@ -26,11 +26,19 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     type Simd: Simd;
     /// Its name.
     const ISA: Isa;
+    /// Do additions and multiply-adds run in different units, so that a mix of both is faster than either? They do on
+    /// AMD since Zen; elsewhere a multiply-add costs what an addition costs.
+    const ADDS_BESIDE_FMAS: bool;
 
     /// pulp's token.
     fn simd(self) -> Self::Simd;
     /// Compiles `f` with this instruction set and calls it.
     fn vectorize<F: pulp::NullaryFnOnce>(self, f: F) -> F::Output;
+    /// Asks for the cache line at `at`, which need not be a valid address, to be read and written soon.
+    #[inline(always)]
+    fn prefetch(self, at: *const u8) {
+        let _ = at;
+    }
     /// Lane `i` of the result is lane `i ^ D` of `a`; `D` is a power of two below the number of lanes.
     fn xor_f32s<const D: usize>(self, a: F32s<Self>) -> F32s<Self>;
     /// As [`xor_f32s`](Self::xor_f32s).

@@ -11,14 +11,16 @@
 //!
 //! Arithmetic comes from `pulp`'s tokens. What pulp lacks is added here, a few lines per instruction set: exchange
 //! of lanes at distance `D`, and loads and stores of f16 and bf16. Storage types are
-//! [`Element`](crate::tensor::Element)s; [`convert`] changes whole slices.
+//! [`Element`]s; [`convert`] changes whole slices.
 
 pub mod convert;
 mod lanes;
+pub(crate) mod load;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod portable;
 pub mod reduce;
+pub(crate) mod transpose;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 

@@ -10,6 +10,7 @@ use super::{Isa, Lanes};
 impl Lanes for Neon {
     type Simd = Neon;
     const ISA: Isa = Isa::Neon;
+    const ADDS_BESIDE_FMAS: bool = false;
 
     #[inline(always)]
     fn simd(self) -> Neon {

@@ -11,6 +11,7 @@ pub struct Portable;
 impl Lanes for Portable {
     type Simd = pulp::Scalar;
     const ISA: Isa = Isa::Portable;
+    const ADDS_BESIDE_FMAS: bool = false;
 
     #[inline(always)]
     fn simd(self) -> pulp::Scalar {

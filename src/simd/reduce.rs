@@ -1,7 +1,7 @@
 //! Reductions that the input check and the certificates need: `max |x|`, `Σ x²` in f64, and whether all is finite.
 //!
-//! One pass, bytes of `x` read once. Elements are widened in blocks of [`BLOCK`] into a stack buffer that stays in L1,
-//! then folded into [`LANES`] independent f64 accumulators, so that the loop is a chain of vector FMAs for whatever
+//! One pass, bytes of `x` read once. Elements are widened in blocks of `BLOCK` into a stack buffer that stays in L1,
+//! then folded into `LANES` independent f64 accumulators, so that the loop is a chain of vector FMAs for whatever
 //! instruction set runs it; the order of additions is fixed by the length alone.
 
 use super::convert::convert;

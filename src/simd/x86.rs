@@ -1,6 +1,8 @@
 //! AVX2 and AVX-512: lane exchange and half-precision loads and stores.
 
-use core::arch::x86_64::{_MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _mm256_cvtph_ps, _mm256_cvtps_ph};
+use core::arch::x86_64::{
+    _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _MM_HINT_T0, _mm_prefetch, _mm256_cvtph_ps, _mm256_cvtps_ph,
+};
 
 use half::f16;
 use pulp::{cast, f32x8, f32x16, f64x4, f64x8};
@@ -33,6 +35,7 @@ pulp::simd_type! {
 impl Lanes for Avx2 {
     type Simd = pulp::x86::V3;
     const ISA: Isa = Isa::Avx2;
+    const ADDS_BESIDE_FMAS: bool = true;
 
     #[inline(always)]
     fn simd(self) -> pulp::x86::V3 {
@@ -42,6 +45,11 @@ impl Lanes for Avx2 {
     #[inline(always)]
     fn vectorize<F: pulp::NullaryFnOnce>(self, f: F) -> F::Output {
         Avx2::vectorize(self, f)
+    }
+    #[inline(always)]
+    fn prefetch(self, at: *const u8) {
+        // SAFETY: a hint; it reads nothing and faults on no address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
     #[inline(always)]
     fn xor_f32s<const D: usize>(self, a: f32x8) -> f32x8 {
@@ -81,6 +89,7 @@ pub(super) use pulp::x86::V4 as Avx512;
 impl Lanes for Avx512 {
     type Simd = Avx512;
     const ISA: Isa = Isa::Avx512;
+    const ADDS_BESIDE_FMAS: bool = true;
 
     #[inline(always)]
     fn simd(self) -> Avx512 {
@@ -89,6 +98,11 @@ impl Lanes for Avx512 {
     #[inline(always)]
     fn vectorize<F: pulp::NullaryFnOnce>(self, f: F) -> F::Output {
         Avx512::vectorize(self, f)
+    }
+    #[inline(always)]
+    fn prefetch(self, at: *const u8) {
+        // SAFETY: a hint; it reads nothing and faults on no address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
     #[inline(always)]
     fn xor_f32s<const D: usize>(self, a: f32x16) -> f32x16 {

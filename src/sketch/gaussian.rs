@@ -21,12 +21,10 @@ use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
-use super::{
-    Layout, ROW_BITS, SketchOperator, check_apply, check_size, check_stream, for_row_chunks, load_column, load_row,
-};
+use super::{Layout, ROW_BITS, SketchOperator, Source, check_apply, check_size, check_stream, for_row_chunks};
 use crate::error::Result;
 use crate::rng::{Philox, stream};
-use crate::simd::Scalar;
+use crate::simd::{self, Kernel, Lanes, Scalar};
 use crate::tensor::{DType, Element};
 
 /// An n×l matrix of independent normals of variance `1/l`, generated where it is used.
@@ -140,7 +138,7 @@ impl SketchOperator for Gaussian {
         let direct = if (1e-30..1e30).contains(&scale) { E::view(a).typed::<T>() } else { None };
         let depth = PARAMS.depth.min(rows.len());
         let mut panel = vec![T::zeroed(); depth * self.l.next_multiple_of(4)];
-        let mut accumulate = accumulate;
+        let (mut accumulate, isa) = (accumulate, simd::isa());
         for first in rows.clone().step_by(depth) {
             let depth = depth.min(rows.end - first);
             let k = first - rows.start;
@@ -153,7 +151,8 @@ impl SketchOperator for Gaussian {
                 let scratch = || vec![T::zeroed(); PARAMS.tile_rows * depth];
                 for_row_chunks(y.as_mut(), PARAMS.tile_rows, par, scratch, |i, y, tile| {
                     let tile = &mut tile[..y.nrows() * depth];
-                    let tile = load_tile(a.submatrix(i, k, y.nrows(), depth), tile, scale);
+                    let a = a.submatrix(i, k, y.nrows(), depth);
+                    let tile = simd::dispatch(isa, LoadTile { source: Source::new::<T>(a, scale), tile });
                     matmul(y, accumulate, tile, omega, one, Par::Seq);
                 });
             }
@@ -163,14 +162,26 @@ impl SketchOperator for Gaussian {
     }
 }
 
-/// `scale · a` in `tile`, in the order of `a`'s own storage.
-fn load_tile<'t, E: Element, T: Scalar>(a: MatRef<'_, E>, tile: &'t mut [T], scale: f64) -> MatRef<'t, T> {
-    let (m, n) = (a.nrows(), a.ncols());
-    if Layout::of(a) == Layout::Columns {
-        tile.chunks_exact_mut(m).enumerate().for_each(|(j, x)| load_column(a, j, 0, x, scale));
-        MatRef::from_column_major_slice(tile, m, n)
-    } else {
-        tile.chunks_exact_mut(n).enumerate().for_each(|(i, x)| load_row(a, i, 0, x, scale));
-        MatRef::from_row_major_slice(tile, m, n)
+/// `scale · A` in `tile`, in the order of `A`'s own storage.
+struct LoadTile<'a, 't, E, T> {
+    source: Source<'a, E>,
+    tile: &'t mut [T],
+}
+
+impl<'t, E: Element, T: Scalar> Kernel for LoadTile<'_, 't, E, T> {
+    type Output = MatRef<'t, T>;
+
+    #[inline(always)]
+    fn run<S: Lanes>(self, s: S) -> MatRef<'t, T> {
+        let LoadTile { source, tile } = self;
+        let by_columns = Layout::of(source.a) == Layout::Columns;
+        // Each contiguous line of A is a column of `source`.
+        let source = if by_columns { source } else { source.transpose() };
+        let length = source.a.nrows();
+        for (j, line) in tile.chunks_exact_mut(length).enumerate() {
+            source.column(s, j, 0, source.factor(), line);
+        }
+        let tile = MatRef::from_column_major_slice(tile, length, source.a.ncols());
+        if by_columns { tile } else { tile.transpose() }
     }
 }

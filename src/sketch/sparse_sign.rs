@@ -20,12 +20,12 @@ use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
 use super::{
-    Layout, ROW_BITS, SketchOperator, check_apply, check_size, check_stream, for_row_chunks, load_column, load_row,
-    store,
+    Layout, Lines, ROW_BITS, SketchOperator, Source, check_apply, check_size, check_stream, for_row_chunks, store,
 };
 use crate::error::{Error, Result};
 use crate::rng::{Philox, stream};
-use crate::simd::Scalar;
+use crate::simd::transpose::transpose_square;
+use crate::simd::{self, Kernel, Lanes, Scalar};
 use crate::tensor::Element;
 
 /// An n×l matrix with ζ entries ±1/√ζ in each row.
@@ -194,11 +194,11 @@ impl SketchOperator for SparseSign {
             let count = table_rows.min(rows.end - first);
             let table = &mut table[..count * zeta];
             self.nonzeros(first, table, par);
-            let a = a.subcols(first - rows.start, count);
+            let source = Source::new::<T>(a.subcols(first - rows.start, count), scale);
             // One generic kernel; its width is a compile-time constant for each arithmetic type.
             match size_of::<T>() {
-                4 => scatter::<E, T, { PARAMS.width_bytes / 4 }>(zeta, table, a, scale, accumulate, y.as_mut(), par),
-                _ => scatter::<E, T, { PARAMS.width_bytes / 8 }>(zeta, table, a, scale, accumulate, y.as_mut(), par),
+                4 => scatter::<E, T, { PARAMS.width_bytes / 4 }>(zeta, table, source, accumulate, y.as_mut(), par),
+                _ => scatter::<E, T, { PARAMS.width_bytes / 8 }>(zeta, table, source, accumulate, y.as_mut(), par),
             }
             accumulate = Accum::Add;
         }
@@ -210,58 +210,96 @@ impl SketchOperator for SparseSign {
 fn scatter<E: Element, T: Scalar, const W: usize>(
     zeta: usize,
     table: &[u32],
-    a: MatRef<'_, E>,
-    scale: f64,
+    source: Source<'_, E>,
     accumulate: Accum,
     y: MatMut<'_, T>,
     par: Par,
 ) {
-    let l = y.ncols();
-    let columns = Layout::of(a) == Layout::Columns;
-    let depth = PARAMS.depth;
-    let c = T::from_f64(1.0 / (zeta as f64).sqrt());
-    let scratch = || (vec![[T::zeroed(); W]; l], vec![[[T::zeroed(); W]; 2]; depth], vec![T::zeroed(); depth]);
-    for_row_chunks(y, W, par, scratch, |i, y, (sums, tile, row)| {
-        let filled = y.nrows();
-        sums.fill([T::zeroed(); W]);
-        for (k, table) in (0..a.ncols()).step_by(depth).zip(table.chunks(depth * zeta)) {
-            let tile = &mut tile[..table.len() / zeta];
-            if columns {
-                for (j, [plus, _]) in tile.iter_mut().enumerate() {
-                    load_column(a, k + j, i, &mut plus[..filled], scale);
-                }
-            } else {
-                let row = &mut row[..tile.len()];
-                for w in 0..filled {
-                    load_row(a, i + w, k, row, scale);
-                    tile.iter_mut().zip(&*row).for_each(|([plus, _], &x)| plus[w] = x);
-                }
-            }
-            pulp::Arch::new().dispatch(
-                #[inline(always)]
-                || add_nonzeros(zeta, table, tile, sums),
-            );
-        }
-        sums.iter_mut().flatten().for_each(|x| *x *= c);
-        let sums = MatRef::from_column_major_slice(sums.as_flattened(), W, l);
-        store(y, sums.subrows(0, filled), accumulate);
+    let (l, isa) = (y.ncols(), simd::isa());
+    let scratch = || Scratch::<T, W> {
+        sums: Lines::new(l),
+        rows: vec![T::zeroed(); W * PARAMS.depth],
+        tile: Lines::new(2 * PARAMS.depth),
+    };
+    for_row_chunks(y, W, par, scratch, |first, y, scratch| {
+        simd::dispatch(isa, Scatter { zeta, table, source, first, count: y.nrows(), scratch });
+        let sums = MatRef::from_column_major_slice(scratch.sums.as_flattened(), W, l);
+        store(y, sums.subrows(0, sums.nrows().min(source.a.nrows() - first)), accumulate);
     });
 }
 
-/// The scatter itself: `sums[column] += ± tile[j]` for the nonzeros of each row `j`.
-#[inline(always)]
-fn add_nonzeros<T: Scalar, const W: usize>(zeta: usize, table: &[u32], tile: &mut [[[T; W]; 2]], sums: &mut [[T; W]]) {
-    for (j, nonzeros) in table.chunks_exact(zeta).enumerate() {
-        let [plus, minus] = &mut tile[j];
-        for w in 0..W {
-            minus[w] = -plus[w];
-        }
-        for &nz in nonzeros {
-            let x = &tile[j][(nz & 1) as usize];
-            let sum = &mut sums[(nz >> 1) as usize];
-            for w in 0..W {
-                sum[w] += x[w];
+/// What a thread needs for `W` rows of `Y`.
+struct Scratch<T, const W: usize> {
+    /// Column `c` of `Y`.
+    sums: Lines<T, W>,
+    /// `W` rows of `A`, `depth` elements of each.
+    rows: Vec<T>,
+    /// Column `j` of `A`, and its negative.
+    tile: Lines<T, W>,
+}
+
+/// The scatter for `count <= W` rows.
+struct Scatter<'a, E, T, const W: usize> {
+    zeta: usize,
+    table: &'a [u32],
+    source: Source<'a, E>,
+    first: usize,
+    count: usize,
+    scratch: &'a mut Scratch<T, W>,
+}
+
+impl<E: Element, T: Scalar, const W: usize> Kernel for Scatter<'_, E, T, W> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Lanes>(self, s: S) {
+        let Scatter { zeta, table, source, first, count, scratch: Scratch { sums, rows, tile } } = self;
+        let (sums, tile) = (&mut sums[..], tile.as_chunks_mut::<2>().0);
+        let by_columns = Layout::of(source.a) == Layout::Columns;
+        let factor = source.factor();
+        sums.fill([T::zeroed(); W]);
+        for (k, table) in (0..source.a.ncols()).step_by(PARAMS.depth).zip(table.chunks(PARAMS.depth * zeta)) {
+            let depth = table.len() / zeta;
+            if by_columns {
+                for (j, [plus, _]) in tile[..depth].iter_mut().enumerate() {
+                    source.column(s, k + j, first, factor, &mut plus[..count]);
+                }
+            } else {
+                let by_rows = source.transpose();
+                for (i, row) in rows.chunks_exact_mut(PARAMS.depth).take(count).enumerate() {
+                    by_rows.column(s, first + i, k, factor, &mut row[..depth]);
+                }
+                transpose(s, rows, tile);
             }
+            for (nonzeros, tile) in table.chunks_exact(zeta).zip(&mut *tile) {
+                let [plus, minus] = &mut *tile;
+                for w in 0..W {
+                    minus[w] = -plus[w];
+                }
+                for &nz in nonzeros {
+                    // By value: the compiler cannot know that the two do not overlap.
+                    let (mut x, sum) = (tile[(nz & 1) as usize], &mut sums[(nz >> 1) as usize]);
+                    let old = *sum;
+                    for w in 0..W {
+                        x[w] += old[w];
+                    }
+                    *sum = x;
+                }
+            }
+        }
+        let c = T::from_f64(1.0 / (zeta as f64).sqrt());
+        sums.as_flattened_mut().iter_mut().for_each(|x| *x *= c);
+    }
+}
+
+/// `tile[j].plus[w] = rows[w][j]`, in squares whose side divides `W` and `depth`.
+#[inline(always)]
+fn transpose<S: Lanes, T: Scalar, const W: usize>(s: S, rows: &[T], tile: &mut [[[T; W]; 2]]) {
+    let (side, depth) = (T::lanes::<S>(), PARAMS.depth);
+    let tile = tile.as_flattened_mut().as_flattened_mut();
+    for w in (0..W).step_by(side) {
+        for j in (0..depth).step_by(side) {
+            transpose_square(s, &rows[w * depth + j..], depth, &mut tile[2 * W * j + w..], 2 * W);
         }
     }
 }

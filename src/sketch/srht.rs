@@ -39,13 +39,12 @@ use std::ops::Range;
 use faer::{Accum, MatMut, MatRef, Par};
 
 use super::{
-    Layout, ROW_BITS, SketchOperator, check_apply, check_size, check_stream, for_row_chunks, load_column, load_row,
-    store,
+    Layout, Lines, ROW_BITS, SketchOperator, Source, check_apply, check_size, check_stream, for_row_chunks, store,
 };
 use crate::error::{Error, Result};
-use crate::fwht::{transform_panel, transform_row};
+use crate::fwht::{fwht_rows, transform_panel};
 use crate::rng::{Philox, stream};
-use crate::simd::Scalar;
+use crate::simd::{self, Kernel, Lanes, Scalar};
 use crate::tensor::Element;
 
 /// An n×l subsampled randomized Hadamard transform, in blocks.
@@ -81,21 +80,26 @@ struct Params {
     block: usize,
     /// Rows of `Y` that a thread accumulates at a time.
     rows: usize,
+    /// Bytes of the rows that are transformed by one call, if a row is shorter.
+    rows_bytes: usize,
     /// Bytes of a panel's row.
     panel_bytes: usize,
+    /// Time of a gathered value, in additions of a transform.
+    gather: usize,
+    /// Time of beginning a transform, in the same unit.
+    call: usize,
 }
-const PARAMS: Params = Params { block: 4096, rows: 64, panel_bytes: 64 };
+const PARAMS: Params = Params { block: 4096, rows: 64, rows_bytes: 16384, panel_bytes: 64, gather: 28, call: 4000 };
 
 /// The power of two `r` that makes a row's transforms and gathers cheapest, at least `2l` (or all of `n`).
 fn block_length(n: usize, l: usize) -> usize {
     let whole = n.next_power_of_two();
     let shortest = (2 * l).next_power_of_two().min(whole);
     let longest = whole.min(PARAMS.block).max(shortest);
-    // A transform's point and stage costs about 1/16 of a gather.
     let transform = |s: usize| s * s.trailing_zeros() as usize;
     let cost = |r: usize| {
         let (full, rest) = (n / r, n % r);
-        full * transform(r) + transform(rest.next_power_of_two()) + 16 * l * n.div_ceil(r)
+        full * transform(r) + transform(rest.next_power_of_two()) + (PARAMS.gather * l + PARAMS.call) * n.div_ceil(r)
     };
     let lengths = (shortest.trailing_zeros()..=longest.trailing_zeros()).map(|t| 1usize << t);
     lengths.min_by_key(|&r| cost(r)).unwrap_or(shortest)
@@ -176,26 +180,33 @@ struct Piece {
     column: usize,
 }
 
-/// What a thread needs to apply pieces: signs, gathers, and cache-resident data.
-struct Scratch<T> {
+/// What a thread needs to apply pieces to `W` rows of `Y` at once: factors, and data that stay in cache.
+struct Scratch<T, const W: usize> {
+    /// Input signs of the piece, times the scale of the input.
     signs: Vec<T>,
-    gather: Vec<(u32, T)>,
-    x: Vec<T>,
-    out: Vec<T>,
+    /// Where each column of `Y` finds its value, and its factor.
+    index: Vec<u32>,
+    factor: Vec<T>,
+    /// The piece of `W` rows of `A`, transposed.
+    x: Lines<T, W>,
+    /// Sums of `rows × l` values: row-major if `W` is 1, else column-major.
+    out: Lines<T, W>,
 }
 
-impl<T: Scalar> Scratch<T> {
-    fn new(s: usize, width: usize, l: usize, rows: usize) -> Self {
+impl<T: Scalar, const W: usize> Scratch<T, W> {
+    fn new(s: usize, outputs: usize, l: usize) -> Self {
+        let zero = T::zeroed();
         Scratch {
-            signs: vec![T::zeroed(); s],
-            gather: vec![(0, T::zeroed()); l],
-            x: vec![T::zeroed(); s * width],
-            out: vec![T::zeroed(); rows * l],
+            signs: vec![zero; s],
+            index: vec![0; l],
+            factor: vec![zero; l],
+            x: Lines::new(s),
+            out: Lines::new(outputs),
         }
     }
 
     /// Input signs of a piece; where to gather and with which factor.
-    fn prepare(&mut self, sketch: &Srht, piece: &Piece) {
+    fn prepare(&mut self, sketch: &Srht, piece: &Piece, scale: T) {
         let first = (piece.block << sketch.log2_r) + piece.corner + piece.lead;
         let rng = sketch.input_signs();
         let mut index = first as u64;
@@ -204,7 +215,7 @@ impl<T: Scalar> Scratch<T> {
             let word = rng.block(index / 128)[(index % 128 / 32) as usize] >> (index % 32);
             let (now, later) = rest.split_at_mut(rest.len().min(32 - (index % 32) as usize));
             for (bit, x) in now.iter_mut().enumerate() {
-                *x = T::from_f64(1.0 - 2.0 * f64::from(word >> bit & 1));
+                *x = if word >> bit & 1 == 1 { -scale } else { scale };
             }
             index += now.len() as u64;
             rest = later;
@@ -212,13 +223,14 @@ impl<T: Scalar> Scratch<T> {
         let rng = Philox::new(sketch.seed, stream::SRHT_OUTPUT_SIGNS | sketch.stream);
         let c = 1.0 / (sketch.l as f64).sqrt();
         let mut words = [0; 4];
-        for (t, g) in self.gather.iter_mut().enumerate() {
+        for (t, (index, factor)) in self.index.iter_mut().zip(&mut self.factor).enumerate() {
             if t % 128 == 0 {
                 words = rng.block(sketch.output_sign_index(piece.block, t) / 128);
             }
             let k = sketch.sample.get(t);
             let minus = words[t % 128 / 32] >> (t % 32) & 1 ^ (piece.corner & k).count_ones() & 1;
-            *g = ((k & (piece.s - 1)) as u32, T::from_f64(if minus == 1 { -c } else { c }));
+            *index = (k & (piece.s - 1)) as u32;
+            *factor = T::from_f64(if minus == 1 { -c } else { c });
         }
     }
 }
@@ -263,67 +275,135 @@ impl SketchOperator for Srht {
         if !check_apply("Srht::apply", self, &rows, a, scale, accumulate, y.as_mut())? {
             return Ok(());
         }
-        let l = self.l;
+        let (source, l, isa) = (Source::new::<T>(a, scale), self.l, simd::isa());
         let longest = self.pieces(rows.clone()).map(|p| p.s).max().unwrap_or(0);
         if Layout::of(a) == Layout::Columns {
-            let width = PARAMS.panel_bytes / size_of::<T>();
-            for_row_chunks(
-                y,
-                width,
-                par,
-                || Scratch::new(longest, width, l, width),
-                |i, y, scratch| {
-                    scratch.out.fill(T::zeroed());
-                    let filled = y.nrows();
-                    for piece in self.pieces(rows.clone()) {
-                        scratch.prepare(self, &piece);
-                        let x = &mut scratch.x[..piece.s * width];
-                        x.fill(T::zeroed());
-                        let lines = x[piece.lead * width..].chunks_exact_mut(width);
-                        for ((p, line), &sign) in lines.take(piece.count).enumerate().zip(&scratch.signs) {
-                            load_column(a, piece.column + p, i, &mut line[..filled], scale);
-                            line.iter_mut().for_each(|x| *x *= sign);
-                        }
-                        transform_panel(x, width);
-                        for (out, &(k, c)) in scratch.out.chunks_exact_mut(width).zip(&scratch.gather) {
-                            let line = &x[k as usize * width..][..width];
-                            out.iter_mut().zip(line).for_each(|(out, &x)| *out += c * x);
-                        }
-                    }
-                    let out = MatRef::from_column_major_slice(&scratch.out, width, l);
-                    store(y, out.subrows(0, filled), accumulate);
-                },
-            );
-        } else {
-            let count = PARAMS.rows.min(y.nrows());
-            for_row_chunks(
-                y,
-                count,
-                par,
-                || Scratch::new(longest, 1, l, count),
-                |first, y, scratch| {
-                    scratch.out.fill(T::zeroed());
-                    for piece in self.pieces(rows.clone()) {
-                        scratch.prepare(self, &piece);
-                        let x = &mut scratch.x[..piece.s];
-                        for (i, out) in scratch.out.chunks_exact_mut(l).take(y.nrows()).enumerate() {
-                            let (before, rest) = x.split_at_mut(piece.lead);
-                            let (now, after) = rest.split_at_mut(piece.count);
-                            before.fill(T::zeroed());
-                            after.fill(T::zeroed());
-                            load_row(a, first + i, piece.column, now, scale);
-                            now.iter_mut().zip(&scratch.signs).for_each(|(x, &sign)| *x *= sign);
-                            transform_row(x);
-                            for (out, &(k, c)) in out.iter_mut().zip(&scratch.gather) {
-                                *out += c * x[k as usize];
-                            }
-                        }
-                    }
-                    let out = MatRef::from_row_major_slice(&scratch.out, count, l).subrows(0, y.nrows());
-                    store(y, out, accumulate);
-                },
-            );
+            match size_of::<T>() {
+                4 => self.columns::<E, T, { PARAMS.panel_bytes / 4 }>(rows, source, longest, accumulate, y, par),
+                _ => self.columns::<E, T, { PARAMS.panel_bytes / 8 }>(rows, source, longest, accumulate, y, par),
+            }
+            return Ok(());
         }
+        let count = PARAMS.rows.min(y.nrows());
+        let together = (PARAMS.rows_bytes / size_of::<T>()).max(longest);
+        let scratch = || Scratch::<T, 1>::new(together, count * l, l);
+        for_row_chunks(y, count, par, scratch, |first, y, scratch| {
+            scratch.out.fill([T::zeroed()]);
+            for piece in self.pieces(rows.clone()) {
+                scratch.prepare(self, &piece, source.factor());
+                simd::dispatch(isa, RowsOfPiece { source, first, count: y.nrows(), piece, scratch });
+            }
+            let out = MatRef::from_row_major_slice(scratch.out.as_flattened(), count, l);
+            store(y, out.subrows(0, out.nrows().min(a.nrows() - first)), accumulate);
+        });
         Ok(())
+    }
+}
+
+impl Srht {
+    /// Column-major `A`: `W` rows at once.
+    fn columns<E: Element, T: Scalar, const W: usize>(
+        &self,
+        rows: Range<usize>,
+        source: Source<'_, E>,
+        longest: usize,
+        accumulate: Accum,
+        y: MatMut<'_, T>,
+        par: Par,
+    ) {
+        let (l, isa) = (self.l, simd::isa());
+        let scratch = || Scratch::<T, W>::new(longest, l, l);
+        for_row_chunks(y, W, par, scratch, |first, y, scratch| {
+            scratch.out.fill([T::zeroed(); W]);
+            for piece in self.pieces(rows.clone()) {
+                scratch.prepare(self, &piece, source.factor());
+                simd::dispatch(isa, PanelOfPiece { source, first, count: y.nrows(), piece, scratch });
+            }
+            let out = MatRef::from_column_major_slice(scratch.out.as_flattened(), W, l);
+            store(y, out.subrows(0, out.nrows().min(source.a.nrows() - first)), accumulate);
+        });
+    }
+}
+
+/// Sketches a piece of `count` rows, one after the other.
+struct RowsOfPiece<'a, E, T> {
+    source: Source<'a, E>,
+    first: usize,
+    count: usize,
+    piece: Piece,
+    scratch: &'a mut Scratch<T, 1>,
+}
+
+impl<E: Element, T: Scalar> Kernel for RowsOfPiece<'_, E, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Lanes>(self, s: S) {
+        let Scratch { signs, index, factor, x, out } = self.scratch;
+        let Piece { s: size, lead, count, column, .. } = self.piece;
+        let signs = &signs[..count];
+        let out = out.as_flattened_mut().chunks_exact_mut(index.len()).take(self.count);
+        // As many rows at once as stay in L1: one call of the transform serves them.
+        let x = x.as_flattened_mut();
+        let batch = x.len() / size;
+        let mut first = self.first;
+        let mut out = out.peekable();
+        while out.peek().is_some() {
+            let rows = batch.min(self.first + self.count - first);
+            let x = &mut x[..rows * size];
+            for (i, x) in x.chunks_exact_mut(size).enumerate() {
+                x[..lead].fill(T::zeroed());
+                x[lead + count..].fill(T::zeroed());
+                self.source.row(s, first + i, column, signs, &mut x[lead..lead + count]);
+            }
+            transform_rows(x, size);
+            for (x, out) in x.chunks_exact(size).zip(&mut out) {
+                for ((out, &k), &c) in out.iter_mut().zip(&*index).zip(&*factor) {
+                    *out += c * x[k as usize];
+                }
+            }
+            first += rows;
+        }
+    }
+}
+
+/// Transforms the rows of length `size` of `x`.
+fn transform_rows<T: Scalar>(x: &mut [T], size: usize) {
+    let done = fwht_rows(MatMut::from_row_major_slice_mut(x, x.len() / size, size), Par::Seq);
+    debug_assert_eq!(done, Ok(()));
+}
+
+/// Sketches a piece of `count <= W` rows at once.
+struct PanelOfPiece<'a, E, T, const W: usize> {
+    source: Source<'a, E>,
+    first: usize,
+    count: usize,
+    piece: Piece,
+    scratch: &'a mut Scratch<T, W>,
+}
+
+impl<E: Element, T: Scalar, const W: usize> Kernel for PanelOfPiece<'_, E, T, W> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Lanes>(self, s: S) {
+        let Scratch { signs, index, factor, x, out } = self.scratch;
+        let Piece { s: size, lead, count, column, .. } = self.piece;
+        let x = &mut x[..size];
+        x[..lead].fill([T::zeroed(); W]);
+        x[lead + count..].fill([T::zeroed(); W]);
+        for (p, (line, &sign)) in x[lead..lead + count].iter_mut().zip(&*signs).enumerate() {
+            self.source.column(s, column + p, self.first, sign, &mut line[..self.count]);
+            line[self.count..].fill(T::zeroed());
+        }
+        transform_panel(x.as_flattened_mut(), W);
+        for ((out, &k), &c) in out.iter_mut().zip(&*index).zip(&*factor) {
+            // By value: the compiler cannot know that the two do not overlap.
+            let (mut line, sum) = (x[k as usize], *out);
+            for w in 0..W {
+                line[w] = line[w] * c + sum[w];
+            }
+            *out = line;
+        }
     }
 }

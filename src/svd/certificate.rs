@@ -88,7 +88,7 @@ pub(super) fn certify<T: Scalar, O: LinearOperator<T>>(
     let omega = omega.to_dense::<T>();
     let mut c = v.transpose() * &omega;
     for (i, s) in s.iter().enumerate() {
-        c.row_mut(i).iter_mut().for_each(|x| *x = *x * *s);
+        c.row_mut(i).iter_mut().for_each(|x| *x *= *s);
     }
     faer::linalg::matmul::matmul(residual.as_mut(), Accum::Add, u, c.as_ref(), -T::one(), faer::Par::Seq);
     // AnySketch is normalized to E ΩΩᵀ = I; a standard normal probe is √PROBES times its column.

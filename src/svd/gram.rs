@@ -2,8 +2,9 @@
 //! the image `A V` (one more pass).
 //!
 //! With G at hand an iteration costs `2 n² l` flops and no pass over A, where the randomized method pays `4 m n l`. For
-//! small n the eigenvectors are computed outright and the result is the optimum; otherwise `q + 1` subspace iterations
-//! on G, whose exponent `2q + 2` beats the `2q + 1` of q power iterations on A.
+//! small n the eigenvectors are computed outright and the result is the optimum; otherwise by
+//! [`gram_steps`]`(q) = 2 (q + 1)` subspace iterations on G, whose exponent `4q + 4` beats the `2q + 1` of q power
+//! iterations on A.
 //!
 //! Forming G squares the condition number: eigenvectors whose `σ_i` is under about `√eps σ_1` are noise. The image and
 //! its QR are computed from A itself, so the singular values and the certificate are right in any case, and show it:
@@ -79,8 +80,14 @@ fn iterated<T: Scalar, O: LinearOperator<T>>(options: &TruncatedSvd, op: &mut O,
     let mut g = op.gram()?;
     let omega = AnySketch::new(options.sketch, op.ncols(), width, options.seed, stream::RANGE)?;
     let (mut v, mut w) = (op.right(width)?, op.right(width)?);
-    symmetric_iteration(&mut g, &omega, options.power_iterations + 1, &mut v, &mut w)?;
+    symmetric_iteration(&mut g, &omega, gram_steps(options.power_iterations), &mut v, &mut w)?;
     Ok(v)
+}
+
+/// Products with G for `q` power iterations: `2 (q + 1)`. One on G has the exponent of two on A and costs `n / 2m` of it, so
+/// that twice as many as accuracy asks for are still cheap beside forming G, and bring a flat spectrum close to its optimum.
+pub(super) fn gram_steps(q: usize) -> usize {
+    2 * q.saturating_add(1)
 }
 
 /// Whether `σ_k` is so small against `σ_1` that the rounding of G, `eps σ_1²`, is felt in its eigenvector.

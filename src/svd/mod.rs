@@ -7,9 +7,9 @@
 //!                        [randomized]  P = Q, from power iterations on A Ω
 //! ```
 //!
-//! Every method ends in the same Rayleigh-Ritz step ([`triplets`]): once a panel `P` is orthonormal and its image is
+//! Every method ends in the same Rayleigh-Ritz step (`triplets.rs`): once a panel `P` is orthonormal and its image is
 //! known, the best approximation of `A` in that subspace is an SVD of the image, and its error is known exactly by a
-//! subtraction of norms ([`certificate`]). Wide matrices are factored as their transpose; U and V then change places.
+//! subtraction of norms (`certificate.rs`). Wide matrices are factored as their transpose; U and V then change places.
 
 mod certificate;
 mod full;

@@ -6,7 +6,7 @@
 //! |---|---|---|---|---|
 //! | full | | m × n | SVD n³ | 1 |
 //! | gram, dense | syrk m n², A V 2mnl | m × l | EVD n³, SVD l³ | 2 |
-//! | gram, iterated | syrk m n², G V 2n²l per step, q steps, A V 2mnl | n × l per step, m × l | SVD l³ | 2 |
+//! | gram, iterated | syrk m n², G V 2n²l, 2q + 1 times, A V 2mnl | n × l, 2q + 2 times, m × l | SVD l³ | 2 |
 //! | randomized | 2mnl, 2q + 1 times, and a sketch | (m + n) × l, q + 1 times | SVD l³ | 2q + 2 |
 //!
 //! `Auto` never takes a method that is less accurate than randomized with the same p and q: full and gram (dense) are the
@@ -259,7 +259,8 @@ fn estimate<T: Scalar>(
         }
         (Method::Gram, _) => {
             let g = mf * nf * nf / rates.syrk + nf * nf / rates.sketch;
-            let iterations = steps * product(nf, nf) + (steps + 1.0) * orthonormalize(nf, lf);
+            let steps = gram::gram_steps(q) as f64;
+            let iterations = (steps - 1.0) * product(nf, nf) + steps * orthonormalize(nf, lf);
             (g + iterations + product(mf, nf) + orthonormalize(mf, lf) + tail, 2)
         }
         _ => {

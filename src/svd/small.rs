@@ -38,7 +38,7 @@ pub(super) fn svd<T: Scalar>(a: MatRef<'_, T>, par: Par) -> Result<SmallSvd<T>> 
     for basis in [&mut u, &mut v] {
         matmul(work.as_mut(), Accum::Replace, basis.transpose(), basis.as_ref(), T::from_f64(-0.5), par);
         for i in 0..l {
-            work[(i, i)] = work[(i, i)] + T::from_f64(1.5);
+            work[(i, i)] += T::from_f64(1.5);
         }
         let mut corrected = Mat::zeros(l, l);
         matmul(corrected.as_mut(), Accum::Replace, basis.as_ref(), work.as_ref(), T::from_f64(1.0), par);
