@@ -116,31 +116,32 @@ fn sketches(
         let once = seconds(|| call(job, 0))?;
         *calls = (BATCH_SECONDS / once).ceil().clamp(1.0, 1000.0) as usize;
     }
+    let seeds = effort.seeds;
     let mut times = vec![Vec::new(); JOBS];
     let start = Instant::now();
-    for round in 0..SKETCH_ROUNDS.1 {
-        if round >= SKETCH_ROUNDS.0.max(effort.seeds) && start.elapsed().as_secs_f64() > effort.sketch_seconds {
+    for round in 0..SKETCH_ROUNDS.1.max(seeds) {
+        if round >= SKETCH_ROUNDS.0.max(seeds) && start.elapsed().as_secs_f64() > effort.sketch_seconds {
             break;
         }
         for job in (0..JOBS).map(|i| (i + round) % JOBS) {
-            let seed = (round % effort.seeds) as u64;
+            let seed = (round % seeds) as u64;
             let batch = seconds(|| (0..calls[job]).try_for_each(|_| call(job, seed)))?;
             times[job].push(batch / calls[job] as f64);
         }
     }
-    let ratio = |a: usize, b: usize| stat(times[a].iter().zip(&times[b]).map(|(a, b)| a / b));
+    let ratio = |a: usize, b: usize| stat(seeds, times[a].iter().zip(&times[b]).map(|(a, b)| a / b));
     let sketched = |(i, &sketch): (usize, &Sketch)| {
         let job = i + 2;
         Ok(Sketched {
             sketch,
-            seconds: stat(times[job].iter().copied())?,
+            seconds: stat(seeds, times[job].iter().copied())?,
             speedup: ratio(2, job)?, // SKETCHES begins with the Gaussian
             over_read: ratio(job, 0)?,
             over_gemm: ratio(job, 1)?,
         })
     };
     let sketches = SKETCHES.iter().enumerate().map(sketched).collect::<Result<_, Failure>>()?;
-    Ok((stat(times[0].iter().copied())?, stat(times[1].iter().copied())?, sketches))
+    Ok((stat(seeds, times[0].iter().copied())?, stat(seeds, times[1].iter().copied())?, sketches))
 }
 
 /// `Method::Randomized` at every power, with every sketch, on every weight and seed.
@@ -162,39 +163,37 @@ fn factorizations(
     for sketch in SKETCHES {
         run(&weights[0], sketch, 0, 0)?;
     }
-    let (powers, kinds) = (POWERS.len(), SKETCHES.len());
+    let (powers, kinds, seeds) = (POWERS.len(), SKETCHES.len(), effort.seeds);
     let mut times = vec![Vec::new(); powers * kinds];
     let mut errors = vec![Vec::new(); weights.len() * powers * kinds];
     let mut resolved = vec![true; weights.len() * powers * kinds];
-    let needed = weights.len() * effort.seeds;
+    let needed = weights.len() * seeds;
     let start = Instant::now();
     for round in 0..FACTOR_ROUNDS.max(needed) {
         if round >= needed && start.elapsed().as_secs_f64() > effort.factor_seconds {
             break;
         }
-        let (input, seed) = (round % weights.len(), (round / weights.len() % effort.seeds) as u64);
+        let (seed, input) = (round % seeds, round / seeds % weights.len());
         let weight = &weights[input];
         for power in 0..powers {
             for kind in (0..kinds).map(|i| (i + round) % kinds) {
                 let at = power * kinds + kind;
                 let start = Instant::now();
-                let factors = run(weight, SKETCHES[kind], POWERS[power], seed)?;
+                let factors = run(weight, SKETCHES[kind], POWERS[power], seed as u64)?;
                 times[at].push(start.elapsed().as_secs_f64());
                 if round < needed {
                     let at = input * powers * kinds + at;
-                    let report = factors.report();
-                    let error = report.relative_error;
-                    if report.error_kind == ErrorKind::Exact {
-                        // What rounding of A, of the optimum and of the certificate can hide.
-                        if error < weight.optimum * (1.0 - 1e-3) {
-                            let (name, best) = (&weight.name, weight.optimum);
-                            return Err(Failure(format!(
-                                "{name}: a relative error of {error} where the optimum is {best}; one of them is wrong"
-                            )));
-                        }
+                    let (error, exact) =
+                        (factors.report().relative_error, factors.report().error_kind == ErrorKind::Exact);
+                    // A thousandth: what rounding of A and of the certificate can hide.
+                    if exact && error < weight.optimum * (1.0 - 1e-3) {
+                        let (name, best) = (&weight.name, weight.optimum);
+                        return Err(Failure(format!(
+                            "{name}: a relative error of {error} where the optimum is {best}; one of them is wrong"
+                        )));
                     }
                     errors[at].push(error);
-                    resolved[at] &= report.error_kind == ErrorKind::Exact && weight.optimum > 0.0;
+                    resolved[at] &= exact && weight.optimum > 0.0;
                 }
             }
         }
@@ -211,8 +210,8 @@ fn factorizations(
             factored.push(Factored {
                 sketch,
                 power_iterations: q,
-                seconds: stat(times[at].iter().copied())?,
-                speedup: stat(gaussian.iter().zip(&times[at]).map(|(g, t)| g / t))?,
+                seconds: stat(seeds, times[at].iter().copied())?,
+                speedup: stat(seeds, gaussian.iter().zip(&times[at]).map(|(g, t)| g / t))?,
             });
             for (i, input) in inputs.iter_mut().enumerate() {
                 let at = i * powers * kinds + at;
@@ -220,8 +219,8 @@ fn factorizations(
                 input.errors.push(Errors {
                     sketch,
                     power_iterations: q,
-                    relative_error: stat(errors[at].iter().copied())?,
-                    over_optimum: if resolved[at] { Stat::of(over) } else { None },
+                    relative_error: stat(seeds, errors[at].iter().copied())?,
+                    over_optimum: if resolved[at] { Stat::of(seeds, over) } else { None },
                 });
             }
         }
@@ -248,8 +247,8 @@ pub(super) fn state(sizes: &[(usize, usize)]) -> Result<Vec<State>, Failure> {
     sizes.iter().map(at).collect()
 }
 
-fn stat(samples: impl IntoIterator<Item = f64>) -> Result<Stat, Failure> {
-    Stat::of(samples).ok_or_else(|| Failure("no round was measured".to_owned()))
+fn stat(seeds: usize, samples: impl IntoIterator<Item = f64>) -> Result<Stat, Failure> {
+    Stat::of(seeds, samples).ok_or_else(|| Failure("no round was measured".to_owned()))
 }
 
 fn seconds<R>(f: impl FnOnce() -> Result<R, Failure>) -> Result<f64, Failure> {

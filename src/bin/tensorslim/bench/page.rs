@@ -59,11 +59,11 @@ pub(super) fn html(suite: &Suite, tables: &[Table]) -> Result<String, Failure> {
                 have known singular values (power law: σ_i = i^(−1/2); noise: those of a matrix of independent normals, \
                 which has nothing to compress), files have theirs from a full SVD.";
     let rounds = "Times are medians over interleaved rounds and seeds, ratios medians of the ratios within a round; thin \
-                  lines and brackets are the least and the greatest. Two floors are measured in the same rounds: reading \
+                  lines and brackets run from the least to the greatest median of a seed. Two floors are measured in the same rounds: reading \
                   A once, and the bare matrix product with Ω given.";
     let _ = write!(out, "<p>{made}</p>\n<p>{rounds}</p>\n");
 
-    section(out, "Time of the sketch alone", "Y = A Ω, logarithmic scale, milliseconds above the bars.");
+    section(out, "Time of the sketch alone", "Y = A Ω, logarithmic scale; the numbers in the bars are milliseconds.");
     let bars = SKETCHES.map(|s| (Mark::Square, plots::colour(s), title(s).to_owned()));
     let floors =
         [(Mark::Line, plots::READ, "reading A once".to_owned()), (Mark::Line, plots::GEMM, "GEMM, Ω given".into())];
@@ -73,7 +73,7 @@ pub(super) fn html(suite: &Suite, tables: &[Table]) -> Result<String, Failure> {
     section(
         out,
         "What the SRHT gains over the Gaussian",
-        "Above 1 the SRHT is faster. The sketch alone gains much; the whole factorization gains what the sketch was of it.",
+        "Above 1 the SRHT is faster. The whole factorization can gain no more than the Gaussian sketch is of it.",
     );
     let whole = ["q = 0", "q = 1", "q = 2"].map(|q| format!("whole factorization, {q}"));
     let names = std::iter::once("the sketch alone".to_owned()).chain(whole);
@@ -118,7 +118,7 @@ pub(super) fn html(suite: &Suite, tables: &[Table]) -> Result<String, Failure> {
         section(out, table.title, "");
         let _ = write!(out, "<div class=\"scroll\">\n{}</div>\n", table.html());
     }
-    *out += "<p>Median, and in brackets least and greatest. All numbers: <a href=\"results.csv\">results.csv</a>, \
+    *out += "<p>Medians, and in brackets the least and the greatest median of a seed. All numbers: <a href=\"results.csv\">results.csv</a>, \
              <a href=\"results.json\">results.json</a>.</p>\n</body>\n</html>\n";
     Ok(page)
 }

@@ -10,7 +10,7 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 use tensorslim::Sketch;
 
 use super::results::{Case, Input, POWERS, SKETCHES, State, Suite};
-use super::tables::{bytes, label, three};
+use super::tables::{label, three};
 use crate::Failure;
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
@@ -45,6 +45,7 @@ struct Bar {
     value: f64,
     /// Least and greatest.
     spread: Option<(f64, f64)>,
+    /// Its number; where marks cross the bars it stands at the foot, in white.
     text: String,
 }
 
@@ -87,13 +88,9 @@ pub(super) fn speedups(suite: &Suite) -> Result<String, Failure> {
 /// Bytes of the operators and of the stored matrix.
 pub(super) fn states(suite: &Suite) -> Result<String, Failure> {
     let group = |s: &State| {
-        let stored = Bar { colour: READ, value: s.stored as f64, spread: None, text: bytes(s.stored) };
-        let operators = s.operators.iter().map(|o| Bar {
-            colour: colour(o.sketch),
-            value: o.bytes as f64,
-            spread: None,
-            text: bytes(o.bytes),
-        });
+        let bar = |colour, bytes: usize| Bar { colour, value: bytes as f64, spread: None, text: short(bytes as f64) };
+        let stored = bar(READ, s.stored);
+        let operators = s.operators.iter().map(|o| bar(colour(o.sketch), o.bytes));
         Group {
             label: vec![format!("n = {}", s.n), format!("l = {}", s.l)],
             bars: std::iter::once(stored).chain(operators).collect(),
@@ -110,7 +107,8 @@ fn bars(y_title: &str, base: Option<f64>, groups: &[Group]) -> Result<String, Fa
     let marks = groups.iter().flat_map(|g| g.marks.iter().map(|m| m.1));
     let (low, high) = span(bars().flat_map(ends).chain(marks).chain(base));
     // Room below the shortest bar, so that it is seen, and above for the numbers.
-    let (low, high) = (low / if base.is_some() { 1.2 } else { 1.8 }, high * (high / low).powf(0.08));
+    let below = if base.is_some() { 1.1 } else { (high / low).powf(0.1).max(1.5) };
+    let (low, high) = (low / below, high * (high / low).powf(0.08).max(1.1));
     svg((1080, 430), |root| {
         let (width, bottom) = (groups.len().max(1) as f64, 62);
         let mut chart = ChartBuilder::on(root)
@@ -147,8 +145,8 @@ fn bars(y_title: &str, base: Option<f64>, groups: &[Group]) -> Result<String, Fa
                     top = top.max(most);
                 }
                 let style = font(16).pos(Pos::new(HPos::Center, VPos::Bottom));
-                let text = Text::new(bar.text.clone(), (0, -3), style);
-                chart.draw_series([EmptyElement::at((middle, top)) + text])?;
+                let (y, style) = if group.marks.is_empty() { (top, style) } else { (low, style.color(&WHITE)) };
+                chart.draw_series([EmptyElement::at((middle, y)) + Text::new(bar.text.clone(), (0, -4), style)])?;
             }
             for &(colour, y) in &group.marks {
                 let line = vec![(left - 0.04, y), (left + 0.84, y)];
@@ -281,6 +279,7 @@ fn ticks(low: f64, high: f64) -> Vec<f64> {
     let decades = (high / low).log10();
     let steps: &[f64] = match decades {
         d if d < 0.5 => &[1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0],
+        d if d < 1.1 => &[1.0, 1.5, 2.0, 3.0, 5.0, 7.0],
         d if d < 2.2 => &[1.0, 2.0, 5.0],
         _ => &[1.0],
     };
@@ -289,8 +288,22 @@ fn ticks(low: f64, high: f64) -> Vec<f64> {
     all.filter(|x| (low..=high).contains(x)).collect()
 }
 
-/// `0.05`, `2`, `1000`
+/// `212`, `75.8k`, `4.36M`
+fn short(x: f64) -> String {
+    let unit = |x: f64, name: &str| format!("{}{name}", three(x).trim_end_matches(".00"));
+    match x {
+        x if x < 1e3 => format!("{x}"),
+        x if x < 1e6 => unit(x / 1e3, "k"),
+        x if x < 1e9 => unit(x / 1e6, "M"),
+        x => unit(x / 1e9, "G"),
+    }
+}
+
+/// `0.05`, `2`, `500`, `10k`
 fn plain(x: f64) -> String {
+    if x >= 9999.0 {
+        return short(x).replace(".0", "");
+    }
     let digits = (-x.log10().floor()).max(0.0) as usize;
     let text = format!("{x:.*}", digits + 1);
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
@@ -298,7 +311,7 @@ fn plain(x: f64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{plain, span, ticks};
+    use super::{plain, short, span, ticks};
 
     #[test]
     fn ticks_fit_the_span() {

@@ -22,24 +22,43 @@ fn name<S: Serializer>(sketch: &Sketch, s: S) -> Result<S::Ok, S::Error> {
     s.serialize_str(sketch.name())
 }
 
-/// Middle and ends of a sample.
+/// A sample over rounds and seeds. The ends are those of the seeds' own medians: what a seed changes, not what another
+/// process did to one round.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub(super) struct Stat {
     pub(super) median: f64,
+    /// The least median of a seed.
     pub(super) min: f64,
+    /// The greatest median of a seed.
     pub(super) max: f64,
+    /// Rounds of all seeds.
     pub(super) samples: usize,
 }
 
 impl Stat {
-    /// `None` of nothing.
-    pub(super) fn of(samples: impl IntoIterator<Item = f64>) -> Option<Stat> {
-        let mut x: Vec<f64> = samples.into_iter().collect();
-        x.sort_unstable_by(f64::total_cmp);
-        let (&min, &max) = (x.first()?, x.last()?);
-        let half = x.len() / 2;
-        let median = if x.len() % 2 == 1 { x[half] } else { (x[half - 1] + x[half]) / 2.0 };
-        Some(Stat { median, min, max, samples: x.len() })
+    /// Sample `i` is of seed `i % seeds`. `None` of nothing.
+    pub(super) fn of(seeds: usize, samples: impl IntoIterator<Item = f64>) -> Option<Stat> {
+        let all: Vec<f64> = samples.into_iter().collect();
+        let of_seed = |seed: usize| median(all.iter().copied().skip(seed).step_by(seeds));
+        let medians: Vec<f64> = (0..seeds).filter_map(of_seed).collect();
+        Some(Stat {
+            median: median(all.iter().copied())?,
+            min: medians.iter().copied().min_by(f64::total_cmp)?,
+            max: medians.iter().copied().max_by(f64::total_cmp)?,
+            samples: all.len(),
+        })
+    }
+}
+
+/// The middle one, or the mean of the middle two.
+fn median(x: impl Iterator<Item = f64>) -> Option<f64> {
+    let mut x: Vec<f64> = x.collect();
+    x.sort_unstable_by(f64::total_cmp);
+    let half = x.len() / 2;
+    match x.len() {
+        0 => None,
+        n if n % 2 == 1 => Some(x[half]),
+        _ => Some((x[half - 1] + x[half]) / 2.0),
     }
 }
 
@@ -182,10 +201,14 @@ mod tests {
     use super::Stat;
 
     #[test]
-    fn stat_of_odd_even_and_none() {
-        let of = |x: &[f64]| Stat::of(x.iter().copied());
-        assert_eq!(of(&[3.0, 1.0, 2.0]), Some(Stat { median: 2.0, min: 1.0, max: 3.0, samples: 3 }));
-        assert_eq!(of(&[4.0, 1.0]), Some(Stat { median: 2.5, min: 1.0, max: 4.0, samples: 2 }));
-        assert_eq!(of(&[]), None);
+    fn stat_over_rounds_and_seeds() {
+        let of = |seeds, x: &[f64]| Stat::of(seeds, x.iter().copied());
+        assert_eq!(of(3, &[3.0, 1.0, 2.0]), Some(Stat { median: 2.0, min: 1.0, max: 3.0, samples: 3 }));
+        assert_eq!(of(1, &[4.0, 1.0]), Some(Stat { median: 2.5, min: 2.5, max: 2.5, samples: 2 }));
+        // One bad round of the first seed is not a spread over seeds.
+        let x = [1.0, 2.0, 1.1, 2.2, 9.0, 2.1];
+        assert_eq!(of(2, &x), Some(Stat { median: 2.05, min: 1.1, max: 2.1, samples: 6 }));
+        assert_eq!(of(5, &x[..2]), Some(Stat { median: 1.5, min: 1.0, max: 2.0, samples: 2 }));
+        assert_eq!(of(2, &[]), None);
     }
 }

@@ -260,7 +260,9 @@ pub(super) fn three(x: f64) -> String {
     match x.abs() {
         a if a >= 99.95 => format!("{x:.0}"),
         a if a >= 9.995 => format!("{x:.1}"),
-        _ => format!("{x:.2}"),
+        a if a >= 0.0995 || a == 0.0 => format!("{x:.2}"),
+        a if a >= 0.00995 => format!("{x:.3}"),
+        _ => format!("{x:.1e}"),
     }
 }
 
@@ -301,7 +303,7 @@ mod tests {
         assert_eq!(seconds(42e-6), "42.0 µs");
         assert_eq!(percent(0.0421), "4.21 %");
         assert_eq!(percent(1e-7), "< 0.001 %");
-        assert_eq!(three(99.96), "100");
+        assert_eq!([99.96, 0.5, 0.0431, 2e-4].map(three), ["100", "0.50", "0.043", "2.0e-4"]);
         assert_eq!(quoted("a,\"b\""), "\"a,\"\"b\"\"\"");
         assert_eq!(escape("<a & \"b\">"), "&lt;a &amp; &quot;b&quot;&gt;");
         let lines = wrapped(&"word ".repeat(60));

@@ -2,7 +2,7 @@
 
 use tensorslim::Sketch;
 
-use super::results::{Case, POWERS, Suite, title};
+use super::results::{Case, POWERS, Suite};
 use super::tables::{bytes, seconds};
 
 /// A gain below this is not worth a choice.
@@ -30,8 +30,8 @@ fn fast(cases: &[Case], sketch: Sketch) -> Option<String> {
     let gain = of(&|c| Some(c.sketched(sketch)?.speedup.median))?;
     let read = of(&|c| Some(c.sketched(sketch)?.over_read.median))?;
     let mut line = format!(
-        "{} forms AΩ {} as fast as the Gaussian sketch, random numbers included, in {} the time of reading A once.",
-        title(sketch),
+        "{} forms AΩ {} as fast as the Gaussian sketch, drawing included, in {} the time of reading A once.",
+        if sketch == Sketch::Srht { "The SRHT" } else { "Sparse sign" },
         times(gain),
         times(read)
     );
@@ -60,11 +60,17 @@ fn small(cases: &[Case]) -> String {
     }
     let each = poor.iter().map(|c| {
         let time = c.sketched(Sketch::Srht).map_or(0.0, |s| s.seconds.median);
-        format!("{} ({:.2}×, {} a call)", c.name, gain(c), seconds(time))
+        format!(
+            "{} ({:.2}×: {} for the SRHT, {} for the bare GEMM)",
+            c.name,
+            gain(c),
+            seconds(time),
+            seconds(c.gemm.median)
+        )
     });
     format!(
-        "Too small for the SRHT: at {} drawing signs and sample and waking the threads costs as much as the product that \
-         it avoids.",
+        "Too small for the SRHT: {}. The product that it avoids is short there, and drawing, waking threads and transforms \
+         of short vectors are not.",
         join(each)
     )
 }
@@ -89,7 +95,8 @@ fn whole(cases: &[Case]) -> Vec<String> {
         let Some(gain) = gains(q) else { continue };
         let verdict = match gain.1 {
             top if top < GAIN => "the SRHT cannot help",
-            _ => "the SRHT helps little",
+            top if top < 1.5 => "the SRHT helps little",
+            _ => "the SRHT helps some shapes",
         };
         let mut line = format!(
             "At q = {q} {verdict}: {} as fast. {} of {} products with A are left to GEMM whatever the sketch",
@@ -128,7 +135,7 @@ fn accuracy(cases: &[Case]) -> Vec<String> {
     for q in POWERS {
         if let (Some((low, high)), Some((less, more))) = (over(Sketch::Srht, q), against(q)) {
             parts.push(format!(
-                "at q = {q} {} over the optimum, {} to {} from the Gaussian's error",
+                "at q = {q} {} over the optimum ({} to {} against the Gaussian)",
                 percents(low, high),
                 signed(less),
                 signed(more)
