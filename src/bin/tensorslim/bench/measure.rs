@@ -32,7 +32,7 @@ pub(super) struct Effort {
 }
 
 /// Fewest and most rounds of sketches.
-const SKETCH_ROUNDS: (usize, usize) = (9, 300);
+const SKETCH_ROUNDS: (usize, usize) = (15, 500);
 /// Most rounds of factorizations.
 const FACTOR_ROUNDS: usize = 60;
 /// A batch of calls lasts at least so many seconds.

@@ -65,7 +65,7 @@ fn measured(args: &BenchArgs, files: &[(&Path, Array)]) -> Result<(), Failure> {
     let start = Instant::now();
     let seeds = args.seeds.unwrap_or(if args.quick { 3 } else { 5 }) as usize;
     let effort = if args.quick {
-        Effort { seeds, sketch_seconds: 1.5, factor_seconds: 3.0 }
+        Effort { seeds, sketch_seconds: 2.5, factor_seconds: 6.0 }
     } else {
         Effort { seeds, sketch_seconds: 4.0, factor_seconds: 10.0 }
     };

@@ -61,7 +61,7 @@ pub(super) fn html(suite: &Suite, tables: &[Table]) -> Result<String, Failure> {
     let rounds = "Times are medians over interleaved rounds and seeds, ratios medians of the ratios within a round; thin \
                   lines and brackets run from the least to the greatest median of a seed. Two floors are measured in the same rounds: reading \
                   A once, and the bare matrix product with Ω given.";
-    let _ = write!(out, "<p>{made}</p>\n<p>{rounds}</p>\n");
+    let _ = writeln!(out, "<p>{made}</p>\n<p>{rounds}</p>");
 
     section(out, "Time of the sketch alone", "Y = A Ω, logarithmic scale; the numbers in the bars are milliseconds.");
     let bars = SKETCHES.map(|s| (Mark::Square, plots::colour(s), title(s).to_owned()));
@@ -94,7 +94,7 @@ pub(super) fn html(suite: &Suite, tables: &[Table]) -> Result<String, Failure> {
     for case in &suite.cases {
         for input in &case.inputs {
             let name = if case.name.ends_with(&input.name) { String::new() } else { format!(", {}", input.name) };
-            let _ = write!(out, "<div><h3>{}{}</h3>\n", escape(&label(case)), escape(&name));
+            let _ = writeln!(out, "<div><h3>{}{}</h3>", escape(&label(case)), escape(&name));
             match plots::pareto(case, input)? {
                 Some(svg) => *out += &svg,
                 None => *out += "<p>The error is at the level of rounding, whatever the sketch.</p>\n",
@@ -116,7 +116,7 @@ pub(super) fn html(suite: &Suite, tables: &[Table]) -> Result<String, Failure> {
 
     for table in tables {
         section(out, table.title, "");
-        let _ = write!(out, "<div class=\"scroll\">\n{}</div>\n", table.html());
+        let _ = writeln!(out, "<div class=\"scroll\">\n{}</div>", table.html());
     }
     *out += "<p>Medians, and in brackets the least and the greatest median of a seed. All numbers: <a href=\"results.csv\">results.csv</a>, \
              <a href=\"results.json\">results.json</a>.</p>\n</body>\n</html>\n";
@@ -137,7 +137,7 @@ fn facts(out: &mut String, suite: &Suite) {
     for (name, value) in facts {
         let _ = writeln!(out, "<dt>{name}</dt><dd>{}</dd>", escape(&value));
     }
-    let _ = write!(out, "<dt>command</dt><dd><code>{}</code></dd>\n</dl>\n", escape(&suite.command));
+    let _ = writeln!(out, "<dt>command</dt><dd><code>{}</code></dd>\n</dl>", escape(&suite.command));
 }
 
 fn section(out: &mut String, title: &str, text: &str) {

@@ -318,6 +318,8 @@ mod tests {
         assert_eq!(ticks(0.8, 30.0), [1.0, 2.0, 5.0, 10.0, 20.0]);
         assert_eq!(ticks(2.9, 4.1), [3.0, 4.0]);
         assert_eq!(ticks(1.0, 1e5).len(), 6);
+        assert_eq!([short(212.0), short(75_776.0), short(1e6)], ["212", "75.8k", "1M"]);
+        assert_eq!([plain(1e4), plain(1e5), plain(1e7)], ["10k", "100k", "10M"]);
         assert_eq!(
             [plain(0.05), plain(2.0), plain(1e3), plain(0.001), plain(1.2)],
             ["0.05", "2", "1000", "0.001", "1.2"]
