@@ -16,7 +16,7 @@ use rayon::prelude::*;
 use tensorslim::operator::{HostContext, HostPanel};
 use tensorslim::svd::ErrorKind;
 use tensorslim::tensor::MatView;
-use tensorslim::{AnySketch, Element, Method, Rank, Sketch, SketchOperator, TensorRef, TruncatedSvd};
+use tensorslim::{AnySketch, DType, Element, Method, Rank, Sketch, SketchOperator, TensorRef, TruncatedSvd};
 
 use super::results::{Case, Errors, Factored, Input, OperatorState, POWERS, SKETCHES, Sketched, Stat, State};
 use crate::Failure;
@@ -53,7 +53,7 @@ pub(super) fn rank(m: usize, n: usize) -> (usize, usize) {
     (k, k + 10.min(m.min(n) - k))
 }
 
-/// Measures one shape. `weights` share shape and type; sketches are timed on the first.
+/// Measures one shape. `weights` share shape and type.
 pub(super) fn case(
     name: &str,
     weights: &[Weight<'_>],
@@ -62,49 +62,69 @@ pub(super) fn case(
     step: &mut dyn FnMut(&str),
 ) -> Result<Case, Failure> {
     let first = &weights[0];
-    let a = first.tensor.view()?;
-    let (m, n) = (a.nrows(), a.ncols());
+    let (m, n) = (first.tensor.shape()[0], first.tensor.shape()[1]);
     let (k, l) = rank(m, n);
     step(&format!("{name}: sketches"));
-    let (read, gemm, sketches) = sketches(a, first.bytes, l, effort, par)?;
+    let (read, gemm, sketches) = sketches(weights, (n, l), effort, par)?;
     step(&format!("{name}: factorizations"));
     let (factorizations, inputs) = factorizations(weights, k, l - k, effort)?;
     let dtype = first.tensor.dtype().to_string();
     Ok(Case { name: name.to_owned(), m, n, dtype, rank: k, l, read, gemm, sketches, factorizations, inputs })
 }
 
+/// One set of operands. Where they lie in memory can make a product a fifth faster or slower for as long as the process
+/// lives, so rounds alternate between several sets.
+struct Operands<'a> {
+    a: MatView<'a>,
+    bytes: &'a [u8],
+    /// `A` in f32 for the bare product, unless it is that.
+    wide: Option<Mat<f32>>,
+    omega: Mat<f32>,
+    y: HostPanel<f32>,
+}
+
+impl<'a> Operands<'a> {
+    fn new(weight: &'a Weight<'_>, omega: &Mat<f32>, par: Par) -> Result<Self, Failure> {
+        let a = weight.tensor.view()?;
+        let widened = || Mat::from_fn(a.nrows(), a.ncols(), |i, j| element(a, i, j) as f32);
+        let wide = (a.dtype() != DType::F32).then(widened);
+        let y = HostPanel::zeros(a.nrows(), omega.ncols(), HostContext::new(par));
+        Ok(Operands { a, bytes: weight.bytes, wide, omega: omega.clone(), y })
+    }
+
+    /// The product with Ω given.
+    fn multiply(&mut self, par: Par) {
+        let a = match (&self.wide, self.a) {
+            (Some(wide), _) => wide.as_ref(),
+            (None, MatView::F32(a)) => a,
+            (None, _) => unreachable!("every other type was widened"),
+        };
+        matmul(self.y.as_mut(), Accum::Replace, a, self.omega.as_ref(), 1.0, par);
+    }
+}
+
 /// Seconds of reading A, of the GEMM, and the sketches.
 fn sketches(
-    a: MatView<'_>,
-    bytes: &[u8],
-    l: usize,
+    weights: &[Weight<'_>],
+    (n, l): (usize, usize),
     effort: Effort,
     par: Par,
 ) -> Result<(Stat, Stat, Vec<Sketched>), Failure> {
-    let (m, n) = (a.nrows(), a.ncols());
-    let mut y = HostPanel::<f32>::zeros(m, l, HostContext::new(par));
     let draw = |sketch, seed| AnySketch::new(sketch, n, l, seed, 0);
-    for sketch in SKETCHES {
-        let operator = draw(sketch, 0)?;
-        apply(&operator, a, y.as_mut(), par)?;
-        check(&operator, a, y.as_ref())?;
-    }
-
     let omega = draw(Sketch::Gaussian, 0)?.to_dense::<f32>();
-    let wide = match a {
-        MatView::F32(_) => None,
-        _ => Some(Mat::from_fn(m, n, |i, j| element(a, i, j) as f32)),
-    };
-    let dense = match (a, &wide) {
-        (MatView::F32(a), _) => a,
-        (_, Some(wide)) => wide.as_ref(),
-        (_, None) => unreachable!("made above for every other type"),
-    };
-    let mut call = |job: usize, seed: u64| -> Result<(), Failure> {
+    let sets = weights.iter().cycle().take(weights.len().max(2));
+    let mut sets: Vec<Operands<'_>> = sets.map(|w| Operands::new(w, &omega, par)).collect::<Result<_, _>>()?;
+    for sketch in SKETCHES {
+        let (operator, set) = (draw(sketch, 0)?, &mut sets[0]);
+        apply(&operator, set.a, set.y.as_mut(), par)?;
+        check(&operator, set.a, set.y.as_ref())?;
+    }
+    let mut call = |job: usize, set: usize, seed: u64| -> Result<(), Failure> {
+        let set = &mut sets[set];
         match job {
-            0 => _ = black_box(read(bytes, par)),
-            1 => matmul(y.as_mut(), Accum::Replace, dense, omega.as_ref(), 1.0, par),
-            _ => apply(&draw(SKETCHES[job - 2], seed)?, a, y.as_mut(), par)?,
+            0 => _ = black_box(read(set.bytes, par)),
+            1 => set.multiply(par),
+            _ => apply(&draw(SKETCHES[job - 2], seed)?, set.a, set.y.as_mut(), par)?,
         }
         Ok(())
     };
@@ -112,8 +132,8 @@ fn sketches(
     const JOBS: usize = 2 + SKETCHES.len();
     let mut calls = [1; JOBS];
     for (job, calls) in calls.iter_mut().enumerate() {
-        call(job, 0)?;
-        let once = seconds(|| call(job, 0))?;
+        call(job, 0, 0)?;
+        let once = seconds(|| call(job, 0, 0))?;
         *calls = (BATCH_SECONDS / once).ceil().clamp(1.0, 1000.0) as usize;
     }
     let seeds = effort.seeds;
@@ -124,8 +144,8 @@ fn sketches(
             break;
         }
         for job in (0..JOBS).map(|i| (i + round) % JOBS) {
-            let seed = (round % seeds) as u64;
-            let batch = seconds(|| (0..calls[job]).try_for_each(|_| call(job, seed)))?;
+            let (seed, set) = ((round % seeds) as u64, round / seeds % weights.len().max(2));
+            let batch = seconds(|| (0..calls[job]).try_for_each(|_| call(job, set, seed)))?;
             times[job].push(batch / calls[job] as f64);
         }
     }
