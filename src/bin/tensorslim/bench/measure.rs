@@ -1,8 +1,12 @@
 //! Times and errors of one shape.
 //!
-//! All that is compared is run in rounds, one call (or one batch of calls, if they are short) of each, every round starting
-//! with another one; a ratio is taken within a round and the median over rounds is reported, so that a machine that
-//! changes its pace changes all sides of a ratio. Rounds go on until a budget of time is spent.
+//! All that is compared is run in rounds, one call (or one batch of calls, if they are short) of each, every round
+//! starting with another one; a ratio is taken within a round and the median over rounds is reported, so that a machine
+//! that changes its pace changes all sides of a ratio.
+//!
+//! What a round cannot cancel is what lasts: another process on one of two cores slows a product on both of them and not
+//! a read, and where operands lie in memory can make a product a fifth faster for as long as they lie there. So the
+//! rounds of a shape are spread over [`SWEEPS`] sweeps over all shapes, each with matrices made anew.
 //!
 //! Nothing is timed before it was found right: sketches against their matrix `Ω` in f64 on a few rows, factorizations
 //! by not being better than the optimum.
@@ -16,7 +20,7 @@ use rayon::prelude::*;
 use tensorslim::operator::{HostContext, HostPanel};
 use tensorslim::svd::ErrorKind;
 use tensorslim::tensor::MatView;
-use tensorslim::{AnySketch, DType, Element, Method, Rank, Sketch, SketchOperator, TensorRef, TruncatedSvd};
+use tensorslim::{AnySketch, DType, Element, Method, Rank, Report, Sketch, SketchOperator, TensorRef, TruncatedSvd};
 
 use super::results::{Case, Errors, Factored, Input, OperatorState, POWERS, SKETCHES, Sketched, Stat, State};
 use crate::Failure;
@@ -24,19 +28,22 @@ use crate::Failure;
 /// How long to measure.
 #[derive(Clone, Copy)]
 pub(super) struct Effort {
-    pub(super) seeds: usize,
-    /// Seconds of rounds of the sketches of one shape.
+    /// Seconds of rounds of the sketches of one shape in one sweep.
     pub(super) sketch_seconds: f64,
-    /// Seconds of rounds of the factorizations of one shape, if every seed and input was had by then.
+    /// Seconds of rounds of the factorizations of one shape in one sweep.
     pub(super) factor_seconds: f64,
 }
 
-/// Fewest and most rounds of sketches.
-const SKETCH_ROUNDS: (usize, usize) = (15, 500);
-/// Most rounds of factorizations.
-const FACTOR_ROUNDS: usize = 60;
+/// How often all shapes are gone through.
+pub(super) const SWEEPS: usize = 4;
+/// Fewest and most rounds of sketches in a sweep.
+const SKETCH_ROUNDS: (usize, usize) = (4, 120);
+/// Most rounds of factorizations in a sweep.
+const FACTOR_ROUNDS: usize = 15;
 /// A batch of calls lasts at least so many seconds.
 const BATCH_SECONDS: f64 = 1e-3;
+/// What is timed in a round of sketches: reading A, the GEMM, and the sketches.
+const JOBS: usize = 2 + SKETCHES.len();
 
 /// A matrix to measure, with the least error of any approximation of the rank.
 pub(super) struct Weight<'a> {
@@ -53,27 +60,213 @@ pub(super) fn rank(m: usize, n: usize) -> (usize, usize) {
     (k, k + 10.min(m.min(n) - k))
 }
 
-/// Measures one shape. `weights` share shape and type.
-pub(super) fn case(
-    name: &str,
-    weights: &[Weight<'_>],
-    effort: Effort,
-    par: Par,
-    step: &mut dyn FnMut(&str),
-) -> Result<Case, Failure> {
-    let first = &weights[0];
-    let (m, n) = (first.tensor.shape()[0], first.tensor.shape()[1]);
-    let (k, l) = rank(m, n);
-    step(&format!("{name}: sketches"));
-    let (read, gemm, sketches) = sketches(weights, (n, l), effort, par)?;
-    step(&format!("{name}: factorizations"));
-    let (factorizations, inputs) = factorizations(weights, k, l - k, effort)?;
-    let dtype = first.tensor.dtype().to_string();
-    Ok(Case { name: name.to_owned(), m, n, dtype, rank: k, l, read, gemm, sketches, factorizations, inputs })
+/// One shape while it is measured.
+pub(super) struct Measured {
+    name: String,
+    shape: [usize; 2],
+    dtype: DType,
+    seeds: usize,
+    /// Of each job, a time for each round; round `i` is of seed `i % seeds`.
+    sketches: Vec<Vec<f64>>,
+    /// Of each power and sketch, likewise.
+    factorizations: Vec<Vec<f64>>,
+    inputs: Vec<Measurements>,
 }
 
-/// One set of operands. Where they lie in memory can make a product a fifth faster or slower for as long as the process
-/// lives, so rounds alternate between several sets.
+/// The errors of one matrix.
+struct Measurements {
+    name: String,
+    optimum: f64,
+    optimum_from: &'static str,
+    /// Of each power and sketch, one for each seed.
+    errors: Vec<Vec<f64>>,
+    /// Whether each is more than rounding.
+    resolved: Vec<bool>,
+}
+
+impl Measured {
+    /// Nothing yet, of these matrices of one shape and type.
+    pub(super) fn new(name: &str, weights: &[Weight<'_>], seeds: usize) -> Self {
+        let runs = POWERS.len() * SKETCHES.len();
+        let input = |w: &Weight<'_>| Measurements {
+            name: w.name.clone(),
+            optimum: w.optimum,
+            optimum_from: w.optimum_from,
+            errors: vec![Vec::new(); runs],
+            resolved: vec![w.optimum > 0.0; runs],
+        };
+        let tensor = &weights[0].tensor;
+        Measured {
+            name: name.to_owned(),
+            shape: [tensor.shape()[0], tensor.shape()[1]],
+            dtype: tensor.dtype(),
+            seeds,
+            sketches: vec![Vec::new(); JOBS],
+            factorizations: vec![Vec::new(); runs],
+            inputs: weights.iter().map(input).collect(),
+        }
+    }
+
+    /// Some rounds more. In the `last` sweep as many as every seed of every input still needs.
+    pub(super) fn sweep(
+        &mut self,
+        weights: &[Weight<'_>],
+        effort: Effort,
+        par: Par,
+        last: bool,
+    ) -> Result<(), Failure> {
+        self.time_sketches(weights, effort.sketch_seconds, par)?;
+        self.time_factorizations(weights, effort.factor_seconds, last)
+    }
+
+    fn time_sketches(&mut self, weights: &[Weight<'_>], budget: f64, par: Par) -> Result<(), Failure> {
+        let [m, n] = self.shape;
+        let (_, l) = rank(m, n);
+        let draw = |sketch, seed| AnySketch::new(sketch, n, l, seed, 0);
+        let omega = draw(Sketch::Gaussian, 0)?.to_dense::<f32>();
+        let mut sets: Vec<Operands<'_>> =
+            weights.iter().map(|w| Operands::new(w, &omega, par)).collect::<Result<_, _>>()?;
+        if self.sketches[0].is_empty() {
+            for sketch in SKETCHES {
+                let (operator, set) = (draw(sketch, 0)?, &mut sets[0]);
+                apply(&operator, set.a, set.y.as_mut(), par)?;
+                check(&operator, set.a, set.y.as_ref())?;
+            }
+        }
+        let mut call = |job: usize, set: usize, seed: u64| -> Result<(), Failure> {
+            let set = &mut sets[set];
+            match job {
+                0 => _ = black_box(read(set.bytes, par)),
+                1 => set.multiply(par),
+                _ => apply(&draw(SKETCHES[job - 2], seed)?, set.a, set.y.as_mut(), par)?,
+            }
+            Ok(())
+        };
+
+        let mut calls = [1; JOBS];
+        for (job, calls) in calls.iter_mut().enumerate() {
+            call(job, 0, 0)?;
+            let once = seconds(|| call(job, 0, 0))?;
+            *calls = (BATCH_SECONDS / once).ceil().clamp(1.0, 1000.0) as usize;
+        }
+        let start = Instant::now();
+        for done in 0..SKETCH_ROUNDS.1 {
+            if done >= SKETCH_ROUNDS.0 && start.elapsed().as_secs_f64() > budget {
+                break;
+            }
+            let round = self.sketches[0].len();
+            let (seed, set) = ((round % self.seeds) as u64, round / self.seeds % weights.len());
+            for job in (0..JOBS).map(|i| (i + round) % JOBS) {
+                let batch = seconds(|| (0..calls[job]).try_for_each(|_| call(job, set, seed)))?;
+                self.sketches[job].push(batch / calls[job] as f64);
+            }
+        }
+        Ok(())
+    }
+
+    /// `Method::Randomized` at every power, with every sketch, on every weight and seed.
+    fn time_factorizations(&mut self, weights: &[Weight<'_>], budget: f64, last: bool) -> Result<(), Failure> {
+        let (k, l) = rank(self.shape[0], self.shape[1]);
+        let run = |weight: &Weight<'_>, sketch, q, seed| {
+            TruncatedSvd::new(Rank::Fixed(k))
+                .method(Method::Randomized)
+                .sketch(sketch)
+                .oversample(l - k)
+                .power_iterations(q)
+                .seed(seed)
+                .factor::<f32>(weight.tensor.clone())
+        };
+        for sketch in SKETCHES {
+            run(&weights[0], sketch, 0, 0)?;
+        }
+        let (kinds, needed) = (SKETCHES.len(), weights.len() * self.seeds);
+        let (start, before) = (Instant::now(), self.factorizations[0].len());
+        loop {
+            let round = self.factorizations[0].len();
+            let spent = round >= before + FACTOR_ROUNDS || start.elapsed().as_secs_f64() > budget;
+            if round > before && spent && !(last && round < needed) {
+                return Ok(());
+            }
+            let (seed, input) = (round % self.seeds, round / self.seeds % weights.len());
+            for (power, &q) in POWERS.iter().enumerate() {
+                for kind in (0..kinds).map(|i| (i + round) % kinds) {
+                    let at = power * kinds + kind;
+                    let start = Instant::now();
+                    let factors = run(&weights[input], SKETCHES[kind], q, seed as u64)?;
+                    self.factorizations[at].push(start.elapsed().as_secs_f64());
+                    if round < needed {
+                        self.inputs[input].note(at, factors.report())?;
+                    }
+                }
+            }
+        }
+    }
+
+    /// What was measured.
+    pub(super) fn finish(self) -> Result<Case, Failure> {
+        let seeds = self.seeds;
+        let seconds = |times: &[f64]| stat(seeds, times.iter().copied());
+        let ratio = |a: &[f64], b: &[f64]| stat(seeds, a.iter().zip(b).map(|(a, b)| a / b));
+        let (read, gemm, times) = (&self.sketches[0], &self.sketches[1], &self.sketches[2..]);
+        let sketched = |(&sketch, time): (&Sketch, &Vec<f64>)| {
+            Ok(Sketched {
+                sketch,
+                seconds: seconds(time)?,
+                speedup: ratio(&times[0], time)?, // SKETCHES begins with the Gaussian
+                over_read: ratio(time, read)?,
+                over_gemm: ratio(time, gemm)?,
+            })
+        };
+        let sketches = SKETCHES.iter().zip(times).map(sketched).collect::<Result<_, Failure>>()?;
+        let runs = || POWERS.iter().flat_map(|&q| SKETCHES.map(|sketch| (q, sketch))).enumerate();
+        let factored = |(at, (q, sketch)): (usize, (usize, Sketch))| {
+            let (gaussian, time) = (&self.factorizations[at - at % SKETCHES.len()], &self.factorizations[at]);
+            Ok(Factored { sketch, power_iterations: q, seconds: seconds(time)?, speedup: ratio(gaussian, time)? })
+        };
+        let factorizations = runs().map(factored).collect::<Result<_, Failure>>()?;
+        let input = |input: &Measurements| {
+            let errors = |(at, (q, sketch)): (usize, (usize, Sketch))| {
+                let over = input.errors[at].iter().map(|e| e / input.optimum - 1.0);
+                Ok(Errors {
+                    sketch,
+                    power_iterations: q,
+                    relative_error: seconds(&input.errors[at])?,
+                    over_optimum: if input.resolved[at] { Stat::of(seeds, over) } else { None },
+                })
+            };
+            Ok(Input {
+                name: input.name.clone(),
+                optimum: input.optimum,
+                optimum_from: input.optimum_from,
+                errors: runs().map(errors).collect::<Result<_, Failure>>()?,
+            })
+        };
+        let inputs = self.inputs.iter().map(input).collect::<Result<_, Failure>>()?;
+        let [m, n] = self.shape;
+        let (k, l) = rank(m, n);
+        let (read, gemm, dtype) = (seconds(read)?, seconds(gemm)?, self.dtype.to_string());
+        Ok(Case { name: self.name.clone(), m, n, dtype, rank: k, l, read, gemm, sketches, factorizations, inputs })
+    }
+}
+
+impl Measurements {
+    /// Takes in the error of one run, if it can be one.
+    fn note(&mut self, at: usize, report: &Report) -> Result<(), Failure> {
+        let (error, exact) = (report.relative_error, report.error_kind == ErrorKind::Exact);
+        // A thousandth: what rounding of A and of the certificate can hide.
+        if exact && error < self.optimum * (1.0 - 1e-3) {
+            let (name, best) = (&self.name, self.optimum);
+            return Err(Failure(format!(
+                "{name}: a relative error of {error} where the optimum is {best}; one of them is wrong"
+            )));
+        }
+        self.errors[at].push(error);
+        self.resolved[at] &= exact;
+        Ok(())
+    }
+}
+
+/// What the rounds of one matrix work on.
 struct Operands<'a> {
     a: MatView<'a>,
     bytes: &'a [u8],
@@ -103,153 +296,8 @@ impl<'a> Operands<'a> {
     }
 }
 
-/// Seconds of reading A, of the GEMM, and the sketches.
-fn sketches(
-    weights: &[Weight<'_>],
-    (n, l): (usize, usize),
-    effort: Effort,
-    par: Par,
-) -> Result<(Stat, Stat, Vec<Sketched>), Failure> {
-    let draw = |sketch, seed| AnySketch::new(sketch, n, l, seed, 0);
-    let omega = draw(Sketch::Gaussian, 0)?.to_dense::<f32>();
-    let sets = weights.iter().cycle().take(weights.len().max(2));
-    let mut sets: Vec<Operands<'_>> = sets.map(|w| Operands::new(w, &omega, par)).collect::<Result<_, _>>()?;
-    for sketch in SKETCHES {
-        let (operator, set) = (draw(sketch, 0)?, &mut sets[0]);
-        apply(&operator, set.a, set.y.as_mut(), par)?;
-        check(&operator, set.a, set.y.as_ref())?;
-    }
-    let mut call = |job: usize, set: usize, seed: u64| -> Result<(), Failure> {
-        let set = &mut sets[set];
-        match job {
-            0 => _ = black_box(read(set.bytes, par)),
-            1 => set.multiply(par),
-            _ => apply(&draw(SKETCHES[job - 2], seed)?, set.a, set.y.as_mut(), par)?,
-        }
-        Ok(())
-    };
-
-    const JOBS: usize = 2 + SKETCHES.len();
-    let mut calls = [1; JOBS];
-    for (job, calls) in calls.iter_mut().enumerate() {
-        call(job, 0, 0)?;
-        let once = seconds(|| call(job, 0, 0))?;
-        *calls = (BATCH_SECONDS / once).ceil().clamp(1.0, 1000.0) as usize;
-    }
-    let seeds = effort.seeds;
-    let mut times = vec![Vec::new(); JOBS];
-    let start = Instant::now();
-    for round in 0..SKETCH_ROUNDS.1.max(seeds) {
-        if round >= SKETCH_ROUNDS.0.max(seeds) && start.elapsed().as_secs_f64() > effort.sketch_seconds {
-            break;
-        }
-        for job in (0..JOBS).map(|i| (i + round) % JOBS) {
-            let (seed, set) = ((round % seeds) as u64, round / seeds % weights.len().max(2));
-            let batch = seconds(|| (0..calls[job]).try_for_each(|_| call(job, set, seed)))?;
-            times[job].push(batch / calls[job] as f64);
-        }
-    }
-    let ratio = |a: usize, b: usize| stat(seeds, times[a].iter().zip(&times[b]).map(|(a, b)| a / b));
-    let sketched = |(i, &sketch): (usize, &Sketch)| {
-        let job = i + 2;
-        Ok(Sketched {
-            sketch,
-            seconds: stat(seeds, times[job].iter().copied())?,
-            speedup: ratio(2, job)?, // SKETCHES begins with the Gaussian
-            over_read: ratio(job, 0)?,
-            over_gemm: ratio(job, 1)?,
-        })
-    };
-    let sketches = SKETCHES.iter().enumerate().map(sketched).collect::<Result<_, Failure>>()?;
-    Ok((stat(seeds, times[0].iter().copied())?, stat(seeds, times[1].iter().copied())?, sketches))
-}
-
-/// `Method::Randomized` at every power, with every sketch, on every weight and seed.
-fn factorizations(
-    weights: &[Weight<'_>],
-    k: usize,
-    p: usize,
-    effort: Effort,
-) -> Result<(Vec<Factored>, Vec<Input>), Failure> {
-    let run = |weight: &Weight<'_>, sketch, q, seed| {
-        TruncatedSvd::new(Rank::Fixed(k))
-            .method(Method::Randomized)
-            .sketch(sketch)
-            .oversample(p)
-            .power_iterations(q)
-            .seed(seed)
-            .factor::<f32>(weight.tensor.clone())
-    };
-    for sketch in SKETCHES {
-        run(&weights[0], sketch, 0, 0)?;
-    }
-    let (powers, kinds, seeds) = (POWERS.len(), SKETCHES.len(), effort.seeds);
-    let mut times = vec![Vec::new(); powers * kinds];
-    let mut errors = vec![Vec::new(); weights.len() * powers * kinds];
-    let mut resolved = vec![true; weights.len() * powers * kinds];
-    let needed = weights.len() * seeds;
-    let start = Instant::now();
-    for round in 0..FACTOR_ROUNDS.max(needed) {
-        if round >= needed && start.elapsed().as_secs_f64() > effort.factor_seconds {
-            break;
-        }
-        let (seed, input) = (round % seeds, round / seeds % weights.len());
-        let weight = &weights[input];
-        for power in 0..powers {
-            for kind in (0..kinds).map(|i| (i + round) % kinds) {
-                let at = power * kinds + kind;
-                let start = Instant::now();
-                let factors = run(weight, SKETCHES[kind], POWERS[power], seed as u64)?;
-                times[at].push(start.elapsed().as_secs_f64());
-                if round < needed {
-                    let at = input * powers * kinds + at;
-                    let (error, exact) =
-                        (factors.report().relative_error, factors.report().error_kind == ErrorKind::Exact);
-                    // A thousandth: what rounding of A and of the certificate can hide.
-                    if exact && error < weight.optimum * (1.0 - 1e-3) {
-                        let (name, best) = (&weight.name, weight.optimum);
-                        return Err(Failure(format!(
-                            "{name}: a relative error of {error} where the optimum is {best}; one of them is wrong"
-                        )));
-                    }
-                    errors[at].push(error);
-                    resolved[at] &= exact && weight.optimum > 0.0;
-                }
-            }
-        }
-    }
-
-    let mut factored = Vec::new();
-    let mut inputs: Vec<Input> = (weights.iter())
-        .map(|w| Input { name: w.name.clone(), optimum: w.optimum, optimum_from: w.optimum_from, errors: Vec::new() })
-        .collect();
-    for (power, &q) in POWERS.iter().enumerate() {
-        for (kind, &sketch) in SKETCHES.iter().enumerate() {
-            let at = power * kinds + kind;
-            let gaussian = &times[power * kinds];
-            factored.push(Factored {
-                sketch,
-                power_iterations: q,
-                seconds: stat(seeds, times[at].iter().copied())?,
-                speedup: stat(seeds, gaussian.iter().zip(&times[at]).map(|(g, t)| g / t))?,
-            });
-            for (i, input) in inputs.iter_mut().enumerate() {
-                let at = i * powers * kinds + at;
-                let over = errors[at].iter().map(|e| e / input.optimum - 1.0);
-                input.errors.push(Errors {
-                    sketch,
-                    power_iterations: q,
-                    relative_error: stat(seeds, errors[at].iter().copied())?,
-                    over_optimum: if resolved[at] { Stat::of(seeds, over) } else { None },
-                });
-            }
-        }
-    }
-    Ok((factored, inputs))
-}
-
 /// The least relative error at rank `k`, by a full SVD.
-pub(super) fn optimum(tensor: &TensorRef<'_>, k: usize) -> Result<f64, Failure> {
+pub(super) fn optimum(tensor: &TensorRef<'_>, k: usize) -> tensorslim::Result<f64> {
     let full = TruncatedSvd::new(Rank::Fixed(k)).method(Method::Full);
     Ok(full.factor::<f64>(tensor.clone())?.report().relative_error)
 }

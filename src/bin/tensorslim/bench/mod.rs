@@ -7,10 +7,6 @@
 //! ```
 //!
 //! Files that cannot be measured are refused before the first minute is spent.
-//!
-//! On two idle cores `--quick` takes 45 s, and two runs agree within 5 % in every ratio; the rounds of one shape follow each
-//! other, so a neighbour that is busy for seconds shows in the ratios of that shape to what uses other parts of the
-//! machine (a product on all cores against a read).
 
 mod matrices;
 mod measure;
@@ -35,7 +31,7 @@ use crate::args::{BenchArgs, LEAST_SIDE};
 use crate::factor::{matrix, read};
 use crate::{Failure, about, emit, output};
 use matrices::Spectrum;
-use measure::{Effort, Weight};
+use measure::{Effort, Measured, SWEEPS, Weight};
 use results::{Case, Machine, Settings, Suite};
 
 /// Layers of language models, and a matrix that is too small for anything to matter.
@@ -69,9 +65,9 @@ fn measured(args: &BenchArgs, files: &[(&Path, Array)]) -> Result<(), Failure> {
     let start = Instant::now();
     let seeds = args.seeds.unwrap_or(if args.quick { 3 } else { 5 }) as usize;
     let effort = if args.quick {
-        Effort { seeds, sketch_seconds: 2.5, factor_seconds: 6.0 }
+        Effort { sketch_seconds: 0.6, factor_seconds: 1.3 }
     } else {
-        Effort { seeds, sketch_seconds: 4.0, factor_seconds: 10.0 }
+        Effort { sketch_seconds: 1.5, factor_seconds: 4.0 }
     };
     let shapes = args.shapes.clone().unwrap_or_else(|| {
         let large = if args.quick { &[][..] } else { &LARGE_SHAPES };
@@ -80,14 +76,25 @@ fn measured(args: &BenchArgs, files: &[(&Path, Array)]) -> Result<(), Failure> {
     let threads = rayon::current_num_threads();
     let par = if threads == 1 { Par::Seq } else { Par::rayon(threads) };
 
-    let mut progress = Progress::new(3 * (shapes.len() + files.len()));
-    let mut cases = Vec::new();
-    for &[m, n] in &shapes {
-        cases.push(made(m, n, effort, par, &mut progress)?);
-    }
+    let mut progress = Progress::new(files.len() + SWEEPS * (shapes.len() + files.len()));
+    let mut sources: Vec<Source<'_>> = shapes.into_iter().map(Source::Made).collect();
     for (path, file) in files {
-        cases.push(given(path, file, effort, par, &mut progress)?);
+        progress.step(&format!("full SVD of {}", path.display()));
+        sources.push(Source::given(path, file)?);
     }
+    let mut measured: Vec<Measured> = Vec::new();
+    for sweep in 0..SWEEPS {
+        for (i, source) in sources.iter().enumerate() {
+            progress.step(&format!("sweep {} of {SWEEPS}: {}", sweep + 1, source.name()));
+            source.with_weights(par, |weights| {
+                if sweep == 0 {
+                    measured.push(Measured::new(&source.name(), weights, seeds));
+                }
+                measured[i].sweep(weights, effort, par, sweep + 1 == SWEEPS)
+            })?;
+        }
+    }
+    let cases = measured.into_iter().map(Measured::finish).collect::<Result<Vec<Case>, Failure>>()?;
     progress.end();
 
     let mut sizes: Vec<(usize, usize)> = STATE_SIZES.into_iter().chain(cases.iter().map(|c| (c.n, c.l))).collect();
@@ -120,44 +127,70 @@ fn measured(args: &BenchArgs, files: &[(&Path, Array)]) -> Result<(), Failure> {
     emit(&format!("{text}\nwritten: {}: index.html, results.csv, results.json\n", args.out.display()))
 }
 
-/// Measures a shape on made matrices.
-fn made(m: usize, n: usize, effort: Effort, par: Par, progress: &mut Progress) -> Result<Case, Failure> {
-    let name = format!("{m}×{n}");
-    progress.step(&format!("{name}: making the matrices"));
-    let (k, _) = measure::rank(m, n);
-    let make = |(i, spectrum): (usize, Spectrum)| {
-        let values = spectrum.values(m, n);
-        let a = matrices::make(m, n, &values, i as u64, par)?;
-        Ok((spectrum, matrices::optimum(&values, k), a))
-    };
-    let made: Vec<_> = Spectrum::ALL.into_iter().enumerate().map(make).collect::<Result<_, Failure>>()?;
-    let weights: Vec<Weight<'_>> = (made.iter())
-        .map(|(spectrum, optimum, a)| {
-            Ok(Weight {
-                name: spectrum.name().to_owned(),
-                tensor: a.as_tensor()?,
-                bytes: bytemuck::cast_slice(a.as_slice()),
-                optimum: *optimum,
-                optimum_from: "construction",
-            })
-        })
-        .collect::<Result<_, Failure>>()?;
-    measure::case(&name, &weights, effort, par, &mut |what| progress.step(what))
+/// Where matrices come from.
+enum Source<'a> {
+    /// Rows and columns of matrices to make.
+    Made([usize; 2]),
+    /// A file's matrix, and the error of its best approximation.
+    Given { path: &'a Path, file: &'a Array, optimum: f64 },
 }
 
-/// Measures the matrix of a file.
-fn given(path: &Path, file: &Array, effort: Effort, par: Par, progress: &mut Progress) -> Result<Case, Failure> {
-    let tensor = file.tensor().map_err(about(path))?;
-    let tensor = matrix(path, &tensor, 1)?;
-    let (m, n) = (tensor.shape()[0], tensor.shape()[1]);
-    let file_name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
-    let name = format!("{m}×{n} {file_name}");
-    progress.step(&format!("{name}: full SVD"));
-    let (k, _) = measure::rank(m, n);
-    let optimum = measure::optimum(&tensor, k).map_err(|e| Failure(format!("{}: {}", path.display(), e.0)))?;
-    let weight =
-        Weight { name: file_name.into_owned(), tensor, bytes: file.bytes(), optimum, optimum_from: "full-svd" };
-    measure::case(&name, &[weight], effort, par, &mut |what| progress.step(what))
+impl<'a> Source<'a> {
+    fn given(path: &'a Path, file: &'a Array) -> Result<Self, Failure> {
+        let tensor = file.tensor().map_err(about(path))?;
+        let tensor = matrix(path, &tensor, 1)?;
+        let (k, _) = measure::rank(tensor.shape()[0], tensor.shape()[1]);
+        let optimum = measure::optimum(&tensor, k).map_err(about(path))?;
+        Ok(Source::Given { path, file, optimum })
+    }
+
+    /// The shape, and the file if there is one.
+    fn name(&self) -> String {
+        match self {
+            Source::Made([m, n]) => format!("{m}×{n}"),
+            Source::Given { path, file, .. } => {
+                let (m, n) = (file.shape()[0], file.shape()[1..].iter().product::<usize>());
+                format!("{m}×{n} {}", file_name(path))
+            }
+        }
+    }
+
+    /// Runs `f` on its matrices, which are of one shape and type.
+    fn with_weights(&self, par: Par, f: impl FnOnce(&[Weight<'_>]) -> Result<(), Failure>) -> Result<(), Failure> {
+        match *self {
+            Source::Made([m, n]) => {
+                let (k, _) = measure::rank(m, n);
+                let make = |(i, spectrum): (usize, Spectrum)| {
+                    let values = spectrum.values(m, n);
+                    let a = matrices::make(m, n, &values, i as u64, par)?;
+                    Ok((spectrum, matrices::optimum(&values, k), a))
+                };
+                let made = Spectrum::ALL.into_iter().enumerate().map(make).collect::<Result<Vec<_>, Failure>>()?;
+                let weights: Vec<Weight<'_>> = (made.iter())
+                    .map(|(spectrum, optimum, a)| {
+                        Ok(Weight {
+                            name: spectrum.name().to_owned(),
+                            tensor: a.as_tensor()?,
+                            bytes: bytemuck::cast_slice(a.as_slice()),
+                            optimum: *optimum,
+                            optimum_from: "construction",
+                        })
+                    })
+                    .collect::<Result<_, Failure>>()?;
+                f(&weights)
+            }
+            Source::Given { path, file, optimum } => {
+                let tensor = file.tensor().map_err(about(path))?;
+                let tensor = matrix(path, &tensor, 1)?;
+                let (name, bytes) = (file_name(path), file.bytes());
+                f(&[Weight { name, tensor, bytes, optimum, optimum_from: "full-svd" }])
+            }
+        }
+    }
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
 
 /// What is going on, on stderr: a bar on a terminal, lines elsewhere.
