@@ -20,6 +20,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Factors one weight: W ≈ U · diag(s) · Vᵀ.
     Factor(FactorArgs),
+    /// SRHT against Gaussian against sparse sign on this machine: tables, CSV, JSON and one HTML page.
+    Bench(BenchArgs),
     /// Says what this machine offers: instruction sets, threads, memory, GPU, MPI.
     Info(InfoArgs),
 }
@@ -98,6 +100,37 @@ pub(crate) struct FactorArgs {
     pub(crate) explain: bool,
 }
 
+#[derive(Args)]
+pub(crate) struct BenchArgs {
+    /// Weights to measure besides the made matrices; of more than two axes the first becomes rows
+    #[arg(value_name = "W.npy")]
+    pub(crate) weights: Vec<PathBuf>,
+
+    /// Write index.html, results.csv and results.json here; the directory is created
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+
+    /// Fewer shapes, seeds and rounds: a minute or two
+    #[arg(long)]
+    pub(crate) quick: bool,
+
+    /// Shapes of the made matrices, such as 3072x768,4096x4096 [default: those of real layers]
+    #[arg(long, value_name = "MxN,...", value_delimiter = ',', allow_negative_numbers = true, value_parser = shape)]
+    pub(crate) shapes: Option<Vec<[usize; 2]>>,
+
+    /// Seeds that times and errors are taken over [default: 5, with --quick 3]
+    #[arg(long, value_name = "S", allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) seeds: Option<u32>,
+
+    /// Threads [default: one per core]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) threads: Option<u16>,
+
+    /// Take two-byte elements without a type (`<V2`, as ml_dtypes saves bfloat16) for bfloat16
+    #[arg(long)]
+    pub(crate) bf16: bool,
+}
+
 /// How much to keep.
 #[derive(Args)]
 #[group(required = true, multiple = false)]
@@ -139,6 +172,18 @@ fn positive_rank(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(k) if k > 0 => Ok(k),
         _ => Err("give a whole number of at least 1".into()),
+    }
+}
+
+/// The least side that leaves room for a rank, oversampling and something to drop.
+pub(crate) const LEAST_SIDE: usize = 16;
+
+/// `3072x768`, of at most 2^30 elements.
+fn shape(text: &str) -> Result<[usize; 2], String> {
+    let side = |text: &str| text.parse().ok().filter(|&side: &usize| side >= LEAST_SIDE);
+    match text.split_once('x').map(|(m, n)| (side(m), side(n))) {
+        Some((Some(m), Some(n))) if m.checked_mul(n).is_some_and(|size| size <= 1 << 30) => Ok([m, n]),
+        _ => Err(format!("give rows x columns, such as 3072x768, each at least {LEAST_SIDE}, at most 2^30 elements")),
     }
 }
 

@@ -142,7 +142,7 @@ fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
 }
 
 /// Reads a file; with `bf16`, two-byte elements without a type are bfloat16.
-fn read(path: &Path, bf16: bool) -> Result<Array, Failure> {
+pub(crate) fn read(path: &Path, bf16: bool) -> Result<Array, Failure> {
     let untyped = || Array::read_as(path, DType::BF16);
     if bf16 && let Ok(file) = untyped() {
         return Ok(file);
@@ -157,7 +157,7 @@ fn read(path: &Path, bf16: bool) -> Result<Array, Failure> {
 }
 
 /// The tensor as a matrix: the first `row_axes` axes as rows, the others as columns.
-fn matrix<'a>(path: &Path, t: &TensorRef<'a>, row_axes: usize) -> Result<TensorRef<'a>, Failure> {
+pub(crate) fn matrix<'a>(path: &Path, t: &TensorRef<'a>, row_axes: usize) -> Result<TensorRef<'a>, Failure> {
     match t.shape().len() {
         0 | 1 => Err(Failure(format!("{}: shape {:?} is no matrix; give two axes or more", path.display(), t.shape()))),
         2 => Ok(t.clone()),

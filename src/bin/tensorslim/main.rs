@@ -3,7 +3,7 @@
 //! ```text
 //!   args.rs     what may be typed             factor.rs   read, factor, evaluate, report
 //!   report.rs   one report, two renderings    output.rs   files that appear whole or not at all
-//!   info.rs     what this machine offers
+//!   info.rs     what this machine offers      bench/      SRHT against Gaussian against sparse sign
 //! ```
 //!
 //! Exit codes: 0; 1 the work failed; 2 bad usage. Either failure is one line on stderr, `tensorslim: what, where,
@@ -11,6 +11,7 @@
 //! still written.
 
 mod args;
+mod bench;
 mod factor;
 mod info;
 mod output;
@@ -66,6 +67,7 @@ fn main() -> ExitCode {
     };
     let done = match &cli.command {
         Command::Factor(args) => factor::run(args),
+        Command::Bench(args) => bench::run(args),
         Command::Info(args) => info::run(args),
     };
     match done {

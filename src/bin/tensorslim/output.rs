@@ -1,8 +1,8 @@
 //! Files that appear whole or not at all.
 //!
 //! Every file is written under a temporary name in its own directory and renamed when all of them are complete, the
-//! report last and an older report removed first: a `report.json` in the directory always belongs to the factors
-//! beside it.
+//! report last and an older report removed first: a report in the directory (`report.json` of factors, `results.json` of a
+//! bench) always belongs to the files beside it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use tensorslim::{DType, Error, Factors, Matrix, Scalar, npy};
 
 use crate::Failure;
 
-/// The file that says that the others are complete.
+/// The file that says that the factors are complete.
 const REPORT: &str = "report.json";
 
 /// Makes `dir`, so that a directory that cannot be made is known before the work and not after it.
@@ -22,20 +22,32 @@ pub(crate) fn prepare(dir: &Path) -> Result<(), Failure> {
 /// Writes `u.npy` (m×k), `s.npy` (k), `vt.npy` (k×n), rounded to `dtype`, and `report.json`.
 pub(crate) fn write<T: Scalar>(dir: &Path, dtype: DType, f: &Factors<T>, report: &str) -> Result<(), Failure> {
     let s = Matrix::from_vec(f.s().to_vec(), 1, f.rank())?.to_bytes(dtype);
-    let staged = [
+    let files = vec![
         Staged::new(dir, "u.npy", |p| npy::write_matrix(p, f.u(), dtype))?,
         Staged::new(dir, "s.npy", |p| npy::write(p, dtype, &[f.rank()], &s))?,
         Staged::new(dir, "vt.npy", |p| npy::write_matrix(p, f.vt(), dtype))?,
-        Staged::new(dir, REPORT, |p| fs::write(p, report).map_err(|e| Error::file(p, e)))?,
     ];
-    let old = dir.join(REPORT);
+    commit(dir, files, REPORT, report)
+}
+
+/// Writes `texts`, names and contents, and then `report` as `name`.
+pub(crate) fn write_texts(dir: &Path, texts: &[(&str, &str)], name: &str, report: &str) -> Result<(), Failure> {
+    let stage = |&(name, text): &(&str, &str)| Staged::text(dir, name, text);
+    let files = texts.iter().map(stage).collect::<Result<_, _>>()?;
+    commit(dir, files, name, report)
+}
+
+/// Takes away the old report, brings the files in and then the new one.
+fn commit(dir: &Path, mut files: Vec<Staged>, name: &str, report: &str) -> Result<(), Failure> {
+    files.push(Staged::text(dir, name, report)?);
+    let old = dir.join(name);
     match fs::remove_file(&old) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
             return Err(Failure(format!("{}: cannot replace this file: {e}", old.display())));
         }
         _ => {}
     }
-    staged.into_iter().try_for_each(Staged::commit)
+    files.into_iter().try_for_each(Staged::commit)
 }
 
 /// A complete file under a temporary name; removed unless committed.
@@ -50,6 +62,10 @@ impl Staged {
         let staged = Staged { temporary, target: dir.join(name) };
         write(&staged.temporary)?;
         Ok(staged)
+    }
+
+    fn text(dir: &Path, name: &str, text: &str) -> Result<Self, Failure> {
+        Staged::new(dir, name, |p| fs::write(p, text).map_err(|e| Error::file(p, e)))
     }
 
     fn commit(self) -> Result<(), Failure> {

@@ -1,0 +1,329 @@
+//! The plots, as SVG text without outer resources.
+//!
+//! Colours of Okabe and Ito, told apart by the colour-blind too; curves also differ in their markers. Ticks are at 1, 2,
+//! 5 of each decade (1 alone over many decades), since most plots span a decade or two. Legends stand in the page.
+
+use plotters::coord::Shift;
+use plotters::coord::combinators::BindKeyPoints;
+use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
+use tensorslim::Sketch;
+
+use super::results::{Case, Input, POWERS, SKETCHES, State, Suite};
+use super::tables::{label, three};
+use crate::Failure;
+
+type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+/// What plotters says when it cannot draw, as text.
+type Drawn<T = ()> = Result<T, Box<dyn std::error::Error + 'static>>;
+
+const INK: RGBColor = RGBColor(0x1a, 0x1a, 0x1a);
+const GRID: RGBColor = RGBColor(0xdd, 0xdd, 0xdd);
+pub(super) const READ: RGBColor = RGBColor(0x70, 0x70, 0x70);
+pub(super) const GEMM: RGBColor = RGBColor(0x1a, 0x1a, 0x1a);
+/// Of the bars of the speed-ups: the sketch alone, then q = 0, 1, 2.
+pub(super) const SHADES: [RGBColor; 4] =
+    [RGBColor(0x00, 0x3f, 0x6b), RGBColor(0x00, 0x72, 0xb2), RGBColor(0x6f, 0xb4, 0xdc), RGBColor(0xc0, 0xdf, 0xf1)];
+
+pub(super) fn colour(sketch: Sketch) -> RGBColor {
+    match sketch {
+        Sketch::Gaussian => RGBColor(0xd5, 0x5e, 0x00),
+        Sketch::Srht => RGBColor(0x00, 0x72, 0xb2),
+        Sketch::SparseSign => RGBColor(0x00, 0x9e, 0x73),
+    }
+}
+
+/// A group of bars, with marks across it.
+struct Group {
+    label: Vec<String>,
+    bars: Vec<Bar>,
+    marks: Vec<(RGBColor, f64)>,
+}
+
+struct Bar {
+    colour: RGBColor,
+    value: f64,
+    /// Least and greatest.
+    spread: Option<(f64, f64)>,
+    /// Its number; where marks cross the bars it stands at the foot, in white.
+    text: String,
+}
+
+/// Time of the sketch alone for each shape, with the floors.
+pub(super) fn sketch_times(suite: &Suite) -> Result<String, Failure> {
+    let group = |c: &Case| Group {
+        label: vec![label(c), format!("l = {}", c.l)],
+        bars: (c.sketches.iter())
+            .map(|s| Bar {
+                colour: colour(s.sketch),
+                value: s.seconds.median * 1e3,
+                spread: Some((s.seconds.min * 1e3, s.seconds.max * 1e3)),
+                text: three(s.seconds.median * 1e3),
+            })
+            .collect(),
+        marks: vec![(READ, c.read.median * 1e3), (GEMM, c.gemm.median * 1e3)],
+    };
+    bars("time of A Ω in ms", None, &suite.cases.iter().map(group).collect::<Vec<_>>())
+}
+
+/// How much faster the SRHT is than the Gaussian: alone, and in the factorization.
+pub(super) fn speedups(suite: &Suite) -> Result<String, Failure> {
+    let group = |c: &Case| {
+        let alone = c.sketched(Sketch::Srht).map(|s| s.speedup);
+        let whole = POWERS.iter().map(|&q| c.factored(Sketch::Srht, q).map(|f| f.speedup));
+        let bar = |(speedup, colour): (_, RGBColor)| {
+            let s: super::results::Stat = speedup?;
+            Some(Bar { colour, value: s.median, spread: Some((s.min, s.max)), text: three(s.median) })
+        };
+        Group {
+            label: vec![label(c), format!("l = {}", c.l)],
+            bars: std::iter::once(alone).chain(whole).zip(SHADES).filter_map(bar).collect(),
+            marks: Vec::new(),
+        }
+    };
+    let groups: Vec<_> = suite.cases.iter().map(group).collect();
+    bars("time with Gaussian / time with SRHT", Some(1.0), &groups)
+}
+
+/// Bytes of the operators and of the stored matrix.
+pub(super) fn states(suite: &Suite) -> Result<String, Failure> {
+    let group = |s: &State| {
+        let bar = |colour, bytes: usize| Bar { colour, value: bytes as f64, spread: None, text: short(bytes as f64) };
+        let stored = bar(READ, s.stored);
+        let operators = s.operators.iter().map(|o| bar(colour(o.sketch), o.bytes));
+        Group {
+            label: vec![format!("n = {}", s.n), format!("l = {}", s.l)],
+            bars: std::iter::once(stored).chain(operators).collect(),
+            marks: Vec::new(),
+        }
+    };
+    bars("bytes", None, &suite.state.iter().map(group).collect::<Vec<_>>())
+}
+
+/// Groups of bars over a logarithmic scale; bars rise from `base` if there is one, else from the axis.
+fn bars(y_title: &str, base: Option<f64>, groups: &[Group]) -> Result<String, Failure> {
+    let bars = || groups.iter().flat_map(|g| &g.bars);
+    let ends = |b: &Bar| b.spread.map_or([b.value; 2], |(low, high)| [low, high]);
+    let marks = groups.iter().flat_map(|g| g.marks.iter().map(|m| m.1));
+    let (low, high) = span(bars().flat_map(ends).chain(marks).chain(base));
+    // Room below the shortest bar, so that it is seen, and above for the numbers.
+    let below = if base.is_some() { 1.1 } else { (high / low).powf(0.1).max(1.5) };
+    let (low, high) = (low / below, high * (high / low).powf(0.08).max(1.1));
+    svg((1080, 430), |root| {
+        let (width, bottom) = (groups.len().max(1) as f64, 62);
+        let mut chart = ChartBuilder::on(root)
+            .margin_top(12)
+            .margin_right(8)
+            .y_label_area_size(74)
+            .x_label_area_size(bottom)
+            .build_cartesian_2d(0.0..width, (low..high).log_scale().with_key_points(ticks(low, high)))?;
+        (chart.configure_mesh())
+            .disable_x_mesh()
+            .disable_x_axis()
+            .light_line_style(TRANSPARENT)
+            .bold_line_style(GRID)
+            .axis_style(INK)
+            .y_desc(y_title)
+            .y_labels(40)
+            .y_label_formatter(&|y| plain(*y))
+            .label_style(font(17))
+            .axis_desc_style(font(17))
+            .draw()?;
+        let foot = base.unwrap_or(low);
+        for (i, group) in groups.iter().enumerate() {
+            let count = group.bars.len().max(1) as f64;
+            let (left, bar_width) = (i as f64 + 0.1, 0.8 / count);
+            for (j, bar) in group.bars.iter().enumerate() {
+                let x = left + bar_width * j as f64;
+                let (x0, x1, middle) = (x + 0.04 * bar_width, x + 0.96 * bar_width, x + 0.5 * bar_width);
+                let (y0, y1) = (foot.min(bar.value), foot.max(bar.value));
+                chart.draw_series([Rectangle::new([(x0, y0), (x1, y1)], bar.colour.filled())])?;
+                let mut top = y1;
+                if let Some((least, most)) = bar.spread {
+                    chart
+                        .draw_series([PathElement::new(vec![(middle, least), (middle, most)], INK.stroke_width(1))])?;
+                    top = top.max(most);
+                }
+                let style = font(16).pos(Pos::new(HPos::Center, VPos::Bottom));
+                let (y, style) = if group.marks.is_empty() { (top, style) } else { (low, style.color(&WHITE)) };
+                chart.draw_series([EmptyElement::at((middle, y)) + Text::new(bar.text.clone(), (0, -4), style)])?;
+            }
+            for &(colour, y) in &group.marks {
+                let line = vec![(left - 0.04, y), (left + 0.84, y)];
+                chart.draw_series([PathElement::new(line, colour.stroke_width(2))])?;
+            }
+            for (j, text) in group.label.iter().enumerate() {
+                let (x, y) = chart.backend_coord(&(i as f64 + 0.5, low));
+                let style = font(16).pos(Pos::new(HPos::Center, VPos::Top));
+                root.draw(&Text::new(text.clone(), (x, y + 8 + 20 * j as i32), style))?;
+            }
+        }
+        if base.is_some() {
+            chart.draw_series([PathElement::new(vec![(0.0, foot), (width, foot)], INK.stroke_width(1))])?;
+        }
+        Ok(())
+    })
+}
+
+/// Error over the optimum against time, a curve for each sketch through its power iterations.
+pub(super) fn pareto(case: &Case, input: &Input) -> Result<Option<String>, Failure> {
+    struct Point {
+        q: usize,
+        ms: f64,
+        error: f64,
+        spread: (f64, f64),
+    }
+    /// Per cent; what is smaller is rounding.
+    const FLOOR: f64 = 1e-4;
+    let curve = |sketch: Sketch| {
+        let point = |&q: &usize| {
+            let (time, over) = (case.factored(sketch, q)?.seconds, input.errors(sketch, q)?.over_optimum?);
+            let error = |x: f64| (100.0 * x).max(FLOOR);
+            let spread = (error(over.min), error(over.max));
+            Some(Point { q, ms: time.median * 1e3, error: error(over.median), spread })
+        };
+        (sketch, POWERS.iter().filter_map(point).collect::<Vec<_>>())
+    };
+    let curves = SKETCHES.map(curve);
+    let points = || curves.iter().flat_map(|(_, points)| points);
+    if points().next().is_none() {
+        return Ok(None);
+    }
+    let widen = |(low, high): (f64, f64), by: f64| {
+        let by = (high / low).powf(by).max(1.15);
+        (low / by, high * by)
+    };
+    let (x0, x1) = widen(span(points().map(|p| p.ms)), 0.12);
+    let (y0, y1) = widen(span(points().flat_map(|p| [p.spread.0, p.spread.1])), 0.12);
+    let drawn = svg((520, 330), |root| {
+        let mut chart = ChartBuilder::on(root)
+            .margin_top(10)
+            .margin_right(14)
+            .y_label_area_size(76)
+            .x_label_area_size(52)
+            .build_cartesian_2d(
+                (x0..x1).log_scale().with_key_points(ticks(x0, x1)),
+                (y0..y1).log_scale().with_key_points(ticks(y0, y1)),
+            )?;
+        (chart.configure_mesh())
+            .light_line_style(TRANSPARENT)
+            .bold_line_style(GRID)
+            .axis_style(INK)
+            .x_desc("time of the factorization in ms")
+            .y_desc("error over the optimum in %")
+            .x_labels(40)
+            .y_labels(40)
+            .x_label_formatter(&|x| plain(*x))
+            .y_label_formatter(&|y| plain(*y))
+            .label_style(font(16))
+            .axis_desc_style(font(16))
+            .draw()?;
+        for (sketch, points) in &curves {
+            let colour = colour(*sketch);
+            let line: Vec<_> = points.iter().map(|p| (p.ms, p.error)).collect();
+            chart.draw_series([PathElement::new(line, colour.stroke_width(2))])?;
+            for p in points {
+                let spread = vec![(p.ms, p.spread.0), (p.ms, p.spread.1)];
+                chart.draw_series([PathElement::new(spread, colour.stroke_width(2))])?;
+                let (at, fill) = ((p.ms, p.error), colour.filled());
+                match sketch {
+                    Sketch::Gaussian => chart.draw_series([Circle::new(at, 5, fill)]).map(drop)?,
+                    Sketch::Srht => {
+                        let square = Rectangle::new([(-5, -5), (5, 5)], fill);
+                        chart.draw_series([EmptyElement::at(at) + square]).map(drop)?;
+                    }
+                    Sketch::SparseSign => chart.draw_series([TriangleMarker::new(at, 6, fill)]).map(drop)?,
+                }
+            }
+        }
+        // One label for the points of each q, above the rightmost.
+        for q in POWERS {
+            let of = || points().filter(move |p| p.q == q);
+            let Some(last) = of().max_by(|a, b| a.ms.total_cmp(&b.ms)) else { continue };
+            let style = font(16).pos(Pos::new(HPos::Left, VPos::Bottom));
+            let text = Text::new(format!("q = {q}"), (7, -5), style);
+            chart.draw_series([EmptyElement::at((last.ms, last.error)) + text])?;
+        }
+        Ok(())
+    });
+    drawn.map(Some)
+}
+
+/// Draws on white. The size is a ratio: the page scales plots to its width.
+fn svg(size: (u32, u32), draw: impl FnOnce(&Area<'_>) -> Drawn) -> Result<String, Failure> {
+    let mut text = String::new();
+    let drawn = || -> Drawn {
+        let root = SVGBackend::with_string(&mut text, size).into_drawing_area();
+        root.fill(&WHITE)?;
+        draw(&root)?;
+        root.present()?;
+        Ok(())
+    };
+    let failed = |e: Box<dyn std::error::Error>| Failure(format!("a plot could not be drawn: {e}"));
+    drawn().map_err(failed)?;
+    Ok(text.replacen(&format!("width=\"{}\" height=\"{}\" ", size.0, size.1), "role=\"img\" ", 1))
+}
+
+/// plotters divides the size by 1.24 on the way to SVG: 17 stands for 14 pixels.
+fn font(size: u32) -> TextStyle<'static> {
+    TextStyle::from(("sans-serif", size).into_font()).color(&INK)
+}
+
+fn span(values: impl Iterator<Item = f64>) -> (f64, f64) {
+    let (low, high) = values.fold((f64::MAX, f64::MIN_POSITIVE), |(low, high), x| (low.min(x), high.max(x)));
+    (low.min(high).max(f64::MIN_POSITIVE), high)
+}
+
+/// Powers of ten times 1, 2, 5 in `low..high`; the powers alone when there are many, and every second of very many.
+fn ticks(low: f64, high: f64) -> Vec<f64> {
+    let decades = (high / low).log10();
+    let steps: &[f64] = match decades {
+        d if d < 0.5 => &[1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0],
+        d if d < 1.1 => &[1.0, 1.5, 2.0, 3.0, 5.0, 7.0],
+        d if d < 2.2 => &[1.0, 2.0, 5.0],
+        _ => &[1.0],
+    };
+    let (first, last) = (low.log10().floor() as i32, high.log10().ceil() as i32);
+    let all = (first..=last).flat_map(|e| steps.iter().map(move |s| s * 10f64.powi(e)));
+    all.filter(|x| (low..=high).contains(x)).collect()
+}
+
+/// `212`, `75.8k`, `4.36M`
+fn short(x: f64) -> String {
+    let unit = |x: f64, name: &str| format!("{}{name}", three(x).trim_end_matches(".00"));
+    match x {
+        x if x < 1e3 => format!("{x}"),
+        x if x < 1e6 => unit(x / 1e3, "k"),
+        x if x < 1e9 => unit(x / 1e6, "M"),
+        x => unit(x / 1e9, "G"),
+    }
+}
+
+/// `0.05`, `2`, `500`, `10k`
+fn plain(x: f64) -> String {
+    if x >= 9999.0 {
+        return short(x).replace(".0", "");
+    }
+    let digits = (-x.log10().floor()).max(0.0) as usize;
+    let text = format!("{x:.*}", digits + 1);
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{plain, short, span, ticks};
+
+    #[test]
+    fn ticks_fit_the_span() {
+        assert_eq!(ticks(0.8, 30.0), [1.0, 2.0, 5.0, 10.0, 20.0]);
+        assert_eq!(ticks(2.9, 4.1), [3.0, 4.0]);
+        assert_eq!(ticks(1.0, 1e5).len(), 6);
+        assert_eq!([short(212.0), short(75_776.0), short(1e6)], ["212", "75.8k", "1M"]);
+        assert_eq!([plain(1e4), plain(1e5), plain(1e7)], ["10k", "100k", "10M"]);
+        assert_eq!(
+            [plain(0.05), plain(2.0), plain(1e3), plain(0.001), plain(1.2)],
+            ["0.05", "2", "1000", "0.001", "1.2"]
+        );
+        assert_eq!(span([3.0, 0.5].into_iter()), (0.5, 3.0));
+    }
+}
