@@ -78,5 +78,18 @@ fn the_promise_is_what_is_measured() {
             }
         }
     }
+
+    // The largest: 128 MiB of halves, whose copy in f32 would be 256 MiB.
+    let n = 8192;
+    let half =
+        Matrix::<f16>::from_fn(n, n, |i, j| f16::from_f64(block[(i * 7 + j) % 4096] * block[(i + 13 * j) % 4096]));
+    let svd = TruncatedSvd::new(Rank::Fixed(64));
+    let before = NOW.load(Relaxed);
+    PEAK.store(before, Relaxed);
+    let f = svd.factor::<f32>(half.as_tensor().unwrap()).unwrap();
+    let measured = PEAK.load(Relaxed) - before;
+    let ratio = f.report().peak_bytes as f64 / measured as f64;
+    assert!((0.91..=1.10).contains(&ratio), "8192×8192: promised {}, measured {measured}", f.report().peak_bytes);
+    assert!(measured < n * n, "8192×8192: {measured} bytes hold a copy");
     assert!(worst > 0.0, "two independent counts agree to the byte: the measurement is broken");
 }
