@@ -203,6 +203,29 @@ impl<'a> MatView<'a> {
     }
 }
 
+/// A mutable matrix of one of the two arithmetic types, known by name. Where generic code ends in one of these, the
+/// kernels behind it are compiled once, here, and not in every crate that calls them.
+pub(crate) enum ArithmeticMut<'a> {
+    F32(MatMut<'a, f32>),
+    F64(MatMut<'a, f64>),
+}
+
+/// `y` by the name of its element type.
+///
+/// # Panics
+/// If that is f16 or bf16, in which no arithmetic is done.
+pub(crate) fn arithmetic_mut<T: Element>(y: MatMut<'_, T>) -> ArithmeticMut<'_> {
+    let (m, n, rs, cs, at) = (y.nrows(), y.ncols(), y.row_stride(), y.col_stride(), y.as_ptr_mut());
+    match T::DTYPE {
+        // SAFETY: `T` is f32 (`DTYPE` is one to one over the sealed types); pointer, shape, strides and lifetime are
+        // those of `y`, which is consumed.
+        DType::F32 => ArithmeticMut::F32(unsafe { MatMut::from_raw_parts_mut(at.cast(), m, n, rs, cs) }),
+        // SAFETY: `T` is f64, and as above.
+        DType::F64 => ArithmeticMut::F64(unsafe { MatMut::from_raw_parts_mut(at.cast(), m, n, rs, cs) }),
+        DType::F16 | DType::BF16 => unreachable!("arithmetic is in f32 or f64"),
+    }
+}
+
 /// A borrowed tensor: any of the four element types, any number of axes, any strides that do not overlap.
 #[derive(Debug, Clone)]
 pub struct TensorRef<'a> {

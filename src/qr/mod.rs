@@ -24,6 +24,7 @@ use faer::{MatMut, MatRef, Par};
 
 use crate::error::{Error, Result};
 use crate::simd::Scalar;
+use crate::tensor::{ArithmeticMut, arithmetic_mut};
 
 /// Leaves from which on a panel that CholeskyQR could not do goes to TSQR rather than to plain Householder.
 const TSQR_LEAVES: usize = 4;
@@ -71,6 +72,43 @@ pub struct Orthonormalization {
 /// [`Error::Shape`] if `m < l` or `r` is not l×l, [`Error::Empty`] if `l = 0`, [`Error::NotFinite`] if Y holds a NaN
 /// or an infinity, [`Error::Range`] if an entry of R is too large for `T`. On error the panel may have been scaled.
 pub fn orthonormalize<T: Scalar>(
+    y: MatMut<'_, T>,
+    r: Option<MatMut<'_, T>>,
+    par: Par,
+    stack: &mut MemStack,
+) -> Result<Orthonormalization> {
+    match (arithmetic_mut(y), r.map(arithmetic_mut)) {
+        (ArithmeticMut::F32(y), None) => orthonormalize_f32(y, None, par, stack),
+        (ArithmeticMut::F64(y), None) => orthonormalize_f64(y, None, par, stack),
+        (ArithmeticMut::F32(y), Some(ArithmeticMut::F32(r))) => orthonormalize_f32(y, Some(r), par, stack),
+        (ArithmeticMut::F64(y), Some(ArithmeticMut::F64(r))) => orthonormalize_f64(y, Some(r), par, stack),
+        _ => unreachable!("Y and R are of one type"),
+    }
+}
+
+/// Compiled once, here.
+#[inline(never)]
+fn orthonormalize_f32(
+    y: MatMut<'_, f32>,
+    r: Option<MatMut<'_, f32>>,
+    par: Par,
+    stack: &mut MemStack,
+) -> Result<Orthonormalization> {
+    orthonormalize_in(y, r, par, stack)
+}
+
+/// Compiled once, here.
+#[inline(never)]
+fn orthonormalize_f64(
+    y: MatMut<'_, f64>,
+    r: Option<MatMut<'_, f64>>,
+    par: Par,
+    stack: &mut MemStack,
+) -> Result<Orthonormalization> {
+    orthonormalize_in(y, r, par, stack)
+}
+
+fn orthonormalize_in<T: Scalar>(
     mut y: MatMut<'_, T>,
     r: Option<MatMut<'_, T>>,
     par: Par,

@@ -33,7 +33,7 @@ use crate::simd::convert::convert;
 use crate::simd::load::{load_scaled, load_times};
 use crate::simd::transpose::{MAX_SIDE, transpose_square};
 use crate::simd::{self, Kernel, Lanes, Scalar};
-use crate::tensor::Element;
+use crate::tensor::{ArithmeticMut, Element, MatView, arithmetic_mut, with_view};
 
 /// Which sketch to use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -188,6 +188,50 @@ impl SketchOperator for AnySketch {
     }
 
     fn apply_rows<E: Element, T: Scalar>(
+        &self,
+        rows: Range<usize>,
+        a: MatRef<'_, E>,
+        scale: f64,
+        accumulate: Accum,
+        y: MatMut<'_, T>,
+        par: Par,
+    ) -> Result<()> {
+        match arithmetic_mut(y) {
+            ArithmeticMut::F32(y) => self.apply_f32(rows, E::view(a), scale, accumulate, y, par),
+            ArithmeticMut::F64(y) => self.apply_f64(rows, E::view(a), scale, accumulate, y, par),
+        }
+    }
+}
+
+/// The instances that the SVD drivers use, compiled once.
+impl AnySketch {
+    #[inline(never)]
+    fn apply_f32(
+        &self,
+        rows: Range<usize>,
+        a: MatView<'_>,
+        scale: f64,
+        accumulate: Accum,
+        y: MatMut<'_, f32>,
+        par: Par,
+    ) -> Result<()> {
+        with_view!(a, a => self.apply_in(rows, a, scale, accumulate, y, par))
+    }
+
+    #[inline(never)]
+    fn apply_f64(
+        &self,
+        rows: Range<usize>,
+        a: MatView<'_>,
+        scale: f64,
+        accumulate: Accum,
+        y: MatMut<'_, f64>,
+        par: Par,
+    ) -> Result<()> {
+        with_view!(a, a => self.apply_in(rows, a, scale, accumulate, y, par))
+    }
+
+    fn apply_in<E: Element, T: Scalar>(
         &self,
         rows: Range<usize>,
         a: MatRef<'_, E>,

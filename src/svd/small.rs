@@ -6,6 +6,11 @@
 //! faer's singular vectors are orthonormal to 10 to 50 eps and its large σ off by as much. One Newton-Schulz step, `V <- V (3 I − VᵀV) / 2`, squares the
 //! first defect, and the Rayleigh quotient `σ_i = u_iᵀ A v_i` with the corrected vectors the second: three products of
 //! `2 l³` flops at GEMM speed, against some `20 l³` at a tenth of it for the SVD.
+//!
+//! [`svd`] and [`symmetric_eigen`] choose between two instances that this crate compiles once: left generic to the end,
+//! faer's solvers would be compiled again in every crate that factors a matrix, for half a minute each.
+
+use std::any::Any;
 
 use faer::diag::DiagMut;
 use faer::dyn_stack::{MemBuffer, MemStack, StackReq};
@@ -15,6 +20,7 @@ use faer::{Accum, Mat, MatRef, Par};
 
 use crate::error::{Error, Result};
 use crate::simd::Scalar;
+use crate::tensor::MatView;
 
 /// `a = U diag(s) Vᵀ`, all `l × l`, `s` nonincreasing.
 pub(super) struct SmallSvd<T> {
@@ -23,7 +29,32 @@ pub(super) struct SmallSvd<T> {
     pub(super) v: Mat<T>,
 }
 
+/// The SVD of the square matrix `a`.
 pub(super) fn svd<T: Scalar>(a: MatRef<'_, T>, par: Par) -> Result<SmallSvd<T>> {
+    Ok(match T::view(a) {
+        MatView::F64(a) => same(svd_f64(a, par)?),
+        MatView::F32(a) => same(svd_f32(a, par)?),
+        MatView::F16(_) | MatView::BF16(_) => unreachable!("arithmetic is in f32 or f64"),
+    })
+}
+
+#[inline(never)]
+fn svd_f32(a: MatRef<'_, f32>, par: Par) -> Result<SmallSvd<f32>> {
+    svd_in(a, par)
+}
+
+#[inline(never)]
+fn svd_f64(a: MatRef<'_, f64>, par: Par) -> Result<SmallSvd<f64>> {
+    svd_in(a, par)
+}
+
+/// `x` itself, known by another name of its type.
+fn same<A: 'static, B: 'static>(x: A) -> B {
+    let boxed: Box<dyn Any> = Box::new(x);
+    *boxed.downcast().expect("one type under two names")
+}
+
+fn svd_in<T: Scalar>(a: MatRef<'_, T>, par: Par) -> Result<SmallSvd<T>> {
     let l = a.nrows();
     let (mut u, mut v) = (Mat::zeros(l, l), Mat::zeros(l, l));
     let mut s = vec![T::zeroed(); l];
@@ -63,6 +94,24 @@ pub(super) fn svd_scratch<T: Scalar>(l: usize) -> StackReq {
 /// Eigenvalues and eigenvectors of the symmetric matrix whose lower triangle is in `g`, both nondecreasing in the
 /// eigenvalue.
 pub(super) fn symmetric_eigen<T: Scalar>(g: MatRef<'_, T>) -> Result<(Vec<T>, Mat<T>)> {
+    Ok(match T::view(g) {
+        MatView::F64(g) => same(symmetric_eigen_f64(g)?),
+        MatView::F32(g) => same(symmetric_eigen_f32(g)?),
+        MatView::F16(_) | MatView::BF16(_) => unreachable!("arithmetic is in f32 or f64"),
+    })
+}
+
+#[inline(never)]
+fn symmetric_eigen_f32(g: MatRef<'_, f32>) -> Result<(Vec<f32>, Mat<f32>)> {
+    symmetric_eigen_in(g)
+}
+
+#[inline(never)]
+fn symmetric_eigen_f64(g: MatRef<'_, f64>) -> Result<(Vec<f64>, Mat<f64>)> {
+    symmetric_eigen_in(g)
+}
+
+fn symmetric_eigen_in<T: Scalar>(g: MatRef<'_, T>) -> Result<(Vec<T>, Mat<T>)> {
     let n = g.nrows();
     let mut vectors = Mat::zeros(n, n);
     let mut values = vec![T::zeroed(); n];
