@@ -332,7 +332,7 @@ fn strides() {
         [("gaussian", gaussian(m, l, 1)), ("condition 1e6", conditioned(m, l, 1e6, 2)), ("zero", Mat::zeros(m, l))]
     {
         let y = narrowed::<f32>(&a, 1.0);
-        // Every other row and every third column of a row-major or column-major buffer, forwards or backwards.
+        // Both orders of storage, padded, forwards and with both strides negative.
         for (row_major, reversed) in [(false, false), (true, false), (true, true), (false, true)] {
             let mut buffer =
                 Mat::from_fn(if row_major { 3 * l } else { 2 * m }, if row_major { 2 * m } else { 3 * l }, |_, _| {

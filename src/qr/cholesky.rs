@@ -52,9 +52,10 @@ use crate::error::{Error, Result};
 use crate::simd::Scalar;
 use crate::tensor::DType;
 
-/// Constants of the CholeskyQR passes, chosen by `benches/qr.rs` on two cores of Zen 5.
+/// Constants of the CholeskyQR passes. Block, sum and strip sizes were timed one kernel at a time on one core of Zen 5
+/// (f32, 3072×202, 4096×266, 30522×106); `benches/qr.rs` times the whole. The thresholds are error bounds, not timings.
 pub(crate) struct CholeskyParams {
-    /// Rows of a block: it is solved and multiplied while it sits in L2 (128 to 2048 within 5 %).
+    /// Rows of a block: it is solved and multiplied while it sits in L2 (128 to 2048 rows are about alike).
     pub(crate) block_rows: usize,
     /// Rows whose products are summed in one go.
     pub(crate) sum_rows: usize,
@@ -428,7 +429,7 @@ fn add_signed<T: Scalar>(folded: &mut [f64], x: &[T], signs: &[T]) {
 }
 
 /// The lower triangle of `gram += YᵀY`, a few rows at a time: a sum of n equal terms errs by up to n eps / 4, all to one
-/// side, and columns of equal entries are common (3 % slower than 256 rows at once).
+/// side, and columns of equal entries are common (3 to 6 % slower than 256 rows at once, 3072×202 and 4096×266).
 fn syrk<W: Scalar>(mut gram: MatMut<'_, W>, y: MatRef<'_, W>) {
     let (lower, full) = (BlockStructure::TriangularLower, BlockStructure::Rectangular);
     let (l, one) = (y.ncols(), W::from_f64(1.0));

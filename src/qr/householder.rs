@@ -38,7 +38,7 @@ const SLICE: usize = 32;
 
 /// Columns of a block for an m×n matrix: the height of `t` in [`factor`].
 pub fn block_size(m: usize, n: usize) -> usize {
-    // Chosen by benches/qr.rs: flat from 32 to 64.
+    // A usual panel width; not tuned.
     48.min(m.min(n)).max(1)
 }
 

@@ -133,7 +133,7 @@ fn orthonormalize_in<T: Scalar>(
         cholesky::Outcome::Done(report) => report,
         cholesky::Outcome::Range | cholesky::Outcome::Breakdown(_) => {
             let algorithm = reflect(y.rb_mut(), acc.as_mut().map(|a| a.rb_mut()), par, stack)?;
-            // Reflections round by up to m eps where all errors have one sign (a panel of ones: 170 eps at 1000×100);
+            // Reflections round by up to m eps where all errors have one sign (a panel of ones, 1000×100: 160 eps);
             // one more pass, on a panel that is orthonormal but for that, brings it to the level of the others.
             cholesky::iterate(y.rb_mut(), acc.as_mut().map(|a| a.rb_mut()), false, par, stack);
             let report = if let cholesky::Outcome::Breakdown(report) = outcome { report } else { cholesky::SINGULAR };

@@ -39,7 +39,7 @@ struct TsqrParams {
     max_folds: usize,
 }
 
-/// Chosen by `benches/qr.rs` on 30522×106 and 3072×202.
+/// From operation counts and cache sizes; not tuned.
 const PARAMS: TsqrParams = TsqrParams { rows_per_column: 4, min_rows: 256, block_rows: 128, max_folds: 16 };
 
 fn leaf_rows(l: usize) -> usize {
