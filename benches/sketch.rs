@@ -89,11 +89,8 @@ fn sketch_case<'a, E: Element>(
 ) -> Case<'a> {
     let (m, l) = (a.nrows(), s.ncols());
     *y = vec![f32::NAN; m * l];
-    let mut y = if columns {
-        MatMut::from_column_major_slice_mut(y, m, l)
-    } else {
-        MatMut::from_row_major_slice_mut(y, m, l)
-    };
+    let mut y =
+        if columns { MatMut::from_column_major_slice_mut(y, m, l) } else { MatMut::from_row_major_slice_mut(y, m, l) };
     s.apply(a, y.as_mut(), Par::rayon(0)).expect("shapes agree");
     check(s, a, y.as_ref());
     (name.to_string(), Box::new(move || s.apply(a, y.as_mut(), Par::rayon(0)).expect("shapes agree")))
@@ -143,7 +140,10 @@ fn table(runs: usize, shapes: &[(usize, usize, usize)]) -> Vec<String> {
         }
         cases.push(sketch_case("sparse-stack (4)", &stack, av, y(), true));
         let ms = medians(&mut cases, runs);
-        println!("\n{m}x{n}, l = {l}, {} threads            ms   /read   /gemm  gaussian/", rayon::current_num_threads());
+        println!(
+            "\n{m}x{n}, l = {l}, {} threads            ms   /read   /gemm  gaussian/",
+            rayon::current_num_threads()
+        );
         for ((name, _), &t) in cases.iter().zip(&ms) {
             println!("{name:<32} {t:8.3} {:7.2} {:7.3} {:7.2}", t / ms[0], t / ms[1], ms[2] / t);
             csv.push(format!("{m},{n},{l},\"{name}\",{t:.4},{:.3},{:.4},{:.3}", t / ms[0], t / ms[1], ms[2] / t));

@@ -16,13 +16,7 @@ pub(crate) const MAX_SIDE: usize = 16;
 /// # Panics
 /// If the slices are too short.
 #[inline(always)]
-pub(crate) fn transpose_square<S: Lanes, T: Scalar>(
-    s: S,
-    src: &[T],
-    src_step: usize,
-    dst: &mut [T],
-    dst_step: usize,
-) {
+pub(crate) fn transpose_square<S: Lanes, T: Scalar>(s: S, src: &[T], src_step: usize, dst: &mut [T], dst_step: usize) {
     let lanes = T::lanes::<S>();
     assert!(lanes <= MAX_SIDE);
     assert!(src.len() >= (lanes - 1) * src_step + lanes && dst.len() >= (lanes - 1) * dst_step + lanes);

@@ -21,9 +21,7 @@ use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
-use super::{
-    Layout, ROW_BITS, SketchOperator, Source, check_apply, check_size, check_stream, for_row_chunks,
-};
+use super::{Layout, ROW_BITS, SketchOperator, Source, check_apply, check_size, check_stream, for_row_chunks};
 use crate::error::Result;
 use crate::rng::{Philox, stream};
 use crate::simd::{self, Kernel, Lanes, Scalar, reinterpret::same_type};

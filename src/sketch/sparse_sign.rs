@@ -271,7 +271,15 @@ impl<E: Element, T: Scalar, const W: usize> Kernel for Scatter<'_, E, T, W> {
                 }
                 transpose(s, rows, tile);
             }
-            for (nonzeros, tile) in table.chunks_exact(zeta).zip(&mut *tile) {
+            for (j, (nonzeros, tile)) in table.chunks_exact(zeta).zip(&mut *tile).enumerate() {
+                // The next tile comes from memory while this one is worked on.
+                if by_columns {
+                    source.transpose().prefetch_row(s, k + PARAMS.depth + j, first..first + count);
+                } else {
+                    let part = PARAMS.depth / PARAMS.depth.div_ceil(W);
+                    let next = k + PARAMS.depth + j / W * part;
+                    source.prefetch_row(s, first + j % W, next..(next + part).min(source.a.ncols()));
+                }
                 let [plus, minus] = &mut *tile;
                 for w in 0..W {
                     minus[w] = -plus[w];
