@@ -382,7 +382,7 @@ mod counting {
         }
     }
 
-    pub fn live() -> isize {
+    pub(crate) fn live() -> isize {
         LIVE.get()
     }
 }
