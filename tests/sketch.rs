@@ -7,9 +7,8 @@ use tensorslim::sketch::{AnySketch, Gaussian, Sketch, SketchOperator, SparseSign
 use tensorslim::{Element, Error, Scalar};
 
 /// Deterministic test data of a few bits, so that every storage type holds it exactly: multiples of 1/8 in [-4, 4).
-fn data<E: Element>(m: usize, n: usize, seed: u64) -> Mat<f64> {
+fn data(m: usize, n: usize, seed: u64) -> Mat<f64> {
     let rng = Philox::new(seed, stream::DATA);
-    let _ = E::DTYPE;
     Mat::from_fn(m, n, |i, j| f64::from(rng.block((i * n + j) as u64)[0] >> 26) / 8.0 - 4.0)
 }
 
@@ -70,12 +69,10 @@ const ORDERS: [&str; 6] = ["rows", "rows+gap", "columns", "columns+gap", "revers
 /// as it covers the roundings of `1/√l`, of ω itself and of the products.
 fn check<E: Element, T: Scalar>(s: &AnySketch, m: usize, orders: &[&str], y_orders: &[&str]) {
     let (n, l) = (s.nrows(), s.ncols());
-    let a = data::<E>(m, n, 17);
+    let a = data(m, n, 17);
     let omega = s.to_dense::<f64>();
     let exact = &a * &omega;
     let abs = |x: &Mat<f64>| Mat::from_fn(x.nrows(), x.ncols(), |i, j| x[(i, j)].abs());
-    let dense = AnySketch::Srht(Srht::new(1, 1, 0).unwrap());
-    let _ = dense;
     let magnitude = match s {
         // every intermediate of a transform is at most Σ |a| / √l
         AnySketch::Srht(_) => {
@@ -165,7 +162,7 @@ fn long_sums() {
 #[test]
 fn shares_add_up() {
     let (m, n, l) = (19, 1500, 24);
-    let a = data::<f32>(m, n, 3);
+    let a = data(m, n, 3);
     let sums: f64 = (0..m).map(|i| (0..n).map(|k| a[(i, k)].abs()).sum::<f64>()).fold(0.0, f64::max);
     for s in all(n, l) {
         let mut whole = Mat::<f64>::zeros(m, l);
@@ -194,7 +191,7 @@ fn shares_add_up() {
 #[test]
 fn scale_reaches_beyond_f32() {
     let (m, n, l) = (9, 40, 7);
-    let a = data::<f64>(m, n, 3);
+    let a = data(m, n, 3);
     for s in all(n, l) {
         let mut plain = Mat::<f32>::zeros(m, l);
         s.apply(a.as_ref(), plain.as_mut(), Par::Seq).unwrap();
@@ -272,5 +269,120 @@ fn bad_input_is_an_error() {
         s.apply_rows(7..7, a.subcols(7, 0), 1.0, Accum::Replace, y.as_mut(), Par::Seq).unwrap();
         assert_eq!(y[(5, 3)], 0.0);
         s.apply(a.subrows(0, 0), y.as_mut().subrows_mut(0, 0), Par::Seq).unwrap();
+    }
+}
+
+/// Every instruction set of the machine: the same bits for the random numbers, the same product to rounding.
+#[test]
+fn every_instruction_set() {
+    use tensorslim::simd::{Isa, latest_isa, with_isa};
+    for isa in Isa::available() {
+        with_isa(isa, || {
+            for s in all(300, 20) {
+                check::<f32, f32>(&s, 37, &["rows", "columns"], &["rows", "columns"]);
+                check::<f16, f64>(&s, 19, &["rows", "columns"], &["columns"]);
+                if !matches!(s, AnySketch::Gaussian(_)) {
+                    assert_eq!(latest_isa(), Some(isa));
+                }
+            }
+        });
+    }
+}
+
+/// Subspace embedding, dim d = 32, l = 128: `| ‖ΩᵀUx‖² − 1 | <= ε` for all unit x, i.e. the eigenvalues of
+/// `(ΩᵀU)ᵀ(ΩᵀU)` lie in `[1 − ε, 1 + ε]`.
+///
+/// Gaussian: `ΩᵀU` is l×d with entries N(0, 1/l); its singular values leave `1 ± (sqrt(d/l) + t/sqrt(l))` with
+/// probability at most `2 exp(−t²/2)` (Davidson, Szarek). sqrt(d/l) = 1/2 and t = 4.5 (probability 8.0e-5) give
+/// singular values in [0.102, 1.898], i.e. ε <= 2.7. The proofs for SRHT and sparse signs need l of the order
+/// d log d, more than 128; for them the same interval is a regression bound with a fixed seed, not a theorem.
+#[test]
+fn subspaces_are_embedded() {
+    let (n, d, l) = (4096, 32, 128);
+    let rng = Philox::new(77, stream::DATA);
+    let mut z = vec![0f32; n * d];
+    rng.normals(0, &mut z);
+    let random = Mat::from_fn(n, d, |i, j| f64::from(z[i * d + j])).qr().compute_thin_Q();
+    // The most coherent ones: coordinate vectors, spread out or next to each other.
+    let spread = Mat::from_fn(n, d, |i, j| f64::from(u8::from(i == 128 * j + 5)));
+    let adjacent = Mat::from_fn(n, d, |i, j| f64::from(u8::from(i == 100 + j)));
+    for (name, u) in [("random", random), ("spread", spread), ("adjacent", adjacent)] {
+        for s in [Sketch::Gaussian, Sketch::Srht, Sketch::SparseSign] {
+            let s = AnySketch::new(s, n, l, 11, 0).unwrap();
+            let mut y = Mat::<f64>::zeros(d, l);
+            s.apply(u.transpose(), y.as_mut(), Par::Seq).unwrap();
+            let sigma = y.singular_values().unwrap();
+            assert!(sigma[d - 1] >= 0.102 && sigma[0] <= 1.898, "{name} {s:?}: {} .. {}", sigma[d - 1], sigma[0]);
+        }
+    }
+}
+
+/// `E[Ω Ωᵀ] = I`: the mean of `‖Ωᵀx‖²` over 400 seeds for a fixed unit x. Its variance for one seed is at most
+/// `2/l` (Gaussian: exactly; signs: less), so five standard deviations of the mean are `5 sqrt(2 / (400 l))`
+/// (probability 6e-7 each). `n` is not a multiple of the block, so the SRHT has a short piece.
+#[test]
+fn lengths_are_kept_in_the_mean() {
+    let (n, l) = (77, 16);
+    let x = Mat::<f64>::from_fn(1, n, |_, j| 1.0 + (j % 5) as f64);
+    let norm = x.squared_norm_l2();
+    for kind in [Sketch::Gaussian, Sketch::Srht, Sketch::SparseSign] {
+        let mut mean = 0.0;
+        for seed in 0..400 {
+            let s = AnySketch::new(kind, n, l, seed, 0).unwrap();
+            let mut y = Mat::<f64>::zeros(1, l);
+            s.apply(x.as_ref(), y.as_mut(), Par::Seq).unwrap();
+            mean += y.squared_norm_l2() / norm / 400.0;
+        }
+        assert!((mean - 1.0).abs() < 5.0 * (2.0 / (400.0 * l as f64)).sqrt(), "{kind}: {mean}");
+    }
+}
+
+/// What `state_bytes` says, against what the allocator gave: the operator's own bytes and the live heap behind them.
+#[test]
+fn state_is_small() {
+    for (n, factor) in [(512, 400), (3072, 2000), (4096, 2000)] {
+        let before = counting::live();
+        let s = Box::new(Srht::new(n, 64, 3).unwrap());
+        let live = counting::live() - before;
+        assert_eq!(live, s.state_bytes() as isize);
+        assert!(factor * s.state_bytes() <= 4 * n * 64, "n = {n}: {} bytes", s.state_bytes());
+    }
+    for s in
+        [AnySketch::new(Sketch::Gaussian, 1 << 30, 1000, 0, 0), AnySketch::new(Sketch::SparseSign, 1 << 30, 1000, 0, 0)]
+    {
+        assert!(s.unwrap().state_bytes() <= 64);
+    }
+    // A sample of a block too long for 16 bit indices.
+    let s = Srht::new(1 << 18, 40_000, 3).unwrap();
+    assert!(s.block() > 1 << 16 && s.state_bytes() <= 4 * 40_000 + 64);
+}
+
+/// Bytes that this thread holds.
+mod counting {
+    use std::alloc::{GlobalAlloc, Layout, System};
+    use std::cell::Cell;
+
+    thread_local!(static LIVE: Cell<isize> = const { Cell::new(0) });
+
+    struct Counting;
+    #[global_allocator]
+    static COUNTING: Counting = Counting;
+
+    // SAFETY: the system allocator, with a counter beside it.
+    unsafe impl GlobalAlloc for Counting {
+        unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+            LIVE.set(LIVE.get() + layout.size() as isize);
+            // SAFETY: the caller's.
+            unsafe { System.alloc(layout) }
+        }
+        unsafe fn dealloc(&self, p: *mut u8, layout: Layout) {
+            LIVE.set(LIVE.get() - layout.size() as isize);
+            // SAFETY: the caller's.
+            unsafe { System.dealloc(p, layout) }
+        }
+    }
+
+    pub(crate) fn live() -> isize {
+        LIVE.get()
     }
 }

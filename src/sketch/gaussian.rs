@@ -13,7 +13,8 @@
 //! matrix in both.
 //!
 //! Cost: `2 m n l` flops plus `n l` normals; scratch `depth · l` elements, and for storage types other than the
-//! arithmetic one a tile of `A` per thread.
+//! arithmetic one a tile of `A` per thread. `benches/sketch.rs`: 0.94 to 1.03 of the time of the bare product with
+//! `Ω` given, whose `Ω` has to come from memory.
 
 use std::ops::Range;
 

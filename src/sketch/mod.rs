@@ -489,6 +489,23 @@ impl<'a, E: Element> Source<'a, E> {
         }
     }
 
+    /// Asks for elements `range` of row `i`, if there is such a row and its elements are adjacent.
+    #[inline(always)]
+    fn prefetch_row<S: Lanes>(&self, s: S, i: usize, range: Range<usize>) {
+        const LINE: usize = 64;
+        if i >= self.a.nrows() || range.start >= range.end || range.end > self.a.ncols() {
+            return;
+        }
+        if let Some(row) = self.a.row(i).subcols(range.start, range.len()).try_as_row_major() {
+            let Range { start, end } = row.as_slice().as_ptr_range();
+            let (mut at, end) = (start.cast::<u8>(), end.cast::<u8>());
+            while at < end {
+                s.prefetch(at);
+                at = at.wrapping_add(LINE);
+            }
+        }
+    }
+
     /// `out[i] = factor / factor() · scale · a(first + i, j)`.
     #[inline(always)]
     fn column<S: Lanes, T: Scalar>(&self, s: S, j: usize, first: usize, factor: T, out: &mut [T]) {
