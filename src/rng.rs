@@ -159,21 +159,41 @@ impl Philox {
         chosen.into_iter().collect()
     }
 
-    /// A subset of `l` of `0..2^bits`, ascending, drawn so that for every `b` the low `b` bits take each value equally
-    /// often (to within one): points `0..l` of a nested uniform scramble (Owen 1995), bit by bit from the lowest,
-    /// `x_b = t_b ⊕ random(b, t_0 … t_{b−1})`. Each member alone is uniform.
+    /// A subset of `l` of `0..2^bits`, ascending, that is spread evenly over both ends of its binary digits: the `low`
+    /// lowest bits, and the highest bits down to there, take each value of their first `b` digits equally often (to within
+    /// one), for every `b`.
+    ///
+    /// The members are points `0..l` of the two-dimensional Sobol' sequence under a nested uniform scramble (Owen 1995): the
+    /// digits of `t` give the low bits, lowest first, and its digits times Pascal's triangle mod 2 the high bits, highest
+    /// first. As any `2^bits` points of that sequence are a (0, bits, 2)-net, no member comes twice. Each member alone is
+    /// uniform.
     ///
     /// # Panics
-    /// If `l > 2^bits`.
-    pub fn stratified_subset(&self, bits: u32, l: usize) -> Vec<u64> {
-        assert!(l as u64 <= 1 << bits, "a subset of {l} out of 2^{bits}");
-        let scramble = |t: u64| {
-            (0..bits).fold(0, |x, b| {
-                let node = 1 << b | t & ((1 << b) - 1);
-                x | ((t >> b & 1) ^ u64::from(self.sign(node))) << b
+    /// If `l > 2^bits`, `bits > 40` or `low > bits`.
+    pub fn stratified_subset(&self, bits: u32, low: u32, l: usize) -> Vec<u64> {
+        assert!(bits <= 40 && low <= bits && l as u64 <= 1 << bits, "a subset of {l} out of 2^{bits}, {low} low bits");
+        // Flips each digit by a random bit that depends on the digits before it.
+        let scramble = |digits: u64, count: u32, tree: u64| {
+            (0..count).fold(0, |x, b| {
+                let node = tree | 1 << b | digits & ((1 << b) - 1);
+                x | ((digits >> b & 1) ^ u64::from(self.sign(node))) << b
             })
         };
-        let mut chosen: Vec<u64> = (0..l as u64).map(scramble).collect();
+        // C(i, j) is odd exactly if the bits of j are among those of i.
+        let pascal = |t: u64| {
+            (0..u64::from(bits)).fold(0, |digits, j| {
+                let row = (j..u64::from(bits)).filter(|i| i & j == j).fold(0u64, |row, i| row | 1 << i);
+                digits | u64::from((t & row).count_ones() & 1) << j
+            })
+        };
+        let mut chosen: Vec<u64> = (0..l as u64)
+            .map(|t| {
+                let high = scramble(pascal(t), bits - low, 1 << 62);
+                // Digit j of the high part is bit `bits − 1 − j`.
+                let high = (0..bits - low).fold(0, |x, j| x | (high >> j & 1) << (bits - 1 - j));
+                high | scramble(t, low, 0)
+            })
+            .collect();
         chosen.sort_unstable();
         chosen
     }

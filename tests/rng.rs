@@ -135,3 +135,31 @@ fn subsets() {
     assert_eq!(count.len(), 10);
     assert!(count.values().map(|c| (c - 1000.0).powi(2) / 1000.0).sum::<f64>() < 40.0);
 }
+
+/// Members are distinct and in range, and the digits at both ends are as even as `l` draws can be.
+#[test]
+fn stratified_subsets_are_even_at_both_ends() {
+    for seed in 0..8 {
+        for bits in 0..=12u32 {
+            for low in [0, bits / 2, bits.div_ceil(2), bits] {
+                for l in [0, 1, 3, 30, 128, 130, 266, 1 << bits] {
+                    let l = l.min(1 << bits);
+                    let set = Philox::new(seed, 3).stratified_subset(bits, low, l);
+                    assert_eq!(set.len(), l);
+                    assert!(set.windows(2).all(|w| w[0] < w[1]) && set.iter().all(|&x| x < 1 << bits));
+                    let even = |b: u32, class: &dyn Fn(u64) -> u64| {
+                        let mut count = vec![0usize; 1 << b];
+                        set.iter().for_each(|&x| count[class(x) as usize] += 1);
+                        let (least, most) = (l >> b, l.div_ceil(1 << b));
+                        assert!(count.iter().all(|c| (least..=most).contains(c)), "{bits} {low} {l} {b}: {count:?}");
+                    };
+                    (0..=low).for_each(|b| even(b, &|x| x & ((1 << b) - 1)));
+                    (0..=bits - low).for_each(|b| even(b, &|x| x >> (bits - b)));
+                }
+            }
+        }
+    }
+    // Not one fixed set: another seed or stream is another subset.
+    let of = |seed, stream| Philox::new(seed, stream).stratified_subset(12, 6, 64);
+    assert!(of(1, 3) != of(2, 3) && of(1, 3) != of(1, 4));
+}

@@ -10,11 +10,11 @@
 //! One block is the classic SRHT. `E[Ω Ωᵀ] = I`: every entry is `±1/√l`, and the signs make different rows
 //! uncorrelated. `n` is any number: a last block of fewer than `r` rows is a piece, see below.
 //!
-//! **The sample is stratified.** With a plain random sample, inputs that live on an aligned run of coordinates defeat the transform:
-//! on `2^b` neighbours `H_r` restricted to the sample shows only the low b bits of R, and l draws out of `2^b` classes miss
-//! many of them (l = 30, b = 5: 12 of 32), whatever the signs. Kahan's matrix has such singular vectors; an SVD of rank 20
-//! with l = 30 and q = 2 came out 16 % over the optimum. [`Philox::stratified_subset`] draws R so that the low b bits
-//! take all values equally often for every b, and the excess is gone.
+//! **The sample is stratified.** With a plain random sample, inputs that live on an aligned run of coordinates, or on a
+//! stride, defeat the transform: on `2^b` neighbours `H_r` restricted to the sample shows only the low b bits of R (on a
+//! stride `r / 2^b` the high ones), and l draws out of `2^b` classes miss many of them (l = 30, b = 5: 12 of 32), whatever the
+//! signs. Kahan's matrix has such singular vectors; an SVD of rank 20 with l = 30 and q = 2 came out 16 % over the optimum.
+//! [`Philox::stratified_subset`] draws R evenly over the values of both its low and its high bits, and the excess is gone.
 //!
 //! **Pieces, not padding.** If the only nonzeros of `x` lie in an aligned subcube `q·s .. (q+1)·s`, `s = 2^u`, then
 //! `(H_r x)_k = (−1)^popcount(q·s & k) (H_s x_sub)_{k mod s}`. So the last block and the ends of a range of rows (a file tile, an MPI rank)
@@ -152,7 +152,10 @@ impl Srht {
             return Err(Error::option("l", l, "at most n columns for an SRHT"));
         }
         let r = block_length(n, l);
-        let sample = Philox::new(seed, stream::SRHT_SAMPLE | stream).stratified_subset(r.trailing_zeros(), l);
+        // Runs of coordinates are likelier than strides, so they get the bits where both cannot have log2(l) of them.
+        let bits = r.trailing_zeros();
+        let low = bits.div_ceil(2).max(l.next_power_of_two().trailing_zeros()).min(bits);
+        let sample = Philox::new(seed, stream::SRHT_SAMPLE | stream).stratified_subset(bits, low, l);
         let sample = if r <= 1 << 16 {
             Sample::Short(sample.iter().map(|&k| k as u16).collect())
         } else {
