@@ -93,6 +93,15 @@ pub enum Error {
         /// The kernel.
         op: &'static str,
     },
+    /// The memory limit is below what the cheapest way needs.
+    Memory {
+        /// The limit, in bytes.
+        limit: usize,
+        /// The least limit that would do, in bytes.
+        least: usize,
+    },
+    /// Somebody asked to stop; see [`Cancel`](crate::operator::Cancel).
+    Cancelled,
     /// A file that cannot be read or written, or that is not what it says.
     File {
         /// The path.
@@ -153,6 +162,10 @@ impl fmt::Display for Error {
                 write!(f, "no Hadamard matrix of order {n} here; fwht::Order lists the lengths b·2^k that work")
             }
             Error::NoConvergence { op } => write!(f, "{op} did not converge"),
+            Error::Memory { limit, least } => {
+                write!(f, "does not fit the memory limit of {limit} bytes; the least that would do is {least}")
+            }
+            Error::Cancelled => f.write_str("stopped before it was done, as asked"),
             Error::File { path, why } => write!(f, "{path}: {why}"),
         }
     }

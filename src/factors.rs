@@ -126,6 +126,10 @@ impl<T: Scalar> Factors<T> {
         &self.report
     }
 
+    pub(crate) fn report_mut(&mut self) -> &mut Report {
+        &mut self.report
+    }
+
     /// The rank, `k`.
     pub fn rank(&self) -> usize {
         self.s.len()

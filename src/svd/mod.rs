@@ -16,6 +16,7 @@ mod full;
 mod gram;
 mod plan;
 mod randomized;
+mod rows;
 mod small;
 mod triplets;
 
@@ -23,10 +24,11 @@ use std::time::Instant;
 
 pub use certificate::ErrorKind;
 pub use plan::{Candidate, Plan, Rates};
+pub use rows::RowsPlan;
 
 use crate::error::{Error, Result};
 use crate::factors::{Factors, Report};
-use crate::operator::{Dense, LinearOperator, Panel, first_not_finite};
+use crate::operator::{Dense, LinearOperator, Panel, Watch, first_not_finite};
 use crate::qr::{Algorithm, Orthonormalization};
 use crate::rank::Rank;
 use crate::simd::Scalar;
@@ -102,6 +104,9 @@ pub struct TruncatedSvd {
     power_iterations: usize,
     seed: u64,
     rates: Rates,
+    memory_limit: Option<usize>,
+    /// What reading the matrix once takes, out of core; 0 in memory.
+    pass_seconds: f64,
 }
 
 impl TruncatedSvd {
@@ -115,6 +120,8 @@ impl TruncatedSvd {
             power_iterations: 2,
             seed: 0,
             rates: Rates::default(),
+            memory_limit: None,
+            pass_seconds: 0.0,
         }
     }
 
@@ -183,18 +190,25 @@ impl TruncatedSvd {
     /// [`Error::Shape`] unless the tensor has two axes, [`Error::NotFinite`], [`Error::Rank`], [`Error::Option`], and
     /// [`Error::Range`] if the largest singular value does not fit `T`.
     pub fn factor<T: Scalar>(&self, w: TensorRef<'_>) -> Result<Factors<T>> {
+        self.factor_watched(w, &Watch::default())
+    }
+
+    /// As [`factor`](Self::factor), asking `watch` before every product whether to go on.
+    ///
+    /// # Errors
+    /// As [`factor`](Self::factor), and [`Error::Cancelled`].
+    pub fn factor_watched<T: Scalar>(&self, w: TensorRef<'_>, watch: &Watch) -> Result<Factors<T>> {
         let start = Instant::now();
         let view = w.view()?;
         let wide = view.nrows() < view.ncols();
         let plan = self.plan::<T>((view.nrows(), view.ncols()), view.dtype())?;
         let tall = if wide { view.transpose() } else { view };
-        let mut op = Dense::<T>::new(tall, crate::current_par()).map_err(|error| match error {
+        let op = Dense::<T>::new(tall, crate::current_par()).map_err(|error| match error {
             // In the caller's rows and columns, not in those of the transpose.
             Error::NotFinite { .. } if wide => first_not_finite(view),
             error => error,
         })?;
-        let scale = op.scale();
-        self.run(&mut op, scale, plan, start)
+        self.run(&mut op.watched(watch.clone()), plan, start)
     }
 
     /// Factors whatever can be multiplied: a tiled, whitened, distributed or device matrix. `op` is tall or square;
@@ -210,17 +224,11 @@ impl TruncatedSvd {
             return Err(Error::shape("factor_operator", "at least as many rows as columns", got));
         }
         let plan = self.plan::<T>((m, n), T::DTYPE)?;
-        self.run(op, 1.0, plan, start)
+        self.run(op, plan, start)
     }
 
     /// Solves, brings the factors home and certifies them. `op` is `scale · A`, or `scale · Aᵀ` when A is wide.
-    fn run<T: Scalar, O: LinearOperator<T>>(
-        &self,
-        op: &mut O,
-        scale: f64,
-        plan: Plan,
-        start: Instant,
-    ) -> Result<Factors<T>> {
+    fn run<T: Scalar, O: LinearOperator<T>>(&self, op: &mut O, plan: Plan, start: Instant) -> Result<Factors<T>> {
         let (m, n) = plan.shape;
         let wide = m < n;
         let Solution { triplets, rank: k, width, method, sketch, notes } =
@@ -237,6 +245,7 @@ impl TruncatedSvd {
         let (left, right) =
             if wide { (vt.as_ref().transpose(), u.as_ref()) } else { (u.as_ref(), vt.as_ref().transpose()) };
         let certificate = certificate::certify(op, left, spectrum.split_at(k), right, triplets.captured, self.seed)?;
+        let scale = op.scale();
         let s = unscale(&spectrum[..k], scale)?;
         let report = Report {
             shape: (m, n),

@@ -44,11 +44,13 @@ pub struct Rates {
     pub eigen: f64,
     /// A sketch from an operator in memory, elements of `A` per second.
     pub sketch: f64,
+    /// Reading a matrix that is not in memory, bytes per second: a file in the page cache, or a good disk.
+    pub read: f64,
 }
 
 impl Default for Rates {
     fn default() -> Self {
-        Rates { gemm: 380e9, syrk: 330e9, orthonormalize: 180e9, svd: 5e-10, eigen: 1.5e-10, sketch: 4e9 }
+        Rates { gemm: 380e9, syrk: 330e9, orthonormalize: 180e9, svd: 5e-10, eigen: 1.5e-10, sketch: 4e9, read: 2e9 }
     }
 }
 
@@ -126,6 +128,7 @@ impl Plan {
                 continue;
             }
             let (seconds, passes) = estimate::<T>(options, m, n, width, method, detail);
+            let seconds = seconds.max(passes as f64 * options.pass_seconds);
             let peak_bytes = plan.bytes(method, detail, width, rank.unwrap_or(n));
             plan.candidates.push(Candidate { method, detail, seconds, passes, peak_bytes });
         }
@@ -135,6 +138,13 @@ impl Plan {
             Method::Auto => rank.is_some() || c.method != Method::Randomized,
             method => c.method == method,
         };
+        if let Some(limit) = options.memory_limit {
+            let least = plan.candidates.iter().filter(allowed).map(|c| c.peak_bytes).min().unwrap_or(0);
+            if least > limit {
+                return Err(Error::Memory { limit, least });
+            }
+            plan.candidates.retain(|c| c.peak_bytes <= limit);
+        }
         let chosen = plan.candidates.iter().find(allowed).expect("each method has a candidate").clone();
         plan.reason = match options.method {
             Method::Auto => {
@@ -192,7 +202,7 @@ impl Plan {
                 let solution = gram::solve(options, op, how, width, choose, par)?;
                 let short = matches!(rule, Rank::Energy(energy)
                     if solution.width < op.ncols() && !reaches_energy(&to_f64(&solution.triplets.s), norm_squared, energy));
-                if short || gram::reaches_floor(&solution.triplets.s, solution.rank) && norm_squared > 0.0 {
+                if short || gram::reaches_floor(&solution.triplets.s, solution.rank) && op.norm_squared() > 0.0 {
                     let mut next = match rule {
                         Rank::Energy(_) => full::solve(op, choose, par)?,
                         _ => randomized::solve(options, op, self.width, choose, par)?,
