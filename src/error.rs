@@ -100,6 +100,11 @@ pub enum Error {
         /// The least limit that would do, in bytes.
         least: usize,
     },
+    /// A panic in code that a batch runs: a bug, kept to the tensor that it met.
+    Internal {
+        /// What the panic said.
+        what: String,
+    },
     /// Somebody asked to stop; see [`Cancel`](crate::operator::Cancel).
     Cancelled,
     /// A file that cannot be read or written, or that is not what it says.
@@ -165,6 +170,7 @@ impl fmt::Display for Error {
             Error::Memory { limit, least } => {
                 write!(f, "does not fit the memory limit of {limit} bytes; the least that would do is {least}")
             }
+            Error::Internal { what } => write!(f, "internal error: {what}; please report it"),
             Error::Cancelled => f.write_str("stopped before it was done, as asked"),
             Error::File { path, why } => write!(f, "{path}: {why}"),
         }

@@ -5,7 +5,6 @@ mod common;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use faer::{Mat, MatRef};
@@ -78,24 +77,27 @@ fn assert_agree<T: Scalar>(what: &str, a: &Factors<T>, b: &Factors<T>, tolerance
         assert!((x - y).abs() <= tolerance * y, "{what}: σ_{i} {x} against {y}");
     }
     let transposed = |f: &Factors<T>| Matrix::<T>::from_fn(f.vt().ncols(), f.rank(), |i, j| f.vt().row(j)[i]);
-    let (left, right) =
-        (projector_distance(a.u(), b.u()), projector_distance(&transposed(a), &transposed(b)));
+    let (left, right) = (projector_distance(a.u(), b.u()), projector_distance(&transposed(a), &transposed(b)));
     assert!(left <= tolerance && right <= tolerance, "{what}: projectors differ by {left:e}, {right:e}");
 }
 
-/// The spectrum is geometric with ratio 0.7, so the gap below σ_12 is 0.3 σ_12: rounding of eps·σ_1 in the products turns the
-/// subspace by about `eps σ_1 / (0.3 σ_12)` = 1.2e-7 / (0.3 · 0.02) = 2e-5 in the worst direction if it were all coherent; the products
-/// average it down by the square root of the length. What iteration leaves undone is the same in both runs.
+/// The spectrum is geometric with ratio 0.85 and σ_1 = 1, so the squares of σ_6 and σ_7 are 0.055 apart: an error of eps = 1.2e-7 in the
+/// Gram matrix, or in a product, turns the subspace of the first six by at most 1.2e-7 / 0.055 = 2.2e-6. What iteration leaves undone is
+/// the same in both runs.
 #[test]
 fn tiled_mapped_and_in_memory_agree() {
     let dir = Dir::new("agree");
     for (m, n) in [(700, 130), (130, 700), (300, 300)] {
-        let a = matrix(m, n, 0.7, 3);
+        let a = matrix(m, n, 0.85, 3);
         for (dtype, fortran) in
             [(DType::F32, false), (DType::F32, true), (DType::F16, false), (DType::F16, true), (DType::F64, true)]
         {
             let path = dir.path("w.npy");
-            if fortran { write_fortran(&path, &a, dtype) } else { npy::write_matrix(&path, &a, dtype).unwrap() }
+            if fortran {
+                write_fortran(&path, &a, dtype)
+            } else {
+                npy::write_matrix(&path, &a, dtype).unwrap()
+            }
             let (array, mapped) = (Array::read(&path).unwrap(), Mapped::open(&path, None).unwrap());
             assert_eq!(array.is_fortran(), fortran);
             for method in [Method::Full, Method::Gram, Method::Randomized] {
@@ -103,7 +105,7 @@ fn tiled_mapped_and_in_memory_agree() {
                     if method == Method::Full && sketch != Sketch::Srht {
                         continue;
                     }
-                    let svd = TruncatedSvd::new(Rank::Fixed(12)).method(method).sketch(sketch).seed(7);
+                    let svd = TruncatedSvd::new(Rank::Fixed(6)).method(method).sketch(sketch).seed(7);
                     let what = format!("{m}×{n} {dtype} fortran {fortran} {method} {sketch}");
                     let memory = svd.factor::<f32>(array.tensor().unwrap()).unwrap();
                     let map = svd.factor::<f32>(mapped.tensor().unwrap()).unwrap();
@@ -130,15 +132,15 @@ fn tiled_mapped_and_in_memory_agree() {
 #[test]
 fn many_tiles_of_a_file_agree_with_memory() {
     let dir = Dir::new("many");
-    let a = matrix(4096, 1024, 0.7, 3);
+    let a = matrix(4096, 1024, 0.85, 3);
     let path = dir.path("w.npy");
     npy::write_matrix(&path, &a, DType::F32).unwrap();
     let mapped = Mapped::open(&path, None).unwrap();
     for method in [Method::Auto, Method::Gram, Method::Randomized] {
-        let svd = TruncatedSvd::new(Rank::Fixed(12)).method(method);
+        let svd = TruncatedSvd::new(Rank::Fixed(6)).method(method);
         let memory = svd.factor::<f32>(a.as_tensor().unwrap()).unwrap();
         let map = svd.factor::<f32>(mapped.tensor().unwrap()).unwrap();
-        assert_agree("mapped", &map, &memory, 0.0);
+        assert_eq!((map.u().as_slice(), map.s()), (memory.u().as_slice(), memory.s()), "mapped is the same arithmetic");
         let mut stream = Stream::open(&path, None).unwrap();
         let least = match svd.clone().memory_limit(0).plan_rows::<f32>(&stream) {
             Err(Error::Memory { least, .. }) => least,
@@ -256,11 +258,11 @@ fn passes_are_those_that_the_method_needs() {
         (Rank::Energy(0.9), Method::Gram, 2, 3),
     ];
     for (rank, method, q, passes) in cases {
-        let read = Arc::new(AtomicU64::new(0));
-        let seen = read.clone();
-        let watch = Watch::new(Cancel::new()).on_read(move |bytes| {
-            seen.fetch_add(bytes, Ordering::Relaxed);
-        });
+        let read = AtomicU64::new(0);
+        let count = |bytes| {
+            read.fetch_add(bytes, Ordering::Relaxed);
+        };
+        let watch = Watch::new(Cancel::new()).on_read(&count);
         let svd = TruncatedSvd::new(rank).method(method).power_iterations(q);
         let f = svd.factor_rows::<f32>(&mut a.as_tensor().unwrap(), &watch).unwrap();
         assert_eq!(f.report().passes, passes, "{method} q {q}");
@@ -324,13 +326,13 @@ fn a_limit_is_met_or_refused_with_the_least_that_would_do() {
 fn an_order_to_stop_is_obeyed_at_the_next_tile() {
     let a = matrix(3000, 600, 0.9, 4);
     let cancel = Cancel::new();
-    let (token, tiles) = (cancel.clone(), Arc::new(AtomicU64::new(0)));
-    let seen = tiles.clone();
-    let watch = Watch::new(cancel).on_read(move |_| {
-        if seen.fetch_add(1, Ordering::Relaxed) == 3 {
-            token.cancel();
+    let tiles = AtomicU64::new(0);
+    let stop = |_| {
+        if tiles.fetch_add(1, Ordering::Relaxed) == 3 {
+            cancel.cancel();
         }
-    });
+    };
+    let watch = Watch::new(cancel.clone()).on_read(&stop);
     let svd = TruncatedSvd::new(Rank::Fixed(20)).method(Method::Randomized);
     let mut source = a.as_tensor().unwrap();
     let least = match svd.clone().memory_limit(1).plan_rows::<f32>(&source) {
@@ -348,10 +350,8 @@ fn a_file_cut_short_while_it_is_read_is_an_error() {
     let dir = Dir::new("cut");
     let path = dir.path("w.npy");
     npy::write_matrix(&path, &matrix(4000, 500, 0.9, 4), DType::F32).unwrap();
-    let file = path.clone();
-    let watch = Watch::default().on_read(move |_| {
-        fs::OpenOptions::new().write(true).open(&file).unwrap().set_len(100_000).unwrap();
-    });
+    let cut = |_| fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(100_000).unwrap();
+    let watch = Watch::default().on_read(&cut);
     let mut stream = Stream::open(&path, None).unwrap();
     let e = TruncatedSvd::new(Rank::Fixed(8)).factor_rows::<f32>(&mut stream, &watch).unwrap_err();
     let text = e.to_string();

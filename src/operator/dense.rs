@@ -24,8 +24,8 @@ use faer::linalg::matmul::matmul;
 use faer::{Accum, MatRef, Par};
 use rayon::prelude::*;
 
-use super::{LinearOperator, Watch};
 use super::host::{HostContext, HostPanel, mirror, symmetric_product};
+use super::{LinearOperator, Watch};
 use crate::error::{Error, Result};
 use crate::simd::Scalar;
 use crate::simd::convert::convert;
@@ -65,7 +65,7 @@ pub struct Dense<'a, T: Scalar> {
     tile_rows: usize,
     context: Arc<HostContext>,
     passes: usize,
-    watch: Watch,
+    watch: Watch<'a>,
 }
 
 enum Data<'a, T: Scalar> {
@@ -123,7 +123,7 @@ impl<'a, T: Scalar> Dense<'a, T> {
 
     /// Asks `watch` before every product whether to go on.
     #[must_use]
-    pub fn watched(mut self, watch: Watch) -> Self {
+    pub fn watched(mut self, watch: Watch<'a>) -> Self {
         self.watch = watch;
         self
     }
@@ -173,18 +173,32 @@ impl<'a, T: Scalar> Dense<'a, T> {
 
 impl<T: Scalar> Dense<'static, T> {
     /// The operator of a Gram matrix of which `g` has the lower triangle.
-    pub(super) fn from_gram(mut g: HostPanel<T>, watch: Watch) -> Result<Self> {
+    pub(super) fn from_gram(mut g: HostPanel<T>, watch: &Watch<'_>) -> Result<Self> {
         mirror(g.as_mut());
         let norm_squared = super::Panel::norm_squared(&g)?;
         let context = g.context().clone();
         // A Gram matrix is no read of the matrix: only the order to stop is passed on.
         let watch = watch.without_reads();
-        Ok(Dense { data: Data::Owned(g), scale: 1.0, norm_squared, tile: Vec::new(), tile_rows: 0, context, passes: 0, watch })
+        Ok(Dense {
+            data: Data::Owned(g),
+            scale: 1.0,
+            norm_squared,
+            tile: Vec::new(),
+            tile_rows: 0,
+            context,
+            passes: 0,
+            watch,
+        })
     }
 }
 
 /// Converts a tile into `buffer`, in the orientation of the storage, and returns it as a matrix.
-pub(super) fn convert_tile<'b, T: Scalar>(view: MatView<'_>, buffer: &'b mut [T], scale: f64, par: Par) -> MatRef<'b, T> {
+pub(super) fn convert_tile<'b, T: Scalar>(
+    view: MatView<'_>,
+    buffer: &'b mut [T],
+    scale: f64,
+    par: Par,
+) -> MatRef<'b, T> {
     let (m, n) = (view.nrows(), view.ncols());
     with_view!(view, a => {
         // Lines are what is contiguous in storage: rows, or columns of a transposed view.
@@ -389,7 +403,7 @@ impl<T: Scalar> LinearOperator<T> for Dense<'_, T> {
             let accum = if first == 0 { Accum::Replace } else { Accum::Add };
             symmetric_product(a.transpose(), g.as_mut(), accum, par);
         })?;
-        Dense::from_gram(g, self.watch.clone())
+        Dense::from_gram(g, &self.watch)
     }
 
     fn passes(&self) -> usize {

@@ -190,7 +190,7 @@ pub struct Tiled<'s, T: Scalar> {
     norm_squared: Option<f64>,
     context: Arc<HostContext>,
     passes: usize,
-    watch: Watch,
+    watch: Watch<'s>,
 }
 
 impl<'s, T: Scalar> Tiled<'s, T> {
@@ -199,7 +199,7 @@ impl<'s, T: Scalar> Tiled<'s, T> {
     /// # Errors
     /// [`Error::Empty`] for an empty matrix, [`Error::TooLarge`] for one whose bytes are more than there are addresses,
     /// [`Error::Option`] for tiles without lines.
-    pub fn new(source: &'s mut dyn RowSource, lines: usize, par: Par, watch: Watch) -> Result<Self> {
+    pub fn new(source: &'s mut dyn RowSource, lines: usize, par: Par, watch: Watch<'s>) -> Result<Self> {
         let (m, n) = source.shape();
         if m == 0 || n == 0 {
             return Err(Error::Empty { shape: vec![m, n] });
@@ -484,7 +484,7 @@ impl<T: Scalar> LinearOperator<T> for Tiled<'_, T> {
             Slab::Rows(first, a) => symmetric_product(a.transpose(), g.as_mut(), accum(first), par),
             Slab::Columns(..) => unreachable!("the cut gives rows"),
         })?;
-        Dense::from_gram(g, self.watch.clone())
+        Dense::from_gram(g, &self.watch)
     }
 
     fn passes(&self) -> usize {

@@ -42,18 +42,18 @@ impl Cancel {
 
 /// What an operator reports to and takes orders from. The default watches nothing.
 #[derive(Clone, Default)]
-pub struct Watch {
+pub struct Watch<'a> {
     cancel: Cancel,
-    read: Option<Arc<dyn Fn(u64) + Send + Sync>>,
+    read: Option<&'a (dyn Fn(u64) + Sync)>,
 }
 
-impl std::fmt::Debug for Watch {
+impl std::fmt::Debug for Watch<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Watch").field("cancel", &self.cancel).field("read", &self.read.is_some()).finish()
     }
 }
 
-impl Watch {
+impl<'a> Watch<'a> {
     /// Stops when `cancel` says so.
     pub fn new(cancel: Cancel) -> Self {
         Watch { cancel, read: None }
@@ -62,13 +62,13 @@ impl Watch {
     /// Calls `f` with the bytes of the matrix that each tile (out of core) or product (in memory) has read, from the thread that
     /// computes: a pass over the matrix adds up to its size.
     #[must_use]
-    pub fn on_read(mut self, f: impl Fn(u64) + Send + Sync + 'static) -> Self {
-        self.read = Some(Arc::new(f));
+    pub fn on_read(mut self, f: &'a (dyn Fn(u64) + Sync)) -> Self {
+        self.read = Some(f);
         self
     }
 
     /// The same token, and nothing told.
-    pub(crate) fn without_reads(&self) -> Self {
+    pub(crate) fn without_reads(&self) -> Watch<'static> {
         Watch::new(self.cancel.clone())
     }
 

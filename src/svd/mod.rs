@@ -197,7 +197,7 @@ impl TruncatedSvd {
     ///
     /// # Errors
     /// As [`factor`](Self::factor), and [`Error::Cancelled`].
-    pub fn factor_watched<T: Scalar>(&self, w: TensorRef<'_>, watch: &Watch) -> Result<Factors<T>> {
+    pub fn factor_watched<T: Scalar>(&self, w: TensorRef<'_>, watch: &Watch<'_>) -> Result<Factors<T>> {
         let start = Instant::now();
         let view = w.view()?;
         let wide = view.nrows() < view.ncols();

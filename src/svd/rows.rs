@@ -93,7 +93,7 @@ impl TruncatedSvd {
     ///
     /// # Errors
     /// As [`factor`](Self::factor) and [`plan_rows`](Self::plan_rows); what the source reports; [`Error::Cancelled`] if `watch` says so.
-    pub fn factor_rows<T: Scalar>(&self, source: &mut dyn RowSource, watch: &Watch) -> Result<Factors<T>> {
+    pub fn factor_rows<T: Scalar>(&self, source: &mut dyn RowSource, watch: &Watch<'_>) -> Result<Factors<T>> {
         let start = Instant::now();
         let RowsPlan { mut plan, tile_lines, peak_bytes, .. } = self.plan_rows::<T>(source)?;
         let mut op = Tiled::<T>::new(source, tile_lines, crate::current_par(), watch.clone())?;
