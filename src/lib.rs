@@ -59,6 +59,7 @@
 //! * Peak memory is known before the call.
 //! * Bad input is a typed [`Error`], never a panic; what was clamped or fell back is in the [`Report`].
 
+pub mod calibration;
 pub mod error;
 pub mod factors;
 pub mod fwht;
@@ -75,6 +76,7 @@ pub mod sketch;
 pub mod svd;
 pub mod tensor;
 
+pub use calibration::{Calibration, CalibrationOptions};
 pub use error::{Error, Result};
 pub use factors::{Factors, Report, Split};
 pub use faer::dyn_stack;

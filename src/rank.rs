@@ -1,7 +1,11 @@
-//! How many singular triplets to keep.
+//! How many singular triplets to keep: of one matrix, and of many that share a budget.
 //!
 //! A rank `k` factorization of an `m × n` matrix has `k (m + n + 1)` numbers (U, s, V), so it saves memory only while
 //! `k (m + n + 1) < m n`.
+
+mod budget;
+
+pub use budget::{Allocation, Budget, Cost, Layer, Share, allocate};
 
 use crate::error::{Error, Result};
 

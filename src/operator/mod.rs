@@ -28,6 +28,7 @@ mod host;
 pub(crate) use dense::first_not_finite;
 pub use dense::{Dense, TileParams};
 pub use host::{HostContext, HostPanel};
+pub(crate) use host::{mirror, symmetric_product};
 
 use faer::{Accum, MatMut, MatRef};
 
