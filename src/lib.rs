@@ -75,6 +75,7 @@ pub mod simd;
 pub mod sketch;
 pub mod svd;
 pub mod tensor;
+pub mod whiten;
 
 pub use calibration::{Calibration, CalibrationOptions};
 pub use error::{Error, Result};
@@ -86,6 +87,7 @@ pub use simd::Scalar;
 pub use sketch::{AnySketch, Sketch, SketchOperator};
 pub use svd::{ErrorKind, Method, Plan, TruncatedSvd};
 pub use tensor::{DType, Element, MatView, Matrix, TensorRef};
+pub use whiten::Whitening;
 
 /// The threads of the current rayon pool.
 pub(crate) fn current_par() -> Par {

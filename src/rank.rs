@@ -20,6 +20,9 @@ pub enum Rank {
     /// The smallest rank with `Σ_{i<=k} σ_i² >= e ‖A‖_F²`, `0 < e <= 1`. The energy is that of the whole matrix, not of the
     /// part that was computed.
     Energy(f64),
+    /// The smallest rank whose outputs on given inputs have a cosine of at least `q` with the true ones, `0 < q < 1`
+    /// ([`quality_on`](crate::TruncatedSvd::quality_on), or the calibration).
+    Quality(f64),
 }
 
 impl std::fmt::Display for Rank {
@@ -28,12 +31,14 @@ impl std::fmt::Display for Rank {
             Rank::Fixed(k) => write!(f, "rank {k}"),
             Rank::Ratio(r) => write!(f, "ratio {r}"),
             Rank::Energy(e) => write!(f, "energy {e}"),
+            Rank::Quality(q) => write!(f, "quality {q}"),
         }
     }
 }
 
 impl Rank {
-    /// The rank for an `m × n` matrix where the shape decides it; `None` where the spectrum does ([`Rank::Energy`]).
+    /// The rank for an `m × n` matrix where the shape decides it; `None` where the spectrum or the inputs do
+    /// ([`Rank::Energy`], [`Rank::Quality`]).
     ///
     /// # Errors
     /// [`Error::Rank`] for a fixed rank outside `1..=min(m, n)`; [`Error::Option`] for a ratio or an energy outside its
@@ -52,6 +57,8 @@ impl Rank {
             },
             Rank::Energy(e) if e > 0.0 && e <= 1.0 => Ok(None),
             Rank::Energy(e) => Err(Error::option("energy", e, "a number in (0, 1]")),
+            Rank::Quality(q) if q > 0.0 && q < 1.0 => Ok(None),
+            Rank::Quality(q) => Err(Error::option("quality", q, "a cosine above 0 and below 1")),
         }
     }
 }

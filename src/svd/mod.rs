@@ -18,12 +18,14 @@ mod plan;
 mod randomized;
 mod small;
 mod triplets;
+mod whitened;
 
 use std::time::Instant;
 
 pub use certificate::ErrorKind;
 pub use plan::{Candidate, Plan, Rates};
 
+use crate::calibration::Calibration;
 use crate::error::{Error, Result};
 use crate::factors::{Factors, Report};
 use crate::operator::{Dense, LinearOperator, Panel, first_not_finite};
@@ -32,6 +34,7 @@ use crate::rank::Rank;
 use crate::simd::Scalar;
 use crate::sketch::Sketch;
 use crate::tensor::{DType, Matrix, TensorRef};
+use crate::whiten::Whitening;
 use triplets::Triplets;
 
 /// How the factorization is computed.
@@ -102,6 +105,7 @@ pub struct TruncatedSvd {
     power_iterations: usize,
     seed: u64,
     rates: Rates,
+    weighting: whitened::Weighting,
 }
 
 impl TruncatedSvd {
@@ -115,6 +119,7 @@ impl TruncatedSvd {
             power_iterations: 2,
             seed: 0,
             rates: Rates::default(),
+            weighting: whitened::Weighting::default(),
         }
     }
 
@@ -153,6 +158,36 @@ impl TruncatedSvd {
         self
     }
 
+    /// Weighs the error by the inputs that the layer will meet: the factors are then the best of their rank for
+    /// `‖(W − W') Xᵀ‖_F` over the calibration samples, whatever their number and rank. [`Rank::Energy`] is then the energy of the outputs.
+    #[must_use]
+    pub fn calibration(mut self, c: &Calibration) -> Self {
+        self.weighting.calibration = Some(c.clone());
+        self
+    }
+
+    /// How much the calibration is trusted, from 0 (not at all: the plain SVD) to 1 (the default): the moments are taken as
+    /// `b G + (1 − b) μ I`. See [`choose_blend`](Self::choose_blend).
+    #[must_use]
+    pub fn blend(mut self, b: f64) -> Self {
+        self.weighting.blend = b;
+        self
+    }
+
+    /// What of the calibration is used.
+    #[must_use]
+    pub fn whitening(mut self, whitening: Whitening) -> Self {
+        self.weighting.whitening = whitening;
+        self
+    }
+
+    /// The data that [`Rank::Quality`] is measured on; by default the calibration itself, which flatters.
+    #[must_use]
+    pub fn quality_on(mut self, c: &Calibration) -> Self {
+        self.weighting.quality_on = Some(c.clone());
+        self
+    }
+
     /// The measured rates that the planner weighs methods by.
     #[must_use]
     pub fn rates(mut self, rates: Rates) -> Self {
@@ -165,7 +200,14 @@ impl TruncatedSvd {
     /// # Errors
     /// Those of the options and the shape.
     pub fn plan<T: Scalar>(&self, shape: (usize, usize), dtype: DType) -> Result<Plan> {
-        Plan::new::<T>(self, shape, dtype)
+        match self.rank {
+            Rank::Quality(q) => {
+                self.rank.from_shape(shape.0, shape.1)?;
+                // The energy of the outputs is the square of the cosine.
+                Plan::new::<T>(&TruncatedSvd { rank: Rank::Energy(q * q), ..self.clone() }, shape, dtype)
+            }
+            _ => Plan::new::<T>(self, shape, dtype),
+        }
     }
 
     /// Peak bytes that [`factor`](Self::factor) allocates for such a matrix, its result included.
@@ -193,6 +235,9 @@ impl TruncatedSvd {
             Error::NotFinite { .. } if wide => first_not_finite(view),
             error => error,
         })?;
+        if self.weighting.is_active(self.rank) {
+            return whitened::factor(self, op, view, start);
+        }
         let scale = op.scale();
         self.run(&mut op, scale, plan, start)
     }
@@ -221,10 +266,22 @@ impl TruncatedSvd {
         plan: Plan,
         start: Instant,
     ) -> Result<Factors<T>> {
+        let solution = plan.solve(self, op, crate::current_par())?;
+        self.finish(op, scale, plan, solution, start)
+    }
+
+    /// Brings the factors home and certifies them.
+    fn finish<T: Scalar, O: LinearOperator<T>>(
+        &self,
+        op: &mut O,
+        scale: f64,
+        plan: Plan,
+        solution: Solution<T, O>,
+        start: Instant,
+    ) -> Result<Factors<T>> {
         let (m, n) = plan.shape;
         let wide = m < n;
-        let Solution { triplets, rank: k, width, method, sketch, notes } =
-            plan.solve(self, op, crate::current_par())?;
+        let Solution { triplets, rank: k, width, method, sketch, notes } = solution;
 
         let mut u = Matrix::zeros(m, k);
         let mut vt = Matrix::zeros(k, n);
@@ -256,6 +313,7 @@ impl TruncatedSvd {
             error_kind: certificate.kind,
             passes: op.passes(),
             elapsed: start.elapsed(),
+            activation: None,
             notes,
         };
         Ok(Factors::new(u, s, vt, report))
