@@ -114,6 +114,13 @@ pub enum Error {
         /// What is wrong with it and what to do.
         why: String,
     },
+    /// Bytes that are not what they should be.
+    Format {
+        /// What they should be.
+        what: &'static str,
+        /// What is wrong with them.
+        why: String,
+    },
 }
 
 /// `Result` with this crate's [`Error`].
@@ -173,6 +180,7 @@ impl fmt::Display for Error {
             Error::Internal { what } => write!(f, "internal error: {what}; please report it"),
             Error::Cancelled => f.write_str("stopped before it was done, as asked"),
             Error::File { path, why } => write!(f, "{path}: {why}"),
+            Error::Format { what, why } => write!(f, "these bytes are no {what}: {why}"),
         }
     }
 }

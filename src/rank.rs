@@ -1,7 +1,11 @@
-//! How many singular triplets to keep.
+//! How many singular triplets to keep: of one matrix, and of many that share a budget.
 //!
 //! A rank `k` factorization of an `m × n` matrix has `k (m + n + 1)` numbers (U, s, V), so it saves memory only while
 //! `k (m + n + 1) < m n`.
+
+mod budget;
+
+pub use budget::{Allocation, Budget, Cost, Layer, Share, allocate};
 
 use crate::error::{Error, Result};
 
@@ -16,6 +20,9 @@ pub enum Rank {
     /// The smallest rank with `Σ_{i<=k} σ_i² >= e ‖A‖_F²`, `0 < e <= 1`. The energy is that of the whole matrix, not of the
     /// part that was computed.
     Energy(f64),
+    /// The smallest rank whose outputs on given inputs have a cosine of at least `q` with the true ones, `0 < q < 1`
+    /// ([`quality_on`](crate::TruncatedSvd::quality_on), or the calibration).
+    Quality(f64),
 }
 
 impl std::fmt::Display for Rank {
@@ -24,12 +31,14 @@ impl std::fmt::Display for Rank {
             Rank::Fixed(k) => write!(f, "rank {k}"),
             Rank::Ratio(r) => write!(f, "ratio {r}"),
             Rank::Energy(e) => write!(f, "energy {e}"),
+            Rank::Quality(q) => write!(f, "quality {q}"),
         }
     }
 }
 
 impl Rank {
-    /// The rank for an `m × n` matrix where the shape decides it; `None` where the spectrum does ([`Rank::Energy`]).
+    /// The rank for an `m × n` matrix where the shape decides it; `None` where the spectrum or the inputs do
+    /// ([`Rank::Energy`], [`Rank::Quality`]).
     ///
     /// # Errors
     /// [`Error::Rank`] for a fixed rank outside `1..=min(m, n)`; [`Error::Option`] for a ratio or an energy outside its
@@ -48,6 +57,8 @@ impl Rank {
             },
             Rank::Energy(e) if e > 0.0 && e <= 1.0 => Ok(None),
             Rank::Energy(e) => Err(Error::option("energy", e, "a number in (0, 1]")),
+            Rank::Quality(q) if q > 0.0 && q < 1.0 => Ok(None),
+            Rank::Quality(q) => Err(Error::option("quality", q, "a cosine above 0 and below 1")),
         }
     }
 }

@@ -25,7 +25,7 @@ use faer::{Accum, MatRef, Par};
 use rayon::prelude::*;
 
 use super::host::{HostContext, HostPanel, mirror, symmetric_product};
-use super::{LinearOperator, Watch};
+use super::{FromPanel, LinearOperator, Watch};
 use crate::error::{Error, Result};
 use crate::simd::Scalar;
 use crate::simd::convert::convert;
@@ -175,20 +175,8 @@ impl<T: Scalar> Dense<'static, T> {
     /// The operator of a Gram matrix of which `g` has the lower triangle.
     pub(super) fn from_gram(mut g: HostPanel<T>, watch: &Watch<'_>) -> Result<Self> {
         mirror(g.as_mut());
-        let norm_squared = super::Panel::norm_squared(&g)?;
-        let context = g.context().clone();
         // A Gram matrix is no read of the matrix: only the order to stop is passed on.
-        let watch = watch.without_reads();
-        Ok(Dense {
-            data: Data::Owned(g),
-            scale: 1.0,
-            norm_squared,
-            tile: Vec::new(),
-            tile_rows: 0,
-            context,
-            passes: 0,
-            watch,
-        })
+        Ok(Dense::from_panel(g)?.watched(watch.without_reads()))
     }
 }
 
@@ -408,5 +396,14 @@ impl<T: Scalar> LinearOperator<T> for Dense<'_, T> {
 
     fn passes(&self) -> usize {
         self.passes
+    }
+}
+
+impl<T: Scalar> FromPanel<T, HostPanel<T>> for Dense<'static, T> {
+    fn from_panel(g: HostPanel<T>) -> Result<Self> {
+        let norm_squared = super::Panel::norm_squared(&g)?;
+        let context = g.context().clone();
+        let data = Data::Owned(g);
+        Ok(Dense { data, scale: 1.0, norm_squared, tile: Vec::new(), tile_rows: 0, context, passes: 0, watch: Watch::default() })
     }
 }

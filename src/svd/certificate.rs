@@ -58,7 +58,7 @@ pub(super) const PROBES: usize = 16;
 
 /// The subtraction is trusted down to this many eps of `‖A‖²`. The image carries a relative error of a few eps (the
 /// orthonormality of the basis, one GEMM), so at 2^8 eps the relative error of the certificate is a few percent at worst.
-const FLOOR_IN_EPS: f64 = 256.0;
+pub(super) const FLOOR_IN_EPS: f64 = 256.0;
 
 /// `‖op − u diag(s) vᵀ‖_F / ‖op‖_F`, 0 for a zero operator. `captured` is `‖image‖²`, `dropped` the singular values of the
 /// image beyond those in `s`.

@@ -19,6 +19,7 @@ mod randomized;
 mod rows;
 mod small;
 mod triplets;
+mod whitened;
 
 use std::time::Instant;
 
@@ -26,6 +27,7 @@ pub use certificate::ErrorKind;
 pub use plan::{Candidate, Plan, Rates};
 pub use rows::RowsPlan;
 
+use crate::calibration::Calibration;
 use crate::error::{Error, Result};
 use crate::factors::{Factors, Report};
 use crate::operator::{Dense, LinearOperator, Panel, Watch, first_not_finite};
@@ -34,6 +36,7 @@ use crate::rank::Rank;
 use crate::simd::Scalar;
 use crate::sketch::Sketch;
 use crate::tensor::{DType, Matrix, TensorRef};
+use crate::whiten::Whitening;
 use triplets::Triplets;
 
 /// How the factorization is computed.
@@ -107,6 +110,7 @@ pub struct TruncatedSvd {
     memory_limit: Option<usize>,
     /// What reading the matrix once takes, out of core; 0 in memory.
     pass_seconds: f64,
+    weighting: whitened::Weighting,
 }
 
 impl TruncatedSvd {
@@ -122,6 +126,7 @@ impl TruncatedSvd {
             rates: Rates::default(),
             memory_limit: None,
             pass_seconds: 0.0,
+            weighting: whitened::Weighting::default(),
         }
     }
 
@@ -160,6 +165,36 @@ impl TruncatedSvd {
         self
     }
 
+    /// Weighs the error by the inputs that the layer will meet: the factors are then the best of their rank for
+    /// `‖(W − W') Xᵀ‖_F` over the calibration samples, whatever their number and rank. [`Rank::Energy`] is then the energy of the outputs.
+    #[must_use]
+    pub fn calibration(mut self, c: &Calibration) -> Self {
+        self.weighting.calibration = Some(c.clone());
+        self
+    }
+
+    /// How much the calibration is trusted, from 0 (not at all: the plain SVD) to 1 (the default): the moments are taken as
+    /// `b G + (1 − b) μ I`. See [`choose_blend`](Self::choose_blend).
+    #[must_use]
+    pub fn blend(mut self, b: f64) -> Self {
+        self.weighting.blend = b;
+        self
+    }
+
+    /// What of the calibration is used.
+    #[must_use]
+    pub fn whitening(mut self, whitening: Whitening) -> Self {
+        self.weighting.whitening = whitening;
+        self
+    }
+
+    /// The data that [`Rank::Quality`] is measured on; by default the calibration itself, which flatters.
+    #[must_use]
+    pub fn quality_on(mut self, c: &Calibration) -> Self {
+        self.weighting.quality_on = Some(c.clone());
+        self
+    }
+
     /// The measured rates that the planner weighs methods by.
     #[must_use]
     pub fn rates(mut self, rates: Rates) -> Self {
@@ -172,7 +207,14 @@ impl TruncatedSvd {
     /// # Errors
     /// Those of the options and the shape.
     pub fn plan<T: Scalar>(&self, shape: (usize, usize), dtype: DType) -> Result<Plan> {
-        Plan::new::<T>(self, shape, dtype)
+        match self.rank {
+            Rank::Quality(q) => {
+                self.rank.from_shape(shape.0, shape.1)?;
+                // The energy of the outputs is the square of the cosine.
+                Plan::new::<T>(&TruncatedSvd { rank: Rank::Energy(q * q), ..self.clone() }, shape, dtype)
+            }
+            _ => Plan::new::<T>(self, shape, dtype),
+        }
     }
 
     /// Peak bytes that [`factor`](Self::factor) allocates for such a matrix, its result included.
@@ -208,7 +250,11 @@ impl TruncatedSvd {
             Error::NotFinite { .. } if wide => first_not_finite(view),
             error => error,
         })?;
-        self.run(&mut op.watched(watch.clone()), plan, start)
+        let mut op = op.watched(watch.clone());
+        if self.weighting.is_active(self.rank) {
+            return whitened::factor(self, op, view, start);
+        }
+        self.run(&mut op, plan, start)
     }
 
     /// Factors whatever can be multiplied: a tiled, whitened, distributed or device matrix. `op` is tall or square;
@@ -229,10 +275,21 @@ impl TruncatedSvd {
 
     /// Solves, brings the factors home and certifies them. `op` is `scale · A`, or `scale · Aᵀ` when A is wide.
     fn run<T: Scalar, O: LinearOperator<T>>(&self, op: &mut O, plan: Plan, start: Instant) -> Result<Factors<T>> {
+        let solution = plan.solve(self, op, crate::current_par())?;
+        self.finish(op, plan, solution, start)
+    }
+
+    /// Brings the factors home and certifies them.
+    fn finish<T: Scalar, O: LinearOperator<T>>(
+        &self,
+        op: &mut O,
+        plan: Plan,
+        solution: Solution<T, O>,
+        start: Instant,
+    ) -> Result<Factors<T>> {
         let (m, n) = plan.shape;
         let wide = m < n;
-        let Solution { triplets, rank: k, width, method, sketch, notes } =
-            plan.solve(self, op, crate::current_par())?;
+        let Solution { triplets, rank: k, width, method, sketch, notes } = solution;
 
         let mut u = Matrix::zeros(m, k);
         let mut vt = Matrix::zeros(k, n);
@@ -265,6 +322,7 @@ impl TruncatedSvd {
             error_kind: certificate.kind,
             passes: op.passes(),
             elapsed: start.elapsed(),
+            activation: None,
             notes,
         };
         Ok(Factors::new(u, s, vt, report))

@@ -95,6 +95,9 @@ impl TruncatedSvd {
     /// As [`factor`](Self::factor) and [`plan_rows`](Self::plan_rows); what the source reports; [`Error::Cancelled`] if `watch` says so.
     pub fn factor_rows<T: Scalar>(&self, source: &mut dyn RowSource, watch: &Watch<'_>) -> Result<Factors<T>> {
         let start = Instant::now();
+        if self.weighting.is_active(self.rank) {
+            return Err(Error::option("calibration", "a matrix out of core", "a matrix that fits into memory"));
+        }
         let RowsPlan { mut plan, tile_lines, peak_bytes, .. } = self.plan_rows::<T>(source)?;
         let mut op = Tiled::<T>::new(source, tile_lines, crate::current_par(), watch.clone())?;
         // Where the spectrum decides the rank, the norm that it is measured by is needed first.
