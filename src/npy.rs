@@ -123,15 +123,15 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// Opens a `.npy` file and reads its header. `bits_of` is what elements without a type are, as in [`Array::read_as`].
+    /// Opens a `.npy` file and reads its header. `bits_of` is what elements without a type are, as in [`Array::read_as`]. An array
+    /// of one axis is a column.
     ///
     /// # Errors
-    /// As [`Array::read`] but for memory; also an array of one axis, and one of more than two in Fortran order.
+    /// As [`Array::read`] but for memory; also an array of more than two axes in Fortran order.
     pub fn open(path: impl AsRef<Path>, bits_of: Option<DType>) -> Result<Self> {
         let path = path.as_ref();
         let (file, header) = open(path, bits_of)?;
-        let axes = header.shape.len();
-        if axes < 2 || axes > 2 && header.fortran {
+        if header.shape.len() > 2 && header.fortran {
             let why = format!("has shape {}, which is no matrix as it lies in the file", Tuple(&header.shape));
             return Err(Error::file(path, format_args!("{why}; save it with two axes")));
         }
@@ -252,19 +252,30 @@ impl Mapped {
 /// [`Error::Shape`] if `bytes` is not what `shape` needs; [`Error::File`] if the file cannot be written.
 pub fn write(path: impl AsRef<Path>, dtype: DType, shape: &[usize], bytes: &[u8]) -> Result<()> {
     let path = path.as_ref();
+    check_length(dtype, shape, bytes)?;
+    let put = || write_to(&mut File::create(path)?, dtype, shape, bytes);
+    put().map_err(|e: std::io::Error| {
+        Error::file(path, format_args!("cannot be written: {e}; check the path and the space"))
+    })
+}
+
+/// The bytes of the file that [`write()`] makes, into any writer.
+///
+/// # Errors
+/// What the writer reports, and [`InvalidInput`](std::io::ErrorKind::InvalidInput) if `bytes` is not what `shape` needs.
+pub fn write_to(w: &mut impl Write, dtype: DType, shape: &[usize], bytes: &[u8]) -> std::io::Result<()> {
+    check_length(dtype, shape, bytes).map_err(|e| std::io::Error::new(std::io::ErrorKind::InvalidInput, e))?;
+    w.write_all(&header(dtype, shape)?)?;
+    w.write_all(bytes)
+}
+
+fn check_length(dtype: DType, shape: &[usize], bytes: &[u8]) -> Result<()> {
     let want = shape.iter().try_fold(dtype.size(), |p, &d| p.checked_mul(d));
     if want != Some(bytes.len()) {
         let want = format_args!("the bytes of shape {shape:?} of {dtype}").to_string();
         return Err(Error::shape("npy::write", want, format_args!("{} bytes", bytes.len())));
     }
-    let put = || {
-        let mut file = File::create(path)?;
-        file.write_all(&header(dtype, shape)?)?;
-        file.write_all(bytes)
-    };
-    put().map_err(|e: std::io::Error| {
-        Error::file(path, format_args!("cannot be written: {e}; check the path and the space"))
-    })
+    Ok(())
 }
 
 /// Writes a matrix, rounded to `dtype` (nearest, ties to even), as [`write()`] does.

@@ -404,6 +404,15 @@ impl<T: Scalar> FromPanel<T, HostPanel<T>> for Dense<'static, T> {
         let norm_squared = super::Panel::norm_squared(&g)?;
         let context = g.context().clone();
         let data = Data::Owned(g);
-        Ok(Dense { data, scale: 1.0, norm_squared, tile: Vec::new(), tile_rows: 0, context, passes: 0, watch: Watch::default() })
+        Ok(Dense {
+            data,
+            scale: 1.0,
+            norm_squared,
+            tile: Vec::new(),
+            tile_rows: 0,
+            context,
+            passes: 0,
+            watch: Watch::default(),
+        })
     }
 }
