@@ -43,8 +43,19 @@ fn reaches(real: &Real, loss: f64, error: f64, cosine: f64) {
         assert_eq!(f.rank(), 95);
         let report = f.report().activation.as_ref().unwrap();
         let held = quality::activation(&w, &f, &real.heldout.as_tensor().unwrap()).unwrap();
-        println!("{method}: {:.5} {:.5} {:.5} weight {} {:?}", report.relative_error, held.relative_error, held.cosine, f.report().relative_error, f.report().elapsed);
-        assert!((report.relative_error / loss - 1.0).abs() < margin, "{method}: calibration loss {}", report.relative_error);
+        println!(
+            "{method}: {:.5} {:.5} {:.5} weight {} {:?}",
+            report.relative_error,
+            held.relative_error,
+            held.cosine,
+            f.report().relative_error,
+            f.report().elapsed
+        );
+        assert!(
+            (report.relative_error / loss - 1.0).abs() < margin,
+            "{method}: calibration loss {}",
+            report.relative_error
+        );
         assert!(held.relative_error <= error, "{method}: heldout error {}", held.relative_error);
         assert!(held.cosine >= cosine, "{method}: heldout cosine {}", held.cosine);
         let measured = quality::activation(&w, &f, &real.calibration.as_tensor().unwrap()).unwrap();
