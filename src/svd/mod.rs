@@ -11,8 +11,10 @@
 //! known, the best approximation of `A` in that subspace is an SVD of the image, and its error is known exactly by a
 //! subtraction of norms (`certificate.rs`). Wide matrices are factored as their transpose; U and V then change places.
 
+mod blocked;
 mod certificate;
 mod full;
+mod goal;
 mod gram;
 mod plan;
 mod randomized;
@@ -32,6 +34,7 @@ use crate::rank::Rank;
 use crate::simd::Scalar;
 use crate::sketch::Sketch;
 use crate::tensor::{DType, Matrix, TensorRef};
+use certificate::Certificate;
 use triplets::Triplets;
 
 /// How the factorization is computed.
@@ -101,6 +104,7 @@ pub struct TruncatedSvd {
     oversample: usize,
     power_iterations: usize,
     seed: u64,
+    max_rank: Option<usize>,
     rates: Rates,
 }
 
@@ -114,6 +118,7 @@ impl TruncatedSvd {
             oversample: 10,
             power_iterations: 2,
             seed: 0,
+            max_rank: None,
             rates: Rates::default(),
         }
     }
@@ -143,6 +148,14 @@ impl TruncatedSvd {
     #[must_use]
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = seed;
+        self
+    }
+
+    /// The largest rank that a rule which looks at the spectrum ([`Rank::Energy`], [`Rank::Tolerance`]) may return. When it
+    /// ends the search, the report has a note and the error of what is returned.
+    #[must_use]
+    pub fn max_rank(mut self, k: usize) -> Self {
+        self.max_rank = Some(k);
         self
     }
 
@@ -223,8 +236,9 @@ impl TruncatedSvd {
     ) -> Result<Factors<T>> {
         let (m, n) = plan.shape;
         let wide = m < n;
-        let Solution { triplets, rank: k, width, method, sketch, notes } =
-            plan.solve(self, op, crate::current_par())?;
+        let goal = plan.goal(op.norm_squared());
+        let Solution { triplets, rank: k, width, method, sketch, certificate, mut notes } =
+            plan.solve(self, op, &goal, crate::current_par())?;
 
         let mut u = Matrix::zeros(m, k);
         let mut vt = Matrix::zeros(k, n);
@@ -236,7 +250,11 @@ impl TruncatedSvd {
         fix_signs(&mut u, &mut vt);
         let (left, right) =
             if wide { (vt.as_ref().transpose(), u.as_ref()) } else { (u.as_ref(), vt.as_ref().transpose()) };
-        let certificate = certificate::certify(op, left, spectrum.split_at(k), right, triplets.captured, self.seed)?;
+        let certificate = match certificate {
+            Some(certificate) => certificate,
+            None => certificate::certify(op, left, spectrum.split_at(k), right, triplets.captured, self.seed)?,
+        };
+        notes.extend(goal.shortfall(k, certificate.relative_error));
         let s = unscale(&spectrum[..k], scale)?;
         let report = Report {
             shape: (m, n),
@@ -268,6 +286,10 @@ mod stream {
     pub(super) const RANGE: u64 = 0;
     /// The certificate's probes.
     pub(super) const PROBES: u64 = 1;
+    /// The probes that end the search for a rank.
+    pub(super) const STOP: u64 = 2;
+    /// The Ω of the first block of that search; the next ones follow.
+    pub(super) const BLOCKS: u64 = 1 << 32;
 }
 
 /// What a method hands to the driver.
@@ -280,6 +302,8 @@ struct Solution<T: Scalar, O: LinearOperator<T>> {
     /// The method that gave them, after any fallback.
     method: Method,
     sketch: Option<Sketch>,
+    /// The error, if the method has measured it.
+    certificate: Option<Certificate>,
     notes: Vec<String>,
 }
 

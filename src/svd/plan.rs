@@ -20,11 +20,13 @@ use std::fmt;
 
 use faer::Par;
 
+use super::goal::Goal;
 use super::gram::{self, Eigenvectors};
-use super::{Method, Solution, TruncatedSvd, certificate, full, randomized, small};
+use super::triplets::Triplets;
+use super::{Method, Solution, TruncatedSvd, blocked, certificate, full, randomized, small};
 use crate::error::{Error, Result};
 use crate::operator::{Dense, HostPanel, LinearOperator};
-use crate::rank::{Rank, rank_for_energy};
+use crate::rank::Rank;
 use crate::simd::Scalar;
 use crate::tensor::DType;
 
@@ -78,7 +80,7 @@ pub struct Plan {
     pub reason: String,
     /// The rank, where the shape decides it.
     pub rank: Option<usize>,
-    /// Columns of the panels, `l = min(k + p, min(m, n))`; all of them where the spectrum decides the rank.
+    /// Columns of the panels, `l = min(k + p, min(m, n))`; the most there can be where the spectrum decides the rank.
     pub width: usize,
     /// All methods that would do, cheapest first.
     pub candidates: Vec<Candidate>,
@@ -90,6 +92,8 @@ pub struct Plan {
     /// The arithmetic.
     pub precision: DType,
     rank_rule: Rank,
+    /// The largest rank to return.
+    max_rank: usize,
 }
 
 impl Plan {
@@ -100,7 +104,12 @@ impl Plan {
         }
         let (m, n) = (rows.max(cols), rows.min(cols));
         let rank = options.rank.from_shape(m, n)?;
-        let width = rank.map_or(n, |k| k.saturating_add(options.oversample).min(n));
+        let max_rank = match options.max_rank {
+            Some(0) => return Err(Error::Rank { rank: 0, max: n }),
+            Some(k) => k.min(n),
+            None => n,
+        };
+        let width = rank.unwrap_or(max_rank).saturating_add(options.oversample).min(n);
         let mut plan = Plan {
             shape,
             method: options.method,
@@ -113,6 +122,7 @@ impl Plan {
             dtype,
             precision: T::DTYPE,
             rank_rule: options.rank,
+            max_rank,
         };
         let all = [
             (Method::Full, None),
@@ -125,14 +135,17 @@ impl Plan {
             if rank.is_none() && detail == Some(Eigenvectors::Iterated) {
                 continue;
             }
-            let (seconds, passes) = estimate::<T>(options, m, n, width, method, detail);
-            let peak_bytes = plan.bytes(method, detail, width, rank.unwrap_or(n));
+            // A rank that the spectrum decides is taken for a quarter of what it can be.
+            let expected = if rank.is_some() { width } else { width.div_ceil(4).max(32).min(width) };
+            let (seconds, passes) = estimate::<T>(options, m, n, expected, method, detail);
+            let peak_bytes = plan.bytes(method, detail, width, rank.unwrap_or(max_rank));
             plan.candidates.push(Candidate { method, detail, seconds, passes, peak_bytes });
         }
         plan.candidates.sort_by(|a, b| a.seconds.total_cmp(&b.seconds));
+        // The Gram matrix resolves σ down to √eps σ_1, so that it cannot show a loss near that.
+        let out_of_depth = rank.is_none() && plan.goal(1.0).is_below_floor::<T>();
         let allowed = |c: &&Candidate| match options.method {
-            // Growing a randomized panel until the energy is reached repeats its work; the exact ones see the spectrum at once.
-            Method::Auto => rank.is_some() || c.method != Method::Randomized,
+            Method::Auto => !(out_of_depth && c.method == Method::Gram),
             method => c.method == method,
         };
         let chosen = plan.candidates.iter().find(allowed).expect("each method has a candidate").clone();
@@ -163,72 +176,54 @@ impl Plan {
         self.bytes(method, self.detail, width, rank).max(after_fallback)
     }
 
+    /// What the factors must reach, for an operator of this squared norm.
+    pub(super) fn goal(&self, norm_squared: f64) -> Goal {
+        Goal::new(self.rank, self.rank_rule, self.max_rank, norm_squared)
+    }
+
     /// Runs the plan, falling back where the result shows that the method was out of its depth.
     pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(
         &self,
         options: &TruncatedSvd,
         op: &mut O,
+        goal: &Goal,
         par: Par,
     ) -> Result<Solution<T, O>> {
-        let norm_squared = op.norm_squared();
-        let to_f64 = |s: &[T]| -> Vec<f64> { s.iter().map(|&s| s.to_f64()).collect() };
-        let by_energy = |s: &[T], energy: f64| rank_for_energy(&to_f64(s), norm_squared, energy);
-        let choose = |s: &[T]| match (self.rank, self.rank_rule) {
-            (Some(k), _) => k,
-            (None, Rank::Energy(energy)) => by_energy(s, energy),
-            (None, rule) => unreachable!("{rule} is decided by the shape"),
+        let randomized = |op: &mut O| match self.rank {
+            Some(_) => randomized::solve(options, op, self.width, goal, par),
+            None => blocked::solve(options, op, goal, self.width, par),
         };
-        match (self.method, self.rank_rule) {
-            (Method::Full, _) => full::solve(op, choose, par),
-            (Method::Gram, rule) => {
+        match self.method {
+            Method::Full => full::solve(op, goal, par),
+            Method::Gram => {
                 let how = self.detail.expect("the Gram route has a detail");
-                let width = |squares: &[T]| match rule {
-                    Rank::Energy(energy) => {
-                        let spectrum: Vec<f64> = squares.iter().map(|&x| x.to_f64().max(0.0).sqrt()).collect();
-                        (rank_for_energy(&spectrum, norm_squared, energy) + options.oversample).min(squares.len())
+                // All of σ² is there, so that nothing is missing.
+                let width = |squares: &[T]| match self.rank {
+                    Some(_) => self.width,
+                    None => {
+                        let s: Vec<T> = squares.iter().map(|&x| T::from_f64(x.to_f64().max(0.0).sqrt())).collect();
+                        (goal.rank_given(&s, 0.0) + options.oversample).min(self.width)
                     }
-                    _ => self.width,
                 };
-                let solution = gram::solve(options, op, how, width, choose, par)?;
-                let short = matches!(rule, Rank::Energy(energy)
-                    if solution.width < op.ncols() && !reaches_energy(&to_f64(&solution.triplets.s), norm_squared, energy));
-                if short || gram::reaches_floor(&solution.triplets.s, solution.rank) && norm_squared > 0.0 {
-                    let mut next = match rule {
-                        Rank::Energy(_) => full::solve(op, choose, par)?,
-                        _ => randomized::solve(options, op, self.width, choose, par)?,
-                    };
+                let solution = gram::solve(options, op, how, width, goal, par)?;
+                let Triplets { s, captured, .. } = &solution.triplets;
+                let short = solution.width < self.width && !goal.is_reached_by::<T>(*captured);
+                if short || gram::reaches_floor(s, solution.rank) && op.norm_squared() > 0.0 {
+                    let rank = solution.rank;
+                    drop(solution);
+                    let mut next = randomized(op)?;
                     next.notes.push(format!(
-                        "σ_{} is near the rounding of the Gram matrix (√eps σ_1); fell back to {}",
-                        solution.rank, next.method
+                        "σ_{rank} is near the rounding of the Gram matrix (√eps σ_1); fell back to {}",
+                        next.method
                     ));
                     return Ok(next);
                 }
                 Ok(solution)
             }
-            (Method::Randomized, Rank::Energy(energy)) => {
-                let mut width = (32 + options.oversample).min(op.ncols());
-                loop {
-                    let mut solution = randomized::solve(options, op, width, choose, par)?;
-                    let s = to_f64(&solution.triplets.s);
-                    // The last p columns are there to make the others accurate; the rank must be found without them.
-                    let trusted = if width == op.ncols() { width } else { width - options.oversample.min(width - 1) };
-                    if width == op.ncols() || reaches_energy(&s[..trusted], norm_squared, energy) {
-                        if width > 32 + options.oversample {
-                            solution.notes.push(format!("the panel grew to {width} columns to reach the energy"));
-                        }
-                        return Ok(solution);
-                    }
-                    width = (2 * width).min(op.ncols());
-                }
-            }
-            (Method::Randomized, _) => randomized::solve(options, op, self.width, choose, par),
-            (Method::Auto, _) => unreachable!("a plan names a method"),
+            Method::Randomized => randomized(op),
+            Method::Auto => unreachable!("a plan names a method"),
         }
     }
-}
-
-fn reaches_energy(spectrum: &[f64], norm_squared: f64, energy: f64) -> bool {
-    spectrum.iter().map(|s| s * s).sum::<f64>() >= energy * norm_squared
 }
 
 /// Seconds and passes of a method.
@@ -262,6 +257,13 @@ fn estimate<T: Scalar>(
             let steps = gram::gram_steps(q) as f64;
             let iterations = (steps - 1.0) * product(nf, nf) + steps * orthonormalize(nf, lf);
             (g + iterations + product(mf, nf) + orthonormalize(mf, lf) + tail, 2)
+        }
+        _ if options.rank.allowed_loss().is_some() => {
+            // Every round of every block is made orthogonal to the blocks before it, twice.
+            let rounds = steps.max(1.0);
+            let products = (2.0 * rounds + 1.0) * product(mf, nf);
+            let orths = rounds * (orthonormalize(mf, lf) + 4.0 * mf * lf * lf / rates.gemm) + 2.0 * orthonormalize(nf, lf);
+            (products + orths + tail, blocked::passes(l, q))
         }
         _ => {
             let products = (2.0 * steps + 1.0) * product(mf, nf) + mf * nf / rates.sketch;
