@@ -50,6 +50,16 @@ impl Goal {
         if missing > FLOOR_IN_EPS * T::EPSILON * self.norm_squared { missing } else { 0.0 }
     }
 
+    /// Whether the shape decides the rank.
+    pub(super) fn is_fixed(&self) -> bool {
+        self.fixed.is_some()
+    }
+
+    /// The largest rank that can be the answer, of `l` triplets.
+    pub(super) fn most_of(&self, l: usize) -> usize {
+        self.fixed.unwrap_or(self.max_rank).min(l)
+    }
+
     /// How many of the singular values `s` of a projection with `‖B‖² = captured` are the answer.
     pub(super) fn rank<T: Scalar>(&self, s: &[T], captured: f64) -> usize {
         self.rank_given::<T>(s, self.missing::<T>(captured))

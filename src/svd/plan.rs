@@ -17,17 +17,22 @@
 //! size the buffers.
 
 use std::fmt;
+use std::time::Duration;
 
 use faer::Par;
 
+use super::certificate::Certificate;
 use super::goal::Goal;
 use super::gram::{self, Eigenvectors};
+use super::single_pass::Sizes;
 use super::triplets::Triplets;
-use super::{Method, Solution, TruncatedSvd, blocked, certificate, full, randomized, small};
+use super::{Method, Solution, TruncatedSvd, blocked, certificate, full, randomized, single_pass, small};
 use crate::error::{Error, Result};
+use crate::factors::Report;
 use crate::operator::{Dense, HostPanel, LinearOperator};
 use crate::rank::Rank;
 use crate::simd::Scalar;
+use crate::sketch::Sketch;
 use crate::tensor::DType;
 
 /// What the machine does of each kind of work, in f32; f64 is taken at half of it. The defaults were measured by the
@@ -109,6 +114,10 @@ impl Plan {
             Some(k) => k.min(n),
             None => n,
         };
+        let once = matches!(options.method, Method::SinglePass | Method::Nystrom);
+        if once && rank.is_none() && options.max_rank.is_none() {
+            return Err(Error::option("max_rank", "none", "one: a single pass has to know how much to keep"));
+        }
         let width = rank.unwrap_or(max_rank).saturating_add(options.oversample).min(n);
         let mut plan = Plan {
             shape,
@@ -129,14 +138,25 @@ impl Plan {
             (Method::Gram, Some(Eigenvectors::Dense)),
             (Method::Gram, Some(Eigenvectors::Iterated)),
             (Method::Randomized, None),
+            // Less accurate than the others: only where one pass is all there is.
+            (Method::SinglePass, None),
+            (Method::Nystrom, None),
         ];
         for (method, detail) in all {
             // Without a rank there is no panel width for subspace iteration; the spectrum has to be seen first.
             if rank.is_none() && detail == Some(Eigenvectors::Iterated) {
                 continue;
             }
+            let looks_once = matches!(method, Method::SinglePass | Method::Nystrom);
+            if looks_once && method != options.method {
+                continue;
+            }
+            if looks_once {
+                plan.width = Sizes::new(method, (m, n), rank.unwrap_or(max_rank), options.oversample).range;
+            }
             // A rank that the spectrum decides is taken for a quarter of what it can be.
-            let expected = if rank.is_some() { width } else { width.div_ceil(4).max(32).min(width) };
+            let width = if looks_once { plan.width } else { width };
+            let expected = if rank.is_some() || looks_once { width } else { width.div_ceil(4).max(32).min(width) };
             let (seconds, passes) = estimate::<T>(options, m, n, expected, method, detail);
             let peak_bytes = plan.bytes(method, detail, width, rank.unwrap_or(max_rank));
             plan.candidates.push(Candidate { method, detail, seconds, passes, peak_bytes });
@@ -181,6 +201,43 @@ impl Plan {
         Goal::new(self.rank, self.rank_rule, self.max_rank, norm_squared)
     }
 
+    /// Columns of the sketches of one pass over an operator of this shape, which is the plan's or its transpose.
+    pub(super) fn sizes(&self, options: &TruncatedSvd, shape: (usize, usize)) -> Sizes {
+        Sizes::new(self.method, shape, self.rank.unwrap_or(self.max_rank), options.oversample)
+    }
+
+    /// The report of factors of rank k from panels of `width` columns, by the method as planned.
+    pub(super) fn report(
+        &self,
+        options: &TruncatedSvd,
+        (rank, width): (usize, usize),
+        spectrum: Vec<f64>,
+        norm: f64,
+        certificate: &Certificate,
+        elapsed: Duration,
+    ) -> Report {
+        Report {
+            shape: self.shape,
+            dtype: self.dtype,
+            precision: self.precision,
+            rank,
+            method: self.method,
+            reason: self.reason.clone(),
+            sketch: Some(options.sketch),
+            seed: options.seed,
+            oversample: width - rank,
+            power_iterations: options.power_iterations,
+            norm,
+            spectrum,
+            relative_error: certificate.relative_error,
+            error_kind: certificate.kind,
+            passes: 0,
+            peak_bytes: self.peak_bytes,
+            elapsed,
+            notes: Vec::new(),
+        }
+    }
+
     /// Runs the plan, falling back where the result shows that the method was out of its depth.
     pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(
         &self,
@@ -221,6 +278,7 @@ impl Plan {
                 Ok(solution)
             }
             Method::Randomized => randomized(op),
+            Method::SinglePass | Method::Nystrom => single_pass::solve(options, op, self, goal, par),
             Method::Auto => unreachable!("a plan names a method"),
         }
     }
@@ -258,11 +316,24 @@ fn estimate<T: Scalar>(
             let iterations = (steps - 1.0) * product(nf, nf) + steps * orthonormalize(nf, lf);
             (g + iterations + product(mf, nf) + orthonormalize(mf, lf) + tail, 2)
         }
+        (Method::SinglePass | Method::Nystrom, _) => {
+            let Sizes { range, corange, core: (s1, s2) } = Sizes::with_range(method, (m, n), l);
+            let sketch = |columns: usize| match options.sketch {
+                Sketch::Gaussian => 2.0 * mf * nf * columns as f64 / rates.gemm,
+                _ => mf * nf / rates.sketch,
+            };
+            let core = if s1 > 0 { sketch(s2) + 2.0 * mf * (s1 * s2) as f64 / rates.gemm } else { 0.0 };
+            let (rf, sf) = (range as f64, s1.max(s2).max(corange) as f64);
+            let orths = orthonormalize(mf, rf) + orthonormalize(nf, rf) + 2.0 * orthonormalize(sf, rf);
+            let small = rates.svd * rf.powi(3) + 2.0 * (mf + nf) * rf * rf / rates.gemm;
+            (sketch(range) + sketch(corange) + core + orths + small, 1)
+        }
         _ if options.rank.allowed_loss().is_some() => {
             // Every round of every block is made orthogonal to the blocks before it, twice.
             let rounds = steps.max(1.0);
             let products = (2.0 * rounds + 1.0) * product(mf, nf);
-            let orths = rounds * (orthonormalize(mf, lf) + 4.0 * mf * lf * lf / rates.gemm) + 2.0 * orthonormalize(nf, lf);
+            let orths =
+                rounds * (orthonormalize(mf, lf) + 4.0 * mf * lf * lf / rates.gemm) + 2.0 * orthonormalize(nf, lf);
             (products + orths + tail, blocked::passes(l, q))
         }
         _ => {
@@ -313,6 +384,9 @@ impl Footprint {
                 let scratch = orthonormalize(n, l);
                 let g = scratch + panel(n, n) + 2 * panel(n, l);
                 g.max(orthonormalize(m, l).max(scratch) + panel(n, l) + panel(m, l) + finish(l))
+            }
+            (Method::SinglePass | Method::Nystrom, _) => {
+                return tile + single_pass::peak_bytes::<T>((m, n), Sizes::with_range(method, (m, n), l), k);
             }
             _ => orthonormalize(m, l).max(orthonormalize(n, l)) + panel(m, l) + panel(n, l) + finish(l),
         };

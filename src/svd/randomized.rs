@@ -27,5 +27,13 @@ pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(
     let mut notes = Vec::new();
     note_orthonormalization(&mut notes, "QR of the projected matrix", &how);
     let rank = goal.rank(&triplets.s, triplets.captured);
-    Ok(Solution { triplets, rank, width, method: Method::Randomized, sketch: Some(options.sketch), certificate: None, notes })
+    Ok(Solution {
+        triplets,
+        rank,
+        width,
+        method: Method::Randomized,
+        sketch: Some(options.sketch),
+        certificate: None,
+        notes,
+    })
 }
