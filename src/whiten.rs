@@ -20,7 +20,10 @@
 
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::cholesky::llt::factor as llt;
-use faer::{Mat, Par};
+use faer::linalg::matmul::triangular::{self, BlockStructure};
+use faer::linalg::triangular_solve;
+use faer::{Accum, Mat, MatMut, MatRef, Par};
+use rayon::prelude::*;
 
 use crate::calibration::Calibration;
 use crate::error::{Error, Result};
@@ -159,7 +162,7 @@ pub(crate) fn moments<T: Scalar>(
                     let gained = if attempt == 0 { 0.0 } else { more * own * mean };
                     l[(j, j)] += shift + more * own * l[(j, j)] + gained;
                 }
-                cholesky(&mut l).then_some((l, attempt))
+                cholesky(&mut l, par).then_some((l, attempt))
             };
             let (l, attempt) = (0..ATTEMPTS).find_map(shifted).ok_or(Error::NoConvergence {
                 op: "Cholesky of the calibration statistics (they are not those of any samples)",
@@ -199,11 +202,57 @@ fn lower<T: Scalar>(n: usize, entry: impl Fn(usize, usize) -> f64) -> Entries<T>
     Entries::Lower(Mat::from_fn(n, n, |i, j| if i >= j { <T as Element>::from_f64(entry(i, j)) } else { T::zeroed() }))
 }
 
-/// `a <- L` in the lower triangle; false if a pivot was not positive.
-fn cholesky(a: &mut Mat<f64>) -> bool {
+/// `a <- L` in the lower triangle; false if a pivot was not positive. Right-looking by blocks of columns: faer's factorization for
+/// the block on the diagonal, its triangular solve for groups of the rows below, SYRK for the rest, so that the bits do not depend on
+/// the number of threads.
+fn cholesky(a: &mut Mat<f64>, par: Par) -> bool {
     let n = a.nrows();
-    let mut scratch = MemBuffer::new(llt::cholesky_in_place_scratch::<f64>(n, Par::Seq, Default::default()));
-    let stack = MemStack::new(&mut scratch);
-    llt::cholesky_in_place(a.as_mut(), Default::default(), Par::Seq, stack, Default::default()).is_ok()
-        && (0..n).all(|j| a[(j, j)].is_finite())
+    let scratch = llt::cholesky_in_place_scratch::<f64>(CHOLESKY.block.min(n), Par::Seq, Default::default());
+    let mut scratch = MemBuffer::new(scratch);
+    for first in (0..n).step_by(CHOLESKY.block) {
+        let width = CHOLESKY.block.min(n - first);
+        let (left, mut rest) = a.as_mut().submatrix_mut(first, first, n - first, n - first).split_at_col_mut(width);
+        let (mut diagonal, mut below) = left.split_at_row_mut(width);
+        let stack = MemStack::new(&mut scratch);
+        if llt::cholesky_in_place(diagonal.as_mut(), Default::default(), Par::Seq, stack, Default::default()).is_err() {
+            return false;
+        }
+        let diagonal = diagonal.as_ref();
+        // X Lᵀ = A  is  L Xᵀ = Aᵀ.
+        let solve = |rows: MatMut<'_, f64>| {
+            triangular_solve::solve_lower_triangular_in_place(diagonal, rows.transpose_mut(), Par::Seq);
+        };
+        let mut groups = Vec::new();
+        let mut left = below.as_mut();
+        while left.nrows() > 0 {
+            let rows = CHOLESKY.rows.min(left.nrows());
+            let (group, others) = left.split_at_row_mut(rows);
+            groups.push(group);
+            left = others;
+        }
+        match par {
+            Par::Seq => groups.into_iter().for_each(solve),
+            Par::Rayon(_) => groups.into_par_iter().for_each(solve),
+        }
+        let rest = rest.as_mut().subrows_mut(width, n - first - width);
+        subtract_symmetric(below.as_ref(), rest, par);
+    }
+    (0..n).all(|j| a[(j, j)].is_finite())
 }
+
+/// The lower triangle of `c <- c − b bᵀ`.
+fn subtract_symmetric(b: MatRef<'_, f64>, c: MatMut<'_, f64>, par: Par) {
+    let (lower, full) = (BlockStructure::TriangularLower, BlockStructure::Rectangular);
+    triangular::matmul(c, lower, Accum::Add, b, full, b.transpose(), full, -1.0, par);
+}
+
+/// Block sizes of [`cholesky`].
+struct CholeskyParams {
+    /// Columns of a block.
+    block: usize,
+    /// Rows that one task solves for.
+    rows: usize,
+}
+
+/// Bench `whiten`.
+const CHOLESKY: CholeskyParams = CholeskyParams { block: 128, rows: 128 };

@@ -515,13 +515,21 @@ fn add_gram_f32(g: &mut Mat<f64>, x: MatRef<'_, f64>, par: Par) {
         let below = scaled.subcols(first, n - first);
         let mut product = product.as_mut().submatrix_mut(0, 0, n - first, width);
         matmul(product.as_mut(), Accum::Replace, below.transpose(), below.subcols(0, width), 1.0, par);
+        let arch = pulp::Arch::new();
         let columns = g.as_mut().subcols_mut(first, width).col_iter_mut().zip(product.as_ref().col_iter());
         for_each(columns.enumerate().collect(), par, |(j, (g, p))| {
             let at = first + j;
-            let g = g.subrows_mut(at, n - at);
-            for ((g, p), up_i) in g.iter_mut().zip(p.subrows(j, n - at).iter()).zip(&up[at..]) {
-                *g += f64::from(*p) * up_i * up[at];
-            }
+            let g = &mut g.try_as_col_major_mut().expect("an owned matrix").as_slice_mut()[at..];
+            let p = &p.try_as_col_major().expect("an owned matrix").as_slice()[j..];
+            arch.dispatch(|| add_scaled(g, p, &up[at..], up[at]));
         });
+    }
+}
+
+/// `g[i] <- g[i] + p[i] · scales[i] · scale`.
+#[inline(always)]
+fn add_scaled(g: &mut [f64], p: &[f32], scales: &[f64], scale: f64) {
+    for ((g, p), s) in g.iter_mut().zip(p).zip(scales) {
+        *g += f64::from(*p) * (s * scale);
     }
 }

@@ -60,6 +60,7 @@ pub struct Dense<'a, T: Scalar> {
     data: Data<'a, T>,
     /// What the elements are multiplied by on the way in, a power of two.
     scale: f64,
+    largest: f64,
     norm_squared: f64,
     tile: Vec<T>,
     tile_rows: usize,
@@ -100,8 +101,21 @@ impl<'a, T: Scalar> Dense<'a, T> {
         if m == 0 || n == 0 {
             return Err(Error::Empty { shape: vec![m, n] });
         }
-        let Scan { largest, norm_squared } = scan(view, par)?;
-        let scale = scale_for::<T>(largest);
+        let scan = scan(view, par)?;
+        let scale = scale_for::<T>(scan.largest);
+        Ok(Self::scaled(view, scan, scale, par))
+    }
+
+    /// The matrix as it is, for what is linear in it and can bear its range.
+    pub(crate) fn unscaled(view: MatView<'a>, par: Par) -> Result<Self> {
+        if view.nrows() == 0 || view.ncols() == 0 {
+            return Err(Error::Empty { shape: vec![view.nrows(), view.ncols()] });
+        }
+        Ok(Self::scaled(view, scan(view, par)?, 1.0, par))
+    }
+
+    fn scaled(view: MatView<'a>, Scan { largest, norm_squared }: Scan, scale: f64, par: Par) -> Self {
+        let (m, n) = (view.nrows(), view.ncols());
         // 2^-e · (2^-e · ‖A‖²) would overflow at its first factor when ‖A‖² itself does: scan again, scaled.
         let norm_squared = if scale == 1.0 { norm_squared } else { scaled_norm_squared(view, scale, par) };
         let data = match view.typed::<T>() {
@@ -109,16 +123,22 @@ impl<'a, T: Scalar> Dense<'a, T> {
             _ => Data::Tiled(view),
         };
         let tile_rows = if matches!(data, Data::Tiled(_)) { TileParams::default().rows(m, n) } else { 0 };
-        Ok(Dense {
+        Dense {
             data,
             scale,
+            largest: largest * scale,
             norm_squared,
             tile: vec![T::zeroed(); tile_rows * n],
             tile_rows,
             context: HostContext::new(par),
             passes: 0,
             watch: Watch::default(),
-        })
+        }
+    }
+
+    /// `max |a|` of what the operator stands for.
+    pub(crate) fn largest(&self) -> f64 {
+        self.largest
     }
 
     /// Asks `watch` before every product whether to go on.
@@ -384,6 +404,16 @@ impl<T: Scalar> LinearOperator<T> for Dense<'_, T> {
         self.for_each_tile(|first, a, _| y.as_mut().subrows_mut(first, a.nrows()).copy_from(a))
     }
 
+    fn stream_rows(&mut self, f: &mut dyn FnMut(usize, MatRef<'_, T>) -> Result<()>) -> Result<()> {
+        let mut result = Ok(());
+        self.for_each_tile(|first, rows, _| {
+            if result.is_ok() {
+                result = f(first, rows);
+            }
+        })?;
+        result
+    }
+
     fn gram(&mut self) -> Result<Dense<'static, T>> {
         let n = self.ncols();
         let mut g = HostPanel::zeros(n, n, self.context.clone());
@@ -407,6 +437,7 @@ impl<T: Scalar> FromPanel<T, HostPanel<T>> for Dense<'static, T> {
         Ok(Dense {
             data,
             scale: 1.0,
+            largest: f64::NAN,
             norm_squared,
             tile: Vec::new(),
             tile_rows: 0,

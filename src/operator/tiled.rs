@@ -188,6 +188,8 @@ pub struct Tiled<'s, T: Scalar> {
     scale: Option<f64>,
     /// `None` until all elements were seen with that scale.
     norm_squared: Option<f64>,
+    /// `max |a|` of the matrix, from the same look.
+    largest: f64,
     context: Arc<HostContext>,
     passes: usize,
     watch: Watch<'s>,
@@ -221,6 +223,7 @@ impl<'s, T: Scalar> Tiled<'s, T> {
             converted: vec![T::zeroed(); layout.converted(tile_lines)],
             scale: None,
             norm_squared: None,
+            largest: f64::NAN,
             context: HostContext::new(par),
             passes: 0,
             watch,
@@ -268,6 +271,7 @@ impl<'s, T: Scalar> Tiled<'s, T> {
             self.passes += 1;
             if self.norm_squared.is_none() {
                 let known = self.scale.is_some();
+                self.largest = self.largest.max(total.largest); // NaN at first, which `max` passes over
                 let scale = *self.scale.get_or_insert_with(|| scale_for::<T>(total.largest));
                 if !known && scale != 1.0 {
                     continue;
@@ -475,6 +479,23 @@ impl<T: Scalar> LinearOperator<T> for Tiled<'_, T> {
             Slab::Rows(first, a) => y.as_mut().subrows_mut(first, a.nrows()).copy_from(a),
             Slab::Columns(first, a) => y.as_mut().subcols_mut(first, a.ncols()).copy_from(a),
         })
+    }
+
+    fn stream_rows(&mut self, f: &mut dyn FnMut(usize, MatRef<'_, T>) -> Result<()>) -> Result<()> {
+        // What is fed cannot be taken back, so that this pass is not repeated with a scale: what is linear bears a wider range.
+        self.scale.get_or_insert(1.0);
+        let mut done = Ok(());
+        self.for_each_slab(self.row_cut(), |slab, _| match slab {
+            Slab::Rows(first, a) if done.is_ok() => done = f(first, a),
+            Slab::Rows(..) => {}
+            Slab::Columns(..) => unreachable!("the cut gives rows"),
+        })?;
+        // Beyond this, sums of products leave f32.
+        let most = if size_of::<T>() == 4 { 2f64.powi(100) } else { f64::MAX };
+        if self.largest > most {
+            return Err(Error::Range { what: "the largest element", value: self.largest });
+        }
+        done
     }
 
     fn gram(&mut self) -> Result<Dense<'static, T>> {

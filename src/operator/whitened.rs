@@ -66,11 +66,9 @@ where
     pub fn new(first: A, second: B, by: GramBy) -> Result<Self> {
         debug_assert_eq!(first.ncols(), second.nrows());
         let mut product = Product { first, second, by, between: None, gram: None, norm_squared: 0.0 };
-        let g = product.form_gram()?;
-        let n = g.nrows();
-        let mut host = Mat::zeros(n, n);
-        g.copy_to_host(host.as_mut())?;
-        product.norm_squared = (0..n).map(|i| Element::to_f64(host[(i, i)])).sum();
+        let (g, host) = product.form_gram()?;
+        product.norm_squared = (0..host.nrows()).map(|i| Element::to_f64(host[(i, i)])).sum();
+        drop(host);
         product.gram = Some(B::Gram::from_panel(g)?);
         Ok(product)
     }
@@ -96,20 +94,22 @@ where
         (self.first, self.second)
     }
 
-    fn form_gram(&mut self) -> Result<B::Right> {
+    /// The Gram matrix, where panels live and on the host.
+    fn form_gram(&mut self) -> Result<(B::Right, Mat<T>)> {
         let b = self.second.ncols();
         let mut g = self.second.right(b)?;
+        let mut host = Mat::zeros(b, b);
         match self.by {
             GramBy::First => {
-                let n = self.first.ncols();
-                let mut inner = self.second.left(n)?;
+                let mut inner = self.second.left(b)?;
                 self.first.gram()?.materialize(&mut inner)?;
                 // E = Bᵀ (AᵀA), then Bᵀ Eᵀ: the triangular operator twice, no full product.
                 self.second.apply_adjoint(&inner, &mut g)?;
-                let mut host = Mat::zeros(n, b);
-                g.copy_to_host(host.as_mut().transpose_mut())?;
+                g.copy_to_host(host.as_mut())?;
+                transpose_in_place(host.as_mut());
                 inner.copy_from_host(host.as_ref())?;
                 self.second.apply_adjoint(&inner, &mut g)?;
+                g.copy_to_host(host.as_mut())?;
             }
             GramBy::Image => {
                 let mut image = self.first.left(b)?;
@@ -118,12 +118,11 @@ where
                     self.second.materialize(&mut second)?;
                     self.first.apply(&second, &mut image)?;
                 }
-                let mut host = Mat::zeros(b, b);
                 image.inner(&image, host.as_mut())?;
                 g.copy_from_host(host.as_ref())?;
             }
         }
-        Ok(g)
+        Ok((g, host))
     }
 
     /// The panel between, with `l` columns.
@@ -196,7 +195,7 @@ where
     fn gram(&mut self) -> Result<B::Gram> {
         match self.gram.take() {
             Some(gram) => Ok(gram),
-            None => B::Gram::from_panel(self.form_gram()?),
+            None => B::Gram::from_panel(self.form_gram()?.0),
         }
     }
 
@@ -211,6 +210,22 @@ pub struct Root<T: Scalar> {
     transposed: bool,
     norm_squared: f64,
     context: Arc<HostContext>,
+}
+
+/// By square tiles that stay in L1.
+fn transpose_in_place<T: Scalar>(mut a: MatMut<'_, T>) {
+    const TILE: usize = 32;
+    let n = a.ncols();
+    for first in (0..n).step_by(TILE) {
+        for top in (0..=first).step_by(TILE) {
+            for j in first..(first + TILE).min(n) {
+                for i in top..(top + TILE).min(j) {
+                    let (above, below) = (a[(i, j)], a[(j, i)]);
+                    (a[(i, j)], a[(j, i)]) = (below, above);
+                }
+            }
+        }
+    }
 }
 
 fn square<T: Element>(x: T) -> f64 {

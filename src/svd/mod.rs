@@ -11,12 +11,16 @@
 //! known, the best approximation of `A` in that subspace is an SVD of the image, and its error is known exactly by a
 //! subtraction of norms (`certificate.rs`). Wide matrices are factored as their transpose; U and V then change places.
 
+mod blocked;
 mod certificate;
 mod full;
+mod goal;
 mod gram;
+mod nystrom;
 mod plan;
 mod randomized;
 mod rows;
+mod single_pass;
 mod small;
 mod triplets;
 mod whitened;
@@ -26,6 +30,7 @@ use std::time::Instant;
 pub use certificate::ErrorKind;
 pub use plan::{Candidate, Plan, Rates};
 pub use rows::RowsPlan;
+pub use single_pass::SinglePass;
 
 use crate::calibration::Calibration;
 use crate::error::{Error, Result};
@@ -37,6 +42,8 @@ use crate::simd::Scalar;
 use crate::sketch::Sketch;
 use crate::tensor::{DType, Matrix, TensorRef};
 use crate::whiten::Whitening;
+use certificate::Certificate;
+use goal::Goal;
 use triplets::Triplets;
 
 /// How the factorization is computed.
@@ -54,19 +61,28 @@ pub enum Method {
     Gram,
     /// Randomized range finder with power iterations (Halko, Martinsson, Tropp 2011), orthonormalized at every product.
     Randomized,
+    /// Three sketches of one pass (Tropp, Yurtsever, Udell, Cevher 2019), for matrices that can be seen once; see [`SinglePass`].
+    /// The rank is fixed or bounded by [`TruncatedSvd::max_rank`]; oversampling and power iterations have no effect.
+    SinglePass,
+    /// Generalized Nyström (Nakatsukasa 2020): two sketches of one pass, a quarter of the memory of [`SinglePass`](Method::SinglePass) and a larger
+    /// error. The rank is fixed or bounded by [`TruncatedSvd::max_rank`]; power iterations have no effect.
+    Nystrom,
 }
 
 impl Method {
     /// All methods, in the order of their names in the documentation.
-    pub const ALL: [Method; 4] = [Method::Auto, Method::Full, Method::Gram, Method::Randomized];
+    pub const ALL: [Method; 6] =
+        [Method::Auto, Method::Full, Method::Gram, Method::Randomized, Method::SinglePass, Method::Nystrom];
 
-    /// `"auto"`, `"full"`, `"gram"` or `"randomized"`.
+    /// `"auto"`, `"full"`, `"gram"`, `"randomized"`, `"single-pass"` or `"nystrom"`.
     pub const fn name(self) -> &'static str {
         match self {
             Method::Auto => "auto",
             Method::Full => "full",
             Method::Gram => "gram",
             Method::Randomized => "randomized",
+            Method::SinglePass => "single-pass",
+            Method::Nystrom => "nystrom",
         }
     }
 }
@@ -82,7 +98,7 @@ impl std::str::FromStr for Method {
 
     fn from_str(s: &str) -> Result<Self> {
         (Method::ALL.into_iter().find(|m| m.name() == s))
-            .ok_or_else(|| Error::option("method", s, "auto, full, gram or randomized"))
+            .ok_or_else(|| Error::option("method", s, "auto, full, gram, randomized, single-pass or nystrom"))
     }
 }
 
@@ -106,6 +122,7 @@ pub struct TruncatedSvd {
     oversample: usize,
     power_iterations: usize,
     seed: u64,
+    max_rank: Option<usize>,
     rates: Rates,
     memory_limit: Option<usize>,
     /// What reading the matrix once takes, out of core; 0 in memory.
@@ -123,6 +140,7 @@ impl TruncatedSvd {
             oversample: 10,
             power_iterations: 2,
             seed: 0,
+            max_rank: None,
             rates: Rates::default(),
             memory_limit: None,
             pass_seconds: 0.0,
@@ -155,6 +173,14 @@ impl TruncatedSvd {
     #[must_use]
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = seed;
+        self
+    }
+
+    /// The largest rank that a rule which looks at the spectrum ([`Rank::Energy`], [`Rank::Tolerance`]) may return. When it
+    /// ends the search, the report has a note and the error of what is returned.
+    #[must_use]
+    pub fn max_rank(mut self, k: usize) -> Self {
+        self.max_rank = Some(k);
         self
     }
 
@@ -207,14 +233,7 @@ impl TruncatedSvd {
     /// # Errors
     /// Those of the options and the shape.
     pub fn plan<T: Scalar>(&self, shape: (usize, usize), dtype: DType) -> Result<Plan> {
-        match self.rank {
-            Rank::Quality(q) => {
-                self.rank.from_shape(shape.0, shape.1)?;
-                // The energy of the outputs is the square of the cosine.
-                Plan::new::<T>(&TruncatedSvd { rank: Rank::Energy(q * q), ..self.clone() }, shape, dtype)
-            }
-            _ => Plan::new::<T>(self, shape, dtype),
-        }
+        Plan::new::<T>(self, shape, dtype)
     }
 
     /// Peak bytes that [`factor`](Self::factor) allocates for such a matrix, its result included.
@@ -275,21 +294,23 @@ impl TruncatedSvd {
 
     /// Solves, brings the factors home and certifies them. `op` is `scale · A`, or `scale · Aᵀ` when A is wide.
     fn run<T: Scalar, O: LinearOperator<T>>(&self, op: &mut O, plan: Plan, start: Instant) -> Result<Factors<T>> {
-        let solution = plan.solve(self, op, crate::current_par())?;
-        self.finish(op, plan, solution, start)
+        let goal = plan.goal(op.norm_squared());
+        let solution = plan.solve(self, op, &goal, crate::current_par())?;
+        self.finish(op, plan, solution, Some(&goal), start)
     }
 
-    /// Brings the factors home and certifies them.
+    /// Brings the factors home and certifies them, against `goal` if it is one for `op`.
     fn finish<T: Scalar, O: LinearOperator<T>>(
         &self,
         op: &mut O,
         plan: Plan,
         solution: Solution<T, O>,
+        goal: Option<&Goal>,
         start: Instant,
     ) -> Result<Factors<T>> {
         let (m, n) = plan.shape;
         let wide = m < n;
-        let Solution { triplets, rank: k, width, method, sketch, notes } = solution;
+        let Solution { triplets, rank: k, width, method, sketch, certificate, mut notes } = solution;
 
         let mut u = Matrix::zeros(m, k);
         let mut vt = Matrix::zeros(k, n);
@@ -301,29 +322,22 @@ impl TruncatedSvd {
         fix_signs(&mut u, &mut vt);
         let (left, right) =
             if wide { (vt.as_ref().transpose(), u.as_ref()) } else { (u.as_ref(), vt.as_ref().transpose()) };
-        let certificate = certificate::certify(op, left, spectrum.split_at(k), right, triplets.captured, self.seed)?;
         let scale = op.scale();
+        let certificate = match certificate {
+            Some(certificate) => certificate,
+            None => certificate::certify(op, left, spectrum.split_at(k), right, triplets.captured, self.seed)?,
+        };
+        notes.extend(goal.and_then(|goal| goal.shortfall(k, certificate.relative_error)));
         let s = unscale(&spectrum[..k], scale)?;
+        let spectrum = spectrum.iter().map(|&s| s.to_f64() / scale).collect();
+        let norm = op.norm_squared().sqrt() / scale;
         let report = Report {
-            shape: (m, n),
-            dtype: plan.dtype,
-            precision: T::DTYPE,
-            rank: k,
             method,
             peak_bytes: plan.peak_bytes_of(method, width, k),
-            reason: plan.reason,
             sketch,
-            seed: self.seed,
-            oversample: width - k,
-            power_iterations: self.power_iterations,
-            norm: op.norm_squared().sqrt() / scale,
-            spectrum: spectrum.iter().map(|&s| s.to_f64() / scale).collect(),
-            relative_error: certificate.relative_error,
-            error_kind: certificate.kind,
             passes: op.passes(),
-            elapsed: start.elapsed(),
-            activation: None,
             notes,
+            ..plan.report(self, (k, width), spectrum, norm, &certificate, start.elapsed())
         };
         Ok(Factors::new(u, s, vt, report))
     }
@@ -335,6 +349,16 @@ mod stream {
     pub(super) const RANGE: u64 = 0;
     /// The certificate's probes.
     pub(super) const PROBES: u64 = 1;
+    /// The probes that end the search for a rank.
+    pub(super) const STOP: u64 = 2;
+    /// The Υ of one pass.
+    pub(super) const CORANGE: u64 = 3;
+    /// Its Φ.
+    pub(super) const CORE_LEFT: u64 = 4;
+    /// Its Ψ.
+    pub(super) const CORE_RIGHT: u64 = 5;
+    /// The Ω of the first block of that search; the next ones follow.
+    pub(super) const BLOCKS: u64 = 1 << 32;
 }
 
 /// What a method hands to the driver.
@@ -347,6 +371,8 @@ struct Solution<T: Scalar, O: LinearOperator<T>> {
     /// The method that gave them, after any fallback.
     method: Method,
     sketch: Option<Sketch>,
+    /// The error, if the method has measured it.
+    certificate: Option<Certificate>,
     notes: Vec<String>,
 }
 

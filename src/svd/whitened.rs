@@ -194,7 +194,8 @@ fn project<T: Scalar, Side, P: Weighted<T, Side>>(
         Rank::Quality(q) => by_quality(svd, &mut product, &about, q)?,
         _ => {
             let plan = svd.plan::<T>(shape, about.w.dtype())?;
-            let solution = plan.solve(svd, &mut product, crate::current_par())?;
+            let goal = plan.goal(product.norm_squared());
+            let solution = plan.solve(svd, &mut product, &goal, crate::current_par())?;
             (plan, solution)
         }
     };
@@ -209,8 +210,8 @@ fn project<T: Scalar, Side, P: Weighted<T, Side>>(
     drop(solution);
 
     let (mut op, triplets) = product.into_weight(u, bt)?;
-    let solution = Solution { triplets, rank: k, width, method, sketch, notes };
-    let mut factors = svd.finish(&mut op, plan, solution, about.start)?;
+    let solution = Solution { triplets, rank: k, width, method, sketch, certificate: None, notes };
+    let mut factors = svd.finish(&mut op, plan, solution, None, about.start)?;
     let Some(c) = &weighting.calibration else {
         return Ok(factors);
     };
@@ -248,41 +249,41 @@ fn by_quality<T: Scalar, Side, P: Weighted<T, Side>>(
 ) -> Result<(Plan, Solution<T, P>)> {
     let weighting = &svd.weighting;
     let shape = (about.w.nrows(), about.w.ncols());
-    let by_energy = |energy: f64| TruncatedSvd { rank: Rank::Energy(energy), ..svd.clone() };
-    let (allowed, par) = (1.0 - q * q, crate::current_par());
-    let itself = weighting.quality_on.is_none() && weighting.blend == 1.0 && weighting.whitening == Whitening::Full;
-    if itself {
-        let svd = by_energy(q * q);
+    let par = crate::current_par();
+    let solve = |product: &mut P, allowed: f64| {
+        let svd = TruncatedSvd { rank: Rank::Tolerance(allowed.sqrt()), ..svd.clone() };
         let plan = svd.plan::<T>(shape, about.w.dtype())?;
-        let solution = plan.solve(&svd, product, par)?;
-        return Ok((plan, solution));
+        let solution = plan.solve(&svd, product, &plan.goal(product.norm_squared()), par)?;
+        Ok::<_, Error>((plan, solution))
+    };
+    let allowed = 1.0 - q * q;
+    let most = svd.max_rank.unwrap_or(usize::MAX).min(shape.0.min(shape.1));
+    if weighting.quality_on.is_none() && weighting.blend == 1.0 && weighting.whitening == Whitening::Full {
+        return solve(product, allowed);
     }
     let data = weighting.quality_on.as_ref().or(weighting.calibration.as_ref()).expect("checked");
     let samples = whiten::equivalent_samples(data, par)?;
     let whole = quality::output_norm_squared::<T>(about.w, samples.as_ref())?;
     for attempt in 1.. {
-        let last = attempt > QUALITY_ATTEMPTS;
-        let energy = if last { 1.0 } else { 1.0 - allowed * QUALITY_MARGIN.powi(attempt) };
-        let svd = by_energy(energy);
-        let plan = svd.plan::<T>(shape, about.w.dtype())?;
-        let mut solution = plan.solve(&svd, product, par)?;
+        // The last one asks for all that arithmetic resolves.
+        let allowed =
+            if attempt > QUALITY_ATTEMPTS { f64::MIN_POSITIVE } else { allowed * QUALITY_MARGIN.powi(attempt) };
+        let (plan, mut solution) = solve(product, allowed)?;
         let (_, bt) = product.project(&solution.triplets, solution.width)?;
         let gains = quality::output_gains(bt.as_ref(), samples.as_ref(), about.weight_scale, par);
         let mut kept = 0.0;
-        let reached = gains.iter().position(|gain| {
+        let reached = gains.iter().take(most).position(|gain| {
             kept += gain;
             kept >= q * q * whole
         });
-        if let (None, false) = (reached, last) {
+        if reached.is_none() && attempt <= QUALITY_ATTEMPTS && solution.width < most {
             continue;
         }
-        solution.rank = match reached {
-            Some(i) => i + 1,
-            None => {
-                solution.notes.push(format!("rounding keeps the cosine at {:.6}", (kept / whole).sqrt()));
-                solution.width
-            }
-        };
+        solution.rank = reached.map_or(solution.width.min(most), |i| i + 1);
+        if reached.is_none() {
+            let cosine = (kept / whole).sqrt();
+            solution.notes.push(format!("cosine {cosine:.6} is below the {q} that was asked for: the largest rank"));
+        }
         return Ok((plan, solution));
     }
     unreachable!("the last attempt returns")
