@@ -79,7 +79,9 @@ fn corpus(name: &str) -> Vec<u8> {
 
 fn npy_files() -> Vec<Vec<u8>> {
     let mut files = Vec::new();
-    for (dtype, shape) in [(DType::F16, vec![2, 3]), (DType::F64, vec![1]), (DType::BF16, vec![2, 2]), (DType::F32, vec![2, 1, 2, 2])] {
+    for (dtype, shape) in
+        [(DType::F16, vec![2, 3]), (DType::F64, vec![1]), (DType::BF16, vec![2, 2]), (DType::F32, vec![2, 1, 2, 2])]
+    {
         let mut file = Vec::new();
         let bytes = vec![0x3c; shape.iter().product::<usize>() * dtype.size()];
         npy::write_to(&mut file, dtype, &shape, &bytes).unwrap();
@@ -106,16 +108,62 @@ fn statistics() -> Vec<Vec<u8>> {
 
 fn targets() -> Vec<Target> {
     const JSON: &[&str] = &[
-        "{", "}", "[", "]", ":", ",", "\"", "\\u0000", "null", "true", "-1", "1e999", "18446744073709551616", "0.1", "\"name\":",
-        "\"files\":", "\"../../x\"", "\"status\":\"done\"", "\"shard\":[0,0]", "\n", "\"facts\":", "\"crc32\":4294967295", "\u{fffd}",
+        "{",
+        "}",
+        "[",
+        "]",
+        ":",
+        ",",
+        "\"",
+        "\\u0000",
+        "null",
+        "true",
+        "-1",
+        "1e999",
+        "18446744073709551616",
+        "0.1",
+        "\"name\":",
+        "\"files\":",
+        "\"../../x\"",
+        "\"status\":\"done\"",
+        "\"shard\":[0,0]",
+        "\n",
+        "\"facts\":",
+        "\"crc32\":4294967295",
+        "\u{fffd}",
     ];
     vec![
         Target {
             name: "npy",
             corpus: npy_files(),
             tokens: &[
-                "{", "}", "(", ")", "[", "'", "\"", ",", ":", " ", "\n", "'descr': ", "'fortran_order': ", "'shape': ", "'<f4'", "'>f2'",
-                "'<V2'", "'|O'", "True", "False", "0", "1", "65536", "4294967296", "9223372036854775807", "18446744073709551615", "-",
+                "{",
+                "}",
+                "(",
+                ")",
+                "[",
+                "'",
+                "\"",
+                ",",
+                ":",
+                " ",
+                "\n",
+                "'descr': ",
+                "'fortran_order': ",
+                "'shape': ",
+                "'<f4'",
+                "'>f2'",
+                "'<V2'",
+                "'|O'",
+                "True",
+                "False",
+                "0",
+                "1",
+                "65536",
+                "4294967296",
+                "9223372036854775807",
+                "18446744073709551615",
+                "-",
             ],
             parse: |bytes| {
                 for bits_of in [None, Some(DType::BF16)] {
@@ -175,8 +223,36 @@ fn targets() -> Vec<Target> {
             name: "toml",
             corpus: vec![corpus("options.toml")],
             tokens: &[
-                "[", "]", "[[", "]]", "=", "'", "\"", "'''", "#", "\n", "{", "}", ",", "rank", "ratio = ", "energy = ", "[default]",
-                "[[pattern]]", "match = ", "nan", "inf", "-0.0", "1e400", "9223372036854775808", "*", "**", "?", "[!a-z]", "{a,b}", "\\",
+                "[",
+                "]",
+                "[[",
+                "]]",
+                "=",
+                "'",
+                "\"",
+                "'''",
+                "#",
+                "\n",
+                "{",
+                "}",
+                ",",
+                "rank",
+                "ratio = ",
+                "energy = ",
+                "[default]",
+                "[[pattern]]",
+                "match = ",
+                "nan",
+                "inf",
+                "-0.0",
+                "1e400",
+                "9223372036854775808",
+                "*",
+                "**",
+                "?",
+                "[!a-z]",
+                "{a,b}",
+                "\\",
             ],
             parse: |bytes| {
                 if let Ok(text) = std::str::from_utf8(bytes) {
@@ -207,7 +283,12 @@ fn targets() -> Vec<Target> {
                     let name = tensor_name(Path::new(std::ffi::OsStr::from_bytes(bytes)));
                     let dir = manifest::directory(&name);
                     assert!(!name.chars().any(char::is_control));
-                    assert!(!dir.contains(['/', '\0', '\\']) && !dir.starts_with('.') && !dir.is_empty() && dir.len() <= 255);
+                    assert!(
+                        !dir.contains(['/', '\0', '\\'])
+                            && !dir.starts_with('.')
+                            && !dir.is_empty()
+                            && dir.len() <= 255
+                    );
                 }
             },
             fixed: 1 << 20,
@@ -259,7 +340,8 @@ fn change(random: &mut Random, input: &mut Vec<u8>, target: &Target) {
         9 => {
             // A decimal number, where there is one.
             if let Some(digit) = input[at..].iter().position(u8::is_ascii_digit) {
-                let number = ["0", "-1", "4294967296", "18446744073709551615", "1e308", "00"][random.bits() as usize % 6];
+                let number =
+                    ["0", "-1", "4294967296", "18446744073709551615", "1e308", "00"][random.bits() as usize % 6];
                 drop(input.splice(at + digit..at + digit + 1, number.bytes()));
             }
         }
@@ -307,7 +389,11 @@ fn no_input_brings_a_parser_down() {
         // Globs compile slowly; their share is smaller.
         let executions = if target.name == "toml" { each / 4 } else { each + 3 * each / 20 };
         let (longest, most) = fuzz(&target, executions, 1);
-        eprintln!("{}: {executions} inputs in {:.0?}, longest {longest:.1?}, most {most} bytes", target.name, start.elapsed());
+        eprintln!(
+            "{}: {executions} inputs in {:.0?}, longest {longest:.1?}, most {most} bytes",
+            target.name,
+            start.elapsed()
+        );
     }
 }
 

@@ -34,12 +34,16 @@ type Checked<T> = std::result::Result<T, String>;
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Options {
-    /// [`Rank::Fixed`]. At most one of the three says what to keep.
+    /// [`Rank::Fixed`]. At most one of the four says what to keep.
     pub rank: Option<usize>,
     /// [`Rank::Ratio`].
     pub ratio: Option<f64>,
     /// [`Rank::Energy`].
     pub energy: Option<f64>,
+    /// [`Rank::Tolerance`].
+    pub tolerance: Option<f64>,
+    /// The largest rank, where the spectrum decides it.
+    pub max_rank: Option<usize>,
     /// The name of a [`Method`].
     pub method: Option<String>,
     /// The name of a [`Sketch`].
@@ -56,12 +60,13 @@ impl Options {
     /// What is given here, and for the rest what `other` says.
     #[must_use]
     pub fn or(self, other: &Options) -> Options {
-        let has_rank = self.rank.is_some() || self.ratio.is_some() || self.energy.is_some();
-        let rule = if has_rank { &self } else { other };
+        let rule = if self.rule().is_some() { &self } else { other };
         Options {
             rank: rule.rank,
             ratio: rule.ratio,
             energy: rule.energy,
+            tolerance: rule.tolerance,
+            max_rank: self.max_rank.or(other.max_rank),
             method: self.method.or_else(|| other.method.clone()),
             sketch: self.sketch.or_else(|| other.sketch.clone()),
             oversample: self.oversample.or(other.oversample),
@@ -72,7 +77,10 @@ impl Options {
 
     /// How much to keep, if that is said.
     pub fn rule(&self) -> Option<Rank> {
-        (self.rank.map(Rank::Fixed)).or(self.ratio.map(Rank::Ratio)).or(self.energy.map(Rank::Energy))
+        (self.rank.map(Rank::Fixed))
+            .or(self.ratio.map(Rank::Ratio))
+            .or(self.energy.map(Rank::Energy))
+            .or(self.tolerance.map(Rank::Tolerance))
     }
 
     /// The factorization with this rule, or with the one of the options.
@@ -87,6 +95,9 @@ impl Options {
         if let Some(sketch) = &self.sketch {
             svd = svd.sketch(sketch.parse::<Sketch>()?);
         }
+        if let Some(k) = self.max_rank {
+            svd = svd.max_rank(k);
+        }
         if let Some(p) = self.oversample {
             svd = svd.oversample(p as usize);
         }
@@ -98,9 +109,9 @@ impl Options {
 
     /// Refuses what is nonsense for every tensor.
     fn check(&self) -> Checked<()> {
-        let rules = [self.rank.is_some(), self.ratio.is_some(), self.energy.is_some()];
+        let rules = [self.rank.is_some(), self.ratio.is_some(), self.energy.is_some(), self.tolerance.is_some()];
         if rules.iter().filter(|&&given| given).count() > 1 {
-            return Err("gives more than one of rank, ratio and energy; give one".into());
+            return Err("gives more than one of rank, ratio, energy and tolerance; give one".into());
         }
         if let Some(q) = self.power_iterations.filter(|&q| q > 100) {
             return Err(format!("power_iterations = {q} is not allowed; give at most 100"));
@@ -247,7 +258,7 @@ mod tests {
     fn what_is_wrong_is_said_in_one_line_with_its_place() {
         for (text, says) in [
             ("[default]\nrnk = 3", "line 2: unknown field"),
-            ("[default]\nrank = 3\nratio = 2.0", "more than one of rank, ratio and energy"),
+            ("[default]\nrank = 3\nratio = 2.0", "more than one of rank, ratio, energy and tolerance"),
             ("[default]\nrank = 0", "rank 0 is outside"),
             ("[default]\nratio = -1.0", "ratio = -1 is not allowed"),
             ("[default]\nmethod = 'magic'", "method = magic is not allowed"),

@@ -135,23 +135,31 @@ pub(crate) struct BatchArgs {
     pub(crate) keep: Vec<String>,
 
     /// Keep K singular values
-    #[arg(long, value_name = "K", allow_negative_numbers = true, conflicts_with_all = ["ratio", "energy", "budget"], required_unless_present_any = ["ratio", "energy", "budget", "config"], value_parser = positive_rank)]
+    #[arg(long, value_name = "K", allow_negative_numbers = true, conflicts_with_all = ["ratio", "energy", "tolerance", "budget"], required_unless_present_any = ["ratio", "energy", "tolerance", "budget", "config"], value_parser = positive_rank)]
     pub(crate) rank: Option<usize>,
 
     /// Keep as many as make the factors at least R times smaller than each weight
-    #[arg(long, value_name = "R", allow_negative_numbers = true, conflicts_with_all = ["energy", "budget"], value_parser = positive)]
+    #[arg(long, value_name = "R", allow_negative_numbers = true, conflicts_with_all = ["energy", "tolerance", "budget"], value_parser = positive)]
     pub(crate) ratio: Option<f64>,
 
     /// Keep as many as hold this share of each weight's squared Frobenius norm
-    #[arg(long, value_name = "E", allow_negative_numbers = true, conflicts_with = "budget", value_parser = share)]
+    #[arg(long, value_name = "E", allow_negative_numbers = true, conflicts_with_all = ["tolerance", "budget"], value_parser = share)]
     pub(crate) energy: Option<f64>,
+
+    /// Keep as many as bring each relative error down to T
+    #[arg(long, value_name = "T", allow_negative_numbers = true, conflicts_with = "budget", value_parser = tolerance)]
+    pub(crate) tolerance: Option<f64>,
+
+    /// Keep at most K, whatever the energy or the error
+    #[arg(long, value_name = "K", allow_negative_numbers = true, value_parser = positive_rank)]
+    pub(crate) max_rank: Option<usize>,
 
     /// Share ranks so that the factors together are at least R times smaller than the weights together, at the least error
     #[arg(long, value_name = "R", allow_negative_numbers = true, value_parser = positive)]
     pub(crate) budget: Option<f64>,
 
     /// How to factor [default: auto]
-    #[arg(long, value_parser = one_of::<Method>(&["auto", "full", "gram", "randomized"]))]
+    #[arg(long, value_parser = one_of::<Method>(&["auto", "full", "gram", "randomized", "single-pass", "nystrom"]))]
     pub(crate) method: Option<Method>,
 
     /// Random matrix that the gram and randomized methods start from [default: srht]

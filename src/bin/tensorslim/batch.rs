@@ -173,6 +173,8 @@ fn given(args: &BatchArgs) -> Options {
         rank: args.rank,
         ratio: args.ratio,
         energy: args.energy,
+        tolerance: args.tolerance,
+        max_rank: args.max_rank,
         method: args.method.map(|m| m.to_string()),
         sketch: args.sketch.map(|s| s.to_string()),
         oversample: args.oversample,
@@ -324,7 +326,7 @@ fn allocated<'a, T: Scalar>(
     for ((mut task, _), share) in found.into_iter().zip(shares) {
         match share {
             Share::Rank(k) => {
-                (task.options.rank, task.options.ratio, task.options.energy) = (Some(k), None, None);
+                task.options = Options { rank: Some(k), ..Options::default() }.or(&task.options);
                 left.push(task);
             }
             Share::Whole => {
@@ -356,7 +358,7 @@ fn factor<T: Scalar>(
             Some(_) => Rank::Fixed(rank_for_ratio(m, n, 1.0).max(1)),
             None => (task.options.rule()).ok_or_else(|| {
                 Failure(format!(
-                    "{}: nothing says how much to keep; give --rank, --ratio, --energy or --budget, or a [default]",
+                    "{}: nothing says how much to keep; give --rank, --ratio, --energy, --tolerance or --budget, or a [default]",
                     task.weight.name
                 ))
             })?,
