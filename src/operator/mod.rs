@@ -33,7 +33,7 @@ pub(crate) use dense::first_not_finite;
 pub use dense::{Dense, TileParams};
 pub use host::{HostContext, HostPanel};
 pub(crate) use host::{mirror, symmetric_product};
-pub use tiled::{ReadParams, RowSource, Tiled};
+pub use tiled::{ReadParams, RowSource, Tiled, stream};
 pub use watch::{Cancel, Watch};
 pub(crate) use whitened::Entries;
 pub use whitened::{FromPanel, GramBy, Product, Root};

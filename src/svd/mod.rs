@@ -29,7 +29,7 @@ use std::time::Instant;
 
 pub use certificate::ErrorKind;
 pub use plan::{Candidate, Plan, Rates};
-pub use rows::RowsPlan;
+pub use rows::{Checkpoint, READ_PER_STATE, RowsPlan};
 pub use single_pass::SinglePass;
 
 use crate::calibration::Calibration;
