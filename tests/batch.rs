@@ -4,7 +4,7 @@ mod common;
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tensorslim::batch::{Batch, Fit, Input, Item, Observer, Progress, Stage};
 use tensorslim::operator::Cancel;
@@ -115,6 +115,11 @@ fn memory_in_flight_stays_under_the_limit() {
                     let mine = bytes[i].min(limit);
                     let now = flying.fetch_add(mine, Ordering::SeqCst) + mine;
                     peak.fetch_max(now, Ordering::SeqCst);
+                    // Where two have room, one waits for the other, so that the test sees them together.
+                    let start = Instant::now();
+                    while !tiles && peak.load(Ordering::SeqCst) <= most && start.elapsed() < Duration::from_secs(20) {
+                        std::thread::yield_now();
+                    }
                     let mut tensor = weights[i].as_tensor()?;
                     let done = match fit {
                         Fit::Whole => with(Input::Tensor(tensor)),
@@ -233,9 +238,13 @@ mod cli {
         }
 
         fn batch(&self, out: &str, more: &[&str]) -> Command {
+            self.showing("none", out, more)
+        }
+
+        fn showing(&self, progress: &str, out: &str, more: &[&str]) -> Command {
             let mut command = Command::new(env!("CARGO_BIN_EXE_tensorslim"));
             command.arg("batch").arg(self.path("in")).arg("--out").arg(self.path(out)).args(["--threads", "2"]);
-            command.args(["--progress", "none", "--json"]).args(more).stdin(Stdio::null());
+            command.args(["--progress", progress, "--json"]).args(more).stdin(Stdio::null());
             for name in ["ID", "COUNT", "MIN", "STEP"] {
                 command.env_remove(format!("SLURM_ARRAY_TASK_{name}"));
             }
@@ -722,14 +731,13 @@ mod cli {
     fn progress_as_json_lines() {
         let dir = Dir::new("json");
         dir.fill(12, 60, 50);
-        let mut command = dir.batch("out", &["--rank", "5"]);
-        let output = run(command.args(["--progress", "json"]));
+        let output = run(&mut dir.showing("json", "out", &["--rank", "5"]));
         assert!(output.status.success());
         let lines: Vec<Value> =
             String::from_utf8(output.stdout).unwrap().lines().map(|l| serde_json::from_str(l).unwrap()).collect();
         assert_eq!(lines.iter().filter(|l| l["stage"] == "done").count(), 12);
         assert_eq!(lines.last().unwrap()["done"].as_u64(), Some(12));
-        let plain = run(dir.batch("plain", &["--rank", "5"]).args(["--progress", "plain"]));
+        let plain = run(&mut dir.showing("plain", "plain", &["--rank", "5"]));
         let err = String::from_utf8(plain.stderr).unwrap();
         assert!(err.contains("100 % 12 of 12"), "{err}");
     }

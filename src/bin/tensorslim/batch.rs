@@ -373,7 +373,12 @@ fn factor<T: Scalar>(
                 let tensor = array.tensor()?;
                 with(Input::Tensor(if tensor.shape().len() > 2 { tensor.matricize(1)? } else { tensor }))
             }
-            Fit::Tiles => with(Input::Rows(&mut inputs::stream(path, args.bf16)?)),
+            Fit::Tiles => {
+                let state = places.checkpoint(&tasks[index].weight.name);
+                with(Input::Resumable(&mut inputs::stream(path, args.bf16)?, &state))?;
+                state.remove();
+                Ok(())
+            }
         }
     };
     let sink = |finished: Finished<'_, T>| -> tensorslim::Result<()> {

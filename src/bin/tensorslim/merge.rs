@@ -82,7 +82,10 @@ pub(crate) fn run(args: &MergeArgs) -> Result<(), Failure> {
     let texts: Vec<(&str, &str)> = texts.iter().map(|(name, text)| (*name, text.as_str())).collect();
     output::write_texts(out, &texts, "manifest.json", &merged.text().map_err(Failure)?)?;
 
-    emit(&table(&facts(&rows, shards.len(), out)))?;
+    let mut lines = facts(&rows);
+    lines.push(("shards", shards.len().to_string()));
+    lines.push(("written", format!("{}: manifest.json, summary.csv, summary.json, index.html", out.display())));
+    emit(&table(&lines))?;
     let failures = rows.iter().filter(|row| row.status == Status::Failed).count();
     if failures > 0 {
         return Err(Failure(format!(
@@ -197,7 +200,7 @@ fn csv(rows: &[Row<'_>]) -> Result<String, String> {
 }
 
 /// What a person wants to see first.
-fn facts(rows: &[Row<'_>], shards: usize, out: &Path) -> Vec<(&'static str, String)> {
+fn facts(rows: &[Row<'_>]) -> Vec<(&'static str, String)> {
     let count = |status| rows.iter().filter(|row| row.status == status).count();
     let sum = |f: fn(&Row<'_>) -> Option<usize>| rows.iter().filter_map(f).sum::<usize>();
     let (before, after) = (sum(|r| r.params_before), sum(|r| r.params_after));
@@ -215,7 +218,6 @@ fn facts(rows: &[Row<'_>], shards: usize, out: &Path) -> Vec<(&'static str, Stri
                 count(Status::Failed)
             ),
         ),
-        ("shards", shards.to_string()),
         ("parameters", format!("{before} -> {after} ({ratio:.2}x)")),
         ("in f16", format!("{} -> {}", bytes(2 * before), bytes(2 * after))),
     ];
@@ -223,7 +225,6 @@ fn facts(rows: &[Row<'_>], shards: usize, out: &Path) -> Vec<(&'static str, Stri
         facts.push(("largest error", format!("{error:.5} ({name})")));
     }
     facts.push(("time of all weights", format!("{seconds:.1} s")));
-    facts.push(("written", format!("{}: manifest.json, summary.csv, summary.json, index.html", out.display())));
     facts
 }
 
@@ -245,9 +246,8 @@ fn page(rows: &[Row<'_>]) -> String {
         rows.len()
     );
     // Writing to a string cannot fail.
-    for (name, value) in facts(rows, 0, Path::new("")).iter().filter(|(name, _)| !matches!(*name, "shards" | "written"))
-    {
-        let _ = writeln!(out, "<dt>{name}</dt><dd>{}</dd>", escape(value));
+    for (name, value) in facts(rows) {
+        let _ = writeln!(out, "<dt>{name}</dt><dd>{}</dd>", escape(&value));
     }
     out += "</dl>\n";
     let failures: Vec<&Row<'_>> = rows.iter().filter(|row| row.status == Status::Failed).collect();

@@ -9,6 +9,7 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use tensorslim::batch::manifest::{Entry, Header, Journal, Manifest, Status, Sum, directory};
+use tensorslim::svd::Checkpoint;
 use tensorslim::{DType, Error, Factors, Matrix, Scalar, npy};
 
 use crate::Failure;
@@ -133,9 +134,42 @@ impl Places {
         })
     }
 
+    /// Where the state of a single pass over a weight is kept.
+    pub(crate) fn checkpoint(&self, name: &str) -> StateFile {
+        StateFile(self.out.join(".states").join(format!("{}.state", directory(name))))
+    }
+
     /// What was measured of a weight's spectrum, kept for a run that goes on: a file of f64 in the hidden directory of its own.
     pub(crate) fn spectra(&self) -> PathBuf {
         self.out.join(".spectra")
+    }
+}
+
+/// The state of a single pass in a file; its directory is made when there is something to save, and goes with its last state.
+pub(crate) struct StateFile(PathBuf);
+
+impl StateFile {
+    /// The factors are there: the state is of no more use.
+    pub(crate) fn remove(&self) {
+        // What is not there need not go; a directory with other states stays.
+        let _ = fs::remove_file(&self.0);
+        let _ = self.0.parent().map(fs::remove_dir);
+    }
+}
+
+impl Checkpoint for StateFile {
+    fn load(&self) -> Option<Vec<u8>> {
+        fs::read(&self.0).ok()
+    }
+
+    fn save(&self, state: &[u8]) -> tensorslim::Result<()> {
+        let part = self.0.with_extension("part");
+        let put = || {
+            self.0.parent().map_or(Ok(()), fs::create_dir_all)?;
+            fs::write(&part, state)?;
+            fs::rename(&part, &self.0)
+        };
+        put().map_err(|e| unwritable(&self.0, &e))
     }
 }
 
