@@ -11,6 +11,7 @@
 //! known, the best approximation of `A` in that subspace is an SVD of the image, and its error is known exactly by a
 //! subtraction of norms (`certificate.rs`). Wide matrices are factored as their transpose; U and V then change places.
 
+mod blend;
 mod blocked;
 mod certificate;
 mod full;
@@ -26,6 +27,7 @@ mod whitened;
 
 use std::time::Instant;
 
+pub use blend::BlendChoice;
 pub use certificate::ErrorKind;
 pub use plan::{Candidate, Plan, Rates};
 pub use single_pass::SinglePass;

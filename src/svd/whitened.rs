@@ -262,7 +262,7 @@ fn by_quality<T: Scalar, Side, P: Weighted<T, Side>>(
         return solve(product, allowed);
     }
     let data = weighting.quality_on.as_ref().or(weighting.calibration.as_ref()).expect("checked");
-    let samples = whiten::equivalent_samples(data, par)?;
+    let (samples, _) = whiten::equivalent_samples(data, par)?;
     let whole = quality::output_norm_squared::<T>(about.w, samples.as_ref())?;
     for attempt in 1.. {
         // The last one asks for all that arithmetic resolves.
