@@ -220,7 +220,7 @@ fn project<T: Scalar, Side, P: Weighted<T, Side>>(
     let unit = 1.0 / (about.weight_scale * about.root_scale.sqrt());
     let exact = weighting.whitening == Whitening::Full && weighting.blend == 1.0;
     let subtraction_says_something = lost > certificate::FLOOR_IN_EPS * T::EPSILON * norm_squared;
-    let relative_error = if norm_squared == 0.0 {
+    let relative_error = if norm_squared == 0.0 || c.dead().count() == c.features() {
         0.0
     } else if exact && subtraction_says_something {
         (lost / norm_squared).sqrt()
