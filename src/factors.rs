@@ -93,6 +93,8 @@ impl Report {
 pub struct ActivationReport {
     /// Samples of the calibration.
     pub samples: u64,
+    /// Samples that were left out of it because they were not finite.
+    pub skipped: u64,
     /// What of their moments was used.
     pub whitening: Whitening,
     /// How much they were trusted.

@@ -150,6 +150,13 @@ impl TruncatedSvd {
         }
     }
 
+    /// The same factorization with another rank.
+    #[must_use]
+    pub fn with_rank(mut self, rank: Rank) -> Self {
+        self.rank = rank;
+        self
+    }
+
     /// Extra columns `p` of the sketch, `l = k + p` (at most `min(m, n)`).
     #[must_use]
     pub fn oversample(mut self, p: usize) -> Self {
@@ -289,6 +296,13 @@ impl TruncatedSvd {
         if m < n {
             let got = format_args!("{m}×{n}; hand over its transpose");
             return Err(Error::shape("factor_operator", "at least as many rows as columns", got));
+        }
+        if self.weighting.is_active(self.rank) {
+            return Err(Error::option(
+                "calibration",
+                "an operator",
+                "a matrix in memory, or a Product of the operator with its root",
+            ));
         }
         let plan = self.plan::<T>((m, n), T::DTYPE)?;
         self.run(op, plan, start)

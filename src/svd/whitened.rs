@@ -231,6 +231,7 @@ fn project<T: Scalar, Side, P: Weighted<T, Side>>(
     report.elapsed = about.start.elapsed();
     report.activation = Some(ActivationReport {
         samples: c.samples(),
+        skipped: c.skipped(),
         whitening: weighting.whitening,
         blend: weighting.blend,
         relative_error,
