@@ -291,15 +291,37 @@ pub fn write_matrix<T: Element>(path: impl AsRef<Path>, a: &Matrix<T>, dtype: DT
     }
 }
 
+/// Writes indices as 64-bit integers, one axis.
+///
+/// # Errors
+/// [`Error::File`] if the file cannot be written.
+pub fn write_indices(path: impl AsRef<Path>, indices: &[usize]) -> Result<()> {
+    let path = path.as_ref();
+    let elements: Vec<i64> = indices.iter().map(|&i| i as i64).collect();
+    let put = || {
+        let mut file = File::create(path)?;
+        file.write_all(&header_of('i', 8, &[indices.len()])?)?;
+        file.write_all(bytemuck::cast_slice(&elements))
+    };
+    put().map_err(|e: std::io::Error| {
+        Error::file(path, format_args!("cannot be written: {e}; check the path and the space"))
+    })
+}
+
 /// Everything in the file before the elements, to the byte as NumPy 2 writes it (`npyz` writes `(2, 3, )`): room for
 /// a first axis of 21 digits, then blanks up to a multiple of 64.
 fn header(dtype: DType, shape: &[usize]) -> std::io::Result<Vec<u8>> {
-    let order = if cfg!(target_endian = "little") { '<' } else { '>' };
     let kind = match dtype {
         DType::BF16 => 'V',
         DType::F16 | DType::F32 | DType::F64 => 'f',
     };
-    let (size, tuple) = (dtype.size(), Tuple(shape));
+    header_of(kind, dtype.size(), shape)
+}
+
+/// The same for elements of any kind.
+fn header_of(kind: char, size: usize, shape: &[usize]) -> std::io::Result<Vec<u8>> {
+    let order = if cfg!(target_endian = "little") { '<' } else { '>' };
+    let tuple = Tuple(shape);
     let mut text = format!("{{'descr': '{order}{kind}{size}', 'fortran_order': False, 'shape': {tuple}, }}");
     let room = shape.first().map_or(0, |first| 21 - first.to_string().len());
     let end = (preamble(1) + text.len() + room + 1).next_multiple_of(64) - preamble(1);

@@ -27,7 +27,6 @@ use faer::Mat;
 use super::{Accumulation, Calibration, CalibrationOptions, Form, NonFinite};
 use crate::error::{Error, Result};
 
-const MAGIC: &[u8; 8] = b"TSLIMCAL";
 const VERSION: u32 = 1;
 const HEADER: usize = 40;
 const CHECKSUM: usize = 4;
@@ -43,12 +42,15 @@ fn malformed(why: impl std::fmt::Display) -> Error {
 }
 
 impl Calibration {
+    /// What the bytes start with.
+    pub const MAGIC: [u8; 8] = *b"TSLIMCAL";
+
     /// The statistics as bytes. The layout is documented in the source file, `src/calibration/bytes.rs`, and stays readable.
     pub fn to_bytes(&self) -> Vec<u8> {
         let settled = self.settled();
         let n = settled.features();
         let mut bytes = Vec::with_capacity(length(n).expect("the statistics are in memory"));
-        bytes.extend(MAGIC);
+        bytes.extend(Calibration::MAGIC);
         bytes.extend(VERSION.to_le_bytes());
         let CalibrationOptions { form, accumulation, non_finite } = settled.options;
         bytes.extend([form as u8, accumulation as u8, non_finite as u8, 0]);
@@ -75,7 +77,7 @@ impl Calibration {
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
         let header = bytes.get(..HEADER).ok_or_else(|| malformed(format_args!("{} bytes are too few", bytes.len())))?;
         let count = |at: usize| u64::from_le_bytes(header[at..at + 8].try_into().expect("8 bytes"));
-        if &header[..8] != MAGIC {
+        if header[..8] != Calibration::MAGIC {
             return Err(malformed("they start with other bytes"));
         }
         let version = u32::from_le_bytes(header[8..12].try_into().expect("4 bytes"));

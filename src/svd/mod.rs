@@ -11,6 +11,7 @@
 //! known, the best approximation of `A` in that subspace is an SVD of the image, and its error is known exactly by a
 //! subtraction of norms (`certificate.rs`). Wide matrices are factored as their transpose; U and V then change places.
 
+mod blend;
 mod blocked;
 mod certificate;
 mod full;
@@ -27,6 +28,7 @@ mod whitened;
 
 use std::time::Instant;
 
+pub use blend::BlendChoice;
 pub use certificate::ErrorKind;
 pub use plan::{Candidate, Plan, Rates};
 pub use rows::{Checkpoint, READ_PER_STATE, RowsPlan};
@@ -146,6 +148,13 @@ impl TruncatedSvd {
             pass_seconds: 0.0,
             weighting: whitened::Weighting::default(),
         }
+    }
+
+    /// The same factorization with another rank.
+    #[must_use]
+    pub fn with_rank(mut self, rank: Rank) -> Self {
+        self.rank = rank;
+        self
     }
 
     /// Extra columns `p` of the sketch, `l = k + p` (at most `min(m, n)`).
@@ -287,6 +296,13 @@ impl TruncatedSvd {
         if m < n {
             let got = format_args!("{m}×{n}; hand over its transpose");
             return Err(Error::shape("factor_operator", "at least as many rows as columns", got));
+        }
+        if self.weighting.is_active(self.rank) {
+            return Err(Error::option(
+                "calibration",
+                "an operator",
+                "a matrix in memory, or a Product of the operator with its root",
+            ));
         }
         let plan = self.plan::<T>((m, n), T::DTYPE)?;
         self.run(op, plan, start)

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::{Args, Parser, Subcommand};
-use tensorslim::{DType, Method, Rank, Sketch};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use tensorslim::{DType, Method, Rank, Sketch, Whitening};
 
 /// Low-rank factors of neural-network weights.
 #[derive(Parser)]
@@ -26,6 +26,8 @@ pub(crate) enum Command {
     Merge(MergeArgs),
     /// SRHT against Gaussian against sparse sign on this machine: tables, CSV, JSON and one HTML page.
     Bench(BenchArgs),
+    /// Gathers the inputs of a layer into statistics for `factor --calibration`; merges such statistics.
+    Calibrate(CalibrateArgs),
     /// Says what this machine offers: instruction sets, threads, memory, GPU, MPI.
     Info(InfoArgs),
 }
@@ -87,6 +89,22 @@ pub(crate) struct FactorArgs {
     #[arg(long, value_name = "BYTES", allow_negative_numbers = true, value_parser = byte_count)]
     pub(crate) memory_limit: Option<usize>,
 
+    /// Weigh errors by these inputs of the layer: samples as rows, or statistics from `calibrate`; may be repeated
+    #[arg(long, value_name = "X.npy|STATS")]
+    pub(crate) calibration: Vec<PathBuf>,
+
+    /// How much the calibration is trusted, from 0 (plain) to 1; auto keeps parts of the samples aside to find out [default: 1]
+    #[arg(long, value_name = "B", requires = "calibration", allow_negative_numbers = true, value_parser = blend)]
+    pub(crate) blend: Option<Blend>,
+
+    /// What of the calibration is used: all second moments, or the scale of each input alone
+    #[arg(long, requires = "calibration", default_value = "full", value_parser = one_of::<Whitening>(&["full", "diagonal"]))]
+    pub(crate) whitening: Whitening,
+
+    /// Leave out and count samples of the calibration that are not finite
+    #[arg(long, requires = "calibration")]
+    pub(crate) skip_non_finite: bool,
+
     /// Measure the output error on these inputs of the layer; rows are samples
     #[arg(long, value_name = "X.npy")]
     pub(crate) evaluate: Option<PathBuf>,
@@ -95,9 +113,14 @@ pub(crate) struct FactorArgs {
     #[arg(long, value_name = "N", allow_negative_numbers = true, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) repeat: u32,
 
-    /// Write u.npy, s.npy, vt.npy and report.json here; the directory is created
+    /// Write the factors and report.json here; the directory is created
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
+
+    /// What is written: u.npy, s.npy and vt.npy; the two layers up.npy and down.npy; or rows.npy (rows of the product),
+    /// coefficients.npy and pivots.npy
+    #[arg(long, value_enum, requires = "out", default_value = "svd")]
+    pub(crate) form: Form,
 
     /// Element type of the written factors [default: that of --precision]
     #[arg(long, requires = "out", value_parser = one_of::<DType>(&["f16", "bf16", "f32", "f64"]))]
@@ -110,6 +133,64 @@ pub(crate) struct FactorArgs {
     /// Print the plan first: the methods considered and their estimated costs
     #[arg(long)]
     pub(crate) explain: bool,
+}
+
+/// How much the calibration is trusted.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Blend {
+    Auto,
+    Fixed(f64),
+}
+
+fn blend(text: &str) -> Result<Blend, String> {
+    match text.parse() {
+        _ if text == "auto" => Ok(Blend::Auto),
+        Ok(b) if (0.0..=1.0).contains(&b) => Ok(Blend::Fixed(b)),
+        _ => Err("give a number from 0 to 1, or auto".into()),
+    }
+}
+
+/// What is written of the factors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Form {
+    Svd,
+    Split,
+    Pivot,
+}
+
+#[derive(Args)]
+pub(crate) struct CalibrateArgs {
+    /// Inputs of the layer, rows are samples, and statistics from earlier runs
+    #[arg(value_name = "X.npy|STATS", required = true)]
+    pub(crate) inputs: Vec<PathBuf>,
+
+    /// Write the statistics here
+    #[arg(long, value_name = "STATS")]
+    pub(crate) out: PathBuf,
+
+    /// Multiply in f32: twice as fast, right to 1e-6
+    #[arg(long, conflicts_with = "factor")]
+    pub(crate) fast: bool,
+
+    /// Keep the triangular factor of the samples and not their Gram matrix: small directions keep twice the digits
+    #[arg(long)]
+    pub(crate) factor: bool,
+
+    /// Leave out and count samples that are not finite
+    #[arg(long)]
+    pub(crate) skip_non_finite: bool,
+
+    /// Threads [default: one per core]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) threads: Option<u16>,
+
+    /// Take two-byte elements without a type (`<V2`, as ml_dtypes saves bfloat16) for bfloat16
+    #[arg(long)]
+    pub(crate) bf16: bool,
+
+    /// Print one JSON object instead of the table
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Args)]
@@ -294,15 +375,25 @@ pub(crate) struct RankArgs {
     /// Keep the fewest whose relative Frobenius error is at most T
     #[arg(long, value_name = "T", allow_negative_numbers = true, value_parser = tolerance)]
     tolerance: Option<f64>,
+
+    /// Keep the fewest whose outputs have this cosine with the true ones, on --evaluate or else on --calibration
+    #[arg(long, value_name = "Q", allow_negative_numbers = true, value_parser = tolerance)]
+    quality: Option<f64>,
 }
 
 impl RankArgs {
+    /// Whether inputs decide the rank.
+    pub(crate) fn is_quality(&self) -> bool {
+        self.quality.is_some()
+    }
+
     /// clap has checked that exactly one is given.
     pub(crate) fn policy(&self) -> Rank {
         (self.rank.map(Rank::Fixed))
             .or(self.ratio.map(Rank::Ratio))
             .or(self.energy.map(Rank::Energy))
             .or(self.tolerance.map(Rank::Tolerance))
+            .or(self.quality.map(Rank::Quality))
             .expect("the group is required")
     }
 }

@@ -5,14 +5,17 @@ use std::path::Path;
 use std::time::Duration;
 
 use rayon::ThreadPoolBuilder;
+use tensorslim::calibration::NonFinite;
 use tensorslim::npy::{Array, Stream};
 use tensorslim::operator::{RowSource, Watch};
 use tensorslim::svd::ErrorKind;
-use tensorslim::{DType, Factors, Scalar, TensorRef, TruncatedSvd, quality, rank_saves_memory};
+use tensorslim::{
+    Calibration, CalibrationOptions, DType, Factors, Rank, Scalar, TensorRef, TruncatedSvd, quality, rank_saves_memory,
+};
 
-use crate::args::FactorArgs;
-use crate::report::{Evaluated, Report, Written, peak_rss};
-use crate::{Failure, about, emit, inputs, output};
+use crate::args::{Blend, FactorArgs, Form};
+use crate::report::{Calibrated, Evaluated, Report, Written, peak_rss};
+use crate::{Failure, about, calibrate, emit, inputs, output};
 
 pub(crate) fn run(args: &FactorArgs) -> Result<(), Failure> {
     let work = || match args.precision {
@@ -44,13 +47,33 @@ fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
     if let Some(sketch) = args.sketch {
         svd = svd.sketch(sketch);
     }
+    let plain = svd.clone();
+    let blends = calibrate(args, &mut svd)?;
     let mut weight = Weight::open::<T>(args, &mut svd)?;
     let (tensor_shape, shape, dtype_in) = weight.shape(path)?;
     let inputs = args.evaluate.as_deref().map(|x| read(x, args.bf16).map(|file| (x, file))).transpose()?;
     let x = inputs.as_ref().map(|(path, file)| samples(path, file, &args.weight, shape[1])).transpose()?;
+    if let (Some((path, x)), true) = (&x, args.rank.is_quality()) {
+        let mut data = Calibration::new(shape[1]).map_err(about(path))?;
+        data.update(x).map_err(about(path))?;
+        svd = svd.quality_on(&data);
+    }
     if let Some(dir) = &args.out {
         output::prepare(dir)?;
     }
+    let blends = match (blends, &weight) {
+        (None, _) => None,
+        (Some(folds), Weight::Whole(file)) => {
+            let w = matrix(path, &file.tensor().map_err(about(path))?, 1)?;
+            let choice = svd.choose_blend::<T>(&w, &folds).map_err(about(path))?;
+            svd = svd.blend(choice.blend);
+            Some(choice.candidates)
+        }
+        (Some(_), Weight::Tiles(_)) => {
+            let why = "does not fit the memory limit, and --calibration needs it whole";
+            return Err(Failure(format!("{}: {why}", path.display())));
+        }
+    };
 
     let mut plan = None;
     if args.explain {
@@ -72,16 +95,26 @@ fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
         factors = weight.factor::<T>(path, &svd)?;
         elapsed.push(factors.report().elapsed);
     }
-    let activation = match (&x, &weight) {
-        (None, _) => None,
+    let (activation, activation_plain) = match (&x, &weight) {
+        (None, _) => (None, None),
         (Some(_), Weight::Tiles(_)) => {
             let why = "does not fit the memory limit, and --evaluate needs it whole; leave out one of the two";
             return Err(Failure(format!("{}: {why}", path.display())));
         }
         (Some((path, x)), Weight::Whole(file)) => {
             let w = matrix(&args.weight, &file.tensor().map_err(about(&args.weight))?, 1)?;
-            let a = quality::activation(&w, &factors, x).map_err(about(path))?;
-            Some(Evaluated::new(path.display().to_string(), x.shape()[0], &a))
+            let evaluated = |factors: &Factors<T>| {
+                let d = quality::distribution(&w, factors, x).map_err(about(path))?;
+                Ok::<_, Failure>(Evaluated::new(path.display().to_string(), &d))
+            };
+            let without = match args.calibration.is_empty() {
+                true => None,
+                false => {
+                    let plain = plain.with_rank(Rank::Fixed(factors.rank()));
+                    Some(evaluated(&plain.factor::<T>(w.clone()).map_err(about(&args.weight))?)?)
+                }
+            };
+            (Some(evaluated(&factors)?), without)
         }
     };
 
@@ -107,6 +140,10 @@ fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
         if dtype.size() < T::DTYPE.size() {
             notes.push(format!("the files are rounded to {dtype}; the errors above are those before rounding"));
         }
+    }
+    let pivoted = if args.form == Form::Pivot { Some(factors.pivot().map_err(about(path))?) } else { None };
+    if let Some(p) = &pivoted {
+        notes.push(format!("pivoted form: {} numbers, off by {:.1e} of the factors", p.params(), p.error()));
     }
     let std_dev = match r.error_kind {
         ErrorKind::Exact => None,
@@ -140,7 +177,22 @@ fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
         params_after: r.params_after(),
         ratio: r.ratio(),
         activation,
-        written: args.out.as_deref().map(|dir| Written { dir: dir.display().to_string(), dtype: dtype.to_string() }),
+        activation_plain,
+        calibration: r.activation.as_ref().map(|a| Calibrated {
+            files: args.calibration.iter().map(|path| path.display().to_string()).collect(),
+            samples: a.samples,
+            skipped: a.skipped,
+            whitening: a.whitening.to_string(),
+            blend: a.blend,
+            blends,
+            relative_error: a.relative_error,
+            cosine: a.cosine(),
+        }),
+        written: args.out.as_deref().map(|dir| Written {
+            dir: dir.display().to_string(),
+            dtype: dtype.to_string(),
+            files: output::names(args.form),
+        }),
         notes,
         plan,
     };
@@ -148,9 +200,37 @@ fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
         text.map(|t| t + "\n").map_err(|e| Failure(format!("the report does not serialize: {e}")))
     };
     if let Some(dir) = &args.out {
-        output::write(dir, dtype, &factors, &json(serde_json::to_string_pretty(&report))?)?;
+        let text = json(serde_json::to_string_pretty(&report))?;
+        match (args.form, &pivoted) {
+            (Form::Pivot, Some(pivoted)) => output::write_pivot(dir, dtype, pivoted, &text)?,
+            (Form::Split, _) => output::write_split(dir, dtype, &factors, &text)?,
+            _ => output::write(dir, dtype, &factors, &text)?,
+        }
     }
     emit(&if args.json { json(serde_json::to_string(&report))? } else { report.table() })
+}
+
+/// Gives the calibration to `svd`; for `--blend auto` the parts of its samples come back.
+fn calibrate(args: &FactorArgs, svd: &mut TruncatedSvd) -> Result<Option<Vec<Calibration>>, Failure> {
+    if args.calibration.is_empty() {
+        return Ok(None);
+    }
+    let non_finite = if args.skip_non_finite { NonFinite::Skip } else { NonFinite::Refuse };
+    let options = CalibrationOptions { non_finite, ..Default::default() };
+    let (total, folds) = if args.blend == Some(Blend::Auto) {
+        let folds = calibrate::read_folds(&args.calibration, args.bf16, options)?;
+        let (first, others) = folds.split_first().expect("there are two parts at least");
+        let mut total = first.clone();
+        others.iter().try_for_each(|other| total.merge(other))?;
+        (total, Some(folds))
+    } else {
+        (calibrate::read(&args.calibration, args.bf16, options)?, None)
+    };
+    *svd = svd.clone().calibration(&total).whitening(args.whitening);
+    if let Some(Blend::Fixed(b)) = args.blend {
+        *svd = svd.clone().blend(b);
+    }
+    Ok(folds)
 }
 
 /// What the program itself takes beside its data: code, stacks of threads, buffers of the GEMM. Measured 13 MiB on two threads.

@@ -5,6 +5,7 @@
 //!   batch.rs    many weights                  inputs.rs   files and directories into named weights
 //!   results.rs  what a batch leaves behind    progress.rs bar, lines, JSON      merge.rs   shards into one summary
 //!   report.rs   one report, two renderings    output.rs   files that appear whole or not at all
+//!   calibrate.rs  inputs of a layer into statistics
 //!   info.rs     what this machine offers      bench/      SRHT against Gaussian against sparse sign
 //! ```
 //!
@@ -15,6 +16,7 @@
 mod args;
 mod batch;
 mod bench;
+mod calibrate;
 mod factor;
 mod info;
 mod inputs;
@@ -77,6 +79,7 @@ fn main() -> ExitCode {
         Command::Batch(args) => batch::run(args),
         Command::Merge(args) => merge::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Calibrate(args) => calibrate::run(args),
         Command::Info(args) => info::run(args),
     };
     match done {
