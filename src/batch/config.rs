@@ -181,12 +181,17 @@ impl Config {
     /// # Errors
     /// One line that says where and what: no TOML, an unknown key, a value out of its range, a pattern that does not parse.
     pub fn parse(text: &str) -> Checked<Self> {
+        // What a value holds may show in the error, line breaks too.
+        Config::read(text).map_err(|why| why.replace(char::is_control, " "))
+    }
+
+    fn read(text: &str) -> Checked<Self> {
         if text.len() > MAX_BYTES {
             return Err(format!("has {} bytes, more than the {MAX_BYTES} that options take", text.len()));
         }
         let file: File = toml::from_str(text).map_err(|e| {
             let line = e.span().map_or(0, |span| text[..span.start.min(text.len())].matches('\n').count()) + 1;
-            format!("line {line}: {}", e.message().replace(|c: char| c.is_control(), " "))
+            format!("line {line}: {}", e.message())
         })?;
         let patterns = |globs: &[String]| globs.iter().map(|glob| Pattern::new(glob)).collect::<Checked<Vec<_>>>();
         file.default.check().map_err(|why| format!("[default] {why}"))?;
@@ -264,6 +269,7 @@ mod tests {
             ("[default]\nmethod = 'magic'", "method = magic is not allowed"),
             ("keep = ['[']", "pattern \"[\" does not parse"),
             ("a = [1,\n2", "line 2:"),
+            ("[default]\nsketch = \"a\\nb\"", "sketch = a b is not allowed"),
             ("[[pattern]]\nrank = 3", "missing field `match`"),
             ("[[pattern]]\nmatch='a'\nrnk = 3", "rnk"),
         ] {
