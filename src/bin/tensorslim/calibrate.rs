@@ -8,11 +8,12 @@ use std::time::Instant;
 use rayon::ThreadPoolBuilder;
 use serde::Serialize;
 use tensorslim::calibration::{Accumulation, Form, NonFinite};
-use tensorslim::{Calibration, CalibrationOptions, Error};
+use tensorslim::operator::{self, ReadParams, RowSource, Watch};
+use tensorslim::{Calibration, CalibrationOptions, Error, TensorRef};
 
 use crate::args::CalibrateArgs;
 use crate::report::{bytes, table};
-use crate::{Failure, about, emit, factor, output};
+use crate::{Failure, about, emit, factor, inputs, output};
 
 /// Parts of the samples that `--blend auto` keeps aside, one after the other.
 pub(crate) const FOLDS: usize = 4;
@@ -147,6 +148,22 @@ fn statistics(path: &Path) -> Result<Option<Calibration>, Failure> {
 
 /// The samples of a .npy file, all axes but the last as rows.
 fn folds(path: &Path, bf16: bool, options: CalibrationOptions, count: usize) -> Result<Vec<Calibration>, Failure> {
+    if count == 1
+        && let Ok(mut stream) = inputs::stream(path, bf16)
+        && stream.dims().len() == 2
+        && !stream.is_column_major()
+    {
+        let mut c = Calibration::with(RowSource::shape(&stream).1, options).map_err(about(path))?;
+        // A file of any size in two buffers.
+        let add = |first: usize, rows: TensorRef<'_>| {
+            c.update(&rows).map_err(|e| match e {
+                Error::NotFinite { row, col, value } => Error::NotFinite { row: first + row, col, value },
+                e => e,
+            })
+        };
+        operator::stream(&mut stream, 0, ReadParams::default().bytes, &Watch::default(), add).map_err(about(path))?;
+        return Ok(vec![c]);
+    }
     let file = factor::read(path, bf16)?;
     let tensor = file.tensor().map_err(about(path))?;
     let x = factor::matrix(path, &tensor, tensor.shape().len().saturating_sub(1))?;
