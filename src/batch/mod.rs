@@ -208,13 +208,15 @@ impl<'a> Batch<'a> {
         let workers = self.workers.unwrap_or(threads).clamp(1, threads.max(1));
         let jobs: Vec<Planned> = items.iter().map(|item| Planned::new::<T>(item, self.memory_limit)).collect();
         let schedule = Schedule::new(&jobs.iter().map(|job| job.cost).collect::<Vec<_>>(), workers, self.memory_limit);
-        let expected = (items.iter().zip(&jobs).enumerate())
-            .map(|(i, (item, job))| Expected {
+        let mut alone = vec![false; items.len()];
+        schedule.alone.iter().for_each(|&i| alone[i] = true);
+        let expected = (items.iter().zip(&jobs).zip(alone))
+            .map(|((item, job), alone)| Expected {
                 name: item.name.clone(),
                 class: format!("{:?} {} {:?}", item.shape, item.dtype, item.svd),
                 seconds: job.cost.seconds,
                 bytes: job.read,
-                alone: schedule.alone.contains(&i),
+                alone,
             })
             .collect();
         let tracker = Tracker::new(expected, workers, self.observer);

@@ -88,32 +88,59 @@ pub(super) struct Expected {
     pub(super) alone: bool,
 }
 
-/// Gathers what the workers do and tells the observer.
+/// Gathers what the workers do and tells the observer, in time that grows with the number of classes and not of tensors.
 pub(super) struct Tracker<'a> {
     observer: &'a dyn Observer,
     expected: Vec<Expected>,
-    workers: f64,
+    /// The class of each tensor.
+    class: Vec<usize>,
     start: Instant,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
-    read: Vec<u64>,
-    over: Vec<bool>,
+    /// Bytes read of each tensor, and whether it is through.
+    tensors: Vec<(u64, bool)>,
+    classes: Vec<Class>,
     done: usize,
     failed: usize,
     bytes: u64,
     measured: f64,
     predicted: f64,
-    /// Seconds and number of what is done, by class.
-    classes: HashMap<String, (f64, usize)>,
+}
+
+/// Tensors that take equal time.
+#[derive(Default, Clone)]
+struct Class {
+    tensors: usize,
+    /// Seconds of one of them, by the model.
+    predicted: f64,
+    /// Workers that do them at a time.
+    workers: f64,
+    /// How much of them is done: a tensor that is through counts one.
+    behind: f64,
+    /// Seconds and number of what is done.
+    measured: (f64, usize),
 }
 
 impl<'a> Tracker<'a> {
     pub(super) fn new(expected: Vec<Expected>, workers: usize, observer: &'a dyn Observer) -> Self {
-        let state = State { read: vec![0; expected.len()], over: vec![false; expected.len()], ..State::default() };
-        Tracker { observer, expected, workers: workers as f64, start: Instant::now(), state: Mutex::new(state) }
+        let workers = workers as f64;
+        let (mut ids, mut classes) = (HashMap::new(), Vec::<Class>::new());
+        let class = (expected.iter())
+            .map(|e| {
+                let id = *ids.entry((e.class.clone(), e.alone)).or_insert(classes.len());
+                if id == classes.len() {
+                    let workers = if e.alone { 1.0 } else { workers };
+                    classes.push(Class { predicted: e.seconds, workers, ..Class::default() });
+                }
+                classes[id].tensors += 1;
+                id
+            })
+            .collect();
+        let state = State { tensors: vec![(0, false); expected.len()], classes, ..State::default() };
+        Tracker { observer, expected, class, start: Instant::now(), state: Mutex::new(state) }
     }
 
     pub(super) fn started(&self, index: usize) {
@@ -122,58 +149,62 @@ impl<'a> Tracker<'a> {
 
     pub(super) fn read(&self, index: usize, bytes: u64) {
         self.tell(index, Stage::Working, |state| {
-            state.read[index] += bytes;
+            state.tensors[index].0 += bytes;
             state.bytes += bytes;
         });
     }
 
     pub(super) fn over(&self, index: usize, stage: Stage, seconds: f64) {
         self.tell(index, stage, |state| {
-            state.over[index] = true;
+            state.tensors[index].1 = true;
             if stage == Stage::Failed {
                 state.failed += 1;
                 return;
             }
             state.done += 1;
-            let expected = &self.expected[index];
             state.measured += seconds;
-            state.predicted += expected.seconds;
-            let class = state.classes.entry(expected.class.clone()).or_default();
-            *class = (class.0 + seconds, class.1 + 1);
+            state.predicted += self.expected[index].seconds;
+            let measured = &mut state.classes[self.class[index]].measured;
+            *measured = (measured.0 + seconds, measured.1 + 1);
         });
+    }
+
+    /// How much of a tensor is done.
+    fn share(&self, index: usize, (read, over): (u64, bool)) -> f64 {
+        // Of what was read at last, not all is computed.
+        if over { 1.0 } else { (read as f64 / self.expected[index].bytes.max(1) as f64).min(0.95) }
     }
 
     fn tell(&self, index: usize, stage: Stage, change: impl FnOnce(&mut State)) {
         // A panic under this lock is a bug in an observer; the numbers are still whole.
         let mut state = self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let before = self.share(index, state.tensors[index]);
         change(&mut state);
-        let share = |i: usize| match state.over[i] {
-            true => 1.0,
-            false => (state.read[i] as f64 / self.expected[i].bytes.max(1) as f64).min(0.95),
-        };
-        let (mut all, mut behind, mut remaining) = (0.0, 0.0, 0.0);
+        let share = self.share(index, state.tensors[index]);
+        state.classes[self.class[index]].behind += share - before;
         let correction = if state.predicted > 0.0 { state.measured / state.predicted } else { 1.0 };
-        for (i, expected) in self.expected.iter().enumerate() {
-            let seconds = match state.classes.get(&expected.class) {
-                Some(&(sum, count)) => sum / count as f64,
-                None => expected.seconds * correction,
+        let (mut all, mut behind) = (0.0, 0.0);
+        for class in &state.classes {
+            let seconds = match class.measured {
+                (_, 0) => class.predicted * correction,
+                (sum, count) => sum / count as f64,
             };
-            let workers = if expected.alone { 1.0 } else { self.workers };
-            all += seconds / workers;
-            behind += seconds / workers * share(i);
-            remaining += seconds / workers * (1.0 - share(i));
+            all += seconds / class.workers * class.tensors as f64;
+            behind += seconds / class.workers * class.behind;
         }
+        let through = state.done + state.failed == self.expected.len();
+        let remaining = if through { 0.0 } else { (all - behind).max(0.0) };
         let progress = Progress {
             tensor: &self.expected[index].name,
             stage,
-            tensor_fraction: share(index),
-            fraction: if all > 0.0 { behind / all } else { 1.0 },
+            tensor_fraction: share,
+            fraction: if through || all == 0.0 { 1.0 } else { (behind / all).clamp(0.0, 1.0) },
             done: state.done,
             failed: state.failed,
             total: self.expected.len(),
             bytes: state.bytes,
             elapsed: self.start.elapsed(),
-            eta: (state.done > 0).then(|| Duration::from_secs_f64(remaining.max(0.0))),
+            eta: (state.done > 0).then(|| Duration::from_secs_f64(remaining)),
         };
         self.observer.progress(&progress);
     }

@@ -54,6 +54,12 @@ impl Results {
         entry.is_some_and(|e| e.status == Status::Done && e.input == Some(stamp) && e.verify(&self.out).is_ok())
     }
 
+    /// Whether nothing is left to do for this input: its result is there, or it was found to stay as it is.
+    pub(crate) fn is_settled(&self, name: &str, stamp: (u64, u64)) -> bool {
+        let kept = self.entries.get(name).is_some_and(|e| e.status == Status::Kept && e.input == Some(stamp));
+        kept || self.has(name, stamp)
+    }
+
     /// The directories that results are written through.
     pub(crate) fn places(&self) -> Places {
         Places { out: self.out.clone(), stage: self.stage.clone() }
@@ -134,9 +140,9 @@ impl Places {
         })
     }
 
-    /// Where the state of a single pass over a weight is kept.
-    pub(crate) fn checkpoint(&self, name: &str) -> StateFile {
-        StateFile(self.out.join(".states").join(format!("{}.state", directory(name))))
+    /// Where the state of a single pass over a weight is kept: of the input as it is now, one that changed has another name.
+    pub(crate) fn checkpoint(&self, name: &str, (bytes, changed): (u64, u64)) -> StateFile {
+        StateFile(self.out.join(".states").join(format!("{}.{bytes}-{changed}.state", directory(name))))
     }
 
     /// What was measured of a weight's spectrum, kept for a run that goes on: a file of f64 in the hidden directory of its own.
