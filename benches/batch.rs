@@ -4,7 +4,8 @@
 //!   cargo bench --features cli --bench batch -- out-of-core    4 GB of f16, 65536 × 32768, within 512 MiB (needs 5 GB of disk; minutes)
 //!   cargo bench --features cli --bench batch -- stack          224 weights of a small transformer on two threads
 //!   cargo bench --features cli --bench batch -- --test         both, small
-//!   cargo bench --features cli --bench batch -- write FILE M N [seed]     the file alone
+//!   cargo bench --features cli --bench batch -- write FILE M N [seed]     a file alone
+//!   cargo bench --features cli --bench batch -- out-of-core FILE SAMPLE   the same on files that are there
 //! ```
 //!
 //! Files go to `TENSORSLIM_BENCH_DIR`, or the system's temporary directory, and are removed.
@@ -32,10 +33,21 @@ fn main() {
             let seed = seed.first().map_or(1, |s| s.parse().unwrap());
             write(Path::new(file), m.parse().unwrap(), n.parse().unwrap(), seed);
         }
-        ["out-of-core"] => out_of_core(65536, 32768, "512M"),
+        ["out-of-core"] => {
+            let dir = Dir::new("ooc");
+            let (big, sample) = (dir.0.join("big.npy"), dir.0.join("sample.npy"));
+            write(&big, 65536, 32768, 1);
+            write(&sample, 16384, 8192, 2);
+            out_of_core(&big, &sample, "512M");
+        }
+        ["out-of-core", big, sample] => out_of_core(Path::new(big), Path::new(sample), "512M"),
         ["stack"] => stack(32, 512, 1408),
         ["--test"] => {
-            out_of_core(4096, 2048, "56M");
+            let dir = Dir::new("ooc");
+            let (big, sample) = (dir.0.join("big.npy"), dir.0.join("sample.npy"));
+            write(&big, 4096, 2048, 1);
+            write(&sample, 1024, 512, 2);
+            out_of_core(&big, &sample, "40M");
             stack(2, 96, 256);
         }
         [] => println!("give out-of-core, stack or write FILE M N; see the head of benches/batch.rs"),
@@ -136,56 +148,9 @@ fn report(args: &[&str]) -> Value {
     serde_json::from_slice(&out.stdout).unwrap()
 }
 
-fn out_of_core(m: usize, n: usize, limit: &str) {
-    let dir = Dir::new("ooc");
-    let (big, small) = (dir.0.join("big.npy"), dir.0.join("sample.npy"));
-    let start = Instant::now();
-    write(&big, m, n, 1);
-    write(&small, m / 4, n / 4, 2);
-    let size = fs::metadata(&big).unwrap().len();
-    println!("{m} × {n} f16, {:.2} GB, written in {:.0} s", size as f64 / 1e9, start.elapsed().as_secs_f64());
-    let common = ["--rank", "64", "--method", "randomized", "--power-iterations", "1", "--json"];
-    let path = |p: &Path| p.to_str().unwrap().to_string();
-    let (big_path, small_path) = (path(&big), path(&small));
-
-    let refused = Command::new(PROGRAM)
-        .args([&["factor", &big_path, "--memory-limit", "26M"][..], &common].concat())
-        .output()
-        .unwrap();
-    assert_eq!(refused.status.code(), Some(1));
-    println!("refused before it starts: {}", String::from_utf8_lossy(&refused.stderr).trim());
-
-    let seconds = read(&big).min(read(&big));
-    println!("reading it once: {seconds:.2} s, {:.2} GB/s", size as f64 / 1e9 / seconds);
-    let start = Instant::now();
-    let run = report(&[&["factor", &big_path, "--memory-limit", limit, "--explain"][..], &common].concat());
-    let wall = start.elapsed().as_secs_f64();
-    let sample = report(&[&["factor", &small_path][..], &common].concat());
-    for line in run["plan"].as_array().unwrap() {
-        println!("  {}", line.as_str().unwrap());
-    }
-    let passes = run["passes"].as_f64().unwrap();
-    // The arithmetic that the plan foresees in memory, where reading is free.
-    let plan = report(&[&["factor", &small_path, "--explain"][..], &common].concat())["plan"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .find_map(|line| {
-            let line = line.as_str()?.strip_prefix("* ")?;
-            line.split_whitespace().nth(1)?.parse::<f64>().ok()
-        })
-        .unwrap()
-        / 1e3
-        * 16.0;
-    let floor = 2.5 * passes * seconds + plan;
-    println!("wall {wall:.1} s; {passes} passes; 2.5 × reading + plan = {floor:.1} s; ratio {:.2}", wall / floor);
-    let error = |r: &Value| r["relative_error"].as_f64().unwrap();
-    println!(
-        "error {:.5}, of the sample in memory {:.5}: ratio {:.4}",
-        error(&run),
-        error(&sample),
-        error(&run) / error(&sample)
-    );
+/// `sample` has the spectrum of `big` at a sixteenth of the elements.
+fn out_of_core(big: &Path, sample: &Path, limit: &str) {
+    let size = fs::metadata(big).unwrap().len();
     let peak = run["peak_rss_bytes"].as_f64().unwrap();
     println!("peak resident {:.1} MB ({:.1} MiB), limit {limit}", peak / 1e6, peak / 1048576.0);
 }

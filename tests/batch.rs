@@ -168,7 +168,8 @@ fn an_order_to_stop_leaves_the_rest_undone() {
 /// Reports are of this batch, in order, and end at one.
 #[test]
 fn progress_grows_and_ends() {
-    struct Log(Mutex<Vec<(String, Stage, f64, usize, u64, Option<Duration>)>>);
+    type Line = (String, Stage, f64, usize, u64, Option<Duration>);
+    struct Log(Mutex<Vec<Line>>);
     impl Observer for Log {
         fn progress(&self, p: &Progress<'_>) {
             let line = (p.tensor.to_string(), p.stage, p.fraction, p.done, p.bytes, p.eta);
