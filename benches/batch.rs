@@ -151,6 +151,48 @@ fn report(args: &[&str]) -> Value {
 /// `sample` has the spectrum of `big` at a sixteenth of the elements.
 fn out_of_core(big: &Path, sample: &Path, limit: &str) {
     let size = fs::metadata(big).unwrap().len();
+    let common = ["--rank", "64", "--method", "randomized", "--power-iterations", "1", "--json"];
+    let path = |p: &Path| p.to_str().unwrap().to_string();
+    let (big_path, small_path) = (path(big), path(sample));
+
+    let refused = Command::new(PROGRAM)
+        .args([&["factor", &big_path, "--memory-limit", "26M"][..], &common].concat())
+        .output()
+        .unwrap();
+    assert_eq!(refused.status.code(), Some(1));
+    println!("refused before it starts: {}", String::from_utf8_lossy(&refused.stderr).trim());
+
+    let seconds = read(big).min(read(big));
+    println!("reading it once: {seconds:.2} s, {:.2} GB/s", size as f64 / 1e9 / seconds);
+    let start = Instant::now();
+    let run = report(&[&["factor", &big_path, "--memory-limit", limit, "--explain"][..], &common].concat());
+    let wall = start.elapsed().as_secs_f64();
+    let sample = report(&[&["factor", &small_path][..], &common].concat());
+    for line in run["plan"].as_array().unwrap() {
+        println!("  {}", line.as_str().unwrap());
+    }
+    let passes = run["passes"].as_f64().unwrap();
+    // The arithmetic that the plan foresees in memory, where reading is free.
+    let plan = report(&[&["factor", &small_path, "--explain"][..], &common].concat())["plan"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find_map(|line| {
+            let line = line.as_str()?.strip_prefix("* ")?;
+            line.split_whitespace().nth(1)?.parse::<f64>().ok()
+        })
+        .unwrap()
+        / 1e3
+        * 16.0;
+    let floor = 2.5 * passes * seconds + plan;
+    println!("wall {wall:.1} s; {passes} passes; 2.5 × reading + plan = {floor:.1} s; ratio {:.2}", wall / floor);
+    let error = |r: &Value| r["relative_error"].as_f64().unwrap();
+    println!(
+        "error {:.5}, of the sample in memory {:.5}: ratio {:.4}",
+        error(&run),
+        error(&sample),
+        error(&run) / error(&sample)
+    );
     let peak = run["peak_rss_bytes"].as_f64().unwrap();
     println!("peak resident {:.1} MB ({:.1} MiB), limit {limit}", peak / 1e6, peak / 1048576.0);
 }
