@@ -184,10 +184,12 @@ impl Plan {
     fn bytes(&self, method: Method, detail: Option<Eigenvectors>, width: usize, rank: usize) -> usize {
         let (m, n) = (self.shape.0.max(self.shape.1), self.shape.0.min(self.shape.1));
         let footprint = Footprint { m, n, width, rank, storage: self.dtype };
-        match self.precision {
+        let counted = match self.precision {
             DType::F64 => footprint.peak::<f64>(method, detail),
             _ => footprint.peak::<f32>(method, detail),
-        }
+        };
+        // Columns padded to cache lines, the sketches' scratch, the report: at most this (`tests/memory.rs`).
+        counted + counted / 64 + (64 << 10)
     }
 
     /// Peak bytes of a factorization that ended with this method, panel width and rank.

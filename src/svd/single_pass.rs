@@ -448,17 +448,20 @@ pub(super) fn peak_bytes<T: Scalar>((m, n): (usize, usize), sizes: Sizes, k: usi
     let mat = |rows: usize, cols: usize| rows * cols * size_of::<T>();
     let error = mat(n, PROBES);
     let state = mat(m, l) + mat(n, c) + mat(s2, s1) + error;
-    let fed = state + mat(CORE_ROWS.min(m), s2);
+    // The panel that a Gaussian sketch generates.
+    let panel = |l: usize| mat(512.min(m), l);
+    let fed = state + mat(CORE_ROWS.min(m), s2) + panel(l.max(c).max(s1).max(s2));
     let scratch = solve_scratch::<T>((m, n), sizes).unaligned_bytes_required();
     let projected = if s1 > 0 {
-        let first = state + mat(s1, l) + mat(l, l) + mat(l, s2);
-        let second = mat(m, l) + mat(n, l) + error + mat(l, s2) + mat(s2, l) + 2 * mat(l, l);
+        let first = state + mat(s1, l) + (mat(l, l) + mat(l, s2)).max(panel(s1));
+        let second = mat(m, l) + mat(n, l) + error + mat(l, s2) + mat(s2, l) + (2 * mat(l, l)).max(panel(s2));
         first.max(second)
     } else {
-        (state + mat(c, l) + mat(l, l) + mat(l, n)).max(mat(m, l) + error + 2 * mat(n, l) + 2 * mat(l, l))
+        (state + mat(c, l) + (mat(l, l) + mat(l, n)).max(panel(c)))
+            .max(mat(m, l) + error + 2 * mat(n, l) + 2 * mat(l, l))
     };
     let bases = mat(m, l) + mat(n, l) + error;
-    let svd = bases + 5 * mat(l, l).max(3 * mat(l, l) + small::svd_scratch::<T>(l).unaligned_bytes_required());
+    let svd = bases + (5 * mat(l, l)).max(3 * mat(l, l) + small::svd_scratch::<T>(l).unaligned_bytes_required());
     let combined = bases + 2 * mat(l, l) + mat(m, k);
     let home = 2 * mat(m + n, k);
     fed.max(scratch + projected).max(svd).max(combined).max(home)
