@@ -319,13 +319,13 @@ fn estimate<T: Scalar>(
             (g + iterations + product(mf, nf) + orthonormalize(mf, lf) + tail, 2)
         }
         (Method::SinglePass | Method::Nystrom, _) => {
-            let Sizes { range, corange, core: (s1, s2) } = Sizes::with_range(method, (m, n), l);
+            let Sizes { range, corange, core } = Sizes::with_range(method, l);
             let sketch = |columns: usize| match options.sketch {
                 Sketch::Gaussian => 2.0 * mf * nf * columns as f64 / rates.gemm,
                 _ => mf * nf / rates.sketch,
             };
-            let core = if s1 > 0 { sketch(s2) + 2.0 * mf * (s1 * s2) as f64 / rates.gemm } else { 0.0 };
-            let (rf, sf) = (range as f64, s1.max(s2).max(corange) as f64);
+            let (rf, sf) = (range as f64, core.max(corange) as f64);
+            let core = if core > 0 { sketch(core) + sketch(core) * core as f64 / nf } else { 0.0 };
             let orths = orthonormalize(mf, rf) + orthonormalize(nf, rf) + 2.0 * orthonormalize(sf, rf);
             let small = rates.svd * rf.powi(3) + 2.0 * (mf + nf) * rf * rf / rates.gemm;
             (sketch(range) + sketch(corange) + core + orths + small, 1)
@@ -388,7 +388,7 @@ impl Footprint {
                 g.max(orthonormalize(m, l).max(scratch) + panel(n, l) + panel(m, l) + finish(l))
             }
             (Method::SinglePass | Method::Nystrom, _) => {
-                return tile + single_pass::peak_bytes::<T>((m, n), Sizes::with_range(method, (m, n), l), k);
+                return tile + single_pass::peak_bytes::<T>((m, n), Sizes::with_range(method, l), k);
             }
             _ => orthonormalize(m, l).max(orthonormalize(n, l)) + panel(m, l) + panel(n, l) + finish(l),
         };
