@@ -100,6 +100,13 @@ pub enum Error {
         /// What is wrong with it and what to do.
         why: String,
     },
+    /// Bytes that are not what they should be.
+    Format {
+        /// What they should be.
+        what: &'static str,
+        /// What is wrong with them.
+        why: String,
+    },
 }
 
 /// `Result` with this crate's [`Error`].
@@ -154,6 +161,7 @@ impl fmt::Display for Error {
             }
             Error::NoConvergence { op } => write!(f, "{op} did not converge"),
             Error::File { path, why } => write!(f, "{path}: {why}"),
+            Error::Format { what, why } => write!(f, "these bytes are no {what}: {why}"),
         }
     }
 }

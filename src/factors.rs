@@ -19,6 +19,7 @@ use crate::simd::convert::convert;
 use crate::sketch::Sketch;
 use crate::svd::{ErrorKind, Method};
 use crate::tensor::{DType, Matrix, TensorRef, with_view};
+use crate::whiten::Whitening;
 
 /// What was done and how good it is.
 #[derive(Debug, Clone, PartialEq)]
@@ -58,6 +59,9 @@ pub struct Report {
     pub peak_bytes: usize,
     /// Wall time of the call.
     pub elapsed: Duration,
+    /// What calibration brought; `None` without it, and for a slice ([`Factors::truncate`]), which is not the best of its
+    /// rank for the calibration samples.
+    pub activation: Option<ActivationReport>,
     /// What was clamped, fell back or was not routine. Empty when nothing was.
     pub notes: Vec<String>,
 }
@@ -76,6 +80,32 @@ impl Report {
     /// `params_before / params_after`.
     pub fn ratio(&self) -> f64 {
         self.params_before() as f64 / self.params_after() as f64
+    }
+}
+
+/// The factorization as the calibration samples see it.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct ActivationReport {
+    /// Samples of the calibration.
+    pub samples: u64,
+    /// What of their moments was used.
+    pub whitening: Whitening,
+    /// How much they were trusted.
+    pub blend: f64,
+    /// `‖(W − W') Xᵀ‖_F / ‖W Xᵀ‖_F` over the calibration samples; 0 if their outputs are.
+    pub relative_error: f64,
+    /// `‖W L‖_F`, with `L Lᵀ` the moments that weighed the error: without blend the root mean square norm of an output vector.
+    pub norm: f64,
+    /// All singular values of `W L` that were computed, nonincreasing: what [`allocate`](crate::rank::allocate) shares a budget by.
+    pub spectrum: Vec<f64>,
+}
+
+impl ActivationReport {
+    /// Cosine between the outputs before and after, all calibration samples together: `√(1 − e²)`, because the outputs
+    /// are projected.
+    pub fn cosine(&self) -> f64 {
+        (1.0 - self.relative_error * self.relative_error).max(0.0).sqrt()
     }
 }
 
@@ -126,6 +156,10 @@ impl<T: Scalar> Factors<T> {
         &self.report
     }
 
+    pub(crate) fn report_mut(&mut self) -> &mut Report {
+        &mut self.report
+    }
+
     /// The rank, `k`.
     pub fn rank(&self) -> usize {
         self.s.len()
@@ -145,6 +179,7 @@ impl<T: Scalar> Factors<T> {
         let vt = Matrix::from_vec(self.vt.as_slice()[..k * self.vt.ncols()].to_vec(), k, self.vt.ncols())?;
         let mut report = self.report.clone();
         report.rank = k;
+        report.activation = None;
         report.oversample += self.rank() - k;
         let dropped: f64 = self.s[k..].iter().map(|&s| (s.to_f64() / report.norm).powi(2)).sum();
         if dropped > 0.0 {

@@ -59,6 +59,7 @@
 //! * Peak memory is known before the call.
 //! * Bad input is a typed [`Error`], never a panic; what was clamped or fell back is in the [`Report`].
 
+pub mod calibration;
 pub mod error;
 pub mod factors;
 pub mod fwht;
@@ -74,7 +75,9 @@ pub mod simd;
 pub mod sketch;
 pub mod svd;
 pub mod tensor;
+pub mod whiten;
 
+pub use calibration::{Calibration, CalibrationOptions};
 pub use error::{Error, Result};
 pub use factors::{Factors, Report, Split};
 pub use faer::dyn_stack;
@@ -84,6 +87,7 @@ pub use simd::Scalar;
 pub use sketch::{AnySketch, Sketch, SketchOperator};
 pub use svd::{ErrorKind, Method, Plan, TruncatedSvd};
 pub use tensor::{DType, Element, MatView, Matrix, TensorRef};
+pub use whiten::Whitening;
 
 /// The threads of the current rayon pool.
 pub(crate) fn current_par() -> Par {

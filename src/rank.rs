@@ -1,10 +1,14 @@
-//! How many singular triplets to keep.
+//! How many singular triplets to keep: of one matrix, and of many that share a budget.
 //!
 //! A rank `k` factorization of an `m × n` matrix has `k (m + n + 1)` numbers (U, s, V), so it saves memory only while
 //! `k (m + n + 1) < m n`.
 //!
 //! Energy and tolerance are one rule, the share of `‖A‖_F²` that may be lost; [`rank_for_loss`] finds the smallest rank for
 //! it from the singular values, and randQB finds the subspace that shows them (`svd/blocked.rs`).
+
+mod budget;
+
+pub use budget::{Allocation, Budget, Cost, Layer, Share, allocate};
 
 use crate::error::{Error, Result};
 
@@ -19,6 +23,9 @@ pub enum Rank {
     /// The smallest rank with `Σ_{i<=k} σ_i² >= e ‖A‖_F²`, `0 < e <= 1`. The energy is that of the whole matrix, not of the
     /// part that was computed.
     Energy(f64),
+    /// The smallest rank whose outputs on given inputs have a cosine of at least `q` with the true ones, `0 < q < 1`
+    /// ([`quality_on`](crate::TruncatedSvd::quality_on), or the calibration).
+    Quality(f64),
     /// The smallest rank with `‖A − U diag(s) Vᵀ‖_F <= ε ‖A‖_F`, `0 < ε < 1`: the same rule as `Energy(1 − ε²)`, without the
     /// digits that `1 − ε²` would lose.
     Tolerance(f64),
@@ -30,13 +37,15 @@ impl std::fmt::Display for Rank {
             Rank::Fixed(k) => write!(f, "rank {k}"),
             Rank::Ratio(r) => write!(f, "ratio {r}"),
             Rank::Energy(e) => write!(f, "energy {e}"),
+            Rank::Quality(q) => write!(f, "quality {q}"),
             Rank::Tolerance(t) => write!(f, "tolerance {t}"),
         }
     }
 }
 
 impl Rank {
-    /// The rank for an `m × n` matrix where the shape decides it; `None` where the spectrum does ([`allowed_loss`](Self::allowed_loss)).
+    /// The rank for an `m × n` matrix where the shape decides it; `None` where the spectrum does ([`allowed_loss`](Self::allowed_loss)),
+    /// be it that of the outputs ([`Rank::Quality`]).
     ///
     /// # Errors
     /// [`Error::Rank`] for a fixed rank outside `1..=min(m, n)`; [`Error::Option`] for a ratio, an energy or a tolerance
@@ -55,17 +64,21 @@ impl Rank {
             },
             Rank::Energy(e) if e > 0.0 && e <= 1.0 => Ok(None),
             Rank::Energy(e) => Err(Error::option("energy", e, "a number in (0, 1]")),
+            Rank::Quality(q) if q > 0.0 && q < 1.0 => Ok(None),
+            Rank::Quality(q) => Err(Error::option("quality", q, "a cosine above 0 and below 1")),
             Rank::Tolerance(t) if t > 0.0 && t < 1.0 => Ok(None),
             Rank::Tolerance(t) => Err(Error::option("tolerance", t, "a number above 0 and below 1")),
         }
     }
 
-    /// The share of `‖A‖_F²` that the factors may lose, for the rules that look at the spectrum: `1 − e`, `ε²`.
+    /// The share of `‖A‖_F²` that the factors may lose, for the rules that look at the spectrum: `1 − e`, `ε²`, and of the
+    /// outputs' `1 − q²`.
     pub fn allowed_loss(self) -> Option<f64> {
         match self {
             Rank::Fixed(_) | Rank::Ratio(_) => None,
             Rank::Energy(e) => Some(1.0 - e),
             Rank::Tolerance(t) => Some(t * t),
+            Rank::Quality(q) => Some(1.0 - q * q),
         }
     }
 }

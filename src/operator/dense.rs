@@ -24,8 +24,8 @@ use faer::linalg::matmul::matmul;
 use faer::{Accum, MatRef, Par};
 use rayon::prelude::*;
 
-use super::LinearOperator;
 use super::host::{HostContext, HostPanel, mirror, symmetric_product};
+use super::{FromPanel, LinearOperator};
 use crate::error::{Error, Result};
 use crate::simd::Scalar;
 use crate::simd::convert::convert;
@@ -383,20 +383,28 @@ impl<T: Scalar> LinearOperator<T> for Dense<'_, T> {
             symmetric_product(a.transpose(), g.as_mut(), accum, par);
         });
         mirror(g.as_mut());
+        Dense::from_panel(g)
+    }
+
+    fn passes(&self) -> usize {
+        self.passes
+    }
+}
+
+impl<T: Scalar> FromPanel<T, HostPanel<T>> for Dense<'static, T> {
+    fn from_panel(g: HostPanel<T>) -> Result<Self> {
         let norm_squared = super::Panel::norm_squared(&g)?;
+        let context = g.context().clone();
+        let data = Data::Owned(g);
         Ok(Dense {
-            data: Data::Owned(g),
+            data,
             scale: 1.0,
             largest: f64::NAN,
             norm_squared,
             tile: Vec::new(),
             tile_rows: 0,
-            context: self.context.clone(),
+            context,
             passes: 0,
         })
-    }
-
-    fn passes(&self) -> usize {
-        self.passes
     }
 }

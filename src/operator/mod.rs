@@ -15,7 +15,7 @@
 //! |---|---|---|---|---|
 //! | [`Dense`], in memory | host | host | GEMM, row tiles widened if A is stored in another type | syrk |
 //! | tiled, out of core | host | host | one pass over the tiles, `X += A_iᵀ Y_i` in tile order | syrk |
-//! | whitened, `A = W L` | W's left | W's right | `W (L X)`, `Lᵀ (Wᵀ Y)` | W's |
+//! | whitened, [`Product`] `A = W L` | W's left | W's right | `W (L X)`, `Lᵀ (Wᵀ Y)` | W's |
 //! | distributed rows | the rank's rows | replicated | local GEMM, `X` all-reduced | local, all-reduced |
 //! | CUDA | device | device | cuBLAS | cuBLAS, l × l copied to the host |
 //!
@@ -25,10 +25,14 @@
 
 mod dense;
 mod host;
+mod whitened;
 
 pub(crate) use dense::first_not_finite;
 pub use dense::{Dense, TileParams};
 pub use host::{HostContext, HostPanel};
+pub(crate) use host::{mirror, symmetric_product};
+pub(crate) use whitened::Entries;
+pub use whitened::{FromPanel, GramBy, Product, Root};
 
 use faer::{Accum, Mat, MatMut, MatRef};
 

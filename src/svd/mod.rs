@@ -22,6 +22,7 @@ mod randomized;
 mod single_pass;
 mod small;
 mod triplets;
+mod whitened;
 
 use std::time::Instant;
 
@@ -29,6 +30,7 @@ pub use certificate::ErrorKind;
 pub use plan::{Candidate, Plan, Rates};
 pub use single_pass::SinglePass;
 
+use crate::calibration::Calibration;
 use crate::error::{Error, Result};
 use crate::factors::{Factors, Report};
 use crate::operator::{Dense, LinearOperator, Panel, first_not_finite};
@@ -37,7 +39,9 @@ use crate::rank::Rank;
 use crate::simd::Scalar;
 use crate::sketch::Sketch;
 use crate::tensor::{DType, Matrix, TensorRef};
+use crate::whiten::Whitening;
 use certificate::Certificate;
+use goal::Goal;
 use triplets::Triplets;
 
 /// How the factorization is computed.
@@ -118,6 +122,7 @@ pub struct TruncatedSvd {
     seed: u64,
     max_rank: Option<usize>,
     rates: Rates,
+    weighting: whitened::Weighting,
 }
 
 impl TruncatedSvd {
@@ -132,6 +137,7 @@ impl TruncatedSvd {
             seed: 0,
             max_rank: None,
             rates: Rates::default(),
+            weighting: whitened::Weighting::default(),
         }
     }
 
@@ -178,6 +184,36 @@ impl TruncatedSvd {
         self
     }
 
+    /// Weighs the error by the inputs that the layer will meet: the factors are then the best of their rank for
+    /// `‖(W − W') Xᵀ‖_F` over the calibration samples, whatever their number and rank. [`Rank::Energy`] is then the energy of the outputs.
+    #[must_use]
+    pub fn calibration(mut self, c: &Calibration) -> Self {
+        self.weighting.calibration = Some(c.clone());
+        self
+    }
+
+    /// How much the calibration is trusted, from 0 (not at all: the plain SVD) to 1 (the default): the moments are taken as
+    /// `b G + (1 − b) μ I`. See [`choose_blend`](Self::choose_blend).
+    #[must_use]
+    pub fn blend(mut self, b: f64) -> Self {
+        self.weighting.blend = b;
+        self
+    }
+
+    /// What of the calibration is used.
+    #[must_use]
+    pub fn whitening(mut self, whitening: Whitening) -> Self {
+        self.weighting.whitening = whitening;
+        self
+    }
+
+    /// The data that [`Rank::Quality`] is measured on; by default the calibration itself, which flatters.
+    #[must_use]
+    pub fn quality_on(mut self, c: &Calibration) -> Self {
+        self.weighting.quality_on = Some(c.clone());
+        self
+    }
+
     /// The measured rates that the planner weighs methods by.
     #[must_use]
     pub fn rates(mut self, rates: Rates) -> Self {
@@ -218,6 +254,9 @@ impl TruncatedSvd {
             Error::NotFinite { .. } if wide => first_not_finite(view),
             error => error,
         })?;
+        if self.weighting.is_active(self.rank) {
+            return whitened::factor(self, op, view, start);
+        }
         let scale = op.scale();
         self.run(&mut op, scale, plan, start)
     }
@@ -246,11 +285,24 @@ impl TruncatedSvd {
         plan: Plan,
         start: Instant,
     ) -> Result<Factors<T>> {
+        let goal = plan.goal(op.norm_squared());
+        let solution = plan.solve(self, op, &goal, crate::current_par())?;
+        self.finish(op, scale, plan, solution, Some(&goal), start)
+    }
+
+    /// Brings the factors home and certifies them, against `goal` if it is one for `op`.
+    fn finish<T: Scalar, O: LinearOperator<T>>(
+        &self,
+        op: &mut O,
+        scale: f64,
+        plan: Plan,
+        solution: Solution<T, O>,
+        goal: Option<&Goal>,
+        start: Instant,
+    ) -> Result<Factors<T>> {
         let (m, n) = plan.shape;
         let wide = m < n;
-        let goal = plan.goal(op.norm_squared());
-        let Solution { triplets, rank: k, width, method, sketch, certificate, mut notes } =
-            plan.solve(self, op, &goal, crate::current_par())?;
+        let Solution { triplets, rank: k, width, method, sketch, certificate, mut notes } = solution;
 
         let mut u = Matrix::zeros(m, k);
         let mut vt = Matrix::zeros(k, n);
@@ -266,7 +318,7 @@ impl TruncatedSvd {
             Some(certificate) => certificate,
             None => certificate::certify(op, left, spectrum.split_at(k), right, triplets.captured, self.seed)?,
         };
-        notes.extend(goal.shortfall(k, certificate.relative_error));
+        notes.extend(goal.and_then(|goal| goal.shortfall(k, certificate.relative_error)));
         let s = unscale(&spectrum[..k], scale)?;
         let spectrum = spectrum.iter().map(|&s| s.to_f64() / scale).collect();
         let norm = op.norm_squared().sqrt() / scale;

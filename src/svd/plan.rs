@@ -236,6 +236,7 @@ impl Plan {
             passes: 0,
             peak_bytes: self.peak_bytes,
             elapsed,
+            activation: None,
             notes: Vec::new(),
         }
     }
