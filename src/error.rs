@@ -93,6 +93,20 @@ pub enum Error {
         /// The kernel.
         op: &'static str,
     },
+    /// The memory limit is below what the cheapest way needs.
+    Memory {
+        /// The limit, in bytes.
+        limit: usize,
+        /// The least limit that would do, in bytes.
+        least: usize,
+    },
+    /// A panic in code that a batch runs: a bug, kept to the tensor that it met.
+    Internal {
+        /// What the panic said.
+        what: String,
+    },
+    /// Somebody asked to stop; see [`Cancel`](crate::operator::Cancel).
+    Cancelled,
     /// A file that cannot be read or written, or that is not what it says.
     File {
         /// The path.
@@ -160,6 +174,11 @@ impl fmt::Display for Error {
                 write!(f, "no Hadamard matrix of order {n} here; fwht::Order lists the lengths b·2^k that work")
             }
             Error::NoConvergence { op } => write!(f, "{op} did not converge"),
+            Error::Memory { limit, least } => {
+                write!(f, "does not fit the memory limit of {limit} bytes; the least that would do is {least}")
+            }
+            Error::Internal { what } => write!(f, "internal error: {what}; please report it"),
+            Error::Cancelled => f.write_str("stopped before it was done, as asked"),
             Error::File { path, why } => write!(f, "{path}: {why}"),
             Error::Format { what, why } => write!(f, "these bytes are no {what}: {why}"),
         }

@@ -40,6 +40,7 @@
 //!
 //! ```text
 //!   bin/tensorslim     the command line (feature `cli`)            npy   .npy files (feature `npy`)
+//!   batch              many tensors: schedule, failures, progress, resume, shards
 //!   svd                TruncatedSvd, Plan; full, gram, randomized  factors   U, s, Vᵀ, report
 //!   rank  quality      how many; how good for given inputs
 //!   range              power and subspace iteration
@@ -59,6 +60,7 @@
 //! * Peak memory is known before the call.
 //! * Bad input is a typed [`Error`], never a panic; what was clamped or fell back is in the [`Report`].
 
+pub mod batch;
 pub mod calibration;
 pub mod error;
 pub mod factors;

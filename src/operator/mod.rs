@@ -14,7 +14,7 @@
 //! | operator | left panel (m × l) | right panel (n × l) | product | Gram and inner products of panels |
 //! |---|---|---|---|---|
 //! | [`Dense`], in memory | host | host | GEMM, row tiles widened if A is stored in another type | syrk |
-//! | tiled, out of core | host | host | one pass over the tiles, `X += A_iᵀ Y_i` in tile order | syrk |
+//! | [`Tiled`], out of core | host | host | one pass over the tiles, `X += A_iᵀ Y_i` in tile order | syrk |
 //! | whitened, [`Product`] `A = W L` | W's left | W's right | `W (L X)`, `Lᵀ (Wᵀ Y)` | W's |
 //! | distributed rows | the rank's rows | replicated | local GEMM, `X` all-reduced | local, all-reduced |
 //! | CUDA | device | device | cuBLAS | cuBLAS, l × l copied to the host |
@@ -25,12 +25,16 @@
 
 mod dense;
 mod host;
+mod tiled;
+mod watch;
 mod whitened;
 
 pub(crate) use dense::first_not_finite;
 pub use dense::{Dense, TileParams};
 pub use host::{HostContext, HostPanel};
 pub(crate) use host::{mirror, symmetric_product};
+pub use tiled::{ReadParams, RowSource, Tiled};
+pub use watch::{Cancel, Watch};
 pub(crate) use whitened::Entries;
 pub use whitened::{FromPanel, GramBy, Product, Root};
 
@@ -108,8 +112,14 @@ pub trait LinearOperator<T: Scalar> {
     /// Columns, `n`.
     fn ncols(&self) -> usize;
 
-    /// `‖A‖_F²` in f64, known since the input was checked.
+    /// `‖A‖_F²` in f64 of the operator as it stands, [`scale`](Self::scale) included. Known since the input was checked;
+    /// out of core that is at the first product, and NaN before.
     fn norm_squared(&self) -> f64;
+
+    /// The operator stands for `scale · A`, a power of two; final once a product was formed.
+    fn scale(&self) -> f64 {
+        1.0
+    }
 
     /// A left panel of `l` columns, contents unspecified.
     ///

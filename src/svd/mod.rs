@@ -19,6 +19,7 @@ mod gram;
 mod nystrom;
 mod plan;
 mod randomized;
+mod rows;
 mod single_pass;
 mod small;
 mod triplets;
@@ -28,12 +29,13 @@ use std::time::Instant;
 
 pub use certificate::ErrorKind;
 pub use plan::{Candidate, Plan, Rates};
+pub use rows::RowsPlan;
 pub use single_pass::SinglePass;
 
 use crate::calibration::Calibration;
 use crate::error::{Error, Result};
 use crate::factors::{Factors, Report};
-use crate::operator::{Dense, LinearOperator, Panel, first_not_finite};
+use crate::operator::{Dense, LinearOperator, Panel, Watch, first_not_finite};
 use crate::qr::{Algorithm, Orthonormalization};
 use crate::rank::Rank;
 use crate::simd::Scalar;
@@ -122,6 +124,9 @@ pub struct TruncatedSvd {
     seed: u64,
     max_rank: Option<usize>,
     rates: Rates,
+    memory_limit: Option<usize>,
+    /// What reading the matrix once takes, out of core; 0 in memory.
+    pass_seconds: f64,
     weighting: whitened::Weighting,
 }
 
@@ -137,6 +142,8 @@ impl TruncatedSvd {
             seed: 0,
             max_rank: None,
             rates: Rates::default(),
+            memory_limit: None,
+            pass_seconds: 0.0,
             weighting: whitened::Weighting::default(),
         }
     }
@@ -244,21 +251,29 @@ impl TruncatedSvd {
     /// [`Error::Shape`] unless the tensor has two axes, [`Error::NotFinite`], [`Error::Rank`], [`Error::Option`], and
     /// [`Error::Range`] if the largest singular value does not fit `T`.
     pub fn factor<T: Scalar>(&self, w: TensorRef<'_>) -> Result<Factors<T>> {
+        self.factor_watched(w, &Watch::default())
+    }
+
+    /// As [`factor`](Self::factor), asking `watch` before every product whether to go on.
+    ///
+    /// # Errors
+    /// As [`factor`](Self::factor), and [`Error::Cancelled`].
+    pub fn factor_watched<T: Scalar>(&self, w: TensorRef<'_>, watch: &Watch<'_>) -> Result<Factors<T>> {
         let start = Instant::now();
         let view = w.view()?;
         let wide = view.nrows() < view.ncols();
         let plan = self.plan::<T>((view.nrows(), view.ncols()), view.dtype())?;
         let tall = if wide { view.transpose() } else { view };
-        let mut op = Dense::<T>::new(tall, crate::current_par()).map_err(|error| match error {
+        let op = Dense::<T>::new(tall, crate::current_par()).map_err(|error| match error {
             // In the caller's rows and columns, not in those of the transpose.
             Error::NotFinite { .. } if wide => first_not_finite(view),
             error => error,
         })?;
+        let mut op = op.watched(watch.clone());
         if self.weighting.is_active(self.rank) {
             return whitened::factor(self, op, view, start);
         }
-        let scale = op.scale();
-        self.run(&mut op, scale, plan, start)
+        self.run(&mut op, plan, start)
     }
 
     /// Factors whatever can be multiplied: a tiled, whitened, distributed or device matrix. `op` is tall or square;
@@ -274,27 +289,20 @@ impl TruncatedSvd {
             return Err(Error::shape("factor_operator", "at least as many rows as columns", got));
         }
         let plan = self.plan::<T>((m, n), T::DTYPE)?;
-        self.run(op, 1.0, plan, start)
+        self.run(op, plan, start)
     }
 
     /// Solves, brings the factors home and certifies them. `op` is `scale · A`, or `scale · Aᵀ` when A is wide.
-    fn run<T: Scalar, O: LinearOperator<T>>(
-        &self,
-        op: &mut O,
-        scale: f64,
-        plan: Plan,
-        start: Instant,
-    ) -> Result<Factors<T>> {
+    fn run<T: Scalar, O: LinearOperator<T>>(&self, op: &mut O, plan: Plan, start: Instant) -> Result<Factors<T>> {
         let goal = plan.goal(op.norm_squared());
         let solution = plan.solve(self, op, &goal, crate::current_par())?;
-        self.finish(op, scale, plan, solution, Some(&goal), start)
+        self.finish(op, plan, solution, Some(&goal), start)
     }
 
     /// Brings the factors home and certifies them, against `goal` if it is one for `op`.
     fn finish<T: Scalar, O: LinearOperator<T>>(
         &self,
         op: &mut O,
-        scale: f64,
         plan: Plan,
         solution: Solution<T, O>,
         goal: Option<&Goal>,
@@ -314,6 +322,7 @@ impl TruncatedSvd {
         fix_signs(&mut u, &mut vt);
         let (left, right) =
             if wide { (vt.as_ref().transpose(), u.as_ref()) } else { (u.as_ref(), vt.as_ref().transpose()) };
+        let scale = op.scale();
         let certificate = match certificate {
             Some(certificate) => certificate,
             None => certificate::certify(op, left, spectrum.split_at(k), right, triplets.captured, self.seed)?,

@@ -51,11 +51,13 @@ pub struct Rates {
     pub eigen: f64,
     /// A sketch from an operator in memory, elements of `A` per second.
     pub sketch: f64,
+    /// Reading a matrix that is not in memory, bytes per second: a file in the page cache, or a good disk.
+    pub read: f64,
 }
 
 impl Default for Rates {
     fn default() -> Self {
-        Rates { gemm: 380e9, syrk: 330e9, orthonormalize: 180e9, svd: 5e-10, eigen: 1.5e-10, sketch: 4e9 }
+        Rates { gemm: 380e9, syrk: 330e9, orthonormalize: 180e9, svd: 5e-10, eigen: 1.5e-10, sketch: 4e9, read: 2e9 }
     }
 }
 
@@ -158,6 +160,7 @@ impl Plan {
             let width = if looks_once { plan.width } else { width };
             let expected = if rank.is_some() || looks_once { width } else { width.div_ceil(4).max(32).min(width) };
             let (seconds, passes) = estimate::<T>(options, m, n, expected, method, detail);
+            let seconds = seconds.max(passes as f64 * options.pass_seconds);
             let peak_bytes = plan.bytes(method, detail, width, rank.unwrap_or(max_rank));
             plan.candidates.push(Candidate { method, detail, seconds, passes, peak_bytes });
         }
@@ -168,6 +171,13 @@ impl Plan {
             Method::Auto => !(out_of_depth && c.method == Method::Gram),
             method => c.method == method,
         };
+        if let Some(limit) = options.memory_limit {
+            let least = plan.candidates.iter().filter(allowed).map(|c| c.peak_bytes).min().unwrap_or(0);
+            if least > limit {
+                return Err(Error::Memory { limit, least });
+            }
+            plan.candidates.retain(|c| c.peak_bytes <= limit);
+        }
         let chosen = plan.candidates.iter().find(allowed).expect("each method has a candidate").clone();
         plan.reason = match options.method {
             Method::Auto => {

@@ -379,8 +379,8 @@ pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(
     par: Par,
 ) -> Result<Solution<T, O>> {
     let mut state = SinglePass::new(options, plan.clone(), (op.nrows(), op.ncols()))?;
-    state.norm_squared = op.norm_squared();
     op.stream_rows(&mut |first, rows| state.add(first, rows, par))?;
+    state.norm_squared = op.norm_squared(); // out of core not known before
     state.work = Mat::new();
     let width = state.range.ncols();
     let Answer { u, s, v, certificate } = state.solve(goal, par)?;

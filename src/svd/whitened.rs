@@ -211,7 +211,7 @@ fn project<T: Scalar, Side, P: Weighted<T, Side>>(
 
     let (mut op, triplets) = product.into_weight(u, bt)?;
     let solution = Solution { triplets, rank: k, width, method, sketch, certificate: None, notes };
-    let mut factors = svd.finish(&mut op, about.weight_scale, plan, solution, None, about.start)?;
+    let mut factors = svd.finish(&mut op, plan, solution, None, about.start)?;
     let Some(c) = &weighting.calibration else {
         return Ok(factors);
     };

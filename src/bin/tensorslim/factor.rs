@@ -5,13 +5,14 @@ use std::path::Path;
 use std::time::Duration;
 
 use rayon::ThreadPoolBuilder;
-use tensorslim::npy::Array;
+use tensorslim::npy::{Array, Stream};
+use tensorslim::operator::{RowSource, Watch};
 use tensorslim::svd::ErrorKind;
-use tensorslim::{DType, Scalar, TensorRef, TruncatedSvd, quality, rank_saves_memory};
+use tensorslim::{DType, Factors, Scalar, TensorRef, TruncatedSvd, quality, rank_saves_memory};
 
 use crate::args::FactorArgs;
-use crate::report::{Evaluated, Report, Written};
-use crate::{Failure, about, emit, output};
+use crate::report::{Evaluated, Report, Written, peak_rss};
+use crate::{Failure, about, emit, inputs, output};
 
 pub(crate) fn run(args: &FactorArgs) -> Result<(), Failure> {
     let work = || match args.precision {
@@ -30,16 +31,6 @@ pub(crate) fn run(args: &FactorArgs) -> Result<(), Failure> {
 
 fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
     let path = &args.weight;
-    let file = read(path, args.bf16)?;
-    let tensor = file.tensor().map_err(about(path))?;
-    let w = matrix(path, &tensor, 1)?;
-    let shape = [w.shape()[0], w.shape()[1]];
-    let inputs = args.evaluate.as_deref().map(|x| read(x, args.bf16).map(|file| (x, file))).transpose()?;
-    let x = inputs.as_ref().map(|(path, file)| samples(path, file, &args.weight, shape[1])).transpose()?;
-    if let Some(dir) = &args.out {
-        output::prepare(dir)?;
-    }
-
     let mut svd = TruncatedSvd::new(args.rank.policy()).method(args.method).seed(args.seed);
     if let Some(p) = args.oversample {
         svd = svd.oversample(p as usize);
@@ -53,9 +44,21 @@ fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
     if let Some(sketch) = args.sketch {
         svd = svd.sketch(sketch);
     }
+    let mut weight = Weight::open::<T>(args, &mut svd)?;
+    let (tensor_shape, shape, dtype_in) = weight.shape(path)?;
+    let inputs = args.evaluate.as_deref().map(|x| read(x, args.bf16).map(|file| (x, file))).transpose()?;
+    let x = inputs.as_ref().map(|(path, file)| samples(path, file, &args.weight, shape[1])).transpose()?;
+    if let Some(dir) = &args.out {
+        output::prepare(dir)?;
+    }
+
     let mut plan = None;
     if args.explain {
-        let text = svd.plan::<T>((shape[0], shape[1]), w.dtype()).map_err(about(path))?.to_string();
+        let text = match &weight {
+            Weight::Whole(_) => svd.plan::<T>((shape[0], shape[1]), dtype_in).map(|plan| plan.to_string()),
+            Weight::Tiles(stream) => svd.plan_rows::<T>(stream).map(|plan| plan.to_string()),
+        };
+        let text = text.map_err(whole_limit).map_err(about(path))?;
         if args.json {
             plan = Some(text.lines().map(str::to_owned).collect());
         } else {
@@ -63,15 +66,20 @@ fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
         }
     }
 
-    let mut factors = svd.factor::<T>(w.clone()).map_err(about(path))?;
+    let mut factors = weight.factor::<T>(path, &svd)?;
     let mut elapsed = vec![factors.report().elapsed];
     for _ in 1..args.repeat {
-        factors = svd.factor::<T>(w.clone()).map_err(about(path))?;
+        factors = weight.factor::<T>(path, &svd)?;
         elapsed.push(factors.report().elapsed);
     }
-    let activation = match &x {
-        None => None,
-        Some((path, x)) => {
+    let activation = match (&x, &weight) {
+        (None, _) => None,
+        (Some(_), Weight::Tiles(_)) => {
+            let why = "does not fit the memory limit, and --evaluate needs it whole; leave out one of the two";
+            return Err(Failure(format!("{}: {why}", path.display())));
+        }
+        (Some((path, x)), Weight::Whole(file)) => {
+            let w = matrix(&args.weight, &file.tensor().map_err(about(&args.weight))?, 1)?;
             let a = quality::activation(&w, &factors, x).map_err(about(path))?;
             Some(Evaluated::new(path.display().to_string(), x.shape()[0], &a))
         }
@@ -107,7 +115,7 @@ fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
     let report = Report {
         version: env!("CARGO_PKG_VERSION"),
         file: path.display().to_string(),
-        tensor_shape: tensor.shape().to_vec(),
+        tensor_shape,
         shape,
         dtype: r.dtype.to_string(),
         precision: r.precision.to_string(),
@@ -127,6 +135,7 @@ fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
         repeat: args.repeat,
         threads: rayon::current_num_threads(),
         peak_bytes: r.peak_bytes,
+        peak_rss_bytes: peak_rss(),
         params_before: r.params_before(),
         params_after: r.params_after(),
         ratio: r.ratio(),
@@ -142,6 +151,91 @@ fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
         output::write(dir, dtype, &factors, &json(serde_json::to_string_pretty(&report))?)?;
     }
     emit(&if args.json { json(serde_json::to_string(&report))? } else { report.table() })
+}
+
+/// What the program itself takes beside its data: code, stacks of threads, buffers of the GEMM. Measured 13 MiB on two threads.
+const PROGRAM: usize = 24 << 20;
+
+/// What a limit on the process leaves for data.
+pub(crate) fn limit_for_data(limit: usize) -> Result<usize, Failure> {
+    let least = PROGRAM + (1 << 20);
+    (limit.checked_sub(PROGRAM).filter(|&left| left >= 1 << 20))
+        .ok_or_else(|| tensorslim::Error::Memory { limit, least }.into())
+}
+
+/// An error about data as one about the process.
+pub(crate) fn whole_limit(e: tensorslim::Error) -> tensorslim::Error {
+    match e {
+        tensorslim::Error::Memory { limit, least } => {
+            tensorslim::Error::Memory { limit: limit + PROGRAM, least: least + PROGRAM }
+        }
+        e => e,
+    }
+}
+
+/// The weight, in memory if it fits there.
+enum Weight {
+    Whole(Array),
+    Tiles(Stream),
+}
+
+impl Weight {
+    /// Opens it, and gives the factorization what is left of the memory limit.
+    fn open<T: Scalar>(args: &FactorArgs, svd: &mut TruncatedSvd) -> Result<Self, Failure> {
+        let path = &args.weight;
+        let Some(limit) = args.memory_limit else { return Ok(Weight::Whole(read(path, args.bf16)?)) };
+        let limit = limit_for_data(limit)?;
+        // The errors of a file are those of reading it, whatever the limit.
+        let Ok(stream) = inputs::stream(path, args.bf16) else { return Ok(Weight::Whole(read(path, args.bf16)?)) };
+        let room = limit.checked_sub(stream.bytes());
+        let fits = room.filter(|&room| {
+            svd.clone().memory_limit(room).plan::<T>(RowSource::shape(&stream), stream.dtype()).is_ok()
+        });
+        match fits {
+            Some(room) => {
+                *svd = svd.clone().memory_limit(room);
+                Ok(Weight::Whole(read(path, args.bf16)?))
+            }
+            None => {
+                *svd = svd.clone().memory_limit(limit);
+                Ok(Weight::Tiles(stream))
+            }
+        }
+    }
+
+    /// The shape in the file, that of the matrix, and the element type.
+    fn shape(&self, path: &Path) -> Result<(Vec<usize>, [usize; 2], DType), Failure> {
+        match self {
+            Weight::Whole(file) => {
+                let tensor = file.tensor().map_err(about(path))?;
+                let w = matrix(path, &tensor, 1)?;
+                Ok((tensor.shape().to_vec(), [w.shape()[0], w.shape()[1]], w.dtype()))
+            }
+            Weight::Tiles(stream) => {
+                let (m, n) = RowSource::shape(stream);
+                if stream.dims().len() < 2 {
+                    let shape = stream.dims();
+                    return Err(Failure(format!(
+                        "{}: shape {shape:?} is no matrix; give two axes or more",
+                        path.display()
+                    )));
+                }
+                Ok((stream.dims().to_vec(), [m, n], stream.dtype()))
+            }
+        }
+    }
+
+    fn factor<T: Scalar>(&mut self, path: &Path, svd: &TruncatedSvd) -> Result<Factors<T>, Failure> {
+        match self {
+            Weight::Whole(file) => {
+                let tensor = file.tensor().map_err(about(path))?;
+                svd.factor(matrix(path, &tensor, 1)?).map_err(about(path))
+            }
+            Weight::Tiles(stream) => {
+                svd.factor_rows(stream, &Watch::default()).map_err(whole_limit).map_err(about(path))
+            }
+        }
+    }
 }
 
 /// Reads a file; with `bf16`, two-byte elements without a type are bfloat16.

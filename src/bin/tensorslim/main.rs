@@ -2,6 +2,8 @@
 //!
 //! ```text
 //!   args.rs     what may be typed             factor.rs   read, factor, evaluate, report
+//!   batch.rs    many weights                  inputs.rs   files and directories into named weights
+//!   results.rs  what a batch leaves behind    progress.rs bar, lines, JSON      merge.rs   shards into one summary
 //!   report.rs   one report, two renderings    output.rs   files that appear whole or not at all
 //!   info.rs     what this machine offers      bench/      SRHT against Gaussian against sparse sign
 //! ```
@@ -11,11 +13,16 @@
 //! still written.
 
 mod args;
+mod batch;
 mod bench;
 mod factor;
 mod info;
+mod inputs;
+mod merge;
 mod output;
+mod progress;
 mod report;
+mod results;
 
 use std::io::{self, ErrorKind, Write};
 use std::path::Path;
@@ -67,6 +74,8 @@ fn main() -> ExitCode {
     };
     let done = match &cli.command {
         Command::Factor(args) => factor::run(args),
+        Command::Batch(args) => batch::run(args),
+        Command::Merge(args) => merge::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Info(args) => info::run(args),
     };

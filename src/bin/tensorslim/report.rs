@@ -35,6 +35,8 @@ pub(crate) struct Report {
     pub(crate) repeat: u32,
     pub(crate) threads: usize,
     pub(crate) peak_bytes: usize,
+    /// The most that the process had resident, where the system tells.
+    pub(crate) peak_rss_bytes: Option<usize>,
     pub(crate) params_before: usize,
     pub(crate) params_after: usize,
     pub(crate) ratio: f64,
@@ -136,6 +138,13 @@ fn milliseconds(ms: f64) -> String {
         _ if ms < 1e3 => format!("{ms:.1} ms"),
         _ => format!("{:.2} s", ms / 1e3),
     }
+}
+
+/// The most memory that this process had resident so far, where the system tells.
+pub(crate) fn peak_rss() -> Option<usize> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<usize>().ok()?.checked_mul(1024)
 }
 
 /// `8.2 MiB`
