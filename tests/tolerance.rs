@@ -107,9 +107,15 @@ fn the_largest_rank_ends_the_search_and_says_so() {
         let f = svd.factor::<f32>(w.as_tensor().unwrap()).unwrap();
         assert_eq!(f.rank(), 20, "{method}");
         let best = best_error(&spectrum, 20);
-        assert!(f.report().relative_error >= best * (1.0 - 1e-5) && f.report().relative_error < 1.02 * best, "{method}");
+        assert!(
+            f.report().relative_error >= best * (1.0 - 1e-5) && f.report().relative_error < 1.02 * best,
+            "{method}"
+        );
         let notes = &f.report().notes;
-        assert!(notes.iter().any(|n| n.contains("tolerance 0.05") && n.contains("largest rank")), "{method}: {notes:?}");
+        assert!(
+            notes.iter().any(|n| n.contains("tolerance 0.05") && n.contains("largest rank")),
+            "{method}: {notes:?}"
+        );
         // A cap that is not needed changes nothing.
         let loose = TruncatedSvd::new(Rank::Tolerance(0.6)).method(method);
         let f = loose.factor::<f32>(w.as_tensor().unwrap()).unwrap();

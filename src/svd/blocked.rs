@@ -29,7 +29,7 @@ use faer::{Accum, Mat};
 use super::certificate::{PROBES, Spread};
 use super::goal::Goal;
 use super::triplets::Triplets;
-use super::{Method, Solution, TruncatedSvd, note_orthonormalization, stream};
+use super::{Method, Solution, TruncatedSvd, stream};
 use crate::error::Result;
 use crate::operator::{LinearOperator, Panel};
 use crate::simd::Scalar;
@@ -108,16 +108,13 @@ pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(
 
     let mut basis = side_by_side(op, right, width)?;
     basis.orthonormalize(None)?;
-    let mut image = op.left(width)?;
+    let mut image = op.image(width)?;
     op.apply(&basis, &mut image)?;
-    let (triplets, qr) = Triplets::from_right(Some(basis), image, par)?;
-    let mut notes = Vec::new();
-    note_orthonormalization(&mut notes, "QR of the projected matrix", &qr);
-    let rank = if goal.is_below_floor::<T>() {
-        goal.rank_given(&triplets.s, missing)
-    } else {
-        goal.rank(&triplets.s, triplets.captured)
+    let choose = |s: &[T], captured| match goal.is_below_floor::<T>() {
+        true => goal.rank_given(s, missing),
+        false => goal.rank(s, captured),
     };
+    let (triplets, rank, notes) = Triplets::from_right(Some(basis), image, choose, par)?;
     Ok(Solution {
         triplets,
         rank,

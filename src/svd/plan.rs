@@ -254,15 +254,15 @@ fn estimate<T: Scalar>(
         }
         (Method::Gram, _) => {
             let g = mf * nf * nf / rates.syrk + nf * nf / rates.sketch;
-            let steps = gram::gram_steps(q) as f64;
-            let iterations = (steps - 1.0) * product(nf, nf) + steps * orthonormalize(nf, lf);
+            let iterations = steps * product(nf, nf) + (steps + 1.0) * orthonormalize(nf, lf);
             (g + iterations + product(mf, nf) + orthonormalize(mf, lf) + tail, 2)
         }
         _ if options.rank.allowed_loss().is_some() => {
             // Every round of every block is made orthogonal to the blocks before it, twice.
             let rounds = steps.max(1.0);
             let products = (2.0 * rounds + 1.0) * product(mf, nf);
-            let orths = rounds * (orthonormalize(mf, lf) + 4.0 * mf * lf * lf / rates.gemm) + 2.0 * orthonormalize(nf, lf);
+            let orths =
+                rounds * (orthonormalize(mf, lf) + 4.0 * mf * lf * lf / rates.gemm) + 2.0 * orthonormalize(nf, lf);
             (products + orths + tail, blocked::passes(l, q))
         }
         _ => {
