@@ -179,6 +179,11 @@ impl<T: Scalar> Panel<T> for HostPanel<T> {
         Ok(f64::EPSILON)
     }
 
+    fn set_columns(&mut self, first: usize, src: &Self) -> Result<()> {
+        self.as_mut().subcols_mut(first, src.ncols).copy_from(src.as_ref());
+        Ok(())
+    }
+
     fn add_scaled(&mut self, a: &Self, alpha: T) -> Result<()> {
         zip!(self.as_mut(), a.as_ref()).for_each(|unzip!(to, x)| *to = *to + alpha * *x);
         Ok(())

@@ -88,6 +88,18 @@ pub trait Panel<T: Scalar>: Sized {
         Ok((0..self.ncols()).map(|j| c[(j, j)].to_f64()).sum())
     }
 
+    /// Columns `first..` of `self <- src`, for panels that are filled from their first column on, block by block. The default
+    /// multiplies by columns of the identity, which is exact.
+    ///
+    /// # Errors
+    /// What the backend reports.
+    fn set_columns(&mut self, first: usize, src: &Self) -> Result<()> {
+        let mut select = Mat::<T>::zeros(src.ncols(), self.ncols());
+        (0..src.ncols()).for_each(|j| select[(j, first + j)] = T::one());
+        let accum = if first == 0 { Accum::Replace } else { Accum::Add };
+        self.multiply(accum, src, select.as_ref(), T::one())
+    }
+
     /// Overwrites the panel by an orthonormal basis `Q` whose span contains its own; `r` gets the upper triangular
     /// `R` with `self = Q R`.
     ///

@@ -5,6 +5,7 @@
 //!                              [full]  P = I
 //!                              [gram]  P = V, from G = AᵀA
 //!                        [randomized]  P = Q, from power iterations on A Ω
+//!                            [krylov]  P = K, all panels of such an iteration
 //! ```
 //!
 //! Every method ends in the same Rayleigh-Ritz step (`triplets.rs`): once a panel `P` is orthonormal and its image is
@@ -16,6 +17,7 @@ mod certificate;
 mod full;
 mod goal;
 mod gram;
+mod krylov;
 mod plan;
 mod randomized;
 mod small;
@@ -52,19 +54,23 @@ pub enum Method {
     Gram,
     /// Randomized range finder with power iterations (Halko, Martinsson, Tropp 2011), orthonormalized at every product.
     Randomized,
+    /// Block Krylov iteration (Musco, Musco 2015): the randomized method with every panel kept, in fewer products. A rank
+    /// that the spectrum decides is found by [`Randomized`](Method::Randomized).
+    Krylov,
 }
 
 impl Method {
     /// All methods, in the order of their names in the documentation.
-    pub const ALL: [Method; 4] = [Method::Auto, Method::Full, Method::Gram, Method::Randomized];
+    pub const ALL: [Method; 5] = [Method::Auto, Method::Full, Method::Gram, Method::Randomized, Method::Krylov];
 
-    /// `"auto"`, `"full"`, `"gram"` or `"randomized"`.
+    /// `"auto"`, `"full"`, `"gram"`, `"randomized"` or `"krylov"`.
     pub const fn name(self) -> &'static str {
         match self {
             Method::Auto => "auto",
             Method::Full => "full",
             Method::Gram => "gram",
             Method::Randomized => "randomized",
+            Method::Krylov => "krylov",
         }
     }
 }
@@ -80,7 +86,7 @@ impl std::str::FromStr for Method {
 
     fn from_str(s: &str) -> Result<Self> {
         (Method::ALL.into_iter().find(|m| m.name() == s))
-            .ok_or_else(|| Error::option("method", s, "auto, full, gram or randomized"))
+            .ok_or_else(|| Error::option("method", s, "auto, full, gram, randomized or krylov"))
     }
 }
 
