@@ -327,24 +327,17 @@ fn fix_signs<T: Scalar>(u: &mut Matrix<T>, vt: &mut Matrix<T>) {
     let flip: Vec<bool> = (0..k)
         .map(|i| {
             let row = vt.row(i);
-            let mut largest = row[0];
-            for &x in row {
-                if x.to_f64().abs() > largest.to_f64().abs() {
-                    largest = x;
-                }
-            }
-            largest.to_f64() < 0.0
+            // Of two that are equal the first decides, and |largest| > |smallest| is a comparison of sums.
+            let (most, least) = row.iter().fold((row[0], row[0]), |(a, b), &x| (if x > a { x } else { a }, if x < b { x } else { b }));
+            (most + least).to_f64() < 0.0
         })
         .collect();
     for (row, _) in vt.as_mut_slice().chunks_exact_mut(n).zip(&flip).filter(|(_, flip)| **flip) {
         row.iter_mut().for_each(|x| *x = -*x);
     }
+    let signs: Vec<T> = flip.iter().map(|&flip| if flip { -T::one() } else { T::one() }).collect();
     for row in u.as_mut_slice().chunks_exact_mut(k) {
-        for (x, &flip) in row.iter_mut().zip(&flip) {
-            if flip {
-                *x = -*x;
-            }
-        }
+        row.iter_mut().zip(&signs).for_each(|(x, &sign)| *x = *x * sign);
     }
 }
 
