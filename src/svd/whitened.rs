@@ -118,7 +118,7 @@ impl<T: Scalar, W: LinearOperator<T, Left = HostPanel<T>, Right = HostPanel<T>>>
     }
 
     fn into_weight(self, u: HostPanel<T>, bt: HostPanel<T>) -> Result<(W, Triplets<T, W>)> {
-        Ok((self.into_parts().0, Triplets::from_left(u, bt, crate::current_par())?.0))
+        Ok((self.into_parts().0, Triplets::from_left(u, bt, |s, _| s.len(), crate::current_par())?.0))
     }
 }
 
@@ -145,7 +145,7 @@ where
     }
 
     fn into_weight(self, u: HostPanel<T>, bt: HostPanel<T>) -> Result<(W, Triplets<T, W>)> {
-        Ok((self.into_parts().1, Triplets::from_right(Some(u), bt, crate::current_par())?.0))
+        Ok((self.into_parts().1, Triplets::from_right(Some(u), bt, |s, _| s.len(), crate::current_par())?.0))
     }
 }
 
