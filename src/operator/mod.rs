@@ -27,6 +27,7 @@ mod host;
 
 pub(crate) use dense::first_not_finite;
 pub use dense::{Dense, TileParams};
+pub(crate) use host::symmetric_product;
 pub use host::{HostContext, HostPanel};
 
 use faer::{Accum, MatMut, MatRef};

@@ -17,6 +17,7 @@ mod gram;
 mod plan;
 mod randomized;
 mod small;
+mod tridiagonal;
 mod triplets;
 
 use std::time::Instant;
