@@ -29,7 +29,7 @@ use faer::linalg::{evd, temp_mat_scratch, temp_mat_zeroed};
 use faer::mat::AsMatMut;
 use faer::prelude::*;
 use faer::{Accum, MatMut, Par};
-use pulp::NullaryFnOnce;
+use pulp::{Simd, WithSimd};
 
 use crate::error::{Error, Result};
 
@@ -39,10 +39,13 @@ struct Params {
     leaf: usize,
     /// Steps of the root finder before the last iterate is taken; about five are usual.
     max_steps: usize,
+    /// A step this small against the distance to the poles leaves its square, which is rounding.
+    last_step: f64,
 }
 
-const PARAMS: Params = Params { leaf: 24, max_steps: 60 };
+const PARAMS: Params = Params { leaf: 24, max_steps: 60, last_step: 1e-9 };
 
+/// Poles are padded to a multiple of this, the widest vector of f64.
 const LANES: usize = 8;
 
 /// `values <- eigenvalues, nondecreasing`, `vectors <- eigenvectors` of the matrix with this diagonal and off-diagonal
@@ -80,8 +83,10 @@ pub(super) fn eigen(
 /// Scratch of [`eigen`] for order `n`.
 pub(super) fn eigen_scratch(n: usize) -> StackReq {
     let lengths = |count: usize| StackReq::new::<f64>(n).array(count);
+    let padded = StackReq::new::<f64>(n.next_multiple_of(LANES)).array(2);
     let indices = |count: usize| StackReq::new::<usize>(n).array(count);
-    let merge = StackReq::all_of(&[temp_mat_scratch::<f64>(n, n), lengths(7), indices(3), StackReq::new::<Half>(n)]);
+    let merge =
+        StackReq::all_of(&[temp_mat_scratch::<f64>(n, n), lengths(5), padded, indices(3), StackReq::new::<Half>(n)]);
     let leaf = evd::self_adjoint_evd_scratch::<f64>(
         n.min(PARAMS.leaf),
         evd::ComputeEigenvectors::Yes,
@@ -207,8 +212,10 @@ fn merge(d: &mut [f64], n1: usize, rho: f64, mut q: MatMut<'_, f64>, mut work: M
     // S, in grouped rows.
     let (mut s, stack) = temp_mat_zeroed::<f64, _, _>(k, k, stack);
     let mut s = s.as_mat_mut();
-    let (poles, stack) = stack.make_with(k, |i| d[kept[i]]);
-    let (weights, stack) = stack.make_with(k, |i| z[kept[i]]);
+    let padded = k.next_multiple_of(LANES);
+    let (poles, stack) = stack.make_with(padded, |i| if i < k { d[kept[i]] } else { f64::INFINITY });
+    let (weights, stack) = stack.make_with(padded, |i| if i < k { z[kept[i]].abs() } else { 0.0 });
+    let (signed, stack) = stack.make_with(k, |i| z[kept[grouped[i]]]);
     let (grouped_poles, stack) = stack.make_with(k, |i| poles[grouped[i]]);
     let (mut roots, stack) = stack.make_with(k, |_| 0.0_f64);
     let (mut zhat, _) = stack.make_with(k, |_| 1.0_f64);
@@ -216,7 +223,7 @@ fn merge(d: &mut [f64], n1: usize, rho: f64, mut q: MatMut<'_, f64>, mut work: M
         poles: &poles,
         weights: &weights,
         rho_inverse: 1.0 / rho,
-        grouped: &grouped,
+        signed: &signed,
         grouped_poles: &grouped_poles,
         roots: &mut roots,
         zhat: &mut zhat,
@@ -253,11 +260,12 @@ fn merge(d: &mut [f64], n1: usize, rho: f64, mut q: MatMut<'_, f64>, mut work: M
 
 /// The eigenproblem of `D + ρ z zᵀ`, poles increasing, no weight negligible.
 struct RankOne<'a> {
+    /// As in [`Secular`].
     poles: &'a [f64],
     weights: &'a [f64],
     rho_inverse: f64,
-    /// The pole that each row of the vectors belongs to.
-    grouped: &'a [usize],
+    /// The weights with their signs and the poles in the order of the rows of the vectors.
+    signed: &'a [f64],
     grouped_poles: &'a [f64],
     roots: &'a mut [f64],
     /// Ones on entry.
@@ -265,16 +273,16 @@ struct RankOne<'a> {
     vectors: MatMut<'a, f64>,
 }
 
-impl NullaryFnOnce for RankOne<'_> {
+impl WithSimd for RankOne<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn call(self) {
-        let RankOne { poles, weights, rho_inverse, grouped, grouped_poles, roots, zhat, mut vectors } = self;
-        let k = poles.len();
-        for j in 0..k {
-            let Root { origin, offset } = root(j, poles, weights, rho_inverse);
-            roots[j] = poles[origin] + offset;
+    fn with_simd<S: Simd>(self, simd: S) {
+        let RankOne { poles, weights, rho_inverse, signed, grouped_poles, roots, zhat, mut vectors } = self;
+        let secular = Secular { simd, count: roots.len(), poles, weights, rho_inverse };
+        for (j, to) in roots.iter_mut().enumerate() {
+            let Root { origin, offset } = secular.root(j);
+            *to = poles[origin] + offset;
             let column = column_mut(vectors.rb_mut(), j);
             // ẑ_i² = Π_j (λ_j − d_i) / Π_{j≠i} (d_j − d_i): the factor of j = i has no divisor.
             for ((x, zhat), &pole) in column.iter_mut().zip(&mut *zhat).zip(grouped_poles) {
@@ -283,10 +291,10 @@ impl NullaryFnOnce for RankOne<'_> {
                 *zhat *= *x / if gap == 0.0 { 1.0 } else { gap };
             }
         }
-        for (zhat, &i) in zhat.iter_mut().zip(grouped) {
-            *zhat = zhat.abs().sqrt().copysign(weights[i]);
+        for (zhat, &sign) in zhat.iter_mut().zip(signed) {
+            *zhat = zhat.abs().sqrt().copysign(sign);
         }
-        for j in 0..k {
+        for j in 0..roots.len() {
             let column = column_mut(vectors.rb_mut(), j);
             for (x, &zhat) in column.iter_mut().zip(&*zhat) {
                 *x = zhat / *x;
@@ -324,79 +332,133 @@ fn rotate(mut q: MatMut<'_, f64>, p: usize, j: usize, rows: std::ops::Range<usiz
     }
 }
 
-/// A root `d[origin] + offset` of the secular equation.
+/// A root `poles[origin] + offset` of the secular equation.
 struct Root {
     /// The nearest pole.
     origin: usize,
     offset: f64,
 }
 
-/// The j-th root: between poles j and j + 1, or above the last one. `d` increasing, no `z` negligible.
-///
-/// The sums over the poles up to p and beyond it are each interpolated by a pole at p and at p + 1, with their values and
-/// derivatives (the middle way of Li, LAPACK working note 89, 1993), within a bracket.
-#[inline(always)]
-fn root(j: usize, d: &[f64], z: &[f64], rho_inverse: f64) -> Root {
-    let k = d.len();
-    if k == 1 {
-        return Root { origin: 0, offset: z[0] * z[0] / rho_inverse };
-    }
-    let last = j + 1 == k;
-    // The two poles of the interpolation.
-    let p = j.min(k - 2);
-    let gap = d[p + 1] - d[p];
-    let (z0, z1) = (z[p] * z[p], z[p + 1] * z[p + 1]);
-    let width = if last { (1.0 + 4.0 * f64::EPSILON * k as f64) * sum_squares(z) / rho_inverse } else { gap };
+/// The secular equation `1/ρ + Σ z_i² / (d_i − λ) = 0`.
+struct Secular<'a, S> {
+    simd: S,
+    count: usize,
+    /// Increasing, then infinite up to a multiple of [`LANES`].
+    poles: &'a [f64],
+    /// Not negative; zero behind the last pole.
+    weights: &'a [f64],
+    rho_inverse: f64,
+}
 
-    // The middle decides the origin and gives the sum of the other poles for a first guess.
-    let base = if last { k - 1 } else { j };
-    let middle = 0.5 * width;
-    let sums = secular(d, z, d[base], middle, p + 1);
-    let f = rho_inverse + sums.below + sums.above;
-    let origin = if last || f >= 0.0 { base } else { j + 1 };
-    let (mut low, mut high) = match (last, f >= 0.0) {
-        (_, true) => (0.0, middle),
-        (true, false) => (middle, width),
-        (false, false) => (-middle, 0.0),
-    };
-    let (delta0, delta1) = (d[p] - d[origin], d[p + 1] - d[origin]);
-    // c + z0 / (δ0 − x) + z1 / (δ1 − x) = 0, one of the δ being zero.
-    let (mid0, mid1) = ((d[p] - d[base]) - middle, (d[p + 1] - d[base]) - middle);
-    let c = f - z0 / mid0 - z1 / mid1;
-    let mut x = quadratic(c, c * (delta0 + delta1) + z0 + z1, c * delta0 * delta1 + z0 * delta1 + z1 * delta0, last);
-    for _ in 0..PARAMS.max_steps {
-        if !(low < x && x < high) {
-            // Towards a pole by large factors, elsewhere by halves.
-            x = if low == 0.0 {
-                high / 16.0
-            } else if high == 0.0 {
-                low / 16.0
-            } else {
-                0.5 * (low + high)
-            };
+/// `Σ z_i² / (d_i − λ)` and its derivative, over the poles on either side.
+struct Sums {
+    below: f64,
+    slope_below: f64,
+    above: f64,
+    slope_above: f64,
+}
+
+impl<S: Simd> Secular<'_, S> {
+    /// The j-th root: between poles j and j + 1, or above the last one.
+    ///
+    /// The sums over the poles up to p and beyond it are each interpolated by a pole at p and at p + 1, with their values
+    /// and derivatives (the middle way of Li, LAPACK working note 89, 1993), within a bracket.
+    #[inline(always)]
+    fn root(&self, j: usize) -> Root {
+        let &Secular { count: k, poles: d, weights: z, rho_inverse, .. } = self;
+        if k == 1 {
+            return Root { origin: 0, offset: z[0] * z[0] / rho_inverse };
         }
-        let sums = secular(d, z, d[origin], x, p + 1);
-        let f = rho_inverse + sums.below + sums.above;
-        let slope = sums.slope_below + sums.slope_above;
-        let noise = 8.0 * (rho_inverse + sums.below.abs() + sums.above.abs()) + x.abs() * slope;
-        if f.abs() <= f64::EPSILON * noise {
-            break;
-        }
-        if f < 0.0 {
-            low = x;
+        let last = j + 1 == k;
+        // The two poles of the interpolation.
+        let p = j.min(k - 2);
+        let (z0, z1) = (z[p] * z[p], z[p + 1] * z[p + 1]);
+        let width = if last {
+            (1.0 + 4.0 * f64::EPSILON * k as f64) * z.iter().map(|z| z * z).sum::<f64>() / rho_inverse
         } else {
-            high = x;
+            d[p + 1] - d[p]
+        };
+
+        // The middle decides the origin and gives the sum of the other poles for a first guess.
+        let base = if last { k - 1 } else { j };
+        let middle = 0.5 * width;
+        let sums = self.sums(base, middle, last);
+        let f = rho_inverse + sums.below + sums.above;
+        let origin = if last || f >= 0.0 { base } else { j + 1 };
+        let (mut low, mut high) = match (last, f >= 0.0) {
+            (_, true) => (0.0, middle),
+            (true, false) => (middle, width),
+            (false, false) => (-middle, 0.0),
+        };
+        let (delta0, delta1) = (d[p] - d[origin], d[p + 1] - d[origin]);
+        // c + z0 / (δ0 − x) + z1 / (δ1 − x) = 0, one of the δ being zero.
+        let c = f - z0 / ((d[p] - d[base]) - middle) - z1 / ((d[p + 1] - d[base]) - middle);
+        let b = c * delta0 * delta1 + z0 * delta1 + z1 * delta0;
+        let mut x = quadratic(c, c * (delta0 + delta1) + z0 + z1, b, last);
+        for _ in 0..PARAMS.max_steps {
+            if !(low < x && x < high) {
+                // Towards a pole by large factors, elsewhere by halves.
+                x = if low == 0.0 {
+                    high / 16.0
+                } else if high == 0.0 {
+                    low / 16.0
+                } else {
+                    0.5 * (low + high)
+                };
+            }
+            let sums = self.sums(origin, x, last);
+            let f = rho_inverse + sums.below + sums.above;
+            let slope = sums.slope_below + sums.slope_above;
+            let noise = 8.0 * (rho_inverse + sums.below.abs() + sums.above.abs()) + x.abs() * slope;
+            if f.abs() <= f64::EPSILON * noise || high - low <= f64::EPSILON * x.abs() {
+                break;
+            }
+            if f < 0.0 {
+                low = x;
+            } else {
+                high = x;
+            }
+            let (r0, r1) = (delta0 - x, delta1 - x);
+            let c = f - r0 * sums.slope_below - r1 * sums.slope_above;
+            let step = quadratic(c, (r0 + r1) * f - r0 * r1 * slope, r0 * r1 * f, last);
+            let next = x + step;
+            // Convergence is quadratic on the scale of the distance to the poles.
+            let small = step.abs() <= PARAMS.last_step * r0.abs().min(r1.abs());
+            let done = next == x || (low < next && next < high && small);
+            x = next;
+            if done {
+                break;
+            }
         }
-        let (r0, r1) = (delta0 - x, delta1 - x);
-        let c = f - r0 * sums.slope_below - r1 * sums.slope_above;
-        let step = quadratic(c, (r0 + r1) * f - r0 * r1 * slope, r0 * r1 * f, last);
-        let next = x + step;
-        if next == x || high - low <= f64::EPSILON * x.abs() {
-            break;
-        }
-        x = next;
+        Root { origin, offset: x }
     }
-    Root { origin, offset: x }
+
+    /// At `λ = poles[origin] + offset`. Poles below λ have negative terms, those above positive ones; above the last
+    /// pole, it is split off from the others.
+    #[inline(always)]
+    fn sums(&self, origin: usize, offset: f64, last: bool) -> Sums {
+        let simd = self.simd;
+        let base = self.poles[origin];
+        let (base_lanes, offset_lanes, zero) = (simd.splat_f64s(base), simd.splat_f64s(offset), simd.splat_f64s(0.0));
+        let [mut below, mut slope_below, mut above, mut slope_above] = [zero; 4];
+        for (&d, &z) in S::as_simd_f64s(self.poles).0.iter().zip(S::as_simd_f64s(self.weights).0) {
+            let t = simd.div_f64s(z, simd.sub_f64s(simd.sub_f64s(d, base_lanes), offset_lanes));
+            let (negative, positive) = (simd.min_f64s(t, zero), simd.max_f64s(t, zero));
+            below = simd.mul_add_e_f64s(z, negative, below);
+            slope_below = simd.mul_add_e_f64s(negative, negative, slope_below);
+            above = simd.mul_add_e_f64s(z, positive, above);
+            slope_above = simd.mul_add_e_f64s(positive, positive, slope_above);
+        }
+        let [mut below, mut slope_below, mut above, mut slope_above] =
+            [below, slope_below, above, slope_above].map(|x| simd.reduce_sum_f64s(x));
+        if last {
+            let (d, z) = (self.poles[self.count - 1], self.weights[self.count - 1]);
+            let t = z / ((d - base) - offset);
+            (above, slope_above) = (z * t, t * t);
+            (below, slope_below) = (below - above, slope_below - slope_above);
+        }
+        Sums { below, slope_below, above, slope_above }
+    }
 }
 
 /// The root of `c x² − a x + b` that belongs to the interval: the smaller one inside, the larger one beyond the last pole.
@@ -411,42 +473,6 @@ fn quadratic(c: f64, a: f64, b: f64, last: bool) -> f64 {
     }
 }
 
-/// `Σ z_i² / (d_i − λ)` and its derivative, over the poles on either side.
-struct Sums {
-    below: f64,
-    slope_below: f64,
-    above: f64,
-    slope_above: f64,
-}
-
-/// At `λ = origin + offset`; the first `split` poles are below.
-#[inline(always)]
-fn secular(d: &[f64], z: &[f64], origin: f64, offset: f64, split: usize) -> Sums {
-    let (below, slope_below) = secular_sum(&d[..split], &z[..split], origin, offset);
-    let (above, slope_above) = secular_sum(&d[split..], &z[split..], origin, offset);
-    Sums { below, slope_below, above, slope_above }
-}
-
-#[inline(always)]
-fn secular_sum(d: &[f64], z: &[f64], origin: f64, offset: f64) -> (f64, f64) {
-    let (mut sums, mut slopes) = ([0.0; LANES], [0.0; LANES]);
-    let (ds, d_rest) = d.as_chunks::<LANES>();
-    let (zs, z_rest) = z.as_chunks::<LANES>();
-    for (d, z) in ds.iter().zip(zs) {
-        for i in 0..LANES {
-            let t = z[i] / ((d[i] - origin) - offset);
-            sums[i] += z[i] * t;
-            slopes[i] += t * t;
-        }
-    }
-    for (i, (d, z)) in d_rest.iter().zip(z_rest).enumerate() {
-        let t = z / ((d - origin) - offset);
-        sums[i] += z * t;
-        slopes[i] += t * t;
-    }
-    (add_lanes(sums), add_lanes(slopes))
-}
-
 #[inline(always)]
 fn sum_squares(x: &[f64]) -> f64 {
     let mut sums = [0.0; LANES];
@@ -459,12 +485,7 @@ fn sum_squares(x: &[f64]) -> f64 {
     for (s, x) in sums.iter_mut().zip(rest) {
         *s += x * x;
     }
-    add_lanes(sums)
-}
-
-#[inline(always)]
-fn add_lanes(x: [f64; LANES]) -> f64 {
-    ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7]))
+    ((sums[0] + sums[4]) + (sums[2] + sums[6])) + ((sums[1] + sums[5]) + (sums[3] + sums[7]))
 }
 
 fn column_mut(a: MatMut<'_, f64>, j: usize) -> &mut [f64] {
