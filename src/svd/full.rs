@@ -1,22 +1,20 @@
 //! The optimum: `A = Q R`, then a dense SVD of R. `2 m n² + O(n³)` flops, one full copy of `A` in the arithmetic type.
 
+use super::goal::Goal;
 use super::triplets::Triplets;
-use super::{Method, Solution, note_orthonormalization};
+use super::{Method, Solution};
 use crate::error::Result;
 use crate::operator::LinearOperator;
 use crate::simd::Scalar;
 
 pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(
     op: &mut O,
-    rank: impl FnOnce(&[T]) -> usize,
+    goal: &Goal,
     par: faer::Par,
 ) -> Result<Solution<T, O>> {
     let width = op.ncols();
     let mut image = op.left(width)?;
     op.materialize(&mut image)?;
-    let (triplets, how) = Triplets::from_right(None, image, par)?;
-    let mut notes = Vec::new();
-    note_orthonormalization(&mut notes, "QR of the matrix", &how);
-    let rank = rank(&triplets.s);
-    Ok(Solution { triplets, rank, width, method: Method::Full, sketch: None, notes })
+    let (triplets, rank, notes) = Triplets::from_right(None, image, |s, captured| goal.rank(s, captured), par)?;
+    Ok(Solution { triplets, rank, width, method: Method::Full, sketch: None, certificate: None, notes })
 }

@@ -5,15 +5,19 @@
 //!                              [full]  P = I
 //!                              [gram]  P = V, from G = AᵀA
 //!                        [randomized]  P = Q, from power iterations on A Ω
+//!                            [krylov]  P = K, all panels of such an iteration
 //! ```
 //!
 //! Every method ends in the same Rayleigh-Ritz step (`triplets.rs`): once a panel `P` is orthonormal and its image is
 //! known, the best approximation of `A` in that subspace is an SVD of the image, and its error is known exactly by a
 //! subtraction of norms (`certificate.rs`). Wide matrices are factored as their transpose; U and V then change places.
 
+mod blocked;
 mod certificate;
 mod full;
+mod goal;
 mod gram;
+mod krylov;
 mod plan;
 mod randomized;
 mod small;
@@ -33,6 +37,7 @@ use crate::rank::Rank;
 use crate::simd::Scalar;
 use crate::sketch::Sketch;
 use crate::tensor::{DType, Matrix, TensorRef};
+use certificate::Certificate;
 use triplets::Triplets;
 
 /// How the factorization is computed.
@@ -50,19 +55,23 @@ pub enum Method {
     Gram,
     /// Randomized range finder with power iterations (Halko, Martinsson, Tropp 2011), orthonormalized at every product.
     Randomized,
+    /// Block Krylov iteration (Musco, Musco 2015): the randomized method with every panel kept, in fewer products. A rank
+    /// that the spectrum decides is found by [`Randomized`](Method::Randomized).
+    Krylov,
 }
 
 impl Method {
     /// All methods, in the order of their names in the documentation.
-    pub const ALL: [Method; 4] = [Method::Auto, Method::Full, Method::Gram, Method::Randomized];
+    pub const ALL: [Method; 5] = [Method::Auto, Method::Full, Method::Gram, Method::Randomized, Method::Krylov];
 
-    /// `"auto"`, `"full"`, `"gram"` or `"randomized"`.
+    /// `"auto"`, `"full"`, `"gram"`, `"randomized"` or `"krylov"`.
     pub const fn name(self) -> &'static str {
         match self {
             Method::Auto => "auto",
             Method::Full => "full",
             Method::Gram => "gram",
             Method::Randomized => "randomized",
+            Method::Krylov => "krylov",
         }
     }
 }
@@ -78,7 +87,7 @@ impl std::str::FromStr for Method {
 
     fn from_str(s: &str) -> Result<Self> {
         (Method::ALL.into_iter().find(|m| m.name() == s))
-            .ok_or_else(|| Error::option("method", s, "auto, full, gram or randomized"))
+            .ok_or_else(|| Error::option("method", s, "auto, full, gram, randomized or krylov"))
     }
 }
 
@@ -102,6 +111,7 @@ pub struct TruncatedSvd {
     oversample: usize,
     power_iterations: usize,
     seed: u64,
+    max_rank: Option<usize>,
     rates: Rates,
 }
 
@@ -115,6 +125,7 @@ impl TruncatedSvd {
             oversample: 10,
             power_iterations: 2,
             seed: 0,
+            max_rank: None,
             rates: Rates::default(),
         }
     }
@@ -144,6 +155,14 @@ impl TruncatedSvd {
     #[must_use]
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = seed;
+        self
+    }
+
+    /// The largest rank that a rule which looks at the spectrum ([`Rank::Energy`], [`Rank::Tolerance`]) may return. When it
+    /// ends the search, the report has a note and the error of what is returned.
+    #[must_use]
+    pub fn max_rank(mut self, k: usize) -> Self {
+        self.max_rank = Some(k);
         self
     }
 
@@ -224,8 +243,9 @@ impl TruncatedSvd {
     ) -> Result<Factors<T>> {
         let (m, n) = plan.shape;
         let wide = m < n;
-        let Solution { triplets, rank: k, width, method, sketch, notes } =
-            plan.solve(self, op, crate::current_par())?;
+        let goal = plan.goal(op.norm_squared());
+        let Solution { triplets, rank: k, width, method, sketch, certificate, mut notes } =
+            plan.solve(self, op, &goal, crate::current_par())?;
 
         let mut u = Matrix::zeros(m, k);
         let mut vt = Matrix::zeros(k, n);
@@ -237,7 +257,11 @@ impl TruncatedSvd {
         fix_signs(&mut u, &mut vt);
         let (left, right) =
             if wide { (vt.as_ref().transpose(), u.as_ref()) } else { (u.as_ref(), vt.as_ref().transpose()) };
-        let certificate = certificate::certify(op, left, spectrum.split_at(k), right, triplets.captured, self.seed)?;
+        let certificate = match certificate {
+            Some(certificate) => certificate,
+            None => certificate::certify(op, left, spectrum.split_at(k), right, triplets.captured, self.seed)?,
+        };
+        notes.extend(goal.shortfall(k, certificate.relative_error));
         let s = unscale(&spectrum[..k], scale)?;
         let report = Report {
             shape: (m, n),
@@ -269,6 +293,10 @@ mod stream {
     pub(super) const RANGE: u64 = 0;
     /// The certificate's probes.
     pub(super) const PROBES: u64 = 1;
+    /// The probes that end the search for a rank.
+    pub(super) const STOP: u64 = 2;
+    /// The Ω of the first block of that search; the next ones follow.
+    pub(super) const BLOCKS: u64 = 1 << 32;
 }
 
 /// What a method hands to the driver.
@@ -281,6 +309,8 @@ struct Solution<T: Scalar, O: LinearOperator<T>> {
     /// The method that gave them, after any fallback.
     method: Method,
     sketch: Option<Sketch>,
+    /// The error, if the method has measured it.
+    certificate: Option<Certificate>,
     notes: Vec<String>,
 }
 

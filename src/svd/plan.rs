@@ -20,11 +20,13 @@ use std::fmt;
 
 use faer::Par;
 
+use super::goal::Goal;
 use super::gram::{self, Eigenvectors};
-use super::{Method, Solution, TruncatedSvd, certificate, full, randomized, small};
+use super::triplets::Triplets;
+use super::{Method, Solution, TruncatedSvd, blocked, certificate, full, krylov, randomized, small};
 use crate::error::{Error, Result};
 use crate::operator::{Dense, HostPanel, LinearOperator};
-use crate::rank::{Rank, rank_for_energy};
+use crate::rank::Rank;
 use crate::simd::Scalar;
 use crate::tensor::DType;
 
@@ -78,7 +80,7 @@ pub struct Plan {
     pub reason: String,
     /// The rank, where the shape decides it.
     pub rank: Option<usize>,
-    /// Columns of the panels, `l = min(k + p, min(m, n))`; all of them where the spectrum decides the rank.
+    /// Columns of the panels, `l = min(k + p, min(m, n))`; the most there can be where the spectrum decides the rank.
     pub width: usize,
     /// All methods that would do, cheapest first.
     pub candidates: Vec<Candidate>,
@@ -89,7 +91,10 @@ pub struct Plan {
     pub dtype: DType,
     /// The arithmetic.
     pub precision: DType,
+    power_iterations: usize,
     rank_rule: Rank,
+    /// The largest rank to return.
+    max_rank: usize,
 }
 
 impl Plan {
@@ -100,7 +105,12 @@ impl Plan {
         }
         let (m, n) = (rows.max(cols), rows.min(cols));
         let rank = options.rank.from_shape(m, n)?;
-        let width = rank.map_or(n, |k| k.saturating_add(options.oversample).min(n));
+        let max_rank = match options.max_rank {
+            Some(0) => return Err(Error::Rank { rank: 0, max: n }),
+            Some(k) => k.min(n),
+            None => n,
+        };
+        let width = rank.unwrap_or(max_rank).saturating_add(options.oversample).min(n);
         let mut plan = Plan {
             shape,
             method: options.method,
@@ -112,27 +122,35 @@ impl Plan {
             detail: None,
             dtype,
             precision: T::DTYPE,
+            power_iterations: options.power_iterations,
             rank_rule: options.rank,
+            max_rank,
         };
         let all = [
             (Method::Full, None),
             (Method::Gram, Some(Eigenvectors::Dense)),
             (Method::Gram, Some(Eigenvectors::Iterated)),
             (Method::Randomized, None),
+            (Method::Krylov, None),
         ];
         for (method, detail) in all {
             // Without a rank there is no panel width for subspace iteration; the spectrum has to be seen first.
             if rank.is_none() && detail == Some(Eigenvectors::Iterated) {
                 continue;
             }
-            let (seconds, passes) = estimate::<T>(options, m, n, width, method, detail);
-            let peak_bytes = plan.bytes(method, detail, width, rank.unwrap_or(n));
+            // A rank that the spectrum decides is taken for a quarter of what it can be.
+            let expected = if rank.is_some() { width } else { width.div_ceil(4).max(32).min(width) };
+            let (seconds, passes) = estimate::<T>(options, m, n, expected, method, detail);
+            let peak_bytes = plan.bytes(method, detail, width, rank.unwrap_or(max_rank));
             plan.candidates.push(Candidate { method, detail, seconds, passes, peak_bytes });
         }
         plan.candidates.sort_by(|a, b| a.seconds.total_cmp(&b.seconds));
+        // The Gram matrix resolves σ down to √eps σ_1, so that it cannot show a loss near that.
+        let out_of_depth = rank.is_none() && plan.goal(1.0).is_below_floor::<T>();
         let allowed = |c: &&Candidate| match options.method {
-            // Growing a randomized panel until the energy is reached repeats its work; the exact ones see the spectrum at once.
-            Method::Auto => rank.is_some() || c.method != Method::Randomized,
+            Method::Auto if c.method == Method::Gram => !out_of_depth,
+            Method::Auto if c.method == Method::Krylov => rank.is_some(),
+            Method::Auto => true,
             method => c.method == method,
         };
         let chosen = plan.candidates.iter().find(allowed).expect("each method has a candidate").clone();
@@ -150,7 +168,9 @@ impl Plan {
 
     fn bytes(&self, method: Method, detail: Option<Eigenvectors>, width: usize, rank: usize) -> usize {
         let (m, n) = (self.shape.0.max(self.shape.1), self.shape.0.min(self.shape.1));
-        let footprint = Footprint { m, n, width, rank, storage: self.dtype };
+        let by_rows = self.shape.0 >= self.shape.1;
+        let power_iterations = self.power_iterations;
+        let footprint = Footprint { m, n, width, rank, power_iterations, by_rows, storage: self.dtype };
         match self.precision {
             DType::F64 => footprint.peak::<f64>(method, detail),
             _ => footprint.peak::<f32>(method, detail),
@@ -163,72 +183,55 @@ impl Plan {
         self.bytes(method, self.detail, width, rank).max(after_fallback)
     }
 
+    /// What the factors must reach, for an operator of this squared norm.
+    pub(super) fn goal(&self, norm_squared: f64) -> Goal {
+        Goal::new(self.rank, self.rank_rule, self.max_rank, norm_squared)
+    }
+
     /// Runs the plan, falling back where the result shows that the method was out of its depth.
     pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(
         &self,
         options: &TruncatedSvd,
         op: &mut O,
+        goal: &Goal,
         par: Par,
     ) -> Result<Solution<T, O>> {
-        let norm_squared = op.norm_squared();
-        let to_f64 = |s: &[T]| -> Vec<f64> { s.iter().map(|&s| s.to_f64()).collect() };
-        let by_energy = |s: &[T], energy: f64| rank_for_energy(&to_f64(s), norm_squared, energy);
-        let choose = |s: &[T]| match (self.rank, self.rank_rule) {
-            (Some(k), _) => k,
-            (None, Rank::Energy(energy)) => by_energy(s, energy),
-            (None, rule) => unreachable!("{rule} is decided by the shape"),
+        let randomized = |op: &mut O| match self.rank {
+            Some(_) => randomized::solve(options, op, self.width, goal, par),
+            None => blocked::solve(options, op, goal, self.width, par),
         };
-        match (self.method, self.rank_rule) {
-            (Method::Full, _) => full::solve(op, choose, par),
-            (Method::Gram, rule) => {
+        match self.method {
+            Method::Full => full::solve(op, goal, par),
+            Method::Gram => {
                 let how = self.detail.expect("the Gram route has a detail");
-                let width = |squares: &[T]| match rule {
-                    Rank::Energy(energy) => {
-                        let spectrum: Vec<f64> = squares.iter().map(|&x| x.to_f64().max(0.0).sqrt()).collect();
-                        (rank_for_energy(&spectrum, norm_squared, energy) + options.oversample).min(squares.len())
+                // All of σ² is there, so that nothing is missing.
+                let width = |squares: &[T]| match self.rank {
+                    Some(_) => self.width,
+                    None => {
+                        let s: Vec<T> = squares.iter().map(|&x| T::from_f64(x.to_f64().max(0.0).sqrt())).collect();
+                        (goal.rank_given(&s, 0.0) + options.oversample).min(self.width)
                     }
-                    _ => self.width,
                 };
-                let solution = gram::solve(options, op, how, width, choose, par)?;
-                let short = matches!(rule, Rank::Energy(energy)
-                    if solution.width < op.ncols() && !reaches_energy(&to_f64(&solution.triplets.s), norm_squared, energy));
-                if short || gram::reaches_floor(&solution.triplets.s, solution.rank) && norm_squared > 0.0 {
-                    let mut next = match rule {
-                        Rank::Energy(_) => full::solve(op, choose, par)?,
-                        _ => randomized::solve(options, op, self.width, choose, par)?,
-                    };
+                let solution = gram::solve(options, op, how, width, goal, par)?;
+                let Triplets { s, captured, .. } = &solution.triplets;
+                let short = solution.width < self.width && !goal.is_reached_by::<T>(*captured);
+                if short || gram::reaches_floor(s, solution.rank) && op.norm_squared() > 0.0 {
+                    let rank = solution.rank;
+                    drop(solution);
+                    let mut next = randomized(op)?;
                     next.notes.push(format!(
-                        "σ_{} is near the rounding of the Gram matrix (√eps σ_1); fell back to {}",
-                        solution.rank, next.method
+                        "σ_{rank} is near the rounding of the Gram matrix (√eps σ_1); fell back to {}",
+                        next.method
                     ));
                     return Ok(next);
                 }
                 Ok(solution)
             }
-            (Method::Randomized, Rank::Energy(energy)) => {
-                let mut width = (32 + options.oversample).min(op.ncols());
-                loop {
-                    let mut solution = randomized::solve(options, op, width, choose, par)?;
-                    let s = to_f64(&solution.triplets.s);
-                    // The last p columns are there to make the others accurate; the rank must be found without them.
-                    let trusted = if width == op.ncols() { width } else { width - options.oversample.min(width - 1) };
-                    if width == op.ncols() || reaches_energy(&s[..trusted], norm_squared, energy) {
-                        if width > 32 + options.oversample {
-                            solution.notes.push(format!("the panel grew to {width} columns to reach the energy"));
-                        }
-                        return Ok(solution);
-                    }
-                    width = (2 * width).min(op.ncols());
-                }
-            }
-            (Method::Randomized, _) => randomized::solve(options, op, self.width, choose, par),
-            (Method::Auto, _) => unreachable!("a plan names a method"),
+            Method::Krylov if self.rank.is_some() => krylov::solve(options, op, self.width, goal, par),
+            Method::Randomized | Method::Krylov => randomized(op),
+            Method::Auto => unreachable!("a plan names a method"),
         }
     }
-}
-
-fn reaches_energy(spectrum: &[f64], norm_squared: f64, energy: f64) -> bool {
-    spectrum.iter().map(|s| s * s).sum::<f64>() >= energy * norm_squared
 }
 
 /// Seconds and passes of a method.
@@ -246,27 +249,47 @@ fn estimate<T: Scalar>(
     let (mf, nf, lf) = (m as f64, n as f64, l as f64);
     let product = |rows: f64, cols: f64| 2.0 * rows * cols * lf / rates.gemm;
     let orthonormalize = |rows: f64, cols: f64| 4.0 * rows * cols * cols / rates.orthonormalize;
-    let home = 2.0 * (mf + nf) * lf * lf / rates.gemm;
-    let tail = rates.svd * lf.powi(3) + home;
+    // From a basis of l columns and its image of that many rows to the factors.
+    let finish = |rows: f64, lf: f64| {
+        let small = if size_of::<T>() == size_of::<f32>() {
+            rows * lf * lf / (0.5 * rates.syrk) + rates.eigen * lf.powi(3)
+        } else {
+            orthonormalize(rows, lf) + rates.svd * lf.powi(3)
+        };
+        small + 2.0 * (mf + nf) * lf * lf.min(l as f64) / rates.gemm
+    };
     let steps = q as f64;
     let (seconds, passes) = match (method, detail) {
-        (Method::Full, _) => {
-            (orthonormalize(mf, nf) + rates.svd * nf.powi(3) + 2.0 * (mf + nf) * nf * lf / rates.gemm, 1)
-        }
+        (Method::Full, _) => (finish(mf, nf), 1),
         (Method::Gram, Some(Eigenvectors::Dense)) => {
             let g = mf * nf * nf / rates.syrk + rates.eigen * nf.powi(3);
-            (g + product(mf, nf) + orthonormalize(mf, lf) + tail, 2)
+            (g + product(mf, nf) + finish(mf, lf), 2)
         }
         (Method::Gram, _) => {
             let g = mf * nf * nf / rates.syrk + nf * nf / rates.sketch;
-            let steps = gram::gram_steps(q) as f64;
-            let iterations = (steps - 1.0) * product(nf, nf) + steps * orthonormalize(nf, lf);
-            (g + iterations + product(mf, nf) + orthonormalize(mf, lf) + tail, 2)
+            let iterations = steps * product(nf, nf) + (steps + 1.0) * orthonormalize(nf, lf);
+            (g + iterations + product(mf, nf) + finish(mf, lf), 2)
+        }
+        (Method::Krylov, _) if options.rank.allowed_loss().is_none() => {
+            let blocks = krylov::Blocks::new(l, q, n);
+            let (count, width, columns) = (blocks.count as f64, blocks.width as f64, blocks.columns() as f64);
+            let products = (2.0 * count - 1.0) * 2.0 * mf * nf * width / rates.gemm + mf * nf / rates.sketch;
+            // Each block against those before it, twice.
+            let orths = 2.0 * count * orthonormalize(mf, width) + 4.0 * mf * columns * columns / rates.gemm;
+            (products + orths + finish(nf, columns), 2 * blocks.count)
+        }
+        _ if options.rank.allowed_loss().is_some() => {
+            // Every round of every block is made orthogonal to the blocks before it, twice.
+            let rounds = steps.max(1.0);
+            let products = (2.0 * rounds + 1.0) * product(mf, nf);
+            let orths =
+                rounds * (orthonormalize(mf, lf) + 4.0 * mf * lf * lf / rates.gemm) + 2.0 * orthonormalize(nf, lf);
+            (products + orths + finish(mf, lf), blocked::passes(l, q))
         }
         _ => {
             let products = (2.0 * steps + 1.0) * product(mf, nf) + mf * nf / rates.sketch;
-            let orths = (steps + 1.0) * (orthonormalize(mf, lf) + orthonormalize(nf, lf));
-            (products + orths + tail, 2 * q + 2)
+            let orths = (steps + 1.0) * orthonormalize(mf, lf) + steps * orthonormalize(nf, lf);
+            (products + orths + finish(nf, lf), 2 * q + 2)
         }
     };
     (slow * seconds, passes)
@@ -278,13 +301,16 @@ struct Footprint {
     n: usize,
     width: usize,
     rank: usize,
+    power_iterations: usize,
+    /// The matrix lies by rows once it stands tall.
+    by_rows: bool,
     storage: DType,
 }
 
 impl Footprint {
     /// Bytes alive at the fullest moment.
     fn peak<T: Scalar>(&self, method: Method, detail: Option<Eigenvectors>) -> usize {
-        let &Footprint { m, n, width: l, rank: k, storage } = self;
+        let &Footprint { m, n, width: l, rank: k, storage, .. } = self;
         let par = Par::Seq;
         let panel = |rows: usize, cols: usize| HostPanel::<T>::bytes(rows, cols);
         let small = |rows: usize, cols: usize| rows * cols * size_of::<T>();
@@ -292,27 +318,61 @@ impl Footprint {
             HostPanel::<T>::orthonormalize_scratch(rows, cols, par).unaligned_bytes_required()
         };
         let tile = Dense::<T>::tile_bytes(m, n, storage);
-        // R, its SVD and the scratch of that, then its two bases beside the factors.
+        let gram = |rows: usize, cols: usize| HostPanel::<T>::gram_scratch(rows, cols).unaligned_bytes_required();
+        let wide = |rows: usize, cols: usize| rows * cols * size_of::<f64>();
         let out = small(m + n, k);
+        // The Gram matrix of the image, its eigenvectors, and the bases beside the factors; or R, its SVD and those. What
+        // the context keeps as scratch is counted with the panels.
         let finish = |l: usize| {
-            let svd = small::svd_scratch::<T>(l).unaligned_bytes_required();
-            (3 * small(l, l) + svd).max(5 * small(l, l)).max(2 * small(l, l) + out)
+            let bases = 2 * small(l, l) + out;
+            if size_of::<T>() == size_of::<f32>() {
+                let eigen = small::symmetric_eigen_scratch::<f64>(l).unaligned_bytes_required();
+                (2 * wide(l, l) + eigen.max(2 * small(l, l))).max(bases)
+            } else {
+                let svd = small::svd_scratch::<T>(l).unaligned_bytes_required();
+                (3 * small(l, l) + svd).max(5 * small(l, l)).max(bases)
+            }
+        };
+        let decompose = |rows: usize, cols: usize| {
+            if size_of::<T>() == size_of::<f32>() { gram(rows, cols) } else { orthonormalize(rows, cols) }
         };
         // After the panels are gone.
         let certify = out + panel(m, certificate::PROBES) + small(m + n + k, certificate::PROBES);
+        // An image lies as the matrix does.
+        let image = |l: usize| if self.by_rows { panel(l, m) } else { panel(m, l) };
         let solve = match (method, detail) {
-            (Method::Full, _) => orthonormalize(m, n) + panel(m, n) + finish(n),
-            (Method::Gram, Some(Eigenvectors::Dense)) => {
-                let eigen = small::symmetric_eigen_scratch::<T>(n).unaligned_bytes_required();
-                let g = (2 * panel(n, n) + small(n, n)).max(2 * small(n, n) + eigen).max(small(n, n) + panel(n, l));
-                g.max(orthonormalize(m, l).max(orthonormalize(n, l)) + panel(n, l) + panel(m, l) + finish(l))
+            (Method::Full, _) => decompose(m, n) + panel(m, n) + finish(n),
+            (Method::Gram, how) => {
+                let g = match how {
+                    Some(Eigenvectors::Dense) => {
+                        let eigen = small::symmetric_eigen_scratch::<T>(n).unaligned_bytes_required();
+                        let home = (2 * panel(n, n) + small(n, n)).max(2 * small(n, n) + eigen);
+                        home.max(small(n, n) + panel(n, l))
+                    }
+                    _ => orthonormalize(n, l) + panel(n, n) + 2 * panel(n, l),
+                };
+                let finish = decompose(m, l).max(orthonormalize(n, l)) + panel(n, l) + image(l) + finish(l);
+                g.max(Dense::<T>::gram_bytes(m, n)).max(finish)
             }
-            (Method::Gram, _) => {
-                let scratch = orthonormalize(n, l);
-                let g = scratch + panel(n, n) + 2 * panel(n, l);
-                g.max(orthonormalize(m, l).max(scratch) + panel(n, l) + panel(m, l) + finish(l))
+            (Method::Krylov, _) => {
+                let krylov::Blocks { count, width: b } = krylov::Blocks::new(l, self.power_iterations, n);
+                let scratch = orthonormalize(m, b);
+                let blocks = count * (panel(m, b) + panel(n, b));
+                let together = scratch
+                    + blocks
+                    + panel(m, count * b).max(panel(m, count * b) - count * panel(m, b) + panel(n, count * b));
+                together.max(
+                    scratch.max(decompose(n, count * b))
+                        + panel(m, count * b)
+                        + panel(n, count * b)
+                        + finish(count * b),
+                )
             }
-            _ => orthonormalize(m, l).max(orthonormalize(n, l)) + panel(m, l) + panel(n, l) + finish(l),
+            _ => {
+                let scratch = orthonormalize(m, l).max(orthonormalize(n, l));
+                let iterate = scratch + panel(m, l) + panel(n, l) + Dense::<T>::product_bytes(m, l);
+                iterate.max(scratch.max(decompose(n, l)) + panel(m, l) + panel(n, l) + finish(l))
+            }
         };
         tile + solve.max(certify)
     }
@@ -324,7 +384,8 @@ impl Candidate {
         match (self.method, self.detail) {
             (Method::Full, _) => "QR and a dense SVD",
             (Method::Gram, Some(Eigenvectors::Dense)) => "Gram matrix of the short side, all eigenvectors",
-            (Method::Gram, _) => "Gram matrix of the short side, subspace iteration",
+            (Method::Gram, _) => "Gram matrix of the short side, filtered subspace iteration",
+            (Method::Krylov, _) => "block Krylov iteration",
             _ => "randomized range finder",
         }
     }

@@ -3,8 +3,9 @@
 
 use faer::Par;
 
+use super::goal::Goal;
 use super::triplets::Triplets;
-use super::{Method, Solution, TruncatedSvd, note_orthonormalization, stream};
+use super::{Method, Solution, TruncatedSvd, stream};
 use crate::error::Result;
 use crate::operator::LinearOperator;
 use crate::range::power_iteration;
@@ -15,16 +16,21 @@ pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(
     options: &TruncatedSvd,
     op: &mut O,
     width: usize,
-    rank: impl FnOnce(&[T]) -> usize,
+    goal: &Goal,
     par: Par,
 ) -> Result<Solution<T, O>> {
     let omega = AnySketch::new(options.sketch, op.ncols(), width, options.seed, stream::RANGE)?;
     let (mut y, mut x) = (op.left(width)?, op.right(width)?);
     power_iteration(op, &omega, options.power_iterations, &mut y, &mut x)?;
     op.apply_adjoint(&y, &mut x)?;
-    let (triplets, how) = Triplets::from_left(y, x, par)?;
-    let mut notes = Vec::new();
-    note_orthonormalization(&mut notes, "QR of the projected matrix", &how);
-    let rank = rank(&triplets.s);
-    Ok(Solution { triplets, rank, width, method: Method::Randomized, sketch: Some(options.sketch), notes })
+    let (triplets, rank, notes) = Triplets::from_left(y, x, |s, captured| goal.rank(s, captured), par)?;
+    Ok(Solution {
+        triplets,
+        rank,
+        width,
+        method: Method::Randomized,
+        sketch: Some(options.sketch),
+        certificate: None,
+        notes,
+    })
 }

@@ -42,6 +42,10 @@ pub(crate) struct FactorArgs {
     #[command(flatten)]
     pub(crate) rank: RankArgs,
 
+    /// Keep at most K, whatever --energy or --tolerance ask for
+    #[arg(long, value_name = "K", allow_negative_numbers = true, value_parser = positive_rank, conflicts_with_all = ["rank", "ratio"])]
+    pub(crate) max_rank: Option<usize>,
+
     /// How to factor
     #[arg(long, default_value = "auto", value_parser = one_of::<Method>(&["auto", "full", "gram", "randomized"]))]
     pub(crate) method: Method,
@@ -146,17 +150,20 @@ pub(crate) struct RankArgs {
     /// Keep as many as hold this share of the squared Frobenius norm
     #[arg(long, value_name = "E", allow_negative_numbers = true, value_parser = share)]
     energy: Option<f64>,
+
+    /// Keep the fewest whose relative Frobenius error is at most T
+    #[arg(long, value_name = "T", allow_negative_numbers = true, value_parser = tolerance)]
+    tolerance: Option<f64>,
 }
 
 impl RankArgs {
     /// clap has checked that exactly one is given.
     pub(crate) fn policy(&self) -> Rank {
-        match (self.rank, self.ratio, self.energy) {
-            (Some(k), ..) => Rank::Fixed(k),
-            (_, Some(r), _) => Rank::Ratio(r),
-            (.., Some(e)) => Rank::Energy(e),
-            (None, None, None) => unreachable!("the group is required"),
-        }
+        (self.rank.map(Rank::Fixed))
+            .or(self.ratio.map(Rank::Ratio))
+            .or(self.energy.map(Rank::Energy))
+            .or(self.tolerance.map(Rank::Tolerance))
+            .expect("the group is required")
     }
 }
 
@@ -191,6 +198,13 @@ fn positive(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(x) if x > 0.0 && f64::is_finite(x) => Ok(x),
         _ => Err("give a number above 0".into()),
+    }
+}
+
+fn tolerance(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(x) if x > 0.0 && x < 1.0 => Ok(x),
+        _ => Err("give a number above 0 and below 1".into()),
     }
 }
 

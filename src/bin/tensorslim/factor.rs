@@ -47,6 +47,9 @@ fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
     if let Some(q) = args.power_iterations {
         svd = svd.power_iterations(q as usize);
     }
+    if let Some(k) = args.max_rank {
+        svd = svd.max_rank(k);
+    }
     if let Some(sketch) = args.sketch {
         svd = svd.sketch(sketch);
     }
