@@ -18,16 +18,20 @@ mod full;
 mod goal;
 mod gram;
 mod krylov;
+mod many;
 mod nystrom;
 mod plan;
 mod randomized;
 mod rows;
 mod single_pass;
 mod small;
+mod tridiagonal;
 mod triplets;
 mod whitened;
 
 use std::time::Instant;
+
+use faer::Par;
 
 pub use certificate::ErrorKind;
 pub use plan::{Candidate, Plan, Rates};
@@ -272,21 +276,25 @@ impl TruncatedSvd {
     /// # Errors
     /// As [`factor`](Self::factor), and [`Error::Cancelled`].
     pub fn factor_watched<T: Scalar>(&self, w: TensorRef<'_>, watch: &Watch<'_>) -> Result<Factors<T>> {
+        self.factor_on(&w, watch, crate::current_par())
+    }
+
+    fn factor_on<T: Scalar>(&self, w: &TensorRef<'_>, watch: &Watch<'_>, par: Par) -> Result<Factors<T>> {
         let start = Instant::now();
         let view = w.view()?;
         let wide = view.nrows() < view.ncols();
         let plan = self.plan::<T>((view.nrows(), view.ncols()), view.dtype())?;
         let tall = if wide { view.transpose() } else { view };
-        let op = Dense::<T>::new(tall, crate::current_par()).map_err(|error| match error {
+        let op = Dense::<T>::new(tall, par).map_err(|error| match error {
             // In the caller's rows and columns, not in those of the transpose.
             Error::NotFinite { .. } if wide => first_not_finite(view),
             error => error,
         })?;
         let mut op = op.watched(watch.clone());
         if self.weighting.is_active(self.rank) {
-            return whitened::factor(self, op, view, start);
+            return whitened::factor(self, op, view, par, start);
         }
-        self.run(&mut op, plan, start)
+        self.run(&mut op, plan, par, start)
     }
 
     /// Factors whatever can be multiplied: a tiled, whitened, distributed or device matrix. `op` is tall or square;
@@ -302,13 +310,19 @@ impl TruncatedSvd {
             return Err(Error::shape("factor_operator", "at least as many rows as columns", got));
         }
         let plan = self.plan::<T>((m, n), T::DTYPE)?;
-        self.run(op, plan, start)
+        self.run(op, plan, crate::current_par(), start)
     }
 
     /// Solves, brings the factors home and certifies them. `op` is `scale · A`, or `scale · Aᵀ` when A is wide.
-    fn run<T: Scalar, O: LinearOperator<T>>(&self, op: &mut O, plan: Plan, start: Instant) -> Result<Factors<T>> {
+    fn run<T: Scalar, O: LinearOperator<T>>(
+        &self,
+        op: &mut O,
+        plan: Plan,
+        par: Par,
+        start: Instant,
+    ) -> Result<Factors<T>> {
         let goal = plan.goal(op.norm_squared());
-        let solution = plan.solve(self, op, &goal, crate::current_par())?;
+        let solution = plan.solve(self, op, &goal, par)?;
         self.finish(op, plan, solution, Some(&goal), start)
     }
 
