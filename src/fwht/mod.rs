@@ -47,7 +47,7 @@ use rayon::iter::ParallelIterator;
 use crate::error::{Error, Result};
 use crate::simd::Scalar;
 use crate::tensor::{DType, Element};
-pub use plan::{Order, Plan, Radices};
+pub use plan::{Order, Plan, Radices, Radix};
 use run::Batch;
 
 /// `x <- H x`.

@@ -95,7 +95,7 @@ pub(super) unsafe fn batch<T: Scalar, E: Element>(mut x: Batch<E>, order: Order,
 unsafe fn long<T: Scalar, E: Element>(x: Batch<E>, plan: &Plan, params: Params) {
     let mut wide: Vec<T> = if E::DTYPE == T::DTYPE { Vec::new() } else { vec![T::zeroed(); x.n] };
     let all = if E::DTYPE == T::DTYPE { x.ptr.cast::<T>() } else { wide.as_mut_ptr() };
-    let (base, first) = (plan.order.base(), plan.inner[0]);
+    let (base, first) = (plan.order.base(), plan.inner[0].rows);
     let all = Batch { ptr: all, n: x.n, n_stride: 1, count: 1, stride: 1 };
     let share = |stage: Stage, items: usize| {
         let chunk = (params.task_len * items / x.n).max(1);
@@ -139,7 +139,7 @@ impl<T: Scalar, E: Element> Kernel for Part<'_, T, E> {
     fn run<S: Lanes>(self, s: S) {
         let Part { x, all, plan, stage, items } = self;
         let (part, base) = (1usize << plan.bits(), plan.order.base());
-        let block = part >> plan.inner[0];
+        let block = part >> plan.inner[0].rows;
         let scratch = if let Stage::Base = stage { passes::base_scratch::<S, T>(base) } else { 0 };
         let mut scratch = Scratch::<T>::new(scratch);
         let scratch = scratch.as_mut_ptr();
@@ -154,9 +154,9 @@ impl<T: Scalar, E: Element> Kernel for Part<'_, T, E> {
                     Stage::Below => {
                         let (x, all) = (x.add(i * block), all.add(i * block));
                         if base == 1 {
-                            passes::below::<S, T, E>(s, plan, &plan.inner[1..], 1, block, x, all);
+                            passes::below::<S, T, E>(s, plan, 1, 1, block, x, all);
                         } else {
-                            passes::below::<S, T, T>(s, plan, &plan.inner[1..], 1, block, all, all);
+                            passes::below::<S, T, T>(s, plan, 1, 1, block, all, all);
                         }
                     }
                     Stage::Base => {
