@@ -15,7 +15,7 @@ use std::marker::PhantomData;
 use bytemuck::Zeroable;
 use pulp::NullaryFnOnce;
 
-use super::plan::{Plan, Radix, max_radix};
+use super::plan::{Params, Plan, Radix, max_radix};
 use crate::simd::{Lanes, Scalar};
 use crate::tensor::Element;
 
@@ -112,7 +112,7 @@ impl<E> Rows<E> {
 
 /// Transforms `R` registers at a time of `width` columns, a multiple of the lanes: one of each of rows `0..R` of `src`
 /// into those of `dst`, or, for `B > 1`, `B` of each of rows `0..R / B`, one in each of `B` runs of `run` columns; then
-/// `B · run` divides `width`.
+/// `B · run` divides `width`. Asks for what lies `ahead` of the elements that it reads unless that is 0.
 ///
 /// # Safety
 /// `R / B` rows of `width` are readable in `src` and writable in `dst`; these are equal or disjoint.
@@ -123,6 +123,7 @@ unsafe fn radix_pass<const R: usize, const B: usize, S: Lanes, T: Scalar, X: Ele
     dst: Rows<Y>,
     width: usize,
     run: usize,
+    ahead: isize,
     minus: T::V<S>,
 ) {
     let lanes = T::lanes::<S>();
@@ -137,7 +138,11 @@ unsafe fn radix_pass<const R: usize, const B: usize, S: Lanes, T: Scalar, X: Ele
                 let (x, y) = (hidden(src.ptr.add(j)), hidden(dst.ptr.add(j)));
                 let mut v = [T::V::<S>::zeroed(); R];
                 for (i, v) in v.iter_mut().enumerate() {
-                    *v = T::vload::<S, X>(s, x.offset((i / B) as isize * src.stride).add(i % B * run));
+                    let at = x.offset((i / B) as isize * src.stride).add(i % B * run);
+                    if B == 1 && ahead != 0 {
+                        s.prefetch(at.wrapping_offset(ahead).cast());
+                    }
+                    *v = T::vload::<S, X>(s, at);
                 }
                 butterflies::<R, S, T>(s, minus, &mut v);
                 for (i, v) in v.into_iter().enumerate() {
@@ -162,6 +167,7 @@ struct RadixPass<const R: usize, const B: usize, S, T, X, Y> {
     dst: Rows<Y>,
     width: usize,
     run: usize,
+    ahead: bool,
     plain: PhantomData<T>,
 }
 
@@ -171,13 +177,14 @@ impl<const R: usize, const B: usize, S: Lanes, T: Scalar, X: Element, Y: Element
     type Output = ();
     #[inline(always)]
     fn call(self) {
-        let RadixPass { s, blocks, h, src, dst, width, run, .. } = self;
+        let RadixPass { s, blocks, h, src, dst, width, run, ahead, .. } = self;
+        let ahead = if ahead { src.stride } else { 0 };
         let minus = minus_one::<S, T>(s);
         for block in 0..blocks {
             for i in block * (R / B) * h..block * (R / B) * h + h {
                 // SAFETY: rows `i + h·t`, `t < R / B`, of the block; `radix_passes` hands on its caller's promise.
                 unsafe {
-                    radix_pass::<R, B, S, T, X, Y>(s, src.at(i).every(h), dst.at(i).every(h), width, run, minus);
+                    radix_pass::<R, B, S, T, X, Y>(s, src.at(i).every(h), dst.at(i).every(h), width, run, ahead, minus);
                 }
             }
         }
@@ -185,7 +192,8 @@ impl<const R: usize, const B: usize, S: Lanes, T: Scalar, X: Element, Y: Element
 }
 
 /// The stages of `radix` at row distance `h` of `blocks` blocks of `2^rows·h` rows of `width`, a multiple of the lanes,
-/// and between runs of `run` columns if it takes more than one register of a row.
+/// and between runs of `run` columns if it takes more than one register of a row. `ahead`: asks for the next row of each
+/// while it works on one, for rows that no other prefetcher foresees.
 ///
 /// # Safety
 /// All these rows are readable in `src` and writable in `dst`; the two are equal (address, stride, type) or disjoint.
@@ -198,10 +206,21 @@ unsafe fn radix_passes<S: Lanes, T: Scalar, X: Element, Y: Element>(
     dst: Rows<Y>,
     width: usize,
     run: usize,
+    ahead: bool,
 ) {
     macro_rules! radix {
         ($r:literal, $b:literal) => {
-            s.vectorize(RadixPass::<$r, $b, S, T, X, Y> { s, blocks, h, src, dst, width, run, plain: PhantomData })
+            s.vectorize(RadixPass::<$r, $b, S, T, X, Y> {
+                s,
+                blocks,
+                h,
+                src,
+                dst,
+                width,
+                run,
+                ahead,
+                plain: PhantomData,
+            })
         };
     }
     match (radix.rows, radix.beside) {
@@ -232,16 +251,46 @@ pub(super) unsafe fn columns<S: Lanes, T: Scalar, A: Element, B: Element>(
     // SAFETY: each pass covers all rows.
     unsafe {
         match *radices {
-            [] => radix_passes::<S, T, A, B>(s, Radix { rows: 0, beside: 0 }, 1, 1, src, dst, width, 0),
-            [only] => radix_passes::<S, T, A, B>(s, only, 1, 1, src, dst, width, 0),
+            [] => radix_passes::<S, T, A, B>(s, Radix { rows: 0, beside: 0 }, 1, 1, src, dst, width, 0, false),
+            [only] => radix_passes::<S, T, A, B>(s, only, 1, 1, src, dst, width, 0, false),
             [first, ref rest @ ..] => {
                 let h = rows >> first.rows;
-                radix_passes::<S, T, A, T>(s, first, 1, h, src, work, width, 0);
+                radix_passes::<S, T, A, T>(s, first, 1, h, src, work, width, 0, false);
                 for block in 0..rows / h {
                     columns::<S, T, T, B>(s, rest, work.at(block * h), dst.at(block * h), work.at(block * h), width);
                 }
             }
         }
+    }
+}
+
+/// The vertical transform of each of `blocks` blocks of `len` rows of `width` in place, depth first while they are larger
+/// than L1.
+///
+/// # Safety
+/// All these rows are readable and writable; `radices` are those of `len`; `width` is a multiple of the lanes.
+pub(super) unsafe fn columns_in_place<S: Lanes, T: Scalar>(
+    s: S,
+    radices: &[Radix],
+    blocks: usize,
+    len: usize,
+    rows: Rows<T>,
+    width: usize,
+    params: &Params,
+) {
+    let bytes = blocks * len * width * size_of::<T>();
+    // SAFETY: each pass covers all rows.
+    unsafe {
+        if blocks > 1 && bytes > params.l1_bytes {
+            for i in 0..blocks {
+                columns_in_place::<S, T>(s, radices, 1, len, rows.at(i * len), width, params);
+            }
+            return;
+        }
+        let Some((&first, rest)) = radices.split_first() else { return };
+        let h = len >> first.rows;
+        radix_passes::<S, T, T, T>(s, first, blocks, h, rows, rows, width, 0, bytes > params.ahead_bytes);
+        columns_in_place::<S, T>(s, rest, blocks << first.rows, h, rows, width, params);
     }
 }
 
@@ -477,7 +526,7 @@ pub(super) unsafe fn blocks<S: Lanes, T: Scalar, A: Element, B: Element>(
         };
         let h = 1usize << plan.bits() >> first.rows;
         let (from, to) = (Rows { ptr: src, stride: h as isize }, Rows { ptr: work, stride: h as isize });
-        radix_passes::<S, T, A, T>(s, first, count, 1, from, to, h, lanes);
+        radix_passes::<S, T, A, T>(s, first, count, 1, from, to, h, lanes, false);
         below::<S, T, B>(s, plan, 1, count << first.rows, h, dst, work);
     }
 }
@@ -497,7 +546,8 @@ pub(super) unsafe fn first_pass<S: Lanes, T: Scalar, A: Element>(
     let stride = 1isize << (plan.bits() - u32::from(first.rows));
     // SAFETY: the caller's.
     unsafe {
-        radix_passes::<S, T, A, T>(s, first, 1, 1, Rows { ptr: src, stride }, Rows { ptr: work, stride }, width, lanes)
+        let (src, work) = (Rows { ptr: src, stride }, Rows { ptr: work, stride });
+        radix_passes::<S, T, A, T>(s, first, 1, 1, src, work, width, lanes, false)
     }
 }
 
@@ -531,7 +581,7 @@ pub(super) unsafe fn below<S: Lanes, T: Scalar, B: Element>(
         };
         let h = len >> radix.rows;
         let all = Rows { ptr: work, stride: h as isize };
-        radix_passes::<S, T, T, T>(s, radix, blocks, 1, all, all, h, run);
+        radix_passes::<S, T, T, T>(s, radix, blocks, 1, all, all, h, run, false);
         below::<S, T, B>(s, plan, done + 1, blocks << radix.rows, h, dst, work);
     }
 }

@@ -66,10 +66,14 @@ pub(crate) struct Params {
     pub(crate) alias_bytes: usize,
     /// Bytes of a block whose passes, one after the other, find it in L1.
     pub(crate) l1_bytes: usize,
-    /// Bytes of one row of a column panel that goes through scratch: whole cache lines.
+    /// Bytes of a block from which a pass over its rows fetches the next ones ahead.
+    pub(crate) ahead_bytes: usize,
+    /// Bytes, in arithmetic, of one row of a panel of columns: whole cache lines.
     pub(crate) panel_row_bytes: usize,
-    /// Bytes of scratch for one panel of columns; longer columns take more than one sweep over memory.
-    pub(crate) panel_bytes: usize,
+    /// The same for a panel that goes through scratch.
+    pub(crate) scratch_row_bytes: usize,
+    /// Bytes of scratch for as many vectors as lanes; longer ones go one at a time.
+    pub(crate) scratch_bytes: usize,
     /// Elements of a task when rows or panels are shared among threads.
     pub(crate) task_len: usize,
     /// Elements from which one vector is shared among threads.
@@ -83,8 +87,10 @@ impl Default for Params {
         Params {
             alias_bytes: 4 << 10,
             l1_bytes: 16 << 10,
-            panel_row_bytes: 256,
-            panel_bytes: 2 << 20,
+            ahead_bytes: 256 << 10,
+            panel_row_bytes: 1024,
+            scratch_row_bytes: 256,
+            scratch_bytes: 2 << 20,
             task_len: 1 << 16,
             long_len: 1 << 17,
             long_bits: 14,
@@ -141,19 +147,26 @@ impl Radices {
         self.passes += 1;
     }
 
-    /// The stages of `2^k` adjacent elements above `lanes` (log2). 16 rows at a distance of `alias` elements or more
-    /// would ask a set of the L1 cache for more lines than it has ways; there 8 is the most, and 8 × 2 as fast as 8.
-    fn staged(k: u32, lanes: u32, top: u32, alias: usize) -> Radices {
+    /// The stages of blocks of `2^bits` down to those of `2^lanes`. 16 rows at a distance that is `crowded` would ask a set
+    /// of the L1 cache for more lines than it has ways. There 8 is the most, and 8 × 2, where there is more than one
+    /// register of a row to a block, as fast as 8.
+    fn staged(bits: u32, lanes: u32, top: u32, beside: u32, crowded: impl Fn(usize) -> bool) -> Radices {
         let mut radices = Radices::NONE;
-        let (mut block, mut left) = (k, k - lanes);
-        let (rows, beside) = (top.min(3), top.saturating_sub(3));
-        while left > top && 1usize << (block - top) >= alias {
+        let (mut block, mut left) = (bits, bits - lanes);
+        let rows = top.min(3);
+        while left > top && crowded(1 << (block - top)) {
             radices.push(rows as u8, beside as u8);
             block -= rows;
             left -= rows + beside;
         }
         Radices::new(left, top).iter().for_each(|r| radices.push(r.rows, 0));
         radices
+    }
+
+    /// For `2^bits` rows at a distance of `stride` bytes, in place.
+    pub(crate) fn columns(bits: u32, stride: usize, registers: usize, params: &Params) -> Radices {
+        let crowded = |h: usize| (h * stride).is_multiple_of(params.alias_bytes);
+        Radices::staged(bits, 0, max_radix(registers), 0, crowded)
     }
 
     /// log2 of the number of elements or rows that they transform.
@@ -211,7 +224,8 @@ impl Plan {
     pub(crate) fn rows(order: Order, isa: Isa, size: usize, lanes: usize, registers: usize, params: &Params) -> Plan {
         let (k, top) = (order.log2(), max_radix(registers));
         let lane_bits = lanes.ilog2().min(k);
-        let (inner, leaf) = Radices::staged(k, lane_bits, top, params.alias_bytes / size).split_last();
+        let crowded = |h: usize| h * size >= params.alias_bytes;
+        let (inner, leaf) = Radices::staged(k, lane_bits, top, top.saturating_sub(3), crowded).split_last();
         Plan { order, isa, inner, leaf, lanes: lane_bits, l1: params.l1_bytes / size }
     }
 
