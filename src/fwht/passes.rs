@@ -137,12 +137,13 @@ unsafe fn radix_pass<const R: usize, const B: usize, S: Lanes, T: Scalar, X: Ele
             unsafe {
                 let (x, y) = (hidden(src.ptr.add(j)), hidden(dst.ptr.add(j)));
                 let mut v = [T::V::<S>::zeroed(); R];
-                for (i, v) in v.iter_mut().enumerate() {
-                    let at = x.offset((i / B) as isize * src.stride).add(i % B * run);
-                    if B == 1 && ahead != 0 {
-                        s.prefetch(at.wrapping_offset(ahead).cast());
+                if B == 1 && ahead != 0 {
+                    for i in 0..R {
+                        s.prefetch(x.wrapping_offset(i as isize * src.stride + ahead).cast());
                     }
-                    *v = T::vload::<S, X>(s, at);
+                }
+                for (i, v) in v.iter_mut().enumerate() {
+                    *v = T::vload::<S, X>(s, x.offset((i / B) as isize * src.stride).add(i % B * run));
                 }
                 butterflies::<R, S, T>(s, minus, &mut v);
                 for (i, v) in v.into_iter().enumerate() {
@@ -409,8 +410,8 @@ struct LeafPass<const R: usize, S, T, A, B> {
     run: usize,
     src: *const A,
     dst: *mut B,
-    /// How far behind `dst` lies what is read after this pass, in elements; 0 if nothing is to be prefetched.
-    next: usize,
+    /// How far behind `dst` lies what is read after this pass, in bytes.
+    next: isize,
     plain: PhantomData<T>,
 }
 
@@ -429,7 +430,7 @@ impl<const R: usize, S: Lanes, T: Scalar, A: Element, B: Element> NullaryFnOnce 
                     let (x, y) = (hidden(src.add(j).cast_mut()), hidden(dst.add(j)));
                     let mut v = [T::V::<S>::zeroed(); R];
                     for (i, v) in v.iter_mut().enumerate() {
-                        s.prefetch(y.wrapping_add(i * run + next).cast());
+                        s.prefetch(y.wrapping_add(i * run).cast::<u8>().wrapping_offset(next));
                         *v = T::vload::<S, A>(s, x.add(i * run));
                     }
                     butterflies::<R, S, T>(s, minus, &mut v);
@@ -454,7 +455,7 @@ unsafe fn leaves<S: Lanes, T: Scalar, A: Element, B: Element>(
     run: usize,
     src: *const A,
     dst: *mut B,
-    next: usize,
+    next: isize,
 ) {
     macro_rules! leaf {
         ($r:literal) => {
@@ -503,7 +504,8 @@ impl<S: Lanes, T: Scalar, A: Element, B: Element> NullaryFnOnce for Short<S, T, 
     }
 }
 
-/// `count` adjacent blocks of `2^(Σinner + leaf + lanes)` elements.
+/// `count` adjacent blocks of `2^(Σinner + leaf + lanes)` elements. The leaves ask for what comes after them, or for what
+/// lies `ahead` bytes behind `dst`.
 ///
 /// # Safety
 /// So many are readable at `src` and writable at `dst` and `work`; any two are equal (address and type) or disjoint.
@@ -514,6 +516,7 @@ pub(super) unsafe fn blocks<S: Lanes, T: Scalar, A: Element, B: Element>(
     src: *mut A,
     dst: *mut B,
     work: *mut T,
+    ahead: Option<isize>,
 ) {
     // SAFETY: each pass covers the blocks.
     unsafe {
@@ -522,12 +525,12 @@ pub(super) unsafe fn blocks<S: Lanes, T: Scalar, A: Element, B: Element>(
         }
         let lanes = T::lanes::<S>();
         let Some(&first) = plan.inner.first() else {
-            return leaves::<S, T, A, B>(s, plan.leaf, count, lanes, src, dst, 0);
+            return leaves::<S, T, A, B>(s, plan.leaf, count, lanes, src, dst, ahead.unwrap_or(0));
         };
         let h = 1usize << plan.bits() >> first.rows;
         let (from, to) = (Rows { ptr: src, stride: h as isize }, Rows { ptr: work, stride: h as isize });
         radix_passes::<S, T, A, T>(s, first, count, 1, from, to, h, lanes, false);
-        below::<S, T, B>(s, plan, 1, count << first.rows, h, dst, work);
+        below::<S, T, B>(s, plan, 1, count << first.rows, h, dst, work, ahead);
     }
 }
 
@@ -564,12 +567,13 @@ pub(super) unsafe fn below<S: Lanes, T: Scalar, B: Element>(
     len: usize,
     dst: *mut B,
     work: *mut T,
+    ahead: Option<isize>,
 ) {
     // SAFETY: each pass covers the blocks.
     unsafe {
         if blocks > 1 && blocks * len > plan.l1 {
             for i in 0..blocks {
-                below::<S, T, B>(s, plan, done, 1, len, dst.add(i * len), work.add(i * len));
+                below::<S, T, B>(s, plan, done, 1, len, dst.add(i * len), work.add(i * len), ahead);
             }
             return;
         }
@@ -577,11 +581,12 @@ pub(super) unsafe fn below<S: Lanes, T: Scalar, B: Element>(
         let run = T::lanes::<S>() << plan.inner[..done].iter().map(|r| r.beside).sum::<u8>();
         let Some(&radix) = plan.inner.get(done) else {
             let count = (blocks * len) / (run << plan.leaf);
-            return leaves::<S, T, T, B>(s, plan.leaf, count, run, work, dst, blocks * len);
+            let next = ahead.unwrap_or((blocks * len * size_of::<B>()) as isize);
+            return leaves::<S, T, T, B>(s, plan.leaf, count, run, work, dst, next);
         };
         let h = len >> radix.rows;
         let all = Rows { ptr: work, stride: h as isize };
         radix_passes::<S, T, T, T>(s, radix, blocks, 1, all, all, h, run, false);
-        below::<S, T, B>(s, plan, done + 1, blocks << radix.rows, h, dst, work);
+        below::<S, T, B>(s, plan, done + 1, blocks << radix.rows, h, dst, work, ahead);
     }
 }

@@ -159,9 +159,9 @@ impl<T: Scalar, E: Element> Kernel for Part<'_, T, E> {
                     Stage::Below => {
                         let (x, all) = (x.add(i * block), all.add(i * block));
                         if base == 1 {
-                            passes::below::<S, T, E>(s, plan, 1, 1, block, x, all);
+                            passes::below::<S, T, E>(s, plan, 1, 1, block, x, all, None);
                         } else {
-                            passes::below::<S, T, T>(s, plan, 1, 1, block, all, all);
+                            passes::below::<S, T, T>(s, plan, 1, 1, block, all, all, None);
                         }
                     }
                     Stage::Base => {
@@ -247,12 +247,23 @@ unsafe fn rows<S: Lanes, T: Scalar, E: Element>(s: S, x: Batch<E>, plan: &Plan) 
         unsafe {
             let all = if same { x.cast::<T>() } else { scratch.add(base) };
             if plan.order.base() == 1 {
-                passes::blocks::<S, T, E, E>(s, plan, count, x, x, all);
+                passes::blocks::<S, T, E, E>(s, plan, count, x, x, all, None);
             } else {
                 based::<S, T, E>(s, plan, x, all, scratch);
             }
         }
     }
+}
+
+/// The adjacent vectors of length `2^k` in `x`, and meanwhile as many bytes from `ahead` on, which need not be valid, into
+/// cache.
+pub(super) fn rows_ahead<S: Lanes, T: Scalar>(s: S, x: &mut [T], order: Order, ahead: *const u8) {
+    debug_assert!(order.base() == 1 && x.len().is_multiple_of(order.len()));
+    let plan = plan_of::<S, T>(order, &Params::default());
+    let (count, x) = (x.len() / order.len(), x.as_mut_ptr());
+    let ahead = (ahead as isize).wrapping_sub(x as isize);
+    // SAFETY: all of a slice, in place.
+    unsafe { passes::blocks::<S, T, T, T>(s, &plan, count, x, x, x, Some(ahead)) }
 }
 
 /// One vector of adjacent elements and a base: its `b` parts one by one, then its columns. `all` holds it between
@@ -266,7 +277,7 @@ unsafe fn based<S: Lanes, T: Scalar, E: Element>(s: S, plan: &Plan, x: *mut E, a
     let stride = h as isize;
     // SAFETY: the parts of the vector, then its columns.
     unsafe {
-        passes::blocks::<S, T, E, T>(s, plan, b, x, all, all);
+        passes::blocks::<S, T, E, T>(s, plan, b, x, all, all, None);
         let (all, x) = (Rows { ptr: all, stride }, Rows { ptr: x, stride });
         passes::base_pass::<S, T, T, E>(s, hadamard::entries(b), all, x, h, scratch);
     }

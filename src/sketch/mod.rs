@@ -489,6 +489,13 @@ impl<'a, E: Element> Source<'a, E> {
         }
     }
 
+    /// Where element `(i, j)` lies, or would.
+    fn address(&self, i: usize, j: usize) -> *const u8 {
+        let a = &self.a;
+        let offset = (i as isize * a.row_stride()).wrapping_add(j as isize * a.col_stride());
+        a.as_ptr().wrapping_offset(offset).cast()
+    }
+
     /// Asks for elements `range` of row `i`, if there is such a row and its elements are adjacent.
     #[inline(always)]
     fn prefetch_row<S: Lanes>(&self, s: S, i: usize, range: Range<usize>) {

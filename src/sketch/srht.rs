@@ -50,7 +50,7 @@ use super::{
     Layout, Lines, ROW_BITS, SketchOperator, Source, check_apply, check_size, check_stream, for_row_chunks, store,
 };
 use crate::error::{Error, Result};
-use crate::fwht::{fwht_rows, transform_panel};
+use crate::fwht::{transform_panel, transform_rows};
 use crate::rng::{Philox, stream};
 use crate::simd::{self, Kernel, Lanes, Scalar};
 use crate::tensor::Element;
@@ -352,9 +352,6 @@ impl Srht {
     }
 }
 
-/// Gathers between prefetches.
-const GATHERS: usize = 16;
-
 /// Sketches a piece of `count` rows, one after the other.
 struct RowsOfPiece<'a, E, T> {
     source: Source<'a, E>,
@@ -386,33 +383,17 @@ impl<E: Element, T: Scalar> Kernel for RowsOfPiece<'_, E, T> {
                 x[lead + count..].fill(T::zeroed());
                 self.source.row(s, first + i, column, signs, &mut x[lead..lead + count]);
             }
-            // The next rows come from memory while these are worked on: some lines before the transform, the others
-            // between gathers.
+            // The next rows come from memory while these are worked on.
             let next = first + rows;
-            self.source.prefetch_row(s, next, column..column + count / 4);
-            transform_rows(x, size);
-            for (i, (x, out)) in x.chunks_exact(size).zip(&mut out).enumerate() {
-                let step = (count * GATHERS).div_ceil(index.len());
-                let (mut ahead, end) = (column, column + count);
-                for ((out, index), factor) in
-                    out.chunks_mut(GATHERS).zip(index.chunks(GATHERS)).zip(factor.chunks(GATHERS))
-                {
-                    self.source.prefetch_row(s, next + i, ahead..end.min(ahead + step));
-                    ahead += step;
-                    for ((out, &k), &c) in out.iter_mut().zip(index).zip(factor) {
-                        *out += c * x[k as usize];
-                    }
+            transform_rows(s, x, size, self.source.address(next, column));
+            for (x, out) in x.chunks_exact(size).zip(&mut out) {
+                for ((out, &k), &c) in out.iter_mut().zip(&*index).zip(&*factor) {
+                    *out += c * x[k as usize];
                 }
             }
             first = next;
         }
     }
-}
-
-/// Transforms the rows of length `size` of `x`.
-fn transform_rows<T: Scalar>(x: &mut [T], size: usize) {
-    let done = fwht_rows(MatMut::from_row_major_slice_mut(x, x.len() / size, size), Par::Seq);
-    debug_assert_eq!(done, Ok(()));
 }
 
 /// Sketches a piece of `count <= W` rows at once.
