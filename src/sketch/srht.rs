@@ -52,6 +52,7 @@ use super::{
 use crate::error::{Error, Result};
 use crate::fwht::{transform_panel, transform_rows};
 use crate::rng::{Philox, stream};
+use crate::simd::load::add_times;
 use crate::simd::{self, Kernel, Lanes, Scalar};
 use crate::tensor::Element;
 
@@ -212,6 +213,8 @@ struct Scratch<T, const W: usize> {
     /// Where each column of `Y` finds its value, and its factor.
     index: Vec<u32>,
     factor: Vec<T>,
+    /// The values of one row of `Y` on their way.
+    sample: Vec<T>,
     /// The piece of `W` rows of `A`, transposed.
     x: Lines<T, W>,
     /// Sums of `rows × l` values: row-major if `W` is 1, else column-major.
@@ -225,6 +228,7 @@ impl<T: Scalar, const W: usize> Scratch<T, W> {
             signs: vec![zero; s],
             index: vec![0; l],
             factor: vec![zero; l],
+            sample: vec![zero; l],
             x: Lines::new(s),
             out: Lines::new(outputs),
         }
@@ -366,7 +370,7 @@ impl<E: Element, T: Scalar> Kernel for RowsOfPiece<'_, E, T> {
 
     #[inline(always)]
     fn run<S: Lanes>(self, s: S) {
-        let Scratch { signs, index, factor, x, out } = self.scratch;
+        let Scratch { signs, index, factor, sample, x, out } = self.scratch;
         let Piece { s: size, lead, count, column, .. } = self.piece;
         let signs = &signs[..count];
         let out = out.as_flattened_mut().chunks_exact_mut(index.len()).take(self.count);
@@ -387,9 +391,10 @@ impl<E: Element, T: Scalar> Kernel for RowsOfPiece<'_, E, T> {
             let next = first + rows;
             transform_rows(s, x, size, self.source.address(next, column));
             for (x, out) in x.chunks_exact(size).zip(&mut out) {
-                for ((out, &k), &c) in out.iter_mut().zip(&*index).zip(&*factor) {
-                    *out += c * x[k as usize];
+                for (value, &k) in sample.iter_mut().zip(&*index) {
+                    *value = x[k as usize];
                 }
+                add_times(s, sample, factor, out);
             }
             first = next;
         }
@@ -410,7 +415,7 @@ impl<E: Element, T: Scalar, const W: usize> Kernel for PanelOfPiece<'_, E, T, W>
 
     #[inline(always)]
     fn run<S: Lanes>(self, s: S) {
-        let Scratch { signs, index, factor, x, out } = self.scratch;
+        let Scratch { signs, index, factor, x, out, .. } = self.scratch;
         let Piece { s: size, lead, count, column, .. } = self.piece;
         let x = &mut x[..size];
         x[..lead].fill([T::zeroed(); W]);
