@@ -77,10 +77,7 @@ impl Lanes for Avx2 {
     #[inline(always)]
     unsafe fn store_f16(self, dst: *mut f16, a: f32x8) {
         // SAFETY: 8 f16 are writable; the token has F16C.
-        unsafe {
-            dst.cast::<__m128i>()
-                .write_unaligned(_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(cast!(a)))
-        }
+        unsafe { dst.cast::<__m128i>().write_unaligned(_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(cast!(a))) }
     }
 }
 
@@ -132,9 +129,7 @@ impl Lanes for Avx512 {
     #[inline(always)]
     unsafe fn store_f16(self, dst: *mut f16, a: f32x16) {
         // SAFETY: 16 f16 are writable.
-        unsafe {
-            dst.cast::<__m256i>().write_unaligned(self.avx512f._mm512_cvtps_ph::<NEAREST>(cast!(a)))
-        }
+        unsafe { dst.cast::<__m256i>().write_unaligned(self.avx512f._mm512_cvtps_ph::<NEAREST>(cast!(a))) }
     }
     #[inline(always)]
     unsafe fn load_bf16(self, src: *const bf16) -> f32x16 {

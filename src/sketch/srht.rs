@@ -105,7 +105,7 @@ struct Params {
 }
 const PARAMS: Params = Params {
     block: 4096,
-    rows: 64,
+    rows: 128,
     rows_bytes: 16384,
     panel_bytes: 64,
     wide_panel: 1024,
