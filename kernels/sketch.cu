@@ -93,11 +93,11 @@ FOR_SRHT(SRHT, f16, f16)
 FOR_SRHT(SRHT, bf16, bf16)
 FOR_SRHT(SRHT, f64, double)
 
-// panel(i, c) = factor · (± 1), rows first..first + depth of the Ω of an SRHT of block 2^log2_r, column-major, ld = depth.
+// panel(i, c) = factor · (± 1), rows first..first + depth of the Ω of an SRHT of block 2^log2_r, column-major.
 // Launch: 256 threads, grid (ceil(depth / 256), min(l, 65535)).
 template <class A>
 __device__ __forceinline__ void srht_panel(A* panel, const u32* sample, A factor, u64 seed, u64 stream, i64 first,
-                                           i64 depth, int l, int log2_r) {
+                                           i64 depth, int l, int log2_r, i64 ld) {
     const i64 i = static_cast<i64>(blockIdx.x) * blockDim.x + threadIdx.x;
     if (i >= depth) return;
     const u64 row = first + i, block = row >> log2_r;
@@ -106,13 +106,14 @@ __device__ __forceinline__ void srht_panel(A* panel, const u32* sample, A factor
     for (int c = blockIdx.y; c < l; c += gridDim.y) {
         const u64 index = ((static_cast<u64>(c) / 128) << ROW_BITS | block) * 128 + c % 128;
         const u32 output = sign_bit(seed, stream::SRHT_OUTPUT_SIGNS | stream, index);
-        panel[c * depth + i] = flip(factor, (input ^ output ^ __popc(p & sample[c])) & 1);
+        panel[c * ld + i] = flip(factor, (input ^ output ^ __popc(p & sample[c])) & 1);
     }
 }
 #define SRHT_PANEL(NAME, A)                                                                                         \
     extern "C" __global__ void __launch_bounds__(256)                                                               \
-        NAME(A* panel, const u32* sample, A factor, u64 seed, u64 stream, i64 first, i64 depth, int l, int log2_r) { \
-        srht_panel<A>(panel, sample, factor, seed, stream, first, depth, l, log2_r);                                \
+        NAME(A* panel, const u32* sample, A factor, u64 seed, u64 stream, i64 first, i64 depth, int l, int log2_r,   \
+             i64 ld) {                                                                                              \
+        srht_panel<A>(panel, sample, factor, seed, stream, first, depth, l, log2_r, ld);                            \
     }                                                                                                               \
     KERNEL(NAME)
 SRHT_PANEL(srht_panel_f32, float)
@@ -156,10 +157,10 @@ SPARSE_SIGN(sparse_sign_bf16, bf16)
 SPARSE_SIGN(sparse_sign_f64, double)
 
 // panel(i, c) = scale · z(first + i, c): normal c % 4 of Philox block (c / 4) << 40 | row, times `normalization` in f32.
-// Column-major, ld = depth. Launch: 256 threads, grid (ceil(depth / 256), min(ceil(l / 4), 65535)).
+// Column-major. Launch: 256 threads, grid (ceil(depth / 256), min(ceil(l / 4), 65535)).
 template <class A>
 __device__ __forceinline__ void gaussian(A* panel, float normalization, A scale, u64 seed, u64 stream, i64 first,
-                                         i64 depth, int l) {
+                                         i64 depth, int l, i64 ld) {
     const i64 i = static_cast<i64>(blockIdx.x) * blockDim.x + threadIdx.x;
     if (i >= depth) return;
     for (int group = blockIdx.y; 4 * group < l; group += gridDim.y) {
@@ -168,13 +169,13 @@ __device__ __forceinline__ void gaussian(A* panel, float normalization, A scale,
         const float z[4] = {p.x, p.y, q.x, q.y};
 #pragma unroll
         for (int k = 0; k < 4; ++k)
-            if (4 * group + k < l) panel[(4 * group + k) * depth + i] = A(__fmul_rn(z[k], normalization)) * scale;
+            if (4 * group + k < l) panel[(4 * group + k) * ld + i] = A(__fmul_rn(z[k], normalization)) * scale;
     }
 }
 #define GAUSSIAN(NAME, A)                                                                                           \
     extern "C" __global__ void __launch_bounds__(256)                                                               \
-        NAME(A* panel, float normalization, A scale, u64 seed, u64 stream, i64 first, i64 depth, int l) {           \
-        gaussian<A>(panel, normalization, scale, seed, stream, first, depth, l);                                    \
+        NAME(A* panel, float normalization, A scale, u64 seed, u64 stream, i64 first, i64 depth, int l, i64 ld) {   \
+        gaussian<A>(panel, normalization, scale, seed, stream, first, depth, l, ld);                                \
     }                                                                                                               \
     KERNEL(NAME)
 GAUSSIAN(gaussian_f32, float)

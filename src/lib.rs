@@ -43,7 +43,7 @@
 //!   svd                TruncatedSvd, Plan; full, gram, randomized  factors   U, s, Vᵀ, report
 //!   rank  quality      how many; how good for given inputs
 //!   range              power and subspace iteration
-//!   operator           LinearOperator, Panel: what algorithms see of data
+//!   operator           LinearOperator, Panel: what algorithms see of data       cuda   the same on a GPU (feature `cuda`)
 //!   sketch  qr         Gaussian, SRHT, sparse sign; Householder, CholeskyQR, TSQR
 //!   fwht  rng          transforms; Philox4x32-10
 //!   simd               instruction sets, Lanes, conversions, reductions
@@ -59,6 +59,8 @@
 //! * Peak memory is known before the call.
 //! * Bad input is a typed [`Error`], never a panic; what was clamped or fell back is in the [`Report`].
 
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod error;
 pub mod factors;
 pub mod fwht;
@@ -82,7 +84,7 @@ pub use faer::{MatMut, MatRef, Par};
 pub use rank::{Rank, rank_saves_memory};
 pub use simd::Scalar;
 pub use sketch::{AnySketch, Sketch, SketchOperator};
-pub use svd::{ErrorKind, Method, Plan, TruncatedSvd};
+pub use svd::{Device, ErrorKind, Method, Plan, TruncatedSvd};
 pub use tensor::{DType, Element, MatView, Matrix, TensorRef};
 
 /// The threads of the current rayon pool.

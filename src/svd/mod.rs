@@ -81,6 +81,17 @@ impl std::str::FromStr for Method {
     }
 }
 
+/// Where the factorization is computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum Device {
+    /// On the threads of the current rayon pool.
+    #[default]
+    Cpu,
+    /// On the CUDA device of this number (feature `cuda`). It is opened once for the process, and closed never.
+    Cuda(usize),
+}
+
 /// A truncated SVD to be: what rank, by which method, with which random numbers.
 ///
 /// ```
@@ -102,6 +113,7 @@ pub struct TruncatedSvd {
     power_iterations: usize,
     seed: u64,
     rates: Rates,
+    device: Device,
 }
 
 impl TruncatedSvd {
@@ -115,6 +127,7 @@ impl TruncatedSvd {
             power_iterations: 2,
             seed: 0,
             rates: Rates::default(),
+            device: Device::Cpu,
         }
     }
 
@@ -160,6 +173,13 @@ impl TruncatedSvd {
         self
     }
 
+    /// Where to compute it: the same algorithms on the CPU or a GPU. Results agree to rounding.
+    #[must_use]
+    pub fn device(mut self, device: Device) -> Self {
+        self.device = device;
+        self
+    }
+
     /// What [`factor`](Self::factor) would do with an `m × n` matrix stored as `dtype`, in arithmetic `T`.
     ///
     /// # Errors
@@ -181,16 +201,53 @@ impl TruncatedSvd {
     ///
     /// # Errors
     /// [`Error::Shape`] unless the tensor has two axes, [`Error::NotFinite`], [`Error::Rank`], [`Error::Option`], and
-    /// [`Error::Range`] if the largest singular value does not fit `T`.
+    /// [`Error::Range`] if the largest singular value does not fit `T`; on a GPU also [`Error::Device`].
     pub fn factor<T: Scalar>(&self, w: TensorRef<'_>) -> Result<Factors<T>> {
         let start = Instant::now();
         let view = w.view()?;
         let wide = view.nrows() < view.ncols();
+        if let Device::Cuda(ordinal) = self.device {
+            return self.factor_on_cuda(&w, ordinal);
+        }
         let plan = self.plan::<T>((view.nrows(), view.ncols()), view.dtype())?;
         let tall = if wide { view.transpose() } else { view };
         let mut op = Dense::<T>::new(tall, crate::current_par()).map_err(|error| match error {
             // In the caller's rows and columns, not in those of the transpose.
             Error::NotFinite { .. } if wide => first_not_finite(view),
+            error => error,
+        })?;
+        let scale = op.scale();
+        self.run(&mut op, scale, plan, start)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn factor_on_cuda<T: Scalar>(&self, w: &TensorRef<'_>, ordinal: usize) -> Result<Factors<T>> {
+        let device = crate::cuda::Device::shared(ordinal)?;
+        let view = w.view()?;
+        let tall = if view.nrows() < view.ncols() { view.transpose() } else { view };
+        // A plan that is refused is refused before anything is copied.
+        self.plan::<T>((view.nrows(), view.ncols()), view.dtype())?;
+        self.factor_loaded(w, crate::cuda::DeviceMatrix::new(&device, tall))
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    fn factor_on_cuda<T: Scalar>(&self, _: &TensorRef<'_>, ordinal: usize) -> Result<Factors<T>> {
+        let detail = format_args!("device {ordinal}: this build has no support for CUDA");
+        Err(Error::device(crate::error::DeviceFault::NotBuilt, detail))
+    }
+
+    /// The rest of [`factor`](Self::factor), once the matrix (its transpose, if it is wide) is on a device or failed to get there.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn factor_loaded<T: Scalar>(
+        &self,
+        w: &TensorRef<'_>,
+        loaded: Result<crate::cuda::DeviceMatrix<'_, T>>,
+    ) -> Result<Factors<T>> {
+        let start = Instant::now();
+        let view = w.view()?;
+        let plan = self.plan::<T>((view.nrows(), view.ncols()), view.dtype())?;
+        let mut op = loaded.map_err(|error| match error {
+            Error::NotFinite { .. } => first_not_finite(view),
             error => error,
         })?;
         let scale = op.scale();
