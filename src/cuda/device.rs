@@ -704,6 +704,10 @@ impl<E: Pod> Buffer<E> {
         self.at + (offset * size_of::<E>()) as u64
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
     pub(super) fn device(&self) -> &Arc<Device> {
         &self.device
     }

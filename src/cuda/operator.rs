@@ -480,15 +480,15 @@ impl<'d> Loader<'d> {
         let (count, width) = (lines.nrows(), lines.ncols());
         let data = lane.pinned.as_slice_mut::<E>(stride * count);
         gather(lines, stride, data);
-        let target = match (&convert, &lane.buffer) {
-            (None, _) => at,
-            (Some(_), Some(buffer)) => {
-                // The kernel that read it last must be through.
-                device.order(device.compute_stream(), device.transfer_stream())?;
-                buffer.address(0)
-            }
-            (Some(_), None) => {
-                let buffer = device.alloc::<u8>(Pinned::capacity::<u8>())?;
+        let target = match convert {
+            None => at,
+            Some(_) => {
+                let bytes = size_of_val(data);
+                let buffer = match lane.buffer.take() {
+                    Some(buffer) if buffer.len() >= bytes => buffer,
+                    _ => device.alloc::<u8>(bytes)?,
+                };
+                // The buffer is there, and the kernel that read it last is through.
                 device.order(device.compute_stream(), device.transfer_stream())?;
                 lane.buffer.insert(buffer).address(0)
             }

@@ -71,7 +71,7 @@ impl<'o> Prepared<'o> {
                 if !FUSED.contains(&log2_r) || shared > SHARED_BYTES {
                     return self.by_panels(tile, (first, count), y);
                 }
-                let shape = Launch { grid: (count, 1), block: (layout.threads as u32, 1), shared };
+                let shape = Launch { grid: (count, 1), block: ((layout.threads / layout.vectors) as u32, 1), shared };
                 let mut arguments = Arguments::default()
                     .pointer(tile.address(0, 0))
                     .pointer(y.address(first))
