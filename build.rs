@@ -14,7 +14,6 @@ use std::process::Command;
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
-    println!("cargo:rustc-check-cfg=cfg(has_kernels)");
     if env::var_os("CARGO_FEATURE_CUDA").is_none() {
         return;
     }
@@ -23,17 +22,16 @@ fn main() {
         println!("cargo:rerun-if-env-changed={name}");
     }
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
-    let table = match nvcc() {
-        Some(nvcc) => {
-            println!("cargo:rustc-cfg=has_kernels");
-            compile(&nvcc, &out)
-        }
+    let nvcc = nvcc();
+    let architectures = if nvcc.is_some() { architectures() } else { Vec::new() };
+    let table = match nvcc {
+        Some(nvcc) => compile(&nvcc, &architectures, &out),
         None => {
             println!("cargo:warning=no nvcc found (NVCC, CUDA_HOME, CUDA_PATH, PATH): built without CUDA kernels");
             "&[]".to_owned()
         }
     };
-    let architectures = architectures().iter().map(|a| format!("\"sm_{a}\", ")).collect::<String>();
+    let architectures = architectures.iter().map(|a| format!("\"sm_{a}\", ")).collect::<String>();
     let text = format!(
         "/// Each kernel source and its fat binary.\n\
          pub(super) const IMAGES: &[(&str, &[u8])] = {table};\n\
@@ -66,7 +64,7 @@ fn nvcc() -> Option<PathBuf> {
 }
 
 /// Compiles all sources, as many at once as cargo grants, and returns the table as Rust source.
-fn compile(nvcc: &Path, out: &Path) -> String {
+fn compile(nvcc: &Path, architectures: &[String], out: &Path) -> String {
     let mut sources: Vec<PathBuf> = fs::read_dir("kernels")
         .expect("kernels/ is part of the package")
         .filter_map(|entry| Some(entry.ok()?.path()))
@@ -74,7 +72,6 @@ fn compile(nvcc: &Path, out: &Path) -> String {
         .collect();
     sources.sort();
     let jobs = env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
-    let architectures = architectures();
     let mut table = "&[".to_owned();
     for group in sources.chunks(jobs) {
         let running: Vec<_> = group
@@ -85,7 +82,7 @@ fn compile(nvcc: &Path, out: &Path) -> String {
                 let mut command = Command::new(nvcc);
                 command.args(["-std=c++17", "-O3", "-fatbin", "-Werror", "all-warnings"]);
                 command.args(["-Xptxas", "-warn-spills,-warn-lmem-usage"]);
-                for a in &architectures {
+                for a in architectures {
                     command.arg(format!("-gencode=arch=compute_{a},code=sm_{a}"));
                 }
                 let lowest = &architectures[0];

@@ -140,7 +140,9 @@ impl DeviceFault {
     const fn advice(self) -> &'static str {
         match self {
             DeviceFault::NotBuilt => "build with --features cuda, or use the CPU",
-            DeviceFault::NoKernels => "build with nvcc at hand (CUDA_HOME) and the card in TENSORSLIM_CUDA_ARCHS, or use the CPU",
+            DeviceFault::NoKernels => {
+                "build with nvcc at hand (CUDA_HOME) and the card in TENSORSLIM_CUDA_ARCHS, or use the CPU"
+            }
             DeviceFault::NoDriver => "install the NVIDIA driver, or use the CPU",
             DeviceFault::DriverTooOld => "install a newer NVIDIA driver, or use the CPU",
             DeviceFault::NoLibrary => "install the CUDA toolkit's libraries, or use the CPU",

@@ -15,8 +15,8 @@ use tensorslim::fwht::{fwht_columns, fwht_rows};
 use tensorslim::operator::{Dense, LinearOperator, Panel};
 use tensorslim::rng::Philox;
 use tensorslim::sketch::{AnySketch, SketchOperator};
-use tensorslim::{Error, MatMut, MatView, Method, Rank, Scalar, Sketch, TensorRef, TruncatedSvd};
 use tensorslim::{Element, Matrix};
+use tensorslim::{Error, MatMut, MatView, Method, Rank, Scalar, Sketch, TensorRef, TruncatedSvd};
 
 /// One test at a time: some break the device.
 static ONE: Mutex<()> = Mutex::new(());
@@ -160,6 +160,21 @@ fn fwht_columns_of_matrices() {
         check_fwht::<f16>(&device, m, n, false, 1e-4);
         check_fwht::<bf16>(&device, m, n, false, 1e-3);
     }
+}
+
+/// The sizes that the mutation run compiles: one warp, several warps in one round and in two, f64; and the fused SRHT.
+#[test]
+fn few_sizes() {
+    let _one = one();
+    let Some(device) = device() else { return };
+    check_fwht::<f32>(&device, 1, 1 << 13, true, 1e-6);
+    check_fwht::<f32>(&device, 3, 1 << 11, true, 1e-6);
+    check_fwht::<f64>(&device, 3, 1 << 11, true, 1e-14);
+    check_fwht::<bf16>(&device, 2, 1 << 11, true, 1e-3);
+    check_fwht::<f32>(&device, 3, 12 * 32, true, 1e-6);
+    check_sketches::<f32, f32>(&device, &[(257, 256, 100), (33, 33, 3)], 2e-6);
+    // Two blocks of 2^10, two warps each.
+    check_sketches::<f64, f64>(&device, &[(1101, 1100, 30)], 1e-14);
 }
 
 #[test]

@@ -166,7 +166,8 @@ impl Device {
         // SAFETY: `raw` is a device.
         let total_memory = unsafe { result::device::total_mem(raw) }.map_err(at_open("the device's memory"))?;
         // SAFETY: as above.
-        let attribute = |a| unsafe { result::device::get_attribute(raw, a) }.map_err(at_open("the device's attributes"));
+        let attribute =
+            |a| unsafe { result::device::get_attribute(raw, a) }.map_err(at_open("the device's attributes"));
         let capability = (
             attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
             attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
@@ -384,7 +385,8 @@ impl Device {
         self.enter()?;
         let function = self.function(kernel)?;
         debug_assert_eq!(*function.parameters, arguments.sizes[..arguments.count], "parameters of {kernel}");
-        let grid = |n: usize| c_uint::try_from(n).map_err(|_| Error::TooLarge { shape: vec![shape.grid.0, shape.grid.1] });
+        let grid =
+            |n: usize| c_uint::try_from(n).map_err(|_| Error::TooLarge { shape: vec![shape.grid.0, shape.grid.1] });
         let (grid, (x, y)) = ((grid(shape.grid.0)?, grid(shape.grid.1)?, 1), shape.block);
         let mut pointers = arguments.pointers();
         // SAFETY: the kernel's own parameters, by the debug assertion above and tests/cuda.rs for each kernel; the
@@ -400,7 +402,8 @@ impl Device {
         if let Some(function) = functions.get(kernel) {
             return Ok(function.clone());
         }
-        let name = CString::new(kernel).map_err(|_| Error::device(DeviceFault::NoKernels, "a kernel's name with a NUL"))?;
+        let name =
+            CString::new(kernel).map_err(|_| Error::device(DeviceFault::NoKernels, "a kernel's name with a NUL"))?;
         let found = self.modules.iter().find_map(|&module| {
             // SAFETY: a loaded module.
             unsafe { result::module::get_function(module, name.clone()) }.ok()
@@ -514,9 +517,8 @@ impl Device {
         let event = Event::new(self)?;
         event.record(earlier)?;
         // SAFETY: both live; the driver keeps a destroyed event as long as a stream waits for it.
-        let done = unsafe {
-            result::stream::wait_event(later, event.raw, sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT)
-        };
+        let done =
+            unsafe { result::stream::wait_event(later, event.raw, sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT) };
         self.check("ordering streams", done)
     }
 }
@@ -554,9 +556,7 @@ impl Drop for Device {
 /// The driver and both libraries are there, and have all that is called.
 fn check_libraries() -> Result<()> {
     // SAFETY: loading a library runs its constructors; these are NVIDIA's, or whatever the machine's owner put in their place.
-    let present = unsafe {
-        [sys::is_culib_present(), cublas::is_culib_present(), cusolver::is_culib_present()]
-    };
+    let present = unsafe { [sys::is_culib_present(), cublas::is_culib_present(), cusolver::is_culib_present()] };
     if !present[0] {
         return Err(Error::device(DeviceFault::NoDriver, "no CUDA driver (libcuda) on this machine"));
     }
@@ -589,7 +589,9 @@ fn driver_error(what: &str, error: DriverError) -> Error {
         R::CUDA_ERROR_SYSTEM_DRIVER_MISMATCH
         | R::CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE
         | R::CUDA_ERROR_UNSUPPORTED_PTX_VERSION => DeviceFault::DriverTooOld,
-        R::CUDA_ERROR_NO_BINARY_FOR_GPU | R::CUDA_ERROR_INVALID_IMAGE | R::CUDA_ERROR_INVALID_PTX => DeviceFault::NoKernels,
+        R::CUDA_ERROR_NO_BINARY_FOR_GPU | R::CUDA_ERROR_INVALID_IMAGE | R::CUDA_ERROR_INVALID_PTX => {
+            DeviceFault::NoKernels
+        }
         R::CUDA_ERROR_ILLEGAL_ADDRESS
         | R::CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES
         | R::CUDA_ERROR_LAUNCH_TIMEOUT

@@ -66,7 +66,11 @@ impl Rows {
 enum Data<'a> {
     Resident(Rows),
     /// Tall, of any strides; `rows` of them make a tile of type `dtype`.
-    Streamed { view: MatView<'a>, tile_rows: usize, dtype: DType },
+    Streamed {
+        view: MatView<'a>,
+        tile_rows: usize,
+        dtype: DType,
+    },
 }
 
 /// An `m × n` matrix, `m >= n`, multiplied on the device.
@@ -97,7 +101,11 @@ impl<'a, T: Scalar> DeviceMatrix<'a, T> {
             return Err(Error::Empty { shape: vec![m, n] });
         }
         if m < n {
-            return Err(Error::shape("DeviceMatrix", "a tall matrix (hand over the transpose)", format_args!("{m}×{n}")));
+            return Err(Error::shape(
+                "DeviceMatrix",
+                "a tall matrix (hand over the transpose)",
+                format_args!("{m}×{n}"),
+            ));
         }
         let storage = view.dtype();
         let half = matches!(storage, DType::F16 | DType::BF16) && T::DTYPE == DType::F32;
@@ -446,7 +454,8 @@ impl<'d> Loader<'d> {
         let capacity = Pinned::capacity::<E>();
         // Whole lines, padded as rows of the device are, or pieces of lines that are longer than a buffer.
         let piece = lines.ncols().min(capacity);
-        let stride = if piece == lines.ncols() { Rows::leading_dimension(piece, E::DTYPE).min(capacity) } else { piece };
+        let stride =
+            if piece == lines.ncols() { Rows::leading_dimension(piece, E::DTYPE).min(capacity) } else { piece };
         let step = (capacity / stride).max(1);
         for first in (0..lines.nrows()).step_by(step) {
             let count = step.min(lines.nrows() - first);

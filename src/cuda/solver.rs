@@ -178,7 +178,8 @@ pub fn gesvdj<T: Scalar>(a: DevicePanel<T>) -> Result<(DevicePanel<T>, Vec<T>, D
         return Err(Error::shape("gesvdj", "at least as many rows as columns", format_args!("{m}×{n}")));
     }
     let device = a.device().clone();
-    let (u, v, values) = (DevicePanel::zeros(&device, m, n)?, DevicePanel::zeros(&device, n, n)?, device.zeros::<T>(n)?);
+    let (u, v, values) =
+        (DevicePanel::zeros(&device, m, n)?, DevicePanel::zeros(&device, n, n)?, device.zeros::<T>(n)?);
     let (rows, columns, ld, ldu, ldv) = (int(m)?, int(n)?, int(a.ld())?, int(u.ld())?, int(v.ld())?);
     let (at, ut, vt, st) = (a.address(0), u.address(0), v.address(0), values.address(0));
     let parameters = Jacobi::new(&device)?;

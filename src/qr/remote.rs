@@ -57,10 +57,8 @@ pub trait Remote<T: Scalar>: Tall<T> {
     ///
     /// # Errors
     /// What the backend or `f` reports.
-    fn on_host(
-        &mut self,
-        f: &mut dyn FnMut(MatMut<'_, T>) -> Result<Orthonormalization>,
-    ) -> Result<Orthonormalization>;
+    fn on_host(&mut self, f: &mut dyn FnMut(MatMut<'_, T>) -> Result<Orthonormalization>)
+    -> Result<Orthonormalization>;
 }
 
 /// [`orthonormalize`] for a panel that is not in memory.
@@ -101,4 +99,3 @@ pub fn orthonormalize_remote<T: Scalar, Y: Remote<T>>(
     }
     Ok(report)
 }
-
