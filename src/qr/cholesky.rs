@@ -46,6 +46,7 @@ use faer::prelude::*;
 use faer::{ColMut, ColRef, MatMut, MatRef, Par};
 
 use super::householder::dot;
+use super::remote::Tall;
 use super::{Algorithm, Orthonormalization, check_shapes, column, column_mut, for_row_groups, identity, write_r};
 use crate::error::{Error, Result};
 use crate::simd::Scalar;
@@ -164,7 +165,8 @@ pub fn cholesky_qr<T: Scalar>(
     check_shapes("cholesky_qr", y.rb(), r.as_ref().map(|r| r.rb()))?;
     let (mut acc, stack) = identity(l, r.is_some(), stack);
     let mut acc = r.is_some().then(|| acc.as_mat_mut());
-    match iterate(y, acc.as_mut().map(|acc| acc.rb_mut()), start == Start::Sketch, par, stack) {
+    let acc_mut = acc.as_mut().map(|acc| acc.rb_mut());
+    match iterate(&mut InMemory { y, par }, acc_mut, start == Start::Sketch, stack)? {
         Outcome::Done(report) => {
             if let (Some(r), Some(acc)) = (r, acc) {
                 write_r(r, acc.rb(), None)?;
@@ -180,16 +182,51 @@ pub fn cholesky_qr_scratch<T: Scalar>(m: usize, l: usize, _par: Par) -> StackReq
     temp_mat_scratch::<f64>(l, l).and(iterate_scratch::<T>(m, l))
 }
 
+/// A panel in memory, as CholeskyQR sees it.
+pub(super) struct InMemory<'a, T> {
+    pub(super) y: MatMut<'a, T>,
+    pub(super) par: Par,
+}
+
+impl<T: Scalar> Tall<T> for InMemory<'_, T> {
+    fn shape(&self) -> (usize, usize) {
+        self.y.shape()
+    }
+
+    fn gram(&mut self, divisor: Option<MatRef<'_, T>>, gram: MatMut<'_, f64>, stack: &mut MemStack) -> Result<()> {
+        gram_of(self.y.rb_mut(), divisor, gram, self.par, stack);
+        Ok(())
+    }
+
+    fn wide_gram(&mut self, gram: MatMut<'_, f64>, stack: &mut MemStack) -> Result<()> {
+        wide_gram(self.y.rb_mut(), gram, self.par, stack);
+        Ok(())
+    }
+
+    fn sketch_gram(&mut self, gram: MatMut<'_, f64>, stack: &mut MemStack) -> Result<bool> {
+        let (m, l) = self.y.shape();
+        let sketched = sketch_rows(m, l) > 0;
+        if sketched {
+            sketch_gram(self.y.rb_mut(), gram, self.par, stack);
+        }
+        Ok(sketched)
+    }
+
+    fn divide(&mut self, divisor: MatRef<'_, T>) -> Result<()> {
+        divide(self.y.rb_mut(), divisor, self.par);
+        Ok(())
+    }
+}
+
 /// CholeskyQR passes until the panel is orthonormal; `acc <- R acc` for each. With `sketch`, the first factor comes
 /// from a sketch of the panel where the panel is tall enough for one.
-pub(crate) fn iterate<T: Scalar>(
-    mut y: MatMut<'_, T>,
+pub(super) fn iterate<T: Scalar, Y: Tall<T>>(
+    y: &mut Y,
     mut acc: Option<MatMut<'_, f64>>,
     sketch: bool,
-    par: Par,
     stack: &mut MemStack,
-) -> Outcome {
-    let (m, l) = y.shape();
+) -> Result<Outcome> {
+    let (_, l) = y.shape();
     let (mut gram, stack) = temp_mat_zeroed::<f64, _, _>(l, l, stack);
     let mut gram = gram.as_mat_mut();
     let (mut factor, stack) = temp_mat_zeroed::<f64, _, _>(l, l, stack);
@@ -199,28 +236,27 @@ pub(crate) fn iterate<T: Scalar>(
 
     let mut report = SINGULAR;
     let mut source = Source::Panel;
-    if sketch && sketch_rows(m, l) > 0 {
+    if sketch && y.sketch_gram(gram.rb_mut(), stack)? {
         source = Source::Sketch;
-        sketch_gram(y.rb_mut(), gram.rb_mut(), par, stack);
     } else {
-        gram_of(y.rb_mut(), None, gram.rb_mut(), par, stack);
+        y.gram(None, gram.rb_mut(), stack)?;
     }
     loop {
         if !in_range::<T>(gram.rb()) {
-            return if report.passes == 0 { Outcome::Range } else { Outcome::Breakdown(report) };
+            return Ok(if report.passes == 0 { Outcome::Range } else { Outcome::Breakdown(report) });
         }
         let mut state = factorize(gram.rb(), 0.0, report.passes == 0, factor.rb_mut(), stack);
         if source == Source::Sketch && state.inflation <= PARAMS.max_sketched_inflation {
             // One pass will do: look at the panel itself.
             source = Source::Panel;
-            gram_of(y.rb_mut(), None, gram.rb_mut(), par, stack);
+            y.gram(None, gram.rb_mut(), stack)?;
             continue;
         }
         let unit = if source == Source::Panel { <T as Scalar>::EPSILON } else { f64::EPSILON };
         let mut good = state.accepts(unit);
         if !good && source == Source::Panel && T::DTYPE == DType::F32 {
             source = Source::Wide;
-            wide_gram(y.rb_mut(), gram.rb_mut(), par, stack);
+            y.wide_gram(gram.rb_mut(), stack)?;
             state = factorize(gram.rb(), 0.0, report.passes == 0, factor.rb_mut(), stack);
             good = state.accepts(f64::EPSILON);
         }
@@ -237,7 +273,7 @@ pub(crate) fn iterate<T: Scalar>(
             // its Cholesky factorization are a small multiple of l u.
             state = factorize(gram.rb(), 8.0 * l as f64 * f64::EPSILON, false, factor.rb_mut(), stack);
             if !state.positive {
-                return Outcome::Breakdown(report);
+                return Ok(Outcome::Breakdown(report));
             }
             algorithm = Algorithm::ShiftedCholeskyQr;
         }
@@ -250,7 +286,7 @@ pub(crate) fn iterate<T: Scalar>(
             report.algorithm = algorithm;
         }
         if !last && report.passes >= PARAMS.max_passes {
-            return Outcome::Breakdown(report);
+            return Ok(Outcome::Breakdown(report));
         }
         for j in 0..l {
             let to = &mut column_mut(divisor.rb_mut(), j)[j..];
@@ -268,11 +304,11 @@ pub(crate) fn iterate<T: Scalar>(
             premultiply(acc.rb_mut(), factor.rb());
         }
         if last {
-            divide(y.rb_mut(), divisor.rb(), par);
-            return Outcome::Done(report);
+            y.divide(divisor.rb())?;
+            return Ok(Outcome::Done(report));
         }
         source = Source::Panel;
-        gram_of(y.rb_mut(), Some(divisor.rb()), gram.rb_mut(), par, stack);
+        y.gram(Some(divisor.rb()), gram.rb_mut(), stack)?;
     }
 }
 
@@ -283,12 +319,17 @@ pub(crate) fn iterate_scratch<T: Scalar>(m: usize, l: usize) -> StackReq {
         0 => StackReq::EMPTY,
         p => StackReq::all_of(&[StackReq::new::<T>(m), temp_mat_scratch::<f64>(p, l), gram_scratch::<f64>(p, l, 0)]),
     };
-    StackReq::all_of(&[
-        temp_mat_scratch::<f64>(l, l),
-        temp_mat_scratch::<f64>(l, l),
-        temp_mat_scratch::<T>(l, l),
-        StackReq::any_of(&[gram_scratch::<T>(m, l, 0), wide, sketch, factorize_scratch(l)]),
-    ])
+    let panel = StackReq::any_of(&[gram_scratch::<T>(m, l, 0), wide, sketch]);
+    decide_scratch::<T>(l).or(matrices_scratch::<T>(l).and(panel))
+}
+
+/// The part of [`iterate_scratch`] that is not the panel's: enough where panels live elsewhere.
+pub(super) fn decide_scratch<T: Scalar>(l: usize) -> StackReq {
+    matrices_scratch::<T>(l).and(factorize_scratch(l))
+}
+
+fn matrices_scratch<T: Scalar>(l: usize) -> StackReq {
+    StackReq::all_of(&[temp_mat_scratch::<f64>(l, l), temp_mat_scratch::<f64>(l, l), temp_mat_scratch::<T>(l, l)])
 }
 
 fn gram_scratch<W: Scalar>(m: usize, l: usize, buffer_rows: usize) -> StackReq {

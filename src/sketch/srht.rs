@@ -170,6 +170,12 @@ impl Srht {
         1 << self.log2_r
     }
 
+    /// Seed, stream and sample, for kernels elsewhere.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn parts(&self) -> (u64, u64, Vec<u32>) {
+        (self.seed, self.stream, (0..self.l).map(|t| self.sample.get(t) as u32).collect())
+    }
+
     /// Whether input sign `j` is −1.
     fn input_signs(&self) -> Philox {
         Philox::new(self.seed, stream::SRHT_SIGNS | self.stream)

@@ -119,6 +119,17 @@ impl std::str::FromStr for Method {
     }
 }
 
+/// Where the factorization is computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum Device {
+    /// On the threads of the current rayon pool.
+    #[default]
+    Cpu,
+    /// On the CUDA device of this number (feature `cuda`). It is opened once for the process, and closed never.
+    Cuda(usize),
+}
+
 /// A truncated SVD to be: what rank, by which method, with which random numbers.
 ///
 /// ```
@@ -145,6 +156,7 @@ pub struct TruncatedSvd {
     /// What reading the matrix once takes, out of core; 0 in memory.
     pass_seconds: f64,
     weighting: whitened::Weighting,
+    device: Device,
 }
 
 impl TruncatedSvd {
@@ -162,6 +174,7 @@ impl TruncatedSvd {
             memory_limit: None,
             pass_seconds: 0.0,
             weighting: whitened::Weighting::default(),
+            device: Device::Cpu,
         }
     }
 
@@ -245,6 +258,13 @@ impl TruncatedSvd {
         self
     }
 
+    /// Where to compute it: the same algorithms on the CPU or a GPU. Results agree to rounding.
+    #[must_use]
+    pub fn device(mut self, device: Device) -> Self {
+        self.device = device;
+        self
+    }
+
     /// What [`factor`](Self::factor) would do with an `m × n` matrix stored as `dtype`, in arithmetic `T`.
     ///
     /// # Errors
@@ -266,7 +286,7 @@ impl TruncatedSvd {
     ///
     /// # Errors
     /// [`Error::Shape`] unless the tensor has two axes, [`Error::NotFinite`], [`Error::Rank`], [`Error::Option`], and
-    /// [`Error::Range`] if the largest singular value does not fit `T`.
+    /// [`Error::Range`] if the largest singular value does not fit `T`; on a GPU also [`Error::Device`].
     pub fn factor<T: Scalar>(&self, w: TensorRef<'_>) -> Result<Factors<T>> {
         self.factor_watched(w, &Watch::default())
     }
@@ -283,6 +303,9 @@ impl TruncatedSvd {
         let start = Instant::now();
         let view = w.view()?;
         let wide = view.nrows() < view.ncols();
+        if let Device::Cuda(ordinal) = self.device {
+            return self.factor_on_cuda(w, ordinal);
+        }
         let plan = self.plan::<T>((view.nrows(), view.ncols()), view.dtype())?;
         let tall = if wide { view.transpose() } else { view };
         let op = Dense::<T>::new(tall, par).map_err(|error| match error {
@@ -295,6 +318,39 @@ impl TruncatedSvd {
             return whitened::factor(self, op, view, par, start);
         }
         self.run(&mut op, plan, par, start)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn factor_on_cuda<T: Scalar>(&self, w: &TensorRef<'_>, ordinal: usize) -> Result<Factors<T>> {
+        let device = crate::cuda::Device::shared(ordinal)?;
+        let view = w.view()?;
+        let tall = if view.nrows() < view.ncols() { view.transpose() } else { view };
+        // A plan that is refused is refused before anything is copied.
+        self.plan::<T>((view.nrows(), view.ncols()), view.dtype())?;
+        self.factor_loaded(w, crate::cuda::DeviceMatrix::new(&device, tall))
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    fn factor_on_cuda<T: Scalar>(&self, _: &TensorRef<'_>, ordinal: usize) -> Result<Factors<T>> {
+        let detail = format_args!("device {ordinal}: this build has no support for CUDA");
+        Err(Error::device(crate::error::DeviceFault::NotBuilt, detail))
+    }
+
+    /// The rest of [`factor`](Self::factor), once the matrix (its transpose, if it is wide) is on a device or failed to get there.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn factor_loaded<T: Scalar>(
+        &self,
+        w: &TensorRef<'_>,
+        loaded: Result<crate::cuda::DeviceMatrix<'_, T>>,
+    ) -> Result<Factors<T>> {
+        let start = Instant::now();
+        let view = w.view()?;
+        let plan = self.plan::<T>((view.nrows(), view.ncols()), view.dtype())?;
+        let mut op = loaded.map_err(|error| match error {
+            Error::NotFinite { .. } => first_not_finite(view),
+            error => error,
+        })?;
+        self.run(&mut op, plan, crate::current_par(), start)
     }
 
     /// Factors whatever can be multiplied: a tiled, whitened, distributed or device matrix. `op` is tall or square;
