@@ -25,7 +25,8 @@ use faer::{Accum, MatRef, Par};
 use rayon::prelude::*;
 
 use super::LinearOperator;
-use super::host::{HostContext, HostPanel, mirror, symmetric_product};
+use super::host::{HostContext, HostPanel};
+use super::product::{add_gram, add_up_and_mirror, gram_groups, is_by_rows, product, product_bytes};
 use crate::error::{Error, Result};
 use crate::simd::Scalar;
 use crate::simd::convert::convert;
@@ -142,6 +143,16 @@ impl<'a, T: Scalar> Dense<'a, T> {
     /// The threads and scratch shared with its panels.
     pub fn context(&self) -> &Arc<HostContext> {
         &self.context
+    }
+
+    /// Bytes that the Gram matrix of an `m × n` matrix takes while it is formed.
+    pub fn gram_bytes(m: usize, n: usize) -> usize {
+        HostPanel::<T>::bytes(n, n) + (gram_groups(m, n) - 1) * n * n * size_of::<T>()
+    }
+
+    /// Bytes that a product with a panel of `l` columns takes while it runs.
+    pub fn product_bytes(m: usize, l: usize) -> usize {
+        product_bytes::<T>(m, l)
     }
 
     /// Bytes of the conversion buffer for an `m × n` matrix of storage `E` (as a [`DType`](crate::DType)) in arithmetic `T`.
@@ -330,10 +341,23 @@ impl<T: Scalar> LinearOperator<T> for Dense<'_, T> {
         Ok(HostPanel::zeros(self.ncols(), l, self.context.clone()))
     }
 
+    fn image(&self, l: usize) -> Result<HostPanel<T>> {
+        let m = self.nrows();
+        let by_rows = match &self.data {
+            Data::Direct(a) => is_by_rows(*a),
+            Data::Tiled(view) => with_view!(*view, a => is_by_rows(a)),
+            Data::Owned(_) => false,
+        };
+        Ok(if by_rows {
+            HostPanel::by_rows(m, l, self.context.clone())
+        } else {
+            HostPanel::zeros(m, l, self.context.clone())
+        })
+    }
+
     fn apply(&mut self, x: &HostPanel<T>, y: &mut HostPanel<T>) -> Result<()> {
         self.for_each_tile(|first, a, par| {
-            let y = y.as_mut().subrows_mut(first, a.nrows());
-            matmul(y, Accum::Replace, a, x.as_ref(), T::one(), par);
+            product(a, x.as_ref(), y.as_mut().subrows_mut(first, a.nrows()), par);
         });
         Ok(())
     }
@@ -376,13 +400,11 @@ impl<T: Scalar> LinearOperator<T> for Dense<'_, T> {
     }
 
     fn gram(&mut self) -> Result<Dense<'static, T>> {
-        let n = self.ncols();
+        let (m, n) = (self.nrows(), self.ncols());
         let mut g = HostPanel::zeros(n, n, self.context.clone());
-        self.for_each_tile(|first, a, par| {
-            let accum = if first == 0 { Accum::Replace } else { Accum::Add };
-            symmetric_product(a.transpose(), g.as_mut(), accum, par);
-        });
-        mirror(g.as_mut());
+        let mut parts = vec![T::zeroed(); (gram_groups(m, n) - 1) * n * n];
+        self.for_each_tile(|_, a, par| add_gram(a, g.as_mut(), &mut parts, par));
+        add_up_and_mirror(g.as_mut(), &parts);
         let norm_squared = super::Panel::norm_squared(&g)?;
         Ok(Dense {
             data: Data::Owned(g),

@@ -13,7 +13,7 @@ const LANES: usize = 32;
 /// What [`statistics`] returns.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Statistics {
-    /// `max |x|`, of the finite ones.
+    /// `max |x|`, of finite ones.
     pub largest: f64,
     /// `Σ x²`; infinite if it overflows f64.
     pub sum_squares: f64,
@@ -42,34 +42,58 @@ impl Statistics {
 pub fn statistics<E: Element>(x: &[E]) -> Statistics {
     let mut total = Statistics::default();
     let arch = pulp::Arch::new();
-    if E::DTYPE == DType::F64 {
-        for block in x.chunks(BLOCK) {
-            let block: &[f64] = bytemuck::cast_slice(block);
-            total = total.merge(arch.dispatch(|| fold(block, |x| x)));
+    match E::DTYPE {
+        DType::F64 => {
+            for block in x.chunks(BLOCK) {
+                total = total.merge(arch.dispatch(|| fold(bytemuck::cast_slice(block))));
+            }
         }
-    } else {
-        let mut buffer = [0f32; BLOCK];
-        for block in x.chunks(BLOCK) {
-            // f32 is read in place; halves are widened, exactly.
-            let wide: &[f32] = if E::DTYPE == DType::F32 {
-                bytemuck::cast_slice(block)
-            } else {
-                convert(block, &mut buffer[..block.len()], 1.0);
-                &buffer[..block.len()]
-            };
-            total = total.merge(arch.dispatch(|| fold(wide, f64::from)));
+        DType::F32 => {
+            for block in x.chunks(8 * BLOCK) {
+                total = total.merge(arch.dispatch(|| fold_f32(bytemuck::cast_slice(block))));
+            }
+        }
+        DType::F16 | DType::BF16 => {
+            let mut buffer = [0f32; BLOCK];
+            for block in x.chunks(BLOCK) {
+                let wide = &mut buffer[..block.len()];
+                convert(block, wide, 1.0);
+                total = total.merge(arch.dispatch(|| fold_f32(wide)));
+            }
         }
     }
     total
 }
 
+/// Of f32, `|x|` is ordered as its bits are: one integer maximum finds the largest and what is not finite.
 #[inline(always)]
-fn fold<T: Copy>(x: &[T], widen: impl Fn(T) -> f64 + Copy) -> Statistics {
+fn fold_f32(x: &[f32]) -> Statistics {
+    let mut sums = [0f64; LANES];
+    let mut largest = [0u32; LANES];
+    let (body, tail) = x.as_chunks::<LANES>();
+    for chunk in body {
+        for lane in 0..LANES {
+            let x = f64::from(chunk[lane]);
+            sums[lane] += x * x;
+            largest[lane] = largest[lane].max(chunk[lane].to_bits() & 0x7fff_ffff);
+        }
+    }
+    for (lane, &x) in tail.iter().enumerate() {
+        sums[lane] += f64::from(x) * f64::from(x);
+        largest[lane] = largest[lane].max(x.to_bits() & 0x7fff_ffff);
+    }
+    let largest = largest.into_iter().fold(0, u32::max);
+    let finite = largest < f32::INFINITY.to_bits();
+    let largest = if finite { f64::from(f32::from_bits(largest)) } else { f64::INFINITY };
+    Statistics { largest, sum_squares: tree_sum(sums), finite }
+}
+
+#[inline(always)]
+fn fold(x: &[f64]) -> Statistics {
     let mut sums = [0f64; LANES];
     let mut largest = [0f64; LANES];
     let (body, tail) = x.as_chunks::<LANES>();
-    let mut step = |lane: usize, x: T| {
-        let x = widen(x);
+    let mut step = |lane: usize, x: f64| {
         sums[lane] += x * x;
         // `max` of f64 ignores NaN; the sums do not.
         largest[lane] = if x.abs() > largest[lane] { x.abs() } else { largest[lane] };

@@ -5,6 +5,7 @@
 //!                              [full]  P = I
 //!                              [gram]  P = V, from G = AᵀA
 //!                        [randomized]  P = Q, from power iterations on A Ω
+//!                            [krylov]  P = K, all panels of such an iteration
 //! ```
 //!
 //! Every method ends in the same Rayleigh-Ritz step (`triplets.rs`): once a panel `P` is orthonormal and its image is
@@ -16,6 +17,7 @@ mod certificate;
 mod full;
 mod goal;
 mod gram;
+mod krylov;
 mod nystrom;
 mod plan;
 mod randomized;
@@ -55,6 +57,9 @@ pub enum Method {
     Gram,
     /// Randomized range finder with power iterations (Halko, Martinsson, Tropp 2011), orthonormalized at every product.
     Randomized,
+    /// Block Krylov iteration (Musco, Musco 2015): the randomized method with every panel kept, in fewer products. A rank
+    /// that the spectrum decides is found by [`Randomized`](Method::Randomized).
+    Krylov,
     /// Three sketches of one pass (Tropp, Yurtsever, Udell, Cevher 2019), for matrices that can be seen once; see [`SinglePass`].
     /// The rank is fixed or bounded by [`TruncatedSvd::max_rank`]; oversampling and power iterations have no effect.
     SinglePass,
@@ -65,16 +70,24 @@ pub enum Method {
 
 impl Method {
     /// All methods, in the order of their names in the documentation.
-    pub const ALL: [Method; 6] =
-        [Method::Auto, Method::Full, Method::Gram, Method::Randomized, Method::SinglePass, Method::Nystrom];
+    pub const ALL: [Method; 7] = [
+        Method::Auto,
+        Method::Full,
+        Method::Gram,
+        Method::Randomized,
+        Method::Krylov,
+        Method::SinglePass,
+        Method::Nystrom,
+    ];
 
-    /// `"auto"`, `"full"`, `"gram"`, `"randomized"`, `"single-pass"` or `"nystrom"`.
+    /// `"auto"`, `"full"`, `"gram"`, `"randomized"`, `"krylov"`, `"single-pass"` or `"nystrom"`.
     pub const fn name(self) -> &'static str {
         match self {
             Method::Auto => "auto",
             Method::Full => "full",
             Method::Gram => "gram",
             Method::Randomized => "randomized",
+            Method::Krylov => "krylov",
             Method::SinglePass => "single-pass",
             Method::Nystrom => "nystrom",
         }
@@ -92,7 +105,7 @@ impl std::str::FromStr for Method {
 
     fn from_str(s: &str) -> Result<Self> {
         (Method::ALL.into_iter().find(|m| m.name() == s))
-            .ok_or_else(|| Error::option("method", s, "auto, full, gram, randomized, single-pass or nystrom"))
+            .ok_or_else(|| Error::option("method", s, "auto, full, gram, randomized, krylov, single-pass or nystrom"))
     }
 }
 
