@@ -358,8 +358,7 @@ fn estimate<T: Scalar>(
             let (rf, sf) = (range as f64, core.max(corange) as f64);
             let core = if core > 0 { sketch(core) + sketch(core) * core as f64 / nf } else { 0.0 };
             let orths = orthonormalize(mf, rf) + orthonormalize(nf, rf) + 2.0 * orthonormalize(sf, rf);
-            let small = rates.svd * rf.powi(3) + 2.0 * (mf + nf) * rf * rf / rates.gemm;
-            (sketch(range) + sketch(corange) + core + orths + small, 1)
+            (sketch(range) + sketch(corange) + core + orths + finish(rf, rf), 1)
         }
         _ if options.rank.allowed_loss().is_some() => {
             // Every round of every block is made orthogonal to the blocks before it, twice.
