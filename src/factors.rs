@@ -8,6 +8,8 @@
 //! A factorization of rank k holds all of smaller rank: [`Factors::truncate`] slices, and knows the error of the slice from
 //! the singular values.
 
+mod pivot;
+
 use std::time::Duration;
 
 use faer::linalg::matmul::matmul;
@@ -20,6 +22,8 @@ use crate::sketch::Sketch;
 use crate::svd::{ErrorKind, Method};
 use crate::tensor::{DType, Matrix, TensorRef, with_view};
 use crate::whiten::Whitening;
+
+pub use pivot::Pivoted;
 
 /// What was done and how good it is.
 #[derive(Debug, Clone, PartialEq)]
@@ -215,22 +219,9 @@ impl<T: Scalar> Factors<T> {
     /// # Errors
     /// [`Error::Shape`] unless `x` has two axes and `n` columns.
     pub fn apply(&self, x: &TensorRef<'_>) -> Result<Matrix<T>> {
-        let view = x.view()?;
-        let n = self.vt.ncols();
-        if view.ncols() != n {
-            return Err(Error::shape("Factors::apply", format_args!("samples of {n} features"), view.ncols()));
-        }
-        let mut samples = Matrix::<T>::zeros(view.nrows(), n);
-        with_view!(view, a => {
-            let mut line = Vec::with_capacity(n);
-            for (i, row) in samples.as_mut_slice().chunks_exact_mut(n).enumerate() {
-                line.clear();
-                line.extend(a.row(i).iter().copied());
-                convert(&line, row, 1.0);
-            }
-        });
-        let mut y = Matrix::zeros(view.nrows(), self.u.nrows());
-        let mut c = Mat::<T>::zeros(view.nrows(), self.rank());
+        let samples = samples_as::<T>("Factors::apply", x, self.vt.ncols())?;
+        let mut y = Matrix::zeros(samples.nrows(), self.u.nrows());
+        let mut c = Mat::<T>::zeros(samples.nrows(), self.rank());
         self.apply_into(samples.as_ref(), 1.0, c.as_mut(), y.as_mut(), crate::current_par());
         Ok(y)
     }
@@ -252,4 +243,22 @@ impl<T: Scalar> Factors<T> {
         matmul(w.as_mut(), Accum::Replace, up.as_ref(), self.vt.as_ref(), T::one(), crate::current_par());
         w
     }
+}
+
+/// Samples of `n` features in arithmetic `T`.
+fn samples_as<T: Scalar>(op: &'static str, x: &TensorRef<'_>, n: usize) -> Result<Matrix<T>> {
+    let view = x.view()?;
+    if view.ncols() != n {
+        return Err(Error::shape(op, format_args!("samples of {n} features"), view.ncols()));
+    }
+    let mut samples = Matrix::<T>::zeros(view.nrows(), n);
+    with_view!(view, a => {
+        let mut line = Vec::with_capacity(n);
+        for (i, row) in samples.as_mut_slice().chunks_exact_mut(n).enumerate() {
+            line.clear();
+            line.extend(a.row(i).iter().copied());
+            convert(&line, row, 1.0);
+        }
+    });
+    Ok(samples)
 }

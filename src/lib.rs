@@ -83,7 +83,7 @@ pub mod whiten;
 
 pub use calibration::{Calibration, CalibrationOptions};
 pub use error::{Error, Result};
-pub use factors::{Factors, Report, Split};
+pub use factors::{Factors, Pivoted, Report, Split};
 pub use faer::dyn_stack;
 pub use faer::{MatMut, MatRef, Par};
 pub use rank::{Rank, rank_saves_memory};

@@ -25,7 +25,7 @@ use faer::linalg::triangular_solve;
 use faer::{Accum, Mat, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
-use crate::calibration::Calibration;
+use crate::calibration::{Calibration, for_each};
 use crate::error::{Error, Result};
 use crate::operator::Entries;
 use crate::qr::householder;
@@ -147,24 +147,23 @@ pub(crate) fn moments<T: Scalar>(
             let mut t = Mat::zeros(householder::block_size(2 * n, n), n);
             let mut scratch = MemBuffer::new(householder::factor_scratch::<f64>(2 * n, n, par));
             householder::factor(stacked.as_mut(), t.as_mut(), par, MemStack::new(&mut scratch));
-            lower(n, |i, j| stacked[(j, i)])
+            lower(stacked.as_ref().subrows(0, n).transpose(), par)
         }
         (Whitening::Full, None) => {
-            let mut g = c.gram_lower(par);
-            for j in 0..n {
-                g.col_mut(j).subrows_mut(j, n - j).iter_mut().for_each(|x| *x *= trust);
-            }
             let own = CHOLESKY_SHIFT * n as f64 * f64::EPSILON / 2.0;
-            let shifted = |attempt: i32| {
-                let more = 1000f64.powi(attempt);
-                let mut l = g.clone();
-                for j in 0..n {
-                    let gained = if attempt == 0 { 0.0 } else { more * own * mean };
-                    l[(j, j)] += shift + more * own * l[(j, j)] + gained;
-                }
+            let attempt = |attempt: i32| {
+                let mut l = c.gram_lower(par);
+                let more = 1000f64.powi(attempt) * own;
+                let gained = shift + if attempt == 0 { 0.0 } else { more * mean };
+                let columns: Vec<_> = l.as_mut().col_iter_mut().enumerate().collect();
+                for_each(columns, par, |(j, column)| {
+                    let column = &mut column.try_as_col_major_mut().expect("an owned matrix").as_slice_mut()[j..];
+                    column.iter_mut().for_each(|x| *x *= trust);
+                    column[0] += gained + more * column[0];
+                });
                 cholesky(&mut l, par).then_some((l, attempt))
             };
-            let (l, attempt) = (0..ATTEMPTS).find_map(shifted).ok_or(Error::NoConvergence {
+            let (l, attempt) = (0..ATTEMPTS).find_map(attempt).ok_or(Error::NoConvergence {
                 op: "Cholesky of the calibration statistics (they are not those of any samples)",
             })?;
             if attempt > 0 {
@@ -173,20 +172,21 @@ pub(crate) fn moments<T: Scalar>(
                     1000f64.powi(attempt) * own
                 ));
             }
-            lower(n, |i, j| l[(i, j)])
+            lower(l.as_ref(), par)
         }
     };
     Ok(Moments { root, scale, notes })
 }
 
-/// As many samples as there are features, as rows, with the second moments of those that `c` has seen, up to scale.
-pub(crate) fn equivalent_samples(c: &Calibration, par: Par) -> Result<Mat<f64>> {
+/// As many samples as there are features, as rows, and a power of four: their second moments are the mean ones of the
+/// samples that `c` has seen, times that.
+pub(crate) fn equivalent_samples(c: &Calibration, par: Par) -> Result<(Mat<f64>, f64)> {
     if c.samples() > 0 && c.dead().count() == c.features() {
-        return Ok(Mat::zeros(1, c.features()));
+        return Ok((Mat::zeros(1, c.features()), 1.0));
     }
     let moments = moments::<f64>(c, Whitening::Full, 1.0, Fill::None, par)?;
     match moments.root {
-        Entries::Lower(l) => Ok(l.transpose().to_owned()),
+        Entries::Lower(l) => Ok((l.transpose().to_owned(), moments.scale)),
         Entries::Diagonal(_) => unreachable!("full moments have a triangular root"),
     }
 }
@@ -198,8 +198,16 @@ pub(crate) fn check_blend(blend: f64) -> Result<()> {
     Err(Error::option("blend", blend, "a number from 0 (plain) to 1 (fully whitened)"))
 }
 
-fn lower<T: Scalar>(n: usize, entry: impl Fn(usize, usize) -> f64) -> Entries<T> {
-    Entries::Lower(Mat::from_fn(n, n, |i, j| if i >= j { <T as Element>::from_f64(entry(i, j)) } else { T::zeroed() }))
+/// The lower triangle of `l`, zeros above.
+fn lower<T: Scalar>(l: MatRef<'_, f64>, par: Par) -> Entries<T> {
+    let n = l.ncols();
+    let mut dst = Mat::zeros(n, n);
+    let columns: Vec<_> = dst.as_mut().col_iter_mut().zip(l.col_iter()).enumerate().collect();
+    for_each(columns, par, |(j, (dst, src))| {
+        let src = src.subrows(j, n - j);
+        dst.subrows_mut(j, n - j).iter_mut().zip(src.iter()).for_each(|(d, s)| *d = <T as Element>::from_f64(*s));
+    });
+    Entries::Lower(dst)
 }
 
 /// `a <- L` in the lower triangle; false if a pivot was not positive. Right-looking by blocks of columns: faer's factorization for

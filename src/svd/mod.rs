@@ -12,6 +12,7 @@
 //! known, the best approximation of `A` in that subspace is an SVD of the image, and its error is known exactly by a
 //! subtraction of norms (`certificate.rs`). Wide matrices are factored as their transpose; U and V then change places.
 
+mod blend;
 mod blocked;
 mod certificate;
 mod full;
@@ -33,6 +34,7 @@ use std::time::Instant;
 
 use faer::Par;
 
+pub use blend::BlendChoice;
 pub use certificate::ErrorKind;
 pub use plan::{Candidate, Plan, Rates};
 pub use rows::RowsPlan;

@@ -230,7 +230,7 @@ fn project<T: Scalar, Side, P: Weighted<T, Side>>(
     let unit = 1.0 / (about.weight_scale * about.root_scale.sqrt());
     let exact = weighting.whitening == Whitening::Full && weighting.blend == 1.0;
     let subtraction_says_something = lost > certificate::FLOOR_IN_EPS * T::EPSILON * norm_squared;
-    let relative_error = if norm_squared == 0.0 {
+    let relative_error = if norm_squared == 0.0 || c.dead().count() == c.features() {
         0.0
     } else if exact && subtraction_says_something {
         (lost / norm_squared).sqrt()
@@ -272,7 +272,7 @@ fn by_quality<T: Scalar, Side, P: Weighted<T, Side>>(
         return solve(product, allowed);
     }
     let data = weighting.quality_on.as_ref().or(weighting.calibration.as_ref()).expect("checked");
-    let samples = whiten::equivalent_samples(data, par)?;
+    let (samples, _) = whiten::equivalent_samples(data, par)?;
     let whole = quality::output_norm_squared::<T>(about.w, samples.as_ref())?;
     for attempt in 1.. {
         // The last one asks for all that arithmetic resolves.
