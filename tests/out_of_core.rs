@@ -5,12 +5,15 @@ mod common;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use faer::{Mat, MatRef};
 use half::f16;
 use tensorslim::npy::{self, Array, Mapped, Stream};
-use tensorslim::operator::{Cancel, LinearOperator, RowSource, Tiled, Watch};
+use tensorslim::calibration::Calibration;
+use tensorslim::operator::{self, Cancel, LinearOperator, RowSource, Tiled, Watch};
+use tensorslim::svd::Checkpoint;
 use tensorslim::{DType, Element, Error, Factors, Matrix, Method, Par, Rank, Scalar, Sketch, TensorRef, TruncatedSvd};
 
 /// A directory of its own for each test, removed at the end.
@@ -390,4 +393,94 @@ fn bytes_of_a_tile_are_those_of_its_buffers() {
     // Two read buffers of 10 lines, and a conversion buffer of the same lines in f32.
     assert_eq!(Tiled::<f32>::bytes(&source, 10), 2 * 10 * 300 * 2 + 10 * 300 * 4);
     assert_eq!(Tiled::<f32>::lines_for(&source, 0), Err(2 * 1000 * 300 * 2 + 1000 * 300 * 4));
+}
+
+/// A single pass that is stopped anywhere goes on where it was saved, to the bits of one that went through; what is damaged, or of
+/// another seed, starts anew and ends there too.
+#[test]
+fn a_single_pass_goes_on_where_it_was_stopped() {
+    struct Kept(Mutex<Option<Vec<u8>>>, AtomicU64);
+    impl Checkpoint for Kept {
+        fn load(&self) -> Option<Vec<u8>> {
+            self.0.lock().unwrap().clone()
+        }
+        fn save(&self, state: &[u8]) -> tensorslim::Result<()> {
+            *self.0.lock().unwrap() = Some(state.to_vec());
+            self.1.fetch_add(1, Ordering::Relaxed);
+            Ok(())
+        }
+    }
+    let a = matrix(9000, 700, 0.7, 8);
+    for method in [Method::SinglePass, Method::Nystrom] {
+        let svd = TruncatedSvd::new(Rank::Fixed(5)).method(method).seed(3);
+        let source = || a.as_tensor().unwrap();
+        let least = match svd.clone().memory_limit(1).plan_rows::<f32>(&source()) {
+            Err(Error::Memory { least, .. }) => least,
+            other => panic!("{other:?}"),
+        };
+        let svd = svd.memory_limit(least);
+        let kept = Kept(Mutex::new(None), AtomicU64::new(0));
+        let whole = svd.factor_rows_resumable::<f32>(&mut source(), &Watch::default(), &kept).unwrap();
+        assert_eq!(whole.report().passes, 1);
+        assert!(kept.1.load(Ordering::Relaxed) >= 2, "{method}: saved {} times", kept.1.load(Ordering::Relaxed));
+        let through = svd.factor_rows::<f32>(&mut source(), &Watch::default()).unwrap();
+        for (x, y) in whole.s().iter().zip(through.s()) {
+            assert!((x - y).abs() <= 1e-4 * y, "{method}: {x} {y}");
+        }
+        for stop in [1, 9, 20] {
+            let kept = Kept(Mutex::new(None), AtomicU64::new(0));
+            let (cancel, tiles, read) = (Cancel::new(), AtomicU64::new(0), AtomicU64::new(0));
+            let count = |bytes| {
+                read.fetch_add(bytes, Ordering::Relaxed);
+                if tiles.fetch_add(1, Ordering::Relaxed) + 1 == stop {
+                    cancel.cancel();
+                }
+            };
+            let watch = Watch::new(cancel.clone()).on_read(&count);
+            assert_eq!(svd.factor_rows_resumable::<f32>(&mut source(), &watch, &kept), Err(Error::Cancelled));
+            let (before, saved) = (read.swap(0, Ordering::Relaxed), kept.1.load(Ordering::Relaxed));
+            let again = Watch::default().on_read(&count);
+            let f = svd.factor_rows_resumable::<f32>(&mut source(), &again, &kept).unwrap();
+            assert_eq!((f.u().as_slice(), f.s(), f.vt().as_slice()), (whole.u().as_slice(), whole.s(), whole.vt().as_slice()));
+            // What was saved is not read again.
+            let (now, all) = (read.load(Ordering::Relaxed), 9000 * 700 * 4);
+            assert!(if saved > 0 { now < all } else { now == all }, "{method}, stopped at {stop}: {before} then {now}");
+        }
+        let mut state = kept.load().unwrap();
+        let other = svd.clone().seed(4).factor_rows_resumable::<f32>(&mut source(), &Watch::default(), &kept).unwrap();
+        assert_ne!(other.u().as_slice(), whole.u().as_slice());
+        for at in [0, 13, 40, state.len() / 2, state.len() - 1] {
+            state[at] ^= 1;
+            let damaged = Kept(Mutex::new(Some(state.clone())), AtomicU64::new(0));
+            let f = svd.factor_rows_resumable::<f32>(&mut source(), &Watch::default(), &damaged).unwrap();
+            assert_eq!(f.s(), whole.s());
+            state[at] ^= 1;
+        }
+    }
+}
+
+/// Calibration statistics from a file that is read in blocks are those of the whole, and go on from their bytes.
+#[test]
+fn calibration_in_blocks_is_calibration() {
+    let dir = Dir::new("calibration");
+    let path = dir.path("x.npy");
+    let x = matrix(3000, 40, 0.9, 6);
+    npy::write_matrix(&path, &x, DType::F16).unwrap();
+    let mut whole = Calibration::new(40).unwrap();
+    whole.update(&Array::read(&path).unwrap().tensor().unwrap()).unwrap();
+    let mut blocks = Calibration::new(40).unwrap();
+    let mut source = Stream::open(&path, None).unwrap();
+    let stopped = operator::stream(&mut source, 0, 10_000, &Watch::default(), |first, rows| {
+        if first > 1000 { Err(Error::Cancelled) } else { blocks.update(&rows) }
+    });
+    assert_eq!(stopped, Err(Error::Cancelled));
+    let mut blocks = Calibration::from_bytes(&blocks.to_bytes()).unwrap();
+    let from = blocks.samples() as usize;
+    assert!((1000..2000).contains(&from));
+    operator::stream(&mut source, from, 10_000, &Watch::default(), |_, rows| blocks.update(&rows)).unwrap();
+    assert_eq!(blocks.samples(), 3000);
+    let (a, b) = (whole.gram(), blocks.gram());
+    // Sums of 3000 products in f64, in another order.
+    let most = a.as_slice().iter().fold(0f64, |m, x| m.max(x.abs()));
+    assert!(a.as_slice().iter().zip(b.as_slice()).all(|(a, b)| (a - b).abs() <= 3000.0 * f64::EPSILON * most));
 }

@@ -54,7 +54,7 @@ use crate::error::{Error, Result};
 use crate::factors::Factors;
 use crate::operator::{Cancel, RowSource, Watch};
 use crate::simd::Scalar;
-use crate::svd::TruncatedSvd;
+use crate::svd::{Checkpoint, TruncatedSvd};
 use crate::tensor::{DType, TensorRef};
 use progress::{Expected, Tracker};
 use schedule::{Cost, Schedule};
@@ -85,6 +85,8 @@ pub enum Input<'a> {
     Tensor(TensorRef<'a>),
     /// To be read in tiles.
     Rows(&'a mut dyn RowSource),
+    /// The same, with a place for the state of a single pass.
+    Resumable(&'a mut dyn RowSource, &'a dyn Checkpoint),
 }
 
 /// How a tensor is to come in.
@@ -254,13 +256,15 @@ impl<'a> Batch<'a> {
         let begun = Instant::now();
         let read = |bytes| tracker.read(index, bytes);
         let watch = Watch::new(cancel.clone()).on_read(&read);
+        let limited = || item.svd.clone().memory_limit(self.memory_limit);
         let work = || -> Result<Factors<T>> {
             let mut factors = None;
             load(index, fit, &mut |input| {
                 factors = Some(match input {
                     Input::Tensor(tensor) => item.svd.factor_watched::<T>(tensor, &watch)?,
-                    Input::Rows(source) => {
-                        item.svd.clone().memory_limit(self.memory_limit).factor_rows::<T>(source, &watch)?
+                    Input::Rows(source) => limited().factor_rows::<T>(source, &watch)?,
+                    Input::Resumable(source, checkpoint) => {
+                        limited().factor_rows_resumable::<T>(source, &watch, checkpoint)?
                     }
                 });
                 Ok(())

@@ -35,7 +35,7 @@ pub use dense::{Dense, TileParams};
 pub(crate) use host::symmetric_product;
 pub use host::{HostContext, HostPanel};
 pub(crate) use product::mirror;
-pub use tiled::{ReadParams, RowSource, Tiled};
+pub use tiled::{ReadParams, RowSource, Tiled, stream};
 pub use watch::{Cancel, Watch};
 pub(crate) use whitened::Entries;
 pub use whitened::{FromPanel, GramBy, Product, Root};

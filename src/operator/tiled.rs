@@ -288,7 +288,6 @@ impl<'s, T: Scalar> Tiled<'s, T> {
         f: &mut impl FnMut(usize, MatView<'_>, f64, &mut [T], Par) -> Result<()>,
     ) -> Result<Scan> {
         let Tiled { source, layout, buffers, words, converted, watch, .. } = self;
-        buffers.resize_with(2, || vec![0; *words]);
         let Layout { lines, width, dtype, .. } = *layout;
         let (scale, known, par) = (self.scale, self.norm_squared.is_some(), self.context.par());
         // Bytes of one step of a tile, how many steps there are, and how many a tile has.
@@ -300,62 +299,26 @@ impl<'s, T: Scalar> Tiled<'s, T> {
         let column_major = source.is_column_major();
         let mut total = Scan { largest: 0.0, norm_squared: 0.0 };
 
-        let (free, to_fill) = sync_channel::<Vec<u64>>(2);
-        let (filled, to_use) = sync_channel(1);
-        for buffer in buffers.drain(..) {
-            free.send(buffer).expect("the channel holds both buffers");
-        }
-        thread::scope(|scope| {
-            let read = move || {
-                for first in (0..steps).step_by(tile) {
-                    // Either channel is closed when the other side has ended, with its own error or this one's.
-                    let Ok(mut buffer) = to_fill.recv() else { break };
-                    let count = tile.min(steps - first);
-                    let bytes = &mut bytemuck::cast_slice_mut(&mut buffer)[..count * step_bytes];
-                    let done = match cut {
-                        Cut::Lines => source.read_rows(first, bytes),
-                        Cut::Across => source.read_block(first..first + count, bytes),
-                    };
-                    if filled.send(done.map(|()| (first, count, buffer))).is_err() {
-                        break;
-                    }
-                }
-                to_fill
+        buffers.resize_with(2, || vec![0; *words]);
+        read_ahead(*source, cut, (0..steps, tile), step_bytes, buffers, &mut |first, bytes| {
+            watch.check()?;
+            let count = bytes.len() / step_bytes;
+            let shape = match cut {
+                Cut::Lines => [count, width],
+                Cut::Across => [lines, count],
             };
-            let reader = (thread::Builder::new().name("tensorslim-read".into()).spawn_scoped(scope, read))
-                .map_err(|e| Error::shape("Tiled", "a thread that reads", e))?;
-            let mut work = || -> Result<()> {
-                for tile in to_use.iter() {
-                    watch.check()?;
-                    let (first, count, buffer) = tile?;
-                    let bytes = &bytemuck::cast_slice(&buffer)[..count * step_bytes];
-                    let shape = match cut {
-                        Cut::Lines => [count, width],
-                        Cut::Across => [lines, count],
-                    };
-                    let view = TensorRef::from_bytes(dtype, &shape, bytes)?.view()?;
-                    if !known {
-                        let part = match scale {
-                            None | Some(1.0) => scan(view, par).map_err(|e| place(e, cut, first, column_major))?,
-                            Some(s) => Scan { largest: 0.0, norm_squared: scaled_norm_squared(view, s, par) },
-                        };
-                        total.largest = total.largest.max(part.largest);
-                        total.norm_squared += part.norm_squared;
-                    }
-                    f(first, view, scale.unwrap_or(1.0), converted, par)?;
-                    watch.read(bytes.len() as u64);
-                    // The reader may have ended: then nobody needs the buffer but the next pass.
-                    if let Err(back) = free.send(buffer) {
-                        buffers.push(back.0);
-                    }
-                }
-                Ok(())
-            };
-            let done = work();
-            drop((free, to_use));
-            let rest = reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            buffers.extend(rest.iter());
-            done
+            let view = TensorRef::from_bytes(dtype, &shape, bytes)?.view()?;
+            if !known {
+                let part = match scale {
+                    None | Some(1.0) => scan(view, par).map_err(|e| place(e, cut, first, column_major))?,
+                    Some(s) => Scan { largest: 0.0, norm_squared: scaled_norm_squared(view, s, par) },
+                };
+                total.largest = total.largest.max(part.largest);
+                total.norm_squared += part.norm_squared;
+            }
+            f(first, view, scale.unwrap_or(1.0), converted, par)?;
+            watch.read(bytes.len() as u64);
+            Ok(())
         })?;
         Ok(total)
     }
@@ -389,6 +352,87 @@ impl<'s, T: Scalar> Tiled<'s, T> {
     fn row_cut(&self) -> Cut {
         if self.layout.lines_are_rows { Cut::Lines } else { Cut::Across }
     }
+}
+
+/// Reads `steps` in tiles of `tile` of them, one tile ahead on a thread of its own, and calls `f(first step, bytes)` for each in order.
+/// The two buffers come back but for those that were under way when a read or `f` failed.
+fn read_ahead(
+    source: &mut dyn RowSource,
+    cut: Cut,
+    (steps, tile): (Range<usize>, usize),
+    step_bytes: usize,
+    buffers: &mut Vec<Vec<u64>>,
+    f: &mut dyn FnMut(usize, &[u8]) -> Result<()>,
+) -> Result<()> {
+    let (free, to_fill) = sync_channel::<Vec<u64>>(2);
+    let (filled, to_use) = sync_channel(1);
+    for buffer in buffers.drain(..) {
+        free.send(buffer).expect("the channel holds both buffers");
+    }
+    thread::scope(|scope| {
+        let read = move || {
+            for first in steps.clone().step_by(tile) {
+                // Either channel is closed when the other side has ended, with its own error or this one's.
+                let Ok(mut buffer) = to_fill.recv() else { break };
+                let count = tile.min(steps.end - first);
+                let bytes = &mut bytemuck::cast_slice_mut(&mut buffer)[..count * step_bytes];
+                let done = match cut {
+                    Cut::Lines => source.read_rows(first, bytes),
+                    Cut::Across => source.read_block(first..first + count, bytes),
+                };
+                if filled.send(done.map(|()| (first, count, buffer))).is_err() {
+                    break;
+                }
+            }
+            to_fill
+        };
+        let reader = (thread::Builder::new().name("tensorslim-read".into()).spawn_scoped(scope, read))
+            .map_err(|e| Error::Internal { what: format!("no thread that reads: {e}") })?;
+        let mut work = || -> Result<()> {
+            for tile in to_use.iter() {
+                let (first, count, buffer) = tile?;
+                f(first, &bytemuck::cast_slice(&buffer)[..count * step_bytes])?;
+                // The reader may have ended: then nobody needs the buffer but the next pass.
+                if let Err(back) = free.send(buffer) {
+                    buffers.push(back.0);
+                }
+            }
+            Ok(())
+        };
+        let done = work();
+        drop((free, to_use));
+        let rest = reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        buffers.extend(rest.iter());
+        done
+    })
+}
+
+/// One look at the rows of a source from row `from` on, in blocks of at most `bytes` bytes that come in order, for what is linear in rows:
+/// calibration statistics ([`Calibration::update`](crate::calibration::Calibration::update)), the sketches of a single pass
+/// ([`SinglePass::update`](crate::svd::SinglePass::update)). `f(first, rows)`; the next block is read meanwhile.
+///
+/// # Errors
+/// [`Error::Option`] for a column-major source, whose rows do not come in blocks; what the source and `f` report; [`Error::Cancelled`].
+pub fn stream(
+    source: &mut dyn RowSource,
+    from: usize,
+    bytes: usize,
+    watch: &Watch<'_>,
+    mut f: impl FnMut(usize, TensorRef<'_>) -> Result<()>,
+) -> Result<()> {
+    let (m, n) = source.shape();
+    if source.is_column_major() && m > 1 && n > 1 {
+        return Err(Error::option("source", "column-major", "one in row-major order, to see its rows in blocks"));
+    }
+    let (dtype, line) = (source.dtype(), n * source.dtype().size());
+    let tile = (bytes / line.max(1)).max(1);
+    let mut buffers = vec![vec![0; (tile.min(m) * line).div_ceil(8)]; 2];
+    read_ahead(source, Cut::Lines, (from.min(m)..m, tile), line, &mut buffers, &mut |first, bytes| {
+        watch.check()?;
+        f(first, TensorRef::from_bytes(dtype, &[bytes.len() / line, n], bytes)?)?;
+        watch.read(bytes.len() as u64);
+        Ok(())
+    })
 }
 
 /// An element that is not finite, from the rows and columns of a tile to those of the caller's matrix.

@@ -37,7 +37,7 @@ use faer::Par;
 pub use blend::BlendChoice;
 pub use certificate::ErrorKind;
 pub use plan::{Candidate, Plan, Rates};
-pub use rows::RowsPlan;
+pub use rows::{Checkpoint, READ_PER_STATE, RowsPlan};
 pub use single_pass::SinglePass;
 
 use crate::calibration::Calibration;

@@ -11,11 +11,26 @@
 use std::fmt;
 use std::time::Instant;
 
-use super::{Plan, TruncatedSvd};
+use super::{Method, Plan, TruncatedSvd};
 use crate::error::{Error, Result};
 use crate::factors::Factors;
-use crate::operator::{Dense, RowSource, Tiled, Watch};
+use crate::operator::{Dense, RowSource, Tiled, Watch, stream};
 use crate::simd::Scalar;
+
+/// Bytes of a matrix that are read for each byte of state that is saved.
+pub const READ_PER_STATE: usize = 16;
+
+/// Where the state of a single pass is kept while it runs.
+pub trait Checkpoint {
+    /// What was saved last, if anything was.
+    fn load(&self) -> Option<Vec<u8>>;
+
+    /// Keeps a state in place of the last one; whole or not at all.
+    ///
+    /// # Errors
+    /// What keeps it from being saved; the factorization ends with it.
+    fn save(&self, state: &[u8]) -> Result<()>;
+}
 
 /// What a factorization out of core will do. Plain data; `Display` explains it.
 #[derive(Debug, Clone, PartialEq)]
@@ -86,6 +101,45 @@ impl TruncatedSvd {
             .map_err(|least| Error::Memory { limit: self.memory_limit.unwrap_or(usize::MAX), least: method + least })?;
         let tile_bytes = Tiled::<T>::bytes(source, tile_lines);
         Ok(RowsPlan { plan, tile_lines, tile_bytes, peak_bytes: method + tile_bytes })
+    }
+
+    /// As [`factor_rows`](Self::factor_rows); a method of a single pass keeps its state in `checkpoint` on the way and goes on from what is there. What
+    /// is damaged, or of other options, is passed over and the pass starts anew. The other methods start anew in any case.
+    ///
+    /// States are saved between blocks, so that a run that goes on under the same memory limit is fed the same blocks and ends in the same
+    /// bits as one that went through. They are saved after every [`READ_PER_STATE`] times their own size, and so cost a small share of the reading.
+    ///
+    /// # Errors
+    /// As [`factor_rows`](Self::factor_rows); what [`Checkpoint::save`] reports.
+    pub fn factor_rows_resumable<T: Scalar>(
+        &self,
+        source: &mut dyn RowSource,
+        watch: &Watch<'_>,
+        checkpoint: &dyn Checkpoint,
+    ) -> Result<Factors<T>> {
+        if !matches!(self.method, Method::SinglePass | Method::Nystrom) || source.is_column_major() {
+            return self.factor_rows(source, watch);
+        }
+        let RowsPlan { tile_lines, peak_bytes, .. } = self.plan_rows::<T>(source)?;
+        let mut state = self.accumulator::<T>(source.shape())?;
+        if let Some(bytes) = checkpoint.load() {
+            // An error says that these bytes are of no use, and leaves the state empty.
+            let _ = state.restore(&bytes);
+        }
+        let line = source.shape().1 * source.dtype().size();
+        let (mut unsaved, every) = (0, READ_PER_STATE * state.state_bytes());
+        stream(source, state.rows_given(), tile_lines * line, watch, |first, rows| {
+            state.update(first, &rows)?;
+            unsaved += rows.shape()[0] * line;
+            if unsaved >= every {
+                unsaved = 0;
+                checkpoint.save(&state.to_bytes())?;
+            }
+            Ok(())
+        })?;
+        let mut factors = state.finish()?;
+        factors.report_mut().peak_bytes = peak_bytes;
+        Ok(factors)
     }
 
     /// Factors a matrix that is read in blocks of rows, in arithmetic `T`, on the threads of the current rayon pool and one more that

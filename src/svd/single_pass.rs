@@ -25,6 +25,8 @@
 //! Both ways are less accurate than one power iteration: the error is near `(1 + k/p)^{1/2}`-fold where the spectrum is flat. They are for
 //! matrices that can be seen once.
 
+mod bytes;
+
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
