@@ -61,6 +61,7 @@ pub struct Dense<'a, T: Scalar> {
     data: Data<'a, T>,
     /// What the elements are multiplied by on the way in, a power of two.
     scale: f64,
+    largest: f64,
     norm_squared: f64,
     tile: Vec<T>,
     tile_rows: usize,
@@ -94,9 +95,22 @@ impl<'a, T: Scalar> Dense<'a, T> {
         if m == 0 || n == 0 {
             return Err(Error::Empty { shape: vec![m, n] });
         }
-        let Scan { largest, norm_squared } = scan(view, par)?;
-        let exponent = if largest > 0.0 { largest.log2().floor() as i32 } else { 0 };
+        let scan = scan(view, par)?;
+        let exponent = if scan.largest > 0.0 { scan.largest.log2().floor() as i32 } else { 0 };
         let scale = if exponent.abs() > safe_exponent::<T>() { 2f64.powi(-exponent) } else { 1.0 };
+        Ok(Self::scaled(view, scan, scale, par))
+    }
+
+    /// The matrix as it is, for what is linear in it and can bear its range.
+    pub(crate) fn unscaled(view: MatView<'a>, par: Par) -> Result<Self> {
+        if view.nrows() == 0 || view.ncols() == 0 {
+            return Err(Error::Empty { shape: vec![view.nrows(), view.ncols()] });
+        }
+        Ok(Self::scaled(view, scan(view, par)?, 1.0, par))
+    }
+
+    fn scaled(view: MatView<'a>, Scan { largest, norm_squared }: Scan, scale: f64, par: Par) -> Self {
+        let (m, n) = (view.nrows(), view.ncols());
         // 2^-e · (2^-e · ‖A‖²) would overflow at its first factor when ‖A‖² itself does: scan again, scaled.
         let norm_squared = if scale == 1.0 { norm_squared } else { scaled_norm_squared(view, scale, par) };
         let data = match view.typed::<T>() {
@@ -104,15 +118,21 @@ impl<'a, T: Scalar> Dense<'a, T> {
             _ => Data::Tiled(view),
         };
         let tile_rows = if matches!(data, Data::Tiled(_)) { TileParams::default().rows(m, n) } else { 0 };
-        Ok(Dense {
+        Dense {
             data,
             scale,
+            largest: largest * scale,
             norm_squared,
             tile: vec![T::zeroed(); tile_rows * n],
             tile_rows,
             context: HostContext::new(par),
             passes: 0,
-        })
+        }
+    }
+
+    /// `max |a|` of what the operator stands for.
+    pub(crate) fn largest(&self) -> f64 {
+        self.largest
     }
 
     /// The matrix stands for `scale · A`, a power of two.
@@ -364,6 +384,16 @@ impl<T: Scalar> LinearOperator<T> for Dense<'_, T> {
         Ok(())
     }
 
+    fn stream_rows(&mut self, f: &mut dyn FnMut(usize, MatRef<'_, T>) -> Result<()>) -> Result<()> {
+        let mut result = Ok(());
+        self.for_each_tile(|first, rows, _| {
+            if result.is_ok() {
+                result = f(first, rows);
+            }
+        });
+        result
+    }
+
     fn gram(&mut self) -> Result<Dense<'static, T>> {
         let (m, n) = (self.nrows(), self.ncols());
         let mut g = HostPanel::zeros(n, n, self.context.clone());
@@ -374,6 +404,7 @@ impl<T: Scalar> LinearOperator<T> for Dense<'_, T> {
         Ok(Dense {
             data: Data::Owned(g),
             scale: 1.0,
+            largest: f64::NAN,
             norm_squared,
             tile: Vec::new(),
             tile_rows: 0,

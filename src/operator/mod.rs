@@ -5,6 +5,7 @@
 //!
 //!   apply          Y = A X                   sketch     Y = A Ω
 //!   apply_adjoint  X = Aᵀ Y                  gram       G = AᵀA, itself an operator on right panels
+//!   stream_rows    rows of A, once
 //! ```
 //!
 //! Panels live where the data lives and only l × l matrices come home, so the algorithms of [`range`](crate::range)
@@ -193,6 +194,21 @@ pub trait LinearOperator<T: Scalar> {
     /// # Errors
     /// What the backend reports.
     fn materialize(&mut self, y: &mut Self::Left) -> Result<()>;
+
+    /// One pass over the rows of `A`, in blocks that come in order: `f(first, rows)`, `rows` of n columns on the host. The
+    /// default brings the whole matrix home at once; whoever holds rows in parts hands out the parts.
+    ///
+    /// # Errors
+    /// What the backend reports, and the first that `f` returns.
+    fn stream_rows(&mut self, f: &mut dyn FnMut(usize, MatRef<'_, T>) -> Result<()>) -> Result<()> {
+        let mut host = Mat::zeros(self.nrows(), self.ncols());
+        {
+            let mut panel = self.left(self.ncols())?;
+            self.materialize(&mut panel)?;
+            panel.copy_to_host(host.as_mut())?;
+        }
+        f(0, host.as_ref())
+    }
 
     /// `G = AᵀA`.
     ///

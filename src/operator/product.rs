@@ -56,13 +56,7 @@ pub(super) fn product_bytes<T>(m: usize, l: usize) -> usize {
 }
 
 /// `y <- [y +] a x`.
-pub(super) fn product<T: Scalar>(
-    accum: Accum,
-    a: MatRef<'_, T>,
-    x: MatRef<'_, T>,
-    mut y: MatMut<'_, T>,
-    par: Par,
-) {
+pub(super) fn product<T: Scalar>(accum: Accum, a: MatRef<'_, T>, x: MatRef<'_, T>, mut y: MatMut<'_, T>, par: Par) {
     let (m, l) = y.shape();
     let rows = block_rows(m);
     if m <= rows {

@@ -53,6 +53,13 @@ pub(super) struct Certificate {
     pub(super) kind: ErrorKind,
 }
 
+impl Certificate {
+    /// Of a zero matrix, which its factors reproduce.
+    pub(super) fn of_zero() -> Self {
+        Certificate { relative_error: 0.0, kind: ErrorKind::Exact }
+    }
+}
+
 /// Columns of the residual probe.
 pub(super) const PROBES: usize = 16;
 
@@ -72,7 +79,7 @@ pub(super) fn certify<T: Scalar, O: LinearOperator<T>>(
 ) -> Result<Certificate> {
     let norm_squared = op.norm_squared();
     if norm_squared == 0.0 {
-        return Ok(Certificate { relative_error: 0.0, kind: ErrorKind::Exact });
+        return Ok(Certificate::of_zero());
     }
     let tail: f64 = dropped.iter().map(|&s| s.to_f64() * s.to_f64()).sum();
     let rest = (norm_squared - captured + tail) / norm_squared;

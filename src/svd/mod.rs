@@ -18,8 +18,10 @@ mod full;
 mod goal;
 mod gram;
 mod krylov;
+mod nystrom;
 mod plan;
 mod randomized;
+mod single_pass;
 mod small;
 mod triplets;
 
@@ -27,6 +29,7 @@ use std::time::Instant;
 
 pub use certificate::ErrorKind;
 pub use plan::{Candidate, Plan, Rates};
+pub use single_pass::SinglePass;
 
 use crate::error::{Error, Result};
 use crate::factors::{Factors, Report};
@@ -57,13 +60,27 @@ pub enum Method {
     /// Block Krylov iteration (Musco, Musco 2015): the randomized method with every panel kept, in fewer products. A rank
     /// that the spectrum decides is found by [`Randomized`](Method::Randomized).
     Krylov,
+    /// Three sketches of one pass (Tropp, Yurtsever, Udell, Cevher 2019), for matrices that can be seen once; see [`SinglePass`].
+    /// The rank is fixed or bounded by [`TruncatedSvd::max_rank`]; oversampling and power iterations have no effect.
+    SinglePass,
+    /// Generalized Nyström (Nakatsukasa 2020): two sketches of one pass, a quarter of the memory of [`SinglePass`](Method::SinglePass) and a larger
+    /// error. The rank is fixed or bounded by [`TruncatedSvd::max_rank`]; power iterations have no effect.
+    Nystrom,
 }
 
 impl Method {
     /// All methods, in the order of their names in the documentation.
-    pub const ALL: [Method; 5] = [Method::Auto, Method::Full, Method::Gram, Method::Randomized, Method::Krylov];
+    pub const ALL: [Method; 7] = [
+        Method::Auto,
+        Method::Full,
+        Method::Gram,
+        Method::Randomized,
+        Method::Krylov,
+        Method::SinglePass,
+        Method::Nystrom,
+    ];
 
-    /// `"auto"`, `"full"`, `"gram"`, `"randomized"` or `"krylov"`.
+    /// `"auto"`, `"full"`, `"gram"`, `"randomized"`, `"krylov"`, `"single-pass"` or `"nystrom"`.
     pub const fn name(self) -> &'static str {
         match self {
             Method::Auto => "auto",
@@ -71,6 +88,8 @@ impl Method {
             Method::Gram => "gram",
             Method::Randomized => "randomized",
             Method::Krylov => "krylov",
+            Method::SinglePass => "single-pass",
+            Method::Nystrom => "nystrom",
         }
     }
 }
@@ -86,7 +105,7 @@ impl std::str::FromStr for Method {
 
     fn from_str(s: &str) -> Result<Self> {
         (Method::ALL.into_iter().find(|m| m.name() == s))
-            .ok_or_else(|| Error::option("method", s, "auto, full, gram, randomized or krylov"))
+            .ok_or_else(|| Error::option("method", s, "auto, full, gram, randomized, krylov, single-pass or nystrom"))
     }
 }
 
@@ -262,25 +281,15 @@ impl TruncatedSvd {
         };
         notes.extend(goal.shortfall(k, certificate.relative_error));
         let s = unscale(&spectrum[..k], scale)?;
+        let spectrum = spectrum.iter().map(|&s| s.to_f64() / scale).collect();
+        let norm = op.norm_squared().sqrt() / scale;
         let report = Report {
-            shape: (m, n),
-            dtype: plan.dtype,
-            precision: T::DTYPE,
-            rank: k,
             method,
             peak_bytes: plan.peak_bytes_of(method, width, k),
-            reason: plan.reason,
             sketch,
-            seed: self.seed,
-            oversample: width - k,
-            power_iterations: self.power_iterations,
-            norm: op.norm_squared().sqrt() / scale,
-            spectrum: spectrum.iter().map(|&s| s.to_f64() / scale).collect(),
-            relative_error: certificate.relative_error,
-            error_kind: certificate.kind,
             passes: op.passes(),
-            elapsed: start.elapsed(),
             notes,
+            ..plan.report(self, (k, width), spectrum, norm, &certificate, start.elapsed())
         };
         Ok(Factors::new(u, s, vt, report))
     }
@@ -294,6 +303,12 @@ mod stream {
     pub(super) const PROBES: u64 = 1;
     /// The probes that end the search for a rank.
     pub(super) const STOP: u64 = 2;
+    /// The Υ of one pass.
+    pub(super) const CORANGE: u64 = 3;
+    /// Its Φ.
+    pub(super) const CORE_LEFT: u64 = 4;
+    /// Its Ψ.
+    pub(super) const CORE_RIGHT: u64 = 5;
     /// The Ω of the first block of that search; the next ones follow.
     pub(super) const BLOCKS: u64 = 1 << 32;
 }
@@ -328,7 +343,8 @@ fn fix_signs<T: Scalar>(u: &mut Matrix<T>, vt: &mut Matrix<T>) {
         .map(|i| {
             let row = vt.row(i);
             // Of two that are equal the first decides, and |largest| > |smallest| is a comparison of sums.
-            let (most, least) = row.iter().fold((row[0], row[0]), |(a, b), &x| (if x > a { x } else { a }, if x < b { x } else { b }));
+            let (most, least) =
+                row.iter().fold((row[0], row[0]), |(a, b), &x| (if x > a { x } else { a }, if x < b { x } else { b }));
             (most + least).to_f64() < 0.0
         })
         .collect();

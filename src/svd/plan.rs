@@ -17,17 +17,22 @@
 //! size the buffers.
 
 use std::fmt;
+use std::time::Duration;
 
 use faer::Par;
 
+use super::certificate::Certificate;
 use super::goal::Goal;
 use super::gram::{self, Eigenvectors};
+use super::single_pass::Sizes;
 use super::triplets::Triplets;
-use super::{Method, Solution, TruncatedSvd, blocked, certificate, full, krylov, randomized, small};
+use super::{Method, Solution, TruncatedSvd, blocked, certificate, full, krylov, randomized, single_pass, small};
 use crate::error::{Error, Result};
+use crate::factors::Report;
 use crate::operator::{Dense, HostPanel, LinearOperator};
 use crate::rank::Rank;
 use crate::simd::Scalar;
+use crate::sketch::Sketch;
 use crate::tensor::DType;
 
 /// What the machine does of each kind of work, in f32; f64 is taken at half of it. The defaults were measured by the
@@ -110,6 +115,10 @@ impl Plan {
             Some(k) => k.min(n),
             None => n,
         };
+        let once = matches!(options.method, Method::SinglePass | Method::Nystrom);
+        if once && rank.is_none() && options.max_rank.is_none() {
+            return Err(Error::option("max_rank", "none", "one: a single pass has to know how much to keep"));
+        }
         let width = rank.unwrap_or(max_rank).saturating_add(options.oversample).min(n);
         let mut plan = Plan {
             shape,
@@ -132,14 +141,25 @@ impl Plan {
             (Method::Gram, Some(Eigenvectors::Iterated)),
             (Method::Randomized, None),
             (Method::Krylov, None),
+            // Less accurate than the others: only where one pass is all there is.
+            (Method::SinglePass, None),
+            (Method::Nystrom, None),
         ];
         for (method, detail) in all {
             // Without a rank there is no panel width for subspace iteration; the spectrum has to be seen first.
             if rank.is_none() && detail == Some(Eigenvectors::Iterated) {
                 continue;
             }
+            let looks_once = matches!(method, Method::SinglePass | Method::Nystrom);
+            if looks_once && method != options.method {
+                continue;
+            }
+            if looks_once {
+                plan.width = Sizes::new(method, (m, n), rank.unwrap_or(max_rank), options.oversample).range;
+            }
             // A rank that the spectrum decides is taken for a quarter of what it can be.
-            let expected = if rank.is_some() { width } else { width.div_ceil(4).max(32).min(width) };
+            let width = if looks_once { plan.width } else { width };
+            let expected = if rank.is_some() || looks_once { width } else { width.div_ceil(4).max(32).min(width) };
             let (seconds, passes) = estimate::<T>(options, m, n, expected, method, detail);
             let peak_bytes = plan.bytes(method, detail, width, rank.unwrap_or(max_rank));
             plan.candidates.push(Candidate { method, detail, seconds, passes, peak_bytes });
@@ -171,10 +191,12 @@ impl Plan {
         let by_rows = self.shape.0 >= self.shape.1;
         let power_iterations = self.power_iterations;
         let footprint = Footprint { m, n, width, rank, power_iterations, by_rows, storage: self.dtype };
-        match self.precision {
+        let counted = match self.precision {
             DType::F64 => footprint.peak::<f64>(method, detail),
             _ => footprint.peak::<f32>(method, detail),
-        }
+        };
+        // Columns padded to cache lines, the sketches' scratch, the report: at most this (`tests/memory.rs`).
+        counted + counted / 64 + (64 << 10)
     }
 
     /// Peak bytes of a factorization that ended with this method, panel width and rank.
@@ -186,6 +208,43 @@ impl Plan {
     /// What the factors must reach, for an operator of this squared norm.
     pub(super) fn goal(&self, norm_squared: f64) -> Goal {
         Goal::new(self.rank, self.rank_rule, self.max_rank, norm_squared)
+    }
+
+    /// Columns of the sketches of one pass over an operator of this shape, which is the plan's or its transpose.
+    pub(super) fn sizes(&self, options: &TruncatedSvd, shape: (usize, usize)) -> Sizes {
+        Sizes::new(self.method, shape, self.rank.unwrap_or(self.max_rank), options.oversample)
+    }
+
+    /// The report of factors of rank k from panels of `width` columns, by the method as planned.
+    pub(super) fn report(
+        &self,
+        options: &TruncatedSvd,
+        (rank, width): (usize, usize),
+        spectrum: Vec<f64>,
+        norm: f64,
+        certificate: &Certificate,
+        elapsed: Duration,
+    ) -> Report {
+        Report {
+            shape: self.shape,
+            dtype: self.dtype,
+            precision: self.precision,
+            rank,
+            method: self.method,
+            reason: self.reason.clone(),
+            sketch: Some(options.sketch),
+            seed: options.seed,
+            oversample: width - rank,
+            power_iterations: options.power_iterations,
+            norm,
+            spectrum,
+            relative_error: certificate.relative_error,
+            error_kind: certificate.kind,
+            passes: 0,
+            peak_bytes: self.peak_bytes,
+            elapsed,
+            notes: Vec::new(),
+        }
     }
 
     /// Runs the plan, falling back where the result shows that the method was out of its depth.
@@ -229,6 +288,7 @@ impl Plan {
             }
             Method::Krylov if self.rank.is_some() => krylov::solve(options, op, self.width, goal, par),
             Method::Randomized | Method::Krylov => randomized(op),
+            Method::SinglePass | Method::Nystrom => single_pass::solve(options, op, self, goal, par),
             Method::Auto => unreachable!("a plan names a method"),
         }
     }
@@ -277,6 +337,18 @@ fn estimate<T: Scalar>(
             // Each block against those before it, twice.
             let orths = 2.0 * count * orthonormalize(mf, width) + 4.0 * mf * columns * columns / rates.gemm;
             (products + orths + finish(nf, columns), 2 * blocks.count)
+        }
+        (Method::SinglePass | Method::Nystrom, _) => {
+            let Sizes { range, corange, core } = Sizes::with_range(method, l);
+            let sketch = |columns: usize| match options.sketch {
+                Sketch::Gaussian => 2.0 * mf * nf * columns as f64 / rates.gemm,
+                _ => mf * nf / rates.sketch,
+            };
+            let (rf, sf) = (range as f64, core.max(corange) as f64);
+            let core = if core > 0 { sketch(core) + sketch(core) * core as f64 / nf } else { 0.0 };
+            let orths = orthonormalize(mf, rf) + orthonormalize(nf, rf) + 2.0 * orthonormalize(sf, rf);
+            let small = rates.svd * rf.powi(3) + 2.0 * (mf + nf) * rf * rf / rates.gemm;
+            (sketch(range) + sketch(corange) + core + orths + small, 1)
         }
         _ if options.rank.allowed_loss().is_some() => {
             // Every round of every block is made orthogonal to the blocks before it, twice.
@@ -357,16 +429,13 @@ impl Footprint {
             (Method::Krylov, _) => {
                 let krylov::Blocks { count, width: b } = krylov::Blocks::new(l, self.power_iterations, n);
                 let scratch = orthonormalize(m, b);
-                let blocks = count * (panel(m, b) + panel(n, b));
-                let together = scratch
-                    + blocks
-                    + panel(m, count * b).max(panel(m, count * b) - count * panel(m, b) + panel(n, count * b));
-                together.max(
-                    scratch.max(decompose(n, count * b))
-                        + panel(m, count * b)
-                        + panel(n, count * b)
-                        + finish(count * b),
-                )
+                // Each side is put together while the other's blocks are still apart.
+                let (left, right) = (panel(m, count * b), panel(n, count * b));
+                let together = scratch + left + right + left.max(right);
+                together.max(scratch.max(decompose(n, count * b)) + left + right + finish(count * b))
+            }
+            (Method::SinglePass | Method::Nystrom, _) => {
+                return tile + single_pass::peak_bytes::<T>((m, n), Sizes::with_range(method, l), k);
             }
             _ => {
                 let scratch = orthonormalize(m, l).max(orthonormalize(n, l));

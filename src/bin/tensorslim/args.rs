@@ -47,7 +47,7 @@ pub(crate) struct FactorArgs {
     pub(crate) max_rank: Option<usize>,
 
     /// How to factor
-    #[arg(long, default_value = "auto", value_parser = one_of::<Method>(&["auto", "full", "gram", "randomized"]))]
+    #[arg(long, default_value = "auto", value_parser = one_of::<Method>(&["auto", "full", "gram", "randomized", "single-pass", "nystrom"]))]
     pub(crate) method: Method,
 
     /// Random matrix that the gram and randomized methods start from [default: srht]
