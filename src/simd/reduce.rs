@@ -4,6 +4,8 @@
 //! then folded into `LANES` independent f64 accumulators, so that the loop is a chain of vector FMAs for whatever
 //! instruction set runs it; the order of additions is fixed by the length alone.
 
+use pulp::NullaryFnOnce;
+
 use super::convert::convert;
 use crate::tensor::{DType, Element};
 
@@ -45,12 +47,12 @@ pub fn statistics<E: Element>(x: &[E]) -> Statistics {
     match E::DTYPE {
         DType::F64 => {
             for block in x.chunks(BLOCK) {
-                total = total.merge(arch.dispatch(|| fold(bytemuck::cast_slice(block))));
+                total = total.merge(arch.dispatch(Fold(bytemuck::cast_slice::<E, f64>(block))));
             }
         }
         DType::F32 => {
             for block in x.chunks(8 * BLOCK) {
-                total = total.merge(arch.dispatch(|| fold_f32(bytemuck::cast_slice(block))));
+                total = total.merge(arch.dispatch(Fold(bytemuck::cast_slice::<E, f32>(block))));
             }
         }
         DType::F16 | DType::BF16 => {
@@ -58,11 +60,33 @@ pub fn statistics<E: Element>(x: &[E]) -> Statistics {
             for block in x.chunks(BLOCK) {
                 let wide = &mut buffer[..block.len()];
                 convert(block, wide, 1.0);
-                total = total.merge(arch.dispatch(|| fold_f32(wide)));
+                total = total.merge(arch.dispatch(Fold(&*wide)));
             }
         }
     }
     total
+}
+
+/// A reduction to be dispatched. Not a closure: what a closure calls is inlined into the vector code only while it is
+/// small, which these are not (256×256 f32: 150 µs without, 10 µs with it).
+struct Fold<'a, T>(&'a [T]);
+
+impl NullaryFnOnce for Fold<'_, f32> {
+    type Output = Statistics;
+
+    #[inline(always)]
+    fn call(self) -> Statistics {
+        fold_f32(self.0)
+    }
+}
+
+impl NullaryFnOnce for Fold<'_, f64> {
+    type Output = Statistics;
+
+    #[inline(always)]
+    fn call(self) -> Statistics {
+        fold(self.0)
+    }
 }
 
 /// Of f32, `|x|` is ordered as its bits are: one integer maximum finds the largest and what is not finite.
