@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use faer::{Mat, MatRef};
 use half::f16;
-use tensorslim::npy::{self, Array, Mapped, Stream};
 use tensorslim::calibration::Calibration;
+use tensorslim::npy::{self, Array, Mapped, Stream};
 use tensorslim::operator::{self, Cancel, LinearOperator, RowSource, Tiled, Watch};
 use tensorslim::svd::Checkpoint;
 use tensorslim::{DType, Element, Error, Factors, Matrix, Method, Par, Rank, Scalar, Sketch, TensorRef, TruncatedSvd};
@@ -441,7 +441,10 @@ fn a_single_pass_goes_on_where_it_was_stopped() {
             let (before, saved) = (read.swap(0, Ordering::Relaxed), kept.1.load(Ordering::Relaxed));
             let again = Watch::default().on_read(&count);
             let f = svd.factor_rows_resumable::<f32>(&mut source(), &again, &kept).unwrap();
-            assert_eq!((f.u().as_slice(), f.s(), f.vt().as_slice()), (whole.u().as_slice(), whole.s(), whole.vt().as_slice()));
+            assert_eq!(
+                (f.u().as_slice(), f.s(), f.vt().as_slice()),
+                (whole.u().as_slice(), whole.s(), whole.vt().as_slice())
+            );
             // What was saved is not read again.
             let (now, all) = (read.load(Ordering::Relaxed), 9000 * 700 * 4);
             assert!(if saved > 0 { now < all } else { now == all }, "{method}, stopped at {stop}: {before} then {now}");

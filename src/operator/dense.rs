@@ -21,7 +21,6 @@ use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 
-use faer::linalg::matmul::matmul;
 use faer::{Accum, MatRef, Par};
 use rayon::prelude::*;
 
@@ -396,15 +395,14 @@ impl<T: Scalar> LinearOperator<T> for Dense<'_, T> {
 
     fn apply(&mut self, x: &HostPanel<T>, y: &mut HostPanel<T>) -> Result<()> {
         self.for_each_tile(|first, a, par| {
-            product(a, x.as_ref(), y.as_mut().subrows_mut(first, a.nrows()), par);
+            product(Accum::Replace, a, x.as_ref(), y.as_mut().subrows_mut(first, a.nrows()), par);
         })
     }
 
     fn apply_adjoint(&mut self, y: &HostPanel<T>, x: &mut HostPanel<T>) -> Result<()> {
         self.for_each_tile(|first, a, par| {
             let accum = if first == 0 { Accum::Replace } else { Accum::Add };
-            let y = y.as_ref().subrows(first, a.nrows());
-            matmul(x.as_mut(), accum, a.transpose(), y, T::one(), par);
+            product(accum, a.transpose(), y.as_ref().subrows(first, a.nrows()), x.as_mut(), par);
         })
     }
 

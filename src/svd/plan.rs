@@ -439,16 +439,10 @@ impl Footprint {
             (Method::Krylov, _) => {
                 let krylov::Blocks { count, width: b } = krylov::Blocks::new(l, self.power_iterations, n);
                 let scratch = orthonormalize(m, b);
-                let blocks = count * (panel(m, b) + panel(n, b));
-                let together = scratch
-                    + blocks
-                    + panel(m, count * b).max(panel(m, count * b) - count * panel(m, b) + panel(n, count * b));
-                together.max(
-                    scratch.max(decompose(n, count * b))
-                        + panel(m, count * b)
-                        + panel(n, count * b)
-                        + finish(count * b),
-                )
+                // Each side is put together while the other's blocks are still apart.
+                let (left, right) = (panel(m, count * b), panel(n, count * b));
+                let together = scratch + left + right + left.max(right);
+                together.max(scratch.max(decompose(n, count * b)) + left + right + finish(count * b))
             }
             (Method::SinglePass | Method::Nystrom, _) => {
                 return tile + single_pass::peak_bytes::<T>((m, n), Sizes::with_range(method, l), k);
