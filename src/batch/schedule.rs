@@ -98,7 +98,7 @@ mod tests {
         let s = Schedule::new(&costs(&[1.0, 9.0, 1.0]), 1, 100);
         assert_eq!(s, Schedule { alone: vec![], side_by_side: vec![1, 0, 2] });
         // Of two equal ones, each has a worker.
-        assert_eq!(Schedule::new(&costs(&[3.0, 3.0]), 2, 100).alone, vec![]);
+        assert_eq!(Schedule::new(&costs(&[3.0, 3.0]), 2, 100).alone, Vec::<usize>::new());
         // One tensor gets all threads.
         assert_eq!(Schedule::new(&costs(&[3.0]), 2, 100).alone, vec![0]);
     }
@@ -108,7 +108,7 @@ mod tests {
         let mut list = costs(&[1.0; 6]);
         list[4].bytes = 60;
         assert_eq!(Schedule::new(&list, 2, 100).alone, vec![4]);
-        assert_eq!(Schedule::new(&list, 2, 200).alone, vec![]);
+        assert_eq!(Schedule::new(&list, 2, 200).alone, Vec::<usize>::new());
     }
 
     #[test]

@@ -486,7 +486,7 @@ fn fix_signs<T: Scalar>(u: &mut Matrix<T>, vt: &mut Matrix<T>) {
     }
     let signs: Vec<T> = flip.iter().map(|&flip| if flip { -T::one() } else { T::one() }).collect();
     for row in u.as_mut_slice().chunks_exact_mut(k) {
-        row.iter_mut().zip(&signs).for_each(|(x, &sign)| *x = *x * sign);
+        row.iter_mut().zip(&signs).for_each(|(x, &sign)| *x *= sign);
     }
 }
 
