@@ -107,6 +107,13 @@ pub enum Error {
     },
     /// Somebody asked to stop; see [`Cancel`](crate::operator::Cancel).
     Cancelled,
+    /// A device that cannot be used, or that failed.
+    Device {
+        /// Which kind of failure.
+        fault: DeviceFault,
+        /// What was asked of it, and what it answered.
+        detail: String,
+    },
     /// A file that cannot be read or written, or that is not what it says.
     File {
         /// The path.
@@ -123,6 +130,51 @@ pub enum Error {
     },
 }
 
+/// Why a device cannot be used, or how it failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum DeviceFault {
+    /// This build of the crate has no support for it.
+    NotBuilt,
+    /// The crate was built without a compiler for its kernels, or for other cards than this one.
+    NoKernels,
+    /// The driver is not installed.
+    NoDriver,
+    /// The driver lacks what this crate calls.
+    DriverTooOld,
+    /// A library that comes with the toolkit is not installed.
+    NoLibrary,
+    /// There is no such device.
+    NoDevice,
+    /// Device memory, or the limit set for it, is exhausted. The device remains usable.
+    OutOfMemory,
+    /// A kernel could not be started, or failed; the device has to be opened again.
+    Launch,
+    /// The driver or the device went away; the device has to be opened again.
+    Lost,
+    /// Any other answer of the driver or its libraries.
+    Other,
+}
+
+impl DeviceFault {
+    /// What to do about it.
+    const fn advice(self) -> &'static str {
+        match self {
+            DeviceFault::NotBuilt => "build with --features cuda, or use the CPU",
+            DeviceFault::NoKernels => {
+                "build with nvcc at hand (CUDA_HOME) and the card in TENSORSLIM_CUDA_ARCHS, or use the CPU"
+            }
+            DeviceFault::NoDriver => "install the NVIDIA driver, or use the CPU",
+            DeviceFault::DriverTooOld => "install a newer NVIDIA driver, or use the CPU",
+            DeviceFault::NoLibrary => "install the CUDA toolkit's libraries, or use the CPU",
+            DeviceFault::NoDevice => "see nvidia-smi for what there is, or use the CPU",
+            DeviceFault::OutOfMemory => "set a memory limit so that the matrix is streamed, or use the CPU",
+            DeviceFault::Launch | DeviceFault::Lost => "open the device again, or use the CPU",
+            DeviceFault::Other => "use the CPU, and report this",
+        }
+    }
+}
+
 /// `Result` with this crate's [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -135,6 +187,12 @@ impl Error {
     #[cold]
     pub(crate) fn option(name: &'static str, value: impl fmt::Display, want: &'static str) -> Self {
         Error::Option { name, value: value.to_string(), want }
+    }
+
+    /// An error of a device.
+    #[cold]
+    pub(crate) fn device(fault: DeviceFault, detail: impl fmt::Display) -> Self {
+        Error::Device { fault, detail: detail.to_string() }
     }
 
     /// An error about a file, with the path made printable.
@@ -179,6 +237,7 @@ impl fmt::Display for Error {
             }
             Error::Internal { what } => write!(f, "internal error: {what}; please report it"),
             Error::Cancelled => f.write_str("stopped before it was done, as asked"),
+            Error::Device { fault, detail } => write!(f, "GPU: {detail}; {}", fault.advice()),
             Error::File { path, why } => write!(f, "{path}: {why}"),
             Error::Format { what, why } => write!(f, "these bytes are no {what}: {why}"),
         }

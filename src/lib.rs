@@ -44,7 +44,7 @@
 //!   svd                TruncatedSvd, Plan; full, gram, randomized  factors   U, s, Vᵀ, report
 //!   rank  quality      how many; how good for given inputs
 //!   range              power and subspace iteration
-//!   operator           LinearOperator, Panel: what algorithms see of data
+//!   operator           LinearOperator, Panel: what algorithms see of data       cuda   the same on a GPU (feature `cuda`)
 //!   sketch  qr         Gaussian, SRHT, sparse sign; Householder, CholeskyQR, TSQR
 //!   fwht  rng          transforms; Philox4x32-10
 //!   simd               instruction sets, Lanes, conversions, reductions
@@ -62,6 +62,8 @@
 
 pub mod batch;
 pub mod calibration;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod error;
 pub mod factors;
 pub mod fwht;
@@ -87,7 +89,7 @@ pub use faer::{MatMut, MatRef, Par};
 pub use rank::{Rank, rank_saves_memory};
 pub use simd::Scalar;
 pub use sketch::{AnySketch, Sketch, SketchOperator};
-pub use svd::{ErrorKind, Method, Plan, TruncatedSvd};
+pub use svd::{Device, ErrorKind, Method, Plan, TruncatedSvd};
 pub use tensor::{DType, Element, MatView, Matrix, TensorRef};
 pub use whiten::Whitening;
 

@@ -81,6 +81,12 @@ impl Philox {
         Philox { seed, stream }
     }
 
+    /// Seed and stream, for generators elsewhere.
+    #[cfg(feature = "cuda")]
+    pub(crate) const fn key(&self) -> (u64, u64) {
+        (self.seed, self.stream)
+    }
+
     /// The four words of block `index`.
     pub const fn block(&self, index: u64) -> [u32; 4] {
         philox4x32(

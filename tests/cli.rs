@@ -949,7 +949,7 @@ fn bad_usage() {
         (&["factor", UP, "--rank", "3", "--seed", "-1"], "--seed"),
         (&["factor", UP, "--rank", "3", "--oversample", "-1"], "--oversample"),
         (&["factor", UP, "--rank", "3", "--power-iterations", "1000000"], "--power-iterations"),
-        (&["factor", UP, "--rank", "3", "--method", "krylov"], "krylov"),
+        (&["factor", UP, "--rank", "3", "--method", "lanczos"], "lanczos"),
         (&["factor", UP, "--rank", "3", "--sketch", "sparse"], "sparse-sign"),
         (&["factor", UP, "--rank", "3", "--precision", "f16"], "f16"),
         (&["factor", UP, "--rank", "3", "--out", "x", "--dtype", "i8"], "i8"),

@@ -3,7 +3,7 @@
 mod common;
 
 use common::*;
-use tensorslim::{DType, Error, Matrix, Method, Rank, Sketch, TensorRef, TruncatedSvd, quality};
+use tensorslim::{DType, Error, ErrorKind, Matrix, Method, Rank, Sketch, TensorRef, TruncatedSvd, quality};
 
 fn factor(data: &[f32], shape: &[usize], rank: Rank) -> Result<tensorslim::Factors<f32>, Error> {
     TruncatedSvd::new(rank).factor::<f32>(TensorRef::new(data, shape)?)
@@ -102,7 +102,13 @@ fn tiny_shapes_are_answered() {
                     let svd = TruncatedSvd::new(Rank::Fixed(k)).method(method).sketch(sketch);
                     let f = svd.factor::<f64>(w.as_tensor().unwrap()).unwrap();
                     let truth = true_error(a.as_ref(), &f);
-                    assert!((f.report().relative_error - truth).abs() < 1e-7, "{method} {sketch} {m}×{n} k={k}");
+                    let slack = match f.report().error_kind {
+                        ErrorKind::Exact => 0.0,
+                        // Sixteen probes, at worst of a residual of rank one: a factor of 4 but for one case in a million.
+                        ErrorKind::Estimate { .. } => 3.0 * truth,
+                    };
+                    let apart = (f.report().relative_error - truth).abs();
+                    assert!(apart < 1e-7 + slack, "{method} {sketch} {m}×{n} k={k}: off by {apart:e}");
                     if k == m.min(n) {
                         assert!(truth < 1e-13, "{method} {sketch} {m}×{n}: {truth:e}");
                     }

@@ -40,40 +40,66 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
+/// Fills what the GEMM keeps for each thread: a buffer of its own, once.
+fn warm_up() {
+    rayon::broadcast(|_| {
+        let a = faer::Mat::<f32>::from_fn(300, 300, |i, j| (i + j) as f32);
+        (&a * &a)[(0, 0)]
+    });
+}
+
 #[test]
 fn the_promise_is_what_is_measured() {
     let mut random = common::Random(1);
     let block: Vec<f64> = (0..4096).map(|_| random.normal()).collect();
+    warm_up();
     let mut worst: f64 = 0.0;
-    for (m, n, k) in [(2048, 2048, 64), (3000, 500, 100), (500, 3000, 20), (4096, 4096, 32)] {
+    let shapes = [
+        (2048, 2048, 64),
+        (3000, 500, 100),
+        (500, 3000, 20),
+        (4096, 4096, 32),
+        (1536, 384, 96),
+        (1000, 1000, 50),
+        (12000, 200, 40),
+        (200, 12000, 10),
+        (1500, 900, 200),
+        (700, 1100, 300),
+    ];
+    for (which, (m, n, k)) in shapes.into_iter().enumerate() {
         let wide = Matrix::<f32>::from_fn(m, n, |i, j| (block[(i * 7 + j) % 4096] * block[(i + 13 * j) % 4096]) as f32);
         let half = Matrix::<f16>::from_fn(m, n, |i, j| f16::from_f32(wide.row(i)[j]));
         for method in Method::ALL {
-            // The full method on the large squares is a second of bidiagonalization each; two shapes show it.
-            if method == Method::Full && m == n {
-                continue;
-            }
-            for (dtype, w) in [(DType::F32, wide.as_tensor().unwrap()), (DType::F16, half.as_tensor().unwrap())] {
-                for sketch in [Sketch::Srht, Sketch::Gaussian] {
-                    let svd = TruncatedSvd::new(Rank::Fixed(k)).method(method).sketch(sketch);
-                    // Once to fill the pools of threads and of the GEMM.
-                    svd.factor::<f32>(w.clone()).unwrap();
-                    let before = NOW.load(Relaxed);
-                    PEAK.store(before, Relaxed);
-                    let f = svd.factor::<f32>(w.clone()).unwrap();
-                    let measured = PEAK.load(Relaxed) - before;
-                    let promised = svd.workspace::<f32>((m, n), dtype).unwrap();
-                    assert_eq!(promised, f.report().peak_bytes, "no fallback here");
-                    let ratio = promised as f64 / measured as f64;
-                    worst = worst.max((ratio - 1.0).abs());
-                    assert!(
-                        (0.91..=1.10).contains(&ratio),
-                        "{m}×{n} {dtype} {method} {sketch}: promised {promised}, measured {measured}"
-                    );
-                    // A full copy in f32 would be 4 m n; only the full method needs one.
-                    if method == Method::Randomized && m == n {
-                        assert!(measured < 2 * m * n, "{m}×{n} {dtype} {sketch}: {measured} bytes hold a copy");
-                    }
+            let storages = [(DType::F32, wide.as_tensor().unwrap()), (DType::F16, half.as_tensor().unwrap())];
+            for (storage, (dtype, w)) in storages.into_iter().enumerate() {
+                // A dense SVD of the large squares takes seconds: corners of them.
+                let corner = Matrix::<f32>::from_fn(m / 4, n / 4, |i, j| wide.row(i)[j]);
+                let (m, n, dtype, w) = match method {
+                    Method::Full if m.min(n) > 600 => (m / 4, n / 4, DType::F32, corner.as_tensor().unwrap()),
+                    _ => (m, n, dtype, w),
+                };
+                let sketch = [Sketch::Srht, Sketch::Gaussian, Sketch::SparseSign][(which + storage) % 3];
+                let svd = TruncatedSvd::new(Rank::Fixed(k.min(m / 2).min(n / 2))).method(method).sketch(sketch);
+                // Once to fill the pools of threads and of the GEMM.
+                svd.factor::<f32>(w.clone()).unwrap();
+                let before = NOW.load(Relaxed);
+                PEAK.store(before, Relaxed);
+                let f = svd.factor::<f32>(w.clone()).unwrap();
+                let measured = PEAK.load(Relaxed) - before;
+                let promised = svd.workspace::<f32>((m, n), dtype).unwrap();
+                assert_eq!(promised, f.report().peak_bytes, "no fallback here");
+                let ratio = promised as f64 / measured as f64;
+                worst = worst.max((ratio - 1.0).abs());
+                println!(
+                    "{m}×{n} k = {k} {dtype} {method} {sketch}: promised {promised}, measured {measured}: {ratio:.4}"
+                );
+                assert!(
+                    (1.0..=1.10).contains(&ratio),
+                    "{m}×{n} {dtype} {method} {sketch}: promised {promised}, measured {measured}"
+                );
+                // A full copy in f32 would be 4 m n; only the full method needs one.
+                if method == Method::Randomized && m == n && m > 2000 {
+                    assert!(measured < 2 * m * n, "{m}×{n} {dtype} {sketch}: {measured} bytes hold a copy");
                 }
             }
         }
@@ -89,7 +115,7 @@ fn the_promise_is_what_is_measured() {
     let f = svd.factor::<f32>(half.as_tensor().unwrap()).unwrap();
     let measured = PEAK.load(Relaxed) - before;
     let ratio = f.report().peak_bytes as f64 / measured as f64;
-    assert!((0.91..=1.10).contains(&ratio), "8192×8192: promised {}, measured {measured}", f.report().peak_bytes);
+    assert!((1.0..=1.10).contains(&ratio), "8192×8192: promised {}, measured {measured}", f.report().peak_bytes);
     assert!(measured < n * n, "8192×8192: {measured} bytes hold a copy");
     assert!(worst > 0.0, "two independent counts agree to the byte: the measurement is broken");
 }

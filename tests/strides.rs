@@ -5,7 +5,7 @@ mod common;
 
 use common::*;
 use proptest::prelude::*;
-use tensorslim::{Error, Matrix, Method, Rank, TensorRef, TruncatedSvd};
+use tensorslim::{Error, ErrorKind, Matrix, Method, Rank, TensorRef, TruncatedSvd};
 
 /// The elements of a tensor of two axes, through its view.
 fn elements(t: &TensorRef<'_>) -> Vec<f64> {
@@ -59,7 +59,12 @@ proptest! {
             let truth = exact(&plain);
             if truth.norm_l2() > 0.0 {
                 let (reported, true_error) = (f.report().relative_error, true_error(truth.as_ref(), &f));
-                prop_assert!((reported - true_error).abs() <= 1e-6, "{} {} {}", method, reported, true_error);
+                let slack = match f.report().error_kind {
+                    ErrorKind::Exact => 0.0,
+                    // Sixteen probes, at worst of a residual of rank one: within a factor of 4 but for one case in a million.
+                    ErrorKind::Estimate { .. } => 3.0 * true_error,
+                };
+                prop_assert!((reported - true_error).abs() <= 1e-6 + slack, "{} {} {}", method, reported, true_error);
             }
         }
     }

@@ -45,9 +45,9 @@ use faer::{MatMut, Par};
 use rayon::iter::ParallelIterator;
 
 use crate::error::{Error, Result};
-use crate::simd::Scalar;
+use crate::simd::{Lanes, Scalar};
 use crate::tensor::{DType, Element};
-pub use plan::{Order, Plan, Radices};
+pub use plan::{Order, Plan, Radices, Radix};
 use run::Batch;
 
 /// `x <- H x`.
@@ -158,6 +158,14 @@ pub fn plan<E: Element>(n: usize) -> Result<Plan> {
 pub(crate) fn transform_row<T: Scalar>(x: &mut [T]) {
     let done = fwht(x, Par::Seq);
     debug_assert_eq!(done, Ok(()));
+}
+
+/// Transforms the rows of `x`, of the power of two `n` each, on this thread, and meanwhile asks for as many bytes from
+/// `ahead` on, which need not be valid.
+pub(crate) fn transform_rows<S: Lanes, T: Scalar>(s: S, x: &mut [T], n: usize, ahead: *const u8) {
+    if let Some(order) = Order::new(n) {
+        run::rows_ahead(s, x, order, ahead);
+    }
 }
 
 /// Transforms each of the `width` columns of the row-major `r × width` panel `x`, `r` the length of an [`Order`], on

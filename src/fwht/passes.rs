@@ -1,8 +1,9 @@
 //! The kernels: one generic source for every instruction set, arithmetic type and storage type.
 //!
 //! ```text
-//!   radix pass   R rows at stride h, one register of each:  R loads, log2 R · R additions, R stores
-//!   leaf         R adjacent registers: as above, then log2 L stages between lanes (a shuffle and an FMA each)
+//!   radix pass   R rows at stride h, one register of each:  R loads, log2 R · R additions, R stores;
+//!                or R/2 rows, two registers of each
+//!   leaf         R registers of a block: as above, then log2 L stages between lanes (a shuffle and an FMA each)
 //!   base         b rows: b² multiply-adds by ±1, inputs copied to L1 first
 //! ```
 //!
@@ -14,7 +15,7 @@ use std::marker::PhantomData;
 use bytemuck::Zeroable;
 use pulp::NullaryFnOnce;
 
-use super::plan::{Plan, max_radix};
+use super::plan::{Params, Plan, Radix, max_radix};
 use crate::simd::{Lanes, Scalar};
 use crate::tensor::Element;
 
@@ -23,6 +24,13 @@ use crate::tensor::Element;
 fn minus_one<S: Lanes, T: Scalar>(s: S) -> T::V<S> {
     let minus = <T as Element>::from_f64(-1.0);
     T::vsplat(s, if S::ADDS_BESIDE_FMAS { std::hint::black_box(minus) } else { minus })
+}
+
+/// `at`, hidden from the compiler, which would keep a pointer to each row, twice as many as there are registers, on the
+/// stack and advance them all: 1.2 times as long.
+#[inline(always)]
+fn hidden<E>(at: *mut E) -> *mut E {
+    std::hint::black_box(at)
 }
 
 /// The `R`-point transform across `R` registers.
@@ -102,92 +110,128 @@ impl<E> Rows<E> {
     }
 }
 
-/// Transforms rows `0..R` of `src` into those of `dst`, `width` columns, a multiple of the lanes.
+/// Transforms `R` registers at a time of `width` columns, a multiple of the lanes: one of each of rows `0..R` of `src`
+/// into those of `dst`, or, for `B > 1`, `B` of each of rows `0..R / B`, one in each of `B` runs of `run` columns; then
+/// `B · run` divides `width`. Asks for what lies `ahead` of the elements that it reads unless that is 0.
 ///
 /// # Safety
-/// `R` rows of `width` are readable in `src` and writable in `dst`; these are equal or disjoint.
+/// `R / B` rows of `width` are readable in `src` and writable in `dst`; these are equal or disjoint.
 #[inline(always)]
-unsafe fn radix_pass<const R: usize, S: Lanes, T: Scalar, A: Element, B: Element>(
+unsafe fn radix_pass<const R: usize, const B: usize, S: Lanes, T: Scalar, X: Element, Y: Element>(
     s: S,
-    src: Rows<A>,
-    dst: Rows<B>,
+    src: Rows<X>,
+    dst: Rows<Y>,
     width: usize,
+    run: usize,
+    ahead: isize,
     minus: T::V<S>,
 ) {
     let lanes = T::lanes::<S>();
-    debug_assert_eq!(width % lanes, 0);
-    let mut j = 0;
-    while j < width {
-        // SAFETY: columns `j..j + lanes` of rows below `R`.
-        unsafe {
-            let mut v = [T::V::<S>::zeroed(); R];
-            for (i, v) in v.iter_mut().enumerate() {
-                *v = T::vload::<S, A>(s, src.ptr.offset(i as isize * src.stride).add(j));
+    let run = if B == 1 { width } else { run };
+    debug_assert!(width.is_multiple_of(B * run) && run.is_multiple_of(lanes));
+    let mut first = 0;
+    while first < width {
+        let mut j = first;
+        while j < first + run {
+            // SAFETY: columns `j + b·run` to `j + b·run + lanes`, `b < B`, of rows below `R / B`.
+            unsafe {
+                let (x, y) = (hidden(src.ptr.add(j)), hidden(dst.ptr.add(j)));
+                let mut v = [T::V::<S>::zeroed(); R];
+                if B == 1 && ahead != 0 {
+                    for i in 0..R {
+                        s.prefetch(x.wrapping_offset(i as isize * src.stride + ahead).cast());
+                    }
+                }
+                for (i, v) in v.iter_mut().enumerate() {
+                    *v = T::vload::<S, X>(s, x.offset((i / B) as isize * src.stride).add(i % B * run));
+                }
+                butterflies::<R, S, T>(s, minus, &mut v);
+                for (i, v) in v.into_iter().enumerate() {
+                    T::vstore::<S, Y>(s, y.offset((i / B) as isize * dst.stride).add(i % B * run), v);
+                }
             }
-            butterflies::<R, S, T>(s, minus, &mut v);
-            for (i, v) in v.into_iter().enumerate() {
-                T::vstore::<S, B>(s, dst.ptr.offset(i as isize * dst.stride).add(j), v);
-            }
+            j += lanes;
         }
-        j += lanes;
+        first += B * run;
     }
 }
 
-/// [`radix_pass`] on each of the `h` interleaved sets of rows of `blocks` blocks of `R·h` rows.
+/// [`radix_pass`] on each of the `h` interleaved sets of rows of `blocks` blocks of `R / B · h` rows.
 ///
 /// Passes are the unit of code: each is compiled once per instruction set and types, and called. Inlining whole
 /// transforms instead gained nothing and took minutes to compile.
-struct RadixPass<const R: usize, S, T, A, B> {
+struct RadixPass<const R: usize, const B: usize, S, T, X, Y> {
     s: S,
     blocks: usize,
     h: usize,
-    src: Rows<A>,
-    dst: Rows<B>,
+    src: Rows<X>,
+    dst: Rows<Y>,
     width: usize,
+    run: usize,
+    ahead: bool,
     plain: PhantomData<T>,
 }
 
-impl<const R: usize, S: Lanes, T: Scalar, A: Element, B: Element> NullaryFnOnce for RadixPass<R, S, T, A, B> {
+impl<const R: usize, const B: usize, S: Lanes, T: Scalar, X: Element, Y: Element> NullaryFnOnce
+    for RadixPass<R, B, S, T, X, Y>
+{
     type Output = ();
     #[inline(always)]
     fn call(self) {
-        let RadixPass { s, blocks, h, src, dst, width, .. } = self;
+        let RadixPass { s, blocks, h, src, dst, width, run, ahead, .. } = self;
+        let ahead = if ahead { src.stride } else { 0 };
         let minus = minus_one::<S, T>(s);
         for block in 0..blocks {
-            for i in block * R * h..block * R * h + h {
-                // SAFETY: rows `i + h·t`, `t < R`, of the block; `radix_passes` hands on its caller's promise.
-                unsafe { radix_pass::<R, S, T, A, B>(s, src.at(i).every(h), dst.at(i).every(h), width, minus) };
+            for i in block * (R / B) * h..block * (R / B) * h + h {
+                // SAFETY: rows `i + h·t`, `t < R / B`, of the block; `radix_passes` hands on its caller's promise.
+                unsafe {
+                    radix_pass::<R, B, S, T, X, Y>(s, src.at(i).every(h), dst.at(i).every(h), width, run, ahead, minus);
+                }
             }
         }
     }
 }
 
-/// The vertical stages of radix `2^log2` at row distance `h` of `blocks` blocks of `2^log2·h` rows of `width`, a
-/// multiple of the lanes.
+/// The stages of `radix` at row distance `h` of `blocks` blocks of `2^rows·h` rows of `width`, a multiple of the lanes,
+/// and between runs of `run` columns if it takes more than one register of a row. `ahead`: asks for the next row of each
+/// while it works on one, for rows that no other prefetcher foresees.
 ///
 /// # Safety
 /// All these rows are readable in `src` and writable in `dst`; the two are equal (address, stride, type) or disjoint.
-unsafe fn radix_passes<S: Lanes, T: Scalar, A: Element, B: Element>(
+unsafe fn radix_passes<S: Lanes, T: Scalar, X: Element, Y: Element>(
     s: S,
-    log2: u8,
+    radix: Radix,
     blocks: usize,
     h: usize,
-    src: Rows<A>,
-    dst: Rows<B>,
+    src: Rows<X>,
+    dst: Rows<Y>,
     width: usize,
+    run: usize,
+    ahead: bool,
 ) {
     macro_rules! radix {
-        ($r:literal) => {
-            s.vectorize(RadixPass::<$r, S, T, A, B> { s, blocks, h, src, dst, width, plain: PhantomData })
+        ($r:literal, $b:literal) => {
+            s.vectorize(RadixPass::<$r, $b, S, T, X, Y> {
+                s,
+                blocks,
+                h,
+                src,
+                dst,
+                width,
+                run,
+                ahead,
+                plain: PhantomData,
+            })
         };
     }
-    match log2 {
-        0 => radix!(1),
-        1 => radix!(2),
-        2 => radix!(4),
-        3 => radix!(8),
-        _ if max_radix(registers::<S>()) < 4 => unreachable!("radix {}", 1 << log2),
-        _ => radix!(16),
+    match (radix.rows, radix.beside) {
+        (0, 0) => radix!(1, 1),
+        (1, 0) => radix!(2, 1),
+        (2, 0) => radix!(4, 1),
+        (3, 0) => radix!(8, 1),
+        _ if max_radix(registers::<S>()) < 4 => unreachable!("radix {radix}"),
+        (3, _) => radix!(16, 2),
+        _ => radix!(16, 1),
     }
 }
 
@@ -198,26 +242,56 @@ unsafe fn radix_passes<S: Lanes, T: Scalar, A: Element, B: Element>(
 /// All three have `2^Σradices` rows of `width`; any two are equal (address, stride and type) or disjoint.
 pub(super) unsafe fn columns<S: Lanes, T: Scalar, A: Element, B: Element>(
     s: S,
-    radices: &[u8],
+    radices: &[Radix],
     src: Rows<A>,
     dst: Rows<B>,
     work: Rows<T>,
     width: usize,
 ) {
-    let rows = 1usize << radices.iter().map(|&r| r as u32).sum::<u32>();
+    let rows = 1usize << radices.iter().map(|r| u32::from(r.rows)).sum::<u32>();
     // SAFETY: each pass covers all rows.
     unsafe {
         match *radices {
-            [] => radix_passes::<S, T, A, B>(s, 0, 1, 1, src, dst, width),
-            [only] => radix_passes::<S, T, A, B>(s, only, 1, 1, src, dst, width),
+            [] => radix_passes::<S, T, A, B>(s, Radix { rows: 0, beside: 0 }, 1, 1, src, dst, width, 0, false),
+            [only] => radix_passes::<S, T, A, B>(s, only, 1, 1, src, dst, width, 0, false),
             [first, ref rest @ ..] => {
-                let h = rows >> first;
-                radix_passes::<S, T, A, T>(s, first, 1, h, src, work, width);
+                let h = rows >> first.rows;
+                radix_passes::<S, T, A, T>(s, first, 1, h, src, work, width, 0, false);
                 for block in 0..rows / h {
                     columns::<S, T, T, B>(s, rest, work.at(block * h), dst.at(block * h), work.at(block * h), width);
                 }
             }
         }
+    }
+}
+
+/// The vertical transform of each of `blocks` blocks of `len` rows of `width` in place, depth first while they are larger
+/// than L1.
+///
+/// # Safety
+/// All these rows are readable and writable; `radices` are those of `len`; `width` is a multiple of the lanes.
+pub(super) unsafe fn columns_in_place<S: Lanes, T: Scalar>(
+    s: S,
+    radices: &[Radix],
+    blocks: usize,
+    len: usize,
+    rows: Rows<T>,
+    width: usize,
+    params: &Params,
+) {
+    let bytes = blocks * len * width * size_of::<T>();
+    // SAFETY: each pass covers all rows.
+    unsafe {
+        if blocks > 1 && bytes > params.l1_bytes {
+            for i in 0..blocks {
+                columns_in_place::<S, T>(s, radices, 1, len, rows.at(i * len), width, params);
+            }
+            return;
+        }
+        let Some((&first, rest)) = radices.split_first() else { return };
+        let h = len >> first.rows;
+        radix_passes::<S, T, T, T>(s, first, blocks, h, rows, rows, width, 0, bytes > params.ahead_bytes);
+        columns_in_place::<S, T>(s, rest, blocks << first.rows, h, rows, width, params);
     }
 }
 
@@ -328,14 +402,16 @@ unsafe fn base_tile<const W: usize, S: Lanes, T: Scalar, A: Element, B: Element>
     }
 }
 
-/// `count` leaves of `R` registers each: all stages below `R·lanes`.
+/// Leaves of `R` registers each, one of each of `R` runs: the stages between them, and all between lanes. `count` times
+/// `R` runs.
 struct LeafPass<const R: usize, S, T, A, B> {
     s: S,
     count: usize,
+    run: usize,
     src: *const A,
     dst: *mut B,
-    /// How far behind `dst` lies what is read after this pass, in elements; 0 if nothing is to be prefetched.
-    next: usize,
+    /// How far behind `dst` lies what is read after this pass, in bytes.
+    next: isize,
     plain: PhantomData<T>,
 }
 
@@ -343,46 +419,47 @@ impl<const R: usize, S: Lanes, T: Scalar, A: Element, B: Element> NullaryFnOnce 
     type Output = ();
     #[inline(always)]
     fn call(self) {
-        let LeafPass { s, count, src, dst, next, .. } = self;
+        let LeafPass { s, count, run, src, dst, next, .. } = self;
         let minus = minus_one::<S, T>(s);
         let lanes = T::lanes::<S>();
-        for block in 0..count {
-            // SAFETY: registers `block·R..(block + 1)·R`; `leaves` hands on its caller's promise.
-            unsafe {
-                let (src, dst) = (src.add(block * R * lanes), dst.add(block * R * lanes));
-                if next > 0 {
-                    for line in (0..R * lanes * size_of::<B>()).step_by(64) {
-                        s.prefetch(dst.wrapping_add(next).cast::<u8>().wrapping_add(line));
+        for first in (0..count * R * run).step_by(R * run) {
+            let mut j = first;
+            while j < first + run {
+                // SAFETY: registers at `j + i·run`, `i < R`; `leaves` hands on its caller's promise.
+                unsafe {
+                    let (x, y) = (hidden(src.add(j).cast_mut()), hidden(dst.add(j)));
+                    let mut v = [T::V::<S>::zeroed(); R];
+                    for (i, v) in v.iter_mut().enumerate() {
+                        s.prefetch(y.wrapping_add(i * run).cast::<u8>().wrapping_offset(next));
+                        *v = T::vload::<S, A>(s, x.add(i * run));
+                    }
+                    butterflies::<R, S, T>(s, minus, &mut v);
+                    for (i, v) in v.into_iter().enumerate() {
+                        T::vstore::<S, B>(s, y.add(i * run), lane_butterflies::<S, T>(s, v, lanes));
                     }
                 }
-                let mut v = [T::V::<S>::zeroed(); R];
-                for (i, v) in v.iter_mut().enumerate() {
-                    *v = T::vload::<S, A>(s, src.add(i * lanes));
-                }
-                butterflies::<R, S, T>(s, minus, &mut v);
-                for (i, v) in v.into_iter().enumerate() {
-                    T::vstore::<S, B>(s, dst.add(i * lanes), lane_butterflies::<S, T>(s, v, lanes));
-                }
+                j += lanes;
             }
         }
     }
 }
 
-/// `count` leaves of radix `2^log2`.
+/// `count` times `2^log2` runs of `run` elements, a multiple of the lanes, with leaves of radix `2^log2`.
 ///
 /// # Safety
-/// `count·2^log2·lanes` elements are readable at `src` and writable at `dst`; these are equal or disjoint.
+/// `count·2^log2·run` elements are readable at `src` and writable at `dst`; these are equal or disjoint.
 unsafe fn leaves<S: Lanes, T: Scalar, A: Element, B: Element>(
     s: S,
     log2: u32,
     count: usize,
+    run: usize,
     src: *const A,
     dst: *mut B,
-    next: usize,
+    next: isize,
 ) {
     macro_rules! leaf {
         ($r:literal) => {
-            s.vectorize(LeafPass::<$r, S, T, A, B> { s, count, src, dst, next, plain: PhantomData })
+            s.vectorize(LeafPass::<$r, S, T, A, B> { s, count, run, src, dst, next, plain: PhantomData })
         };
     }
     match log2 {
@@ -427,7 +504,8 @@ impl<S: Lanes, T: Scalar, A: Element, B: Element> NullaryFnOnce for Short<S, T, 
     }
 }
 
-/// `count` adjacent blocks of `2^(Σinner + leaf + lanes)` elements.
+/// `count` adjacent blocks of `2^(Σinner + leaf + lanes)` elements. The leaves ask for what comes after them, or for what
+/// lies `ahead` bytes behind `dst`.
 ///
 /// # Safety
 /// So many are readable at `src` and writable at `dst` and `work`; any two are equal (address and type) or disjoint.
@@ -438,26 +516,28 @@ pub(super) unsafe fn blocks<S: Lanes, T: Scalar, A: Element, B: Element>(
     src: *mut A,
     dst: *mut B,
     work: *mut T,
+    ahead: Option<isize>,
 ) {
     // SAFETY: each pass covers the blocks.
     unsafe {
         if 1 << plan.lanes < T::lanes::<S>() {
             return s.vectorize(Short::<S, T, A, B> { s, len: 1 << plan.lanes, count, src, dst, plain: PhantomData });
         }
-        let Some((&first, rest)) = plan.inner.split_first() else {
-            return leaves::<S, T, A, B>(s, plan.leaf, count, src, dst, 0);
+        let lanes = T::lanes::<S>();
+        let Some(&first) = plan.inner.first() else {
+            return leaves::<S, T, A, B>(s, plan.leaf, count, lanes, src, dst, ahead.unwrap_or(0));
         };
-        let h = 1usize << plan.bits() >> first;
+        let h = 1usize << plan.bits() >> first.rows;
         let (from, to) = (Rows { ptr: src, stride: h as isize }, Rows { ptr: work, stride: h as isize });
-        radix_passes::<S, T, A, T>(s, first, count, 1, from, to, h);
-        below::<S, T, B>(s, plan, rest, count << first, h, dst, work);
+        radix_passes::<S, T, A, T>(s, first, count, 1, from, to, h, lanes, false);
+        below::<S, T, B>(s, plan, 1, count << first.rows, h, dst, work, ahead);
     }
 }
 
 /// The first vertical pass of one block, on `width` of its columns from the one that `src` and `work` point to.
 ///
 /// # Safety
-/// As [`blocks`]; `width` is a multiple of the lanes.
+/// As [`blocks`]; `width` is a multiple of 16 registers.
 pub(super) unsafe fn first_pass<S: Lanes, T: Scalar, A: Element>(
     s: S,
     plan: &Plan,
@@ -465,14 +545,16 @@ pub(super) unsafe fn first_pass<S: Lanes, T: Scalar, A: Element>(
     work: *mut T,
     width: usize,
 ) {
-    let stride = 1isize << (plan.bits() - plan.inner[0] as u32);
+    let (first, lanes) = (plan.inner[0], T::lanes::<S>());
+    let stride = 1isize << (plan.bits() - u32::from(first.rows));
     // SAFETY: the caller's.
     unsafe {
-        radix_passes::<S, T, A, T>(s, plan.inner[0], 1, 1, Rows { ptr: src, stride }, Rows { ptr: work, stride }, width)
+        let (src, work) = (Rows { ptr: src, stride }, Rows { ptr: work, stride });
+        radix_passes::<S, T, A, T>(s, first, 1, 1, src, work, width, lanes, false)
     }
 }
 
-/// The stages below the first radix of a block: `blocks` of length `len`, depth first while one is larger than
+/// The stages below the first `done` radices of a block: `blocks` of length `len`, depth first while one is larger than
 /// `plan.l1` elements.
 ///
 /// # Safety
@@ -480,27 +562,31 @@ pub(super) unsafe fn first_pass<S: Lanes, T: Scalar, A: Element>(
 pub(super) unsafe fn below<S: Lanes, T: Scalar, B: Element>(
     s: S,
     plan: &Plan,
-    inner: &[u8],
+    done: usize,
     blocks: usize,
     len: usize,
     dst: *mut B,
     work: *mut T,
+    ahead: Option<isize>,
 ) {
     // SAFETY: each pass covers the blocks.
     unsafe {
         if blocks > 1 && blocks * len > plan.l1 {
             for i in 0..blocks {
-                below::<S, T, B>(s, plan, inner, 1, len, dst.add(i * len), work.add(i * len));
+                below::<S, T, B>(s, plan, done, 1, len, dst.add(i * len), work.add(i * len), ahead);
             }
             return;
         }
-        let Some((&first, rest)) = inner.split_first() else {
-            let count = (blocks * len) >> (plan.leaf + plan.lanes);
-            return leaves::<S, T, T, B>(s, plan.leaf, count, work, dst, blocks * len);
+        // What earlier passes took beside each other is done: their registers are now one run.
+        let run = T::lanes::<S>() << plan.inner[..done].iter().map(|r| r.beside).sum::<u8>();
+        let Some(&radix) = plan.inner.get(done) else {
+            let count = (blocks * len) / (run << plan.leaf);
+            let next = ahead.unwrap_or((blocks * len * size_of::<B>()) as isize);
+            return leaves::<S, T, T, B>(s, plan.leaf, count, run, work, dst, next);
         };
-        let h = len >> first;
+        let h = len >> radix.rows;
         let all = Rows { ptr: work, stride: h as isize };
-        radix_passes::<S, T, T, T>(s, first, blocks, 1, all, all, h);
-        below::<S, T, B>(s, plan, rest, blocks << first, h, dst, work);
+        radix_passes::<S, T, T, T>(s, radix, blocks, 1, all, all, h, run, false);
+        below::<S, T, B>(s, plan, done + 1, blocks << radix.rows, h, dst, work, ahead);
     }
 }

@@ -66,10 +66,14 @@ pub(crate) struct Params {
     pub(crate) alias_bytes: usize,
     /// Bytes of a block whose passes, one after the other, find it in L1.
     pub(crate) l1_bytes: usize,
-    /// Bytes of one row of a column panel that goes through scratch: whole cache lines.
+    /// Bytes of a block from which a pass over its rows fetches the next ones ahead.
+    pub(crate) ahead_bytes: usize,
+    /// Bytes, in arithmetic, of one row of a panel of columns: whole cache lines.
     pub(crate) panel_row_bytes: usize,
-    /// Bytes of scratch for one panel of columns; longer columns take more than one sweep over memory.
-    pub(crate) panel_bytes: usize,
+    /// The same for a panel that goes through scratch.
+    pub(crate) scratch_row_bytes: usize,
+    /// Bytes of scratch for as many vectors as lanes; longer ones go one at a time.
+    pub(crate) scratch_bytes: usize,
     /// Elements of a task when rows or panels are shared among threads.
     pub(crate) task_len: usize,
     /// Elements from which one vector is shared among threads.
@@ -83,8 +87,10 @@ impl Default for Params {
         Params {
             alias_bytes: 4 << 10,
             l1_bytes: 16 << 10,
-            panel_row_bytes: 256,
-            panel_bytes: 2 << 20,
+            ahead_bytes: 256 << 10,
+            panel_row_bytes: 1024,
+            scratch_row_bytes: 256,
+            scratch_bytes: 2 << 20,
             task_len: 1 << 16,
             long_len: 1 << 17,
             long_bits: 14,
@@ -92,73 +98,109 @@ impl Default for Params {
     }
 }
 
-/// Radices (log2) of successive passes, from the top bit of the index down.
+/// A pass: `2^rows` rows, and in each of them `2^beside` registers, one of each of as many neighbouring runs.
+///
+/// ```text
+///   rows at distance h     | a . | A . | b . | B . |        8 × 2: stages between a of all rows, A of all rows, and
+///                          | a . | A . | b . | B . |        between a and A; runs here of 2 registers
+///                            ...
+/// ```
+/// All bits of an index are alike to `H`, so a pass may take the lowest of the vertical ones as well as the highest. That
+/// makes 16 registers out of 8 rows.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Radix {
+    /// log2 of the number of rows.
+    pub rows: u8,
+    /// log2 of the number of registers in each.
+    pub beside: u8,
+}
+
+impl fmt::Display for Radix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.beside {
+            0 => write!(f, "{}", 1 << self.rows),
+            beside => write!(f, "{}×{}", 1 << self.rows, 1 << beside),
+        }
+    }
+}
+
+/// Radices of successive passes, from the top bit of the index down.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Radices {
-    log2: [u8; 12],
+    of: [Radix; 12],
     passes: u8,
 }
 
 impl Radices {
-    /// `bits` stages in the fewest passes of at most `top` stages each, the larger ones first.
+    const NONE: Radices = Radices { of: [Radix { rows: 0, beside: 0 }; 12], passes: 0 };
+
+    /// `bits` stages between rows in the fewest passes of at most `top` stages each, the larger ones first.
     pub(crate) fn new(bits: u32, top: u32) -> Radices {
+        let mut radices = Radices::NONE;
         let passes = bits.div_ceil(top);
-        let mut log2 = [0; 12];
-        for i in 0..passes {
-            log2[i as usize] = ((bits + i) / passes) as u8;
-        }
-        Radices { log2, passes: passes as u8 }
+        (0..passes).for_each(|i| radices.push(((bits + i) / passes) as u8, 0));
+        radices
     }
 
-    /// The stages of `2^k` adjacent elements above `lanes` (log2). A radix of 16 at a distance of `alias` elements or
-    /// more would ask a set of the L1 cache for more lines than it has ways; there 8 is the most (2^14 to 2^18: 1.6×).
-    fn staged(k: u32, lanes: u32, top: u32, alias: usize) -> Radices {
-        let mut head = Radices { log2: [0; 12], passes: 0 };
-        let mut left = k - lanes;
-        while left > top && 1usize << (lanes + left - top.min(4)) >= alias {
-            head.log2[head.passes as usize] = top.min(3) as u8;
-            head.passes += 1;
-            left -= top.min(3);
-        }
-        for &r in Radices::new(left, top).iter() {
-            head.log2[head.passes as usize] = r;
-            head.passes += 1;
-        }
-        head
+    fn push(&mut self, rows: u8, beside: u8) {
+        self.of[self.passes as usize] = Radix { rows, beside };
+        self.passes += 1;
     }
 
-    /// log2 of the number of rows that they transform.
+    /// The stages of blocks of `2^bits` down to those of `2^lanes`. 16 rows at a distance that is `crowded` would ask a set
+    /// of the L1 cache for more lines than it has ways. There 8 is the most, and 8 × 2, where there is more than one
+    /// register of a row to a block, as fast as 8.
+    fn staged(bits: u32, lanes: u32, top: u32, beside: u32, crowded: impl Fn(usize) -> bool) -> Radices {
+        let mut radices = Radices::NONE;
+        let (mut block, mut left) = (bits, bits - lanes);
+        let rows = top.min(3);
+        while left > top && crowded(1 << (block - top)) {
+            radices.push(rows as u8, beside as u8);
+            block -= rows;
+            left -= rows + beside;
+        }
+        Radices::new(left, top).iter().for_each(|r| radices.push(r.rows, 0));
+        radices
+    }
+
+    /// For `2^bits` rows at a distance of `stride` bytes, in place.
+    pub(crate) fn columns(bits: u32, stride: usize, registers: usize, params: &Params) -> Radices {
+        let crowded = |h: usize| (h * stride).is_multiple_of(params.alias_bytes);
+        Radices::staged(bits, 0, max_radix(registers), 0, crowded)
+    }
+
+    /// log2 of the number of elements or rows that they transform.
     pub fn bits(&self) -> u32 {
-        self.iter().map(|&r| r as u32).sum()
+        self.iter().map(|r| u32::from(r.rows + r.beside)).sum()
     }
 
     /// Without the last one, and that one (0 if there is none).
     fn split_last(mut self) -> (Radices, u32) {
-        let last = self.last().map_or(0, |&r| r as u32);
+        let last = self.last().map_or(0, |r| u32::from(r.rows));
         self.passes = self.passes.saturating_sub(1);
         (self, last)
     }
 }
 
 impl std::ops::Deref for Radices {
-    type Target = [u8];
+    type Target = [Radix];
     #[inline(always)]
-    fn deref(&self) -> &[u8] {
-        &self.log2[..self.passes as usize]
+    fn deref(&self) -> &[Radix] {
+        &self.of[..self.passes as usize]
     }
 }
 
 impl fmt::Debug for Radices {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.iter()).finish()
+        f.debug_list().entries(self.iter().map(Radix::to_string)).finish()
     }
 }
 
 /// The passes of one length on one instruction set, from the top bit of the index down:
 ///
 /// ```text
-///   inner    vertical radices; depth first while a block is larger than `l1`
-///   leaf     the last radix and all stages between lanes of one register
+///   inner    radices between rows; depth first while a block is larger than `l1`
+///   leaf     the last radix, at the distance that the registers beside each other left, and all stages between lanes
 ///   base     H_b over rows at distance 2^k
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -167,9 +209,9 @@ pub struct Plan {
     pub order: Order,
     /// The instruction set.
     pub isa: Isa,
-    /// Radices of the vertical stages above the leaf.
+    /// Radices above the leaf.
     pub inner: Radices,
-    /// Radix (log2) of the vertical stages in the leaf.
+    /// Radix (log2) of the stages between registers in the leaf.
     pub leaf: u32,
     /// Stages (log2) between lanes in the leaf.
     pub lanes: u32,
@@ -182,7 +224,8 @@ impl Plan {
     pub(crate) fn rows(order: Order, isa: Isa, size: usize, lanes: usize, registers: usize, params: &Params) -> Plan {
         let (k, top) = (order.log2(), max_radix(registers));
         let lane_bits = lanes.ilog2().min(k);
-        let (inner, leaf) = Radices::staged(k, lane_bits, top, params.alias_bytes / size).split_last();
+        let crowded = |h: usize| h * size >= params.alias_bytes;
+        let (inner, leaf) = Radices::staged(k, lane_bits, top, top.saturating_sub(3), crowded).split_last();
         Plan { order, isa, inner, leaf, lanes: lane_bits, l1: params.l1_bytes / size }
     }
 
@@ -201,7 +244,7 @@ impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "n = {}·2^{} on {}:", self.order.base(), self.order.log2(), self.isa)?;
         for r in self.inner.iter() {
-            write!(f, " inner {}", 1 << r)?;
+            write!(f, " inner {r}")?;
         }
         write!(f, " leaf {}×{}", 1 << self.leaf, 1 << self.lanes)?;
         match self.order.base() {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   elements of a vector adjacent      rows:    passes in place, halves through scratch of one vector
-//!   same element of vectors adjacent   panels:  a panel of columns through scratch in L2, one sweep over memory
+//!   same element of vectors adjacent   panels:  a panel of columns in place; halves through scratch, in one sweep
 //!   neither, or a remainder of a panel gather:  as many vectors as lanes into scratch, or one if they are long
 //! ```
 //!
@@ -81,8 +81,13 @@ pub(super) unsafe fn batch<T: Scalar, E: Element>(mut x: Batch<E>, order: Order,
         // SAFETY: the caller's.
         return (0..x.count).for_each(|i| unsafe { long::<T, E>(x.part(i, 1), &plan, params) });
     }
-    let granule = if x.n_stride == 1 { 1 } else { params.panel_row_bytes / size_of::<T>() };
-    let vectors = (params.task_len / x.n).max(1).next_multiple_of(granule);
+    let granule = if x.n_stride == 1 { 1 } else { params.scratch_row_bytes / size_of::<T>() };
+    let mut vectors = (params.task_len / x.n).max(1);
+    if x.n_stride != 1 {
+        // Whole panels, unless that leaves threads without work.
+        vectors = vectors.max(panel_width::<T, E>(&params).min(x.count / (2 * rayon::current_num_threads())));
+    }
+    let vectors = vectors.next_multiple_of(granule);
     (0..x.count.div_ceil(vectors)).into_par_iter().for_each(|i| {
         simd::dispatch(isa, Task::<T, E> { x: x.part(i * vectors, vectors), order, params, plain: PhantomData });
     });
@@ -95,7 +100,7 @@ pub(super) unsafe fn batch<T: Scalar, E: Element>(mut x: Batch<E>, order: Order,
 unsafe fn long<T: Scalar, E: Element>(x: Batch<E>, plan: &Plan, params: Params) {
     let mut wide: Vec<T> = if E::DTYPE == T::DTYPE { Vec::new() } else { vec![T::zeroed(); x.n] };
     let all = if E::DTYPE == T::DTYPE { x.ptr.cast::<T>() } else { wide.as_mut_ptr() };
-    let (base, first) = (plan.order.base(), plan.inner[0]);
+    let (base, first) = (plan.order.base(), plan.inner[0].rows);
     let all = Batch { ptr: all, n: x.n, n_stride: 1, count: 1, stride: 1 };
     let share = |stage: Stage, items: usize| {
         let chunk = (params.task_len * items / x.n).max(1);
@@ -139,7 +144,7 @@ impl<T: Scalar, E: Element> Kernel for Part<'_, T, E> {
     fn run<S: Lanes>(self, s: S) {
         let Part { x, all, plan, stage, items } = self;
         let (part, base) = (1usize << plan.bits(), plan.order.base());
-        let block = part >> plan.inner[0];
+        let block = part >> plan.inner[0].rows;
         let scratch = if let Stage::Base = stage { passes::base_scratch::<S, T>(base) } else { 0 };
         let mut scratch = Scratch::<T>::new(scratch);
         let scratch = scratch.as_mut_ptr();
@@ -154,9 +159,9 @@ impl<T: Scalar, E: Element> Kernel for Part<'_, T, E> {
                     Stage::Below => {
                         let (x, all) = (x.add(i * block), all.add(i * block));
                         if base == 1 {
-                            passes::below::<S, T, E>(s, plan, &plan.inner[1..], 1, block, x, all);
+                            passes::below::<S, T, E>(s, plan, 1, 1, block, x, all, None);
                         } else {
-                            passes::below::<S, T, T>(s, plan, &plan.inner[1..], 1, block, all, all);
+                            passes::below::<S, T, T>(s, plan, 1, 1, block, all, all, None);
                         }
                     }
                     Stage::Base => {
@@ -242,12 +247,23 @@ unsafe fn rows<S: Lanes, T: Scalar, E: Element>(s: S, x: Batch<E>, plan: &Plan) 
         unsafe {
             let all = if same { x.cast::<T>() } else { scratch.add(base) };
             if plan.order.base() == 1 {
-                passes::blocks::<S, T, E, E>(s, plan, count, x, x, all);
+                passes::blocks::<S, T, E, E>(s, plan, count, x, x, all, None);
             } else {
                 based::<S, T, E>(s, plan, x, all, scratch);
             }
         }
     }
+}
+
+/// The adjacent vectors of length `2^k` in `x`, and meanwhile as many bytes from `ahead` on, which need not be valid, into
+/// cache.
+pub(super) fn rows_ahead<S: Lanes, T: Scalar>(s: S, x: &mut [T], order: Order, ahead: *const u8) {
+    debug_assert!(order.base() == 1 && x.len().is_multiple_of(order.len()));
+    let plan = plan_of::<S, T>(order, &Params::default());
+    let (count, x) = (x.len() / order.len(), x.as_mut_ptr());
+    let ahead = (ahead as isize).wrapping_sub(x as isize);
+    // SAFETY: all of a slice, in place.
+    unsafe { passes::blocks::<S, T, T, T>(s, &plan, count, x, x, x, Some(ahead)) }
 }
 
 /// One vector of adjacent elements and a base: its `b` parts one by one, then its columns. `all` holds it between
@@ -261,10 +277,16 @@ unsafe fn based<S: Lanes, T: Scalar, E: Element>(s: S, plan: &Plan, x: *mut E, a
     let stride = h as isize;
     // SAFETY: the parts of the vector, then its columns.
     unsafe {
-        passes::blocks::<S, T, E, T>(s, plan, b, x, all, all);
+        passes::blocks::<S, T, E, T>(s, plan, b, x, all, all, None);
         let (all, x) = (Rows { ptr: all, stride }, Rows { ptr: x, stride });
         passes::base_pass::<S, T, T, E>(s, hadamard::entries(b), all, x, h, scratch);
     }
+}
+
+/// Columns of a panel.
+fn panel_width<T: Scalar, E: Element>(params: &Params) -> usize {
+    let bytes = if E::DTYPE == T::DTYPE { params.panel_row_bytes } else { params.scratch_row_bytes };
+    bytes / size_of::<T>()
 }
 
 /// Vectors side by side.
@@ -273,12 +295,12 @@ unsafe fn based<S: Lanes, T: Scalar, E: Element>(s: S, plan: &Plan, x: *mut E, a
 /// As [`batch`]; `x.stride` is 1.
 unsafe fn panels<S: Lanes, T: Scalar, E: Element>(s: S, x: Batch<E>, order: Order, params: &Params) {
     let lanes = T::lanes::<S>();
-    let panel = (params.panel_row_bytes / size_of::<T>()).max(lanes);
+    let panel = panel_width::<T, E>(params).max(lanes);
     let whole = x.count - x.count % lanes;
     for first in (0..whole).step_by(panel) {
         let x = x.part(first, panel.min(whole - first));
         // SAFETY: these vectors.
-        unsafe { panel_in_place::<S, T, E>(s, x, order, params) };
+        unsafe { one_panel::<S, T, E>(s, x, order, params) };
     }
     if whole < x.count {
         // SAFETY: the other vectors.
@@ -286,71 +308,43 @@ unsafe fn panels<S: Lanes, T: Scalar, E: Element>(s: S, x: Batch<E>, order: Orde
     }
 }
 
-/// A panel of columns, a multiple of the lanes. Through scratch in one sweep if it fits, else (same type) in place in
-/// several.
+/// A panel of columns, a multiple of the lanes: in place, or, where it must be widened, through scratch.
 ///
 /// # Safety
 /// As [`panels`].
-unsafe fn panel_in_place<S: Lanes, T: Scalar, E: Element>(s: S, x: Batch<E>, order: Order, params: &Params) {
+unsafe fn one_panel<S: Lanes, T: Scalar, E: Element>(s: S, x: Batch<E>, order: Order, params: &Params) {
     let (b, h, width) = (order.base(), 1usize << order.log2(), x.count);
-    let top = max_radix(passes::registers::<S>()).min(3);
-    let radices = Radices::new(order.log2(), top);
-    let rows = Rows { ptr: x.ptr, stride: x.n_stride };
+    let registers = passes::registers::<S>();
+    let same = E::DTYPE == T::DTYPE;
     let base = if b > 1 { passes::base_scratch::<S, T>(b) } else { 0 };
-    let in_place = E::DTYPE == T::DTYPE && x.n * width * size_of::<T>() > params.panel_bytes;
-    let panel = if in_place || (b == 1 && radices.len() <= 1) { 0 } else { x.n * width };
-    let mut scratch = Scratch::<T>::new(panel + base);
+    let mut scratch = Scratch::<T>::new(base + if same { 0 } else { x.n * width });
     let scratch = scratch.as_mut_ptr();
+    let rows = Rows { ptr: x.ptr, stride: x.n_stride };
     // SAFETY: parts of the panel; scratch holds what was asked for above.
     unsafe {
-        let work = Rows { ptr: scratch.add(base), stride: width as isize };
-        if in_place {
-            let rows = Rows { ptr: x.ptr.cast::<T>(), stride: x.n_stride };
-            let bits = (params.panel_bytes / (width * size_of::<T>())).ilog2().min(order.log2());
+        let work = if same {
+            let work = Rows { ptr: x.ptr.cast::<T>(), stride: x.n_stride };
+            let radices = Radices::columns(order.log2(), x.n_stride.unsigned_abs() * size_of::<T>(), registers, params);
             for i in 0..b {
-                sweeps::<S, T>(s, order.log2(), bits, rows.at(i * h), width);
+                passes::columns_in_place::<S, T>(s, &radices, 1, h, work.at(i * h), width, params);
             }
-            for j in 0..if b > 1 { h } else { 0 } {
-                let rows = rows.at(j).every(h);
-                passes::base_pass::<S, T, T, T>(s, hadamard::entries(b), rows, rows, width, scratch);
-            }
-        } else if b == 1 {
-            passes::columns::<S, T, E, E>(s, &radices, rows, rows, work, width);
+            work
         } else {
+            let work = Rows { ptr: scratch.add(base), stride: width as isize };
+            let radices = Radices::new(order.log2(), max_radix(registers).min(3));
+            if b == 1 {
+                return passes::columns::<S, T, E, E>(s, &radices, rows, rows, work, width);
+            }
             for i in 0..b {
                 let work = work.at(i * h);
                 passes::columns::<S, T, E, T>(s, &radices, rows.at(i * h), work, work, width);
             }
-            for j in 0..h {
-                let (work, rows) = (work.at(j).every(h), rows.at(j).every(h));
-                passes::base_pass::<S, T, T, E>(s, hadamard::entries(b), work, rows, width, scratch);
-            }
+            work
+        };
+        for j in 0..if b > 1 { h } else { 0 } {
+            let (work, rows) = (work.at(j).every(h), rows.at(j).every(h));
+            passes::base_pass::<S, T, T, E>(s, hadamard::entries(b), work, rows, width, scratch);
         }
-    }
-}
-
-/// Columns too long for scratch: `bits` stages at a time, from the top, each through scratch.
-///
-/// # Safety
-/// `2^log2` rows of `width`, a multiple of the lanes.
-unsafe fn sweeps<S: Lanes, T: Scalar>(s: S, log2: u32, bits: u32, rows: Rows<T>, width: usize) {
-    let top = max_radix(passes::registers::<S>()).min(3);
-    let mut scratch = Scratch::<T>::new(width << bits);
-    let work = Rows { ptr: scratch.as_mut_ptr(), stride: width as isize };
-    let mut left = log2;
-    while left > 0 {
-        let now = left.min(bits);
-        let h = 1usize << (left - now);
-        for block in 0..1usize << (log2 - left) {
-            for i in 0..h {
-                // SAFETY: rows `i + h·t` of the block, `t < 2^now`.
-                unsafe {
-                    let rows = rows.at(block * (h << now) + i).every(h);
-                    passes::columns::<S, T, T, T>(s, &Radices::new(now, top), rows, rows, work, width);
-                }
-            }
-        }
-        left -= now;
     }
 }
 
@@ -360,7 +354,7 @@ unsafe fn sweeps<S: Lanes, T: Scalar>(s: S, log2: u32, bits: u32, rows: Rows<T>,
 /// As [`batch`].
 unsafe fn gathered<S: Lanes, T: Scalar, E: Element>(s: S, x: Batch<E>, order: Order, params: &Params) {
     let lanes = T::lanes::<S>();
-    if x.n * lanes * size_of::<T>() <= params.panel_bytes {
+    if x.n * lanes * size_of::<T>() <= params.scratch_bytes {
         let mut panel = Scratch::<T>::new(x.n * lanes);
         for (i, row) in panel.chunks_exact_mut(lanes).enumerate() {
             row.fill(T::zeroed());
@@ -371,7 +365,7 @@ unsafe fn gathered<S: Lanes, T: Scalar, E: Element>(s: S, x: Batch<E>, order: Or
         }
         let rows = Batch { ptr: panel.as_mut_ptr(), n: x.n, n_stride: lanes as isize, count: lanes, stride: 1 };
         // SAFETY: all of `panel`.
-        unsafe { panel_in_place::<S, T, T>(s, rows, order, params) };
+        unsafe { one_panel::<S, T, T>(s, rows, order, params) };
         for (i, row) in panel.chunks_exact(lanes).enumerate() {
             for (j, value) in row[..x.count].iter().enumerate() {
                 // SAFETY: element `i` of vector `j`.

@@ -18,18 +18,19 @@
 //! (f64, fixed chunks, summed in order, so the same for any number of threads).
 
 use std::borrow::Cow;
+use std::ops::Range;
 use std::sync::Arc;
 
-use faer::linalg::matmul::matmul;
 use faer::{Accum, MatRef, Par};
 use rayon::prelude::*;
 
-use super::host::{HostContext, HostPanel, mirror, symmetric_product};
+use super::host::{HostContext, HostPanel};
+use super::product::{add_gram, add_up, gram_groups, is_by_rows, mirror, product, product_bytes};
 use super::{FromPanel, LinearOperator, Watch};
 use crate::error::{Error, Result};
 use crate::simd::Scalar;
 use crate::simd::convert::convert;
-use crate::simd::reduce::{Statistics, statistics};
+use crate::simd::reduce::{Statistics, statistics, statistics_of_lines};
 use crate::sketch::{AnySketch, SketchOperator};
 use crate::tensor::{Element, MatView, with_view};
 
@@ -166,6 +167,16 @@ impl<'a, T: Scalar> Dense<'a, T> {
         &self.context
     }
 
+    /// Bytes that the Gram matrix of an `m × n` matrix takes while it is formed.
+    pub fn gram_bytes(m: usize, n: usize) -> usize {
+        HostPanel::<T>::bytes(n, n) + (gram_groups(m, n) - 1) * n * n * size_of::<T>()
+    }
+
+    /// Bytes that a product with a panel of `l` columns takes while it runs.
+    pub fn product_bytes(m: usize, l: usize) -> usize {
+        product_bytes::<T>(m, l)
+    }
+
     /// Bytes of the conversion buffer for an `m × n` matrix of storage `E` (as a [`DType`](crate::DType)) in arithmetic `T`.
     pub fn tile_bytes(m: usize, n: usize, storage: crate::DType) -> usize {
         if storage == T::DTYPE { 0 } else { TileParams::default().rows(m, n) * n * size_of::<T>() }
@@ -210,7 +221,7 @@ pub(super) fn convert_tile<'b, T: Scalar>(
     let (m, n) = (view.nrows(), view.ncols());
     with_view!(view, a => {
         // Lines are what is contiguous in storage: rows, or columns of a transposed view.
-        let by_rows = a.col_stride().unsigned_abs() <= a.row_stride().unsigned_abs();
+        let by_rows = is_by_rows(a);
         let lines = if by_rows { a } else { a.transpose() };
         let width = lines.ncols();
         for_each_line(buffer, width, par, |i, dst| convert_line(lines, i, dst, scale));
@@ -264,7 +275,10 @@ pub(super) struct Scan {
 
 /// One pass over `view`: refuses what is not finite, and returns `max |a|` and `‖A‖_F²`.
 pub(super) fn scan(view: MatView<'_>, par: Par) -> Result<Scan> {
-    let total = reduce_lines(view, par, Statistics::default(), |line| line.statistics(), Statistics::merge);
+    let total = with_view!(view, a => {
+        let lines = if is_by_rows(a) { a } else { a.transpose() };
+        reduce_chunks(lines, par, Statistics::default(), |rows| statistics_of_rows(lines, rows), Statistics::merge)
+    });
     if !total.finite {
         return Err(first_not_finite(view));
     }
@@ -273,50 +287,43 @@ pub(super) fn scan(view: MatView<'_>, par: Par) -> Result<Scan> {
 
 /// `‖scale · A‖_F²`.
 pub(super) fn scaled_norm_squared(view: MatView<'_>, scale: f64, par: Par) -> f64 {
-    reduce_lines(view, par, 0.0, |line| line.scaled_sum_squares(scale), |a, b| a + b)
+    let sum = |line: &[f64]| line.iter().map(|x| x * scale).map(|x| x * x).sum::<f64>();
+    with_view!(view, a => {
+        let lines = if is_by_rows(a) { a } else { a.transpose() };
+        let part = |rows: Range<usize>| {
+            let line = |i| lines.row(i).iter().map(|x| (*x).to_f64()).collect::<Vec<_>>();
+            rows.map(|i| sum(&line(i))).sum::<f64>()
+        };
+        reduce_chunks(lines, par, 0.0, part, |a, b| a + b)
+    })
 }
 
-/// A contiguous or gathered line of any storage type.
-trait AnyLine {
-    fn statistics(&self) -> Statistics;
-    fn scaled_sum_squares(&self, scale: f64) -> f64;
-}
-
-impl<E: Element> AnyLine for &[E] {
-    fn statistics(&self) -> Statistics {
-        statistics(self)
+/// Statistics of some rows.
+fn statistics_of_rows<E: Element>(a: MatRef<'_, E>, rows: Range<usize>) -> Statistics {
+    if a.col_stride() == 1 {
+        let row = |i| a.row(i).try_as_row_major().expect("unit stride").as_slice();
+        return statistics_of_lines(rows.map(row));
     }
-
-    fn scaled_sum_squares(&self, scale: f64) -> f64 {
-        self.iter().map(|x| x.to_f64() * scale).map(|x| x * x).sum()
-    }
+    rows.map(|i| statistics(&Cow::from(Line(a, i)))).fold(Statistics::default(), Statistics::merge)
 }
 
-/// `f` over the lines of `view`, merged in order: chunks depend on the shape alone, so the result does not depend on
-/// the number of threads.
-fn reduce_lines<R: Send + Sync + Copy>(
-    view: MatView<'_>,
+/// `f` of chunks of rows, merged in order: chunks depend on the shape alone, so the result does not depend on the number of
+/// threads.
+fn reduce_chunks<E: Element, R: Send>(
+    a: MatRef<'_, E>,
     par: Par,
     zero: R,
-    f: impl Fn(&dyn AnyLine) -> R + Sync,
-    merge: impl Fn(R, R) -> R + Sync,
+    f: impl Fn(Range<usize>) -> R + Sync,
+    merge: impl Fn(R, R) -> R,
 ) -> R {
-    with_view!(view, a => {
-        let by_rows = a.col_stride().unsigned_abs() <= a.row_stride().unsigned_abs();
-        let lines = if by_rows { a } else { a.transpose() };
-        let chunk = (1usize << 18).div_ceil(lines.ncols());
-        let chunks = lines.nrows().div_ceil(chunk);
-        let part = |c: usize| {
-            (c * chunk..((c + 1) * chunk).min(lines.nrows()))
-                .map(|i| f(&&*Cow::from(Line(lines, i))))
-                .fold(zero, &merge)
-        };
-        let parts: Vec<R> = match par {
-            Par::Seq => (0..chunks).map(part).collect(),
-            Par::Rayon(_) => (0..chunks).into_par_iter().map(part).collect(),
-        };
-        parts.into_iter().fold(zero, &merge)
-    })
+    let rows = (1usize << 16).div_ceil(a.ncols());
+    let part = |c: usize| f(c * rows..((c + 1) * rows).min(a.nrows()));
+    let chunks = a.nrows().div_ceil(rows);
+    let parts: Vec<R> = match par {
+        Par::Seq => (0..chunks).map(part).collect(),
+        Par::Rayon(_) => (0..chunks).into_par_iter().map(part).collect(),
+    };
+    parts.into_iter().fold(zero, merge)
 }
 
 /// Position of the first NaN or infinity in row-major order. Only called when there is one.
@@ -372,18 +379,30 @@ impl<T: Scalar> LinearOperator<T> for Dense<'_, T> {
         Ok(HostPanel::zeros(self.ncols(), l, self.context.clone()))
     }
 
+    fn image(&self, l: usize) -> Result<HostPanel<T>> {
+        let m = self.nrows();
+        let by_rows = match &self.data {
+            Data::Direct(a) => is_by_rows(*a),
+            Data::Tiled(view) => with_view!(*view, a => is_by_rows(a)),
+            Data::Owned(_) => false,
+        };
+        Ok(if by_rows {
+            HostPanel::by_rows(m, l, self.context.clone())
+        } else {
+            HostPanel::zeros(m, l, self.context.clone())
+        })
+    }
+
     fn apply(&mut self, x: &HostPanel<T>, y: &mut HostPanel<T>) -> Result<()> {
         self.for_each_tile(|first, a, par| {
-            let y = y.as_mut().subrows_mut(first, a.nrows());
-            matmul(y, Accum::Replace, a, x.as_ref(), T::one(), par);
+            product(Accum::Replace, a, x.as_ref(), y.as_mut().subrows_mut(first, a.nrows()), par);
         })
     }
 
     fn apply_adjoint(&mut self, y: &HostPanel<T>, x: &mut HostPanel<T>) -> Result<()> {
         self.for_each_tile(|first, a, par| {
             let accum = if first == 0 { Accum::Replace } else { Accum::Add };
-            let y = y.as_ref().subrows(first, a.nrows());
-            matmul(x.as_mut(), accum, a.transpose(), y, T::one(), par);
+            product(accum, a.transpose(), y.as_ref().subrows(first, a.nrows()), x.as_mut(), par);
         })
     }
 
@@ -415,12 +434,11 @@ impl<T: Scalar> LinearOperator<T> for Dense<'_, T> {
     }
 
     fn gram(&mut self) -> Result<Dense<'static, T>> {
-        let n = self.ncols();
+        let (m, n) = (self.nrows(), self.ncols());
         let mut g = HostPanel::zeros(n, n, self.context.clone());
-        self.for_each_tile(|first, a, par| {
-            let accum = if first == 0 { Accum::Replace } else { Accum::Add };
-            symmetric_product(a.transpose(), g.as_mut(), accum, par);
-        })?;
+        let mut parts = vec![T::zeroed(); (gram_groups(m, n) - 1) * n * n];
+        self.for_each_tile(|_, a, par| add_gram(a, g.as_mut(), &mut parts, par))?;
+        add_up(g.as_mut(), &parts);
         Dense::from_gram(g, &self.watch)
     }
 

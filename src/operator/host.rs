@@ -8,9 +8,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use faer::dyn_stack::{MemBuffer, MemStack, StackReq};
 use faer::linalg::matmul::matmul;
 use faer::linalg::matmul::triangular::{self, BlockStructure};
-use faer::{Accum, MatMut, MatRef, Par};
+use faer::{Accum, MatMut, MatRef, Par, unzip, zip};
 
 use super::Panel;
+use super::product::{mirror, product, wide_gram, wide_gram_scratch};
 use crate::error::Result;
 use crate::qr::{self, Orthonormalization};
 use crate::simd::{self, Scalar};
@@ -61,13 +62,15 @@ impl HostContext {
     }
 }
 
-/// A column-major `nrows × ncols` panel in host memory.
+/// A `nrows × ncols` panel in host memory, column-major unless it was asked for [by rows](HostPanel::by_rows).
 #[derive(Debug)]
 pub struct HostPanel<T> {
     data: Vec<T>,
     nrows: usize,
     ncols: usize,
     stride: usize,
+    /// Lines are rows: `stride` is from one row to the next.
+    by_rows: bool,
     context: Arc<HostContext>,
 }
 
@@ -82,7 +85,12 @@ impl<T: Scalar> HostPanel<T> {
     /// A panel of zeros.
     pub fn zeros(nrows: usize, ncols: usize, context: Arc<HostContext>) -> Self {
         let stride = leading_dimension::<T>(nrows);
-        HostPanel { data: vec![T::zeroed(); stride * ncols], nrows, ncols, stride, context }
+        HostPanel { data: vec![T::zeroed(); stride * ncols], nrows, ncols, stride, by_rows: false, context }
+    }
+
+    /// A row-major panel of zeros: what a product with a row-major matrix writes fastest.
+    pub fn by_rows(nrows: usize, ncols: usize, context: Arc<HostContext>) -> Self {
+        HostPanel { nrows, ncols, by_rows: true, ..Self::zeros(ncols, nrows, context) }
     }
 
     /// Bytes of a panel of this shape.
@@ -92,12 +100,21 @@ impl<T: Scalar> HostPanel<T> {
 
     /// As a faer view.
     pub fn as_ref(&self) -> MatRef<'_, T> {
-        MatRef::from_column_major_slice_with_stride(&self.data, self.nrows, self.ncols, self.stride)
+        let (length, lines) = self.lines();
+        let a = MatRef::from_column_major_slice_with_stride(&self.data, length, lines, self.stride);
+        if self.by_rows { a.transpose() } else { a }
     }
 
     /// As a mutable faer view.
     pub fn as_mut(&mut self) -> MatMut<'_, T> {
-        MatMut::from_column_major_slice_with_stride_mut(&mut self.data, self.nrows, self.ncols, self.stride)
+        let (length, lines) = self.lines();
+        let a = MatMut::from_column_major_slice_with_stride_mut(&mut self.data, length, lines, self.stride);
+        if self.by_rows { a.transpose_mut() } else { a }
+    }
+
+    /// Length and number of the lines of the storage.
+    fn lines(&self) -> (usize, usize) {
+        if self.by_rows { (self.ncols, self.nrows) } else { (self.nrows, self.ncols) }
     }
 
     /// The context shared with its operator.
@@ -108,6 +125,11 @@ impl<T: Scalar> HostPanel<T> {
     /// Scratch that [`Panel::orthonormalize`] takes from the context.
     pub fn orthonormalize_scratch(nrows: usize, ncols: usize, par: Par) -> StackReq {
         qr::orthonormalize_scratch::<T>(nrows, ncols, par)
+    }
+
+    /// Scratch that [`Panel::gram`] takes from the context.
+    pub fn gram_scratch(nrows: usize, ncols: usize) -> StackReq {
+        StackReq::new::<f64>(wide_gram_scratch(nrows, ncols))
     }
 }
 
@@ -144,13 +166,37 @@ impl<T: Scalar> Panel<T> for HostPanel<T> {
     }
 
     fn norm_squared(&self) -> Result<f64> {
-        Ok((0..self.ncols)
-            .map(|j| simd::reduce::statistics(&self.data[j * self.stride..][..self.nrows]).sum_squares)
-            .sum())
+        let (length, lines) = self.lines();
+        Ok((0..lines).map(|j| simd::reduce::statistics(&self.data[j * self.stride..][..length]).sum_squares).sum())
+    }
+
+    fn gram(&self, c: MatMut<'_, f64>) -> Result<f64> {
+        let req = Self::gram_scratch(self.nrows, self.ncols);
+        self.context.with_scratch(req, |stack| {
+            let (mut work, _) = stack.make_with(wide_gram_scratch(self.nrows, self.ncols), |_| 0.0_f64);
+            wide_gram(self.as_ref(), c, &mut work, self.context.par);
+        });
+        Ok(f64::EPSILON)
+    }
+
+    fn set_columns(&mut self, first: usize, src: &Self) -> Result<()> {
+        self.as_mut().subcols_mut(first, src.ncols).copy_from(src.as_ref());
+        Ok(())
+    }
+
+    fn add_scaled(&mut self, a: &Self, alpha: T) -> Result<()> {
+        zip!(self.as_mut(), a.as_ref()).for_each(|unzip!(to, x)| *to += alpha * *x);
+        Ok(())
+    }
+
+    fn dot(&self, other: &Self) -> Result<f64> {
+        let (a, b) = (self.as_ref(), other.as_ref());
+        let column = |j| a.col(j).iter().zip(b.col(j).iter()).map(|(&x, &y)| x.to_f64() * y.to_f64()).sum::<f64>();
+        Ok((0..self.ncols).map(column).sum())
     }
 
     fn product_to_host(&self, c: MatRef<'_, T>, dst: MatMut<'_, T>) -> Result<()> {
-        matmul(dst, Accum::Replace, self.as_ref(), c, T::one(), self.context.par);
+        product(Accum::Replace, self.as_ref(), c, dst, self.context.par);
         Ok(())
     }
 
@@ -178,13 +224,4 @@ pub(crate) fn symmetric_product<T: Scalar>(a: MatRef<'_, T>, g: MatMut<'_, T>, a
         T::one(),
         par,
     );
-}
-
-/// Copies the lower triangle to the upper one.
-pub(crate) fn mirror<T: Scalar>(mut g: MatMut<'_, T>) {
-    for j in 0..g.ncols() {
-        for i in 0..j {
-            g[(i, j)] = g[(j, i)];
-        }
-    }
 }

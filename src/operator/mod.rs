@@ -25,20 +25,23 @@
 
 mod dense;
 mod host;
+mod product;
 mod tiled;
 mod watch;
 mod whitened;
 
 pub(crate) use dense::first_not_finite;
 pub use dense::{Dense, TileParams};
+pub(crate) use host::symmetric_product;
 pub use host::{HostContext, HostPanel};
-pub(crate) use host::{mirror, symmetric_product};
+pub(crate) use product::mirror;
 pub use tiled::{ReadParams, RowSource, Tiled, stream};
 pub use watch::{Cancel, Watch};
 pub(crate) use whitened::Entries;
 pub use whitened::{FromPanel, GramBy, Product, Root};
 
-use faer::{Accum, Mat, MatMut, MatRef};
+use faer::prelude::ReborrowMut as _;
+use faer::{Accum, Mat, MatMut, MatRef, unzip, zip};
 
 use crate::error::Result;
 use crate::qr::Orthonormalization;
@@ -64,6 +67,48 @@ pub trait Panel<T: Scalar>: Sized {
     /// # Errors
     /// What the backend reports.
     fn inner(&self, other: &Self, c: MatMut<'_, T>) -> Result<()>;
+
+    /// The lower triangle of `selfᵀ self` in f64, its sums in f64 if the backend can. Returns the unit in which they are
+    /// exact: eps of f64, or of `T`.
+    ///
+    /// # Errors
+    /// What the backend reports.
+    fn gram(&self, mut c: MatMut<'_, f64>) -> Result<f64> {
+        let mut g = Mat::<T>::zeros(self.ncols(), self.ncols());
+        self.inner(self, g.as_mut())?;
+        zip!(c.rb_mut(), g.as_ref()).for_each(|unzip!(to, from)| *to = (*from).to_f64());
+        Ok(T::EPSILON)
+    }
+
+    /// `self <- self + alpha · a`.
+    ///
+    /// # Errors
+    /// What the backend reports.
+    fn add_scaled(&mut self, a: &Self, alpha: T) -> Result<()> {
+        self.multiply(Accum::Add, a, Mat::<T>::identity(a.ncols(), a.ncols()).as_ref(), alpha)
+    }
+
+    /// `Σ self_ij other_ij`, accumulated in f64.
+    ///
+    /// # Errors
+    /// What the backend reports.
+    fn dot(&self, other: &Self) -> Result<f64> {
+        let mut c = Mat::<T>::zeros(self.ncols(), self.ncols());
+        self.inner(other, c.as_mut())?;
+        Ok((0..self.ncols()).map(|j| c[(j, j)].to_f64()).sum())
+    }
+
+    /// Columns `first..` of `self <- src`, for panels that are filled from their first column on, block by block. The default
+    /// multiplies by columns of the identity, which is exact.
+    ///
+    /// # Errors
+    /// What the backend reports.
+    fn set_columns(&mut self, first: usize, src: &Self) -> Result<()> {
+        let mut select = Mat::<T>::zeros(src.ncols(), self.ncols());
+        (0..src.ncols()).for_each(|j| select[(j, first + j)] = T::one());
+        let accum = if first == 0 { Accum::Replace } else { Accum::Add };
+        self.multiply(accum, src, select.as_ref(), T::one())
+    }
 
     /// Overwrites the panel by an orthonormal basis `Q` whose span contains its own; `r` gets the upper triangular
     /// `R` with `self = Q R`.
@@ -126,6 +171,14 @@ pub trait LinearOperator<T: Scalar> {
     /// # Errors
     /// What the backend reports.
     fn left(&self, l: usize) -> Result<Self::Left>;
+
+    /// As [`left`](Self::left), for an image `A X` that is read once more, by rows: laid out as the product writes it best.
+    ///
+    /// # Errors
+    /// What the backend reports.
+    fn image(&self, l: usize) -> Result<Self::Left> {
+        self.left(l)
+    }
 
     /// A right panel of `l` columns, contents unspecified.
     ///

@@ -30,11 +30,11 @@ use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 use std::thread;
 
-use faer::linalg::matmul::matmul;
 use faer::{Accum, MatRef, Par};
 
 use super::dense::{Dense, Scan, TileParams, convert_tile, scale_for, scaled_norm_squared, scan};
-use super::host::{HostContext, HostPanel, symmetric_product};
+use super::host::{HostContext, HostPanel};
+use super::product::{add_gram, add_up, gram_groups, product};
 use super::{LinearOperator, Watch};
 use crate::error::{Error, Result};
 use crate::simd::Scalar;
@@ -480,13 +480,22 @@ impl<T: Scalar> LinearOperator<T> for Tiled<'_, T> {
         Ok(HostPanel::zeros(self.ncols(), l, self.context.clone()))
     }
 
+    fn image(&self, l: usize) -> Result<HostPanel<T>> {
+        let m = self.nrows();
+        Ok(if self.layout.lines_are_rows {
+            HostPanel::by_rows(m, l, self.context.clone())
+        } else {
+            HostPanel::zeros(m, l, self.context.clone())
+        })
+    }
+
     fn apply(&mut self, x: &HostPanel<T>, y: &mut HostPanel<T>) -> Result<()> {
         self.for_each_slab(Cut::Lines, |slab, par| match slab {
             Slab::Rows(first, a) => {
-                matmul(y.as_mut().subrows_mut(first, a.nrows()), Accum::Replace, a, x.as_ref(), T::one(), par);
+                product(Accum::Replace, a, x.as_ref(), y.as_mut().subrows_mut(first, a.nrows()), par);
             }
             Slab::Columns(first, a) => {
-                matmul(y.as_mut(), accum(first), a, x.as_ref().subrows(first, a.ncols()), T::one(), par);
+                product(accum(first), a, x.as_ref().subrows(first, a.ncols()), y.as_mut(), par);
             }
         })
     }
@@ -494,11 +503,11 @@ impl<T: Scalar> LinearOperator<T> for Tiled<'_, T> {
     fn apply_adjoint(&mut self, y: &HostPanel<T>, x: &mut HostPanel<T>) -> Result<()> {
         self.for_each_slab(Cut::Lines, |slab, par| match slab {
             Slab::Rows(first, a) => {
-                matmul(x.as_mut(), accum(first), a.transpose(), y.as_ref().subrows(first, a.nrows()), T::one(), par);
+                product(accum(first), a.transpose(), y.as_ref().subrows(first, a.nrows()), x.as_mut(), par);
             }
             Slab::Columns(first, a) => {
                 let x = x.as_mut().subrows_mut(first, a.ncols());
-                matmul(x, Accum::Replace, a.transpose(), y.as_ref(), T::one(), par);
+                product(Accum::Replace, a.transpose(), y.as_ref(), x, par);
             }
         })
     }
@@ -545,10 +554,19 @@ impl<T: Scalar> LinearOperator<T> for Tiled<'_, T> {
     fn gram(&mut self) -> Result<Dense<'static, T>> {
         let n = self.ncols();
         let mut g = HostPanel::zeros(n, n, self.context.clone());
+        let mut parts = vec![T::zeroed(); (gram_groups(self.nrows(), n) - 1) * n * n];
         self.for_each_slab(self.row_cut(), |slab, par| match slab {
-            Slab::Rows(first, a) => symmetric_product(a.transpose(), g.as_mut(), accum(first), par),
+            Slab::Rows(first, a) => {
+                if first == 0 {
+                    // A pass may be repeated with a scale.
+                    g.as_mut().fill(T::zeroed());
+                    parts.fill(T::zeroed());
+                }
+                add_gram(a, g.as_mut(), &mut parts, par);
+            }
             Slab::Columns(..) => unreachable!("the cut gives rows"),
         })?;
+        add_up(g.as_mut(), &parts);
         Dense::from_gram(g, &self.watch)
     }
 

@@ -20,7 +20,8 @@ use std::sync::Arc;
 use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::{Accum, Mat, MatMut, MatRef};
 
-use super::host::{HostContext, HostPanel, mirror, symmetric_product};
+use super::host::{HostContext, HostPanel, symmetric_product};
+use super::product::mirror;
 use super::{Dense, LinearOperator, Panel};
 use crate::error::Result;
 use crate::simd::Scalar;
@@ -156,6 +157,10 @@ where
 
     fn left(&self, l: usize) -> Result<A::Left> {
         self.first.left(l)
+    }
+
+    fn image(&self, l: usize) -> Result<A::Left> {
+        self.first.image(l)
     }
 
     fn right(&self, l: usize) -> Result<B::Right> {

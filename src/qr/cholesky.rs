@@ -40,13 +40,13 @@ use faer::Accum;
 use faer::dyn_stack::{MemStack, StackReq};
 use faer::linalg::cholesky::llt::factor as llt;
 use faer::linalg::matmul::matmul;
-use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::linalg::{temp_mat_scratch, temp_mat_zeroed, triangular_inverse, triangular_solve};
 use faer::mat::AsMatMut;
 use faer::prelude::*;
 use faer::{ColMut, ColRef, MatMut, MatRef, Par};
 
 use super::householder::dot;
+use super::remote::Tall;
 use super::{Algorithm, Orthonormalization, check_shapes, column, column_mut, for_row_groups, identity, write_r};
 use crate::error::{Error, Result};
 use crate::simd::Scalar;
@@ -59,11 +59,10 @@ pub(crate) struct CholeskyParams {
     pub(crate) block_rows: usize,
     /// Rows whose products are summed in one go.
     pub(crate) sum_rows: usize,
-    /// Up to this many columns a Gram matrix is formed in strips of full products: faer's triangular product takes
-    /// 1.35 times as long at 106 columns, and as long at 202.
-    pub(crate) narrow: usize,
-    /// Columns of a strip.
-    pub(crate) strip: usize,
+    /// A Gram matrix is formed in strips of this many bytes of rows, 48 of f32: GFLOP/s of `m l²` on one core at 106, 202
+    /// and 266 columns 151, 183, 201; with strips of 32 rows 147, 169, 187; of 64, 144, 178, 194; of columns instead
+    /// of rows 132, 157, 166; by faer's triangular product 108, 145, 178.
+    pub(crate) strip_bytes: usize,
     /// Largest number of row groups, which bounds the partial Gram matrices.
     pub(crate) max_groups: usize,
     /// A pass may leave `‖QᵀQ − I‖` at about this.
@@ -86,8 +85,7 @@ pub(crate) struct CholeskyParams {
 pub(crate) const PARAMS: CholeskyParams = CholeskyParams {
     block_rows: 256,
     sum_rows: 64,
-    narrow: 128,
-    strip: 32,
+    strip_bytes: 192,
     max_groups: 16,
     max_defect: 0.25,
     max_inflation: 4.0,
@@ -134,7 +132,7 @@ fn groups(m: usize, l: usize) -> Groups {
     // All partial Gram matrices together are at most as large as the panel.
     let most = (m / l).min(blocks).clamp(1, PARAMS.max_groups);
     let power = 1 << most.ilog2();
-    let rows = blocks.div_ceil(power) * PARAMS.block_rows;
+    let rows = m.div_ceil(power).next_multiple_of(PARAMS.sum_rows);
     Groups { count: m.div_ceil(rows), rows }
 }
 
@@ -167,7 +165,8 @@ pub fn cholesky_qr<T: Scalar>(
     check_shapes("cholesky_qr", y.rb(), r.as_ref().map(|r| r.rb()))?;
     let (mut acc, stack) = identity(l, r.is_some(), stack);
     let mut acc = r.is_some().then(|| acc.as_mat_mut());
-    match iterate(y, acc.as_mut().map(|acc| acc.rb_mut()), start == Start::Sketch, par, stack) {
+    let acc_mut = acc.as_mut().map(|acc| acc.rb_mut());
+    match iterate(&mut InMemory { y, par }, acc_mut, start == Start::Sketch, stack)? {
         Outcome::Done(report) => {
             if let (Some(r), Some(acc)) = (r, acc) {
                 write_r(r, acc.rb(), None)?;
@@ -183,16 +182,51 @@ pub fn cholesky_qr_scratch<T: Scalar>(m: usize, l: usize, _par: Par) -> StackReq
     temp_mat_scratch::<f64>(l, l).and(iterate_scratch::<T>(m, l))
 }
 
+/// A panel in memory, as CholeskyQR sees it.
+pub(super) struct InMemory<'a, T> {
+    pub(super) y: MatMut<'a, T>,
+    pub(super) par: Par,
+}
+
+impl<T: Scalar> Tall<T> for InMemory<'_, T> {
+    fn shape(&self) -> (usize, usize) {
+        self.y.shape()
+    }
+
+    fn gram(&mut self, divisor: Option<MatRef<'_, T>>, gram: MatMut<'_, f64>, stack: &mut MemStack) -> Result<()> {
+        gram_of(self.y.rb_mut(), divisor, gram, self.par, stack);
+        Ok(())
+    }
+
+    fn wide_gram(&mut self, gram: MatMut<'_, f64>, stack: &mut MemStack) -> Result<()> {
+        wide_gram(self.y.rb_mut(), gram, self.par, stack);
+        Ok(())
+    }
+
+    fn sketch_gram(&mut self, gram: MatMut<'_, f64>, stack: &mut MemStack) -> Result<bool> {
+        let (m, l) = self.y.shape();
+        let sketched = sketch_rows(m, l) > 0;
+        if sketched {
+            sketch_gram(self.y.rb_mut(), gram, self.par, stack);
+        }
+        Ok(sketched)
+    }
+
+    fn divide(&mut self, divisor: MatRef<'_, T>) -> Result<()> {
+        divide(self.y.rb_mut(), divisor, self.par);
+        Ok(())
+    }
+}
+
 /// CholeskyQR passes until the panel is orthonormal; `acc <- R acc` for each. With `sketch`, the first factor comes
 /// from a sketch of the panel where the panel is tall enough for one.
-pub(crate) fn iterate<T: Scalar>(
-    mut y: MatMut<'_, T>,
+pub(super) fn iterate<T: Scalar, Y: Tall<T>>(
+    y: &mut Y,
     mut acc: Option<MatMut<'_, f64>>,
     sketch: bool,
-    par: Par,
     stack: &mut MemStack,
-) -> Outcome {
-    let (m, l) = y.shape();
+) -> Result<Outcome> {
+    let (_, l) = y.shape();
     let (mut gram, stack) = temp_mat_zeroed::<f64, _, _>(l, l, stack);
     let mut gram = gram.as_mat_mut();
     let (mut factor, stack) = temp_mat_zeroed::<f64, _, _>(l, l, stack);
@@ -202,28 +236,27 @@ pub(crate) fn iterate<T: Scalar>(
 
     let mut report = SINGULAR;
     let mut source = Source::Panel;
-    if sketch && sketch_rows(m, l) > 0 {
+    if sketch && y.sketch_gram(gram.rb_mut(), stack)? {
         source = Source::Sketch;
-        sketch_gram(y.rb_mut(), gram.rb_mut(), par, stack);
     } else {
-        gram_of(y.rb_mut(), None, gram.rb_mut(), par, stack);
+        y.gram(None, gram.rb_mut(), stack)?;
     }
     loop {
         if !in_range::<T>(gram.rb()) {
-            return if report.passes == 0 { Outcome::Range } else { Outcome::Breakdown(report) };
+            return Ok(if report.passes == 0 { Outcome::Range } else { Outcome::Breakdown(report) });
         }
         let mut state = factorize(gram.rb(), 0.0, report.passes == 0, factor.rb_mut(), stack);
         if source == Source::Sketch && state.inflation <= PARAMS.max_sketched_inflation {
             // One pass will do: look at the panel itself.
             source = Source::Panel;
-            gram_of(y.rb_mut(), None, gram.rb_mut(), par, stack);
+            y.gram(None, gram.rb_mut(), stack)?;
             continue;
         }
         let unit = if source == Source::Panel { <T as Scalar>::EPSILON } else { f64::EPSILON };
         let mut good = state.accepts(unit);
         if !good && source == Source::Panel && T::DTYPE == DType::F32 {
             source = Source::Wide;
-            wide_gram(y.rb_mut(), gram.rb_mut(), par, stack);
+            y.wide_gram(gram.rb_mut(), stack)?;
             state = factorize(gram.rb(), 0.0, report.passes == 0, factor.rb_mut(), stack);
             good = state.accepts(f64::EPSILON);
         }
@@ -240,7 +273,7 @@ pub(crate) fn iterate<T: Scalar>(
             // its Cholesky factorization are a small multiple of l u.
             state = factorize(gram.rb(), 8.0 * l as f64 * f64::EPSILON, false, factor.rb_mut(), stack);
             if !state.positive {
-                return Outcome::Breakdown(report);
+                return Ok(Outcome::Breakdown(report));
             }
             algorithm = Algorithm::ShiftedCholeskyQr;
         }
@@ -253,7 +286,7 @@ pub(crate) fn iterate<T: Scalar>(
             report.algorithm = algorithm;
         }
         if !last && report.passes >= PARAMS.max_passes {
-            return Outcome::Breakdown(report);
+            return Ok(Outcome::Breakdown(report));
         }
         for j in 0..l {
             let to = &mut column_mut(divisor.rb_mut(), j)[j..];
@@ -271,11 +304,11 @@ pub(crate) fn iterate<T: Scalar>(
             premultiply(acc.rb_mut(), factor.rb());
         }
         if last {
-            divide(y.rb_mut(), divisor.rb(), par);
-            return Outcome::Done(report);
+            y.divide(divisor.rb())?;
+            return Ok(Outcome::Done(report));
         }
         source = Source::Panel;
-        gram_of(y.rb_mut(), Some(divisor.rb()), gram.rb_mut(), par, stack);
+        y.gram(Some(divisor.rb()), gram.rb_mut(), stack)?;
     }
 }
 
@@ -286,12 +319,17 @@ pub(crate) fn iterate_scratch<T: Scalar>(m: usize, l: usize) -> StackReq {
         0 => StackReq::EMPTY,
         p => StackReq::all_of(&[StackReq::new::<T>(m), temp_mat_scratch::<f64>(p, l), gram_scratch::<f64>(p, l, 0)]),
     };
-    StackReq::all_of(&[
-        temp_mat_scratch::<f64>(l, l),
-        temp_mat_scratch::<f64>(l, l),
-        temp_mat_scratch::<T>(l, l),
-        StackReq::any_of(&[gram_scratch::<T>(m, l, 0), wide, sketch, factorize_scratch(l)]),
-    ])
+    let panel = StackReq::any_of(&[gram_scratch::<T>(m, l, 0), wide, sketch]);
+    decide_scratch::<T>(l).or(matrices_scratch::<T>(l).and(panel))
+}
+
+/// The part of [`iterate_scratch`] that is not the panel's: enough where panels live elsewhere.
+pub(super) fn decide_scratch<T: Scalar>(l: usize) -> StackReq {
+    matrices_scratch::<T>(l).and(factorize_scratch(l))
+}
+
+fn matrices_scratch<T: Scalar>(l: usize) -> StackReq {
+    StackReq::all_of(&[temp_mat_scratch::<f64>(l, l), temp_mat_scratch::<f64>(l, l), temp_mat_scratch::<T>(l, l)])
 }
 
 fn gram_scratch<W: Scalar>(m: usize, l: usize, buffer_rows: usize) -> StackReq {
@@ -428,22 +466,25 @@ fn add_signed<T: Scalar>(folded: &mut [f64], x: &[T], signs: &[T]) {
     );
 }
 
-/// The lower triangle of `gram += YᵀY`, a few rows at a time: a sum of n equal terms errs by up to n eps / 4, all to one
-/// side, and columns of equal entries are common (3 to 6 % slower than 256 rows at once, 3072×202 and 4096×266).
+/// The lower triangle of `gram += YᵀY`, a few rows of Y at a time: a sum of n equal terms errs by up to n eps / 4, all to
+/// one side, and columns of equal entries are common (2 % slower than 256 rows at once).
+///
+/// ```text
+///   gram  [ x . . .           ]   one product per strip of `strip` rows, the first one taking the remainder;
+///         [ x x x x . .       ]   what it writes above the diagonal is never read
+///         [ x x x x x x . .   ]
+/// ```
 fn syrk<W: Scalar>(mut gram: MatMut<'_, W>, y: MatRef<'_, W>) {
-    let (lower, full) = (BlockStructure::TriangularLower, BlockStructure::Rectangular);
     let (l, one) = (y.ncols(), W::from_f64(1.0));
+    let strip = PARAMS.strip_bytes / size_of::<W>();
     for i in (0..y.nrows()).step_by(PARAMS.sum_rows) {
         let y = y.subrows(i, PARAMS.sum_rows.min(y.nrows() - i));
-        if l > PARAMS.narrow {
-            triangular::matmul(gram.rb_mut(), lower, Accum::Add, y.transpose(), full, y, full, one, Par::Seq);
-            continue;
-        }
-        // Narrow panels in strips that reach a little above the diagonal, where nothing is read.
-        for j in (0..l).step_by(PARAMS.strip) {
-            let w = PARAMS.strip.min(l - j);
-            let strip = gram.rb_mut().submatrix_mut(j, j, l - j, w);
-            matmul(strip, Accum::Add, y.subcols(j, l - j).transpose(), y.subcols(j, w), one, Par::Seq);
+        let mut end = (l - 1) % strip + 1;
+        let mut first = 0;
+        while first < l {
+            let to = gram.rb_mut().submatrix_mut(first, 0, end - first, end);
+            matmul(to, Accum::Add, y.subcols(first, end - first).transpose(), y.subcols(0, end), one, Par::Seq);
+            (first, end) = (end, end + strip);
         }
     }
 }

@@ -14,7 +14,10 @@
 
 pub mod cholesky;
 pub mod householder;
+mod remote;
 pub mod tsqr;
+
+pub use remote::{Remote, Tall, orthonormalize_remote};
 
 use faer::dyn_stack::{MemStack, StackReq};
 use faer::linalg::{temp_mat_scratch, temp_mat_zeroed};
@@ -120,11 +123,14 @@ fn orthonormalize_in<T: Scalar>(
     let mut acc = r.is_some().then(|| acc.as_mat_mut());
     let (mut exponents, stack) = stack.make_with(l, |_| 0_i32);
 
-    let mut outcome = cholesky::iterate(y.rb_mut(), acc.as_mut().map(|a| a.rb_mut()), true, par, stack);
+    let iterate = |y: MatMut<'_, T>, acc: Option<MatMut<'_, f64>>, sketch, stack: &mut MemStack| {
+        cholesky::iterate(&mut cholesky::InMemory { y, par }, acc, sketch, stack)
+    };
+    let mut outcome = iterate(y.rb_mut(), acc.as_mut().map(|a| a.rb_mut()), true, stack)?;
     if let cholesky::Outcome::Range = outcome {
         let nonzero = equilibrate(y.rb_mut(), &mut exponents)?;
         outcome = if nonzero {
-            cholesky::iterate(y.rb_mut(), acc.as_mut().map(|a| a.rb_mut()), false, par, stack)
+            iterate(y.rb_mut(), acc.as_mut().map(|a| a.rb_mut()), false, stack)?
         } else {
             cholesky::Outcome::Breakdown(cholesky::SINGULAR)
         };
@@ -135,7 +141,7 @@ fn orthonormalize_in<T: Scalar>(
             let algorithm = reflect(y.rb_mut(), acc.as_mut().map(|a| a.rb_mut()), par, stack)?;
             // Reflections round by up to m eps where all errors have one sign (a panel of ones, 1000×100: 160 eps);
             // one more pass, on a panel that is orthonormal but for that, brings it to the level of the others.
-            cholesky::iterate(y.rb_mut(), acc.as_mut().map(|a| a.rb_mut()), false, par, stack);
+            iterate(y.rb_mut(), acc.as_mut().map(|a| a.rb_mut()), false, stack)?;
             let report = if let cholesky::Outcome::Breakdown(report) = outcome { report } else { cholesky::SINGULAR };
             Orthonormalization { algorithm, ..report }
         }
@@ -155,7 +161,10 @@ pub fn orthonormalize_scratch<T: Scalar>(m: usize, l: usize, par: Par) -> StackR
 }
 
 fn check_shapes<T: Scalar>(op: &'static str, y: MatRef<'_, T>, r: Option<MatRef<'_, T>>) -> Result<()> {
-    let (m, l) = y.shape();
+    check_size(op, y.shape(), r.map(|r| r.shape()))
+}
+
+fn check_size(op: &'static str, (m, l): (usize, usize), r: Option<(usize, usize)>) -> Result<()> {
     if l == 0 {
         return Err(Error::Empty { shape: vec![m, l] });
     }
@@ -163,8 +172,8 @@ fn check_shapes<T: Scalar>(op: &'static str, y: MatRef<'_, T>, r: Option<MatRef<
         return Err(Error::shape(op, "at least as many rows as columns", format_args!("{m}×{l}")));
     }
     match r {
-        Some(r) if r.shape() != (l, l) => {
-            Err(Error::shape(op, format_args!("R to be {l}×{l}"), format_args!("{}×{}", r.nrows(), r.ncols())))
+        Some((rows, columns)) if (rows, columns) != (l, l) => {
+            Err(Error::shape(op, format_args!("R to be {l}×{l}"), format_args!("{rows}×{columns}")))
         }
         _ => Ok(()),
     }

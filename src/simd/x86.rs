@@ -1,10 +1,11 @@
 //! AVX2 and AVX-512: lane exchange and half-precision loads and stores.
 
 use core::arch::x86_64::{
-    _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _MM_HINT_T0, _mm_prefetch, _mm256_cvtph_ps, _mm256_cvtps_ph,
+    __m128i, __m256i, _CMP_UNORD_Q, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _MM_HINT_T0, _mm_prefetch,
+    _mm256_cvtph_ps, _mm256_cvtps_ph,
 };
 
-use half::f16;
+use half::{bf16, f16};
 use pulp::{cast, f32x8, f32x16, f64x4, f64x8};
 
 use super::{Isa, Lanes};
@@ -71,15 +72,12 @@ impl Lanes for Avx2 {
     #[inline(always)]
     unsafe fn load_f16(self, src: *const f16) -> f32x8 {
         // SAFETY: 8 f16 are readable; the token has F16C.
-        unsafe { cast!(_mm256_cvtph_ps(src.cast::<core::arch::x86_64::__m128i>().read_unaligned())) }
+        unsafe { cast!(_mm256_cvtph_ps(src.cast::<__m128i>().read_unaligned())) }
     }
     #[inline(always)]
     unsafe fn store_f16(self, dst: *mut f16, a: f32x8) {
         // SAFETY: 8 f16 are writable; the token has F16C.
-        unsafe {
-            dst.cast::<core::arch::x86_64::__m128i>()
-                .write_unaligned(_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(cast!(a)))
-        }
+        unsafe { dst.cast::<__m128i>().write_unaligned(_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(cast!(a))) }
     }
 }
 
@@ -126,13 +124,31 @@ impl Lanes for Avx512 {
     #[inline(always)]
     unsafe fn load_f16(self, src: *const f16) -> f32x16 {
         // SAFETY: 16 f16 are readable.
-        cast!(self.avx512f._mm512_cvtph_ps(unsafe { src.cast::<core::arch::x86_64::__m256i>().read_unaligned() }))
+        cast!(self.avx512f._mm512_cvtph_ps(unsafe { src.cast::<__m256i>().read_unaligned() }))
     }
     #[inline(always)]
     unsafe fn store_f16(self, dst: *mut f16, a: f32x16) {
         // SAFETY: 16 f16 are writable.
-        unsafe {
-            dst.cast::<core::arch::x86_64::__m256i>().write_unaligned(self.avx512f._mm512_cvtps_ph::<NEAREST>(cast!(a)))
-        }
+        unsafe { dst.cast::<__m256i>().write_unaligned(self.avx512f._mm512_cvtps_ph::<NEAREST>(cast!(a))) }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(self, src: *const bf16) -> f32x16 {
+        // SAFETY: 16 bf16 are readable.
+        let x = unsafe { src.cast::<__m256i>().read_unaligned() };
+        let f = self.avx512f;
+        cast!(f._mm512_slli_epi32::<16>(f._mm512_cvtepu16_epi32(x)))
+    }
+    /// As [`f32_to_bf16`](super::lanes::f32_to_bf16). The instruction of AVX512-BF16 takes subnormals for zero.
+    #[inline(always)]
+    unsafe fn store_bf16(self, dst: *mut bf16, a: f32x16) {
+        let f = self.avx512f;
+        let (u, splat) = (cast!(a), |x| f._mm512_set1_epi32(x));
+        let upper = f._mm512_srli_epi32::<16>(u);
+        let half = f._mm512_add_epi32(splat(0x7fff), f._mm512_and_si512(upper, splat(1)));
+        let rounded = f._mm512_srli_epi32::<16>(f._mm512_add_epi32(u, half));
+        let nan = f._mm512_cmp_ps_mask::<_CMP_UNORD_Q>(cast!(a), cast!(a));
+        let x = f._mm512_mask_or_epi32(rounded, nan, upper, splat(0x40));
+        // SAFETY: 16 bf16 are writable.
+        unsafe { dst.cast::<__m256i>().write_unaligned(f._mm512_cvtepi32_epi16(x)) }
     }
 }

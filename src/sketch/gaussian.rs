@@ -66,6 +66,12 @@ impl Gaussian {
         Ok(Gaussian { rng: Philox::new(self.seed, stream::GAUSSIAN | stream), ..self })
     }
 
+    /// The generator and `1/√l`, for kernels elsewhere.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn parts(&self) -> (Philox, f32) {
+        (self.rng, self.normalization())
+    }
+
     fn normalization(&self) -> f32 {
         (1.0 / (self.l as f64).sqrt()) as f32
     }

@@ -30,7 +30,7 @@ pub use srht::Srht;
 
 use crate::error::{Error, Result};
 use crate::simd::convert::convert;
-use crate::simd::load::{load_scaled, load_times};
+use crate::simd::load::{load_scaled, load_times, write};
 use crate::simd::transpose::{MAX_SIDE, transpose_square};
 use crate::simd::{self, Kernel, Lanes, Scalar};
 use crate::tensor::{ArithmeticMut, Element, MatView, arithmetic_mut, with_view};
@@ -349,10 +349,7 @@ impl<T: Scalar> Kernel for Store<'_, '_, T> {
     #[inline(always)]
     fn run<S: Lanes>(self, s: S) {
         let Store { mut y, b, accumulate } = self;
-        let write = |y: &mut T, b: T| match accumulate {
-            Accum::Replace => *y = b,
-            Accum::Add => *y += b,
-        };
+        let add = accumulate == Accum::Add;
         // Crosswise: squares, then the edges element by element.
         let side = T::lanes::<S>();
         let (mut rows, mut columns) = (0, 0);
@@ -360,17 +357,18 @@ impl<T: Scalar> Kernel for Store<'_, '_, T> {
             (rows, columns) = (y.nrows() / side * side, y.ncols() / side * side);
         }
         let (mut square, mut crossed) = ([T::zeroed(); MAX_SIDE * MAX_SIDE], [T::zeroed(); MAX_SIDE * MAX_SIDE]);
-        for i in (0..rows).step_by(side) {
-            for j in (0..columns).step_by(side) {
+        // Down a column of Y's transpose, so that its lines are filled one after the other.
+        for j in (0..columns).step_by(side) {
+            for i in (0..rows).step_by(side) {
                 for (k, line) in square.chunks_exact_mut(side).take(side).enumerate() {
                     if let Some(b) = b.col(j + k).subrows(i, side).try_as_col_major() {
-                        line.copy_from_slice(b.as_slice());
+                        write(s, b.as_slice(), line, false);
                     }
                 }
                 transpose_square(s, &square, side, &mut crossed, side);
                 for (k, line) in crossed.chunks_exact(side).take(side).enumerate() {
                     if let Some(y) = y.as_mut().row_mut(i + k).subcols_mut(j, side).try_as_row_major_mut() {
-                        y.as_slice_mut().iter_mut().zip(line).for_each(|(y, &b)| write(y, b));
+                        write(s, line, y.as_slice_mut(), add);
                     }
                 }
             }
@@ -380,9 +378,8 @@ impl<T: Scalar> Kernel for Store<'_, '_, T> {
             let (y, b) = (y.as_mut().row_mut(i), b.row(i));
             let (mut y, b) = (y.subcols_mut(first, b.ncols() - first), b.subcols(first, b.ncols() - first));
             match (y.as_mut().try_as_row_major_mut(), b.try_as_row_major()) {
-                (Some(y), Some(b)) => y.as_slice_mut().iter_mut().zip(b.as_slice()).for_each(|(y, &b)| write(y, b)),
-                (Some(y), None) => y.as_slice_mut().iter_mut().enumerate().for_each(|(j, y)| write(y, b[j])),
-                (None, _) => (0..b.ncols()).for_each(|j| write(&mut y[j], b[j])),
+                (Some(y), Some(b)) => write(s, b.as_slice(), y.as_slice_mut(), add),
+                _ => (0..b.ncols()).for_each(|j| y[j] = if add { y[j] + b[j] } else { b[j] }),
             }
         }
     }
@@ -487,6 +484,13 @@ impl<'a, E: Element> Source<'a, E> {
                 }
             }
         }
+    }
+
+    /// Where element `(i, j)` lies, or would.
+    fn address(&self, i: usize, j: usize) -> *const u8 {
+        let a = &self.a;
+        let offset = (i as isize * a.row_stride()).wrapping_add(j as isize * a.col_stride());
+        a.as_ptr().wrapping_offset(offset).cast()
     }
 
     /// Asks for elements `range` of row `i`, if there is such a row and its elements are adjacent.

@@ -50,8 +50,9 @@ use super::{
     Layout, Lines, ROW_BITS, SketchOperator, Source, check_apply, check_size, check_stream, for_row_chunks, store,
 };
 use crate::error::{Error, Result};
-use crate::fwht::{fwht_rows, transform_panel};
+use crate::fwht::{transform_panel, transform_rows};
 use crate::rng::{Philox, stream};
+use crate::simd::load::add_times;
 use crate::simd::{self, Kernel, Lanes, Scalar};
 use crate::tensor::Element;
 
@@ -104,7 +105,7 @@ struct Params {
 }
 const PARAMS: Params = Params {
     block: 4096,
-    rows: 64,
+    rows: 128,
     rows_bytes: 16384,
     panel_bytes: 64,
     wide_panel: 1024,
@@ -169,6 +170,12 @@ impl Srht {
         1 << self.log2_r
     }
 
+    /// Seed, stream and sample, for kernels elsewhere.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn parts(&self) -> (u64, u64, Vec<u32>) {
+        (self.seed, self.stream, (0..self.l).map(|t| self.sample.get(t) as u32).collect())
+    }
+
     /// Whether input sign `j` is −1.
     fn input_signs(&self) -> Philox {
         Philox::new(self.seed, stream::SRHT_SIGNS | self.stream)
@@ -212,6 +219,8 @@ struct Scratch<T, const W: usize> {
     /// Where each column of `Y` finds its value, and its factor.
     index: Vec<u32>,
     factor: Vec<T>,
+    /// The values of one row of `Y` on their way.
+    sample: Vec<T>,
     /// The piece of `W` rows of `A`, transposed.
     x: Lines<T, W>,
     /// Sums of `rows × l` values: row-major if `W` is 1, else column-major.
@@ -225,6 +234,7 @@ impl<T: Scalar, const W: usize> Scratch<T, W> {
             signs: vec![zero; s],
             index: vec![0; l],
             factor: vec![zero; l],
+            sample: vec![zero; l],
             x: Lines::new(s),
             out: Lines::new(outputs),
         }
@@ -352,9 +362,6 @@ impl Srht {
     }
 }
 
-/// Gathers between prefetches.
-const GATHERS: usize = 16;
-
 /// Sketches a piece of `count` rows, one after the other.
 struct RowsOfPiece<'a, E, T> {
     source: Source<'a, E>,
@@ -369,7 +376,7 @@ impl<E: Element, T: Scalar> Kernel for RowsOfPiece<'_, E, T> {
 
     #[inline(always)]
     fn run<S: Lanes>(self, s: S) {
-        let Scratch { signs, index, factor, x, out } = self.scratch;
+        let Scratch { signs, index, factor, sample, x, out } = self.scratch;
         let Piece { s: size, lead, count, column, .. } = self.piece;
         let signs = &signs[..count];
         let out = out.as_flattened_mut().chunks_exact_mut(index.len()).take(self.count);
@@ -386,33 +393,18 @@ impl<E: Element, T: Scalar> Kernel for RowsOfPiece<'_, E, T> {
                 x[lead + count..].fill(T::zeroed());
                 self.source.row(s, first + i, column, signs, &mut x[lead..lead + count]);
             }
-            // The next rows come from memory while these are worked on: some lines before the transform, the others
-            // between gathers.
+            // The next rows come from memory while these are worked on.
             let next = first + rows;
-            self.source.prefetch_row(s, next, column..column + count / 4);
-            transform_rows(x, size);
-            for (i, (x, out)) in x.chunks_exact(size).zip(&mut out).enumerate() {
-                let step = (count * GATHERS).div_ceil(index.len());
-                let (mut ahead, end) = (column, column + count);
-                for ((out, index), factor) in
-                    out.chunks_mut(GATHERS).zip(index.chunks(GATHERS)).zip(factor.chunks(GATHERS))
-                {
-                    self.source.prefetch_row(s, next + i, ahead..end.min(ahead + step));
-                    ahead += step;
-                    for ((out, &k), &c) in out.iter_mut().zip(index).zip(factor) {
-                        *out += c * x[k as usize];
-                    }
+            transform_rows(s, x, size, self.source.address(next, column));
+            for (x, out) in x.chunks_exact(size).zip(&mut out) {
+                for (value, &k) in sample.iter_mut().zip(&*index) {
+                    *value = x[k as usize];
                 }
+                add_times(s, sample, factor, out);
             }
             first = next;
         }
     }
-}
-
-/// Transforms the rows of length `size` of `x`.
-fn transform_rows<T: Scalar>(x: &mut [T], size: usize) {
-    let done = fwht_rows(MatMut::from_row_major_slice_mut(x, x.len() / size, size), Par::Seq);
-    debug_assert_eq!(done, Ok(()));
 }
 
 /// Sketches a piece of `count <= W` rows at once.
@@ -429,7 +421,7 @@ impl<E: Element, T: Scalar, const W: usize> Kernel for PanelOfPiece<'_, E, T, W>
 
     #[inline(always)]
     fn run<S: Lanes>(self, s: S) {
-        let Scratch { signs, index, factor, x, out } = self.scratch;
+        let Scratch { signs, index, factor, x, out, .. } = self.scratch;
         let Piece { s: size, lead, count, column, .. } = self.piece;
         let x = &mut x[..size];
         x[..lead].fill([T::zeroed(); W]);

@@ -29,7 +29,7 @@ use faer::{Accum, Mat};
 use super::certificate::{PROBES, Spread};
 use super::goal::Goal;
 use super::triplets::Triplets;
-use super::{Method, Solution, TruncatedSvd, note_orthonormalization, stream};
+use super::{Method, Solution, TruncatedSvd, stream};
 use crate::error::Result;
 use crate::operator::{LinearOperator, Panel};
 use crate::simd::Scalar;
@@ -106,18 +106,15 @@ pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(
     }
     drop((left, probes));
 
-    let mut basis = side_by_side(op, right, width)?;
+    let mut basis = side_by_side(right, op.right(width)?)?;
     basis.orthonormalize(None)?;
-    let mut image = op.left(width)?;
+    let mut image = op.image(width)?;
     op.apply(&basis, &mut image)?;
-    let (triplets, qr) = Triplets::from_right(Some(basis), image, par)?;
-    let mut notes = Vec::new();
-    note_orthonormalization(&mut notes, "QR of the projected matrix", &qr);
-    let rank = if goal.is_below_floor::<T>() {
-        goal.rank_given(&triplets.s, missing)
-    } else {
-        goal.rank(&triplets.s, triplets.captured)
+    let choose = |s: &[T], captured| match goal.is_below_floor::<T>() {
+        true => goal.rank_given(s, missing),
+        false => goal.rank(s, captured),
     };
+    let (triplets, rank, notes) = Triplets::from_right(Some(basis), image, choose, par)?;
     Ok(Solution {
         triplets,
         rank,
@@ -129,16 +126,11 @@ pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(
     })
 }
 
-/// `[X_1 X_2 ...]` as one panel, each block dropped once it is in: products with columns of the identity, which are exact,
-/// and `1/(2q+1)` of the products with A even where the panel becomes as wide as A.
-fn side_by_side<T: Scalar, O: LinearOperator<T>>(op: &O, blocks: Vec<O::Right>, width: usize) -> Result<O::Right> {
-    let mut panel = op.right(width)?;
+/// `panel <- [X_1 X_2 ...]`, each block dropped once it is in.
+pub(super) fn side_by_side<T: Scalar, P: Panel<T>>(blocks: Vec<P>, mut panel: P) -> Result<P> {
     let mut first = 0;
     for x in blocks {
-        let mut select = Mat::<T>::zeros(x.ncols(), width);
-        (0..x.ncols()).for_each(|j| select[(j, first + j)] = T::one());
-        let accum = if first == 0 { Accum::Replace } else { Accum::Add };
-        panel.multiply(accum, &x, select.as_ref(), T::one())?;
+        panel.set_columns(first, &x)?;
         first += x.ncols();
     }
     Ok(panel)
@@ -156,7 +148,11 @@ fn probe<T: Scalar, O: LinearOperator<T>>(options: &TruncatedSvd, op: &mut O) ->
 ///
 /// Once removed, a component of relative size 1/eps' comes back as eps/eps' of what is left; the second round removes that
 /// (Kahan and Parlett's "twice is enough"). A third is needed only where `y` was in the span to rounding, and what is left is noise.
-fn orthonormalize_against<T: Scalar, P: Panel<T>>(blocks: &[P], y: &mut P, overlap: &mut Mat<T>) -> Result<()> {
+pub(super) fn orthonormalize_against<T: Scalar, P: Panel<T>>(
+    blocks: &[P],
+    y: &mut P,
+    overlap: &mut Mat<T>,
+) -> Result<()> {
     const ROUNDS: usize = 4;
     for round in 0..ROUNDS {
         let mut removed = 0.0;

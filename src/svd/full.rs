@@ -2,7 +2,7 @@
 
 use super::goal::Goal;
 use super::triplets::Triplets;
-use super::{Method, Solution, note_orthonormalization};
+use super::{Method, Solution};
 use crate::error::Result;
 use crate::operator::LinearOperator;
 use crate::simd::Scalar;
@@ -15,9 +15,6 @@ pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(
     let width = op.ncols();
     let mut image = op.left(width)?;
     op.materialize(&mut image)?;
-    let (triplets, how) = Triplets::from_right(None, image, par)?;
-    let mut notes = Vec::new();
-    note_orthonormalization(&mut notes, "QR of the matrix", &how);
-    let rank = goal.rank(&triplets.s, triplets.captured);
+    let (triplets, rank, notes) = Triplets::from_right(None, image, |s, captured| goal.rank(s, captured), par)?;
     Ok(Solution { triplets, rank, width, method: Method::Full, sketch: None, certificate: None, notes })
 }

@@ -8,7 +8,7 @@
 //!
 //! and the rank is the smallest k that brings it to the share of `‖A‖²` that may be lost. It is the formula of the certificate,
 //! so a rank that meets the goal here has a certificate that meets it. `missing` is a difference of two sums that carry a
-//! few eps each: under [`FLOOR_IN_EPS`] it says nothing and is taken for 0, unless the method has measured it by probes.
+//! few eps each: for a goal under [`FLOOR_IN_EPS`] it says nothing and is taken for 0, unless the method has measured it by probes.
 
 use super::certificate::FLOOR_IN_EPS;
 use crate::rank::{Rank, rank_for_loss};
@@ -44,10 +44,9 @@ impl Goal {
         self.allowed_share::<T>() <= FLOOR_IN_EPS * T::EPSILON
     }
 
-    /// `‖A‖² − captured`, or 0 where that is rounding.
+    /// `‖A‖² − captured`, or 0 where the goal is so close that this would be rounding.
     fn missing<T: Scalar>(&self, captured: f64) -> f64 {
-        let missing = self.norm_squared - captured;
-        if missing > FLOOR_IN_EPS * T::EPSILON * self.norm_squared { missing } else { 0.0 }
+        if self.is_below_floor::<T>() { 0.0 } else { self.norm_squared - captured }
     }
 
     /// Whether the shape decides the rank.

@@ -2,22 +2,21 @@
 //! the image `A V` (one more pass).
 //!
 //! With G at hand an iteration costs `2 n² l` flops and no pass over A, where the randomized method pays `4 m n l`. For
-//! small n the eigenvectors are computed outright and the result is the optimum; otherwise by
-//! [`gram_steps`]`(q) = 2 (q + 1)` subspace iterations on G, whose exponent `4q + 4` beats the `2q + 1` of q power
-//! iterations on A.
+//! small n the eigenvectors are computed outright and the result is the optimum; otherwise by a sketch and
+//! [q filtered products](crate::range) with G, which come closer to it than q power iterations on A.
 //!
-//! Forming G squares the condition number: eigenvectors whose `σ_i` is under about `√eps σ_1` are noise. The image and
-//! its QR are computed from A itself, so the singular values and the certificate are right in any case, and show it:
+//! Forming G squares the condition number: eigenvectors whose `σ_i` is under about `√eps σ_1` are noise. The image
+//! is computed from A itself, so the singular values and the certificate are right in any case, and show it:
 //! when `σ_k` comes out near that floor, [`reaches_floor`] says so and the caller takes another method.
 
 use faer::{Mat, Par};
 
 use super::goal::Goal;
 use super::triplets::Triplets;
-use super::{Method, Solution, TruncatedSvd, note_orthonormalization, small, stream};
+use super::{Method, Solution, TruncatedSvd, small, stream};
 use crate::error::Result;
 use crate::operator::{LinearOperator, Panel};
-use crate::range::symmetric_iteration;
+use crate::range::filtered_iteration;
 use crate::simd::Scalar;
 use crate::sketch::AnySketch;
 
@@ -45,12 +44,9 @@ pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(
         Eigenvectors::Iterated => (iterated(options, op, width(&[]))?, Some(options.sketch)),
     };
     let width = basis.ncols();
-    let mut image = op.left(width)?;
+    let mut image = op.image(width)?;
     op.apply(&basis, &mut image)?;
-    let (triplets, qr) = Triplets::from_right(Some(basis), image, par)?;
-    let mut notes = Vec::new();
-    note_orthonormalization(&mut notes, "QR of the projected matrix", &qr);
-    let rank = goal.rank(&triplets.s, triplets.captured);
+    let (triplets, rank, notes) = Triplets::from_right(Some(basis), image, |s, captured| goal.rank(s, captured), par)?;
     Ok(Solution { triplets, rank, width, method: Method::Gram, sketch, certificate: None, notes })
 }
 
@@ -81,14 +77,8 @@ fn iterated<T: Scalar, O: LinearOperator<T>>(options: &TruncatedSvd, op: &mut O,
     let mut g = op.gram()?;
     let omega = AnySketch::new(options.sketch, op.ncols(), width, options.seed, stream::RANGE)?;
     let (mut v, mut w) = (op.right(width)?, op.right(width)?);
-    symmetric_iteration(&mut g, &omega, gram_steps(options.power_iterations), &mut v, &mut w)?;
+    filtered_iteration(&mut g, op.norm_squared(), &omega, options.power_iterations, &mut v, &mut w)?;
     Ok(v)
-}
-
-/// Products with G for `q` power iterations: `2 (q + 1)`. One on G has the exponent of two on A and costs `n / 2m` of it, so
-/// that twice as many as accuracy asks for are still cheap beside forming G, and bring a flat spectrum close to its optimum.
-pub(super) fn gram_steps(q: usize) -> usize {
-    2 * q.saturating_add(1)
 }
 
 /// Whether `σ_k` is so small against `σ_1` that the rounding of G, `eps σ_1²`, is felt in its eigenvector.

@@ -5,6 +5,7 @@
 //!                              [full]  P = I
 //!                              [gram]  P = V, from G = AᵀA
 //!                        [randomized]  P = Q, from power iterations on A Ω
+//!                            [krylov]  P = K, all panels of such an iteration
 //! ```
 //!
 //! Every method ends in the same Rayleigh-Ritz step (`triplets.rs`): once a panel `P` is orthonormal and its image is
@@ -17,16 +18,21 @@ mod certificate;
 mod full;
 mod goal;
 mod gram;
+mod krylov;
+mod many;
 mod nystrom;
 mod plan;
 mod randomized;
 mod rows;
 mod single_pass;
 mod small;
+mod tridiagonal;
 mod triplets;
 mod whitened;
 
 use std::time::Instant;
+
+use faer::Par;
 
 pub use blend::BlendChoice;
 pub use certificate::ErrorKind;
@@ -63,6 +69,9 @@ pub enum Method {
     Gram,
     /// Randomized range finder with power iterations (Halko, Martinsson, Tropp 2011), orthonormalized at every product.
     Randomized,
+    /// Block Krylov iteration (Musco, Musco 2015): the randomized method with every panel kept, in fewer products. A rank
+    /// that the spectrum decides is found by [`Randomized`](Method::Randomized).
+    Krylov,
     /// Three sketches of one pass (Tropp, Yurtsever, Udell, Cevher 2019), for matrices that can be seen once; see [`SinglePass`].
     /// The rank is fixed or bounded by [`TruncatedSvd::max_rank`]; oversampling and power iterations have no effect.
     SinglePass,
@@ -73,16 +82,24 @@ pub enum Method {
 
 impl Method {
     /// All methods, in the order of their names in the documentation.
-    pub const ALL: [Method; 6] =
-        [Method::Auto, Method::Full, Method::Gram, Method::Randomized, Method::SinglePass, Method::Nystrom];
+    pub const ALL: [Method; 7] = [
+        Method::Auto,
+        Method::Full,
+        Method::Gram,
+        Method::Randomized,
+        Method::Krylov,
+        Method::SinglePass,
+        Method::Nystrom,
+    ];
 
-    /// `"auto"`, `"full"`, `"gram"`, `"randomized"`, `"single-pass"` or `"nystrom"`.
+    /// `"auto"`, `"full"`, `"gram"`, `"randomized"`, `"krylov"`, `"single-pass"` or `"nystrom"`.
     pub const fn name(self) -> &'static str {
         match self {
             Method::Auto => "auto",
             Method::Full => "full",
             Method::Gram => "gram",
             Method::Randomized => "randomized",
+            Method::Krylov => "krylov",
             Method::SinglePass => "single-pass",
             Method::Nystrom => "nystrom",
         }
@@ -100,8 +117,19 @@ impl std::str::FromStr for Method {
 
     fn from_str(s: &str) -> Result<Self> {
         (Method::ALL.into_iter().find(|m| m.name() == s))
-            .ok_or_else(|| Error::option("method", s, "auto, full, gram, randomized, single-pass or nystrom"))
+            .ok_or_else(|| Error::option("method", s, "auto, full, gram, randomized, krylov, single-pass or nystrom"))
     }
+}
+
+/// Where the factorization is computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum Device {
+    /// On the threads of the current rayon pool.
+    #[default]
+    Cpu,
+    /// On the CUDA device of this number (feature `cuda`). It is opened once for the process, and closed never.
+    Cuda(usize),
 }
 
 /// A truncated SVD to be: what rank, by which method, with which random numbers.
@@ -130,6 +158,7 @@ pub struct TruncatedSvd {
     /// What reading the matrix once takes, out of core; 0 in memory.
     pass_seconds: f64,
     weighting: whitened::Weighting,
+    device: Device,
 }
 
 impl TruncatedSvd {
@@ -147,6 +176,7 @@ impl TruncatedSvd {
             memory_limit: None,
             pass_seconds: 0.0,
             weighting: whitened::Weighting::default(),
+            device: Device::Cpu,
         }
     }
 
@@ -237,6 +267,13 @@ impl TruncatedSvd {
         self
     }
 
+    /// Where to compute it: the same algorithms on the CPU or a GPU. Results agree to rounding.
+    #[must_use]
+    pub fn device(mut self, device: Device) -> Self {
+        self.device = device;
+        self
+    }
+
     /// What [`factor`](Self::factor) would do with an `m × n` matrix stored as `dtype`, in arithmetic `T`.
     ///
     /// # Errors
@@ -258,7 +295,7 @@ impl TruncatedSvd {
     ///
     /// # Errors
     /// [`Error::Shape`] unless the tensor has two axes, [`Error::NotFinite`], [`Error::Rank`], [`Error::Option`], and
-    /// [`Error::Range`] if the largest singular value does not fit `T`.
+    /// [`Error::Range`] if the largest singular value does not fit `T`; on a GPU also [`Error::Device`].
     pub fn factor<T: Scalar>(&self, w: TensorRef<'_>) -> Result<Factors<T>> {
         self.factor_watched(w, &Watch::default())
     }
@@ -268,21 +305,61 @@ impl TruncatedSvd {
     /// # Errors
     /// As [`factor`](Self::factor), and [`Error::Cancelled`].
     pub fn factor_watched<T: Scalar>(&self, w: TensorRef<'_>, watch: &Watch<'_>) -> Result<Factors<T>> {
+        self.factor_on(&w, watch, crate::current_par())
+    }
+
+    fn factor_on<T: Scalar>(&self, w: &TensorRef<'_>, watch: &Watch<'_>, par: Par) -> Result<Factors<T>> {
         let start = Instant::now();
         let view = w.view()?;
         let wide = view.nrows() < view.ncols();
+        if let Device::Cuda(ordinal) = self.device {
+            return self.factor_on_cuda(w, ordinal);
+        }
         let plan = self.plan::<T>((view.nrows(), view.ncols()), view.dtype())?;
         let tall = if wide { view.transpose() } else { view };
-        let op = Dense::<T>::new(tall, crate::current_par()).map_err(|error| match error {
+        let op = Dense::<T>::new(tall, par).map_err(|error| match error {
             // In the caller's rows and columns, not in those of the transpose.
             Error::NotFinite { .. } if wide => first_not_finite(view),
             error => error,
         })?;
         let mut op = op.watched(watch.clone());
         if self.weighting.is_active(self.rank) {
-            return whitened::factor(self, op, view, start);
+            return whitened::factor(self, op, view, par, start);
         }
-        self.run(&mut op, plan, start)
+        self.run(&mut op, plan, par, start)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn factor_on_cuda<T: Scalar>(&self, w: &TensorRef<'_>, ordinal: usize) -> Result<Factors<T>> {
+        let device = crate::cuda::Device::shared(ordinal)?;
+        let view = w.view()?;
+        let tall = if view.nrows() < view.ncols() { view.transpose() } else { view };
+        // A plan that is refused is refused before anything is copied.
+        self.plan::<T>((view.nrows(), view.ncols()), view.dtype())?;
+        self.factor_loaded(w, crate::cuda::DeviceMatrix::new(&device, tall))
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    fn factor_on_cuda<T: Scalar>(&self, _: &TensorRef<'_>, ordinal: usize) -> Result<Factors<T>> {
+        let detail = format_args!("device {ordinal}: this build has no support for CUDA");
+        Err(Error::device(crate::error::DeviceFault::NotBuilt, detail))
+    }
+
+    /// The rest of [`factor`](Self::factor), once the matrix (its transpose, if it is wide) is on a device or failed to get there.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn factor_loaded<T: Scalar>(
+        &self,
+        w: &TensorRef<'_>,
+        loaded: Result<crate::cuda::DeviceMatrix<'_, T>>,
+    ) -> Result<Factors<T>> {
+        let start = Instant::now();
+        let view = w.view()?;
+        let plan = self.plan::<T>((view.nrows(), view.ncols()), view.dtype())?;
+        let mut op = loaded.map_err(|error| match error {
+            Error::NotFinite { .. } => first_not_finite(view),
+            error => error,
+        })?;
+        self.run(&mut op, plan, crate::current_par(), start)
     }
 
     /// Factors whatever can be multiplied: a tiled, whitened, distributed or device matrix. `op` is tall or square;
@@ -305,13 +382,19 @@ impl TruncatedSvd {
             ));
         }
         let plan = self.plan::<T>((m, n), T::DTYPE)?;
-        self.run(op, plan, start)
+        self.run(op, plan, crate::current_par(), start)
     }
 
     /// Solves, brings the factors home and certifies them. `op` is `scale · A`, or `scale · Aᵀ` when A is wide.
-    fn run<T: Scalar, O: LinearOperator<T>>(&self, op: &mut O, plan: Plan, start: Instant) -> Result<Factors<T>> {
+    fn run<T: Scalar, O: LinearOperator<T>>(
+        &self,
+        op: &mut O,
+        plan: Plan,
+        par: Par,
+        start: Instant,
+    ) -> Result<Factors<T>> {
         let goal = plan.goal(op.norm_squared());
-        let solution = plan.solve(self, op, &goal, crate::current_par())?;
+        let solution = plan.solve(self, op, &goal, par)?;
         self.finish(op, plan, solution, Some(&goal), start)
     }
 
@@ -406,24 +489,18 @@ fn fix_signs<T: Scalar>(u: &mut Matrix<T>, vt: &mut Matrix<T>) {
     let flip: Vec<bool> = (0..k)
         .map(|i| {
             let row = vt.row(i);
-            let mut largest = row[0];
-            for &x in row {
-                if x.to_f64().abs() > largest.to_f64().abs() {
-                    largest = x;
-                }
-            }
-            largest.to_f64() < 0.0
+            // Of two that are equal the first decides, and |largest| > |smallest| is a comparison of sums.
+            let (most, least) =
+                row.iter().fold((row[0], row[0]), |(a, b), &x| (if x > a { x } else { a }, if x < b { x } else { b }));
+            (most + least).to_f64() < 0.0
         })
         .collect();
     for (row, _) in vt.as_mut_slice().chunks_exact_mut(n).zip(&flip).filter(|(_, flip)| **flip) {
         row.iter_mut().for_each(|x| *x = -*x);
     }
+    let signs: Vec<T> = flip.iter().map(|&flip| if flip { -T::one() } else { T::one() }).collect();
     for row in u.as_mut_slice().chunks_exact_mut(k) {
-        for (x, &flip) in row.iter_mut().zip(&flip) {
-            if flip {
-                *x = -*x;
-            }
-        }
+        row.iter_mut().zip(&signs).for_each(|(x, &sign)| *x *= sign);
     }
 }
 

@@ -26,7 +26,7 @@ use super::goal::Goal;
 use super::gram::{self, Eigenvectors};
 use super::single_pass::Sizes;
 use super::triplets::Triplets;
-use super::{Method, Solution, TruncatedSvd, blocked, certificate, full, randomized, single_pass, small};
+use super::{Method, Solution, TruncatedSvd, blocked, certificate, full, krylov, randomized, single_pass, small};
 use crate::error::{Error, Result};
 use crate::factors::Report;
 use crate::operator::{Dense, HostPanel, LinearOperator};
@@ -98,6 +98,7 @@ pub struct Plan {
     pub dtype: DType,
     /// The arithmetic.
     pub precision: DType,
+    power_iterations: usize,
     rank_rule: Rank,
     /// The largest rank to return.
     max_rank: usize,
@@ -132,6 +133,7 @@ impl Plan {
             detail: None,
             dtype,
             precision: T::DTYPE,
+            power_iterations: options.power_iterations,
             rank_rule: options.rank,
             max_rank,
         };
@@ -140,6 +142,7 @@ impl Plan {
             (Method::Gram, Some(Eigenvectors::Dense)),
             (Method::Gram, Some(Eigenvectors::Iterated)),
             (Method::Randomized, None),
+            (Method::Krylov, None),
             // Less accurate than the others: only where one pass is all there is.
             (Method::SinglePass, None),
             (Method::Nystrom, None),
@@ -168,7 +171,9 @@ impl Plan {
         // The Gram matrix resolves σ down to √eps σ_1, so that it cannot show a loss near that.
         let out_of_depth = rank.is_none() && plan.goal(1.0).is_below_floor::<T>();
         let allowed = |c: &&Candidate| match options.method {
-            Method::Auto => !(out_of_depth && c.method == Method::Gram),
+            Method::Auto if c.method == Method::Gram => !out_of_depth,
+            Method::Auto if c.method == Method::Krylov => rank.is_some(),
+            Method::Auto => true,
             method => c.method == method,
         };
         if let Some(limit) = options.memory_limit {
@@ -193,11 +198,15 @@ impl Plan {
 
     fn bytes(&self, method: Method, detail: Option<Eigenvectors>, width: usize, rank: usize) -> usize {
         let (m, n) = (self.shape.0.max(self.shape.1), self.shape.0.min(self.shape.1));
-        let footprint = Footprint { m, n, width, rank, storage: self.dtype };
-        match self.precision {
+        let by_rows = self.shape.0 >= self.shape.1;
+        let power_iterations = self.power_iterations;
+        let footprint = Footprint { m, n, width, rank, power_iterations, by_rows, storage: self.dtype };
+        let counted = match self.precision {
             DType::F64 => footprint.peak::<f64>(method, detail),
             _ => footprint.peak::<f32>(method, detail),
-        }
+        };
+        // Columns padded to cache lines, the sketches' scratch, the report: at most this (`tests/memory.rs`).
+        counted + counted / 64 + (64 << 10)
     }
 
     /// Peak bytes of a factorization that ended with this method, panel width and rank.
@@ -288,7 +297,8 @@ impl Plan {
                 }
                 Ok(solution)
             }
-            Method::Randomized => randomized(op),
+            Method::Krylov if self.rank.is_some() => krylov::solve(options, op, self.width, goal, par),
+            Method::Randomized | Method::Krylov => randomized(op),
             Method::SinglePass | Method::Nystrom => single_pass::solve(options, op, self, goal, par),
             Method::Auto => unreachable!("a plan names a method"),
         }
@@ -310,34 +320,45 @@ fn estimate<T: Scalar>(
     let (mf, nf, lf) = (m as f64, n as f64, l as f64);
     let product = |rows: f64, cols: f64| 2.0 * rows * cols * lf / rates.gemm;
     let orthonormalize = |rows: f64, cols: f64| 4.0 * rows * cols * cols / rates.orthonormalize;
-    let home = 2.0 * (mf + nf) * lf * lf / rates.gemm;
-    let tail = rates.svd * lf.powi(3) + home;
+    // From a basis of l columns and its image of that many rows to the factors.
+    let finish = |rows: f64, lf: f64| {
+        let small = if size_of::<T>() == size_of::<f32>() {
+            rows * lf * lf / (0.5 * rates.syrk) + rates.eigen * lf.powi(3)
+        } else {
+            orthonormalize(rows, lf) + rates.svd * lf.powi(3)
+        };
+        small + 2.0 * (mf + nf) * lf * lf.min(l as f64) / rates.gemm
+    };
     let steps = q as f64;
     let (seconds, passes) = match (method, detail) {
-        (Method::Full, _) => {
-            (orthonormalize(mf, nf) + rates.svd * nf.powi(3) + 2.0 * (mf + nf) * nf * lf / rates.gemm, 1)
-        }
+        (Method::Full, _) => (finish(mf, nf), 1),
         (Method::Gram, Some(Eigenvectors::Dense)) => {
             let g = mf * nf * nf / rates.syrk + rates.eigen * nf.powi(3);
-            (g + product(mf, nf) + orthonormalize(mf, lf) + tail, 2)
+            (g + product(mf, nf) + finish(mf, lf), 2)
         }
         (Method::Gram, _) => {
             let g = mf * nf * nf / rates.syrk + nf * nf / rates.sketch;
-            let steps = gram::gram_steps(q) as f64;
-            let iterations = (steps - 1.0) * product(nf, nf) + steps * orthonormalize(nf, lf);
-            (g + iterations + product(mf, nf) + orthonormalize(mf, lf) + tail, 2)
+            let iterations = steps * product(nf, nf) + (steps + 1.0) * orthonormalize(nf, lf);
+            (g + iterations + product(mf, nf) + finish(mf, lf), 2)
+        }
+        (Method::Krylov, _) if options.rank.allowed_loss().is_none() => {
+            let blocks = krylov::Blocks::new(l, q, n);
+            let (count, width, columns) = (blocks.count as f64, blocks.width as f64, blocks.columns() as f64);
+            let products = (2.0 * count - 1.0) * 2.0 * mf * nf * width / rates.gemm + mf * nf / rates.sketch;
+            // Each block against those before it, twice.
+            let orths = 2.0 * count * orthonormalize(mf, width) + 4.0 * mf * columns * columns / rates.gemm;
+            (products + orths + finish(nf, columns), 2 * blocks.count)
         }
         (Method::SinglePass | Method::Nystrom, _) => {
-            let Sizes { range, corange, core: (s1, s2) } = Sizes::with_range(method, (m, n), l);
+            let Sizes { range, corange, core } = Sizes::with_range(method, l);
             let sketch = |columns: usize| match options.sketch {
                 Sketch::Gaussian => 2.0 * mf * nf * columns as f64 / rates.gemm,
                 _ => mf * nf / rates.sketch,
             };
-            let core = if s1 > 0 { sketch(s2) + 2.0 * mf * (s1 * s2) as f64 / rates.gemm } else { 0.0 };
-            let (rf, sf) = (range as f64, s1.max(s2).max(corange) as f64);
+            let (rf, sf) = (range as f64, core.max(corange) as f64);
+            let core = if core > 0 { sketch(core) + sketch(core) * core as f64 / nf } else { 0.0 };
             let orths = orthonormalize(mf, rf) + orthonormalize(nf, rf) + 2.0 * orthonormalize(sf, rf);
-            let small = rates.svd * rf.powi(3) + 2.0 * (mf + nf) * rf * rf / rates.gemm;
-            (sketch(range) + sketch(corange) + core + orths + small, 1)
+            (sketch(range) + sketch(corange) + core + orths + finish(rf, rf), 1)
         }
         _ if options.rank.allowed_loss().is_some() => {
             // Every round of every block is made orthogonal to the blocks before it, twice.
@@ -345,12 +366,12 @@ fn estimate<T: Scalar>(
             let products = (2.0 * rounds + 1.0) * product(mf, nf);
             let orths =
                 rounds * (orthonormalize(mf, lf) + 4.0 * mf * lf * lf / rates.gemm) + 2.0 * orthonormalize(nf, lf);
-            (products + orths + tail, blocked::passes(l, q))
+            (products + orths + finish(mf, lf), blocked::passes(l, q))
         }
         _ => {
             let products = (2.0 * steps + 1.0) * product(mf, nf) + mf * nf / rates.sketch;
-            let orths = (steps + 1.0) * (orthonormalize(mf, lf) + orthonormalize(nf, lf));
-            (products + orths + tail, 2 * q + 2)
+            let orths = (steps + 1.0) * orthonormalize(mf, lf) + steps * orthonormalize(nf, lf);
+            (products + orths + finish(nf, lf), 2 * q + 2)
         }
     };
     (slow * seconds, passes)
@@ -362,13 +383,16 @@ struct Footprint {
     n: usize,
     width: usize,
     rank: usize,
+    power_iterations: usize,
+    /// The matrix lies by rows once it stands tall.
+    by_rows: bool,
     storage: DType,
 }
 
 impl Footprint {
     /// Bytes alive at the fullest moment.
     fn peak<T: Scalar>(&self, method: Method, detail: Option<Eigenvectors>) -> usize {
-        let &Footprint { m, n, width: l, rank: k, storage } = self;
+        let &Footprint { m, n, width: l, rank: k, storage, .. } = self;
         let par = Par::Seq;
         let panel = |rows: usize, cols: usize| HostPanel::<T>::bytes(rows, cols);
         let small = |rows: usize, cols: usize| rows * cols * size_of::<T>();
@@ -376,30 +400,58 @@ impl Footprint {
             HostPanel::<T>::orthonormalize_scratch(rows, cols, par).unaligned_bytes_required()
         };
         let tile = Dense::<T>::tile_bytes(m, n, storage);
-        // R, its SVD and the scratch of that, then its two bases beside the factors.
+        let gram = |rows: usize, cols: usize| HostPanel::<T>::gram_scratch(rows, cols).unaligned_bytes_required();
+        let wide = |rows: usize, cols: usize| rows * cols * size_of::<f64>();
         let out = small(m + n, k);
+        // The Gram matrix of the image, its eigenvectors, and the bases beside the factors; or R, its SVD and those. What
+        // the context keeps as scratch is counted with the panels.
         let finish = |l: usize| {
-            let svd = small::svd_scratch::<T>(l).unaligned_bytes_required();
-            (3 * small(l, l) + svd).max(5 * small(l, l)).max(2 * small(l, l) + out)
+            let bases = 2 * small(l, l) + out;
+            if size_of::<T>() == size_of::<f32>() {
+                let eigen = small::symmetric_eigen_scratch::<f64>(l).unaligned_bytes_required();
+                (2 * wide(l, l) + eigen.max(2 * small(l, l))).max(bases)
+            } else {
+                let svd = small::svd_scratch::<T>(l).unaligned_bytes_required();
+                (3 * small(l, l) + svd).max(5 * small(l, l)).max(bases)
+            }
+        };
+        let decompose = |rows: usize, cols: usize| {
+            if size_of::<T>() == size_of::<f32>() { gram(rows, cols) } else { orthonormalize(rows, cols) }
         };
         // After the panels are gone.
         let certify = out + panel(m, certificate::PROBES) + small(m + n + k, certificate::PROBES);
+        // An image lies as the matrix does.
+        let image = |l: usize| if self.by_rows { panel(l, m) } else { panel(m, l) };
         let solve = match (method, detail) {
-            (Method::Full, _) => orthonormalize(m, n) + panel(m, n) + finish(n),
-            (Method::Gram, Some(Eigenvectors::Dense)) => {
-                let eigen = small::symmetric_eigen_scratch::<T>(n).unaligned_bytes_required();
-                let g = (2 * panel(n, n) + small(n, n)).max(2 * small(n, n) + eigen).max(small(n, n) + panel(n, l));
-                g.max(orthonormalize(m, l).max(orthonormalize(n, l)) + panel(n, l) + panel(m, l) + finish(l))
+            (Method::Full, _) => decompose(m, n) + panel(m, n) + finish(n),
+            (Method::Gram, how) => {
+                let g = match how {
+                    Some(Eigenvectors::Dense) => {
+                        let eigen = small::symmetric_eigen_scratch::<T>(n).unaligned_bytes_required();
+                        let home = (2 * panel(n, n) + small(n, n)).max(2 * small(n, n) + eigen);
+                        home.max(small(n, n) + panel(n, l))
+                    }
+                    _ => orthonormalize(n, l) + panel(n, n) + 2 * panel(n, l),
+                };
+                let finish = decompose(m, l).max(orthonormalize(n, l)) + panel(n, l) + image(l) + finish(l);
+                g.max(Dense::<T>::gram_bytes(m, n)).max(finish)
             }
-            (Method::Gram, _) => {
-                let scratch = orthonormalize(n, l);
-                let g = scratch + panel(n, n) + 2 * panel(n, l);
-                g.max(orthonormalize(m, l).max(scratch) + panel(n, l) + panel(m, l) + finish(l))
+            (Method::Krylov, _) => {
+                let krylov::Blocks { count, width: b } = krylov::Blocks::new(l, self.power_iterations, n);
+                let scratch = orthonormalize(m, b);
+                // Each side is put together while the other's blocks are still apart.
+                let (left, right) = (panel(m, count * b), panel(n, count * b));
+                let together = scratch + left + right + left.max(right);
+                together.max(scratch.max(decompose(n, count * b)) + left + right + finish(count * b))
             }
             (Method::SinglePass | Method::Nystrom, _) => {
-                return tile + single_pass::peak_bytes::<T>((m, n), Sizes::with_range(method, (m, n), l), k);
+                return tile + single_pass::peak_bytes::<T>((m, n), Sizes::with_range(method, l), k);
             }
-            _ => orthonormalize(m, l).max(orthonormalize(n, l)) + panel(m, l) + panel(n, l) + finish(l),
+            _ => {
+                let scratch = orthonormalize(m, l).max(orthonormalize(n, l));
+                let iterate = scratch + panel(m, l) + panel(n, l) + Dense::<T>::product_bytes(m, l);
+                iterate.max(scratch.max(decompose(n, l)) + panel(m, l) + panel(n, l) + finish(l))
+            }
         };
         tile + solve.max(certify)
     }
@@ -411,7 +463,10 @@ impl Candidate {
         match (self.method, self.detail) {
             (Method::Full, _) => "QR and a dense SVD",
             (Method::Gram, Some(Eigenvectors::Dense)) => "Gram matrix of the short side, all eigenvectors",
-            (Method::Gram, _) => "Gram matrix of the short side, subspace iteration",
+            (Method::Gram, _) => "Gram matrix of the short side, filtered subspace iteration",
+            (Method::Krylov, _) => "block Krylov iteration",
+            (Method::SinglePass, _) => "three sketches of one pass",
+            (Method::Nystrom, _) => "generalized Nyström, two sketches of one pass",
             _ => "randomized range finder",
         }
     }

@@ -5,7 +5,7 @@ use faer::Par;
 
 use super::goal::Goal;
 use super::triplets::Triplets;
-use super::{Method, Solution, TruncatedSvd, note_orthonormalization, stream};
+use super::{Method, Solution, TruncatedSvd, stream};
 use crate::error::Result;
 use crate::operator::LinearOperator;
 use crate::range::power_iteration;
@@ -23,10 +23,7 @@ pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(
     let (mut y, mut x) = (op.left(width)?, op.right(width)?);
     power_iteration(op, &omega, options.power_iterations, &mut y, &mut x)?;
     op.apply_adjoint(&y, &mut x)?;
-    let (triplets, how) = Triplets::from_left(y, x, par)?;
-    let mut notes = Vec::new();
-    note_orthonormalization(&mut notes, "QR of the projected matrix", &how);
-    let rank = goal.rank(&triplets.s, triplets.captured);
+    let (triplets, rank, notes) = Triplets::from_left(y, x, |s, captured| goal.rank(s, captured), par)?;
     Ok(Solution {
         triplets,
         rank,

@@ -153,13 +153,14 @@ impl TruncatedSvd {
             return Err(Error::option("calibration", "a matrix out of core", "a matrix that fits into memory"));
         }
         let RowsPlan { mut plan, tile_lines, peak_bytes, .. } = self.plan_rows::<T>(source)?;
-        let mut op = Tiled::<T>::new(source, tile_lines, crate::current_par(), watch.clone())?;
+        let par = crate::current_par();
+        let mut op = Tiled::<T>::new(source, tile_lines, par, watch.clone())?;
         // Where the spectrum decides the rank, the norm that it is measured by is needed first.
         if plan.rank.is_none() {
             op.check()?;
         }
         plan.reason.push_str("; read in tiles");
-        let mut factors = self.run(&mut op, plan, start)?;
+        let mut factors = self.run(&mut op, plan, par, start)?;
         factors.report_mut().peak_bytes = peak_bytes;
         Ok(factors)
     }

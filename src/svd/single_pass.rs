@@ -4,7 +4,7 @@
 //!              n
 //!        ┌───────────┐        range     Y = A Ω     m × l        Ω  n × l
 //!   rows │  fed once │ ->     co-range  X = AᵀΥ     n × c        Υ  m × c
-//!        │           │        core      Z = ΦᵀA Ψ   s₁ × s₂      Φ  m × s₁,  Ψ  n × s₂
+//!        │           │        core      Z = ΦᵀA Ψ   s × s        Φ  m × s,  Ψ  n × s
 //!        └───────────┘        error     E = AᵀΘ     n × 16       Θ  m × 16, Gaussian, for the certificate alone
 //! ```
 //!
@@ -58,25 +58,28 @@ pub(super) struct Sizes {
     pub(super) range: usize,
     /// Of the co-range, `c`.
     pub(super) corange: usize,
-    /// `s₁` and `s₂` of the core; zeros without one.
-    pub(super) core: (usize, usize),
+    /// `s` of the core; 0 without one.
+    pub(super) core: usize,
 }
 
 impl Sizes {
-    /// For factors of this rank.
+    /// For factors of this rank. The sizes of the paper as long as the core is no larger than A; beyond that, as much as
+    /// leaves room for the rank.
     pub(super) fn new(method: Method, (m, n): (usize, usize), rank: usize, oversample: usize) -> Self {
+        let small = m.min(n);
+        let least = rank.saturating_add(oversample);
         let range = match method {
-            Method::Nystrom => rank.saturating_add(oversample),
-            _ => rank.saturating_mul(4).saturating_add(1),
+            Method::Nystrom => least,
+            _ => rank.saturating_mul(4).saturating_add(1).min(least.max((small - 1) / 2)),
         };
-        Sizes::with_range(method, (m, n), range.min(m).min(n))
+        Sizes::with_range(method, range.min(small))
     }
 
     /// For a range of `l` columns.
-    pub(super) fn with_range(method: Method, (m, n): (usize, usize), l: usize) -> Self {
+    pub(super) fn with_range(method: Method, l: usize) -> Self {
         match method {
-            Method::Nystrom => Sizes { range: l, corange: nystrom::corange(l).min(m), core: (0, 0) },
-            _ => Sizes { range: l, corange: l, core: ((2 * l + 1).min(m), (2 * l + 1).min(n)) },
+            Method::Nystrom => Sizes { range: l, corange: nystrom::corange(l), core: 0 },
+            _ => Sizes { range: l, corange: l, core: 2 * l + 1 },
         }
     }
 }
@@ -104,7 +107,7 @@ pub struct SinglePass<T: Scalar> {
     sketches: Sketches,
     pub(super) range: Mat<T>,
     pub(super) corange: Mat<T>,
-    /// `Zᵀ`, s₂ × s₁.
+    /// `Zᵀ`.
     core: Mat<T>,
     error: Mat<T>,
     /// `A Ψ` of a few rows.
@@ -151,11 +154,16 @@ impl<T: Scalar> SinglePass<T> {
     /// For rows of a matrix of this shape, which is the plan's or its transpose.
     fn new(options: &TruncatedSvd, plan: Plan, (m, n): (usize, usize)) -> Result<Self> {
         let sizes = plan.sizes(options, (m, n));
-        let sketch = |length, columns, stream| AnySketch::new(options.sketch, length, columns, options.seed, stream);
-        let (s1, s2) = sizes.core;
-        let core = match sizes.core {
-            (0, _) => None,
-            _ => Some((sketch(m, s1, stream::CORE_LEFT)?, sketch(n, s2, stream::CORE_RIGHT)?)),
+        let sketch = |length, columns, stream| {
+            // A sketch as wide as it is long is a random square matrix, which may be singular to rounding; a wider one of
+            // normals is as well conditioned as any.
+            let kind = if columns < length { options.sketch } else { Sketch::Gaussian };
+            AnySketch::new(kind, length, columns, options.seed, stream)
+        };
+        let s = sizes.core;
+        let core = match s {
+            0 => None,
+            _ => Some((sketch(m, s, stream::CORE_LEFT)?, sketch(n, s, stream::CORE_RIGHT)?)),
         };
         Ok(SinglePass {
             options: options.clone(),
@@ -168,9 +176,9 @@ impl<T: Scalar> SinglePass<T> {
             },
             range: Mat::zeros(m, sizes.range),
             corange: Mat::zeros(n, sizes.corange),
-            core: Mat::zeros(s2, s1),
+            core: Mat::zeros(s, s),
             error: Mat::zeros(n, PROBES),
-            work: Mat::zeros(if s1 > 0 { CORE_ROWS.min(m) } else { 0 }, s2),
+            work: Mat::zeros(if s > 0 { CORE_ROWS.min(m) } else { 0 }, s),
             norm_squared: 0.0,
             largest: 0.0,
             given: Vec::new(),
@@ -352,7 +360,7 @@ impl<T: Scalar> SinglePass<T> {
     }
 
     fn sizes(&self) -> Sizes {
-        Sizes { range: self.range.ncols(), corange: self.corange.ncols(), core: (self.core.ncols(), self.core.nrows()) }
+        Sizes { range: self.range.ncols(), corange: self.corange.ncols(), core: self.core.ncols() }
     }
 }
 
@@ -406,7 +414,7 @@ fn three_sketches<T: Scalar>(
 ) -> Result<(Mat<T>, Mat<T>, Mat<T>)> {
     qr::orthonormalize(q.as_mut(), None, par, stack)?;
     qr::orthonormalize(p.as_mut(), None, par, stack)?;
-    let half = solve_embedded(&q, phi, core.transpose(), par, stack)?; // l × s₂
+    let half = solve_embedded(&q, phi, core.transpose(), par, stack)?; // l × s
     drop(core);
     let c = solve_embedded(&p, psi, half.transpose(), par, stack)?; // l × l, transposed
     Ok((q, p, c.transpose().to_owned()))
@@ -438,29 +446,32 @@ fn back_substitute<T: Scalar>(r: MatRef<'_, T>, x: MatMut<'_, T>) {
 }
 
 fn solve_scratch<T: Scalar>((m, n): (usize, usize), sizes: Sizes) -> StackReq {
-    let Sizes { range, corange, core: (s1, s2) } = sizes;
+    let Sizes { range, corange, core } = sizes;
     let orthonormalize = |rows: usize, cols: usize| qr::orthonormalize_scratch::<T>(rows, cols, Par::Seq);
-    let embedded = if s1 > 0 { s1.max(s2) } else { corange };
-    StackReq::any_of(&[orthonormalize(m, range), orthonormalize(n, range), orthonormalize(embedded.max(range), range)])
+    let embedded = if core > 0 { core } else { corange };
+    StackReq::any_of(&[orthonormalize(m, range), orthonormalize(n, range), orthonormalize(embedded, range)])
 }
 
 /// Bytes alive at the fullest moment of [`solve`], the factors included, apart from tiles of A.
 pub(super) fn peak_bytes<T: Scalar>((m, n): (usize, usize), sizes: Sizes, k: usize) -> usize {
-    let Sizes { range: l, corange: c, core: (s1, s2) } = sizes;
+    let Sizes { range: l, corange: c, core: s } = sizes;
     let mat = |rows: usize, cols: usize| rows * cols * size_of::<T>();
     let error = mat(n, PROBES);
-    let state = mat(m, l) + mat(n, c) + mat(s2, s1) + error;
-    let fed = state + mat(CORE_ROWS.min(m), s2);
+    let state = mat(m, l) + mat(n, c) + mat(s, s) + error;
+    // The panel that a Gaussian sketch generates.
+    let panel = |l: usize| mat(512.min(m), l);
+    let fed = state + mat(CORE_ROWS.min(m), s) + panel(c.max(s));
     let scratch = solve_scratch::<T>((m, n), sizes).unaligned_bytes_required();
-    let projected = if s1 > 0 {
-        let first = state + mat(s1, l) + mat(l, l) + mat(l, s2);
-        let second = mat(m, l) + mat(n, l) + error + mat(l, s2) + mat(s2, l) + 2 * mat(l, l);
+    let projected = if s > 0 {
+        let first = state + mat(s, l) + (mat(l, l) + mat(l, s)).max(panel(s));
+        let second = mat(m, l) + mat(n, l) + error + mat(l, s) + mat(s, l) + (2 * mat(l, l)).max(panel(s));
         first.max(second)
     } else {
-        (state + mat(c, l) + mat(l, l) + mat(l, n)).max(mat(m, l) + error + 2 * mat(n, l) + 2 * mat(l, l))
+        (state + mat(c, l) + (mat(l, l) + mat(l, n)).max(panel(c)))
+            .max(mat(m, l) + error + 2 * mat(n, l) + 2 * mat(l, l))
     };
     let bases = mat(m, l) + mat(n, l) + error;
-    let svd = bases + 5 * mat(l, l).max(3 * mat(l, l) + small::svd_scratch::<T>(l).unaligned_bytes_required());
+    let svd = bases + (5 * mat(l, l)).max(3 * mat(l, l) + small::svd_scratch::<T>(l).unaligned_bytes_required());
     let combined = bases + 2 * mat(l, l) + mat(m, k);
     let home = 2 * mat(m + n, k);
     fed.max(scratch + projected).max(svd).max(combined).max(home)

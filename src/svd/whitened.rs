@@ -24,6 +24,8 @@ use std::time::Instant;
 
 use super::triplets::Triplets;
 use super::{Plan, Solution, TruncatedSvd, certificate};
+use faer::Par;
+
 use crate::calibration::Calibration;
 use crate::error::{Error, Result};
 use crate::factors::{ActivationReport, Factors};
@@ -94,7 +96,13 @@ trait Weighted<T: Scalar, Side>: LinearOperator<T> + Sized {
     fn weighted_norm_squared(&mut self, x: &HostPanel<T>) -> Result<f64>;
 
     /// The SVD of `U_k B`, as triplets of the weight; and the weight.
-    fn into_weight(self, u: HostPanel<T>, bt: HostPanel<T>) -> Result<(Self::Weight, Triplets<T, Self::Weight>)>;
+    #[allow(clippy::type_complexity)] // a weight and its triplets
+    fn into_weight(
+        self,
+        u: HostPanel<T>,
+        bt: HostPanel<T>,
+        par: Par,
+    ) -> Result<(Self::Weight, Triplets<T, Self::Weight>)>;
 }
 
 impl<T: Scalar, W: LinearOperator<T, Left = HostPanel<T>, Right = HostPanel<T>>> Weighted<T, Tall>
@@ -117,8 +125,8 @@ impl<T: Scalar, W: LinearOperator<T, Left = HostPanel<T>, Right = HostPanel<T>>>
         weighted.norm_squared()
     }
 
-    fn into_weight(self, u: HostPanel<T>, bt: HostPanel<T>) -> Result<(W, Triplets<T, W>)> {
-        Ok((self.into_parts().0, Triplets::from_left(u, bt, crate::current_par())?.0))
+    fn into_weight(self, u: HostPanel<T>, bt: HostPanel<T>, par: Par) -> Result<(W, Triplets<T, W>)> {
+        Ok((self.into_parts().0, Triplets::from_left(u, bt, |s, _| s.len(), par)?.0))
     }
 }
 
@@ -144,8 +152,8 @@ where
         weighted.norm_squared()
     }
 
-    fn into_weight(self, u: HostPanel<T>, bt: HostPanel<T>) -> Result<(W, Triplets<T, W>)> {
-        Ok((self.into_parts().1, Triplets::from_right(Some(u), bt, crate::current_par())?.0))
+    fn into_weight(self, u: HostPanel<T>, bt: HostPanel<T>, par: Par) -> Result<(W, Triplets<T, W>)> {
+        Ok((self.into_parts().1, Triplets::from_right(Some(u), bt, |s, _| s.len(), par)?.0))
     }
 }
 
@@ -154,17 +162,18 @@ pub(super) fn factor<T: Scalar>(
     svd: &TruncatedSvd,
     op: Dense<'_, T>,
     w: MatView<'_>,
+    par: Par,
     start: Instant,
 ) -> Result<Factors<T>> {
     let (m, n) = (w.nrows(), w.ncols());
-    let (weighting, par) = (&svd.weighting, crate::current_par());
+    let weighting = &svd.weighting;
     weighting.check(n, svd.rank)?;
     let moments = match &weighting.calibration {
         Some(c) => whiten::moments::<T>(c, weighting.whitening, weighting.blend, Fill::Visible, par)?,
         None => Moments::identity(n),
     };
     let root = Root::new(moments.root, m < n, op.context().clone());
-    let about = About { w, weight_scale: op.scale(), root_scale: moments.scale, notes: moments.notes, start };
+    let about = About { w, weight_scale: op.scale(), root_scale: moments.scale, notes: moments.notes, par, start };
     if m < n {
         project::<T, Wide, _>(svd, Product::new(root, op, GramBy::Image)?, about)
     } else {
@@ -180,6 +189,7 @@ struct About<'a> {
     /// `L Lᵀ` is this times the moments.
     root_scale: f64,
     notes: Vec<String>,
+    par: Par,
     start: Instant,
 }
 
@@ -195,7 +205,7 @@ fn project<T: Scalar, Side, P: Weighted<T, Side>>(
         _ => {
             let plan = svd.plan::<T>(shape, about.w.dtype())?;
             let goal = plan.goal(product.norm_squared());
-            let solution = plan.solve(svd, &mut product, &goal, crate::current_par())?;
+            let solution = plan.solve(svd, &mut product, &goal, about.par)?;
             (plan, solution)
         }
     };
@@ -209,7 +219,7 @@ fn project<T: Scalar, Side, P: Weighted<T, Side>>(
     notes.append(&mut solution.notes);
     drop(solution);
 
-    let (mut op, triplets) = product.into_weight(u, bt)?;
+    let (mut op, triplets) = product.into_weight(u, bt, about.par)?;
     let solution = Solution { triplets, rank: k, width, method, sketch, certificate: None, notes };
     let mut factors = svd.finish(&mut op, plan, solution, None, about.start)?;
     let Some(c) = &weighting.calibration else {
@@ -250,7 +260,7 @@ fn by_quality<T: Scalar, Side, P: Weighted<T, Side>>(
 ) -> Result<(Plan, Solution<T, P>)> {
     let weighting = &svd.weighting;
     let shape = (about.w.nrows(), about.w.ncols());
-    let par = crate::current_par();
+    let par = about.par;
     let solve = |product: &mut P, allowed: f64| {
         let svd = TruncatedSvd { rank: Rank::Tolerance(allowed.sqrt()), ..svd.clone() };
         let plan = svd.plan::<T>(shape, about.w.dtype())?;

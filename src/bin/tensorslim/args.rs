@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use tensorslim::{DType, Method, Rank, Sketch, Whitening};
+use tensorslim::{DType, Device, Method, Rank, Sketch, Whitening};
 
 /// Low-rank factors of neural-network weights.
 #[derive(Parser)]
@@ -53,7 +53,7 @@ pub(crate) struct FactorArgs {
     pub(crate) max_rank: Option<usize>,
 
     /// How to factor
-    #[arg(long, default_value = "auto", value_parser = one_of::<Method>(&["auto", "full", "gram", "randomized", "single-pass", "nystrom"]))]
+    #[arg(long, default_value = "auto", value_parser = one_of::<Method>(&["auto", "full", "gram", "randomized", "krylov", "single-pass", "nystrom"]))]
     pub(crate) method: Method,
 
     /// Random matrix that the gram and randomized methods start from [default: srht]
@@ -80,6 +80,10 @@ pub(crate) struct FactorArgs {
     /// Threads [default: one per core]
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
+
+    /// Where to compute: cuda is the first NVIDIA GPU, cuda:N another
+    #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = device)]
+    pub(crate) device: Device,
 
     /// Take two-byte elements without a type (`<V2`, as ml_dtypes saves bfloat16) for bfloat16
     #[arg(long)]
@@ -404,6 +408,15 @@ where
     T: FromStr<Err = tensorslim::Error> + Clone + Send + Sync + 'static,
 {
     PossibleValuesParser::new(names).try_map(|name| name.parse::<T>())
+}
+
+fn device(text: &str) -> Result<Device, String> {
+    let number = match text {
+        "cpu" => return Ok(Device::Cpu),
+        "cuda" => Some(0),
+        _ => text.strip_prefix("cuda:").and_then(|n| n.parse().ok()),
+    };
+    number.map(Device::Cuda).ok_or_else(|| "give cpu, cuda or cuda:N".into())
 }
 
 fn positive_rank(text: &str) -> Result<usize, String> {

@@ -18,7 +18,10 @@ struct Info {
     /// Of the machine, in bytes; null where the system does not say in `/proc/meminfo`.
     memory_total: Option<usize>,
     memory_available: Option<usize>,
-    gpu: &'static str,
+    gpu: String,
+    /// What this build has for GPUs: the sources of kernels, and the architectures they were compiled for.
+    gpu_kernels: Vec<&'static str>,
+    gpu_architectures: Vec<&'static str>,
     mpi: &'static str,
 }
 
@@ -32,7 +35,9 @@ pub(crate) fn run(args: &InfoArgs) -> Result<(), Failure> {
         threads: rayon::current_num_threads(),
         memory_total: kibibytes(&memory, "MemTotal:"),
         memory_available: kibibytes(&memory, "MemAvailable:"),
-        gpu: "none (built without cuda)",
+        gpu: gpu(),
+        gpu_kernels: kernels(),
+        gpu_architectures: architectures(),
         mpi: "none",
     };
     if args.json {
@@ -44,14 +49,62 @@ pub(crate) fn run(args: &InfoArgs) -> Result<(), Failure> {
         (Some(all), None) => bytes(all),
         _ => "unknown".into(),
     };
+    let listed = match info.gpu_kernels.as_slice() {
+        [] => "none".into(),
+        names => format!("{} for {} and later (PTX)", names.join(", "), info.gpu_architectures.join(", ")),
+    };
     emit(&table(&[
         ("tensorslim", format!("{} ({})", info.version, info.target)),
         ("instructions", format!("{} (available: {})", info.isa, info.isa_available.join(", "))),
         ("threads", info.threads.to_string()),
         ("memory", memory),
-        ("GPU", info.gpu.into()),
+        ("GPU", info.gpu),
+        ("GPU kernels", listed),
         ("MPI", info.mpi.into()),
     ]))
+}
+
+/// The first GPU, or what is missing.
+#[cfg(feature = "cuda")]
+fn gpu() -> String {
+    use tensorslim::Error;
+    match tensorslim::cuda::Device::try_new(0) {
+        Ok(d) => {
+            let (major, minor) = d.capability();
+            format!(
+                "{} (sm_{major}{minor}, {}; compiled and emulated, not yet run on hardware)",
+                d.name(),
+                bytes(d.total_memory())
+            )
+        }
+        Err(Error::Device { detail, .. }) => format!("none ({detail})"),
+        Err(e) => format!("none ({e})"),
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn kernels() -> Vec<&'static str> {
+    tensorslim::cuda::kernels().map(|(name, _)| name).collect()
+}
+
+#[cfg(feature = "cuda")]
+fn architectures() -> Vec<&'static str> {
+    tensorslim::cuda::architectures().to_vec()
+}
+
+#[cfg(not(feature = "cuda"))]
+fn gpu() -> String {
+    "none (built without cuda)".into()
+}
+
+#[cfg(not(feature = "cuda"))]
+fn kernels() -> Vec<&'static str> {
+    Vec::new()
+}
+
+#[cfg(not(feature = "cuda"))]
+fn architectures() -> Vec<&'static str> {
+    Vec::new()
 }
 
 /// The bytes of a line like `MemTotal:       24684084 kB`.

@@ -1,0 +1,48 @@
+// One sweep for what is asked of a matrix before and after: the largest modulus, the sum of squares, whether all
+// elements are finite.
+//
+//   statistics_<dtype>       {max |x|, Σ x², number of NaN and infinities}, in f64, one triple for each block
+//
+// The host adds the triples in order, so the sum depends on the shape alone. Roofline, H100: bytes over 3.35 TB/s; the f64 units
+// (67 TFLOP/s) take 0.5 us for 4096 × 4096.
+#include "dtype.cuh"
+#include "reduce.cuh"
+
+// Lines of `width` elements, `ld` apart. Launch: 256 threads, any number of blocks up to `lines`, 24·8 bytes; block b takes
+// lines b, b + blocks, ....
+template <class E>
+__device__ __forceinline__ void statistics(const E* __restrict__ x, double* __restrict__ partial, i64 lines, i64 width,
+                                           i64 ld) {
+    DYNAMIC_SHARED(double, shared);
+    double largest = 0, squares = 0, bad = 0;
+    for (i64 i = blockIdx.x; i < lines; i += gridDim.x)
+        for (i64 j = threadIdx.x; j < width; j += blockDim.x) {
+            const double v = fabs(static_cast<double>(widen(x[i * ld + j])));
+            if (v < HUGE_VAL) {
+                largest = fmax(largest, v);
+                squares += v * v;
+            } else {
+                bad += 1;
+            }
+        }
+    const auto add = [](double a, double b) { return a + b; };
+    const auto most = [](double a, double b) { return fmax(a, b); };
+    largest = reduce_block(largest, 0.0, shared, most);
+    squares = reduce_block(squares, 0.0, shared, add);
+    bad = reduce_block(bad, 0.0, shared, add);
+    if (threadIdx.x == 0) {
+        partial[3 * blockIdx.x] = largest;
+        partial[3 * blockIdx.x + 1] = squares;
+        partial[3 * blockIdx.x + 2] = bad;
+    }
+}
+#define STATISTICS(NAME, E)                                                                                         \
+    extern "C" __global__ void __launch_bounds__(256)                                                               \
+        NAME(const E* x, double* partial, i64 lines, i64 width, i64 ld) {                                           \
+        statistics<E>(x, partial, lines, width, ld);                                                                \
+    }                                                                                                               \
+    KERNEL(NAME)
+STATISTICS(statistics_f32, float)
+STATISTICS(statistics_f16, f16)
+STATISTICS(statistics_bf16, bf16)
+STATISTICS(statistics_f64, double)

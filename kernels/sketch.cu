@@ -1,0 +1,190 @@
+// Random embeddings Y = A Ω with the Ω of src/sketch: the same seeds, the same matrices.
+//
+//   srht_<dtype>_<t>            blocks of r = 2^t: signs, widening, transform, sampling, sum, in one sweep over A
+//   srht_panel_<arithmetic>     rows of that Ω, entry by entry, for blocks that srht_<dtype> has no instance for
+//   sparse_sign_<dtype>         columns of Ω as lists of positions and signs
+//   gaussian_<arithmetic>       rows of a Gaussian Ω, to be multiplied by GEMM
+//   philox_words                the generator itself
+//
+// A is row-major with `lda` elements from row to row, Y column-major.
+//
+// Roofline, H100: srht reads A once and writes l of n: 4096 × 4096 bf16 at l = 266: 34 MB + 4 MB, 11 us; 12 additions for each
+// element, 200 M: 3 us. Philox for the signs: one block for 128 elements. It should run at 1.0 to 1.3 times a copy of A.
+// sparse_sign reads A once from memory and ζ times from L1; ζ m n additions. gaussian: about 25 instructions for a
+// normal, n l of them: 4096 × 266 take under 1 us, against 130 us for the f32 product.
+#include "fwht.cuh"
+#include "philox.cuh"
+
+// Y(i, c) = factor · Σ_blocks ± (H x)_{sample[c]}, x the signed piece of row i. Input sign of column j: bit j of the
+// input stream; output sign of column c in block b: bit c % 128 of Philox block (c / 128) << 40 | b.
+// Launch: m blocks of T threads (struct Layout), max(SHARED, 2^t·sizeof(arithmetic)) + l·sizeof(arithmetic) + 2^t / 8 bytes.
+template <class E, int LOG_R>
+__device__ __forceinline__ void srht(const E* __restrict__ a, Arithmetic<E>* __restrict__ y,
+                                     const u32* __restrict__ sample, Arithmetic<E> factor, u64 seed, u64 stream, i64 n,
+                                     int l, i64 lda, i64 ldy) {
+    using L = Layout<E, LOG_R>;
+    using A = Arithmetic<E>;
+    static_assert(L::LOG_T >= 5, "a block is whole warps");
+    constexpr int X_BYTES = L::N * sizeof(A) > L::SHARED ? L::N * sizeof(A) : L::SHARED;
+    DYNAMIC_SHARED(unsigned char, shared);
+    A* const x = reinterpret_cast<A*>(shared);  // the exchange, then the transform
+    A* const sums = reinterpret_cast<A*>(shared + X_BYTES + L::N / 8);
+    u32* const signs = reinterpret_cast<u32*>(shared + X_BYTES);
+    const int thread = threadIdx.x;
+    const E* const row = a + static_cast<i64>(blockIdx.x) * lda;
+    const bool wide = aligned(a, lda);
+    i64 block = 0;
+    for (i64 first = 0; first < n; first += L::N, ++block) {
+        for (int i = thread; i < L::N / 128; i += L::T) {
+            const uint4 w = philox(seed, stream::SRHT_SIGNS | stream, static_cast<u64>(first) / 128 + i);
+            signs[4 * i] = w.x;
+            signs[4 * i + 1] = w.y;
+            signs[4 * i + 2] = w.z;
+            signs[4 * i + 3] = w.w;
+        }
+        __syncthreads();  // the signs are there, and nobody gathers from x any more
+        A v[L::R];
+#pragma unroll
+        for (int c = 0; c < L::C; ++c) {
+            const int at = (c * L::T + thread) * L::V;
+            A* const part = v + c * L::V;
+            if (first + at + L::V <= n) {
+                load<L::V>(row + first + at, part, wide);
+            } else {
+#pragma unroll
+                for (int i = 0; i < L::V; ++i) part[i] = first + at + i < n ? A(widen(row[first + at + i])) : A(0);
+            }
+            const u32 minus = signs[at >> 5] >> (at & 31);
+#pragma unroll
+            for (int i = 0; i < L::V; ++i) part[i] = flip(part[i], minus >> i & 1);
+        }
+        const int slot = fwht_block<E, LOG_R>(v, thread, x);
+        __syncthreads();  // the exchange is over
+#pragma unroll
+        for (int c = 0; c < L::C; ++c)
+#pragma unroll
+            for (int i = 0; i < L::V; ++i) x[(c * L::T + slot) * L::V + i] = v[c * L::V + i];
+        __syncthreads();
+        for (int c = thread; c < l; c += L::T) {
+            const u64 index = ((static_cast<u64>(c) / 128) << ROW_BITS | block) * 128 + c % 128;
+            const A term = flip(x[sample[c]], sign_bit(seed, stream::SRHT_OUTPUT_SIGNS | stream, index));
+            sums[c] = first == 0 ? term : sums[c] + term;
+        }
+    }
+    for (int c = thread; c < l; c += L::T) y[c * ldy + blockIdx.x] = factor * sums[c];
+}
+
+#define SRHT(NAME, E, K)                                                                                            \
+    extern "C" __global__ void __launch_bounds__((Layout<E, K>::T), 1)                                                 \
+        NAME(const E* a, Arithmetic<E>* y, const u32* sample, Arithmetic<E> factor, u64 seed, u64 stream, i64 n,    \
+             int l, i64 lda, i64 ldy) {                                                                             \
+        srht<E, K>(a, y, sample, factor, seed, stream, n, l, lda, ldy);                                             \
+    }                                                                                                               \
+    KERNEL(NAME)
+#ifdef EMULATE_FEW
+#define FOR_SRHT(M, D, E) M(srht_##D##_8, E, 8) M(srht_##D##_10, E, 10)
+#else
+#define FOR_SRHT(M, D, E)                                                                                           \
+    M(srht_##D##_8, E, 8) M(srht_##D##_9, E, 9) M(srht_##D##_10, E, 10) M(srht_##D##_11, E, 11)                     \
+    M(srht_##D##_12, E, 12) M(srht_##D##_13, E, 13)
+#endif
+FOR_SRHT(SRHT, f32, float)
+FOR_SRHT(SRHT, f16, f16)
+FOR_SRHT(SRHT, bf16, bf16)
+FOR_SRHT(SRHT, f64, double)
+
+// panel(i, c) = factor · (± 1), rows first..first + depth of the Ω of an SRHT of block 2^log2_r, column-major.
+// Launch: 256 threads, grid (ceil(depth / 256), min(l, 65535)).
+template <class A>
+__device__ __forceinline__ void srht_panel(A* panel, const u32* sample, A factor, u64 seed, u64 stream, i64 first,
+                                           i64 depth, int l, int log2_r, i64 ld) {
+    const i64 i = static_cast<i64>(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (i >= depth) return;
+    const u64 row = first + i, block = row >> log2_r;
+    const u32 p = static_cast<u32>(row & ((1ull << log2_r) - 1));
+    const u32 input = sign_bit(seed, stream::SRHT_SIGNS | stream, row);
+    for (int c = blockIdx.y; c < l; c += gridDim.y) {
+        const u64 index = ((static_cast<u64>(c) / 128) << ROW_BITS | block) * 128 + c % 128;
+        const u32 output = sign_bit(seed, stream::SRHT_OUTPUT_SIGNS | stream, index);
+        panel[c * ld + i] = flip(factor, (input ^ output ^ __popc(p & sample[c])) & 1);
+    }
+}
+#define SRHT_PANEL(NAME, A)                                                                                         \
+    extern "C" __global__ void __launch_bounds__(256)                                                               \
+        NAME(A* panel, const u32* sample, A factor, u64 seed, u64 stream, i64 first, i64 depth, int l, int log2_r,   \
+             i64 ld) {                                                                                              \
+        srht_panel<A>(panel, sample, factor, seed, stream, first, depth, l, log2_r, ld);                            \
+    }                                                                                                               \
+    KERNEL(NAME)
+SRHT_PANEL(srht_panel_f32, float)
+SRHT_PANEL(srht_panel_f64, double)
+
+// Y(i, c) = factor · Σ ± a(i, j) over entries `j << 1 | minus` number start[c]..start[c + 1]. Each thread has one
+// column of Y and four rows, so that a list is read once for four sums.
+// Launch: 128 threads, grid (ceil(m / 4), min(ceil(l / 128), 65535)).
+template <class E>
+__device__ __forceinline__ void sparse_sign(const E* __restrict__ a, Arithmetic<E>* __restrict__ y,
+                                            const u32* __restrict__ start, const u32* __restrict__ entries,
+                                            Arithmetic<E> factor, i64 m, int l, i64 lda, i64 ldy) {
+    using A = Arithmetic<E>;
+    constexpr int ROWS = 4;
+    const i64 first = static_cast<i64>(blockIdx.x) * ROWS;
+    for (i64 c = static_cast<i64>(blockIdx.y) * blockDim.x + threadIdx.x; c < l; c += static_cast<i64>(gridDim.y) * blockDim.x) {
+        A sum[ROWS] = {A(0), A(0), A(0), A(0)};
+        const u32 end = start[c + 1];
+        for (u32 e = start[c]; e < end; ++e) {
+            const u32 entry = entries[e];
+            const E* at = a + first * lda + (entry >> 1);
+#pragma unroll
+            for (int r = 0; r < ROWS; ++r, at += lda)
+                if (first + r < m) sum[r] += flip(widen(*at), entry & 1);
+        }
+#pragma unroll
+        for (int r = 0; r < ROWS; ++r)
+            if (first + r < m) y[c * ldy + first + r] = factor * sum[r];
+    }
+}
+#define SPARSE_SIGN(NAME, E)                                                                                        \
+    extern "C" __global__ void __launch_bounds__(128)                                                               \
+        NAME(const E* a, Arithmetic<E>* y, const u32* start, const u32* entries, Arithmetic<E> factor, i64 m, int l, \
+             i64 lda, i64 ldy) {                                                                                    \
+        sparse_sign<E>(a, y, start, entries, factor, m, l, lda, ldy);                                               \
+    }                                                                                                               \
+    KERNEL(NAME)
+SPARSE_SIGN(sparse_sign_f32, float)
+SPARSE_SIGN(sparse_sign_f16, f16)
+SPARSE_SIGN(sparse_sign_bf16, bf16)
+SPARSE_SIGN(sparse_sign_f64, double)
+
+// panel(i, c) = scale · z(first + i, c): normal c % 4 of Philox block (c / 4) << 40 | row, times `normalization` in f32.
+// Column-major. Launch: 256 threads, grid (ceil(depth / 256), min(ceil(l / 4), 65535)).
+template <class A>
+__device__ __forceinline__ void gaussian(A* panel, float normalization, A scale, u64 seed, u64 stream, i64 first,
+                                         i64 depth, int l, i64 ld) {
+    const i64 i = static_cast<i64>(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (i >= depth) return;
+    for (int group = blockIdx.y; 4 * group < l; group += gridDim.y) {
+        const uint4 w = philox(seed, stream::GAUSSIAN | stream, static_cast<u64>(group) << ROW_BITS | (first + i));
+        const float2 p = box_muller(w.x, w.y), q = box_muller(w.z, w.w);
+        const float z[4] = {p.x, p.y, q.x, q.y};
+#pragma unroll
+        for (int k = 0; k < 4; ++k)
+            if (4 * group + k < l) panel[(4 * group + k) * ld + i] = A(__fmul_rn(z[k], normalization)) * scale;
+    }
+}
+#define GAUSSIAN(NAME, A)                                                                                           \
+    extern "C" __global__ void __launch_bounds__(256)                                                               \
+        NAME(A* panel, float normalization, A scale, u64 seed, u64 stream, i64 first, i64 depth, int l, i64 ld) {   \
+        gaussian<A>(panel, normalization, scale, seed, stream, first, depth, l, ld);                                \
+    }                                                                                                               \
+    KERNEL(NAME)
+GAUSSIAN(gaussian_f32, float)
+GAUSSIAN(gaussian_f64, double)
+
+// words[4 i + w] = word w of block first + i. Launch: 256 threads, ceil(count / 256) blocks.
+extern "C" __global__ void __launch_bounds__(256) philox_words(u32* words, u64 seed, u64 stream, u64 first, i64 count) {
+    const i64 i = static_cast<i64>(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (i >= count) return;
+    reinterpret_cast<uint4*>(words)[i] = philox(seed, stream, first + i);
+}
+KERNEL(philox_words)

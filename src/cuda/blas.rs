@@ -1,0 +1,185 @@
+//! GEMM, SYRK and TRSM through cuBLAS, on column-major device memory.
+//!
+//! All products are `cublasGemmEx` with sums in f32 (f64 for f64). f32 panels are multiplied in f32 unless
+//! [`Device::allow_tf32`](super::Device::allow_tf32) says otherwise; f16 and bf16 go through the tensor cores, whose products are exact.
+
+use std::ffi::{c_int, c_void};
+
+use bytemuck::Pod;
+use cudarc::cublas::sys::{
+    self, cublasComputeType_t as Compute, cublasDiagType_t as Diagonal, cublasFillMode_t as Fill,
+    cublasGemmAlgo_t as Algorithm, cublasOperation_t as Operation, cublasSideMode_t as Side, cudaDataType as Type,
+};
+
+use super::device::Device;
+use crate::error::{Error, Result};
+use crate::simd::Scalar;
+use crate::tensor::DType;
+
+/// A column-major matrix somewhere in device memory.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Operand {
+    pub(super) at: u64,
+    pub(super) dtype: DType,
+    pub(super) ld: usize,
+    pub(super) transposed: bool,
+}
+
+impl Operand {
+    pub(super) fn t(self) -> Self {
+        Operand { transposed: !self.transposed, ..self }
+    }
+
+    fn operation(self) -> Operation {
+        if self.transposed { Operation::CUBLAS_OP_T } else { Operation::CUBLAS_OP_N }
+    }
+
+    fn data_type(self) -> Type {
+        match self.dtype {
+            DType::F16 => Type::CUDA_R_16F,
+            DType::BF16 => Type::CUDA_R_16BF,
+            DType::F32 => Type::CUDA_R_32F,
+            DType::F64 => Type::CUDA_R_64F,
+        }
+    }
+}
+
+/// cuBLAS counts in 32 bits.
+pub(super) fn int(n: usize) -> Result<c_int> {
+    c_int::try_from(n).map_err(|_| Error::TooLarge { shape: vec![n] })
+}
+
+fn pointer<T: Pod>(x: &T) -> *const c_void {
+    std::ptr::from_ref(x).cast()
+}
+
+/// `C = alpha · op(A) op(B) + beta · C`, `C` of `m × n` in arithmetic `T`, `k` terms in each sum.
+pub(super) fn gemm<T: Scalar>(
+    device: &Device,
+    (m, n, k): (usize, usize, usize),
+    alpha: T,
+    a: Operand,
+    b: Operand,
+    beta: T,
+    c: Operand,
+) -> Result<()> {
+    if m == 0 || n == 0 {
+        return Ok(());
+    }
+    let compute = match T::DTYPE {
+        DType::F64 => Compute::CUBLAS_COMPUTE_64F,
+        _ if a.dtype == DType::F32 && device.tf32_allowed() => Compute::CUBLAS_COMPUTE_32F_FAST_TF32,
+        _ => Compute::CUBLAS_COMPUTE_32F,
+    };
+    let (m, n, k) = (int(m)?, int(n)?, int(k)?);
+    let (lda, ldb, ldc) = (int(a.ld)?, int(b.ld)?, int(c.ld)?);
+    device.blas("cublasGemmEx", |handle| {
+        // SAFETY: operands of the shapes that the leading dimensions and counts describe, which the callers derive from
+        // the panels' own; scalars live through the call (host pointer mode).
+        unsafe {
+            sys::cublasGemmEx(
+                handle,
+                a.operation(),
+                b.operation(),
+                m,
+                n,
+                k,
+                pointer(&alpha),
+                a.at as *const c_void,
+                a.data_type(),
+                lda,
+                b.at as *const c_void,
+                b.data_type(),
+                ldb,
+                pointer(&beta),
+                c.at as *mut c_void,
+                c.data_type(),
+                ldc,
+                compute,
+                Algorithm::CUBLAS_GEMM_DEFAULT,
+            )
+        }
+    })
+}
+
+/// The lower triangle of `C = op(A) op(A)ᵀ + beta · C`, `C` of `n × n`, `k` terms in each sum; `A` and `C` in `T`.
+pub(super) fn syrk<T: Scalar>(device: &Device, (n, k): (usize, usize), a: Operand, beta: T, c: Operand) -> Result<()> {
+    let (n, k, lda, ldc) = (int(n)?, int(k)?, int(a.ld)?, int(c.ld)?);
+    let (one, lower) = (T::one(), Fill::CUBLAS_FILL_MODE_LOWER);
+    device.blas("cublas*syrk", |handle| {
+        // SAFETY: as in `gemm`; the pointers are to `T`, which the match names.
+        unsafe {
+            match T::DTYPE {
+                DType::F64 => sys::cublasDsyrk_v2(
+                    handle,
+                    lower,
+                    a.operation(),
+                    n,
+                    k,
+                    pointer(&one).cast(),
+                    a.at as *const f64,
+                    lda,
+                    pointer(&beta).cast(),
+                    c.at as *mut f64,
+                    ldc,
+                ),
+                _ => sys::cublasSsyrk_v2(
+                    handle,
+                    lower,
+                    a.operation(),
+                    n,
+                    k,
+                    pointer(&one).cast(),
+                    a.at as *const f32,
+                    lda,
+                    pointer(&beta).cast(),
+                    c.at as *mut f32,
+                    ldc,
+                ),
+            }
+        }
+    })
+}
+
+/// `B <- B L⁻ᵀ`, `B` of `m × n`, `L` lower triangular, both in `T`.
+pub(super) fn divide<T: Scalar>(device: &Device, (m, n): (usize, usize), l: Operand, b: Operand) -> Result<()> {
+    let (m, n, ldl, ldb) = (int(m)?, int(n)?, int(l.ld)?, int(b.ld)?);
+    let one = T::one();
+    let (side, lower, transposed) = (Side::CUBLAS_SIDE_RIGHT, Fill::CUBLAS_FILL_MODE_LOWER, Operation::CUBLAS_OP_T);
+    let diagonal = Diagonal::CUBLAS_DIAG_NON_UNIT;
+    device.blas("cublas*trsm", |handle| {
+        // SAFETY: as in `syrk`.
+        unsafe {
+            match T::DTYPE {
+                DType::F64 => sys::cublasDtrsm_v2(
+                    handle,
+                    side,
+                    lower,
+                    transposed,
+                    diagonal,
+                    m,
+                    n,
+                    pointer(&one).cast(),
+                    l.at as *const f64,
+                    ldl,
+                    b.at as *mut f64,
+                    ldb,
+                ),
+                _ => sys::cublasStrsm_v2(
+                    handle,
+                    side,
+                    lower,
+                    transposed,
+                    diagonal,
+                    m,
+                    n,
+                    pointer(&one).cast(),
+                    l.at as *const f32,
+                    ldl,
+                    b.at as *mut f32,
+                    ldb,
+                ),
+            }
+        }
+    })
+}

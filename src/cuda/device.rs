@@ -1,0 +1,802 @@
+//! An open device: driver context, streams, kernels, library handles, memory.
+//!
+//! cudarc looks up the driver and its libraries at run time and panics where one, or a function of one, is missing; so
+//! [`Device::try_new`] asks for all of them first. Handles are owned here and not through cudarc's safe types, whose
+//! destructors panic after a device was lost.
+//!
+//! ```text
+//!   compute stream    kernels, GEMM, frees, in program order: buffers need no events
+//!   transfer stream   pinned copies of matrices to the device, while the compute stream works on the one before
+//! ```
+//!
+//! Every byte of device memory is counted against [`Device::memory_limit`]. An allocation that fails leaves everything as it was;
+//! a kernel that fails poisons the context, as CUDA has it, and [`Device::shared`] then opens a new one.
+
+use std::collections::HashMap;
+use std::ffi::{CString, c_int, c_uint, c_void};
+use std::marker::PhantomData;
+use std::mem::ManuallyDrop;
+use std::ptr;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytemuck::Pod;
+use cudarc::cublas::sys as cublas;
+use cudarc::cusolver::sys as cusolver;
+use cudarc::driver::{DriverError, result, sys};
+
+use super::images::{ARCHITECTURES, IMAGES};
+use crate::error::{DeviceFault, Error, Result};
+
+/// What is called of the driver and of the two libraries. All of them are looked up before the first call.
+const DRIVER: &[&str] = &[
+    "cuInit",
+    "cuDeviceGet",
+    "cuDeviceGetCount",
+    "cuDeviceGetName",
+    "cuDeviceGetAttribute",
+    "cuDeviceTotalMem_v2",
+    "cuDevicePrimaryCtxRetain",
+    "cuDevicePrimaryCtxRelease_v2",
+    "cuCtxSetCurrent",
+    "cuGetErrorName",
+    "cuStreamCreate",
+    "cuStreamDestroy_v2",
+    "cuStreamSynchronize",
+    "cuStreamWaitEvent",
+    "cuEventCreate",
+    "cuEventRecord",
+    "cuEventSynchronize",
+    "cuEventElapsedTime_v2",
+    "cuEventDestroy_v2",
+    "cuMemAllocAsync",
+    "cuMemFreeAsync",
+    "cuMemHostAlloc",
+    "cuMemFreeHost",
+    "cuMemcpyHtoDAsync_v2",
+    "cuMemcpyDtoHAsync_v2",
+    "cuMemcpyDtoDAsync_v2",
+    "cuMemsetD8Async",
+    "cuModuleLoadData",
+    "cuModuleGetFunction",
+    "cuModuleUnload",
+    "cuFuncGetParamInfo",
+    "cuFuncSetAttribute",
+    "cuLaunchKernel",
+];
+const CUBLAS: &[&str] = &[
+    "cublasCreate_v2",
+    "cublasDestroy_v2",
+    "cublasSetStream_v2",
+    "cublasSetMathMode",
+    "cublasGemmEx",
+    "cublasSsyrk_v2",
+    "cublasDsyrk_v2",
+    "cublasStrsm_v2",
+    "cublasDtrsm_v2",
+];
+const CUSOLVER: &[&str] = &[
+    "cusolverDnCreate",
+    "cusolverDnDestroy",
+    "cusolverDnSetStream",
+    "cusolverDnSpotrf",
+    "cusolverDnDpotrf",
+    "cusolverDnSgeqrf",
+    "cusolverDnDgeqrf",
+    "cusolverDnSorgqr",
+    "cusolverDnDorgqr",
+    "cusolverDnSsyevd",
+    "cusolverDnDsyevd",
+    "cusolverDnSgesvdj",
+    "cusolverDnDgesvdj",
+];
+
+/// Bytes of a pinned buffer. 8 MiB take 0.3 ms on PCIe 5: long beside the 10 us of starting a copy.
+const PINNED_BYTES: usize = 8 << 20;
+
+/// A kernel, with the sizes of its parameters.
+#[derive(Clone)]
+struct Function {
+    handle: sys::CUfunction,
+    parameters: Arc<[usize]>,
+}
+
+/// An open CUDA device. Share it in an [`Arc`]; all its methods take `&self`.
+pub struct Device {
+    ordinal: usize,
+    name: String,
+    capability: (i32, i32),
+    total_memory: usize,
+    raw: sys::CUdevice,
+    context: sys::CUcontext,
+    compute: sys::CUstream,
+    transfer: sys::CUstream,
+    modules: Vec<sys::CUmodule>,
+    functions: Mutex<HashMap<String, Function>>,
+    /// One thread at a time: a handle's workspace serves one call.
+    blas: Mutex<cublas::cublasHandle_t>,
+    solver: Mutex<cusolver::cusolverDnHandle_t>,
+    tf32: AtomicBool,
+    limit: AtomicUsize,
+    used: AtomicUsize,
+    peak: AtomicUsize,
+    /// Pinned buffers that nobody uses at the moment.
+    pinned: Mutex<Vec<*mut u8>>,
+    broken: AtomicBool,
+}
+
+// SAFETY: contexts, streams, modules and functions of the driver may be used from any thread that has the context current,
+// which `enter` sees to; the library handles and the pinned buffers are behind mutexes.
+unsafe impl Send for Device {}
+// SAFETY: as above.
+unsafe impl Sync for Device {}
+
+impl std::fmt::Debug for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Device({}, {:?}, sm_{}{})", self.ordinal, self.name, self.capability.0, self.capability.1)
+    }
+}
+
+/// A lock whose data are whole whatever happened to its last holder.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+static SHARED: Mutex<Vec<Arc<Device>>> = Mutex::new(Vec::new());
+
+impl Device {
+    /// Opens device `ordinal`. Never panics: what is missing is said by the [`DeviceFault`].
+    ///
+    /// # Errors
+    /// [`Error::Device`] with fault `NoKernels`, `NoDriver`, `NoLibrary`, `DriverTooOld`, `NoDevice`, or what the driver says.
+    pub fn try_new(ordinal: usize) -> Result<Arc<Device>> {
+        if IMAGES.is_empty() {
+            return Err(Error::device(DeviceFault::NoKernels, "this build has no CUDA kernels (there was no nvcc)"));
+        }
+        check_libraries()?;
+        let at_open = |what: &'static str| move |e: DriverError| driver_error(what, e);
+        result::init().map_err(at_open("cuInit"))?;
+        let count = result::device::get_count().map_err(at_open("counting devices"))?;
+        if ordinal >= count as usize {
+            let detail = format!("device {ordinal} of {count}");
+            return Err(Error::device(DeviceFault::NoDevice, detail));
+        }
+        let raw = result::device::get(ordinal as c_int).map_err(at_open("opening the device"))?;
+        let name = result::device::get_name(raw).map_err(at_open("the device's name"))?;
+        // SAFETY: `raw` is a device.
+        let total_memory = unsafe { result::device::total_mem(raw) }.map_err(at_open("the device's memory"))?;
+        // SAFETY: as above.
+        let attribute =
+            |a| unsafe { result::device::get_attribute(raw, a) }.map_err(at_open("the device's attributes"));
+        let capability = (
+            attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        );
+        if attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED)? == 0 {
+            return Err(Error::device(DeviceFault::DriverTooOld, "the driver has no stream-ordered allocator"));
+        }
+        // From here on `Device::drop` gives back what was got.
+        // SAFETY: `raw` is a device.
+        let context = unsafe { result::primary_ctx::retain(raw) }.map_err(at_open("creating a context"))?;
+        let mut device = Device {
+            ordinal,
+            name,
+            capability,
+            total_memory,
+            raw,
+            context,
+            compute: ptr::null_mut(),
+            transfer: ptr::null_mut(),
+            modules: Vec::new(),
+            functions: Mutex::default(),
+            blas: Mutex::new(ptr::null_mut()),
+            solver: Mutex::new(ptr::null_mut()),
+            tf32: AtomicBool::new(false),
+            limit: AtomicUsize::new(usize::MAX),
+            used: AtomicUsize::new(0),
+            peak: AtomicUsize::new(0),
+            pinned: Mutex::default(),
+            broken: AtomicBool::new(false),
+        };
+        device.enter()?;
+        let stream = || result::stream::create(result::stream::StreamKind::NonBlocking);
+        device.compute = stream().map_err(at_open("creating a stream"))?;
+        device.transfer = stream().map_err(at_open("creating a stream"))?;
+        for (source, image) in IMAGES {
+            // SAFETY: an image as nvcc wrote it, which says its own length.
+            let module = unsafe { result::module::load_data(image.as_ptr().cast()) };
+            let have = ARCHITECTURES.join(", ");
+            let what = format!("loading {source}.cu, compiled for {have}, on a card of capability {capability:?}");
+            let module = module.map_err(|e| driver_error(&what, e))?;
+            device.modules.push(module);
+        }
+        let mut blas = ptr::null_mut();
+        // SAFETY: a place for the handle; the stream lives as long as the handle.
+        blas_status("cublasCreate", unsafe { cublas::cublasCreate_v2(&mut blas) })?;
+        *lock(&device.blas) = blas;
+        // SAFETY: as above.
+        blas_status("cublasSetStream", unsafe { cublas::cublasSetStream_v2(blas, device.compute.cast()) })?;
+        // SAFETY: as above.
+        let mode = unsafe { cublas::cublasSetMathMode(blas, cublas::cublasMath_t::CUBLAS_DEFAULT_MATH) };
+        blas_status("cublasSetMathMode", mode)?;
+        let mut solver = ptr::null_mut();
+        // SAFETY: as above.
+        solver_status("cusolverDnCreate", unsafe { cusolver::cusolverDnCreate(&mut solver) })?;
+        *lock(&device.solver) = solver;
+        // SAFETY: as above.
+        let set = unsafe { cusolver::cusolverDnSetStream(solver, device.compute.cast()) };
+        solver_status("cusolverDnSetStream", set)?;
+        Ok(Arc::new(device))
+    }
+
+    /// Device `ordinal`, opened once for the whole process, and again after it broke.
+    ///
+    /// # Errors
+    /// As [`try_new`](Self::try_new).
+    pub fn shared(ordinal: usize) -> Result<Arc<Device>> {
+        let mut open = lock(&SHARED);
+        open.retain(|d| !d.is_broken());
+        if let Some(device) = open.iter().find(|d| d.ordinal == ordinal) {
+            return Ok(device.clone());
+        }
+        let device = Device::try_new(ordinal)?;
+        open.push(device.clone());
+        Ok(device)
+    }
+
+    /// Forgets the shared devices. Each closes when its last user drops it.
+    pub fn close_shared() {
+        lock(&SHARED).clear();
+    }
+
+    /// Its number.
+    pub fn ordinal(&self) -> usize {
+        self.ordinal
+    }
+
+    /// Its name, such as `NVIDIA H100 80GB HBM3`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its compute capability, such as (9, 0).
+    pub fn capability(&self) -> (i32, i32) {
+        self.capability
+    }
+
+    /// Bytes of device memory.
+    pub fn total_memory(&self) -> usize {
+        self.total_memory
+    }
+
+    /// Bytes that this process may take of it.
+    pub fn memory_limit(&self) -> usize {
+        self.limit.load(Ordering::Relaxed)
+    }
+
+    /// Sets [`memory_limit`](Self::memory_limit): matrices that do not fit stay on the host and are streamed.
+    pub fn set_memory_limit(&self, bytes: usize) {
+        self.limit.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes that are allocated now.
+    pub fn used_memory(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// The most that were allocated at a time, since the device was opened or this was last asked.
+    pub fn take_peak_memory(&self) -> usize {
+        self.peak.swap(self.used_memory(), Ordering::Relaxed)
+    }
+
+    /// Allows products of f32 panels in TF32 (10 bits of mantissa). Off unless asked: a singular value is then good to 1e-3.
+    pub fn allow_tf32(&self, allow: bool) {
+        self.tf32.store(allow, Ordering::Relaxed);
+    }
+
+    pub(super) fn tf32_allowed(&self) -> bool {
+        self.tf32.load(Ordering::Relaxed)
+    }
+
+    /// Whether a kernel failed or the device went away: nothing more can be done with this context.
+    pub fn is_broken(&self) -> bool {
+        self.broken.load(Ordering::Relaxed)
+    }
+
+    /// Makes the context current on this thread.
+    pub(super) fn enter(&self) -> Result<()> {
+        // SAFETY: the context is retained as long as `self`.
+        self.check("entering the context", unsafe { result::ctx::set_current(self.context) })
+    }
+
+    /// An error of the driver as one of this crate; a fault that poisons the context is remembered.
+    pub(super) fn check<T>(&self, what: &str, answer: std::result::Result<T, DriverError>) -> Result<T> {
+        answer.map_err(|e| self.remember(driver_error(what, e)))
+    }
+
+    fn remember(&self, error: Error) -> Error {
+        if let Error::Device { fault: DeviceFault::Launch | DeviceFault::Lost, .. } = error {
+            self.broken.store(true, Ordering::Relaxed);
+        }
+        error
+    }
+
+    /// Calls cuBLAS.
+    pub(super) fn blas(
+        &self,
+        what: &'static str,
+        call: impl FnOnce(cublas::cublasHandle_t) -> cublas::cublasStatus_t,
+    ) -> Result<()> {
+        self.enter()?;
+        let handle = lock(&self.blas);
+        blas_status(what, call(*handle)).map_err(|e| self.blame_driver(what, e))
+    }
+
+    /// Calls cuSOLVER.
+    pub(super) fn solver(
+        &self,
+        what: &'static str,
+        call: impl FnOnce(cusolver::cusolverDnHandle_t) -> cusolver::cusolverStatus_t,
+    ) -> Result<()> {
+        self.enter()?;
+        let handle = lock(&self.solver);
+        solver_status(what, call(*handle)).map_err(|e| self.blame_driver(what, e))
+    }
+
+    /// A library says that something failed; the driver says what, if it was a kernel or the device.
+    fn blame_driver(&self, what: &str, error: Error) -> Error {
+        match self.synchronize() {
+            Err(Error::Device { fault, detail }) if fault != DeviceFault::Other => {
+                Error::device(fault, format_args!("{what}: {detail}"))
+            }
+            _ => self.remember(error),
+        }
+    }
+
+    /// Waits for the compute stream. Failures of kernels surface here.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn synchronize(&self) -> Result<()> {
+        self.enter()?;
+        // SAFETY: the stream lives as long as `self`.
+        self.check("waiting for the device", unsafe { result::stream::synchronize(self.compute) })
+    }
+
+    /// Milliseconds that the compute stream takes for what `work` enqueues, by the device's own clock.
+    ///
+    /// # Errors
+    /// What `work` reports.
+    pub fn time(&self, work: impl FnOnce() -> Result<()>) -> Result<f32> {
+        let (start, end) = (Event::timed(self)?, Event::timed(self)?);
+        start.record(self.compute)?;
+        work()?;
+        end.record(self.compute)?;
+        end.wait()?;
+        // SAFETY: both events were recorded and are over.
+        self.check("reading the clock", unsafe { result::event::elapsed(start.raw, end.raw) })
+    }
+
+    /// Starts a kernel on the compute stream.
+    pub(super) fn launch(&self, kernel: &str, shape: Launch, arguments: &mut Arguments) -> Result<()> {
+        if shape.grid.0 == 0 || shape.grid.1 == 0 {
+            return Ok(());
+        }
+        self.enter()?;
+        let function = self.function(kernel)?;
+        debug_assert_eq!(*function.parameters, arguments.sizes[..arguments.count], "parameters of {kernel}");
+        let grid =
+            |n: usize| c_uint::try_from(n).map_err(|_| Error::TooLarge { shape: vec![shape.grid.0, shape.grid.1] });
+        let (grid, (x, y)) = ((grid(shape.grid.0)?, grid(shape.grid.1)?, 1), shape.block);
+        let mut pointers = arguments.pointers();
+        // SAFETY: the kernel's own parameters, by the debug assertion above and tests/cuda.rs for each kernel; the
+        // callers of this module pass buffers of the lengths that the kernel's comment asks for.
+        let done = unsafe {
+            result::launch_kernel(function.handle, grid, (x, y, 1), shape.shared as c_uint, self.compute, &mut pointers)
+        };
+        self.check(kernel, done)
+    }
+
+    fn function(&self, kernel: &str) -> Result<Function> {
+        let mut functions = lock(&self.functions);
+        if let Some(function) = functions.get(kernel) {
+            return Ok(function.clone());
+        }
+        let name =
+            CString::new(kernel).map_err(|_| Error::device(DeviceFault::NoKernels, "a kernel's name with a NUL"))?;
+        let found = self.modules.iter().find_map(|&module| {
+            // SAFETY: a loaded module.
+            unsafe { result::module::get_function(module, name.clone()) }.ok()
+        });
+        let Some(handle) = found else {
+            return Err(Error::device(DeviceFault::NoKernels, format_args!("this build has no kernel {kernel}")));
+        };
+        let mut parameters = Vec::new();
+        let (mut offset, mut size) = (0, 0);
+        // SAFETY: a function, and places for the answers; the first index that is none ends the list.
+        while unsafe { sys::cuFuncGetParamInfo(handle, parameters.len(), &mut offset, &mut size) }.result().is_ok() {
+            parameters.push(size);
+        }
+        let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        // SAFETY: a function. 96 KiB is what the largest SRHT takes, and every card from sm_80 on has it.
+        let set = unsafe { result::function::set_function_attribute(handle, attribute, 96 << 10) };
+        self.check(kernel, set)?;
+        let function = Function { handle, parameters: parameters.into() };
+        functions.insert(kernel.to_owned(), function.clone());
+        Ok(function)
+    }
+
+    /// Device memory for `len` elements, contents unspecified.
+    pub(super) fn alloc<E: Pod>(self: &Arc<Self>, len: usize) -> Result<Buffer<E>> {
+        self.enter()?;
+        let bytes = len.checked_mul(size_of::<E>()).ok_or_else(|| Error::TooLarge { shape: vec![len] })?.max(1);
+        let limit = self.memory_limit();
+        let used = self.used.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        let release = |e| {
+            self.used.fetch_sub(bytes, Ordering::Relaxed);
+            e
+        };
+        if used > limit {
+            let detail = format!("{bytes} bytes more would pass the limit of {limit} (in use: {})", used - bytes);
+            return Err(release(Error::device(DeviceFault::OutOfMemory, detail)));
+        }
+        // SAFETY: a stream of this context.
+        let at = unsafe { result::malloc_async(self.compute, bytes) };
+        let at = self.check(&format!("allocating {bytes} bytes"), at).map_err(release)?;
+        self.peak.fetch_max(used, Ordering::Relaxed);
+        Ok(Buffer { at, len, bytes, device: self.clone(), element: PhantomData })
+    }
+
+    /// Device memory of zeros.
+    pub(super) fn zeros<E: Pod>(self: &Arc<Self>, len: usize) -> Result<Buffer<E>> {
+        let buffer = self.alloc(len)?;
+        // SAFETY: the buffer has this many bytes; zero bytes are a value of every `E: Pod`.
+        let done = unsafe { result::memset_d8_async(buffer.at, 0, buffer.bytes, self.compute) };
+        self.check("clearing a buffer", done)?;
+        Ok(buffer)
+    }
+
+    /// A copy of `data` on the device. Returns when `data` has been read.
+    pub(super) fn upload<E: Pod>(self: &Arc<Self>, data: &[E]) -> Result<Buffer<E>> {
+        let buffer = self.alloc(data.len())?;
+        // SAFETY: the buffer is as long as the data; the copy from pageable memory stages them before it returns.
+        let done = unsafe { result::memcpy_htod_async(buffer.at, data, self.compute) };
+        self.check("copying to the device", done)?;
+        Ok(buffer)
+    }
+
+    /// Writes `data` to a buffer, from element `offset` on. Pinned data must stay as they are until the compute stream is there.
+    pub(super) fn write<E: Pod>(&self, buffer: &Buffer<E>, offset: usize, data: &[E]) -> Result<()> {
+        debug_assert!(offset + data.len() <= buffer.len);
+        self.enter()?;
+        // SAFETY: within the buffer; the caller waits before it changes pinned data.
+        let done = unsafe { result::memcpy_htod_async(buffer.address(offset), data, self.compute) };
+        self.check("copying to the device", done)
+    }
+
+    /// Enqueues a copy from pinned memory on the transfer stream. The caller leaves `data` as they are until it is over.
+    pub(super) fn transfer<E: Pod>(&self, to: u64, data: &[E]) -> Result<()> {
+        self.enter()?;
+        // SAFETY: the callers pass an address within a buffer that has room for the data.
+        let done = unsafe { result::memcpy_htod_async(to, data, self.transfer) };
+        self.check("copying to the device", done)
+    }
+
+    /// Copies elements from `offset` on of a buffer to the host, after all that was enqueued before.
+    pub(super) fn download<E: Pod>(&self, buffer: &Buffer<E>, offset: usize, dst: &mut [E]) -> Result<()> {
+        debug_assert!(offset + dst.len() <= buffer.len);
+        self.enter()?;
+        // SAFETY: within the buffer; waited for below, before `dst` is given back.
+        let done = unsafe { result::memcpy_dtoh_async(dst, buffer.address(offset), self.compute) };
+        self.check("copying to the host", done)?;
+        self.synchronize()
+    }
+
+    /// A pinned buffer of at least 8 MiB.
+    pub(super) fn pinned(self: &Arc<Self>) -> Result<Pinned> {
+        self.enter()?;
+        let kept = lock(&self.pinned).pop();
+        let at = match kept {
+            Some(at) => at,
+            // SAFETY: freed when the device closes.
+            None => self.check("pinning host memory", unsafe { result::malloc_host(PINNED_BYTES, 0) })?.cast(),
+        };
+        Ok(Pinned { at, device: self.clone() })
+    }
+
+    pub(super) fn compute_stream(&self) -> sys::CUstream {
+        self.compute
+    }
+
+    pub(super) fn transfer_stream(&self) -> sys::CUstream {
+        self.transfer
+    }
+
+    /// What is enqueued on `later` from now on waits for what is enqueued on `earlier` up to now.
+    pub(super) fn order(&self, earlier: sys::CUstream, later: sys::CUstream) -> Result<()> {
+        let event = Event::new(self)?;
+        event.record(earlier)?;
+        // SAFETY: both live; the driver keeps a destroyed event as long as a stream waits for it.
+        let done =
+            unsafe { result::stream::wait_event(later, event.raw, sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT) };
+        self.check("ordering streams", done)
+    }
+}
+
+impl Drop for Device {
+    /// Everything is given back in the reverse order. Errors are those of a context that is gone: nothing is left to do.
+    fn drop(&mut self) {
+        // SAFETY: handles that this device created, each given back once, after the streams came to rest.
+        unsafe {
+            let _ = result::ctx::set_current(self.context);
+            for stream in [self.compute, self.transfer].into_iter().filter(|s| !s.is_null()) {
+                let _ = result::stream::synchronize(stream);
+            }
+            let (blas, solver) = (*lock(&self.blas), *lock(&self.solver));
+            if !solver.is_null() {
+                let _ = cusolver::cusolverDnDestroy(solver);
+            }
+            if !blas.is_null() {
+                let _ = cublas::cublasDestroy_v2(blas);
+            }
+            for at in lock(&self.pinned).drain(..) {
+                let _ = result::free_host(at.cast());
+            }
+            for &module in &self.modules {
+                let _ = result::module::unload(module);
+            }
+            for stream in [self.compute, self.transfer].into_iter().filter(|s| !s.is_null()) {
+                let _ = result::stream::destroy(stream);
+            }
+            let _ = result::primary_ctx::release(self.raw);
+        }
+    }
+}
+
+/// The driver and both libraries are there, and have all that is called.
+fn check_libraries() -> Result<()> {
+    // SAFETY: loading a library runs its constructors; these are NVIDIA's, or whatever the machine's owner put in their place.
+    let present = unsafe { [sys::is_culib_present(), cublas::is_culib_present(), cusolver::is_culib_present()] };
+    if !present[0] {
+        return Err(Error::device(DeviceFault::NoDriver, "no CUDA driver (libcuda) on this machine"));
+    }
+    for (present, name) in [(present[1], "libcublas"), (present[2], "libcusolver")] {
+        if !present {
+            return Err(Error::device(DeviceFault::NoLibrary, format_args!("{name} is not on this machine")));
+        }
+    }
+    // SAFETY: they are present, so this does not panic; symbols are looked up and not used.
+    let missing = unsafe {
+        let (driver, blas, solver) = (sys::culib(), cublas::culib(), cusolver::culib());
+        let driver = DRIVER.iter().find(|name| driver.get::<*mut c_void>(name.as_bytes()).is_err());
+        let blas = CUBLAS.iter().find(|name| blas.get::<*mut c_void>(name.as_bytes()).is_err());
+        let solver = CUSOLVER.iter().find(|name| solver.get::<*mut c_void>(name.as_bytes()).is_err());
+        driver.or(blas).or(solver)
+    };
+    match missing {
+        Some(name) => Err(Error::device(DeviceFault::DriverTooOld, format_args!("the driver has no {name}"))),
+        None => Ok(()),
+    }
+}
+
+/// What the driver answered, by name and number.
+fn driver_error(what: &str, error: DriverError) -> Error {
+    use sys::CUresult as R;
+    let fault = match error.0 {
+        R::CUDA_ERROR_OUT_OF_MEMORY => DeviceFault::OutOfMemory,
+        R::CUDA_ERROR_NO_DEVICE | R::CUDA_ERROR_INVALID_DEVICE => DeviceFault::NoDevice,
+        R::CUDA_ERROR_STUB_LIBRARY => DeviceFault::NoDriver,
+        R::CUDA_ERROR_SYSTEM_DRIVER_MISMATCH
+        | R::CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE
+        | R::CUDA_ERROR_UNSUPPORTED_PTX_VERSION => DeviceFault::DriverTooOld,
+        R::CUDA_ERROR_NO_BINARY_FOR_GPU | R::CUDA_ERROR_INVALID_IMAGE | R::CUDA_ERROR_INVALID_PTX => {
+            DeviceFault::NoKernels
+        }
+        R::CUDA_ERROR_ILLEGAL_ADDRESS
+        | R::CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES
+        | R::CUDA_ERROR_LAUNCH_TIMEOUT
+        | R::CUDA_ERROR_ASSERT
+        | R::CUDA_ERROR_HARDWARE_STACK_ERROR
+        | R::CUDA_ERROR_ILLEGAL_INSTRUCTION
+        | R::CUDA_ERROR_MISALIGNED_ADDRESS
+        | R::CUDA_ERROR_INVALID_ADDRESS_SPACE
+        | R::CUDA_ERROR_INVALID_PC
+        | R::CUDA_ERROR_LAUNCH_FAILED => DeviceFault::Launch,
+        R::CUDA_ERROR_DEINITIALIZED
+        | R::CUDA_ERROR_DEVICE_UNAVAILABLE
+        | R::CUDA_ERROR_ECC_UNCORRECTABLE
+        | R::CUDA_ERROR_NVLINK_UNCORRECTABLE
+        | R::CUDA_ERROR_CONTEXT_IS_DESTROYED
+        | R::CUDA_ERROR_INVALID_CONTEXT
+        | R::CUDA_ERROR_SYSTEM_NOT_READY
+        | R::CUDA_ERROR_UNKNOWN => DeviceFault::Lost,
+        _ => DeviceFault::Other,
+    };
+    // The name comes from the driver, which is there: it just answered.
+    let name = error.error_name().ok().and_then(|name| name.to_str().ok()).unwrap_or("unknown error");
+    Error::device(fault, format_args!("{what}: {name} ({})", error.0 as u32))
+}
+
+fn blas_status(what: &'static str, status: cublas::cublasStatus_t) -> Result<()> {
+    use cublas::cublasStatus_t as S;
+    let fault = match status {
+        S::CUBLAS_STATUS_SUCCESS => return Ok(()),
+        S::CUBLAS_STATUS_ALLOC_FAILED => DeviceFault::OutOfMemory,
+        S::CUBLAS_STATUS_EXECUTION_FAILED => DeviceFault::Launch,
+        _ => DeviceFault::Other,
+    };
+    Err(Error::device(fault, format_args!("{what}: {status:?}")))
+}
+
+fn solver_status(what: &'static str, status: cusolver::cusolverStatus_t) -> Result<()> {
+    use cusolver::cusolverStatus_t as S;
+    let fault = match status {
+        S::CUSOLVER_STATUS_SUCCESS => return Ok(()),
+        S::CUSOLVER_STATUS_ALLOC_FAILED => DeviceFault::OutOfMemory,
+        S::CUSOLVER_STATUS_EXECUTION_FAILED => DeviceFault::Launch,
+        _ => DeviceFault::Other,
+    };
+    Err(Error::device(fault, format_args!("{what}: {status:?}")))
+}
+
+/// The shape of a launch.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Launch {
+    pub(super) grid: (usize, usize),
+    pub(super) block: (u32, u32),
+    /// Bytes of dynamic shared memory.
+    pub(super) shared: usize,
+}
+
+impl Launch {
+    /// One thread for each of `len` elements, 256 to a block.
+    pub(super) fn elements(len: usize) -> Self {
+        Launch { grid: (len.div_ceil(256), 1), block: (256, 1), shared: 0 }
+    }
+}
+
+/// The most blocks in the second dimension of a grid.
+pub(super) const GRID_Y: usize = 65535;
+
+/// The parameters of a kernel, at most 8 bytes each.
+#[derive(Default)]
+pub(super) struct Arguments {
+    words: [u64; 12],
+    sizes: [usize; 12],
+    count: usize,
+}
+
+impl Arguments {
+    pub(super) fn scalar<S: Pod>(mut self, value: S) -> Self {
+        let bytes = bytemuck::bytes_of(&value);
+        bytemuck::cast_slice_mut::<u64, u8>(&mut self.words)[8 * self.count..][..bytes.len()].copy_from_slice(bytes);
+        self.sizes[self.count] = bytes.len();
+        self.count += 1;
+        self
+    }
+
+    /// A number of elements or a stride, `i64` in the kernels.
+    pub(super) fn size(self, value: usize) -> Self {
+        self.scalar(value as i64)
+    }
+
+    pub(super) fn pointer(self, at: sys::CUdeviceptr) -> Self {
+        self.scalar(at)
+    }
+
+    fn pointers(&mut self) -> Vec<*mut c_void> {
+        self.words[..self.count].iter_mut().map(|w| ptr::from_mut(w).cast()).collect()
+    }
+}
+
+/// Device memory of `len` elements. Freed on the compute stream, after all that uses it.
+#[derive(Debug)]
+pub(super) struct Buffer<E> {
+    at: sys::CUdeviceptr,
+    len: usize,
+    bytes: usize,
+    device: Arc<Device>,
+    element: PhantomData<E>,
+}
+
+impl<E: Pod> Buffer<E> {
+    /// The address of element `offset`.
+    pub(super) fn address(&self, offset: usize) -> sys::CUdeviceptr {
+        debug_assert!(offset <= self.len);
+        self.at + (offset * size_of::<E>()) as u64
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(super) fn device(&self) -> &Arc<Device> {
+        &self.device
+    }
+
+    /// The same memory, as bytes.
+    pub(super) fn into_bytes(self) -> Buffer<u8> {
+        let this = ManuallyDrop::new(self);
+        // SAFETY: `this` is not dropped, so the device moves out of it once.
+        let device = unsafe { ptr::read(&this.device) };
+        Buffer { at: this.at, len: this.bytes, bytes: this.bytes, device, element: PhantomData }
+    }
+}
+
+impl<E> Drop for Buffer<E> {
+    fn drop(&mut self) {
+        self.device.used.fetch_sub(self.bytes, Ordering::Relaxed);
+        if self.device.enter().is_ok() {
+            // SAFETY: allocated on this stream and not freed before. An error here is that of an earlier kernel.
+            let _ = unsafe { result::free_async(self.at, self.device.compute) };
+        }
+    }
+}
+
+/// Pinned host memory, returned to the device's stock when dropped.
+pub(super) struct Pinned {
+    at: *mut u8,
+    device: Arc<Device>,
+}
+
+// SAFETY: plain memory that one thread at a time owns.
+unsafe impl Send for Pinned {}
+
+impl Pinned {
+    /// How many elements fit.
+    pub(super) const fn capacity<E>() -> usize {
+        PINNED_BYTES / size_of::<E>()
+    }
+
+    pub(super) fn as_slice_mut<E: Pod>(&mut self, len: usize) -> &mut [E] {
+        assert!(len <= Self::capacity::<E>());
+        // SAFETY: page-aligned memory of PINNED_BYTES that this value owns; any bytes are an `E: Pod`. The callers wait for copies
+        // from or to it before they look again.
+        unsafe { std::slice::from_raw_parts_mut(self.at.cast(), len) }
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        lock(&self.device.pinned).push(self.at);
+    }
+}
+
+/// A point in a stream.
+pub(super) struct Event<'d> {
+    raw: sys::CUevent,
+    device: &'d Device,
+}
+
+impl<'d> Event<'d> {
+    pub(super) fn new(device: &'d Device) -> Result<Self> {
+        Event::with(device, sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)
+    }
+
+    fn timed(device: &'d Device) -> Result<Self> {
+        Event::with(device, sys::CUevent_flags::CU_EVENT_DEFAULT)
+    }
+
+    fn with(device: &'d Device, flags: sys::CUevent_flags) -> Result<Self> {
+        device.enter()?;
+        let raw = device.check("creating an event", result::event::create(flags))?;
+        Ok(Event { raw, device })
+    }
+
+    pub(super) fn record(&self, stream: sys::CUstream) -> Result<()> {
+        // SAFETY: an event and a stream of one context.
+        self.device.check("recording an event", unsafe { result::event::record(self.raw, stream) })
+    }
+
+    pub(super) fn wait(&self) -> Result<()> {
+        // SAFETY: a recorded event.
+        self.device.check("waiting for an event", unsafe { result::event::synchronize(self.raw) })
+    }
+}
+
+impl Drop for Event<'_> {
+    fn drop(&mut self) {
+        // SAFETY: created here and destroyed once.
+        let _ = unsafe { result::event::destroy(self.raw) };
+    }
+}

@@ -1,0 +1,230 @@
+//! Walsh-Hadamard transforms in device memory: [`fwht`](crate::fwht) on rows and columns of a [`DeviceArray`].
+//!
+//! ```text
+//!   rows, n = b·2^k     k <= 15 (f64: 14)   b vectors of 2^k in one block each, then H_b                1 sweep, 2 with b > 1
+//!                       longer              vectors of 2^15, then columns of 2^15 elements, then H_b
+//!   columns             at most 6 stages (f64: 5) in the registers of a thread                          ⌈k/6⌉ sweeps, one more with b > 1
+//! ```
+//! Halves that need more than one sweep are widened to a workspace of f32, so that they are rounded once.
+
+use std::sync::Arc;
+
+use super::device::{Arguments, Buffer, Device, GRID_Y, Launch};
+use super::sketch::RowLayout;
+use crate::error::{Error, Result};
+use crate::fwht::Order;
+use crate::tensor::{DType, Element};
+
+/// An `m × n` matrix of any storage type in device memory, row-major.
+#[derive(Debug)]
+pub struct DeviceArray<E> {
+    data: Buffer<E>,
+    nrows: usize,
+    ncols: usize,
+}
+
+impl<E: Element> DeviceArray<E> {
+    /// A copy of `m × n` elements, row by row.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] unless there are `m n` of them; [`Error::Device`].
+    pub fn new(device: &Arc<Device>, data: &[E], nrows: usize, ncols: usize) -> Result<Self> {
+        if nrows.checked_mul(ncols) != Some(data.len()) {
+            return Err(Error::shape("DeviceArray", format_args!("{nrows}×{ncols} elements"), data.len()));
+        }
+        Ok(DeviceArray { data: device.upload(data)?, nrows, ncols })
+    }
+
+    /// The elements, row by row.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn to_vec(&self) -> Result<Vec<E>> {
+        let mut host = vec![E::zeroed(); self.nrows * self.ncols];
+        self.data.device().download(&self.data, 0, &mut host)?;
+        Ok(host)
+    }
+}
+
+/// Each row `x_i <- H x_i`.
+///
+/// # Errors
+/// [`Error::Order`] unless the length of a row is that of an [`Order`]; [`Error::Device`].
+pub fn fwht_rows<E: Element>(x: &mut DeviceArray<E>) -> Result<()> {
+    transform(x, Along::Rows, 1.0)
+}
+
+/// Each column `x_j <- H x_j`.
+///
+/// # Errors
+/// [`Error::Order`] unless the length of a column is that of an [`Order`]; [`Error::Device`].
+pub fn fwht_columns<E: Element>(x: &mut DeviceArray<E>) -> Result<()> {
+    transform(x, Along::Columns, 1.0)
+}
+
+/// Each row `x_i <- H x_i / √n`, an orthogonal matrix.
+///
+/// # Errors
+/// As [`fwht_rows`].
+pub fn orthonormal_rows<E: Element>(x: &mut DeviceArray<E>) -> Result<()> {
+    let n = x.ncols;
+    transform(x, Along::Rows, 1.0 / (n as f64).sqrt())
+}
+
+/// Each column `x_j <- H x_j / √m`, an orthogonal matrix.
+///
+/// # Errors
+/// As [`fwht_columns`].
+pub fn orthonormal_columns<E: Element>(x: &mut DeviceArray<E>) -> Result<()> {
+    let m = x.nrows;
+    transform(x, Along::Columns, 1.0 / (m as f64).sqrt())
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Along {
+    Rows,
+    Columns,
+}
+
+/// One kernel call.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Sweep {
+    /// `count` vectors of `2^log2` adjacent elements, one after the other.
+    Rows { log2: u32, count: usize },
+    /// `2^log2` elements `columns` apart, `outer` times.
+    Columns { log2: u32, outer: usize, columns: usize },
+    /// `H_b` on elements `width` apart, `count` times.
+    Base { b: usize, width: usize, count: usize },
+}
+
+/// The sweeps over an `m × n` matrix.
+fn sweeps(order: Order, along: Along, (m, n): (usize, usize), dtype: DType) -> Vec<Sweep> {
+    let (b, k) = (order.base(), order.log2());
+    let (longest, stages) = if dtype == DType::F64 { (14, 5) } else { (15, 6) };
+    let mut sweeps = Vec::new();
+    // What is done of the k bits, and how many elements lie between neighbours of the next one.
+    let (mut done, mut columns, vectors) = match along {
+        Along::Rows => {
+            let log2 = k.min(longest);
+            if log2 > 0 {
+                sweeps.push(Sweep::Rows { log2, count: m * (n >> log2) });
+            }
+            (log2, 1 << log2, m)
+        }
+        Along::Columns => (0, n, 1),
+    };
+    while done < k {
+        // As few sweeps as possible, of nearly equal length.
+        let log2 = (k - done).div_ceil((k - done).div_ceil(stages));
+        sweeps.push(Sweep::Columns { log2, outer: m * n / (columns << log2), columns });
+        done += log2;
+        columns <<= log2;
+    }
+    if b > 1 {
+        sweeps.push(Sweep::Base { b, width: columns, count: vectors });
+    }
+    sweeps
+}
+
+fn transform<E: Element>(x: &mut DeviceArray<E>, along: Along, scale: f64) -> Result<()> {
+    let (m, n) = (x.nrows, x.ncols);
+    if m == 0 || n == 0 {
+        return Ok(());
+    }
+    let length = if along == Along::Rows { n } else { m };
+    let order = Order::new(length).ok_or(Error::Order { n: length })?;
+    let sweeps = sweeps(order, along, (m, n), E::DTYPE);
+    let device = x.data.device().clone();
+    if E::DTYPE.size() == 2 && sweeps.len() > 1 {
+        let wide = device.alloc::<f32>(m * n)?;
+        cast(&device, (E::DTYPE, x.data.address(0)), (DType::F32, wide.address(0)), m * n)?;
+        run(&device, DType::F32, wide.address(0), &sweeps, scale)?;
+        return cast(&device, (DType::F32, wide.address(0)), (E::DTYPE, x.data.address(0)), m * n);
+    }
+    run(&device, E::DTYPE, x.data.address(0), &sweeps, scale)
+}
+
+fn cast(device: &Device, (from, src): (DType, u64), (to, dst): (DType, u64), len: usize) -> Result<()> {
+    let grid = (len.div_ceil(1024).min(1 << 20), 1);
+    let mut arguments =
+        Arguments::default().pointer(src).pointer(dst).scalar(1f32).size(1).size(len).size(len).size(len);
+    device.launch(&format!("cast_{from}_{to}"), Launch { grid, block: (256, 1), shared: 0 }, &mut arguments)
+}
+
+fn run(device: &Arc<Device>, dtype: DType, at: u64, sweeps: &[Sweep], scale: f64) -> Result<()> {
+    for (i, &sweep) in sweeps.iter().enumerate() {
+        let scale = if i + 1 == sweeps.len() { scale } else { 1.0 };
+        let scaled = |arguments: Arguments| match dtype {
+            DType::F64 => arguments.scalar(scale),
+            _ => arguments.scalar(scale as f32),
+        };
+        match sweep {
+            Sweep::Rows { log2, count } => {
+                let layout = RowLayout::of(log2, dtype);
+                let shape = Launch {
+                    grid: (count.div_ceil(layout.vectors), 1),
+                    block: (layout.threads as u32, 1),
+                    shared: layout.shared,
+                };
+                let arguments = scaled(Arguments::default().pointer(at).pointer(at));
+                let mut arguments = arguments.size(count).scalar(1i32).size(1 << log2).size(1 << log2);
+                device.launch(&format!("fwht_rows_{dtype}_{log2}"), shape, &mut arguments)?;
+            }
+            Sweep::Columns { log2, outer, columns } => {
+                let grid = (columns.div_ceil(256), outer.min(GRID_Y));
+                let arguments = scaled(Arguments::default().pointer(at));
+                let mut arguments = arguments.size(outer).size(1).size(columns).size(columns);
+                let shape = Launch { grid, block: (256, 1), shared: 0 };
+                device.launch(&format!("fwht_columns_{dtype}_{log2}"), shape, &mut arguments)?;
+            }
+            Sweep::Base { b, width, count } => {
+                let minus = device.upload(&signs(b))?;
+                let arithmetic = if dtype == DType::F64 { 8 } else { 4 };
+                let shape =
+                    Launch { grid: ((count * width).div_ceil(32), 1), block: (32, 8), shared: b * 32 * arithmetic };
+                let arguments = scaled(Arguments::default().pointer(at).pointer(minus.address(0)));
+                let mut arguments = arguments.scalar(b as i32).size(width).size(count).size(b * width);
+                device.launch(&format!("hadamard_{dtype}"), shape, &mut arguments)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// `H_b` as bits, five words to a row: a set bit is a −1.
+fn signs(b: usize) -> Vec<u32> {
+    let h = Order::new(b).map(Order::base_matrix);
+    let mut words = vec![0; 5 * b];
+    if let Some(h) = h {
+        for i in 0..b {
+            for (j, &x) in h.row(i).iter().enumerate() {
+                words[5 * i + j / 32] |= u32::from(x < 0.0) << (j % 32);
+            }
+        }
+    }
+    words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sweeps_cover_every_bit() {
+        let of = |n: usize, along, shape, dtype| sweeps(Order::new(n).unwrap(), along, shape, dtype);
+        assert_eq!(of(4096, Along::Rows, (3, 4096), DType::F16), [Sweep::Rows { log2: 12, count: 3 }]);
+        assert_eq!(
+            of(12 << 16, Along::Rows, (2, 12 << 16), DType::F64),
+            [
+                Sweep::Rows { log2: 14, count: 2 * 12 * 4 },
+                Sweep::Columns { log2: 2, outer: 2 * 12, columns: 1 << 14 },
+                Sweep::Base { b: 12, width: 1 << 16, count: 2 },
+            ]
+        );
+        assert_eq!(
+            of(1 << 8, Along::Columns, (1 << 8, 5), DType::F32),
+            [Sweep::Columns { log2: 4, outer: 16, columns: 5 }, Sweep::Columns { log2: 4, outer: 1, columns: 80 }]
+        );
+        assert_eq!(of(20, Along::Rows, (7, 20), DType::F32)[1..], [Sweep::Base { b: 20, width: 4, count: 7 }]);
+    }
+}

@@ -1,0 +1,54 @@
+//! CUDA: the operators and panels of [`operator`](crate::operator) in device memory. The only place that names cudarc.
+//!
+//! **Compiled and emulated, not yet run on hardware.** The kernels are compiled by nvcc for sm_80, sm_90 and sm_100; the same sources
+//! run under an emulator that finds races, and this module runs against a driver made for the tests (`tests/cuda`).
+//!
+//! ```text
+//!   device.rs     context, streams, kernels, memory        operator.rs   DeviceMatrix: LinearOperator, resident or streamed
+//!   blas.rs       GEMM, SYRK, TRSM                         panel.rs      DevicePanel: Panel, orthonormalization
+//!   solver.rs     POTRF, GEQRF, ORGQR, SYEVD, GESVDJ       sketch.rs     A Ω, Philox            fwht.rs   rows and columns
+//! ```
+//!
+//! No algorithm is written here: `range` and `svd` run on these types as on those in memory. Tall panels stay on the
+//! device, l × l matrices come home. The plain way in is
+//!
+//! ```no_run
+//! # fn main() -> tensorslim::Result<()> {
+//! # let (w, m, n) = (vec![0f32; 12], 4, 3);
+//! use tensorslim::{Device, Rank, TensorRef, TruncatedSvd};
+//! let f = TruncatedSvd::new(Rank::Fixed(2)).device(Device::Cuda(0)).factor::<f32>(TensorRef::new(&w, &[m, n])?)?;
+//! # Ok(())
+//! # }
+//! ```
+//! and the kernel layer is public: [`DeviceMatrix`], [`DevicePanel`], [`fwht`], [`solver`]. What a card is expected to do is on paper in the
+//! headers of `kernels/*.cu`; `benches/cuda.rs` prints it beside what it measures.
+
+mod batch;
+mod blas;
+mod device;
+pub mod fwht;
+mod operator;
+mod panel;
+mod sketch;
+pub mod solver;
+
+/// The table that build.rs writes: empty where there was no nvcc.
+mod images {
+    include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
+}
+
+pub use batch::factor_batch;
+pub use device::Device;
+pub use operator::DeviceMatrix;
+pub use panel::DevicePanel;
+pub use sketch::philox_words;
+
+/// The kernel sources that were compiled into this build, with the bytes of each.
+pub fn kernels() -> impl Iterator<Item = (&'static str, usize)> {
+    images::IMAGES.iter().map(|(name, image)| (*name, image.len()))
+}
+
+/// The architectures that they were compiled for, the lowest also as PTX for later cards.
+pub fn architectures() -> &'static [&'static str] {
+    images::ARCHITECTURES
+}

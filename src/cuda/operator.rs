@@ -1,0 +1,541 @@
+//! A matrix on the device, row-major, or streamed through it.
+//!
+//! ```text
+//!   resident    A  m × n   in its storage type (f16, bf16 for f32 arithmetic), else in T          one upload
+//!   streamed    two tiles of rows: one is multiplied while the other comes in                     one upload for each product
+//! ```
+//!
+//! A matrix stays on the host when it would take more than three quarters of what [`Device::memory_limit`] leaves. Wide matrices come in as
+//! transposed views and are transposed on the way, tile by tile, so that rows lie together on the device whatever the
+//! strides on the host.
+//!
+//! **Halves.** cuBLAS multiplies f16 by f16. A panel of f32 is split into three panels of halves that hold its 24 bits
+//! (`split_f32_*`), and `A X` is the sum of three products on tensor cores: exact before the sums, which are in f32. On an H100 three products at 990
+//! TFLOP/s take a fifth of the time of one in f32 at 67.
+//!
+//! The first sweep on the device finds NaN, infinities, `max |a|` and `‖A‖_F²`. Values whose squares would leave the range of T
+//! are scaled by a power of two as [`Dense`](crate::operator::Dense) does.
+
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use bytemuck::Pod;
+use faer::MatRef;
+use rayon::prelude::*;
+
+use super::blas::{Operand, gemm};
+use super::device::{Arguments, Buffer, Device, Event, GRID_Y, Launch, Pinned};
+use super::panel::{DevicePanel, Statistics, statistics};
+use super::sketch;
+use crate::error::{Error, Result};
+use crate::operator::{LinearOperator, Panel, first_not_finite};
+use crate::simd::Scalar;
+use crate::sketch::AnySketch;
+use crate::tensor::{DType, Element, MatView, with_view};
+
+/// Rows in device memory, `ld` elements apart.
+#[derive(Debug)]
+pub(super) struct Rows {
+    data: Buffer<u8>,
+    pub(super) dtype: DType,
+    pub(super) ld: usize,
+}
+
+impl Rows {
+    fn new(device: &Arc<Device>, rows: usize, n: usize, dtype: DType) -> Result<Self> {
+        let ld = Rows::leading_dimension(n, dtype);
+        let bytes = rows.checked_mul(ld * dtype.size()).ok_or_else(|| Error::TooLarge { shape: vec![rows, n] })?;
+        Ok(Rows { data: device.alloc(bytes)?, dtype, ld })
+    }
+
+    /// Rows begin at multiples of 16 bytes.
+    fn leading_dimension(n: usize, dtype: DType) -> usize {
+        n.next_multiple_of(16 / dtype.size())
+    }
+
+    pub(super) fn address(&self, row: usize, column: usize) -> u64 {
+        self.data.address((row * self.ld + column) * self.dtype.size())
+    }
+
+    /// The rows from `(row, column)` on, as cuBLAS sees them.
+    pub(super) fn operand(&self, row: usize, column: usize) -> Operand {
+        Operand { at: self.address(row, column), dtype: self.dtype, ld: self.ld, transposed: true }
+    }
+}
+
+enum Data<'a> {
+    Resident(Rows),
+    /// Tall, of any strides; `rows` of them make a tile of type `dtype`.
+    Streamed {
+        view: MatView<'a>,
+        tile_rows: usize,
+        dtype: DType,
+    },
+}
+
+/// An `m × n` matrix, `m >= n`, multiplied on the device.
+pub struct DeviceMatrix<'a, T> {
+    device: Arc<Device>,
+    data: Data<'a>,
+    nrows: usize,
+    ncols: usize,
+    scale: f64,
+    norm_squared: f64,
+    passes: usize,
+    arithmetic: PhantomData<T>,
+}
+
+/// The range of `max |a|` within which squares and their sums stay clear of over- and underflow: `2^±this`.
+const fn safe_exponent<T: Scalar>() -> i32 {
+    if size_of::<T>() == 4 { 40 } else { 400 }
+}
+
+impl<'a, T: Scalar> DeviceMatrix<'a, T> {
+    /// Checks the matrix and brings it to the device if it fits. `view` must be tall or square.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if it is wide, [`Error::Empty`], [`Error::NotFinite`], [`Error::Device`].
+    pub fn new(device: &Arc<Device>, view: MatView<'a>) -> Result<Self> {
+        let (m, n) = (view.nrows(), view.ncols());
+        if m == 0 || n == 0 {
+            return Err(Error::Empty { shape: vec![m, n] });
+        }
+        if m < n {
+            return Err(Error::shape(
+                "DeviceMatrix",
+                "a tall matrix (hand over the transpose)",
+                format_args!("{m}×{n}"),
+            ));
+        }
+        let storage = view.dtype();
+        let half = matches!(storage, DType::F16 | DType::BF16) && T::DTYPE == DType::F32;
+        let direct = half || storage == T::DTYPE;
+        let budget = device.memory_limit().min(device.total_memory()).saturating_sub(device.used_memory());
+        let fits = |dtype: DType| {
+            let row = Rows::leading_dimension(n, dtype) * dtype.size();
+            m.checked_mul(row).is_some_and(|bytes| bytes <= budget / 4 * 3)
+        };
+        let tile_rows = |dtype: DType| {
+            let row = Rows::leading_dimension(n, dtype) * dtype.size();
+            (budget / 8 / row).clamp(1, m)
+        };
+        let mut this = DeviceMatrix {
+            device: device.clone(),
+            data: Data::Streamed { view, tile_rows: tile_rows(storage), dtype: storage },
+            nrows: m,
+            ncols: n,
+            scale: 1.0,
+            norm_squared: 0.0,
+            passes: 0,
+            arithmetic: PhantomData,
+        };
+        // What fits as it is stored is swept where it will stay.
+        let mut found = if direct && fits(storage) {
+            let rows = Rows::new(device, m, n, storage)?;
+            Loader::new(device)?.load(view, &rows, 1.0)?;
+            let found = statistics(device, storage, rows.address(0, 0), m, n, rows.ld)?;
+            this.data = Data::Resident(rows);
+            found
+        } else {
+            this.sweep()?
+        };
+        if !found.finite {
+            return Err(first_not_finite(view));
+        }
+        let exponent = if found.largest > 0.0 { found.largest.log2().floor() as i32 } else { 0 };
+        if exponent.abs() > safe_exponent::<T>() {
+            this.scale = 2f64.powi(-exponent);
+        }
+        if !direct || this.scale != 1.0 {
+            this.data = Data::Streamed { view, tile_rows: tile_rows(T::DTYPE), dtype: T::DTYPE };
+            if fits(T::DTYPE) {
+                let rows = Rows::new(device, m, n, T::DTYPE)?;
+                Loader::new(device)?.load(view, &rows, this.scale)?;
+                this.data = Data::Resident(rows);
+            }
+            if this.scale != 1.0 {
+                found = this.sweep()?;
+            }
+        }
+        this.norm_squared = found.sum_squares;
+        this.passes = 0;
+        Ok(this)
+    }
+
+    /// Whether the matrix is on the device, and not streamed through it.
+    pub fn is_resident(&self) -> bool {
+        matches!(self.data, Data::Resident(_))
+    }
+
+    /// Statistics of the matrix as it is multiplied.
+    fn sweep(&mut self) -> Result<Statistics> {
+        let (device, n) = (self.device.clone(), self.ncols);
+        let mut total = Statistics { finite: true, ..Statistics::default() };
+        self.for_each_tile(|_, count, tile| {
+            let part = statistics(&device, tile.dtype, tile.address(0, 0), count, n, tile.ld)?;
+            total.largest = total.largest.max(part.largest);
+            total.sum_squares += part.sum_squares;
+            total.finite &= part.finite;
+            Ok(())
+        })?;
+        Ok(total)
+    }
+
+    /// Calls `f(first row, rows, tile)` for the whole matrix at once, or tile by tile in order. While `f`'s work on one tile runs on the
+    /// device, the next one comes in.
+    fn for_each_tile(&mut self, mut f: impl FnMut(usize, usize, &Rows) -> Result<()>) -> Result<()> {
+        self.passes += 1;
+        match &self.data {
+            Data::Resident(rows) => f(0, self.nrows, rows),
+            Data::Streamed { view, tile_rows, dtype } => {
+                let tiles = [
+                    Rows::new(&self.device, *tile_rows, self.ncols, *dtype)?,
+                    Rows::new(&self.device, *tile_rows, self.ncols, *dtype)?,
+                ];
+                let mut loader = Loader::new(&self.device)?;
+                for (i, first) in (0..self.nrows).step_by(*tile_rows).enumerate() {
+                    let count = (*tile_rows).min(self.nrows - first);
+                    loader.load(view.subrows(first, count), &tiles[i % 2], self.scale)?;
+                    f(first, count, &tiles[i % 2])?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// A panel as cuBLAS can multiply it with elements of a type: itself, or three panels of halves.
+enum Factor<'p, T> {
+    Same(&'p DevicePanel<T>),
+    Split { parts: Buffer<u16>, panel: usize, ld: usize, dtype: DType, alpha: [T; 3] },
+}
+
+impl<'p, T: Scalar> Factor<'p, T> {
+    fn new(panel: &'p DevicePanel<T>, dtype: DType) -> Result<Self> {
+        if dtype == T::DTYPE {
+            return Ok(Factor::Same(panel));
+        }
+        let (device, ld) = (panel.device(), panel.ld());
+        let count = ld * panel.ncols();
+        // f16 has five bits of exponent: the largest element becomes about 2^14.
+        let (scale, shift) = match dtype {
+            DType::F16 => {
+                let largest = panel.statistics()?.largest;
+                let exponent = if largest > 0.0 { largest.log2().floor().clamp(-100.0, 100.0) } else { 0.0 };
+                (2f64.powi(14 - exponent as i32), 11)
+            }
+            _ => (1.0, 0),
+        };
+        let parts = device.alloc::<u16>(3 * count)?;
+        let mut arguments =
+            Arguments::default().pointer(panel.address(0)).pointer(parts.address(0)).scalar(scale as f32).size(count);
+        device.launch(&format!("split_f32_{dtype}"), Launch::elements(count), &mut arguments)?;
+        let alpha = [0, 1, 2].map(|p| T::from_f64(2f64.powi(-shift * p) / scale));
+        Ok(Factor::Split { parts, panel: count, ld, dtype, alpha })
+    }
+
+    /// The products that add up to one with the panel, from row `first` on: operand and factor.
+    fn terms(&self, first: usize) -> Vec<(Operand, T)> {
+        match self {
+            Factor::Same(panel) => vec![(panel.operand(first), T::one())],
+            Factor::Split { parts, panel, ld, dtype, alpha } => (0..3)
+                .map(|p| {
+                    let at = parts.address(p * panel + first);
+                    (Operand { at, dtype: *dtype, ld: *ld, transposed: false }, alpha[p])
+                })
+                .collect(),
+        }
+    }
+}
+
+/// `c = a · x + beta · c`, where `x` is panel `factor` from row `first` on, of `shape.2` rows.
+fn product<T: Scalar>(
+    device: &Device,
+    shape: (usize, usize, usize),
+    a: Operand,
+    factor: &Factor<'_, T>,
+    first: usize,
+    beta: T,
+    c: Operand,
+) -> Result<()> {
+    let mut beta = beta;
+    for (x, alpha) in factor.terms(first) {
+        gemm(device, shape, alpha, a, x, beta, c)?;
+        beta = T::one();
+    }
+    Ok(())
+}
+
+/// `y[first..first + count] = [y +] tile[:, column..column + x.nrows()] · x`.
+pub(super) fn multiply_rows<T: Scalar>(
+    tile: &Rows,
+    (first, count): (usize, usize),
+    column: usize,
+    x: &DevicePanel<T>,
+    beta: T,
+    y: &mut DevicePanel<T>,
+) -> Result<()> {
+    let factor = Factor::new(x, tile.dtype)?;
+    let shape = (count, x.ncols(), x.nrows());
+    product(x.device(), shape, tile.operand(0, column), &factor, 0, beta, y.operand(first))
+}
+
+impl<T: Scalar> LinearOperator<T> for DeviceMatrix<'_, T> {
+    type Left = DevicePanel<T>;
+    type Right = DevicePanel<T>;
+    type Gram = DeviceMatrix<'static, T>;
+
+    fn nrows(&self) -> usize {
+        self.nrows
+    }
+
+    fn ncols(&self) -> usize {
+        self.ncols
+    }
+
+    fn scale(&self) -> f64 {
+        self.scale
+    }
+
+    fn norm_squared(&self) -> f64 {
+        self.norm_squared
+    }
+
+    fn left(&self, l: usize) -> Result<DevicePanel<T>> {
+        DevicePanel::zeros(&self.device, self.nrows, l)
+    }
+
+    fn right(&self, l: usize) -> Result<DevicePanel<T>> {
+        DevicePanel::zeros(&self.device, self.ncols, l)
+    }
+
+    fn apply(&mut self, x: &DevicePanel<T>, y: &mut DevicePanel<T>) -> Result<()> {
+        let (device, factor) = (self.device.clone(), Factor::new(x, self.dtype())?);
+        let (n, l) = (self.ncols, x.ncols());
+        self.for_each_tile(|first, count, tile| {
+            product(&device, (count, l, n), tile.operand(0, 0), &factor, 0, T::zeroed(), y.operand(first))
+        })
+    }
+
+    fn apply_adjoint(&mut self, y: &DevicePanel<T>, x: &mut DevicePanel<T>) -> Result<()> {
+        let (device, factor) = (self.device.clone(), Factor::new(y, self.dtype())?);
+        let (n, l) = (self.ncols, y.ncols());
+        self.for_each_tile(|first, count, tile| {
+            let beta = if first == 0 { T::zeroed() } else { T::one() };
+            product(&device, (n, l, count), tile.operand(0, 0).t(), &factor, first, beta, x.operand(0))
+        })
+    }
+
+    fn sketch(&mut self, omega: &AnySketch, y: &mut DevicePanel<T>) -> Result<()> {
+        let prepared = sketch::Prepared::new(&self.device, omega)?;
+        self.for_each_tile(|first, count, tile| prepared.apply(tile, (first, count), y))
+    }
+
+    fn materialize(&mut self, y: &mut DevicePanel<T>) -> Result<()> {
+        let (device, n) = (self.device.clone(), self.ncols);
+        self.for_each_tile(|first, count, tile| {
+            let from = (tile.dtype, tile.address(0, 0), tile.ld);
+            transpose(&device, from, (T::DTYPE, y.address(first), y.ld()), (count, n), 1.0)
+        })
+    }
+
+    fn gram(&mut self) -> Result<DeviceMatrix<'static, T>> {
+        let mut g = DevicePanel::zeros(&self.device, self.ncols, self.ncols)?;
+        self.for_each_tile(|first, count, tile| {
+            g.gram_of(tile.operand(0, 0), count, if first == 0 { T::zeroed() } else { T::one() })
+        })?;
+        g.mirror()?;
+        DeviceMatrix::from_symmetric(g)
+    }
+
+    fn passes(&self) -> usize {
+        self.passes
+    }
+}
+
+impl<T: Scalar> DeviceMatrix<'static, T> {
+    /// The operator of a symmetric matrix on the device.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] unless it is square; [`Error::Device`].
+    pub fn from_symmetric(g: DevicePanel<T>) -> Result<Self> {
+        let n = g.ncols();
+        if g.nrows() != n {
+            return Err(Error::shape("from_symmetric", "a square matrix", format_args!("{}×{n}", g.nrows())));
+        }
+        let (norm_squared, device) = (g.norm_squared()?, g.device().clone());
+        let (data, ld) = g.into_bytes();
+        Ok(DeviceMatrix {
+            device,
+            data: Data::Resident(Rows { data, dtype: T::DTYPE, ld }),
+            nrows: n,
+            ncols: n,
+            scale: 1.0,
+            norm_squared,
+            passes: 0,
+            arithmetic: PhantomData,
+        })
+    }
+}
+
+impl<T: Scalar> DeviceMatrix<'_, T> {
+    /// The type of the elements on the device.
+    fn dtype(&self) -> DType {
+        match &self.data {
+            Data::Resident(rows) => rows.dtype,
+            Data::Streamed { dtype, .. } => *dtype,
+        }
+    }
+}
+
+/// `scale`, in the arithmetic of a storage type.
+fn with_scale(arguments: Arguments, dtype: DType, scale: f64) -> Arguments {
+    match dtype {
+        DType::F64 => arguments.scalar(scale),
+        _ => arguments.scalar(scale as f32),
+    }
+}
+
+/// `dst(j, i) = scale · src(i, j)` for lines of `width` elements.
+fn transpose(
+    device: &Device,
+    (from, src, lds): (DType, u64, usize),
+    (to, dst, ldd): (DType, u64, usize),
+    (lines, width): (usize, usize),
+    scale: f64,
+) -> Result<()> {
+    let arithmetic = if to == DType::F64 { 8 } else { 4 };
+    let grid = (width.div_ceil(32), lines.div_ceil(32).min(GRID_Y));
+    let shape = Launch { grid, block: (32, 8), shared: 32 * 33 * arithmetic };
+    let arguments = with_scale(Arguments::default().pointer(src).pointer(dst), to, scale);
+    let mut arguments = arguments.size(lines).size(width).size(lds).size(ldd);
+    device.launch(&format!("transpose_{from}_{to}"), shape, &mut arguments)
+}
+
+/// Brings rows of a host matrix to the device through two pinned buffers: while one is copied by the transfer stream, the other is
+/// filled by the host's threads.
+struct Loader<'d> {
+    device: &'d Arc<Device>,
+    lanes: [Lane<'d>; 2],
+    turn: usize,
+}
+
+struct Lane<'d> {
+    pinned: Pinned,
+    /// When the copy from it is over.
+    copied: Event<'d>,
+    in_use: bool,
+    /// Where elements wait that are transposed or converted.
+    buffer: Option<Buffer<u8>>,
+}
+
+impl<'d> Loader<'d> {
+    fn new(device: &'d Arc<Device>) -> Result<Self> {
+        let lane = || {
+            Ok::<_, Error>(Lane { pinned: device.pinned()?, copied: Event::new(device)?, in_use: false, buffer: None })
+        };
+        Ok(Loader { device, lanes: [lane()?, lane()?], turn: 0 })
+    }
+
+    /// `dst <- scale · view`, ordered before whatever the compute stream gets next, and after what it got before.
+    fn load(&mut self, view: MatView<'_>, dst: &Rows, scale: f64) -> Result<()> {
+        let device = self.device;
+        device.order(device.compute_stream(), device.transfer_stream())?;
+        with_view!(view, a => self.load_elements(a, dst, scale))?;
+        device.order(device.transfer_stream(), device.compute_stream())
+    }
+
+    fn load_elements<E: Element>(&mut self, a: MatRef<'_, E>, dst: &Rows, scale: f64) -> Result<()> {
+        // Lines are what is contiguous in storage: rows, or columns of a transposed view.
+        let by_rows = a.col_stride().unsigned_abs() <= a.row_stride().unsigned_abs() || a.nrows() == 1;
+        let lines = if by_rows { a } else { a.transpose() };
+        let direct = by_rows && E::DTYPE == dst.dtype && scale == 1.0;
+        let capacity = Pinned::capacity::<E>();
+        // Whole lines, padded as rows of the device are, or pieces of lines that are longer than a buffer.
+        let piece = lines.ncols().min(capacity);
+        let stride =
+            if piece == lines.ncols() { Rows::leading_dimension(piece, E::DTYPE).min(capacity) } else { piece };
+        let step = (capacity / stride).max(1);
+        for first in (0..lines.nrows()).step_by(step) {
+            let count = step.min(lines.nrows() - first);
+            for left in (0..lines.ncols()).step_by(piece) {
+                let width = piece.min(lines.ncols() - left);
+                let block = lines.submatrix(first, left, count, width);
+                if direct && width == lines.ncols() && stride == dst.ld {
+                    self.copy(block, stride, dst.address(first, 0), None)?;
+                } else {
+                    let at = if by_rows { dst.address(first, left) } else { dst.address(left, first) };
+                    self.copy(block, stride, at, Some((by_rows, dst, scale)))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies lines to `at`, or by way of a buffer that is then converted or transposed to `at`.
+    fn copy<E: Element>(
+        &mut self,
+        lines: MatRef<'_, E>,
+        stride: usize,
+        at: u64,
+        convert: Option<(bool, &Rows, f64)>,
+    ) -> Result<()> {
+        let (device, lane) = (self.device, &mut self.lanes[self.turn]);
+        self.turn = 1 - self.turn;
+        if lane.in_use {
+            lane.copied.wait()?;
+        }
+        let (count, width) = (lines.nrows(), lines.ncols());
+        let data = lane.pinned.as_slice_mut::<E>(stride * count);
+        gather(lines, stride, data);
+        let target = match convert {
+            None => at,
+            Some(_) => {
+                let bytes = size_of_val(data);
+                let buffer = match lane.buffer.take() {
+                    Some(buffer) if buffer.len() >= bytes => buffer,
+                    _ => device.alloc::<u8>(bytes)?,
+                };
+                // The buffer is there, and the kernel that read it last is through.
+                device.order(device.compute_stream(), device.transfer_stream())?;
+                lane.buffer.insert(buffer).address(0)
+            }
+        };
+        device.transfer(target, data)?;
+        lane.copied.record(device.transfer_stream())?;
+        lane.in_use = true;
+        let Some((by_rows, dst, scale)) = convert else { return Ok(()) };
+        device.order(device.transfer_stream(), device.compute_stream())?;
+        if !by_rows {
+            let from = (E::DTYPE, target, stride);
+            return transpose(device, from, (dst.dtype, at, dst.ld), (count, width), scale);
+        }
+        let grid = (width.div_ceil(1024), count.min(GRID_Y));
+        let arguments = with_scale(Arguments::default().pointer(target).pointer(at), dst.dtype, scale);
+        let mut arguments = arguments.size(count).size(width).size(stride).size(dst.ld);
+        let kernel = format!("cast_{}_{}", E::DTYPE, dst.dtype);
+        device.launch(&kernel, Launch { grid, block: (256, 1), shared: 0 }, &mut arguments)
+    }
+}
+
+impl Drop for Loader<'_> {
+    /// The pinned buffers go back to the stock: nothing may still be copied from them.
+    fn drop(&mut self) {
+        for lane in self.lanes.iter().filter(|lane| lane.in_use) {
+            // An error here has been or will be reported by the stream.
+            let _ = lane.copied.wait();
+        }
+    }
+}
+
+/// The lines, `stride` elements apart, padding zeroed.
+fn gather<E: Element + Pod>(lines: MatRef<'_, E>, stride: usize, to: &mut [E]) {
+    to.par_chunks_mut(stride).enumerate().with_min_len(64).for_each(|(i, to)| {
+        let row = lines.row(i);
+        match row.try_as_row_major() {
+            Some(row) => to[..row.ncols()].copy_from_slice(row.as_slice()),
+            None => (0..row.ncols()).for_each(|j| to[j] = row[j]),
+        }
+        to[lines.ncols()..].fill(E::zeroed());
+    });
+}

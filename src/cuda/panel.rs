@@ -1,0 +1,380 @@
+//! Panels in device memory, column-major. The leading dimension is padded to 8 elements, so that columns begin at 16 bytes, and
+//! the padding holds zeros.
+//!
+//! Orthonormalization is the iteration of [`qr::cholesky`](crate::qr::cholesky), which decides on l × l matrices on the
+//! host; the device forms Gram matrices (SYRK in f32, or in f64 of a widened block of rows) and divides by triangles (TRSM). What CholeskyQR cannot do goes
+//! to cuSOLVER's reflections.
+
+use std::sync::Arc;
+
+use faer::dyn_stack::MemStack;
+use faer::{Accum, Mat, MatMut, MatRef};
+
+use super::blas::{Operand, divide, gemm, syrk};
+use super::device::{Arguments, Buffer, Device, GRID_Y, Launch, Pinned};
+use super::solver;
+use crate::error::{Error, Result};
+use crate::operator::Panel;
+use crate::qr::{self, Algorithm, Orthonormalization, Remote, Tall};
+use crate::simd::Scalar;
+use crate::tensor::DType;
+
+/// Rows that are widened to f64 at a time for a Gram matrix: 2^15 × 266 take 70 MB.
+const WIDE_ROWS: usize = 1 << 15;
+
+/// An `m × l` panel in device memory.
+#[derive(Debug)]
+pub struct DevicePanel<T> {
+    data: Buffer<T>,
+    nrows: usize,
+    ncols: usize,
+    ld: usize,
+}
+
+impl<T: Scalar> DevicePanel<T> {
+    /// A panel of zeros.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn zeros(device: &Arc<Device>, nrows: usize, ncols: usize) -> Result<Self> {
+        let ld = nrows.next_multiple_of(8);
+        let len = ld.checked_mul(ncols).ok_or_else(|| Error::TooLarge { shape: vec![nrows, ncols] })?;
+        Ok(DevicePanel { data: device.zeros(len)?, nrows, ncols, ld })
+    }
+
+    /// A copy of `src`.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn from_host(device: &Arc<Device>, src: MatRef<'_, T>) -> Result<Self> {
+        let mut panel = DevicePanel::zeros(device, src.nrows(), src.ncols())?;
+        panel.copy_from_host(src)?;
+        Ok(panel)
+    }
+
+    /// Bytes of a panel of this shape.
+    pub fn bytes(nrows: usize, ncols: usize) -> usize {
+        nrows.next_multiple_of(8) * ncols * size_of::<T>()
+    }
+
+    /// The device that it lives on.
+    pub fn device(&self) -> &Arc<Device> {
+        self.data.device()
+    }
+
+    /// The memory itself, and the leading dimension.
+    pub(super) fn into_bytes(self) -> (Buffer<u8>, usize) {
+        (self.data.into_bytes(), self.ld)
+    }
+
+    pub(super) fn ld(&self) -> usize {
+        self.ld
+    }
+
+    /// The address of element `(row, 0)`.
+    pub(super) fn address(&self, row: usize) -> u64 {
+        self.data.address(row)
+    }
+
+    pub(super) fn operand(&self, first_row: usize) -> Operand {
+        Operand { at: self.address(first_row), dtype: T::DTYPE, ld: self.ld, transposed: false }
+    }
+
+    /// The largest modulus and the sum of squares.
+    pub(super) fn statistics(&self) -> Result<Statistics> {
+        statistics(self.device(), T::DTYPE, self.address(0), self.ncols, self.nrows, self.ld)
+    }
+
+    /// Multiplies rows and columns by the given factors, either of which may be absent.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if their number is not that of the rows or columns; [`Error::Device`].
+    pub fn scale(&mut self, rows: Option<&[T]>, columns: Option<&[T]>) -> Result<()> {
+        let wrong = |have: Option<&[T]>, want| have.is_some_and(|x| x.len() != want);
+        if wrong(rows, self.nrows) || wrong(columns, self.ncols) {
+            let got = (rows.map(<[T]>::len), columns.map(<[T]>::len));
+            let want = format_args!("{} factors of rows or {} of columns", self.nrows, self.ncols);
+            return Err(Error::shape("scale", want, format_args!("{got:?}")));
+        }
+        let device = self.device().clone();
+        let upload = |x: Option<&[T]>| x.map(|x| device.upload(x)).transpose();
+        let (rows, columns) = (upload(rows)?, upload(columns)?);
+        let at = |x: &Option<Buffer<T>>| x.as_ref().map_or(0, |x| x.address(0));
+        let shape = Launch { grid: (self.nrows.div_ceil(256), self.ncols.min(GRID_Y)), block: (256, 1), shared: 0 };
+        let mut arguments = Arguments::default()
+            .pointer(self.address(0))
+            .pointer(at(&rows))
+            .pointer(at(&columns))
+            .size(self.nrows)
+            .size(self.ncols)
+            .size(self.ld);
+        device.launch(&format!("scale_{}", T::DTYPE), shape, &mut arguments)
+    }
+
+    /// Adds `delta` to the diagonal.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn shift_diagonal(&mut self, delta: T) -> Result<()> {
+        let n = self.nrows.min(self.ncols);
+        let mut arguments = Arguments::default().pointer(self.address(0)).scalar(delta).size(n).size(self.ld);
+        self.device().launch(&format!("shift_{}", T::DTYPE), Launch::elements(n), &mut arguments)
+    }
+
+    /// `self <- aᵀ a + beta · self`, whole, of an operand of `k` rows once `a` is not transposed.
+    pub(super) fn gram_of(&mut self, a: Operand, k: usize, beta: T) -> Result<()> {
+        let (device, n) = (self.device().clone(), self.ncols);
+        if a.dtype != T::DTYPE {
+            // Halves: products on tensor cores, sums in T.
+            return gemm(&device, (n, n, k), T::one(), a.t(), a, beta, self.operand(0));
+        }
+        syrk(&device, (n, k), a.t(), beta, self.operand(0))
+    }
+
+    /// Copies the lower triangle to the upper one.
+    pub(super) fn mirror(&mut self) -> Result<()> {
+        let tiles = self.nrows.div_ceil(32);
+        let shape = Launch { grid: (tiles, tiles), block: (32, 8), shared: 32 * 33 * size_of::<T>() };
+        let mut arguments = Arguments::default().pointer(self.address(0)).size(self.nrows).size(self.ld);
+        self.device().launch(&format!("mirror_{}", T::DTYPE), shape, &mut arguments)
+    }
+}
+
+/// What a sweep says about a matrix.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Statistics {
+    pub(super) largest: f64,
+    pub(super) sum_squares: f64,
+    pub(super) finite: bool,
+}
+
+/// Of `lines` lines of `width` elements, `ld` apart.
+pub(super) fn statistics(
+    device: &Arc<Device>,
+    dtype: DType,
+    at: u64,
+    lines: usize,
+    width: usize,
+    ld: usize,
+) -> Result<Statistics> {
+    const BLOCKS: usize = 1024;
+    let blocks = lines.min(BLOCKS);
+    let partial = device.alloc::<f64>(3 * blocks)?;
+    let shape = Launch { grid: (blocks, 1), block: (256, 1), shared: 24 * 8 };
+    let mut arguments = Arguments::default().pointer(at).pointer(partial.address(0)).size(lines).size(width).size(ld);
+    device.launch(&format!("statistics_{dtype}"), shape, &mut arguments)?;
+    let mut host = vec![0.0; 3 * blocks];
+    device.download(&partial, 0, &mut host)?;
+    let start = Statistics { finite: true, ..Statistics::default() };
+    Ok(host.chunks_exact(3).fold(start, |s, x| Statistics {
+        largest: s.largest.max(x[0]),
+        sum_squares: s.sum_squares + x[1],
+        finite: s.finite && x[2] == 0.0,
+    }))
+}
+
+/// Columns of at most a pinned buffer at a time: `f(first column, how many)`.
+fn column_chunks<T>(nrows: usize, ncols: usize, mut f: impl FnMut(usize, usize) -> Result<()>) -> Result<()> {
+    let step = (Pinned::capacity::<T>() / nrows.next_multiple_of(8).max(1)).max(1);
+    (0..ncols).step_by(step).try_for_each(|first| f(first, step.min(ncols - first)))
+}
+
+impl<T: Scalar> Panel<T> for DevicePanel<T> {
+    fn nrows(&self) -> usize {
+        self.nrows
+    }
+
+    fn ncols(&self) -> usize {
+        self.ncols
+    }
+
+    fn multiply(&mut self, accum: Accum, a: &Self, c: MatRef<'_, T>, alpha: T) -> Result<()> {
+        let device = self.device().clone();
+        let c = DevicePanel::from_host(&device, c)?;
+        let beta = if accum == Accum::Add { T::one() } else { T::zeroed() };
+        let shape = (self.nrows, self.ncols, a.ncols);
+        gemm(&device, shape, alpha, a.operand(0), c.operand(0), beta, self.operand(0))
+    }
+
+    fn inner(&self, other: &Self, c: MatMut<'_, T>) -> Result<()> {
+        let device = self.device().clone();
+        let mut product = DevicePanel::zeros(&device, self.ncols, other.ncols)?;
+        if std::ptr::eq(self, other) {
+            product.gram_of(self.operand(0), self.nrows, T::zeroed())?;
+            product.mirror()?;
+        } else {
+            let shape = (self.ncols, other.ncols, self.nrows);
+            gemm(&device, shape, T::one(), self.operand(0).t(), other.operand(0), T::zeroed(), product.operand(0))?;
+        }
+        product.copy_to_host(c)
+    }
+
+    fn orthonormalize(&mut self, r: Option<MatMut<'_, T>>) -> Result<Orthonormalization> {
+        qr::orthonormalize_remote(self, r)
+    }
+
+    fn norm_squared(&self) -> Result<f64> {
+        Ok(self.statistics()?.sum_squares)
+    }
+
+    fn product_to_host(&self, c: MatRef<'_, T>, dst: MatMut<'_, T>) -> Result<()> {
+        let mut product = DevicePanel::zeros(self.device(), self.nrows, c.ncols())?;
+        product.multiply(Accum::Replace, self, c, T::one())?;
+        product.copy_to_host(dst)
+    }
+
+    fn copy_to_host(&self, mut dst: MatMut<'_, T>) -> Result<()> {
+        let device = self.device();
+        let mut host = Host::new(device, self.ld)?;
+        column_chunks::<T>(self.nrows, self.ncols, |first, count| {
+            let data = host.as_slice_mut(self.ld * count);
+            device.download(&self.data, first * self.ld, data)?;
+            let data = MatRef::from_column_major_slice_with_stride(data, self.nrows, count, self.ld);
+            dst.as_mut().subcols_mut(first, count).copy_from(data);
+            Ok(())
+        })
+    }
+
+    fn copy_from_host(&mut self, src: MatRef<'_, T>) -> Result<()> {
+        let device = self.device().clone();
+        let mut host = Host::new(&device, self.ld)?;
+        column_chunks::<T>(self.nrows, self.ncols, |first, count| {
+            let data = host.as_slice_mut(self.ld * count);
+            data.fill(T::zeroed());
+            MatMut::from_column_major_slice_with_stride_mut(data, self.nrows, count, self.ld)
+                .copy_from(src.subcols(first, count));
+            device.write(&self.data, first * self.ld, data)?;
+            device.synchronize()
+        })
+    }
+}
+
+/// Where columns wait between host and device: pinned memory, unless a single column is too long for it.
+enum Host<T> {
+    Pinned(Pinned),
+    Pageable(Vec<T>),
+}
+
+impl<T: Scalar> Host<T> {
+    fn new(device: &Arc<Device>, column: usize) -> Result<Self> {
+        Ok(if column <= Pinned::capacity::<T>() { Host::Pinned(device.pinned()?) } else { Host::Pageable(Vec::new()) })
+    }
+
+    fn as_slice_mut(&mut self, len: usize) -> &mut [T] {
+        match self {
+            Host::Pinned(pinned) => pinned.as_slice_mut(len),
+            Host::Pageable(data) => {
+                data.resize(len, T::zeroed());
+                data
+            }
+        }
+    }
+}
+
+impl<T: Scalar> Tall<T> for DevicePanel<T> {
+    fn shape(&self) -> (usize, usize) {
+        (self.nrows, self.ncols)
+    }
+
+    fn gram(&mut self, divisor: Option<MatRef<'_, T>>, gram: MatMut<'_, f64>, _: &mut MemStack) -> Result<()> {
+        if let Some(divisor) = divisor {
+            self.divide(divisor)?;
+        }
+        let l = self.ncols;
+        let mut product = DevicePanel::<T>::zeros(self.device(), l, l)?;
+        product.gram_of(self.operand(0), self.nrows, T::zeroed())?;
+        let mut host = Mat::<T>::zeros(l, l);
+        product.copy_to_host(host.as_mut())?;
+        write_lower(host.as_ref(), gram);
+        Ok(())
+    }
+
+    fn wide_gram(&mut self, gram: MatMut<'_, f64>, _: &mut MemStack) -> Result<()> {
+        let (device, l) = (self.device().clone(), self.ncols);
+        let mut product = DevicePanel::<f64>::zeros(&device, l, l)?;
+        let rows = WIDE_ROWS.min(self.nrows);
+        let wide = DevicePanel::<f64>::zeros(&device, rows, l)?;
+        for first in (0..self.nrows).step_by(rows) {
+            let count = rows.min(self.nrows - first);
+            let grid = (count.div_ceil(1024), l.min(GRID_Y));
+            let mut arguments = Arguments::default()
+                .pointer(self.address(first))
+                .pointer(wide.address(0))
+                .scalar(1.0)
+                .size(l)
+                .size(count)
+                .size(self.ld)
+                .size(wide.ld);
+            let kernel = format!("cast_{}_f64", T::DTYPE);
+            device.launch(&kernel, Launch { grid, block: (256, 1), shared: 0 }, &mut arguments)?;
+            product.gram_of(wide.operand(0), count, if first == 0 { 0.0 } else { 1.0 })?;
+        }
+        let mut host = Mat::<f64>::zeros(l, l);
+        product.copy_to_host(host.as_mut())?;
+        write_lower(host.as_ref(), gram);
+        Ok(())
+    }
+
+    fn divide(&mut self, divisor: MatRef<'_, T>) -> Result<()> {
+        let device = self.device().clone();
+        let divisor = DevicePanel::from_host(&device, divisor)?;
+        divide::<T>(&device, (self.nrows, self.ncols), divisor.operand(0), self.operand(0))
+    }
+}
+
+impl<T: Scalar> Remote<T> for DevicePanel<T> {
+    fn reflect(&mut self, mut r: MatMut<'_, T>) -> Result<Algorithm> {
+        let l = self.ncols;
+        let tau = solver::geqrf(self)?;
+        let mut top = Mat::zeros(l, l);
+        let mut copy = DevicePanel::zeros(self.device(), l, l)?;
+        copy.copy_rows_of(self)?;
+        copy.copy_to_host(top.as_mut())?;
+        solver::orgqr(self, &tau)?;
+        // The diagonal of R shall not be negative.
+        let signs: Vec<T> = (0..l).map(|i| if top[(i, i)].to_f64() < 0.0 { -T::one() } else { T::one() }).collect();
+        for j in 0..l {
+            for i in 0..l {
+                r[(i, j)] = if i <= j { signs[i] * top[(i, j)] } else { T::zeroed() };
+            }
+        }
+        self.scale(None, Some(&signs))?;
+        Ok(Algorithm::Householder)
+    }
+
+    fn on_host(
+        &mut self,
+        f: &mut dyn FnMut(MatMut<'_, T>) -> Result<Orthonormalization>,
+    ) -> Result<Orthonormalization> {
+        let mut host = Mat::zeros(self.nrows, self.ncols);
+        self.copy_to_host(host.as_mut())?;
+        let report = f(host.as_mut())?;
+        self.copy_from_host(host.as_ref())?;
+        Ok(report)
+    }
+}
+
+impl<T: Scalar> DevicePanel<T> {
+    /// The first rows of a taller panel of as many columns.
+    fn copy_rows_of(&mut self, taller: &Self) -> Result<()> {
+        let grid = (self.nrows.div_ceil(1024), self.ncols.min(GRID_Y));
+        let mut arguments = Arguments::default()
+            .pointer(taller.address(0))
+            .pointer(self.address(0))
+            .scalar(T::one())
+            .size(self.ncols)
+            .size(self.nrows)
+            .size(taller.ld)
+            .size(self.ld);
+        let kernel = format!("cast_{0}_{0}", T::DTYPE);
+        self.device().launch(&kernel, Launch { grid, block: (256, 1), shared: 0 }, &mut arguments)
+    }
+}
+
+fn write_lower<T: Scalar>(from: MatRef<'_, T>, mut to: MatMut<'_, f64>) {
+    for j in 0..to.ncols() {
+        for i in j..to.nrows() {
+            to[(i, j)] = from[(i, j)].to_f64();
+        }
+    }
+}

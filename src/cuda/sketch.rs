@@ -1,0 +1,202 @@
+//! `Y = A Ω` on the device, with the Ω of [`sketch`](crate::sketch).
+
+use std::sync::Arc;
+
+use super::device::{Arguments, Buffer, Device, GRID_Y, Launch};
+use super::operator::{Rows, multiply_rows};
+use super::panel::DevicePanel;
+use crate::error::{Error, Result};
+use crate::simd::Scalar;
+use crate::sketch::{AnySketch, Gaussian, SketchOperator, SparseSign, Srht};
+use crate::tensor::DType;
+
+/// Bytes of a panel of Ω that is generated at a time. At 64 MiB and l = 266 its 2^16 rows keep a GEMM busy.
+const PANEL_BYTES: usize = 64 << 20;
+
+/// The block lengths (log2) that the fused SRHT has instances for.
+const FUSED: std::ops::RangeInclusive<u32> = 8..=13;
+
+/// Shared memory that every card from sm_80 on gives to a block.
+const SHARED_BYTES: usize = 96 << 10;
+
+/// A sketch with what it needs on the device.
+pub(super) struct Prepared<'o> {
+    device: Arc<Device>,
+    kind: Kind<'o>,
+    n: usize,
+    l: usize,
+}
+
+enum Kind<'o> {
+    Gaussian(&'o Gaussian),
+    Srht { sketch: &'o Srht, seed: u64, stream: u64, sample: Buffer<u32> },
+    SparseSign { sketch: &'o SparseSign, start: Buffer<u32>, entries: Buffer<u32> },
+}
+
+impl<'o> Prepared<'o> {
+    pub(super) fn new(device: &Arc<Device>, omega: &'o AnySketch) -> Result<Self> {
+        let (n, l) = (omega.nrows(), omega.ncols());
+        if i32::try_from(n).is_err() || n * 8 > u32::MAX as usize {
+            return Err(Error::TooLarge { shape: vec![n, l] });
+        }
+        let kind = match omega {
+            AnySketch::Gaussian(sketch) => Kind::Gaussian(sketch),
+            AnySketch::Srht(sketch) => {
+                let (seed, stream, sample) = sketch.parts();
+                Kind::Srht { sketch, seed, stream, sample: device.upload(&sample)? }
+            }
+            AnySketch::SparseSign(sketch) => {
+                let (start, entries) = sketch.by_columns();
+                Kind::SparseSign { sketch, start: device.upload(&start)?, entries: device.upload(&entries)? }
+            }
+        };
+        Ok(Prepared { device: device.clone(), kind, n, l })
+    }
+
+    /// Rows `first..first + count` of `Y = A Ω`, from a tile that holds those rows of A.
+    pub(super) fn apply<T: Scalar>(
+        &self,
+        tile: &Rows,
+        (first, count): (usize, usize),
+        y: &mut DevicePanel<T>,
+    ) -> Result<()> {
+        let (device, n, l) = (&self.device, self.n, self.l);
+        match &self.kind {
+            Kind::Gaussian(_) => self.by_panels(tile, (first, count), y),
+            Kind::Srht { sketch, seed, stream, sample } => {
+                let log2_r = sketch.block().ilog2();
+                let (arithmetic, vector) = (size_of::<T>(), 16 / tile.dtype.size());
+                let layout = RowLayout::new(log2_r, vector, arithmetic);
+                let shared = (sketch.block() * arithmetic).max(layout.shared) + sketch.block() / 8 + l * arithmetic;
+                if !FUSED.contains(&log2_r) || shared > SHARED_BYTES {
+                    return self.by_panels(tile, (first, count), y);
+                }
+                let shape = Launch { grid: (count, 1), block: ((layout.threads / layout.vectors) as u32, 1), shared };
+                let mut arguments = Arguments::default()
+                    .pointer(tile.address(0, 0))
+                    .pointer(y.address(first))
+                    .pointer(sample.address(0))
+                    .scalar(T::from_f64(1.0 / (l as f64).sqrt()))
+                    .scalar(*seed)
+                    .scalar(*stream)
+                    .size(n)
+                    .scalar(l as i32)
+                    .size(tile.ld)
+                    .size(y.ld());
+                device.launch(&format!("srht_{}_{log2_r}", tile.dtype), shape, &mut arguments)
+            }
+            Kind::SparseSign { sketch, start, entries } => {
+                let grid = (count.div_ceil(4), l.div_ceil(128).min(GRID_Y));
+                let mut arguments = Arguments::default()
+                    .pointer(tile.address(0, 0))
+                    .pointer(y.address(first))
+                    .pointer(start.address(0))
+                    .pointer(entries.address(0))
+                    .scalar(T::from_f64(1.0 / (sketch.zeta() as f64).sqrt()))
+                    .size(count)
+                    .scalar(l as i32)
+                    .size(tile.ld)
+                    .size(y.ld());
+                let shape = Launch { grid, block: (128, 1), shared: 0 };
+                device.launch(&format!("sparse_sign_{}", tile.dtype), shape, &mut arguments)
+            }
+        }
+    }
+
+    /// `Y = Σ A[:, block] · Ω[block, :]`, blocks of Ω generated one at a time.
+    fn by_panels<T: Scalar>(&self, tile: &Rows, rows: (usize, usize), y: &mut DevicePanel<T>) -> Result<()> {
+        let (device, n, l) = (&self.device, self.n, self.l);
+        let step = (PANEL_BYTES / (l * size_of::<T>())).clamp(1, n).next_multiple_of(8);
+        for first in (0..n).step_by(step) {
+            let depth = step.min(n - first);
+            let panel = DevicePanel::<T>::zeros(device, depth, l)?;
+            let grid = |columns: usize| Launch {
+                grid: (depth.div_ceil(256), columns.min(GRID_Y)),
+                block: (256, 1),
+                shared: 0,
+            };
+            match &self.kind {
+                Kind::Gaussian(sketch) => {
+                    let (rng, normalization) = sketch.parts();
+                    let (seed, stream) = rng.key();
+                    let mut arguments = Arguments::default()
+                        .pointer(panel.address(0))
+                        .scalar(normalization)
+                        .scalar(T::one())
+                        .scalar(seed)
+                        .scalar(stream)
+                        .size(first)
+                        .size(depth)
+                        .scalar(l as i32)
+                        .size(panel.ld());
+                    device.launch(&format!("gaussian_{}", T::DTYPE), grid(l.div_ceil(4)), &mut arguments)?;
+                }
+                Kind::Srht { sketch, seed, stream, sample } => {
+                    let mut arguments = Arguments::default()
+                        .pointer(panel.address(0))
+                        .pointer(sample.address(0))
+                        .scalar(T::from_f64(1.0 / (l as f64).sqrt()))
+                        .scalar(*seed)
+                        .scalar(*stream)
+                        .size(first)
+                        .size(depth)
+                        .scalar(l as i32)
+                        .scalar(sketch.block().ilog2() as i32)
+                        .size(panel.ld());
+                    device.launch(&format!("srht_panel_{}", T::DTYPE), grid(l), &mut arguments)?;
+                }
+                Kind::SparseSign { .. } => unreachable!("has a kernel for every shape"),
+            }
+            let beta = if first == 0 { T::zeroed() } else { T::one() };
+            multiply_rows(tile, rows, first, &panel, beta, y)?;
+        }
+        Ok(())
+    }
+}
+
+/// How the threads of a block hold a vector: the host's side of `struct Layout` in kernels/fwht.cuh.
+pub(super) struct RowLayout {
+    /// Vectors in a block.
+    pub(super) vectors: usize,
+    /// Threads of a block.
+    pub(super) threads: usize,
+    /// Bytes of the exchange.
+    pub(super) shared: usize,
+}
+
+impl RowLayout {
+    /// For `2^log2_n` elements, `vector` of them in 16 bytes, `arithmetic` bytes each once widened.
+    pub(super) fn new(log2_n: u32, vector: usize, arithmetic: usize) -> Self {
+        let log2_v = log2_n.min(vector.ilog2());
+        let log2_registers = if arithmetic == 8 { 4 } else { 5 };
+        let spare = (log2_n - log2_v).saturating_sub(5);
+        let log2_t = (log2_n - log2_v - spare.min(log2_registers - log2_v)).min(9);
+        let (threads, per_thread) = (1 << log2_t, 1usize << (log2_n - log2_t));
+        let vectors = if log2_t > 5 { 1 } else { 128 / threads };
+        let units = (per_thread * arithmetic / 16).max(1);
+        RowLayout {
+            vectors,
+            threads: threads * vectors,
+            shared: if log2_t > 5 { units.min(4) * threads * 16 } else { 0 },
+        }
+    }
+
+    /// Of rows stored as `dtype`.
+    pub(super) fn of(log2_n: u32, dtype: DType) -> Self {
+        RowLayout::new(log2_n, 16 / dtype.size(), if dtype == DType::F64 { 8 } else { 4 })
+    }
+}
+
+/// Words of Philox blocks `first..first + count` of a stream, four each: the generator that the sketches run on.
+///
+/// # Errors
+/// [`Error::Device`].
+pub fn philox_words(device: &Arc<Device>, seed: u64, stream: u64, first: u64, count: usize) -> Result<Vec<u32>> {
+    let words = device.alloc::<u32>(4 * count)?;
+    let mut arguments =
+        Arguments::default().pointer(words.address(0)).scalar(seed).scalar(stream).scalar(first).size(count);
+    device.launch("philox_words", Launch::elements(count), &mut arguments)?;
+    let mut host = vec![0; 4 * count];
+    device.download(&words, 0, &mut host)?;
+    Ok(host)
+}

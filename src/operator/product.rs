@@ -1,0 +1,242 @@
+//! GEMM and SYRK of a row-major matrix with tall panels, cut into blocks of rows by shape.
+//!
+//! ```text
+//!   Y = A X     ┌────────┐   Y_i = A_i X       into a row-major block that stays in L2,
+//!    m × l      │  A_i   │                     then transposed into Y if that is column-major
+//!               ├────────┤
+//!               │  ...   │   G_g += A_iᵀ A_i   SYRK, blocks i of group g, groups added up in order
+//!               └────────┘
+//! ```
+//!
+//! `2 m n l` and `m n²` flops, `A` read once. One GEMM for all of it is what this replaces: writing a column-major Y from
+//! a row-major A, it packs A in short runs (4096×4096, l = 64, f32, 2 Zen 5 cores: 7.9 ms against 5.4 ms here; 11008×4096:
+//! 28.2 against 14.3 ms; 4096×1024, l = 266: 5.7 against 5.2), and SYRK over all rows streams G through the caches once per
+//! packing (1536×384: 0.84 against 0.60 ms; 4096×1024: 13.9 against 10.8 ms).
+//!
+//! Every block is done by one thread, whatever their number: the same bits, and no thread waits for another inside a GEMM
+//! (where one of two cores is busy with something else, GEMMs that share their packed operands take ten times as long).
+
+use faer::linalg::matmul::matmul;
+use faer::linalg::matmul::triangular::{self, BlockStructure};
+use faer::prelude::ReborrowMut as _;
+use faer::{Accum, MatMut, MatRef, Par};
+use rayon::prelude::*;
+
+use crate::simd::Scalar;
+
+/// Sizes of the blocks.
+struct Params {
+    /// Rows of a block of a product, at most: 256 to 1024 are alike.
+    rows: usize,
+    /// Rows of a block of a product, at least: each packs X again.
+    min_rows: usize,
+    /// Rows of a block of a Gram matrix: 128 is 4 to 14 % faster than 512.
+    gram_rows: usize,
+    /// Gram matrices of more columns do not fit in L2 with their block, and are formed by one SYRK.
+    max_gram_columns: usize,
+    /// Partial Gram matrices, at most.
+    max_groups: usize,
+}
+
+const PARAMS: Params = Params { rows: 512, min_rows: 96, gram_rows: 128, max_gram_columns: 1536, max_groups: 8 };
+
+/// Whether the elements of a row are closer to each other than those of a column.
+pub(super) fn is_by_rows<E>(a: MatRef<'_, E>) -> bool {
+    a.col_stride().unsigned_abs() <= a.row_stride().unsigned_abs()
+}
+
+/// Rows of the blocks of a product with m rows.
+fn block_rows(m: usize) -> usize {
+    (m / 8).next_multiple_of(32).clamp(PARAMS.min_rows, PARAMS.rows)
+}
+
+/// Bytes that [`product`] allocates while it runs, into a column-major panel, on two threads.
+pub(super) fn product_bytes<T>(m: usize, l: usize) -> usize {
+    2 * block_rows(m).min(m) * l * size_of::<T>()
+}
+
+/// `y <- [y +] a x`.
+pub(super) fn product<T: Scalar>(accum: Accum, a: MatRef<'_, T>, x: MatRef<'_, T>, mut y: MatMut<'_, T>, par: Par) {
+    let (m, l) = y.shape();
+    let rows = block_rows(m);
+    if m <= rows {
+        return matmul(y, accum, a, x, T::one(), Par::Seq);
+    }
+    let transposed = accum == Accum::Replace && is_by_rows(a) && y.row_stride() == 1 && l > 1;
+    let mut blocks = Vec::with_capacity(m.div_ceil(rows));
+    for first in (0..m).step_by(rows) {
+        let (block, rest) = y.split_at_row_mut(rows.min(m - first));
+        blocks.push((first, block));
+        y = rest;
+    }
+    let scratch = || vec![T::zeroed(); if transposed { rows * l } else { 0 }];
+    let run = |scratch: &mut Vec<T>, (first, y): (usize, MatMut<'_, T>)| {
+        let a = a.subrows(first, y.nrows());
+        if transposed {
+            let block = &mut scratch[..y.nrows() * l];
+            let by_rows = MatMut::from_row_major_slice_mut(block, y.nrows(), l);
+            matmul(by_rows, Accum::Replace, a, x, T::one(), Par::Seq);
+            transpose(block, y);
+        } else {
+            matmul(y, accum, a, x, T::one(), Par::Seq);
+        }
+    };
+    match par {
+        Par::Seq => {
+            let mut scratch = scratch();
+            blocks.into_iter().for_each(|block| run(&mut scratch, block));
+        }
+        Par::Rayon(_) => blocks.into_par_iter().for_each_init(scratch, run),
+    }
+}
+
+/// Side of the squares of a transposition: a cache line of f32.
+const SQUARE: usize = 16;
+
+/// Column-major `y` from its elements by rows.
+fn transpose<T: Scalar>(by_rows: &[T], mut y: MatMut<'_, T>) {
+    let (m, l) = y.shape();
+    for i in (0..m).step_by(SQUARE) {
+        let rows = SQUARE.min(m - i);
+        for j in 0..l {
+            let column = y.rb_mut().col_mut(j).try_as_col_major_mut().expect("unit row stride").as_slice_mut();
+            for (r, y) in column[i..i + rows].iter_mut().enumerate() {
+                *y = by_rows[(i + r) * l + j];
+            }
+        }
+    }
+}
+
+/// Partial Gram matrices of an `m × n` matrix: a pure function of the shape.
+pub(super) fn gram_groups(m: usize, n: usize) -> usize {
+    if n > PARAMS.max_gram_columns || m < 2 * PARAMS.gram_rows {
+        return 1;
+    }
+    1 << (m / (4 * n)).clamp(2, PARAMS.max_groups).ilog2()
+}
+
+/// The lower triangle of `g + Σ parts` grows by that of `aᵀa`; `parts` has [`gram_groups`]` - 1` column-major `n × n` matrices.
+pub(super) fn add_gram<T: Scalar>(a: MatRef<'_, T>, g: MatMut<'_, T>, parts: &mut [T], par: Par) {
+    let (m, n) = a.shape();
+    let groups = 1 + parts.len() / (n * n);
+    if groups == 1 {
+        return syrk(a, g, par);
+    }
+    let rows = m.div_ceil(groups).next_multiple_of(32);
+    let sums =
+        std::iter::once(g).chain(parts.chunks_exact_mut(n * n).map(|g| MatMut::from_column_major_slice_mut(g, n, n)));
+    let work: Vec<_> = sums.enumerate().take_while(|(i, _)| i * rows < m).collect();
+    let run = |(i, mut g): (usize, MatMut<'_, T>), par| {
+        let a = a.subrows(i * rows, rows.min(m - i * rows));
+        for first in (0..a.nrows()).step_by(PARAMS.gram_rows) {
+            syrk(a.subrows(first, PARAMS.gram_rows.min(a.nrows() - first)), g.rb_mut(), par);
+        }
+    };
+    match par {
+        Par::Seq => work.into_iter().for_each(|group| run(group, Par::Seq)),
+        Par::Rayon(_) => work.into_par_iter().for_each(|group| run(group, Par::Seq)),
+    }
+}
+
+/// The lower triangle of `g += aᵀa`.
+fn syrk<T: Scalar>(a: MatRef<'_, T>, g: MatMut<'_, T>, par: Par) {
+    let (lower, full) = (BlockStructure::TriangularLower, BlockStructure::Rectangular);
+    triangular::matmul(g, lower, Accum::Add, a.transpose(), full, a, full, T::one(), par);
+}
+
+/// `g <- g + Σ parts` (lower triangles, in order).
+pub(super) fn add_up<T: Scalar>(mut g: MatMut<'_, T>, parts: &[T]) {
+    let n = g.ncols();
+    for j in 0..n {
+        let sum = &mut g.rb_mut().col_mut(j).try_as_col_major_mut().expect("column-major").as_slice_mut()[j..];
+        for part in parts.chunks_exact(n * n) {
+            for (s, x) in sum.iter_mut().zip(&part[j * n + j..(j + 1) * n]) {
+                *s += *x;
+            }
+        }
+    }
+}
+
+/// Copies the lower triangle to the upper one, square by square.
+pub(crate) fn mirror<T: Scalar>(mut g: MatMut<'_, T>) {
+    let n = g.ncols();
+    let mut square = [[T::zeroed(); SQUARE]; SQUARE];
+    for j in (0..n).step_by(SQUARE) {
+        let cols = SQUARE.min(n - j);
+        for i in (j..n).step_by(SQUARE) {
+            let rows = SQUARE.min(n - i);
+            for (c, column) in square[..cols].iter_mut().enumerate() {
+                for (r, x) in column[..rows].iter_mut().enumerate() {
+                    *x = g[(i + r, j + c)];
+                }
+            }
+            for r in 0..rows {
+                for (c, column) in square[..cols].iter().enumerate() {
+                    if i + r > j + c {
+                        g[(j + c, i + r)] = column[r];
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Rows widened at a time.
+const WIDE_ROWS: usize = 128;
+
+/// Partial Gram matrices of [`wide_gram`].
+fn wide_groups(m: usize, l: usize) -> usize {
+    1 << (m / (4 * l.max(WIDE_ROWS))).clamp(1, PARAMS.max_groups).ilog2()
+}
+
+/// Elements of f64 that [`wide_gram`] takes.
+pub(super) fn wide_gram_scratch(m: usize, l: usize) -> usize {
+    wide_groups(m, l) * (l + WIDE_ROWS) * l
+}
+
+/// The lower triangle of `h <- yᵀy` in f64, y of any layout: [`WIDE_ROWS`] rows at a time are widened, in the order in which
+/// they are stored.
+pub(super) fn wide_gram<T: Scalar>(y: MatRef<'_, T>, mut h: MatMut<'_, f64>, work: &mut [f64], par: Par) {
+    let (m, l) = y.shape();
+    let groups = wide_groups(m, l);
+    let rows = m.div_ceil(groups);
+    let each = (l + WIDE_ROWS) * l;
+    let run = |(group, work): (usize, &mut [f64])| {
+        let (sum, wide) = work.split_at_mut(l * l);
+        sum.fill(0.0);
+        let mut sum = MatMut::from_column_major_slice_mut(sum, l, l);
+        let y = y.subrows((group * rows).min(m), rows.min(m.saturating_sub(group * rows)));
+        for first in (0..y.nrows()).step_by(WIDE_ROWS) {
+            let y = y.subrows(first, WIDE_ROWS.min(y.nrows() - first));
+            syrk(widen(y, wide), sum.rb_mut(), Par::Seq);
+        }
+    };
+    match par {
+        Par::Seq => work.chunks_exact_mut(each).take(groups).enumerate().for_each(run),
+        Par::Rayon(_) => work.par_chunks_exact_mut(each).take(groups).enumerate().for_each(run),
+    }
+    h.fill(0.0);
+    for work in work.chunks_exact(each).take(groups) {
+        let sum = MatRef::from_column_major_slice(&work[..l * l], l, l);
+        for j in 0..l {
+            for i in j..l {
+                h[(i, j)] += sum[(i, j)];
+            }
+        }
+    }
+}
+
+/// `y` in f64, laid out as it is.
+fn widen<'a, T: Scalar>(y: MatRef<'_, T>, wide: &'a mut [f64]) -> MatRef<'a, f64> {
+    let (m, l) = y.shape();
+    let wide = &mut wide[..m * l];
+    let by_rows = is_by_rows(y);
+    let lines = if by_rows { y.transpose() } else { y };
+    for (j, to) in wide.chunks_exact_mut(lines.nrows()).enumerate() {
+        match lines.col(j).try_as_col_major() {
+            Some(from) => to.iter_mut().zip(from.as_slice()).for_each(|(to, &x)| *to = x.to_f64()),
+            None => to.iter_mut().zip(lines.col(j).iter()).for_each(|(to, &x)| *to = x.to_f64()),
+        }
+    }
+    if by_rows { MatRef::from_row_major_slice(wide, m, l) } else { MatRef::from_column_major_slice(wide, m, l) }
+}

@@ -1,0 +1,868 @@
+// The part of libcuda, libcublas and libcusolver that the crate calls, on the host: one shared object under three
+// names.
+//
+// Kernels run under the emulator (simt.hpp), which must find nothing wrong: a race is an illegal address here. Images
+// must be fat binaries that hold the machine code of the kernel that is asked for. cuBLAS and cuSOLVER are plain loops
+// in double.
+//
+//   MOCK_LAZY=1      a stream's work runs as late as CUDA allows: at the first call that must wait for it
+//   MOCK_MEMORY      bytes of device memory (2 GiB)
+//   MOCK_DEVICES     number of devices (1)
+//   MOCK_INIT        what cuInit answers (0)
+//   MOCK_SEED        order of threads and blocks
+//   MOCK_CHECK=0     emulation without the checker: faster
+//
+// For the tests: mock_fail(what, after) makes the call number `after` from now on fail, once for an allocation, for
+// good for a kernel or the driver; mock_live() counts what was created and not destroyed.
+#include "simt.hpp"
+#undef threadIdx
+#undef blockIdx
+#undef blockDim
+#undef gridDim
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <sys/mman.h>
+
+using Status = int;
+using Address = unsigned long long;
+using Handle = void*;
+enum {
+    OK = 0,
+    INVALID = 1,
+    OUT_OF_MEMORY = 2,
+    DEINITIALIZED = 4,
+    INVALID_DEVICE = 101,
+    INVALID_IMAGE = 200,
+    NOT_FOUND = 500,
+    ILLEGAL_ADDRESS = 700,
+    LAUNCH_FAILED = 719
+};
+
+static std::recursive_mutex mutex;
+#define LOCK std::lock_guard<std::recursive_mutex> lock(mutex)
+
+static long long setting(const char* name, long long otherwise) {
+    const char* text = getenv(name);
+    return text ? atoll(text) : otherwise;
+}
+static const bool lazy = setting("MOCK_LAZY", 0);
+
+// ---- faults and leaks
+enum { FAIL_ALLOCATION, FAIL_LAUNCH, FAIL_DRIVER, FAILURES };
+static long long countdown[FAILURES] = {-1, -1, -1};
+static Status sticky = OK;  // the first fault stays, as in a real context
+static std::set<void*> objects;
+
+static bool due(int what) {
+    return countdown[what] >= 0 && countdown[what]-- == 0;
+}
+static void fail(Status status, const char* what) {
+    fprintf(stderr, "mock: %s\n", what);
+    if (!sticky) sticky = status;
+}
+// Every call of the driver passes here.
+static bool gone() {
+    if (due(FAIL_DRIVER)) {
+        sticky = DEINITIALIZED;
+        countdown[FAIL_DRIVER] = -1;
+    }
+    return sticky == DEINITIALIZED;
+}
+#define DRIVER_CALL \
+    LOCK;           \
+    if (gone()) return sticky;
+
+template <class T>
+static T* create() {
+    T* object = new T;
+    objects.insert(object);
+    return object;
+}
+template <class T>
+static Status destroy(Handle h) {
+    if (!objects.erase(h)) return INVALID;
+    delete static_cast<T*>(h);
+    return OK;
+}
+
+// ---- memory: every allocation has its own pages
+static std::map<Address, size_t> allocations;
+static size_t used = 0;
+static const size_t memory = setting("MOCK_MEMORY", 2ll << 30);
+static size_t pages(size_t bytes) {
+    return (bytes + 8191) & ~size_t(4095);
+}
+static Status allocate(Address* at, size_t bytes) {
+    if (!bytes) return INVALID;
+    if (due(FAIL_ALLOCATION) || used + bytes > memory) return OUT_OF_MEMORY;
+    void* p = mmap(nullptr, pages(bytes), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (p == MAP_FAILED) return OUT_OF_MEMORY;
+    memset(p, 0xff, bytes);
+    simt::mem_add(p, bytes, false);
+    allocations[Address(p)] = bytes;
+    used += bytes;
+    *at = Address(p);
+    return OK;
+}
+static Status release(Address at) {
+    auto it = allocations.find(at);
+    if (it == allocations.end()) return INVALID;
+    used -= it->second;
+    simt::mem_del((void*)at);
+    munmap((void*)at, pages(it->second));
+    allocations.erase(it);
+    return OK;
+}
+static bool inside(Address at, size_t bytes) {
+    auto it = allocations.upper_bound(at);
+    if (it == allocations.begin()) return false;
+    --it;
+    return at + bytes <= it->first + it->second;
+}
+static bool check(Address at, size_t bytes, const char* what) {
+    if (!inside(at, bytes)) fail(ILLEGAL_ADDRESS, what);
+    return !sticky;
+}
+
+// ---- streams: a queue each; an event remembers how far a queue must have run
+struct Stream {
+    std::deque<std::function<void()>> queue;
+    size_t done = 0, pushed = 0;
+};
+struct Event {
+    Stream* stream = nullptr;
+    size_t upto = 0;
+};
+static Stream* stream_of(Handle h) {
+    static Stream null;
+    return h ? static_cast<Stream*>(h) : &null;
+}
+static void drain(Stream* s, size_t upto) {
+    while (s->done < upto && !s->queue.empty()) {
+        auto work = std::move(s->queue.front());
+        s->queue.pop_front();
+        ++s->done;
+        work();
+    }
+}
+static Status push(Handle h, std::function<void()> work) {
+    Stream* s = stream_of(h);
+    s->queue.push_back(std::move(work));
+    ++s->pushed;
+    if (!lazy) drain(s, s->pushed);
+    return sticky;
+}
+
+struct Function {
+    const simt::Kernel* kernel;
+    int max_dynamic = 48 << 10;
+};
+struct Module {
+    std::string image;
+    std::map<std::string, Function> functions;
+};
+static std::map<Address, size_t> pinned;
+static bool is_pinned(const void* p) {
+    auto it = pinned.upper_bound(Address(p));
+    return it != pinned.begin() && (--it, Address(p) < it->first + it->second);
+}
+static int contexts = 0;
+
+#pragma GCC visibility push(default)
+extern "C" {
+void mock_fail(int what, long long after) {
+    LOCK;
+    countdown[what] = after;
+}
+long long mock_live() {
+    LOCK;
+    return objects.size() + allocations.size() + pinned.size() + contexts;
+}
+
+Status cuInit(unsigned) {
+    return setting("MOCK_INIT", 0);
+}
+Status cuDeviceGetCount(int* n) {
+    DRIVER_CALL;
+    *n = setting("MOCK_DEVICES", 1);
+    return OK;
+}
+Status cuDeviceGet(int* device, int ordinal) {
+    *device = ordinal;
+    return ordinal < setting("MOCK_DEVICES", 1) ? OK : INVALID_DEVICE;
+}
+Status cuDeviceGetName(char* name, int n, int) {
+    snprintf(name, n, "SIMT emulator");
+    return OK;
+}
+Status cuDeviceGetAttribute(int* value, int attribute, int) {
+    *value = attribute == 75 ? 8 : attribute == 76 ? 0 : attribute == 115 ? 1 : 0;  // sm_80 with memory pools
+    return OK;
+}
+Status cuDeviceTotalMem_v2(size_t* bytes, int) {
+    *bytes = memory;
+    return OK;
+}
+Status cuDevicePrimaryCtxRetain(Handle* context, int) {
+    LOCK;
+    if (!contexts) sticky = OK;
+    ++contexts;
+    *context = Handle(0x1000);
+    return OK;
+}
+Status cuDevicePrimaryCtxRelease_v2(int) {
+    LOCK;
+    if (contexts && --contexts == 0)
+        for (auto left = allocations; auto& [at, bytes] : left)  // a context takes its memory with it
+            release(at);
+    return OK;
+}
+Status cuCtxSetCurrent(Handle) {
+    DRIVER_CALL;
+    return OK;
+}
+Status cuGetErrorName(int status, const char** name) {
+    switch (status) {
+        case OUT_OF_MEMORY:
+            *name = "CUDA_ERROR_OUT_OF_MEMORY";
+            break;
+        case DEINITIALIZED:
+            *name = "CUDA_ERROR_DEINITIALIZED";
+            break;
+        case ILLEGAL_ADDRESS:
+            *name = "CUDA_ERROR_ILLEGAL_ADDRESS";
+            break;
+        case LAUNCH_FAILED:
+            *name = "CUDA_ERROR_LAUNCH_FAILED";
+            break;
+        case 100:
+            *name = "CUDA_ERROR_NO_DEVICE";
+            break;
+        default:
+            *name = "CUDA_ERROR";
+            break;
+    }
+    return OK;
+}
+Status cuStreamCreate(Handle* s, unsigned) {
+    DRIVER_CALL;
+    *s = create<Stream>();
+    return OK;
+}
+Status cuStreamDestroy_v2(Handle s) {
+    LOCK;
+    drain(stream_of(s), ~0ull);
+    return destroy<Stream>(s);
+}
+Status cuStreamSynchronize(Handle s) {
+    DRIVER_CALL;
+    drain(stream_of(s), ~0ull);
+    return sticky;
+}
+Status cuStreamWaitEvent(Handle s, Handle e, unsigned) {
+    DRIVER_CALL;
+    const Event event = *static_cast<Event*>(e);
+    return push(s, [event] {
+        if (event.stream && objects.count(event.stream)) drain(event.stream, event.upto);
+    });
+}
+Status cuEventCreate(Handle* e, unsigned) {
+    DRIVER_CALL;
+    *e = create<Event>();
+    return OK;
+}
+Status cuEventDestroy_v2(Handle e) {
+    LOCK;
+    return destroy<Event>(e);
+}
+Status cuEventRecord(Handle e, Handle s) {
+    DRIVER_CALL;
+    *static_cast<Event*>(e) = {stream_of(s), stream_of(s)->pushed};
+    return OK;
+}
+Status cuEventSynchronize(Handle e) {
+    DRIVER_CALL;
+    Event* event = static_cast<Event*>(e);
+    if (event->stream) drain(event->stream, event->upto);
+    return sticky;
+}
+Status cuEventElapsedTime_v2(float* ms, Handle, Handle) {
+    *ms = 1;
+    return OK;
+}
+Status cuMemAllocAsync(Address* at, size_t bytes, Handle) {
+    DRIVER_CALL;
+    return sticky ? sticky : allocate(at, bytes);
+}
+Status cuMemFreeAsync(Address at, Handle s) {
+    LOCK;
+    return push(s, [at] {
+        if (release(at)) fail(ILLEGAL_ADDRESS, "freed twice, or never allocated");
+    });
+}
+Status cuMemHostAlloc(Handle* at, size_t bytes, unsigned) {
+    DRIVER_CALL;
+    *at = aligned_alloc(4096, (bytes + 4095) & ~size_t(4095));
+    pinned[Address(*at)] = bytes;
+    return OK;
+}
+Status cuMemFreeHost(Handle at) {
+    LOCK;
+    if (!pinned.erase(Address(at))) return INVALID;
+    free(at);
+    return OK;
+}
+static void to_device(Address dst, const void* src, size_t bytes) {
+    if (check(dst, bytes, "copy to the device out of bounds")) {
+        memcpy((void*)dst, src, bytes);
+        simt::mem_init((void*)dst, bytes, true);
+    }
+}
+Status cuMemcpyHtoDAsync_v2(Address dst, const void* src, size_t bytes, Handle s) {
+    DRIVER_CALL;
+    if (is_pinned(src))  // read when the stream gets there
+        return push(s, [=] { to_device(dst, src, bytes); });
+    auto copy = std::make_shared<std::string>(static_cast<const char*>(src), bytes);
+    return push(s, [=] { to_device(dst, copy->data(), bytes); });
+}
+Status cuMemcpyDtoHAsync_v2(void* dst, Address src, size_t bytes, Handle s) {
+    DRIVER_CALL;
+    Status status = push(s, [=] {
+        if (!check(src, bytes, "copy to the host out of bounds")) return;
+        if (!simt::mem_is_init((void*)src, bytes))
+            fail(ILLEGAL_ADDRESS, "copy to the host of memory that nothing was written to");
+        memcpy(dst, (void*)src, bytes);
+    });
+    if (is_pinned(dst)) return status;
+    drain(stream_of(s), ~0ull);  // pageable: over when the call returns
+    return sticky;
+}
+Status cuMemcpyDtoDAsync_v2(Address dst, Address src, size_t bytes, Handle s) {
+    DRIVER_CALL;
+    return push(s, [=] {
+        if (check(src, bytes, "copy out of bounds")) to_device(dst, (void*)src, bytes);
+    });
+}
+Status cuMemsetD8Async(Address dst, unsigned char value, size_t bytes, Handle s) {
+    DRIVER_CALL;
+    return push(s, [=] {
+        if (check(dst, bytes, "memset out of bounds")) {
+            memset((void*)dst, value, bytes);
+            simt::mem_init((void*)dst, bytes, true);
+        }
+    });
+}
+Status cuModuleLoadData(Handle* module, const void* image) {
+    DRIVER_CALL;
+    uint32_t magic;
+    uint16_t header;
+    uint64_t body;
+    memcpy(&magic, image, 4);
+    memcpy(&header, static_cast<const char*>(image) + 6, 2);
+    memcpy(&body, static_cast<const char*>(image) + 8, 8);
+    if (magic != 0xBA55ED50u) return INVALID_IMAGE;
+    auto* m = create<Module>();
+    m->image.assign(static_cast<const char*>(image), header + body);
+    *module = m;
+    return OK;
+}
+Status cuModuleUnload(Handle module) {
+    LOCK;
+    return destroy<Module>(module);
+}
+Status cuModuleGetFunction(Handle* function, Handle module, const char* name) {
+    DRIVER_CALL;
+    auto* m = static_cast<Module*>(module);
+    if (m->image.find(std::string(".text.") + name + '\0') == std::string::npos) return NOT_FOUND;
+    const simt::Kernel* kernel = simt::find(name);
+    if (!kernel) {
+        fprintf(stderr, "mock: kernel %s is compiled and not emulated\n", name);
+        return NOT_FOUND;
+    }
+    Function& f = m->functions[name];
+    f.kernel = kernel;
+    *function = &f;
+    return OK;
+}
+Status cuFuncSetAttribute(Handle function, int attribute, int value) {
+    if (attribute == 8) static_cast<Function*>(function)->max_dynamic = value;
+    return OK;
+}
+#ifndef OLD_DRIVER
+Status cuFuncGetParamInfo(Handle function, size_t i, size_t* offset, size_t* size) {
+    const auto& sizes = static_cast<Function*>(function)->kernel->sizes;
+    if (i >= sizes.size()) return INVALID;
+    *offset = 0;
+    *size = sizes[i];
+    return OK;
+}
+#endif
+Status cuLaunchKernel(Handle function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
+                      unsigned shared, Handle s, void** parameters, void**) {
+    DRIVER_CALL;
+    auto* f = static_cast<Function*>(function);
+    if (!gx || !gy || !gz || gy > 65535 || gz > 65535 || uint64_t(bx) * by * bz > 1024 ||
+        int(shared) > f->max_dynamic) {
+        fprintf(stderr, "mock: bad launch of %s: grid %u,%u,%u block %u,%u,%u shared %u\n", f->kernel->name, gx, gy, gz,
+                bx, by, bz, shared);
+        return INVALID;
+    }
+    const bool fails = due(FAIL_LAUNCH);
+    std::vector<uint64_t> copy(f->kernel->sizes.size());
+    for (size_t i = 0; i < copy.size(); ++i)
+        memcpy(&copy[i], parameters[i], f->kernel->sizes[i]);
+    return push(s, [=]() mutable {
+        if (sticky) return;
+        if (fails) return fail(LAUNCH_FAILED, "a launch that was told to fail");
+        std::vector<void*> pointers;
+        for (auto& word : copy)
+            pointers.push_back(&word);
+        simt::Options options;
+        options.seed = setting("MOCK_SEED", 1);
+        options.races = setting("MOCK_CHECK", 1);
+        const auto report = simt::launch(*f->kernel, {gx, gy, gz}, {bx, by, bz}, shared, pointers.data(), options);
+        for (auto& error : report.errors)
+            fail(ILLEGAL_ADDRESS, error.c_str());
+    });
+}
+}
+
+// ---- cuBLAS: column-major, scalars on the host
+enum { BLAS_FAILED = 13, BLAS_UNSUPPORTED = 15 };
+enum { F32 = 0, F64 = 1, F16 = 2, BF16 = 14 };
+struct Library {
+    Handle stream = nullptr;
+};
+static size_t size_of(int type) {
+    return type == F64 ? 8 : type == F32 ? 4 : 2;
+}
+static double get(const void* p, int type, size_t i) {
+    switch (type) {
+        case F64:
+            return static_cast<const double*>(p)[i];
+        case F32:
+            return static_cast<const float*>(p)[i];
+        case F16:
+            return __half2float(static_cast<const __half*>(p)[i]);
+        default:
+            return __bfloat162float(static_cast<const __nv_bfloat16*>(p)[i]);
+    }
+}
+static void set(void* p, int type, size_t i, double x) {
+    if (type == F64)
+        static_cast<double*>(p)[i] = x;
+    else
+        static_cast<float*>(p)[i] = float(x);
+}
+static bool need(const void* p, int ld, int rows, int columns, int type, bool read, const char* what) {
+    if (ld < std::max(rows, 1)) {
+        fail(ILLEGAL_ADDRESS, what);
+        return false;
+    }
+    for (int j = 0; j < columns && rows > 0; ++j) {
+        const char* at = static_cast<const char*>(p) + size_t(j) * ld * size_of(type);
+        if (!check(Address(at), rows * size_of(type), what)) return false;
+        if (read && !simt::mem_is_init(at, rows * size_of(type))) {
+            fail(ILLEGAL_ADDRESS, what);
+            return false;
+        }
+    }
+    return !sticky;
+}
+static void written(void* p, int ld, int rows, int columns, int type) {
+    for (int j = 0; j < columns; ++j)
+        simt::mem_init(static_cast<char*>(p) + size_t(j) * ld * size_of(type), rows * size_of(type), true);
+}
+static std::vector<double> matrix(const void* p, int type, int rows, int columns, int ld) {
+    std::vector<double> a(size_t(rows) * columns);
+    for (int j = 0; j < columns; ++j)
+        for (int i = 0; i < rows; ++i)
+            a[size_t(j) * rows + i] = get(p, type, size_t(j) * ld + i);
+    return a;
+}
+static void store(void* p, int type, int rows, int columns, int ld, const double* a) {
+    for (int j = 0; j < columns; ++j)
+        for (int i = 0; i < rows; ++i)
+            set(p, type, size_t(j) * ld + i, a[size_t(j) * rows + i]);
+    written(p, ld, rows, columns, type);
+}
+// op(A) by rows: k-vectors that are adjacent.
+static std::vector<double> by_rows(const void* p, int type, bool transposed, int m, int k, int ld) {
+    std::vector<double> a(size_t(m) * k);
+    for (int i = 0; i < m; ++i)
+        for (int l = 0; l < k; ++l)
+            a[size_t(i) * k + l] = get(p, type, transposed ? size_t(i) * ld + l : size_t(l) * ld + i);
+    return a;
+}
+static Status blas_status(Status driver) {
+    return driver ? BLAS_FAILED : OK;
+}
+static Status solver_status(Status driver) {
+    return driver ? 6 : OK;
+}
+
+extern "C" {
+Status cublasCreate_v2(Handle* h) {
+    LOCK;
+    *h = create<Library>();
+    return OK;
+}
+Status cublasDestroy_v2(Handle h) {
+    LOCK;
+    return destroy<Library>(h);
+}
+Status cublasSetStream_v2(Handle h, Handle s) {
+    static_cast<Library*>(h)->stream = s;
+    return OK;
+}
+Status cublasSetMathMode(Handle, int) {
+    return OK;
+}
+Status cublasGemmEx(Handle h, int ta, int tb, int m, int n, int k, const void* alpha, const void* a, int at, int lda,
+                    const void* b, int bt, int ldb, const void* beta, void* c, int ct, int ldc, int compute, int) {
+    LOCK;
+    if (gone()) return BLAS_FAILED;
+    // The combinations of cuBLAS's table that are used here; f32 scalars with f32 sums, f64 with f64.
+    const bool known = at == bt && ((at == F64 && ct == F64 && compute == 70) ||
+                                    (at != F64 && ct == F32 && (compute == 68 || (compute == 77 && at == F32))));
+    if (!known) return BLAS_UNSUPPORTED;
+    const double scale = get(alpha, ct, 0), keep = get(beta, ct, 0);
+    return blas_status(push(static_cast<Library*>(h)->stream, [=] {
+        if (!need(a, lda, ta ? k : m, ta ? m : k, at, true, "gemm: A") ||
+            !need(b, ldb, tb ? n : k, tb ? k : n, bt, true, "gemm: B") || !need(c, ldc, m, n, ct, keep != 0, "gemm: C"))
+            return;
+        const auto x = by_rows(a, at, ta, m, k, lda), y = by_rows(b, bt, !tb, n, k, ldb);
+        for (int j = 0; j < n; ++j)
+            for (int i = 0; i < m; ++i) {
+                double sum = 0;
+                for (int l = 0; l < k; ++l)
+                    sum += x[size_t(i) * k + l] * y[size_t(j) * k + l];
+                const size_t at = size_t(j) * ldc + i;
+                set(c, ct, at, scale * sum + (keep == 0 ? 0 : keep * get(c, ct, at)));
+            }
+        written(c, ldc, m, n, ct);
+    }));
+}
+}
+// Lower triangle.
+static Status syrk(Handle h, int type, int uplo, int trans, int n, int k, const void* alpha, const void* a, int lda,
+                   const void* beta, void* c, int ldc) {
+    LOCK;
+    if (gone()) return BLAS_FAILED;
+    if (uplo != 0) return BLAS_UNSUPPORTED;
+    const double scale = get(alpha, type, 0), keep = get(beta, type, 0);
+    return blas_status(push(static_cast<Library*>(h)->stream, [=] {
+        if (!need(a, lda, trans ? k : n, trans ? n : k, type, true, "syrk: A") ||
+            !need(c, ldc, n, n, type, keep != 0, "syrk: C"))
+            return;
+        const auto x = by_rows(a, type, trans, n, k, lda);
+        for (int j = 0; j < n; ++j) {
+            for (int i = j; i < n; ++i) {
+                double sum = 0;
+                for (int l = 0; l < k; ++l)
+                    sum += x[size_t(i) * k + l] * x[size_t(j) * k + l];
+                const size_t at = size_t(j) * ldc + i;
+                set(c, type, at, scale * sum + (keep == 0 ? 0 : keep * get(c, type, at)));
+            }
+            simt::mem_init(static_cast<char*>(c) + (size_t(j) * ldc + j) * size_of(type), (n - j) * size_of(type),
+                           true);
+        }
+    }));
+}
+// B <- alpha B L^-T.
+static Status trsm(Handle h, int type, int side, int uplo, int trans, int diag, int m, int n, const void* alpha,
+                   const void* l, int ldl, void* b, int ldb) {
+    LOCK;
+    if (gone()) return BLAS_FAILED;
+    if (side != 1 || uplo != 0 || trans != 1 || diag != 0) return BLAS_UNSUPPORTED;
+    const double scale = get(alpha, type, 0);
+    return blas_status(push(static_cast<Library*>(h)->stream, [=] {
+        if (!need(l, ldl, n, n, type, true, "trsm: L") || !need(b, ldb, m, n, type, true, "trsm: B")) return;
+        const auto t = matrix(l, type, n, n, ldl);
+        auto x = matrix(b, type, m, n, ldb);
+        for (int j = 0; j < n; ++j)
+            for (int i = 0; i < m; ++i) {
+                double sum = scale * x[size_t(j) * m + i];
+                for (int p = 0; p < j; ++p)
+                    sum -= t[size_t(p) * n + j] * x[size_t(p) * m + i];
+                x[size_t(j) * m + i] = sum / t[size_t(j) * n + j];
+            }
+        store(b, type, m, n, ldb, x.data());
+    }));
+}
+
+// ---- cuSOLVER
+static void potrf(std::vector<double>& a, int n, int* info) {
+    for (int j = 0; j < n; ++j)
+        for (int i = j; i < n; ++i) {
+            double sum = a[size_t(j) * n + i];
+            for (int l = 0; l < j; ++l)
+                sum -= a[size_t(l) * n + i] * a[size_t(l) * n + j];
+            if (i > j)
+                a[size_t(j) * n + i] = sum / a[size_t(j) * n + j];
+            else if (!(sum > 0)) {
+                *info = j + 1;
+                return;
+            } else
+                a[size_t(j) * n + j] = std::sqrt(sum);
+        }
+}
+// LAPACK's conventions: v(0) = 1, H = I - tau v vᵀ.
+static void geqrf(std::vector<double>& a, int m, int n, std::vector<double>& tau) {
+    for (int j = 0; j < n; ++j) {
+        double* x = &a[size_t(j) * m];
+        double tail = 0;
+        for (int i = j + 1; i < m; ++i)
+            tail += x[i] * x[i];
+        tau[j] = 0;
+        if (tail == 0) continue;
+        const double beta = -std::copysign(std::sqrt(x[j] * x[j] + tail), x[j]);
+        tau[j] = (beta - x[j]) / beta;
+        for (int i = j + 1; i < m; ++i)
+            x[i] /= x[j] - beta;
+        x[j] = beta;
+        for (int c = j + 1; c < n; ++c) {
+            double* y = &a[size_t(c) * m];
+            double dot = y[j];
+            for (int i = j + 1; i < m; ++i)
+                dot += x[i] * y[i];
+            y[j] -= tau[j] * dot;
+            for (int i = j + 1; i < m; ++i)
+                y[i] -= tau[j] * dot * x[i];
+        }
+    }
+}
+static void orgqr(std::vector<double>& a, int m, int n, const std::vector<double>& tau) {
+    std::vector<double> q(size_t(m) * n, 0.0);
+    for (int c = 0; c < n; ++c) {
+        double* y = &q[size_t(c) * m];
+        y[c] = 1;
+        for (int j = n - 1; j >= 0; --j) {
+            const double* x = &a[size_t(j) * m];
+            double dot = y[j];
+            for (int i = j + 1; i < m; ++i)
+                dot += x[i] * y[i];
+            y[j] -= tau[j] * dot;
+            for (int i = j + 1; i < m; ++i)
+                y[i] -= tau[j] * dot * x[i];
+        }
+    }
+    a.swap(q);
+}
+// One-sided Jacobi: a V has orthogonal columns; v starts as the identity.
+static void jacobi(std::vector<double>& a, int m, int n, std::vector<double>& v) {
+    auto rotate = [](double* x, double* y, int count, double c, double s) {
+        for (int i = 0; i < count; ++i) {
+            const double t = c * x[i] - s * y[i];
+            y[i] = s * x[i] + c * y[i];
+            x[i] = t;
+        }
+    };
+    for (int sweep = 0, more = 1; sweep < 60 && more; ++sweep) {
+        more = 0;
+        for (int p = 0; p < n; ++p)
+            for (int q = p + 1; q < n; ++q) {
+                double *x = &a[size_t(p) * m], *y = &a[size_t(q) * m], xx = 0, yy = 0, xy = 0;
+                for (int i = 0; i < m; ++i)
+                    xx += x[i] * x[i], yy += y[i] * y[i], xy += x[i] * y[i];
+                if (std::fabs(xy) <= 1e-15 * std::sqrt(xx * yy)) continue;
+                more = 1;
+                const double zeta = (yy - xx) / (2 * xy);
+                const double t = std::copysign(1 / (std::fabs(zeta) + std::sqrt(1 + zeta * zeta)), zeta);
+                const double c = 1 / std::sqrt(1 + t * t);
+                rotate(x, y, m, c, c * t);
+                rotate(&v[size_t(p) * n], &v[size_t(q) * n], n, c, c * t);
+            }
+    }
+}
+static std::vector<double> identity(int n) {
+    std::vector<double> v(size_t(n) * n, 0.0);
+    for (int i = 0; i < n; ++i)
+        v[size_t(i) * n + i] = 1;
+    return v;
+}
+// Columns of a and v in the order of the columns' lengths, longest first; the lengths go to s and are divided out of a.
+static void sort_by_length(std::vector<double>& a, int m, int n, std::vector<double>& v, std::vector<double>& s) {
+    std::vector<std::pair<double, int>> order;
+    for (int j = 0; j < n; ++j) {
+        double sum = 0;
+        for (int i = 0; i < m; ++i)
+            sum += a[size_t(j) * m + i] * a[size_t(j) * m + i];
+        order.push_back({-std::sqrt(sum), j});
+    }
+    std::sort(order.begin(), order.end());
+    auto from_a = a, from_v = v;
+    for (int j = 0; j < n; ++j) {
+        s[j] = -order[j].first;
+        for (int i = 0; i < m; ++i)
+            a[size_t(j) * m + i] = s[j] > 0 ? from_a[size_t(order[j].second) * m + i] / s[j] : i == j;
+        for (int i = 0; i < n; ++i)
+            v[size_t(j) * n + i] = from_v[size_t(order[j].second) * n + i];
+    }
+}
+static Status solve(Handle h, std::function<void(int* info)> work, int* info) {
+    LOCK;
+    if (gone()) return 6;
+    return solver_status(push(static_cast<Library*>(h)->stream, [=] {
+        if (!check(Address(info), 4, "info")) return;
+        *info = 0;
+        simt::mem_init(info, 4, true);
+        work(info);
+    }));
+}
+static Status solve_potrf(Handle h, int type, int uplo, int n, void* a, int lda, int* info) {
+    if (uplo != 0) return 3;
+    auto work = [=](int* info) {
+        if (!need(a, lda, n, n, type, true, "potrf")) return;
+        auto x = matrix(a, type, n, n, lda);
+        potrf(x, n, info);
+        store(a, type, n, n, lda, x.data());
+    };
+    return solve(h, work, info);
+}
+static Status solve_geqrf(Handle h, int type, int m, int n, void* a, int lda, void* tau, int* info) {
+    auto work = [=](int*) {
+        if (!need(a, lda, m, n, type, true, "geqrf") || !need(tau, n, n, 1, type, false, "geqrf: tau")) return;
+        auto x = matrix(a, type, m, n, lda);
+        std::vector<double> t(n);
+        geqrf(x, m, n, t);
+        store(a, type, m, n, lda, x.data());
+        store(tau, type, n, 1, n, t.data());
+    };
+    return solve(h, work, info);
+}
+static Status solve_orgqr(Handle h, int type, int m, int n, int k, void* a, int lda, const void* tau, int* info) {
+    if (k != n) return 3;
+    auto work = [=](int*) {
+        if (!need(a, lda, m, n, type, true, "orgqr") || !need(tau, n, n, 1, type, true, "orgqr: tau")) return;
+        auto x = matrix(a, type, m, n, lda);
+        orgqr(x, m, n, matrix(tau, type, n, 1, n));
+        store(a, type, m, n, lda, x.data());
+    };
+    return solve(h, work, info);
+}
+static Status solve_syevd(Handle h, int type, int job, int uplo, int n, void* a, int lda, void* w, int* info) {
+    if (job != 1 || uplo != 0) return 3;
+    auto work = [=](int*) {
+        if (!need(a, lda, n, n, type, true, "syevd") || !need(w, n, n, 1, type, false, "syevd: values")) return;
+        auto x = matrix(a, type, n, n, lda);
+        double bound = 0;
+        for (int j = 0; j < n; ++j)
+            for (int i = 0; i < j; ++i)
+                x[size_t(j) * n + i] = x[size_t(i) * n + j];
+        for (int j = 0; j < n; ++j) {
+            double row = 0;
+            for (int i = 0; i < n; ++i)
+                row += std::fabs(x[size_t(j) * n + i]);
+            bound = std::max(bound, row);
+        }
+        // A + bound I is semidefinite: its singular vectors are its eigenvectors.
+        for (int j = 0; j < n; ++j)
+            x[size_t(j) * n + j] += bound;
+        auto v = identity(n);
+        std::vector<double> s(n);
+        jacobi(x, n, n, v);
+        sort_by_length(x, n, n, v, s);
+        std::vector<double> vectors(size_t(n) * n), values(n);
+        for (int j = 0; j < n; ++j) {
+            values[j] = s[n - 1 - j] - bound;
+            std::copy_n(&v[size_t(n - 1 - j) * n], n, &vectors[size_t(j) * n]);
+        }
+        store(a, type, n, n, lda, vectors.data());
+        store(w, type, n, 1, n, values.data());
+    };
+    return solve(h, work, info);
+}
+static Status solve_gesvdj(Handle h, int type, int job, int econ, int m, int n, void* a, int lda, void* s, void* u,
+                           int ldu, void* v, int ldv, int* info) {
+    if (job != 1 || econ != 1 || m < n) return 3;
+    auto work = [=](int*) {
+        if (!need(a, lda, m, n, type, true, "gesvdj") || !need(u, ldu, m, n, type, false, "gesvdj: U") ||
+            !need(v, ldv, n, n, type, false, "gesvdj: V") || !need(s, n, n, 1, type, false, "gesvdj: s"))
+            return;
+        auto x = matrix(a, type, m, n, lda), y = identity(n);
+        std::vector<double> values(n);
+        jacobi(x, m, n, y);
+        sort_by_length(x, m, n, y, values);
+        store(u, type, m, n, ldu, x.data());
+        store(v, type, n, n, ldv, y.data());
+        store(s, type, n, 1, n, values.data());
+    };
+    return solve(h, work, info);
+}
+
+extern "C" {
+#define BOTH(F, T, TYPE)                                                                                              \
+    Status cublas##F##syrk_v2(Handle h, int uplo, int trans, int n, int k, const T* alpha, const T* a, int lda,       \
+                              const T* beta, T* c, int ldc) {                                                         \
+        return syrk(h, TYPE, uplo, trans, n, k, alpha, a, lda, beta, c, ldc);                                         \
+    }                                                                                                                 \
+    Status cublas##F##trsm_v2(Handle h, int side, int uplo, int trans, int diag, int m, int n, const T* alpha,        \
+                              const T* l, int ldl, T* b, int ldb) {                                                   \
+        return trsm(h, TYPE, side, uplo, trans, diag, m, n, alpha, l, ldl, b, ldb);                                   \
+    }                                                                                                                 \
+    Status cusolverDn##F##potrf_bufferSize(Handle, int, int, T*, int, int* length) {                                  \
+        return *length = 1, OK;                                                                                       \
+    }                                                                                                                 \
+    Status cusolverDn##F##potrf(Handle h, int uplo, int n, T* a, int lda, T*, int, int* info) {                       \
+        return solve_potrf(h, TYPE, uplo, n, a, lda, info);                                                           \
+    }                                                                                                                 \
+    Status cusolverDn##F##geqrf_bufferSize(Handle, int, int, T*, int, int* length) {                                  \
+        return *length = 1, OK;                                                                                       \
+    }                                                                                                                 \
+    Status cusolverDn##F##geqrf(Handle h, int m, int n, T* a, int lda, T* tau, T*, int, int* info) {                  \
+        return solve_geqrf(h, TYPE, m, n, a, lda, tau, info);                                                         \
+    }                                                                                                                 \
+    Status cusolverDn##F##orgqr_bufferSize(Handle, int, int, int, const T*, int, const T*, int* length) {             \
+        return *length = 1, OK;                                                                                       \
+    }                                                                                                                 \
+    Status cusolverDn##F##orgqr(Handle h, int m, int n, int k, T* a, int lda, const T* tau, T*, int, int* info) {     \
+        return solve_orgqr(h, TYPE, m, n, k, a, lda, tau, info);                                                      \
+    }                                                                                                                 \
+    Status cusolverDn##F##syevd_bufferSize(Handle, int, int, int, const T*, int, const T*, int* length) {             \
+        return *length = 1, OK;                                                                                       \
+    }                                                                                                                 \
+    Status cusolverDn##F##syevd(Handle h, int job, int uplo, int n, T* a, int lda, T* w, T*, int, int* info) {        \
+        return solve_syevd(h, TYPE, job, uplo, n, a, lda, w, info);                                                   \
+    }                                                                                                                 \
+    Status cusolverDn##F##gesvdj_bufferSize(Handle, int, int, int, int, const T*, int, const T*, const T*, int,       \
+                                            const T*, int, int* length, Handle) {                                     \
+        return *length = 1, OK;                                                                                       \
+    }                                                                                                                 \
+    Status cusolverDn##F##gesvdj(Handle h, int job, int econ, int m, int n, T* a, int lda, T* s, T* u, int ldu, T* v, \
+                                 int ldv, T*, int, int* info, Handle) {                                               \
+        return solve_gesvdj(h, TYPE, job, econ, m, n, a, lda, s, u, ldu, v, ldv, info);                               \
+    }
+BOTH(S, float, F32)
+BOTH(D, double, F64)
+Status cusolverDnCreate(Handle* h) {
+    LOCK;
+    *h = create<Library>();
+    return OK;
+}
+Status cusolverDnDestroy(Handle h) {
+    LOCK;
+    return destroy<Library>(h);
+}
+Status cusolverDnSetStream(Handle h, Handle s) {
+    static_cast<Library*>(h)->stream = s;
+    return OK;
+}
+Status cusolverDnCreateGesvdjInfo(Handle* info) {
+    LOCK;
+    *info = create<Event>();
+    return OK;
+}
+Status cusolverDnDestroyGesvdjInfo(Handle info) {
+    LOCK;
+    return destroy<Event>(info);
+}
+}
+#pragma GCC visibility pop
