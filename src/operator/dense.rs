@@ -18,9 +18,9 @@
 //! (f64, fixed chunks, summed in order, so the same for any number of threads).
 
 use std::borrow::Cow;
+use std::ops::Range;
 use std::sync::Arc;
 
-use faer::linalg::matmul::matmul;
 use faer::{Accum, MatRef, Par};
 use rayon::prelude::*;
 
@@ -30,7 +30,7 @@ use super::product::{add_gram, add_up_and_mirror, gram_groups, is_by_rows, produ
 use crate::error::{Error, Result};
 use crate::simd::Scalar;
 use crate::simd::convert::convert;
-use crate::simd::reduce::{Statistics, statistics};
+use crate::simd::reduce::{Statistics, statistics, statistics_of_lines};
 use crate::sketch::{AnySketch, SketchOperator};
 use crate::tensor::{Element, MatView, with_view};
 
@@ -184,7 +184,7 @@ fn convert_tile<'b, T: Scalar>(view: MatView<'_>, buffer: &'b mut [T], scale: f6
     let (m, n) = (view.nrows(), view.ncols());
     with_view!(view, a => {
         // Lines are what is contiguous in storage: rows, or columns of a transposed view.
-        let by_rows = a.col_stride().unsigned_abs() <= a.row_stride().unsigned_abs();
+        let by_rows = is_by_rows(a);
         let lines = if by_rows { a } else { a.transpose() };
         let width = lines.ncols();
         for_each_line(buffer, width, par, |i, dst| convert_line(lines, i, dst, scale));
@@ -237,7 +237,10 @@ struct Scan {
 
 /// One pass over `view`: refuses what is not finite, and returns `max |a|` and `‖A‖_F²`.
 fn scan(view: MatView<'_>, par: Par) -> Result<Scan> {
-    let total = reduce_lines(view, par, Statistics::default(), |line| line.statistics(), Statistics::merge);
+    let total = with_view!(view, a => {
+        let lines = if is_by_rows(a) { a } else { a.transpose() };
+        reduce_chunks(lines, par, Statistics::default(), |rows| statistics_of_rows(lines, rows), Statistics::merge)
+    });
     if !total.finite {
         return Err(first_not_finite(view));
     }
@@ -246,50 +249,43 @@ fn scan(view: MatView<'_>, par: Par) -> Result<Scan> {
 
 /// `‖scale · A‖_F²`.
 fn scaled_norm_squared(view: MatView<'_>, scale: f64, par: Par) -> f64 {
-    reduce_lines(view, par, 0.0, |line| line.scaled_sum_squares(scale), |a, b| a + b)
+    let sum = |line: &[f64]| line.iter().map(|x| x * scale).map(|x| x * x).sum::<f64>();
+    with_view!(view, a => {
+        let lines = if is_by_rows(a) { a } else { a.transpose() };
+        let part = |rows: Range<usize>| {
+            let line = |i| lines.row(i).iter().map(|x| (*x).to_f64()).collect::<Vec<_>>();
+            rows.map(|i| sum(&line(i))).sum::<f64>()
+        };
+        reduce_chunks(lines, par, 0.0, part, |a, b| a + b)
+    })
 }
 
-/// A contiguous or gathered line of any storage type.
-trait AnyLine {
-    fn statistics(&self) -> Statistics;
-    fn scaled_sum_squares(&self, scale: f64) -> f64;
-}
-
-impl<E: Element> AnyLine for &[E] {
-    fn statistics(&self) -> Statistics {
-        statistics(self)
+/// Statistics of some rows.
+fn statistics_of_rows<E: Element>(a: MatRef<'_, E>, rows: Range<usize>) -> Statistics {
+    if a.col_stride() == 1 {
+        let row = |i| a.row(i).try_as_row_major().expect("unit stride").as_slice();
+        return statistics_of_lines(rows.map(row));
     }
-
-    fn scaled_sum_squares(&self, scale: f64) -> f64 {
-        self.iter().map(|x| x.to_f64() * scale).map(|x| x * x).sum()
-    }
+    rows.map(|i| statistics(&Cow::from(Line(a, i)))).fold(Statistics::default(), Statistics::merge)
 }
 
-/// `f` over the lines of `view`, merged in order: chunks depend on the shape alone, so the result does not depend on
-/// the number of threads.
-fn reduce_lines<R: Send + Sync + Copy>(
-    view: MatView<'_>,
+/// `f` of chunks of rows, merged in order: chunks depend on the shape alone, so the result does not depend on the number of
+/// threads.
+fn reduce_chunks<E: Element, R: Send>(
+    a: MatRef<'_, E>,
     par: Par,
     zero: R,
-    f: impl Fn(&dyn AnyLine) -> R + Sync,
-    merge: impl Fn(R, R) -> R + Sync,
+    f: impl Fn(Range<usize>) -> R + Sync,
+    merge: impl Fn(R, R) -> R,
 ) -> R {
-    with_view!(view, a => {
-        let by_rows = a.col_stride().unsigned_abs() <= a.row_stride().unsigned_abs();
-        let lines = if by_rows { a } else { a.transpose() };
-        let chunk = (1usize << 18).div_ceil(lines.ncols());
-        let chunks = lines.nrows().div_ceil(chunk);
-        let part = |c: usize| {
-            (c * chunk..((c + 1) * chunk).min(lines.nrows()))
-                .map(|i| f(&&*Cow::from(Line(lines, i))))
-                .fold(zero, &merge)
-        };
-        let parts: Vec<R> = match par {
-            Par::Seq => (0..chunks).map(part).collect(),
-            Par::Rayon(_) => (0..chunks).into_par_iter().map(part).collect(),
-        };
-        parts.into_iter().fold(zero, &merge)
-    })
+    let rows = (1usize << 16).div_ceil(a.ncols());
+    let part = |c: usize| f(c * rows..((c + 1) * rows).min(a.nrows()));
+    let chunks = a.nrows().div_ceil(rows);
+    let parts: Vec<R> = match par {
+        Par::Seq => (0..chunks).map(part).collect(),
+        Par::Rayon(_) => (0..chunks).into_par_iter().map(part).collect(),
+    };
+    parts.into_iter().fold(zero, merge)
 }
 
 /// Position of the first NaN or infinity in row-major order. Only called when there is one.
@@ -357,7 +353,7 @@ impl<T: Scalar> LinearOperator<T> for Dense<'_, T> {
 
     fn apply(&mut self, x: &HostPanel<T>, y: &mut HostPanel<T>) -> Result<()> {
         self.for_each_tile(|first, a, par| {
-            product(a, x.as_ref(), y.as_mut().subrows_mut(first, a.nrows()), par);
+            product(Accum::Replace, a, x.as_ref(), y.as_mut().subrows_mut(first, a.nrows()), par);
         });
         Ok(())
     }
@@ -365,8 +361,7 @@ impl<T: Scalar> LinearOperator<T> for Dense<'_, T> {
     fn apply_adjoint(&mut self, y: &HostPanel<T>, x: &mut HostPanel<T>) -> Result<()> {
         self.for_each_tile(|first, a, par| {
             let accum = if first == 0 { Accum::Replace } else { Accum::Add };
-            let y = y.as_ref().subrows(first, a.nrows());
-            matmul(x.as_mut(), accum, a.transpose(), y, T::one(), par);
+            product(accum, a.transpose(), y.as_ref().subrows(first, a.nrows()), x.as_mut(), par);
         });
         Ok(())
     }

@@ -196,7 +196,7 @@ impl<T: Scalar> Panel<T> for HostPanel<T> {
     }
 
     fn product_to_host(&self, c: MatRef<'_, T>, dst: MatMut<'_, T>) -> Result<()> {
-        product(self.as_ref(), c, dst, self.context.par);
+        product(Accum::Replace, self.as_ref(), c, dst, self.context.par);
         Ok(())
     }
 

@@ -29,6 +29,7 @@ mod product;
 
 pub(crate) use dense::first_not_finite;
 pub use dense::{Dense, TileParams};
+pub(crate) use host::symmetric_product;
 pub use host::{HostContext, HostPanel};
 
 use faer::prelude::ReborrowMut as _;

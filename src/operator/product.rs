@@ -13,7 +13,8 @@
 //! 28.2 against 14.3 ms; 4096×1024, l = 266: 5.7 against 5.2), and SYRK over all rows streams G through the caches once per
 //! packing (1536×384: 0.84 against 0.60 ms; 4096×1024: 13.9 against 10.8 ms).
 //!
-//! Every block is done by one thread, whatever their number: the same bits.
+//! Every block is done by one thread, whatever their number: the same bits, and no thread waits for another inside a GEMM
+//! (where one of two cores is busy with something else, GEMMs that share their packed operands take ten times as long).
 
 use faer::linalg::matmul::matmul;
 use faer::linalg::matmul::triangular::{self, BlockStructure};
@@ -27,7 +28,7 @@ use crate::simd::Scalar;
 struct Params {
     /// Rows of a block of a product, at most: 256 to 1024 are alike.
     rows: usize,
-    /// Rows of a block of a product, at least.
+    /// Rows of a block of a product, at least: each packs X again.
     min_rows: usize,
     /// Rows of a block of a Gram matrix: 128 is 4 to 14 % faster than 512.
     gram_rows: usize,
@@ -37,7 +38,7 @@ struct Params {
     max_groups: usize,
 }
 
-const PARAMS: Params = Params { rows: 512, min_rows: 64, gram_rows: 128, max_gram_columns: 1536, max_groups: 8 };
+const PARAMS: Params = Params { rows: 512, min_rows: 96, gram_rows: 128, max_gram_columns: 1536, max_groups: 8 };
 
 /// Whether the elements of a row are closer to each other than those of a column.
 pub(super) fn is_by_rows<E>(a: MatRef<'_, E>) -> bool {
@@ -54,14 +55,14 @@ pub(super) fn product_bytes<T>(m: usize, l: usize) -> usize {
     2 * block_rows(m).min(m) * l * size_of::<T>()
 }
 
-/// `y <- a x`.
-pub(super) fn product<T: Scalar>(a: MatRef<'_, T>, x: MatRef<'_, T>, mut y: MatMut<'_, T>, par: Par) {
+/// `y <- [y +] a x`.
+pub(super) fn product<T: Scalar>(accum: Accum, a: MatRef<'_, T>, x: MatRef<'_, T>, mut y: MatMut<'_, T>, par: Par) {
     let (m, l) = y.shape();
     let rows = block_rows(m);
-    if !is_by_rows(a) || m <= rows {
-        return matmul(y, Accum::Replace, a, x, T::one(), par);
+    if m <= rows {
+        return matmul(y, accum, a, x, T::one(), Par::Seq);
     }
-    let transposed = y.row_stride() == 1 && l > 1;
+    let transposed = accum == Accum::Replace && is_by_rows(a) && y.row_stride() == 1 && l > 1;
     let mut blocks = Vec::with_capacity(m.div_ceil(rows));
     for first in (0..m).step_by(rows) {
         let (block, rest) = y.split_at_row_mut(rows.min(m - first));
@@ -77,7 +78,7 @@ pub(super) fn product<T: Scalar>(a: MatRef<'_, T>, x: MatRef<'_, T>, mut y: MatM
             matmul(by_rows, Accum::Replace, a, x, T::one(), Par::Seq);
             transpose(block, y);
         } else {
-            matmul(y, Accum::Replace, a, x, T::one(), Par::Seq);
+            matmul(y, accum, a, x, T::one(), Par::Seq);
         }
     };
     match par {

@@ -40,7 +40,6 @@ use faer::Accum;
 use faer::dyn_stack::{MemStack, StackReq};
 use faer::linalg::cholesky::llt::factor as llt;
 use faer::linalg::matmul::matmul;
-use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::linalg::{temp_mat_scratch, temp_mat_zeroed, triangular_inverse, triangular_solve};
 use faer::mat::AsMatMut;
 use faer::prelude::*;
@@ -59,11 +58,10 @@ pub(crate) struct CholeskyParams {
     pub(crate) block_rows: usize,
     /// Rows whose products are summed in one go.
     pub(crate) sum_rows: usize,
-    /// Up to this many columns a Gram matrix is formed in strips of full products: faer's triangular product takes
-    /// 1.35 times as long at 106 columns, and as long at 202.
-    pub(crate) narrow: usize,
-    /// Columns of a strip.
-    pub(crate) strip: usize,
+    /// A Gram matrix is formed in strips of this many bytes of rows, 48 of f32: GFLOP/s of `m l²` on one core at 106, 202
+    /// and 266 columns 151, 183, 201; with strips of 32 rows 147, 169, 187; of 64, 144, 178, 194; of columns instead
+    /// of rows 132, 157, 166; by faer's triangular product 108, 145, 178.
+    pub(crate) strip_bytes: usize,
     /// Largest number of row groups, which bounds the partial Gram matrices.
     pub(crate) max_groups: usize,
     /// A pass may leave `‖QᵀQ − I‖` at about this.
@@ -86,8 +84,7 @@ pub(crate) struct CholeskyParams {
 pub(crate) const PARAMS: CholeskyParams = CholeskyParams {
     block_rows: 256,
     sum_rows: 64,
-    narrow: 128,
-    strip: 32,
+    strip_bytes: 192,
     max_groups: 16,
     max_defect: 0.25,
     max_inflation: 4.0,
@@ -134,7 +131,7 @@ fn groups(m: usize, l: usize) -> Groups {
     // All partial Gram matrices together are at most as large as the panel.
     let most = (m / l).min(blocks).clamp(1, PARAMS.max_groups);
     let power = 1 << most.ilog2();
-    let rows = blocks.div_ceil(power) * PARAMS.block_rows;
+    let rows = m.div_ceil(power).next_multiple_of(PARAMS.sum_rows);
     Groups { count: m.div_ceil(rows), rows }
 }
 
@@ -428,22 +425,25 @@ fn add_signed<T: Scalar>(folded: &mut [f64], x: &[T], signs: &[T]) {
     );
 }
 
-/// The lower triangle of `gram += YᵀY`, a few rows at a time: a sum of n equal terms errs by up to n eps / 4, all to one
-/// side, and columns of equal entries are common (3 to 6 % slower than 256 rows at once, 3072×202 and 4096×266).
+/// The lower triangle of `gram += YᵀY`, a few rows of Y at a time: a sum of n equal terms errs by up to n eps / 4, all to
+/// one side, and columns of equal entries are common (2 % slower than 256 rows at once).
+///
+/// ```text
+///   gram  [ x . . .           ]   one product per strip of `strip` rows, the first one taking the remainder;
+///         [ x x x x . .       ]   what it writes above the diagonal is never read
+///         [ x x x x x x . .   ]
+/// ```
 fn syrk<W: Scalar>(mut gram: MatMut<'_, W>, y: MatRef<'_, W>) {
-    let (lower, full) = (BlockStructure::TriangularLower, BlockStructure::Rectangular);
     let (l, one) = (y.ncols(), W::from_f64(1.0));
+    let strip = PARAMS.strip_bytes / size_of::<W>();
     for i in (0..y.nrows()).step_by(PARAMS.sum_rows) {
         let y = y.subrows(i, PARAMS.sum_rows.min(y.nrows() - i));
-        if l > PARAMS.narrow {
-            triangular::matmul(gram.rb_mut(), lower, Accum::Add, y.transpose(), full, y, full, one, Par::Seq);
-            continue;
-        }
-        // Narrow panels in strips that reach a little above the diagonal, where nothing is read.
-        for j in (0..l).step_by(PARAMS.strip) {
-            let w = PARAMS.strip.min(l - j);
-            let strip = gram.rb_mut().submatrix_mut(j, j, l - j, w);
-            matmul(strip, Accum::Add, y.subcols(j, l - j).transpose(), y.subcols(j, w), one, Par::Seq);
+        let mut end = (l - 1) % strip + 1;
+        let mut first = 0;
+        while first < l {
+            let to = gram.rb_mut().submatrix_mut(first, 0, end - first, end);
+            matmul(to, Accum::Add, y.subcols(first, end - first).transpose(), y.subcols(0, end), one, Par::Seq);
+            (first, end) = (end, end + strip);
         }
     }
 }

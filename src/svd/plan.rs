@@ -26,9 +26,7 @@ use super::goal::Goal;
 use super::gram::{self, Eigenvectors};
 use super::single_pass::Sizes;
 use super::triplets::Triplets;
-use super::{
-    Method, Solution, TruncatedSvd, blocked, certificate, full, krylov, randomized, single_pass, small,
-};
+use super::{Method, Solution, TruncatedSvd, blocked, certificate, full, krylov, randomized, single_pass, small};
 use crate::error::{Error, Result};
 use crate::factors::Report;
 use crate::operator::{Dense, HostPanel, LinearOperator};
@@ -430,16 +428,10 @@ impl Footprint {
             (Method::Krylov, _) => {
                 let krylov::Blocks { count, width: b } = krylov::Blocks::new(l, self.power_iterations, n);
                 let scratch = orthonormalize(m, b);
-                let blocks = count * (panel(m, b) + panel(n, b));
-                let together = scratch
-                    + blocks
-                    + panel(m, count * b).max(panel(m, count * b) - count * panel(m, b) + panel(n, count * b));
-                together.max(
-                    scratch.max(decompose(n, count * b))
-                        + panel(m, count * b)
-                        + panel(n, count * b)
-                        + finish(count * b),
-                )
+                // Each side is put together while the other's blocks are still apart.
+                let (left, right) = (panel(m, count * b), panel(n, count * b));
+                let together = scratch + left + right + left.max(right);
+                together.max(scratch.max(decompose(n, count * b)) + left + right + finish(count * b))
             }
             (Method::SinglePass | Method::Nystrom, _) => {
                 return tile + single_pass::peak_bytes::<T>((m, n), Sizes::with_range(method, l), k);

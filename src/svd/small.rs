@@ -1,11 +1,28 @@
-//! The small dense problems, from faer: SVD of an `l × l` triangle, eigenvectors of an `n × n` Gram matrix.
+//! The small dense problems: SVD of an `l × l` triangle, eigenvectors of an `n × n` Gram matrix.
 //!
-//! Both run on one thread: faer's bidiagonal and tridiagonal reductions split sums by thread, so their last bits depend
-//! on how many there are. (Its products do not; those use all threads.)
+//! ```text
+//!   eigenvectors   G = P T Pᵀ (faer's tridiagonal reduction, in T),  T = Q Λ Qᵀ (tridiagonal.rs, in f64),  V = P Q
+//!   SVD in f32     G = AᵀA in f64 (exact products),  G = V Λ Vᵀ,  A V = U Σ
+//!   SVD in f64     faer's bidiagonal SVD, one Newton-Schulz step, Rayleigh quotients
+//! ```
 //!
-//! faer's singular vectors are orthonormal to 10 to 50 eps and its large σ off by as much. One Newton-Schulz step, `V <- V (3 I − VᵀV) / 2`, squares the
-//! first defect, and the Rayleigh quotient `σ_i = u_iᵀ A v_i` with the corrected vectors the second: three products of
-//! `2 l³` flops at GEMM speed, against some `20 l³` at a tenth of it for the SVD.
+//! Squaring the condition number costs f32 nothing when it is done in f64: V is that of the SVD down to `σ = 1e-8 σ_1`,
+//! and the columns of `A V` are orthogonal to `eps64 (σ_1/σ_i)(σ_1/σ_j)`. Where that is not small one QR in f64 makes
+//! them so; the couplings that it leaves out of Σ are under `eps64 σ_1²/σ_i` or `σ_j`, whichever is less, hence below
+//! `1e-8 σ_1`. Milliseconds on one core of Zen 5:
+//!
+//! | l | SVD f32, faer | and repair | here | eigen f32, faer | here | eigen f64, faer | here |
+//! |---|---|---|---|---|---|---|---|
+//! | 106 | 0.83 | 0.90 | 0.45 | 0.42 | 0.40 | 0.55 | 0.40 |
+//! | 202 | 2.6 | 2.9 | 1.7 | 1.4 | 1.3 | 2.1 | 1.4 |
+//! | 266 | 4.3 | 4.9 | 3.2 | 2.3 | 2.4 | 3.8 | 2.6 |
+//!
+//! The reductions run on one thread: faer's split sums by thread, so their last bits depend on how many there are. (Its
+//! products do not; those use all threads.)
+//!
+//! faer's f64 singular vectors are orthonormal to 10 to 50 eps and its large σ off by as much. One Newton-Schulz step,
+//! `V <- V (3 I − VᵀV) / 2`, squares the first defect, and the Rayleigh quotient `σ_i = u_iᵀ A v_i` with the corrected
+//! vectors the second.
 //!
 //! [`svd`] and [`symmetric_eigen`] choose between two instances that this crate compiles once: left generic to the end,
 //! faer's solvers would be compiled again in every crate that factors a matrix, for half a minute each.
@@ -14,13 +31,30 @@ use std::any::Any;
 
 use faer::diag::DiagMut;
 use faer::dyn_stack::{MemBuffer, MemStack, StackReq};
+use faer::linalg::evd::tridiag;
+use faer::linalg::householder;
 use faer::linalg::matmul::matmul;
-use faer::linalg::{evd, svd};
-use faer::{Accum, Mat, MatRef, Par};
+use faer::linalg::qr::no_pivoting::factor::recommended_block_size;
+use faer::linalg::svd;
+use faer::linalg::{temp_mat_scratch, temp_mat_zeroed};
+use faer::mat::AsMatMut;
+use faer::prelude::*;
+use faer::{Accum, Conj, Mat, MatMut, MatRef, Par, unzip, zip};
 
+use super::tridiagonal;
 use crate::error::{Error, Result};
+use crate::operator::symmetric_product;
+use crate::qr;
 use crate::simd::Scalar;
-use crate::tensor::MatView;
+use crate::tensor::{DType, MatView};
+
+/// Constants of the small problems.
+struct Params {
+    /// Columns of `A V` down to this, relative to the longest, are orthogonal to `eps64 / this²`, 1e-9, as they are.
+    clear_of_noise: f64,
+}
+
+const PARAMS: Params = Params { clear_of_noise: 1.0 / 2048.0 };
 
 /// `a = U diag(s) Vᵀ`, all `l × l`, `s` nonincreasing.
 pub(super) struct SmallSvd<T> {
@@ -38,14 +72,58 @@ pub(super) fn svd<T: Scalar>(a: MatRef<'_, T>, par: Par) -> Result<SmallSvd<T>> 
     })
 }
 
+/// `G = AᵀA` in f64, `V` its eigenvectors, `A V = U Σ`.
 #[inline(never)]
 fn svd_f32(a: MatRef<'_, f32>, par: Par) -> Result<SmallSvd<f32>> {
-    svd_in(a, par)
-}
+    let l = a.nrows();
+    let (mut u, mut v) = (Mat::zeros(l, l), Mat::zeros(l, l));
+    let mut buffer = MemBuffer::new(svd_scratch::<f32>(l));
+    let stack = MemStack::new(&mut buffer);
+    let (mut lengths, stack) = stack.make_with(l, |_| 0.0_f64);
+    let (mut wide, stack) = temp_mat_zeroed::<f64, _, _>(l, l, stack);
+    let (mut image, stack) = temp_mat_zeroed::<f64, _, _>(l, l, stack);
+    let (mut vectors, stack) = temp_mat_zeroed::<f64, _, _>(l, l, stack);
+    let (mut wide, mut image, mut vectors) = (wide.as_mat_mut(), image.as_mat_mut(), vectors.as_mat_mut());
+    zip!(wide.rb_mut(), a).for_each(|unzip!(to, from)| *to = f64::from(*from));
+    symmetric_product(wide.rb().transpose(), image.rb_mut(), Accum::Replace, par);
+    eigen(image.rb(), &mut lengths, vectors.rb_mut(), stack)?;
+    matmul(image.rb_mut(), Accum::Replace, wide.rb(), vectors.rb().reverse_cols(), 1.0, par);
 
-#[inline(never)]
-fn svd_f64(a: MatRef<'_, f64>, par: Par) -> Result<SmallSvd<f64>> {
-    svd_in(a, par)
+    for (j, length) in lengths.iter_mut().enumerate() {
+        *length = image.rb().col(j).norm_l2();
+    }
+    let largest = lengths.iter().fold(0.0_f64, |a, x| a.max(*x));
+    // Columns are orthogonal up to eps σ_1² / (σ_i σ_j): nothing in f32 while that is small, and a matter of one more QR
+    // where it is not. What the columns beyond eps σ_1 then become does not matter, but they must be orthonormal.
+    if lengths.iter().any(|x| *x <= PARAMS.clear_of_noise * largest) {
+        for (j, length) in lengths.iter_mut().enumerate() {
+            if *length > 0.0 {
+                let scale = 1.0 / *length;
+                image.rb_mut().col_mut(j).iter_mut().for_each(|x| *x *= scale);
+            }
+        }
+        // The triangle's diagonal is what is left of a column after those before it.
+        qr::orthonormalize(image.rb_mut(), Some(wide.rb_mut()), Par::Seq, stack)?;
+        for (j, length) in lengths.iter_mut().enumerate() {
+            *length *= wide[(j, j)];
+        }
+    } else {
+        for (j, length) in lengths.iter().enumerate() {
+            let scale = 1.0 / length;
+            image.rb_mut().col_mut(j).iter_mut().for_each(|x| *x *= scale);
+        }
+    }
+    // Values that tie to rounding may have changed places.
+    let (mut order, _) = stack.make_with(l, |i| i);
+    order.sort_by(|&i, &j| lengths[j].total_cmp(&lengths[i]));
+    for (to, &from) in order.iter().enumerate() {
+        let pairs = [(u.as_mut(), image.rb().col(from)), (v.as_mut(), vectors.rb().col(l - 1 - from))];
+        for (dst, src) in pairs {
+            zip!(dst.col_mut(to), src).for_each(|unzip!(to, from)| *to = *from as f32);
+        }
+    }
+    let s = order.iter().map(|&i| lengths[i] as f32).collect();
+    Ok(SmallSvd { u, s, v })
 }
 
 /// `x` itself, known by another name of its type.
@@ -54,12 +132,13 @@ fn same<A: 'static, B: 'static>(x: A) -> B {
     *boxed.downcast().expect("one type under two names")
 }
 
-fn svd_in<T: Scalar>(a: MatRef<'_, T>, par: Par) -> Result<SmallSvd<T>> {
+#[inline(never)]
+fn svd_f64(a: MatRef<'_, f64>, par: Par) -> Result<SmallSvd<f64>> {
     let l = a.nrows();
     let (mut u, mut v) = (Mat::zeros(l, l), Mat::zeros(l, l));
-    let mut s = vec![T::zeroed(); l];
+    let mut s = vec![0.0; l];
     {
-        let mut buffer = MemBuffer::new(svd_scratch::<T>(l));
+        let mut buffer = MemBuffer::new(svd_scratch::<f64>(l));
         let stack = MemStack::new(&mut buffer);
         let s = DiagMut::from_slice_mut(&mut s);
         svd::svd(a, s, Some(u.as_mut()), Some(v.as_mut()), Par::Seq, stack, Default::default())
@@ -67,26 +146,33 @@ fn svd_in<T: Scalar>(a: MatRef<'_, T>, par: Par) -> Result<SmallSvd<T>> {
     }
     let mut work = Mat::zeros(l, l);
     for basis in [&mut u, &mut v] {
-        matmul(work.as_mut(), Accum::Replace, basis.transpose(), basis.as_ref(), T::from_f64(-0.5), par);
+        matmul(work.as_mut(), Accum::Replace, basis.transpose(), basis.as_ref(), -0.5, par);
         for i in 0..l {
-            work[(i, i)] += T::from_f64(1.5);
+            work[(i, i)] += 1.5;
         }
         let mut corrected = Mat::zeros(l, l);
-        matmul(corrected.as_mut(), Accum::Replace, basis.as_ref(), work.as_ref(), T::from_f64(1.0), par);
+        matmul(corrected.as_mut(), Accum::Replace, basis.as_ref(), work.as_ref(), 1.0, par);
         *basis = corrected;
     }
-    matmul(work.as_mut(), Accum::Replace, a, v.as_ref(), T::from_f64(1.0), par);
+    matmul(work.as_mut(), Accum::Replace, a, v.as_ref(), 1.0, par);
     for (i, s) in s.iter_mut().enumerate() {
-        let dot: f64 = u.col(i).iter().zip(work.col(i).iter()).map(|(&x, &y)| x.to_f64() * y.to_f64()).sum();
-        *s = T::from_f64(dot.max(0.0));
+        *s = u.col(i).iter().zip(work.col(i).iter()).map(|(x, y)| x * y).sum::<f64>().max(0.0);
     }
     // Values that tie to rounding may have changed places.
-    s.sort_by(|&x, &y| y.to_f64().total_cmp(&x.to_f64()));
+    s.sort_by(|x, y| y.total_cmp(x));
     Ok(SmallSvd { u, s, v })
 }
 
 /// Scratch of [`svd`], beside its three results and one more `l × l` matrix.
 pub(super) fn svd_scratch<T: Scalar>(l: usize) -> StackReq {
+    if T::DTYPE == DType::F32 {
+        let work = StackReq::any_of(&[
+            eigen_scratch::<f64>(l),
+            qr::orthonormalize_scratch::<f64>(l, l, Par::Seq),
+            StackReq::new::<usize>(l),
+        ]);
+        return StackReq::all_of(&[StackReq::new::<f64>(l), temp_mat_scratch::<f64>(l, l).array(3), work]);
+    }
     let thin = svd::ComputeSvdVectors::Thin;
     svd::svd_scratch::<T>(l, l, thin, thin, Par::Seq, Default::default())
 }
@@ -116,18 +202,215 @@ fn symmetric_eigen_in<T: Scalar>(g: MatRef<'_, T>) -> Result<(Vec<T>, Mat<T>)> {
     let mut vectors = Mat::zeros(n, n);
     let mut values = vec![T::zeroed(); n];
     let mut buffer = MemBuffer::new(symmetric_eigen_scratch::<T>(n));
-    evd::self_adjoint_evd(
-        g,
-        DiagMut::from_slice_mut(&mut values),
-        Some(vectors.as_mut()),
-        Par::Seq,
-        MemStack::new(&mut buffer),
-        Default::default(),
-    )
-    .map_err(|_| Error::NoConvergence { op: "eigenvalues of the Gram matrix" })?;
+    let stack = MemStack::new(&mut buffer);
+    let (mut wide_values, stack) = stack.make_with(n, |_| 0.0_f64);
+    eigen(g, &mut wide_values, vectors.as_mut(), stack)?;
+    for (value, wide) in values.iter_mut().zip(&*wide_values) {
+        *value = T::from_f64(*wide);
+    }
     Ok((values, vectors))
 }
 
+/// Scratch of [`symmetric_eigen`], beside its results.
 pub(super) fn symmetric_eigen_scratch<T: Scalar>(n: usize) -> StackReq {
-    evd::self_adjoint_evd_scratch::<T>(n, evd::ComputeEigenvectors::Yes, Par::Seq, Default::default())
+    StackReq::new::<f64>(n).and(eigen_scratch::<T>(n))
+}
+
+/// Columns of a block reflector.
+fn reflector_block<T: Scalar>(n: usize) -> usize {
+    recommended_block_size::<T>(n - 1, n - 1)
+}
+
+/// `values`, nondecreasing, and `vectors` of the symmetric matrix whose lower triangle is in `g`: reduction to tridiagonal
+/// form in `T` (LAPACK's SYTRD), its eigenvectors in f64, and back (ORMTR).
+fn eigen<T: Scalar>(
+    g: MatRef<'_, T>,
+    values: &mut [f64],
+    mut vectors: MatMut<'_, T>,
+    stack: &mut MemStack,
+) -> Result<()> {
+    let n = g.nrows();
+    if n == 1 {
+        values[0] = g[(0, 0)].to_f64();
+        vectors[(0, 0)] = T::from_f64(1.0);
+        return Ok(());
+    }
+    let (mut reduced, stack) = temp_mat_zeroed::<T, _, _>(n, n, stack);
+    let mut reduced = reduced.as_mat_mut();
+    reduced.copy_from_triangular_lower(g);
+    let (mut blocks, stack) = temp_mat_zeroed::<T, _, _>(reflector_block::<T>(n), n - 1, stack);
+    let mut blocks = blocks.as_mat_mut();
+    tridiag::tridiag_in_place(reduced.rb_mut(), blocks.rb_mut(), Par::Seq, stack, Default::default());
+    {
+        let (diagonal, stack) = stack.make_with(n, |i| reduced[(i, i)].to_f64());
+        let (off, stack) = stack.make_with(n - 1, |i| reduced[(i + 1, i)].to_f64());
+        let (mut wide, stack) = temp_mat_zeroed::<f64, _, _>(n, n, stack);
+        let mut wide = wide.as_mat_mut();
+        tridiagonal::eigen(&diagonal, &off, values, wide.rb_mut(), stack)?;
+        zip!(vectors.rb_mut(), wide.rb()).for_each(|unzip!(to, from)| *to = T::from_f64(*from));
+    }
+    householder::apply_block_householder_sequence_on_the_left_in_place_with_conj(
+        reduced.rb().submatrix(1, 0, n - 1, n - 1),
+        blocks.rb(),
+        Conj::No,
+        vectors.subrows_mut(1, n - 1),
+        Par::Seq,
+        stack,
+    );
+    Ok(())
+}
+
+fn eigen_scratch<T: Scalar>(n: usize) -> StackReq {
+    if n == 1 {
+        return StackReq::EMPTY;
+    }
+    let block = reflector_block::<T>(n);
+    let solve = StackReq::all_of(&[
+        StackReq::new::<f64>(n).array(2),
+        temp_mat_scratch::<f64>(n, n),
+        tridiagonal::eigen_scratch(n),
+    ]);
+    StackReq::all_of(&[
+        temp_mat_scratch::<T>(n, n),
+        temp_mat_scratch::<T>(block, n - 1),
+        StackReq::any_of(&[
+            tridiag::tridiag_in_place_scratch::<T>(n, Par::Seq, Default::default()),
+            solve,
+            householder::apply_block_householder_sequence_on_the_left_in_place_scratch::<T>(n - 1, block, n),
+        ]),
+    ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sketch::{Gaussian, SketchOperator};
+    use crate::tensor::Element;
+
+    fn gaussian(l: usize, seed: u64) -> Mat<f64> {
+        let omega = Gaussian::new(l, l, seed).unwrap();
+        omega.to_dense::<f64>() * faer::Scale((l as f64).sqrt())
+    }
+
+    fn defect(q: &Mat<f64>) -> f64 {
+        let mut g = q.transpose() * q;
+        for j in 0..g.ncols() {
+            g[(j, j)] -= 1.0;
+        }
+        g.norm_max()
+    }
+
+    fn wide<T: Scalar>(a: &Mat<T>) -> Mat<f64> {
+        Mat::from_fn(a.nrows(), a.ncols(), |i, j| Element::to_f64(a[(i, j)]))
+    }
+
+    /// Spectra that deflate all, some and none; graded, clustered, repeated, rank-deficient, zero.
+    fn spectra(l: usize) -> Vec<(&'static str, Vec<f64>)> {
+        let f = |f: &dyn Fn(f64) -> f64| (0..l).map(|i| f(i as f64 / l as f64)).collect::<Vec<_>>();
+        vec![
+            ("geometric 1e-2", f(&|x| 1e-2f64.powf(x))),
+            ("geometric 1e-12", f(&|x| 1e-12f64.powf(x))),
+            ("step", f(&|x| if x < 0.5 { 1.0 } else { 1e-3 })),
+            ("equal", f(&|_| 3.0)),
+            ("cluster", f(&|x| 1.0 - 1e-7 * x)),
+            ("rank half", f(&|x| if x < 0.5 { 1.0 - x } else { 0.0 })),
+            ("large", f(&|x| 1e12 * (2.0 - x))),
+            ("tiny", f(&|x| 1e-12 * (2.0 - x))),
+            ("zero", f(&|_| 0.0)),
+        ]
+    }
+
+    fn check_svd<T: Scalar>(a: &Mat<f64>, sigma: &[f64], what: &str) {
+        let l = sigma.len();
+        let eps = <T as Scalar>::EPSILON;
+        let a = Mat::<T>::from_fn(l, l, |i, j| T::from_f64(a[(i, j)]));
+        let SmallSvd { u, s, v } = svd(a.as_ref(), Par::Seq).unwrap();
+        let (a, u, v) = (wide(&a), wide(&u), wide(&v));
+        for (q, name) in [(&u, "U"), (&v, "V")] {
+            let defect = defect(q) / eps;
+            // f32 vectors are rounded f64 ones: |q_iᵀq_j| errs by at most eps. f64 vectors come out of products of l terms.
+            let bound = if T::DTYPE == DType::F32 { 1.0 } else { 1.0 + (l as f64).sqrt() };
+            assert!(defect <= bound, "{what} {l}: {name} is orthonormal to {defect} eps");
+        }
+        let sf: Vec<f64> = s.iter().map(|s| Element::to_f64(*s)).collect();
+        assert!(sf.is_sorted_by(|a, b| a >= b), "{what} {l}: {sf:?}");
+        // Rounding A to T moves a singular value by up to eps/2 ‖A‖_F; the solvers add a few eps σ_1.
+        let bound = eps * (4.0 * sigma[0] + sigma.iter().map(|s| s * s).sum::<f64>().sqrt());
+        for (s, sigma) in sf.iter().zip(sigma) {
+            assert!((s - sigma).abs() <= bound, "{what} {l}: {s} for {sigma}");
+        }
+        let mut r = &a * &v;
+        for j in 0..l {
+            for i in 0..l {
+                r[(i, j)] -= u[(i, j)] * sf[j];
+            }
+        }
+        let residual = r.norm_l2() / (eps * sigma[0].max(f64::MIN_POSITIVE) * (l as f64).sqrt());
+        // f32: the rounding of U, Σ and V; f64: the backward error of faer's solver, a modest multiple of eps √l.
+        let bound = if T::DTYPE == DType::F32 { 2.0 } else { 20.0 };
+        assert!(residual <= bound, "{what} {l}: A V − U Σ is {residual} eps σ_1 √l");
+    }
+
+    #[test]
+    fn svd_is_an_svd() {
+        for l in [1, 2, 3, 23, 24, 25, 49, 50, 101, 138] {
+            let (p, q) = (gaussian(l, 1).qr().compute_Q(), gaussian(l, 2).qr().compute_Q());
+            for (what, sigma) in spectra(l) {
+                let a = &p * Mat::from_fn(l, l, |i, j| if i == j { sigma[i] } else { 0.0 }) * q.transpose();
+                check_svd::<f32>(&a, &sigma, what);
+                check_svd::<f64>(&a, &sigma, what);
+            }
+        }
+    }
+
+    #[test]
+    fn tridiagonal_eigenvectors() {
+        let l = 150;
+        let matrices: [(&str, Vec<f64>, Vec<f64>); 6] = [
+            ("second difference", vec![2.0; l], vec![-1.0; l - 1]),
+            // Pairs of eigenvalues that agree to all digits.
+            ("Wilkinson", (0..l).map(|i| (i as f64 - 74.5).abs()).collect(), vec![1.0; l - 1]),
+            (
+                "glued",
+                (0..l).map(|i| (i % 25) as f64).collect(),
+                (1..l).map(|i| if i % 25 == 0 { 1e-8 } else { 1.0 }).collect(),
+            ),
+            ("diagonal", (0..l).map(|i| ((i * 37) % l) as f64).collect(), vec![0.0; l - 1]),
+            (
+                "graded",
+                (0..l).map(|i| 10f64.powi(-(i as i32) / 8)).collect(),
+                (1..l).map(|i| -10f64.powi(-(i as i32) / 8)).collect(),
+            ),
+            ("zero diagonal", vec![0.0; l], (1..l).map(|i| (i as f64 * 0.7).sin()).collect()),
+        ];
+        for (what, d, e) in matrices {
+            let mut values = vec![0.0; l];
+            let mut q = Mat::zeros(l, l);
+            let mut buffer = MemBuffer::new(tridiagonal::eigen_scratch(l));
+            tridiagonal::eigen(&d, &e, &mut values, q.as_mut(), MemStack::new(&mut buffer)).unwrap();
+            assert!(values.is_sorted(), "{what}");
+            let t = Mat::from_fn(l, l, |i, j| match i.abs_diff(j) {
+                0 => d[i],
+                1 => e[i.min(j)],
+                _ => 0.0,
+            });
+            let orthogonality = defect(&q) / f64::EPSILON;
+            assert!(orthogonality <= 30.0, "{what}: orthonormal to {orthogonality} eps");
+            let norm = values[0].abs().max(values[l - 1].abs());
+            let mut r = &t * &q;
+            for j in 0..l {
+                for i in 0..l {
+                    r[(i, j)] -= q[(i, j)] * values[j];
+                }
+            }
+            let residual = r.norm_max() / (f64::EPSILON * norm);
+            assert!(residual <= 30.0, "{what}: residual {residual} eps");
+            if what == "second difference" {
+                for (j, value) in values.iter().enumerate() {
+                    let angle = std::f64::consts::PI * (j + 1) as f64 / (l + 1) as f64;
+                    assert!((value - 2.0 + 2.0 * angle.cos()).abs() <= 30.0 * f64::EPSILON, "{what}: {value}");
+                }
+            }
+        }
+    }
 }
