@@ -79,7 +79,10 @@ fn the_promise_is_what_is_measured() {
                     _ => (m, n, dtype, w),
                 };
                 let sketch = [Sketch::Srht, Sketch::Gaussian, Sketch::SparseSign][(which + storage) % 3];
-                let svd = TruncatedSvd::new(Rank::Fixed(k.min(m / 2).min(n / 2))).method(method).sketch(sketch);
+                let svd = TruncatedSvd::new(Rank::Fixed(k.min(m / 2).min(n / 2)))
+                    .method(method)
+                    .sketch(sketch)
+                    .dynamic_shift(which % 2 == 1);
                 // Once to fill the pools of threads and of the GEMM.
                 svd.factor::<f32>(w.clone()).unwrap();
                 let before = NOW.load(Relaxed);

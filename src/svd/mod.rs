@@ -132,6 +132,7 @@ pub struct TruncatedSvd {
     sketch: Sketch,
     oversample: usize,
     power_iterations: usize,
+    dynamic_shift: bool,
     seed: u64,
     max_rank: Option<usize>,
     rates: Rates,
@@ -146,6 +147,7 @@ impl TruncatedSvd {
             sketch: Sketch::default(),
             oversample: 10,
             power_iterations: 2,
+            dynamic_shift: false,
             seed: 0,
             max_rank: None,
             rates: Rates::default(),
@@ -163,6 +165,14 @@ impl TruncatedSvd {
     #[must_use]
     pub fn power_iterations(mut self, q: usize) -> Self {
         self.power_iterations = q;
+        self
+    }
+
+    /// Shifts the power iterations of [`Method::Randomized`] (Feng, Yu, Xie 2022): the same products, a better subspace where the spectrum
+    /// decays slowly, one more panel of memory. Off by default. Rules that look at the spectrum are not affected.
+    #[must_use]
+    pub fn dynamic_shift(mut self, on: bool) -> Self {
+        self.dynamic_shift = on;
         self
     }
 

@@ -97,6 +97,8 @@ pub struct Plan {
     /// The arithmetic.
     pub precision: DType,
     power_iterations: usize,
+    /// Power iterations have a shift, and a panel for it.
+    shifted: bool,
     rank_rule: Rank,
     /// The largest rank to return.
     max_rank: usize,
@@ -132,6 +134,7 @@ impl Plan {
             dtype,
             precision: T::DTYPE,
             power_iterations: options.power_iterations,
+            shifted: options.dynamic_shift && options.power_iterations > 0 && rank.is_some(),
             rank_rule: options.rank,
             max_rank,
         };
@@ -190,7 +193,8 @@ impl Plan {
         let (m, n) = (self.shape.0.max(self.shape.1), self.shape.0.min(self.shape.1));
         let by_rows = self.shape.0 >= self.shape.1;
         let power_iterations = self.power_iterations;
-        let footprint = Footprint { m, n, width, rank, power_iterations, by_rows, storage: self.dtype };
+        let (shifted, storage) = (self.shifted, self.dtype);
+        let footprint = Footprint { m, n, width, rank, power_iterations, shifted, by_rows, storage };
         let counted = match self.precision {
             DType::F64 => footprint.peak::<f64>(method, detail),
             _ => footprint.peak::<f32>(method, detail),
@@ -373,6 +377,8 @@ struct Footprint {
     width: usize,
     rank: usize,
     power_iterations: usize,
+    /// The power iterations have a second left panel.
+    shifted: bool,
     /// The matrix lies by rows once it stands tall.
     by_rows: bool,
     storage: DType,
@@ -438,7 +444,8 @@ impl Footprint {
             }
             _ => {
                 let scratch = orthonormalize(m, l).max(orthonormalize(n, l));
-                let iterate = scratch + panel(m, l) + panel(n, l) + Dense::<T>::product_bytes(m, l);
+                let second = if self.shifted { panel(m, l) } else { 0 };
+                let iterate = scratch + panel(m, l) + second + panel(n, l) + Dense::<T>::product_bytes(m, l);
                 iterate.max(scratch.max(decompose(n, l)) + panel(m, l) + panel(n, l) + finish(l))
             }
         };

@@ -40,7 +40,8 @@ fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
         output::prepare(dir)?;
     }
 
-    let mut svd = TruncatedSvd::new(args.rank.policy()).method(args.method).seed(args.seed);
+    let mut svd =
+        TruncatedSvd::new(args.rank.policy()).method(args.method).seed(args.seed).dynamic_shift(args.dynamic_shift);
     if let Some(p) = args.oversample {
         svd = svd.oversample(p as usize);
     }
