@@ -333,27 +333,21 @@ fn note_orthonormalization(notes: &mut Vec<String>, what: &str, o: &Orthonormali
 /// the same on every machine.
 fn fix_signs<T: Scalar>(u: &mut Matrix<T>, vt: &mut Matrix<T>) {
     let (k, n) = (vt.nrows(), vt.ncols());
-    let flip: Vec<bool> = (0..k)
+    let signs: Vec<T> = (0..k)
         .map(|i| {
             let row = vt.row(i);
             let mut largest = row[0];
             for &x in row {
-                if x.to_f64().abs() > largest.to_f64().abs() {
-                    largest = x;
-                }
+                largest = if x.abs() > largest.abs() { x } else { largest };
             }
-            largest.to_f64() < 0.0
+            if largest < T::zeroed() { -T::one() } else { T::one() }
         })
         .collect();
-    for (row, _) in vt.as_mut_slice().chunks_exact_mut(n).zip(&flip).filter(|(_, flip)| **flip) {
-        row.iter_mut().for_each(|x| *x = -*x);
+    for (row, &sign) in vt.as_mut_slice().chunks_exact_mut(n).zip(&signs) {
+        row.iter_mut().for_each(|x| *x = *x * sign);
     }
     for row in u.as_mut_slice().chunks_exact_mut(k) {
-        for (x, &flip) in row.iter_mut().zip(&flip) {
-            if flip {
-                *x = -*x;
-            }
-        }
+        row.iter_mut().zip(&signs).for_each(|(x, &sign)| *x = *x * sign);
     }
 }
 
