@@ -358,19 +358,19 @@ fn note_orthonormalization(notes: &mut Vec<String>, what: &str, o: &Orthonormali
 /// the same on every machine.
 fn fix_signs<T: Scalar>(u: &mut Matrix<T>, vt: &mut Matrix<T>) {
     let (k, n) = (vt.nrows(), vt.ncols());
-    let flip: Vec<bool> = (0..k)
+    let signs: Vec<T> = (0..k)
         .map(|i| {
             let row = vt.row(i);
-            // Of two that are equal the first decides, and |largest| > |smallest| is a comparison of sums.
-            let (most, least) =
-                row.iter().fold((row[0], row[0]), |(a, b), &x| (if x > a { x } else { a }, if x < b { x } else { b }));
-            (most + least).to_f64() < 0.0
+            let mut largest = row[0];
+            for &x in row {
+                largest = if x.abs() > largest.abs() { x } else { largest };
+            }
+            if largest < T::zeroed() { -T::one() } else { T::one() }
         })
         .collect();
-    for (row, _) in vt.as_mut_slice().chunks_exact_mut(n).zip(&flip).filter(|(_, flip)| **flip) {
-        row.iter_mut().for_each(|x| *x = -*x);
+    for (row, &sign) in vt.as_mut_slice().chunks_exact_mut(n).zip(&signs) {
+        row.iter_mut().for_each(|x| *x = *x * sign);
     }
-    let signs: Vec<T> = flip.iter().map(|&flip| if flip { -T::one() } else { T::one() }).collect();
     for row in u.as_mut_slice().chunks_exact_mut(k) {
         row.iter_mut().zip(&signs).for_each(|(x, &sign)| *x = *x * sign);
     }
