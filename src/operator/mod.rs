@@ -30,7 +30,7 @@ mod product;
 pub(crate) use dense::first_not_finite;
 pub use dense::{Dense, TileParams};
 pub(crate) use host::symmetric_product;
-pub use host::{HostContext, HostPanel};
+pub use host::{HostContext, HostPanel, Workspace};
 
 use faer::prelude::ReborrowMut as _;
 use faer::{Accum, Mat, MatMut, MatRef, unzip, zip};

@@ -10,6 +10,7 @@ use rayon::prelude::*;
 use super::TruncatedSvd;
 use crate::error::Result;
 use crate::factors::Factors;
+use crate::operator::HostContext;
 use crate::simd::Scalar;
 use crate::tensor::TensorRef;
 
@@ -36,10 +37,14 @@ impl TruncatedSvd {
     pub fn factor_many<T: Scalar>(&self, matrices: &[TensorRef<'_>]) -> Vec<Result<Factors<T>>> {
         let par = crate::current_par();
         let small = |w: &TensorRef<'_>| w.shape().iter().product::<usize>() <= SMALL;
-        let mut large: Vec<_> = (matrices.iter()).filter(|w| !small(w)).map(|w| self.factor_on(w, par)).collect();
+        let mut large: Vec<_> =
+            (matrices.iter()).filter(|w| !small(w)).map(|w| self.factor_in(w, HostContext::new(par))).collect();
         large.reverse();
-        let small: Vec<_> =
-            matrices.par_iter().with_max_len(1).map(|w| small(w).then(|| self.factor_on(w, Par::Seq))).collect();
+        let small: Vec<_> = matrices
+            .par_iter()
+            .with_max_len(1)
+            .map(|w| small(w).then(|| self.factor_in(w, HostContext::new(Par::Seq))))
+            .collect();
         small.into_iter().map(|done| done.unwrap_or_else(|| large.pop().expect("one result each"))).collect()
     }
 }

@@ -27,6 +27,7 @@ mod small;
 mod tridiagonal;
 mod triplets;
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use faer::Par;
@@ -37,7 +38,7 @@ pub use single_pass::SinglePass;
 
 use crate::error::{Error, Result};
 use crate::factors::{Factors, Report};
-use crate::operator::{Dense, LinearOperator, Panel, first_not_finite};
+use crate::operator::{Dense, HostContext, LinearOperator, Panel, Workspace, first_not_finite};
 use crate::qr::{Algorithm, Orthonormalization};
 use crate::rank::Rank;
 use crate::simd::Scalar;
@@ -235,16 +236,39 @@ impl TruncatedSvd {
     /// [`Error::Shape`] unless the tensor has two axes, [`Error::NotFinite`], [`Error::Rank`], [`Error::Option`], and
     /// [`Error::Range`] if the largest singular value does not fit `T`.
     pub fn factor<T: Scalar>(&self, w: TensorRef<'_>) -> Result<Factors<T>> {
-        self.factor_on(&w, crate::current_par())
+        self.factor_in(&w, HostContext::new(crate::current_par()))
     }
 
-    fn factor_on<T: Scalar>(&self, w: &TensorRef<'_>, par: Par) -> Result<Factors<T>> {
+    /// As [`factor`](Self::factor), with memory that is kept in `workspace` from call to call: a repeated call allocates its result and the
+    /// `l × l` matrices of the small problem, and nothing that grows with the matrix. (The one-pass methods hold their
+    /// sketches themselves; see [`accumulator`](Self::accumulator).)
+    ///
+    /// ```
+    /// use tensorslim::{Rank, TensorRef, TruncatedSvd, Workspace};
+    ///
+    /// let layers: Vec<Vec<f32>> = (0..3).map(|l| (0..96 * 64).map(|i| ((i + l) as f32 * 0.37).sin()).collect()).collect();
+    /// let (svd, mut workspace) = (TruncatedSvd::new(Rank::Fixed(2)), Workspace::new());
+    /// for layer in &layers {
+    ///     let f = svd.factor_with::<f32>(TensorRef::new(layer, &[96, 64])?, &mut workspace)?;
+    ///     assert!(f.report().relative_error < 1e-3);
+    /// }
+    /// # Ok::<(), tensorslim::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`factor`](Self::factor).
+    pub fn factor_with<T: Scalar>(&self, w: TensorRef<'_>, workspace: &mut Workspace) -> Result<Factors<T>> {
+        self.factor_in(&w, HostContext::within(workspace, crate::current_par()))
+    }
+
+    fn factor_in<T: Scalar>(&self, w: &TensorRef<'_>, context: Arc<HostContext>) -> Result<Factors<T>> {
         let start = Instant::now();
         let view = w.view()?;
         let wide = view.nrows() < view.ncols();
         let plan = self.plan::<T>((view.nrows(), view.ncols()), view.dtype())?;
         let tall = if wide { view.transpose() } else { view };
-        let mut op = Dense::<T>::new(tall, par).map_err(|error| match error {
+        let par = context.par();
+        let mut op = Dense::<T>::within(tall, context).map_err(|error| match error {
             // In the caller's rows and columns, not in those of the transpose.
             Error::NotFinite { .. } if wide => first_not_finite(view),
             error => error,
