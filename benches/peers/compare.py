@@ -5,8 +5,8 @@
     python benches/peers/compare.py [--csv benches/record/svd_peers.csv] [--data DIR] [ROW ...]
 
 Everyone gets the same float32 array, rank k and, where it can be said, k + 10 columns and 2 power iterations, on all
-cores. A round calls each once (a, b, a, b, ...), with a pause before each call in which the threads of the last one come to
-rest; the table has medians. The slow ones (fbpca, the full SVD) sit out most rounds. An error is that of the factors that
+cores. They take turns (a, b, a, b, ...): a pause in which the threads of the last one come to rest, a call to warm up, then one
+that is timed (three of a small matrix); the table has medians. The slow ones (fbpca, the full SVD) sit out most rounds. An error is that of the factors that
 came back, over that of the best approximation of rank k, in percent above it.
 
 `floor` is the time that the products of our plan take as bare matrix products (torch.mm with `out=`, the same shapes, in the same
@@ -210,16 +210,18 @@ def floor_products(a, k, method):
     return [mm(POWER + 1, a.T, y), mm(POWER, a, x), mm(1, y, torch.randn(l, k)), mm(1, x, torch.randn(l, k))]
 
 
-def measure(runs, rounds):
+def measure(runs, rounds, burst):
     """Medians in ms of functions called by turns; `runs` maps a name to (function, call it every so many rounds)."""
     times = {name: [] for name in runs}
     for i in range(rounds):
         for name, (call, every) in runs.items():
             if i % every == 0:
                 time.sleep(PAUSE)
-                start = time.perf_counter()
                 call()
-                times[name].append(1e3 * (time.perf_counter() - start))
+                for _ in range(burst):
+                    start = time.perf_counter()
+                    call()
+                    times[name].append(1e3 * (time.perf_counter() - start))
     return {name: statistics.median(t) for name, t in times.items()}
 
 
@@ -271,7 +273,7 @@ def main():
         runs = {"tensorslim": (call, 1), **peers, **{v: (c, 3) for v, (c, _) in variants.items()}}
         runs |= {("floor", i): (f, 1) for i, (_, f) in enumerate(floors)}
         rounds = args.rounds if m * n < 2e7 else max(5, args.rounds // 2)
-        ms = measure(runs, rounds)
+        ms = measure(runs, rounds, 3 if small else 1)
         floor = sum(times * ms["floor", i] for i, (times, _) in enumerate(floors))
         print(f"\n{title}, k = {k}: {method}; best error {best:.4f}")
         mine = ms["tensorslim"]

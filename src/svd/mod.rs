@@ -225,7 +225,12 @@ impl TruncatedSvd {
     /// [`Error::Shape`] unless the tensor has two axes, [`Error::NotFinite`], [`Error::Rank`], [`Error::Option`], and
     /// [`Error::Range`] if the largest singular value does not fit `T`.
     pub fn factor<T: Scalar>(&self, w: TensorRef<'_>) -> Result<Factors<T>> {
-        self.factor_on(&w, crate::current_par())
+        match crate::current_par() {
+            // From inside of the pool: every parallel step would otherwise wake it up anew and put the caller to sleep
+            // (1536×384 after a pause, 2 threads: 5.2 ms against 3.8).
+            par @ Par::Rayon(_) if rayon::current_thread_index().is_none() => rayon::scope(|_| self.factor_on(&w, par)),
+            par => self.factor_on(&w, par),
+        }
     }
 
     fn factor_on<T: Scalar>(&self, w: &TensorRef<'_>, par: Par) -> Result<Factors<T>> {
