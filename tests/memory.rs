@@ -114,16 +114,18 @@ fn the_promise_is_what_is_measured() {
                 let f = svd.factor::<f32>(w.clone()).unwrap();
                 let measured = PEAK.load(Relaxed) - before;
                 let promised = svd.workspace::<f32>((m, n), dtype).unwrap();
-                assert_eq!(promised, f.report().peak_bytes, "no fallback here");
+                let told = f.report().peak_bytes as f64 / measured as f64;
                 let ratio = promised as f64 / measured as f64;
-                worst = worst.max((ratio - 1.0).abs());
+                worst = worst.max((told - 1.0).abs());
                 println!(
-                    "{m}×{n} k = {k} {dtype} {method} {sketch}: promised {promised}, measured {measured}: {ratio:.4}"
+                    "{m}×{n} k = {k} {dtype} {method} {sketch}: promised {promised}, measured {measured}: told {told:.4}, promised {ratio:.4}"
                 );
-                assert!(
-                    (1.0..=1.10).contains(&ratio),
-                    "{m}×{n} {dtype} {method} {sketch}: promised {promised}, measured {measured}"
-                );
+                assert!(ratio >= 1.0, "{m}×{n} {dtype} {method} {sketch}: promised {promised}, measured {measured}");
+                assert!((1.0..=1.10).contains(&told), "{m}×{n} {dtype} {method} {sketch}: told {told}");
+                // The QR of the small problem, which the promise has to allow for and these matrices do not need, shows where l is a
+                // large part of n.
+                let l = f.report().rank + f.report().oversample;
+                assert!(ratio <= 1.10 || 8 * l > m.min(n), "{m}×{n} {dtype} {method} {sketch}: {ratio}");
                 // A full copy in f32 would be 4 m n; only the full method needs one.
                 if method == Method::Randomized && m == n && m > 2000 {
                     assert!(measured < 2 * m * n, "{m}×{n} {dtype} {sketch}: {measured} bytes hold a copy");
