@@ -86,6 +86,7 @@ pub use error::{Error, Result};
 pub use factors::{Factors, Pivoted, Report, Split};
 pub use faer::dyn_stack;
 pub use faer::{MatMut, MatRef, Par};
+pub use operator::Workspace;
 pub use rank::{Rank, rank_saves_memory};
 pub use simd::Scalar;
 pub use sketch::{AnySketch, Sketch, SketchOperator};

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   power_iteration      Y = orth(A Ω);  q times:  X = orth(Aᵀ Y),  Y = orth(A X)        2q+1 products
+//!   shifted_power_iteration      the same,  Y = orth(A X − Y (α R⁻¹))  with  Aᵀ Y = X R     2q+1 products
 //!   filtered_iteration   V = orth(G Ω);  q times:  V = orth(G V − c_i V)                 q+1 products, G = AᵀA
 //! ```
 //!
@@ -32,10 +33,12 @@
 //! On the matrices above it comes out between 0.6 and 1.15 λ_l (the excess over 1 is what V has missed above λ_l), so that three
 //! quarters of it are safe; the smallest Ritz value, which needs an eigensolver, is 0.6 λ_l.
 
+use faer::{Accum, Mat, MatRef, unzip, zip};
+
 use crate::error::Result;
 use crate::operator::{LinearOperator, Panel};
 use crate::simd::Scalar;
-use crate::sketch::AnySketch;
+use crate::sketch::{AnySketch, SketchOperator};
 
 /// An orthonormal `m × l` basis of the dominant left space of `op` in `y`. `x` is a right panel of `l` columns, used
 /// and left dirty when `q > 0`.
@@ -95,4 +98,103 @@ pub fn filtered_iteration<T: Scalar, P: Panel<T>, G: LinearOperator<T, Left = P,
         v.orthonormalize(None)?;
     }
     Ok(())
+}
+
+/// As [`power_iteration`], with a shift that grows: `Y = orth(A Aᵀ Y − α Y)`, `z` a second panel like `y`, left dirty.
+///
+/// `(σ_j² − α) / (σ_k² − α)` is less than `σ_j² / σ_k²`, so that each iteration separates more, at the price of one panel. A
+/// shift up to `σ_l²/2` keeps the order of the leading directions, and `AᵀY = X R` gives a lower bound of σ_l for nothing:
+/// `σ_min(R) = σ_min(YᵀA) <= σ_l(A)`, which rises from one iteration to the next (Feng, Yu, Xie 2022; Feng, Yu 2024, dashSVD,
+/// who have it from the eigenvalues of a Gram matrix).
+///
+/// Their `AᵀA Q − α Q` squares the condition number and loses in f32 what is below `√eps σ_1`. Here the panel between the two products is
+/// orthonormalized as ever, and the shift is carried to the other side of its R: the span of `A Aᵀ Y − α Y` is that of
+///
+/// ```text
+///   A X − Y (α R⁻¹)          A X ~ σ_i,   α R⁻¹ ~ α/σ_i <= σ_i/2
+/// ```
+///
+/// whose two terms are of one size in every direction: nothing cancels, nothing is lost. Excess of the error over the optimum at
+/// 500×240, k = 40, p = 10, with f32 and f64 alike (`cargo test --test methods shift -- --nocapture`):
+///
+/// ```text
+///                      q = 1              q = 2              q = 3
+///   σ_i = i^-0.3       3.7 % -> 2.3 %     1.4 % -> 0.6 %     0.6 % -> 0.2 %
+///   σ_i = i^-0.5       3.3 % -> 2.2 %     0.9 % -> 0.4 %     0.4 % -> 0.1 %
+///   linear             3.6 % -> 2.7 %     1.9 % -> 1.1 %     1.2 % -> 0.5 %
+/// ```
+///
+/// # Errors
+/// What the operator reports.
+pub fn shifted_power_iteration<T: Scalar, O: LinearOperator<T>>(
+    op: &mut O,
+    omega: &AnySketch,
+    power_iterations: usize,
+    y: &mut O::Left,
+    x: &mut O::Right,
+    z: &mut O::Left,
+) -> Result<()> {
+    let l = omega.ncols();
+    let (mut r, mut wide, mut shift) = (Mat::<T>::zeros(l, l), Mat::<f64>::zeros(l, l), Mat::<T>::zeros(l, l));
+    let mut column = vec![0.0; l];
+    op.sketch(omega, y)?;
+    y.orthonormalize(None)?;
+    for _ in 0..power_iterations {
+        op.apply_adjoint(y, x)?;
+        x.orthonormalize(Some(r.as_mut()))?;
+        zip!(wide.as_mut(), r.as_ref()).for_each(|unzip!(to, x)| *to = (*x).to_f64());
+        op.apply(x, z)?;
+        let smallest = smallest_singular_value(wide.as_ref());
+        if smallest > T::EPSILON * wide[(0, 0)] {
+            // α R⁻¹, column by column.
+            let alpha = 0.5 * smallest * smallest;
+            for j in 0..l {
+                let column = &mut column[..=j];
+                column.fill(0.0);
+                column[j] = alpha;
+                back_substitute(wide.as_ref(), column);
+                column.iter().enumerate().for_each(|(i, &c)| shift[(i, j)] = T::from_f64(c));
+            }
+            z.multiply(Accum::Add, y, shift.as_ref(), -T::one())?;
+        }
+        std::mem::swap(y, z);
+        y.orthonormalize(None)?;
+    }
+    Ok(())
+}
+
+/// The smallest singular value of an upper triangle, from above, by inverse iteration on `RᵀR`; 0 for a singular one.
+fn smallest_singular_value(r: MatRef<'_, f64>) -> f64 {
+    const STEPS: usize = 12;
+    let l = r.nrows();
+    if (0..l).any(|i| r[(i, i)] == 0.0) {
+        return 0.0;
+    }
+    // Any start with a part in the direction that is looked for; signs that alternate suit the triangles of a QR.
+    let mut x: Vec<f64> = (0..l).map(|i| if i % 2 == 0 { 1.0 } else { -0.9 }).collect();
+    let mut inverse = 0.0;
+    for _ in 0..STEPS {
+        let length = x.iter().map(|x| x * x).sum::<f64>().sqrt();
+        x.iter_mut().for_each(|x| *x /= length);
+        // Rᵀ z = x, from the top, by columns of R.
+        for j in 0..l {
+            let dot: f64 = (0..j).map(|i| r[(i, j)] * x[i]).sum();
+            x[j] = (x[j] - dot) / r[(j, j)];
+        }
+        inverse = x.iter().map(|x| x * x).sum::<f64>().sqrt();
+        back_substitute(r, &mut x);
+    }
+    // ‖R⁻ᵀ x‖ <= 1/σ_min for a unit x.
+    1.0 / inverse
+}
+
+/// `x <- R⁻¹ x` for the leading triangle of the length of x.
+fn back_substitute(r: MatRef<'_, f64>, x: &mut [f64]) {
+    for j in (0..x.len()).rev() {
+        x[j] /= r[(j, j)];
+        let top = x[j];
+        for i in 0..j {
+            x[i] -= r[(i, j)] * top;
+        }
+    }
 }

@@ -5,7 +5,7 @@ mod common;
 use common::*;
 use faer::MatRef;
 use half::{bf16, f16};
-use tensorslim::{DType, Element, Factors, Method, Rank, Scalar, Sketch, TruncatedSvd, quality};
+use tensorslim::{DType, Element, Error, Factors, Method, Rank, Scalar, Sketch, TruncatedSvd, quality};
 
 fn bytes<T: Scalar>(f: &Factors<T>) -> Vec<u8> {
     let mut bytes = f.u().to_bytes(DType::F64);
@@ -71,4 +71,33 @@ fn quality_too() {
         })
     };
     assert_eq!(run(1), run(2));
+}
+
+#[test]
+fn many_at_once_are_single_calls() {
+    let f32s = |m, n, seed| rounded::<f32>(gaussian(m, n, seed).as_ref());
+    let mut bad = f32s(80, 60, 9);
+    bad.as_mut_slice()[17 * 60 + 5] = f32::NAN;
+    let half = rounded::<f16>(gaussian(120, 90, 5).as_ref());
+    // Square, tall, wide, one too small for the rank, one with a NaN, and two that are large.
+    let owned =
+        [f32s(64, 64, 1), f32s(801, 700, 2), f32s(256, 40, 3), bad, f32s(40, 300, 4), f32s(5, 5, 6), f32s(700, 801, 7)];
+    let mut list: Vec<_> = owned.iter().map(|w| w.as_tensor().unwrap()).collect();
+    list.insert(1, half.as_tensor().unwrap());
+    let svd = TruncatedSvd::new(Rank::Fixed(8)).seed(3);
+    let text = |result: Result<Factors<f32>, Error>| match result {
+        Ok(factors) => Ok(bytes(&factors)),
+        Err(error) => Err(error.to_string()),
+    };
+    let single: Vec<_> = list.iter().map(|w| text(svd.factor::<f32>(w.clone()))).collect();
+    assert!(single[4].as_ref().is_err_and(|e| e.contains("(17, 5)")), "{:?}", single[4].as_ref().err());
+    assert_eq!(single.iter().filter(|r| r.is_err()).count(), 2);
+    for threads in [1, 2, 3] {
+        let many = on_threads(threads, || svd.factor_many::<f32>(&list));
+        assert_eq!(many.len(), single.len());
+        for (i, (many, single)) in many.into_iter().zip(&single).enumerate() {
+            assert!(text(many) == *single, "matrix {i} on {threads} threads");
+        }
+    }
+    assert!(svd.factor_many::<f32>(&[]).is_empty());
 }

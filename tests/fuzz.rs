@@ -183,6 +183,7 @@ fn run_in<T: Scalar>(case: &Case, w: TensorRef<'_>, truth: &Mat<f64>) -> Result<
         .sketch(case.sketch)
         .oversample(case.oversample)
         .power_iterations(case.power_iterations)
+        .dynamic_shift(case.seed % 2 == 1)
         .seed(case.seed);
     let once = matches!(case.method, Method::SinglePass | Method::Nystrom);
     if once {

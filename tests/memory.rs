@@ -6,12 +6,36 @@
 mod common;
 
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
 use half::f16;
-use tensorslim::{DType, Matrix, Method, Rank, Sketch, TruncatedSvd};
+use tensorslim::{DType, Matrix, Method, Rank, Sketch, TruncatedSvd, Workspace};
 
 struct Counting;
+
+/// Sizes of allocations, while they are recorded.
+static RECORDING: AtomicBool = AtomicBool::new(false);
+static COUNT: AtomicUsize = AtomicUsize::new(0);
+static SIZES: [AtomicUsize; 4096] = [const { AtomicUsize::new(0) }; 4096];
+
+fn count(size: usize) {
+    PEAK.fetch_max(NOW.fetch_add(size, Relaxed) + size, Relaxed);
+    if RECORDING.load(Relaxed) {
+        let at = COUNT.fetch_add(1, Relaxed);
+        SIZES[at.min(SIZES.len() - 1)].store(size, Relaxed);
+    }
+}
+
+/// The sizes of what `f` allocates, the largest first.
+fn allocations<R>(f: impl FnOnce() -> R) -> (R, Vec<usize>) {
+    COUNT.store(0, Relaxed);
+    RECORDING.store(true, Relaxed);
+    let result = f();
+    RECORDING.store(false, Relaxed);
+    let mut sizes: Vec<usize> = SIZES[..COUNT.load(Relaxed).min(SIZES.len())].iter().map(|s| s.load(Relaxed)).collect();
+    sizes.sort_unstable_by(|a, b| b.cmp(a));
+    (result, sizes)
+}
 
 static NOW: AtomicUsize = AtomicUsize::new(0);
 static PEAK: AtomicUsize = AtomicUsize::new(0);
@@ -19,13 +43,13 @@ static PEAK: AtomicUsize = AtomicUsize::new(0);
 // SAFETY: every call goes to `System` unchanged; the counters are only written beside it.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        PEAK.fetch_max(NOW.fetch_add(layout.size(), Relaxed) + layout.size(), Relaxed);
+        count(layout.size());
         // SAFETY: the caller's contract is `System`'s.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        PEAK.fetch_max(NOW.fetch_add(layout.size(), Relaxed) + layout.size(), Relaxed);
+        count(layout.size());
         // SAFETY: the caller's contract is `System`'s.
         unsafe { System.alloc_zeroed(layout) }
     }
@@ -79,7 +103,10 @@ fn the_promise_is_what_is_measured() {
                     _ => (m, n, dtype, w),
                 };
                 let sketch = [Sketch::Srht, Sketch::Gaussian, Sketch::SparseSign][(which + storage) % 3];
-                let svd = TruncatedSvd::new(Rank::Fixed(k.min(m / 2).min(n / 2))).method(method).sketch(sketch);
+                let svd = TruncatedSvd::new(Rank::Fixed(k.min(m / 2).min(n / 2)))
+                    .method(method)
+                    .sketch(sketch)
+                    .dynamic_shift(which % 2 == 1);
                 // Once to fill the pools of threads and of the GEMM.
                 svd.factor::<f32>(w.clone()).unwrap();
                 let before = NOW.load(Relaxed);
@@ -87,16 +114,18 @@ fn the_promise_is_what_is_measured() {
                 let f = svd.factor::<f32>(w.clone()).unwrap();
                 let measured = PEAK.load(Relaxed) - before;
                 let promised = svd.workspace::<f32>((m, n), dtype).unwrap();
-                assert_eq!(promised, f.report().peak_bytes, "no fallback here");
+                let told = f.report().peak_bytes as f64 / measured as f64;
                 let ratio = promised as f64 / measured as f64;
-                worst = worst.max((ratio - 1.0).abs());
+                worst = worst.max((told - 1.0).abs());
                 println!(
-                    "{m}×{n} k = {k} {dtype} {method} {sketch}: promised {promised}, measured {measured}: {ratio:.4}"
+                    "{m}×{n} k = {k} {dtype} {method} {sketch}: promised {promised}, measured {measured}: told {told:.4}, promised {ratio:.4}"
                 );
-                assert!(
-                    (1.0..=1.10).contains(&ratio),
-                    "{m}×{n} {dtype} {method} {sketch}: promised {promised}, measured {measured}"
-                );
+                assert!(ratio >= 1.0, "{m}×{n} {dtype} {method} {sketch}: promised {promised}, measured {measured}");
+                assert!((1.0..=1.10).contains(&told), "{m}×{n} {dtype} {method} {sketch}: told {told}");
+                // The QR of the small problem, which the promise has to allow for and these matrices do not need, shows where l is a
+                // large part of n.
+                let l = f.report().rank + f.report().oversample;
+                assert!(ratio <= 1.10 || 8 * l > m.min(n), "{m}×{n} {dtype} {method} {sketch}: {ratio}");
                 // A full copy in f32 would be 4 m n; only the full method needs one.
                 if method == Method::Randomized && m == n && m > 2000 {
                     assert!(measured < 2 * m * n, "{m}×{n} {dtype} {sketch}: {measured} bytes hold a copy");
@@ -118,4 +147,30 @@ fn the_promise_is_what_is_measured() {
     assert!((1.0..=1.10).contains(&ratio), "8192×8192: promised {}, measured {measured}", f.report().peak_bytes);
     assert!(measured < n * n, "8192×8192: {measured} bytes hold a copy");
     assert!(worst > 0.0, "two independent counts agree to the byte: the measurement is broken");
+
+    // With a workspace, a repeated call allocates its result and the small problem.
+    let (m, n, k) = (6000, 1500, 40);
+    let wide = Matrix::<f32>::from_fn(m, n, |i, j| (block[(i * 7 + j) % 4096] * block[(i + 13 * j) % 4096]) as f32);
+    let half = Matrix::<f16>::from_fn(m, n, |i, j| f16::from_f32(wide.row(i)[j]));
+    for method in [Method::Auto, Method::Randomized, Method::Krylov, Method::Gram] {
+        for w in [wide.as_tensor().unwrap(), half.as_tensor().unwrap()] {
+            let svd = TruncatedSvd::new(Rank::Fixed(k)).method(method);
+            let mut workspace = Workspace::new();
+            let reference = svd.factor::<f32>(w.clone()).unwrap();
+            for call in 0..4 {
+                let (f, sizes) = allocations(|| svd.factor_with::<f32>(w.clone(), &mut workspace).unwrap());
+                assert_eq!((f.u(), f.s(), f.vt()), (reference.u(), reference.s(), reference.vt()), "{method}");
+                println!(
+                    "{method} {call} {} {}: {} allocations, {} bytes, held {}, promised {}: {:?}",
+                    w.dtype(),
+                    f.report().method,
+                    sizes.len(),
+                    sizes.iter().sum::<usize>(),
+                    workspace.bytes(),
+                    f.report().peak_bytes,
+                    &sizes[..sizes.len().min(24)]
+                );
+            }
+        }
+    }
 }

@@ -317,3 +317,62 @@ fn the_error_sketch_is_calibrated() {
     // root mean square within 1.07 ± 0.3 (both beyond 4 standard deviations; the seeds are fixed).
     assert!(mean.abs() < 0.35 && (0.8..1.4).contains(&spread), "mean {mean}, spread {spread}");
 }
+
+/// With the shift, the same number of products is at least as accurate where singular values decay slowly, and better on
+/// the whole; in f32 as well, down to `√eps σ_1` and below.
+#[test]
+fn the_dynamic_shift_is_at_least_as_accurate() {
+    let n = 240;
+    let by = |f: &dyn Fn(f64) -> f64| (0..n).map(|i| f(f64::from(i))).collect::<Vec<f64>>();
+    let slow = [
+        ("i^-0.3", by(&|i| (i + 1.0).powf(-0.3))),
+        ("i^-0.5", by(&|i| (i + 1.0).powf(-0.5))),
+        ("linear", by(&|i| 1.2 - i / 240.0)),
+        ("spikes on a slope", by(&|i| if i < 4.0 { 30.0 } else { 1.2 - i / 240.0 })),
+        ("one large, the rest below √eps of f32", by(&|i| if i < 1.0 { 1.0 } else { 1e-4 * (i + 1.0).powf(-0.4) })),
+    ];
+    fn errors<T: Scalar>(a: &Mat<f64>, best: f64, q: usize, seed: u64) -> [f64; 2] {
+        let w = rounded::<T>(a.as_ref());
+        [false, true].map(|shift| {
+            let svd = TruncatedSvd::new(Rank::Fixed(40)).method(Method::Randomized).power_iterations(q).seed(seed);
+            let f = svd.dynamic_shift(shift).factor::<T>(w.as_tensor().unwrap()).unwrap();
+            // One more where the certificate needs probes.
+            let probed = matches!(f.report().error_kind, ErrorKind::Estimate { .. });
+            assert_eq!(f.report().passes, 2 * q + 2 + usize::from(probed));
+            true_error(exact(&w).as_ref(), &f) / best - 1.0
+        })
+    }
+    for (name, spectrum) in slow {
+        let a = with_spectrum(500, n as usize, &spectrum, 17);
+        let best = best_error(&spectrum, 40);
+        for q in [1, 2, 3] {
+            let (mut plain, mut shifted) = (0.0, 0.0);
+            for seed in 0..3 {
+                let double = errors::<f64>(&a, best, q, seed);
+                let single = errors::<f32>(&a, best, q, seed);
+                for [without, with] in [double, single] {
+                    // Rounding of f32 in the last case: the tail is 1e-4 of the norm, and eps 1e-3 of the tail.
+                    assert!(
+                        with <= without + 1e-5 + 2e-3 * f64::from(u8::from(best < 0.1)),
+                        "{name} q = {q}: {with:e} against {without:e}"
+                    );
+                    plain += without;
+                    shifted += with;
+                }
+            }
+            println!("{name}, q = {q}: excess {:.2e} without, {:.2e} with the shift", plain / 6.0, shifted / 6.0);
+            assert!(shifted <= 0.9 * plain, "{name} q = {q}: {shifted:e} against {plain:e}");
+        }
+    }
+    // The first iteration has nothing to shift by yet: with none there is no difference.
+    let w = rounded::<f64>(gaussian(60, 30, 1).as_ref());
+    let svd = TruncatedSvd::new(Rank::Fixed(4)).method(Method::Randomized).power_iterations(0);
+    let [f, g] = [false, true].map(|on| svd.clone().dynamic_shift(on).factor::<f64>(w.as_tensor().unwrap()).unwrap());
+    assert_eq!(f.u(), g.u());
+    // Nothing to divide by: dependent columns, a zero matrix.
+    for a in [Mat::from_fn(70, 50, |i, j| (i + j) as f64), Mat::zeros(70, 50)] {
+        let svd = TruncatedSvd::new(Rank::Fixed(6)).method(Method::Randomized).dynamic_shift(true);
+        let f = svd.factor::<f32>(rounded::<f32>(a.as_ref()).as_tensor().unwrap()).unwrap();
+        assert!(f.report().relative_error < 1e-6 && orthonormality(exact(f.u()).as_ref()) < 1e-5);
+    }
+}

@@ -24,7 +24,7 @@ use std::sync::Arc;
 use faer::{Accum, MatRef, Par};
 use rayon::prelude::*;
 
-use super::host::{HostContext, HostPanel};
+use super::host::{Buffer, HostContext, HostPanel};
 use super::product::{add_gram, add_up, gram_groups, is_by_rows, mirror, product, product_bytes};
 use super::{FromPanel, LinearOperator, Watch};
 use crate::error::{Error, Result};
@@ -63,7 +63,7 @@ pub struct Dense<'a, T: Scalar> {
     scale: f64,
     largest: f64,
     norm_squared: f64,
-    tile: Vec<T>,
+    tile: Buffer<T>,
     tile_rows: usize,
     context: Arc<HostContext>,
     passes: usize,
@@ -98,13 +98,21 @@ impl<'a, T: Scalar> Dense<'a, T> {
     /// [`Error::NotFinite`] with the position of the first NaN or infinity in row-major order,
     /// [`Error::Empty`] for an empty matrix.
     pub fn new(view: MatView<'a>, par: Par) -> Result<Self> {
+        Self::within(view, HostContext::new(par))
+    }
+
+    /// As [`new`](Self::new), with the threads and the memory of a context.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn within(view: MatView<'a>, context: Arc<HostContext>) -> Result<Self> {
         let (m, n) = (view.nrows(), view.ncols());
         if m == 0 || n == 0 {
             return Err(Error::Empty { shape: vec![m, n] });
         }
-        let scan = scan(view, par)?;
+        let scan = scan(view, context.par())?;
         let scale = scale_for::<T>(scan.largest);
-        Ok(Self::scaled(view, scan, scale, par))
+        Ok(Self::scaled(view, scan, scale, context))
     }
 
     /// The matrix as it is, for what is linear in it and can bear its range.
@@ -112,13 +120,13 @@ impl<'a, T: Scalar> Dense<'a, T> {
         if view.nrows() == 0 || view.ncols() == 0 {
             return Err(Error::Empty { shape: vec![view.nrows(), view.ncols()] });
         }
-        Ok(Self::scaled(view, scan(view, par)?, 1.0, par))
+        Ok(Self::scaled(view, scan(view, par)?, 1.0, HostContext::new(par)))
     }
 
-    fn scaled(view: MatView<'a>, Scan { largest, norm_squared }: Scan, scale: f64, par: Par) -> Self {
+    fn scaled(view: MatView<'a>, Scan { largest, norm_squared }: Scan, scale: f64, context: Arc<HostContext>) -> Self {
         let (m, n) = (view.nrows(), view.ncols());
         // 2^-e · (2^-e · ‖A‖²) would overflow at its first factor when ‖A‖² itself does: scan again, scaled.
-        let norm_squared = if scale == 1.0 { norm_squared } else { scaled_norm_squared(view, scale, par) };
+        let norm_squared = if scale == 1.0 { norm_squared } else { scaled_norm_squared(view, scale, context.par()) };
         let data = match view.typed::<T>() {
             Some(a) if scale == 1.0 => Data::Direct(a),
             _ => Data::Tiled(view),
@@ -129,9 +137,9 @@ impl<'a, T: Scalar> Dense<'a, T> {
             scale,
             largest: largest * scale,
             norm_squared,
-            tile: vec![T::zeroed(); tile_rows * n],
+            tile: context.buffer(tile_rows * n),
             tile_rows,
-            context: HostContext::new(par),
+            context,
             passes: 0,
             watch: Watch::default(),
         }
@@ -394,15 +402,17 @@ impl<T: Scalar> LinearOperator<T> for Dense<'_, T> {
     }
 
     fn apply(&mut self, x: &HostPanel<T>, y: &mut HostPanel<T>) -> Result<()> {
-        self.for_each_tile(|first, a, par| {
-            product(Accum::Replace, a, x.as_ref(), y.as_mut().subrows_mut(first, a.nrows()), par);
+        let context = self.context.clone();
+        self.for_each_tile(|first, a, _| {
+            product(Accum::Replace, a, x.as_ref(), y.as_mut().subrows_mut(first, a.nrows()), &context);
         })
     }
 
     fn apply_adjoint(&mut self, y: &HostPanel<T>, x: &mut HostPanel<T>) -> Result<()> {
-        self.for_each_tile(|first, a, par| {
+        let context = self.context.clone();
+        self.for_each_tile(|first, a, _| {
             let accum = if first == 0 { Accum::Replace } else { Accum::Add };
-            product(accum, a.transpose(), y.as_ref().subrows(first, a.nrows()), x.as_mut(), par);
+            product(accum, a.transpose(), y.as_ref().subrows(first, a.nrows()), x.as_mut(), &context);
         })
     }
 
@@ -436,7 +446,7 @@ impl<T: Scalar> LinearOperator<T> for Dense<'_, T> {
     fn gram(&mut self) -> Result<Dense<'static, T>> {
         let (m, n) = (self.nrows(), self.ncols());
         let mut g = HostPanel::zeros(n, n, self.context.clone());
-        let mut parts = vec![T::zeroed(); (gram_groups(m, n) - 1) * n * n];
+        let mut parts = self.context.buffer((gram_groups(m, n) - 1) * n * n);
         self.for_each_tile(|_, a, par| add_gram(a, g.as_mut(), &mut parts, par))?;
         add_up(g.as_mut(), &parts);
         Dense::from_gram(g, &self.watch)
@@ -457,7 +467,7 @@ impl<T: Scalar> FromPanel<T, HostPanel<T>> for Dense<'static, T> {
             scale: 1.0,
             largest: f64::NAN,
             norm_squared,
-            tile: Vec::new(),
+            tile: context.buffer(0),
             tile_rows: 0,
             context,
             passes: 0,

@@ -3,7 +3,8 @@
 //! The leading dimension is padded when it is a multiple of 4 KiB: the columns of a GEMM tile would otherwise fall
 //! into one set of every cache.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::marker::PhantomData;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use faer::dyn_stack::{MemBuffer, MemStack, StackReq};
 use faer::linalg::matmul::matmul;
@@ -16,10 +17,46 @@ use crate::error::Result;
 use crate::qr::{self, Orthonormalization};
 use crate::simd::{self, Scalar};
 
-/// Threads and scratch that an operator shares with its panels.
+/// Memory that is kept from one factorization to the next: panels, tiles of converted elements, scratch of QR and products.
+///
+/// A second call of the same shape and options takes all of these from here
+/// ([`TruncatedSvd::factor_with`](crate::TruncatedSvd::factor_with)). What is held never shrinks; drop the workspace to free it.
+#[derive(Debug)]
+pub struct Workspace {
+    shared: Arc<Shared>,
+}
+
+impl Workspace {
+    /// An empty one.
+    pub fn new() -> Self {
+        Workspace { shared: Shared::new(true) }
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        let scratch = self.shared.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        scratch.bytes + self.shared.free().iter().map(|b| size_of_val(b.as_slice())).sum::<usize>()
+    }
+}
+
+impl Default for Workspace {
+    fn default() -> Self {
+        Workspace::new()
+    }
+}
+
+/// Threads, and memory that an operator shares with its panels.
 #[derive(Debug)]
 pub struct HostContext {
     par: Par,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    /// Whether buffers are kept for the next call or freed at once.
+    keep: bool,
+    free: Mutex<Vec<Vec<f64>>>,
     scratch: Mutex<Scratch>,
 }
 
@@ -34,13 +71,79 @@ impl std::fmt::Debug for Scratch {
     }
 }
 
+impl Shared {
+    fn new(keep: bool) -> Arc<Self> {
+        let scratch = Mutex::new(Scratch { buffer: MemBuffer::new(StackReq::EMPTY), bytes: 0 });
+        Arc::new(Shared { keep, free: Mutex::default(), scratch })
+    }
+
+    fn free(&self) -> MutexGuard<'_, Vec<Vec<f64>>> {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// So many zeros: the smallest free buffer that holds them, or a new one in place of the largest that does not.
+    fn take(&self, words: usize) -> Vec<f64> {
+        let mut free = self.free();
+        let best = (0..free.len()).filter(|&i| free[i].len() >= words).min_by_key(|&i| free[i].len());
+        if let Some(i) = best {
+            let mut buffer = free.swap_remove(i);
+            drop(free);
+            buffer[..words].fill(0.0);
+            return buffer;
+        }
+        let largest = (0..free.len()).max_by_key(|&i| free[i].len());
+        largest.map(|i| free.swap_remove(i));
+        drop(free);
+        vec![0.0; words]
+    }
+}
+
+/// Elements of `T` that go back to where they came from.
+pub(super) struct Buffer<T> {
+    /// As 64-bit words, so that one pool serves both types; at least as many as are needed.
+    words: Vec<f64>,
+    len: usize,
+    shared: Arc<Shared>,
+    element: PhantomData<T>,
+}
+
+impl<T: Scalar> std::ops::Deref for Buffer<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        &bytemuck::cast_slice(&self.words)[..self.len]
+    }
+}
+
+impl<T: Scalar> std::ops::DerefMut for Buffer<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        &mut bytemuck::cast_slice_mut(&mut self.words)[..self.len]
+    }
+}
+
+impl<T> Drop for Buffer<T> {
+    fn drop(&mut self) {
+        if self.shared.keep && !self.words.is_empty() {
+            self.shared.free().push(std::mem::take(&mut self.words));
+        }
+    }
+}
+
+impl<T> std::fmt::Debug for Buffer<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Buffer({} elements)", self.len)
+    }
+}
+
 impl HostContext {
-    /// A context without scratch yet: it grows to the largest request.
+    /// A context without memory yet: it grows to the largest request, and goes when the last panel does.
     pub fn new(par: Par) -> Arc<Self> {
-        Arc::new(HostContext {
-            par,
-            scratch: Mutex::new(Scratch { buffer: MemBuffer::new(StackReq::EMPTY), bytes: 0 }),
-        })
+        Arc::new(HostContext { par, shared: Shared::new(false) })
+    }
+
+    /// A context whose memory is that of `workspace`.
+    pub fn within(workspace: &Workspace, par: Par) -> Arc<Self> {
+        Arc::new(HostContext { par, shared: workspace.shared.clone() })
     }
 
     /// The threads to use.
@@ -48,9 +151,15 @@ impl HostContext {
         self.par
     }
 
+    /// `len` zeros.
+    pub(super) fn buffer<T: Scalar>(&self, len: usize) -> Buffer<T> {
+        let words = self.shared.take((len * size_of::<T>()).div_ceil(size_of::<f64>()));
+        Buffer { words, len, shared: self.shared.clone(), element: PhantomData }
+    }
+
     /// Runs `f` on a stack of at least `req`. Calls do not nest.
     pub fn with_scratch<R>(&self, req: StackReq, f: impl FnOnce(&mut MemStack) -> R) -> R {
-        let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut scratch = self.shared.scratch.lock().unwrap_or_else(PoisonError::into_inner);
         let bytes = req.unaligned_bytes_required();
         if scratch.bytes < bytes {
             // The old buffer goes first, so that the peak is the larger of the two and not their sum.
@@ -65,7 +174,7 @@ impl HostContext {
 /// A `nrows × ncols` panel in host memory, column-major unless it was asked for [by rows](HostPanel::by_rows).
 #[derive(Debug)]
 pub struct HostPanel<T> {
-    data: Vec<T>,
+    data: Buffer<T>,
     nrows: usize,
     ncols: usize,
     stride: usize,
@@ -85,7 +194,7 @@ impl<T: Scalar> HostPanel<T> {
     /// A panel of zeros.
     pub fn zeros(nrows: usize, ncols: usize, context: Arc<HostContext>) -> Self {
         let stride = leading_dimension::<T>(nrows);
-        HostPanel { data: vec![T::zeroed(); stride * ncols], nrows, ncols, stride, by_rows: false, context }
+        HostPanel { data: context.buffer(stride * ncols), nrows, ncols, stride, by_rows: false, context }
     }
 
     /// A row-major panel of zeros: what a product with a row-major matrix writes fastest.
@@ -196,7 +305,7 @@ impl<T: Scalar> Panel<T> for HostPanel<T> {
     }
 
     fn product_to_host(&self, c: MatRef<'_, T>, dst: MatMut<'_, T>) -> Result<()> {
-        product(Accum::Replace, self.as_ref(), c, dst, self.context.par);
+        product(Accum::Replace, self.as_ref(), c, dst, &self.context);
         Ok(())
     }
 

@@ -33,7 +33,7 @@ mod whitened;
 pub(crate) use dense::first_not_finite;
 pub use dense::{Dense, TileParams};
 pub(crate) use host::symmetric_product;
-pub use host::{HostContext, HostPanel};
+pub use host::{HostContext, HostPanel, Workspace};
 pub(crate) use product::mirror;
 pub use tiled::{ReadParams, RowSource, Tiled, stream};
 pub use watch::{Cancel, Watch};

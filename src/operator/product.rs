@@ -22,6 +22,7 @@ use faer::prelude::ReborrowMut as _;
 use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
+use super::host::{Buffer, HostContext};
 use crate::simd::Scalar;
 
 /// Sizes of the blocks.
@@ -56,7 +57,14 @@ pub(super) fn product_bytes<T>(m: usize, l: usize) -> usize {
 }
 
 /// `y <- [y +] a x`.
-pub(super) fn product<T: Scalar>(accum: Accum, a: MatRef<'_, T>, x: MatRef<'_, T>, mut y: MatMut<'_, T>, par: Par) {
+pub(super) fn product<T: Scalar>(
+    accum: Accum,
+    a: MatRef<'_, T>,
+    x: MatRef<'_, T>,
+    mut y: MatMut<'_, T>,
+    context: &HostContext,
+) {
+    let par = context.par();
     let (m, l) = y.shape();
     let rows = block_rows(m);
     if m <= rows {
@@ -69,8 +77,8 @@ pub(super) fn product<T: Scalar>(accum: Accum, a: MatRef<'_, T>, x: MatRef<'_, T
         blocks.push((first, block));
         y = rest;
     }
-    let scratch = || vec![T::zeroed(); if transposed { rows * l } else { 0 }];
-    let run = |scratch: &mut Vec<T>, (first, y): (usize, MatMut<'_, T>)| {
+    let scratch = || context.buffer::<T>(if transposed { rows * l } else { 0 });
+    let run = |scratch: &mut Buffer<T>, (first, y): (usize, MatMut<'_, T>)| {
         let a = a.subrows(first, y.nrows());
         if transposed {
             let block = &mut scratch[..y.nrows() * l];

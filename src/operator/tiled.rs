@@ -490,24 +490,26 @@ impl<T: Scalar> LinearOperator<T> for Tiled<'_, T> {
     }
 
     fn apply(&mut self, x: &HostPanel<T>, y: &mut HostPanel<T>) -> Result<()> {
-        self.for_each_slab(Cut::Lines, |slab, par| match slab {
+        let context = self.context.clone();
+        self.for_each_slab(Cut::Lines, |slab, _| match slab {
             Slab::Rows(first, a) => {
-                product(Accum::Replace, a, x.as_ref(), y.as_mut().subrows_mut(first, a.nrows()), par);
+                product(Accum::Replace, a, x.as_ref(), y.as_mut().subrows_mut(first, a.nrows()), &context);
             }
             Slab::Columns(first, a) => {
-                product(accum(first), a, x.as_ref().subrows(first, a.ncols()), y.as_mut(), par);
+                product(accum(first), a, x.as_ref().subrows(first, a.ncols()), y.as_mut(), &context);
             }
         })
     }
 
     fn apply_adjoint(&mut self, y: &HostPanel<T>, x: &mut HostPanel<T>) -> Result<()> {
-        self.for_each_slab(Cut::Lines, |slab, par| match slab {
+        let context = self.context.clone();
+        self.for_each_slab(Cut::Lines, |slab, _| match slab {
             Slab::Rows(first, a) => {
-                product(accum(first), a.transpose(), y.as_ref().subrows(first, a.nrows()), x.as_mut(), par);
+                product(accum(first), a.transpose(), y.as_ref().subrows(first, a.nrows()), x.as_mut(), &context);
             }
             Slab::Columns(first, a) => {
                 let x = x.as_mut().subrows_mut(first, a.ncols());
-                product(Accum::Replace, a.transpose(), y.as_ref(), x, par);
+                product(Accum::Replace, a.transpose(), y.as_ref(), x, &context);
             }
         })
     }

@@ -44,8 +44,9 @@ use faer::linalg::{temp_mat_scratch, temp_mat_zeroed, triangular_inverse, triang
 use faer::mat::AsMatMut;
 use faer::prelude::*;
 use faer::{ColMut, ColRef, MatMut, MatRef, Par};
+use pulp::NullaryFnOnce;
 
-use super::householder::dot;
+use super::householder::dot_of;
 use super::remote::Tall;
 use super::{Algorithm, Orthonormalization, check_shapes, column, column_mut, for_row_groups, identity, write_r};
 use crate::error::{Error, Result};
@@ -562,7 +563,8 @@ fn factorize(
     let mut vectors = vectors.as_mat_mut();
     let mut condition = 0.0;
     if estimate {
-        condition = norm_estimate(factor.rb(), vectors.rb_mut()) * norm_estimate(inverse.rb(), vectors.rb_mut());
+        let mut norm = |a| pulp::Arch::new().dispatch(NormEstimate { a, vectors: vectors.rb_mut() });
+        condition = norm(factor.rb()) * norm(inverse.rb());
     }
     // R⁻¹ = L⁻ᵀ: column j of R⁻¹ is row j of L⁻¹.
     let inflations = column_mut(vectors, 0);
@@ -581,6 +583,7 @@ fn factorize(
 }
 
 /// Squared lengths of the rows of a lower triangular matrix.
+#[inline(always)]
 fn row_lengths(a: MatRef<'_, f64>, lengths: &mut [f64]) {
     lengths.fill(0.0);
     for j in 0..a.ncols() {
@@ -603,37 +606,49 @@ fn factorize_scratch(l: usize) -> StackReq {
 }
 
 /// A lower bound on the 2-norm of a lower triangular matrix: two power steps from its longest row.
-fn norm_estimate(a: MatRef<'_, f64>, vectors: MatMut<'_, f64>) -> f64 {
-    let l = a.nrows();
-    let (x, y) = vectors.split_at_col_mut(1);
-    let (x, y) = (column_mut(x, 0), column_mut(y, 0));
-    let norm = |x: &[f64]| dot(x, x).sqrt();
-    row_lengths(a, x);
-    let longest = (0..l).fold(0, |best, i| if x[i] > x[best] { i } else { best });
-    for (j, x) in x.iter_mut().enumerate() {
-        *x = if j <= longest { a[(longest, j)] } else { 0.0 };
-    }
-    let mut best = 0.0_f64;
-    for _ in 0..2 {
-        let length = norm(x);
-        if length == 0.0 || !length.is_finite() {
-            return length;
-        }
-        // y = A x / |x|, then x = Aᵀ y; |y| and |x| / |y| are both lower bounds.
-        y.fill(0.0);
-        for j in 0..l {
-            let s = x[j] / length;
-            for (y, a) in y[j..].iter_mut().zip(&column(a, j)[j..]) {
-                *y += s * a;
-            }
-        }
+struct NormEstimate<'a> {
+    a: MatRef<'a, f64>,
+    /// Scratch of two columns.
+    vectors: MatMut<'a, f64>,
+}
+
+impl NullaryFnOnce for NormEstimate<'_> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn call(self) -> f64 {
+        let NormEstimate { a, vectors } = self;
+        let l = a.nrows();
+        let (x, y) = vectors.split_at_col_mut(1);
+        let (x, y) = (column_mut(x, 0), column_mut(y, 0));
+        let norm = |x: &[f64]| dot_of(x, x).sqrt();
+        row_lengths(a, x);
+        let longest = (0..l).fold(0, |best, i| if x[i] > x[best] { i } else { best });
         for (j, x) in x.iter_mut().enumerate() {
-            *x = dot(&column(a, j)[j..], &y[j..]);
+            *x = if j <= longest { a[(longest, j)] } else { 0.0 };
         }
-        let ny = norm(y);
-        best = ny.max(norm(x) / ny.max(f64::MIN_POSITIVE));
+        let mut best = 0.0_f64;
+        for _ in 0..2 {
+            let length = norm(x);
+            if length == 0.0 || !length.is_finite() {
+                return length;
+            }
+            // y = A x / |x|, then x = Aᵀ y; |y| and |x| / |y| are both lower bounds.
+            y.fill(0.0);
+            for j in 0..l {
+                let s = x[j] / length;
+                for (y, a) in y[j..].iter_mut().zip(&column(a, j)[j..]) {
+                    *y += s * a;
+                }
+            }
+            for (j, x) in x.iter_mut().enumerate() {
+                *x = dot_of(&column(a, j)[j..], &y[j..]);
+            }
+            let ny = norm(y);
+            best = ny.max(norm(x) / ny.max(f64::MIN_POSITIVE));
+        }
+        best
     }
-    best
 }
 
 /// `acc <- R acc`, both upper triangular.

@@ -354,24 +354,28 @@ fn divide<T: Scalar>(x: &mut [T], scale: f64, by: f64) {
 }
 
 pub(super) fn dot<T: Scalar>(x: &[T], y: &[T]) -> T {
-    debug_assert_eq!(x.len(), y.len());
     pulp::Arch::new().dispatch(
         #[inline(always)]
-        || {
-            let mut sums = [T::from_f64(0.0); LANES];
-            let (xs, x_rest) = x.as_chunks::<LANES>();
-            let (ys, y_rest) = y.as_chunks::<LANES>();
-            for (x, y) in xs.iter().zip(ys) {
-                for ((s, x), y) in sums.iter_mut().zip(x).zip(y) {
-                    *s += *x * *y;
-                }
-            }
-            for ((s, x), y) in sums.iter_mut().zip(x_rest).zip(y_rest) {
-                *s += *x * *y;
-            }
-            fold(sums)
-        },
+        || dot_of(x, y),
     )
+}
+
+/// [`dot`] inside of a kernel that is dispatched as a whole.
+#[inline(always)]
+pub(super) fn dot_of<T: Scalar>(x: &[T], y: &[T]) -> T {
+    debug_assert_eq!(x.len(), y.len());
+    let mut sums = [T::from_f64(0.0); LANES];
+    let (xs, x_rest) = x.as_chunks::<LANES>();
+    let (ys, y_rest) = y.as_chunks::<LANES>();
+    for (x, y) in xs.iter().zip(ys) {
+        for ((s, x), y) in sums.iter_mut().zip(x).zip(y) {
+            *s += *x * *y;
+        }
+    }
+    for ((s, x), y) in sums.iter_mut().zip(x_rest).zip(y_rest) {
+        *s += *x * *y;
+    }
+    fold(sums)
 }
 
 /// `y <- y − s x`.

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use super::TruncatedSvd;
 use crate::error::Result;
 use crate::factors::Factors;
-use crate::operator::Watch;
+use crate::operator::{HostContext, Watch};
 use crate::simd::Scalar;
 use crate::tensor::TensorRef;
 
@@ -38,12 +38,12 @@ impl TruncatedSvd {
         let (par, watch) = (crate::current_par(), Watch::default());
         let small = |w: &TensorRef<'_>| w.shape().iter().product::<usize>() <= SMALL;
         let mut large: Vec<_> =
-            (matrices.iter()).filter(|w| !small(w)).map(|w| self.factor_on(w, &watch, par)).collect();
+            (matrices.iter()).filter(|w| !small(w)).map(|w| self.factor_in(w, &watch, HostContext::new(par))).collect();
         large.reverse();
         let small: Vec<_> = matrices
             .par_iter()
             .with_max_len(1)
-            .map(|w| small(w).then(|| self.factor_on(w, &Watch::default(), Par::Seq)))
+            .map(|w| small(w).then(|| self.factor_in(w, &Watch::default(), HostContext::new(Par::Seq))))
             .collect();
         small.into_iter().map(|done| done.unwrap_or_else(|| large.pop().expect("one result each"))).collect()
     }

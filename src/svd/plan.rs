@@ -99,6 +99,8 @@ pub struct Plan {
     /// The arithmetic.
     pub precision: DType,
     power_iterations: usize,
+    /// Power iterations have a shift, and a panel for it.
+    shifted: bool,
     rank_rule: Rank,
     /// The largest rank to return.
     max_rank: usize,
@@ -134,6 +136,7 @@ impl Plan {
             dtype,
             precision: T::DTYPE,
             power_iterations: options.power_iterations,
+            shifted: options.dynamic_shift && options.power_iterations > 0 && rank.is_some(),
             rank_rule: options.rank,
             max_rank,
         };
@@ -164,7 +167,7 @@ impl Plan {
             let expected = if rank.is_some() || looks_once { width } else { width.div_ceil(4).max(32).min(width) };
             let (seconds, passes) = estimate::<T>(options, m, n, expected, method, detail);
             let seconds = seconds.max(passes as f64 * options.pass_seconds);
-            let peak_bytes = plan.bytes(method, detail, width, rank.unwrap_or(max_rank));
+            let peak_bytes = plan.bytes(method, detail, width, rank.unwrap_or(max_rank), true);
             plan.candidates.push(Candidate { method, detail, seconds, passes, peak_bytes });
         }
         plan.candidates.sort_by(|a, b| a.seconds.total_cmp(&b.seconds));
@@ -196,11 +199,12 @@ impl Plan {
         Ok(plan)
     }
 
-    fn bytes(&self, method: Method, detail: Option<Eigenvectors>, width: usize, rank: usize) -> usize {
+    fn bytes(&self, method: Method, detail: Option<Eigenvectors>, width: usize, rank: usize, by_qr: bool) -> usize {
         let (m, n) = (self.shape.0.max(self.shape.1), self.shape.0.min(self.shape.1));
         let by_rows = self.shape.0 >= self.shape.1;
         let power_iterations = self.power_iterations;
-        let footprint = Footprint { m, n, width, rank, power_iterations, by_rows, storage: self.dtype };
+        let (shifted, storage) = (self.shifted, self.dtype);
+        let footprint = Footprint { m, n, width, rank, power_iterations, shifted, by_rows, by_qr, storage };
         let counted = match self.precision {
             DType::F64 => footprint.peak::<f64>(method, detail),
             _ => footprint.peak::<f32>(method, detail),
@@ -209,10 +213,11 @@ impl Plan {
         counted + counted / 64 + (64 << 10)
     }
 
-    /// Peak bytes of a factorization that ended with this method, panel width and rank.
-    pub(super) fn peak_bytes_of(&self, method: Method, width: usize, rank: usize) -> usize {
+    /// Peak bytes of a factorization that ended with this method, panel width and rank, whose small problem may have
+    /// gone by QR in f32.
+    pub(super) fn peak_bytes_of(&self, method: Method, width: usize, rank: usize, by_qr: bool) -> usize {
         let after_fallback = if method == self.method { 0 } else { self.peak_bytes };
-        self.bytes(method, self.detail, width, rank).max(after_fallback)
+        self.bytes(method, self.detail, width, rank, by_qr).max(after_fallback)
     }
 
     /// What the factors must reach, for an operator of this squared norm.
@@ -384,8 +389,12 @@ struct Footprint {
     width: usize,
     rank: usize,
     power_iterations: usize,
+    /// The power iterations have a second left panel.
+    shifted: bool,
     /// The matrix lies by rows once it stands tall.
     by_rows: bool,
+    /// The small problem goes by QR in f32, too.
+    by_qr: bool,
     storage: DType,
 }
 
@@ -405,9 +414,10 @@ impl Footprint {
         let out = small(m + n, k);
         // The Gram matrix of the image, its eigenvectors, and the bases beside the factors; or R, its SVD and those. What
         // the context keeps as scratch is counted with the panels.
-        let finish = |l: usize| {
+        let by_gram = |rows: usize, l: usize| size_of::<T>() == size_of::<f32>() && l < rows && !self.by_qr;
+        let finish = |rows: usize, l: usize| {
             let bases = 2 * small(l, l) + out;
-            if size_of::<T>() == size_of::<f32>() {
+            if by_gram(rows, l) {
                 let eigen = small::symmetric_eigen_scratch::<f64>(l).unaligned_bytes_required();
                 (2 * wide(l, l) + eigen.max(2 * small(l, l))).max(bases)
             } else {
@@ -415,15 +425,15 @@ impl Footprint {
                 (3 * small(l, l) + svd).max(5 * small(l, l)).max(bases)
             }
         };
-        let decompose = |rows: usize, cols: usize| {
-            if size_of::<T>() == size_of::<f32>() { gram(rows, cols) } else { orthonormalize(rows, cols) }
+        let decompose = |rows: usize, l: usize| {
+            if by_gram(rows, l) { gram(rows, l) } else { orthonormalize(rows, l).max(gram(rows, l)) }
         };
         // After the panels are gone.
         let certify = out + panel(m, certificate::PROBES) + small(m + n + k, certificate::PROBES);
         // An image lies as the matrix does.
         let image = |l: usize| if self.by_rows { panel(l, m) } else { panel(m, l) };
         let solve = match (method, detail) {
-            (Method::Full, _) => decompose(m, n) + panel(m, n) + finish(n),
+            (Method::Full, _) => decompose(m, n) + panel(m, n) + finish(m, n),
             (Method::Gram, how) => {
                 let g = match how {
                     Some(Eigenvectors::Dense) => {
@@ -433,7 +443,7 @@ impl Footprint {
                     }
                     _ => orthonormalize(n, l) + panel(n, n) + 2 * panel(n, l),
                 };
-                let finish = decompose(m, l).max(orthonormalize(n, l)) + panel(n, l) + image(l) + finish(l);
+                let finish = decompose(m, l).max(orthonormalize(n, l)) + panel(n, l) + image(l) + finish(m, l);
                 g.max(Dense::<T>::gram_bytes(m, n)).max(finish)
             }
             (Method::Krylov, _) => {
@@ -442,15 +452,16 @@ impl Footprint {
                 // Each side is put together while the other's blocks are still apart.
                 let (left, right) = (panel(m, count * b), panel(n, count * b));
                 let together = scratch + left + right + left.max(right);
-                together.max(scratch.max(decompose(n, count * b)) + left + right + finish(count * b))
+                together.max(scratch.max(decompose(n, count * b)) + left + right + finish(n, count * b))
             }
             (Method::SinglePass | Method::Nystrom, _) => {
                 return tile + single_pass::peak_bytes::<T>((m, n), Sizes::with_range(method, l), k);
             }
             _ => {
                 let scratch = orthonormalize(m, l).max(orthonormalize(n, l));
-                let iterate = scratch + panel(m, l) + panel(n, l) + Dense::<T>::product_bytes(m, l);
-                iterate.max(scratch.max(decompose(n, l)) + panel(m, l) + panel(n, l) + finish(l))
+                let second = if self.shifted { panel(m, l) } else { 0 };
+                let iterate = scratch + panel(m, l) + second + panel(n, l) + Dense::<T>::product_bytes(m, l);
+                iterate.max(scratch.max(decompose(n, l)) + panel(m, l) + panel(n, l) + finish(n, l))
             }
         };
         tile + solve.max(certify)

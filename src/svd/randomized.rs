@@ -8,7 +8,7 @@ use super::triplets::Triplets;
 use super::{Method, Solution, TruncatedSvd, stream};
 use crate::error::Result;
 use crate::operator::LinearOperator;
-use crate::range::power_iteration;
+use crate::range::{power_iteration, shifted_power_iteration};
 use crate::simd::Scalar;
 use crate::sketch::AnySketch;
 
@@ -21,7 +21,12 @@ pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(
 ) -> Result<Solution<T, O>> {
     let omega = AnySketch::new(options.sketch, op.ncols(), width, options.seed, stream::RANGE)?;
     let (mut y, mut x) = (op.left(width)?, op.right(width)?);
-    power_iteration(op, &omega, options.power_iterations, &mut y, &mut x)?;
+    if options.dynamic_shift && options.power_iterations > 0 {
+        let mut z = op.left(width)?;
+        shifted_power_iteration(op, &omega, options.power_iterations, &mut y, &mut x, &mut z)?;
+    } else {
+        power_iteration(op, &omega, options.power_iterations, &mut y, &mut x)?;
+    }
     op.apply_adjoint(&y, &mut x)?;
     let (triplets, rank, notes) = Triplets::from_left(y, x, |s, captured| goal.rank(s, captured), par)?;
     Ok(Solution {

@@ -24,7 +24,7 @@ use crate::operator::LinearOperator;
 use crate::simd::Scalar;
 
 /// Singular vectors come from the Gram matrix of the image while `σ_k` is above this part of `σ_1`.
-const CLEAR: f64 = 1.0 / 256.0;
+pub(super) const CLEAR: f64 = 1.0 / 256.0;
 
 /// Orthonormal panel times small orthogonal matrix; without a panel, the small matrix itself. Or the panel of an image
 /// times what makes it orthonormal.
@@ -142,9 +142,10 @@ fn by_gram<T: Scalar, P: Panel<T>>(
         return Ok(None);
     }
     let captured = (0..l).map(|j| h[(j, j)]).sum::<f64>();
-    let (mut squares, mut vectors) = small::symmetric_eigen(h.as_ref())?;
+    let (mut squares, vectors) = small::symmetric_eigen(h.as_ref())?;
+    // Nonincreasing from here on.
     squares.reverse();
-    vectors.reverse_cols_mut();
+    let vectors = vectors.as_ref().reverse_cols();
     let s: Vec<T> = squares.iter().map(|&x| T::from_f64(x.max(0.0).sqrt())).collect();
     let rank = choose(&s, captured);
     if !(squares[rank - 1] > CLEAR * CLEAR * squares[0]) {

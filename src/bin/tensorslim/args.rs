@@ -69,6 +69,10 @@ pub(crate) struct FactorArgs {
     #[arg(long, value_name = "Q", allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(0..=100))]
     pub(crate) power_iterations: Option<u32>,
 
+    /// Shift the power iterations of the randomized method: better where the spectrum decays slowly
+    #[arg(long)]
+    pub(crate) dynamic_shift: bool,
+
     /// Seed of the sketch; the same seed gives the same bytes for any number of threads
     #[arg(long, value_name = "S", default_value_t = 0, allow_negative_numbers = true)]
     pub(crate) seed: u64,

@@ -34,7 +34,9 @@ pub(crate) fn run(args: &FactorArgs) -> Result<(), Failure> {
 
 fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
     let path = &args.weight;
-    let mut svd = TruncatedSvd::new(args.rank.policy()).method(args.method).seed(args.seed).device(args.device);
+    let mut svd = (TruncatedSvd::new(args.rank.policy()).method(args.method).seed(args.seed))
+        .dynamic_shift(args.dynamic_shift)
+        .device(args.device);
     if let Some(p) = args.oversample {
         svd = svd.oversample(p as usize);
     }
