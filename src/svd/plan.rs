@@ -393,27 +393,23 @@ impl Footprint {
         let gram = |rows: usize, cols: usize| HostPanel::<T>::gram_scratch(rows, cols).unaligned_bytes_required();
         let wide = |rows: usize, cols: usize| rows * cols * size_of::<f64>();
         let out = small(m + n, k);
-        // The Gram matrix of the image, its eigenvectors, and the bases beside the factors; or R, its SVD and those. What
-        // the context keeps as scratch is counted with the panels.
-        let finish = |l: usize| {
-            let bases = 2 * small(l, l) + out;
-            if size_of::<T>() == size_of::<f32>() {
-                let eigen = small::symmetric_eigen_scratch::<f64>(l).unaligned_bytes_required();
-                (2 * wide(l, l) + eigen.max(2 * small(l, l))).max(bases)
-            } else {
-                let svd = small::svd_scratch::<T>(l).unaligned_bytes_required();
-                (3 * small(l, l) + svd).max(5 * small(l, l)).max(bases)
-            }
+        // The Gram matrix of the image, its eigenvectors, and the bases beside the factors; or R, its SVD and those, if the
+        // singular values turn out to need it. What the context keeps as scratch is counted with the panels.
+        let by_gram = |rows: usize, l: usize| size_of::<T>() == size_of::<f32>() && l < rows;
+        let finish = |rows: usize, l: usize| {
+            let svd = small::svd_scratch::<T>(l).unaligned_bytes_required();
+            let by_qr = (3 * small(l, l) + svd).max(5 * small(l, l)).max(2 * small(l, l) + out);
+            let eigen = small::symmetric_eigen_scratch::<f64>(l).unaligned_bytes_required();
+            by_qr.max(if by_gram(rows, l) { 2 * wide(l, l) + eigen.max(2 * small(l, l)) } else { 0 })
         };
-        let decompose = |rows: usize, cols: usize| {
-            if size_of::<T>() == size_of::<f32>() { gram(rows, cols) } else { orthonormalize(rows, cols) }
-        };
+        let decompose =
+            |rows: usize, l: usize| orthonormalize(rows, l).max(if by_gram(rows, l) { gram(rows, l) } else { 0 });
         // After the panels are gone.
         let certify = out + panel(m, certificate::PROBES) + small(m + n + k, certificate::PROBES);
         // An image lies as the matrix does.
         let image = |l: usize| if self.by_rows { panel(l, m) } else { panel(m, l) };
         let solve = match (method, detail) {
-            (Method::Full, _) => decompose(m, n) + panel(m, n) + finish(n),
+            (Method::Full, _) => decompose(m, n) + panel(m, n) + finish(m, n),
             (Method::Gram, how) => {
                 let g = match how {
                     Some(Eigenvectors::Dense) => {
@@ -423,7 +419,7 @@ impl Footprint {
                     }
                     _ => orthonormalize(n, l) + panel(n, n) + 2 * panel(n, l),
                 };
-                let finish = decompose(m, l).max(orthonormalize(n, l)) + panel(n, l) + image(l) + finish(l);
+                let finish = decompose(m, l).max(orthonormalize(n, l)) + panel(n, l) + image(l) + finish(m, l);
                 g.max(Dense::<T>::gram_bytes(m, n)).max(finish)
             }
             (Method::Krylov, _) => {
@@ -432,7 +428,7 @@ impl Footprint {
                 // Each side is put together while the other's blocks are still apart.
                 let (left, right) = (panel(m, count * b), panel(n, count * b));
                 let together = scratch + left + right + left.max(right);
-                together.max(scratch.max(decompose(n, count * b)) + left + right + finish(count * b))
+                together.max(scratch.max(decompose(n, count * b)) + left + right + finish(n, count * b))
             }
             (Method::SinglePass | Method::Nystrom, _) => {
                 return tile + single_pass::peak_bytes::<T>((m, n), Sizes::with_range(method, l), k);
@@ -440,7 +436,7 @@ impl Footprint {
             _ => {
                 let scratch = orthonormalize(m, l).max(orthonormalize(n, l));
                 let iterate = scratch + panel(m, l) + panel(n, l) + Dense::<T>::product_bytes(m, l);
-                iterate.max(scratch.max(decompose(n, l)) + panel(m, l) + panel(n, l) + finish(l))
+                iterate.max(scratch.max(decompose(n, l)) + panel(m, l) + panel(n, l) + finish(n, l))
             }
         };
         tile + solve.max(certify)
