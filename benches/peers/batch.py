@@ -16,6 +16,8 @@ import time
 
 import torch
 
+PAUSE = 0.25
+
 
 def main():
     parser = argparse.ArgumentParser()
@@ -41,8 +43,10 @@ def main():
         run_ours(n, k)
         mine, theirs = [], []
         for _ in range(args.rounds):
+            time.sleep(PAUSE)  # the worker threads of the other side spin for 200 ms after a call
             seconds, error = run_ours(n, k)
             mine.append(seconds)
+            time.sleep(PAUSE)
             start = time.perf_counter()
             u, s, v = torch.svd_lowrank(a, q=k + 10, niter=2)
             theirs.append(time.perf_counter() - start)
