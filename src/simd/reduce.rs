@@ -68,7 +68,7 @@ pub fn statistics<E: Element>(x: &[E]) -> Statistics {
 }
 
 /// A reduction to be dispatched. Not a closure: what a closure calls is inlined into the vector code only while it is
-/// small, which these are not (256×256 f32: 150 µs without, 10 µs with it).
+/// small, which these are not (a factorization of 256×256 in f32, one thread: 660 µs as a closure, 515 like this).
 struct Fold<'a, T>(&'a [T]);
 
 impl NullaryFnOnce for Fold<'_, f32> {
