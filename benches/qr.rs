@@ -1,8 +1,10 @@
 //! Panels: `qr::orthonormalize` against its GEMM floor and faer's QR, in one run.
 //!
 //! `cargo bench --bench qr` prints a table of interleaved medians, then criterion's figures (`-- --quick` leaves them
-//! out, `-- --test` runs one round of each; `RAYON_NUM_THREADS=1` for one thread). The floor of a panel is one pass over it at the GEMM rate measured here on the same
-//! shape: `m l²` flops of Gram matrix and `m l²` of triangular solve, the time of one product `Y·R⁻¹`.
+//! out, `-- --test` runs one round of each; `RAYON_NUM_THREADS=1` for one thread). The floor of a panel is one pass over
+//! it at the GEMM rate measured here on the same shape: `m l²` flops of Gram matrix and `m l²` of triangular solve, the
+//! time of one product `Y·R⁻¹`. A panel that is not well conditioned takes `3 m l²`, 1.5 floors, and the work on l×l.
+//! `-- --serve` answers `benches/peers/qr.py`, which alternates with PyTorch.
 
 #![allow(clippy::print_stdout)] // the table is the output
 
@@ -11,6 +13,7 @@ use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, Par};
 use std::hint::black_box;
+use std::io::BufRead;
 use std::time::Instant;
 use tensorslim::Scalar;
 use tensorslim::qr;
@@ -99,12 +102,39 @@ fn compare<T: Scalar>(m: usize, l: usize, condition: f64, par: Par, rounds: usiz
     );
 }
 
+/// `m l condition count` on a line: that many orthonormalizations of such a panel, their seconds on a line.
+fn serve(par: Par) {
+    let mut held: Option<([String; 3], Mat<f32>, Mat<f32>, MemBuffer)> = None;
+    for line in std::io::stdin().lock().lines().map_while(Result::ok) {
+        let mut words: Vec<String> = line.split_whitespace().map(String::from).collect();
+        let count: usize = words.pop().and_then(|x| x.parse().ok()).expect("a count");
+        let key = <[String; 3]>::try_from(words).expect("m l condition count");
+        if held.as_ref().is_none_or(|held| held.0 != key) {
+            let (m, l) = (key[0].parse().expect("rows"), key[1].parse().expect("columns"));
+            let y = panel::<f32>(m, l, key[2].parse().expect("a condition"));
+            let buffer = MemBuffer::new(qr::orthonormalize_scratch::<f32>(m, l, par));
+            held = Some((key, y.clone(), y, buffer));
+        }
+        let (_, y, q, buffer) = held.as_mut().expect("just made");
+        for _ in 0..count {
+            q.copy_from(&*y);
+            let start = Instant::now();
+            qr::orthonormalize(q.as_mut(), None, par, MemStack::new(buffer)).expect("a finite panel");
+            print!("{} ", start.elapsed().as_secs_f64());
+        }
+        println!();
+    }
+}
+
 fn main() {
     let flag = |name: &str| std::env::args().any(|a| a == name);
     let test = flag("--test");
     let threads = rayon::current_num_threads();
     let par = if threads == 1 { Par::Seq } else { Par::rayon(threads) };
     faer::set_global_parallelism(par);
+    if flag("--serve") {
+        return serve(par);
+    }
     let rounds = if test { 1 } else { 15 };
     for (m, l) in [(3072, 202), (4096, 266), (30522, 106)] {
         for condition in [0.0, 1e1, 1e3, 1e6, 1e9] {

@@ -1,10 +1,11 @@
-"""torch.linalg.qr on the panels of benches/qr.rs, for the peers' column of its table.
+"""torch.linalg.qr against qr::orthonormalize on the panels of benches/qr.rs, in one run.
 
-    pip install torch numpy            # the CPU build
-    python benches/peers/qr.py [--threads N] [--rounds N]
+    pip install torch                # the CPU build
+    cargo bench --bench qr --no-run  # prints the path of the binary
+    python benches/peers/qr.py PATH [--threads N] [--rounds N]
 
-Prints the median and the minimum of each; compare with `cargo bench --bench qr` on the same idle machine, or pass
-`--bench PATH` of the built benchmark to alternate with it in one run.
+The two alternate in blocks of calls, of which the first half warms the cores up. A pause between blocks lets the worker
+threads of the one go to sleep: OpenMP's spin for 200 ms after a call, on the cores that the other is timed on. Prints the median of each and their ratio. Both sides draw their own panel of the same shape and singular values.
 """
 
 import argparse
@@ -14,6 +15,9 @@ import subprocess
 import time
 
 import torch
+
+BLOCK = 20
+PAUSE = 0.25
 
 
 def panel(m, l, condition):
@@ -28,27 +32,46 @@ def panel(m, l, condition):
 
 def main():
     parser = argparse.ArgumentParser()
+    parser.add_argument("bench", help="path of the built benchmark `qr`")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--bench", help="path of the built benchmark, to run before and after")
+    parser.add_argument("--rounds", type=int, default=4)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     environment = dict(os.environ, RAYON_NUM_THREADS=str(args.threads))
-    if args.bench:
-        subprocess.run([args.bench, "--quick"], check=True, env=environment)
+    ours = subprocess.Popen(
+        [args.bench, "--serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    )
+
+    def run_ours(m, l, condition):
+        ours.stdin.write(f"{m} {l} {condition} {BLOCK}\n")
+        ours.stdin.flush()
+        return [float(x) for x in ours.stdout.readline().split()]
+
     for m, l in [(3072, 202), (4096, 266), (30522, 106)]:
         for condition in [0.0, 1e3, 1e6]:
             y = panel(m, l, condition)
-            times = []
+            torch.linalg.qr(y)
+            run_ours(m, l, condition)
+            mine, theirs = [], []
             for _ in range(args.rounds):
-                start = time.perf_counter()
-                q, _ = torch.linalg.qr(y)
-                times.append((time.perf_counter() - start) * 1e3)
+                time.sleep(PAUSE)
+                mine += run_ours(m, l, condition)[BLOCK // 2 :]
+                time.sleep(PAUSE)
+                block = []
+                for _ in range(BLOCK):
+                    start = time.perf_counter()
+                    q, _ = torch.linalg.qr(y)
+                    block.append(time.perf_counter() - start)
+                theirs += block[BLOCK // 2 :]
             defect = (q.double().T @ q.double() - torch.eye(l, dtype=torch.float64)).abs().max().item()
             assert defect < 1e-4, f"{m}x{l}: orthogonality {defect}"
-            print(f"torch {m:6}×{l:<4} cond {condition:7.0e}  {statistics.median(times):7.3f} ms (min {min(times):7.3f})  {defect:.1e}")
-    if args.bench:
-        subprocess.run([args.bench, "--quick"], check=True, env=environment)
+            x, z = statistics.median(mine), statistics.median(theirs)
+            print(
+                f"{m:6}x{l:<4} cond {condition:7.0e}  {x * 1e3:7.3f} ms  torch {z * 1e3:7.3f} ms = {z / x:5.2f}x",
+                flush=True,
+            )
+    ours.stdin.close()
+    ours.wait()
 
 
 if __name__ == "__main__":

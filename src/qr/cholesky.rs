@@ -31,10 +31,18 @@
 //! * A pass is the last one if the variance inflation factors `‖R⁻¹ e_j‖²` are small, since the elementwise error of
 //!   `QᵀQ` is `u` times them. Panels whose sketch has small ones take one pass.
 //!
+//! Where the time goes, 4096×266 in f32 at condition 1e3, two Zen 5 cores: the floor of `3 m l²` flops at the rate of one
+//! GEMM of this shape is 2.15 ms. Sketch 0.60, its factor 0.34, division with syrk 2.0, factor 0.24, division 0.85, 4.0 ms in
+//! all, came down to 3.4 by three things: syrk in strips of rows (1.13 times as fast as faer's triangular product at 266
+//! columns, 1.26 at 202, 1.16 at 106 than strips of columns), row groups of equal size (the sketch's 576 rows had been cut
+//! 512 and 64), and no inverse of the sketch's factor where its diagonal says enough. What is left above the floor is the
+//! work on l×l by one thread, the sketch, and the triangular solve at 190 of GEMM's 250 GFLOP/s per core.
+//!
 //! The panel is divided by R with a triangular solve, not multiplied by R⁻¹: a solve is backward stable row by row
 //! (`Q R = Y` to rounding whatever the condition), a product with the inverse is not, and here it is slower too
 //! (3072×202, f32, one thread, blocks of 256 rows: TRSM 0.75 ms, GEMM with R⁻¹ 1.04 ms, TRSM with inverted diagonal
-//! blocks of 32 0.76 ms).
+//! blocks of 32 0.76 ms; by columns of blocks with the zero blocks left out it is even at 202 and 266 columns and 1.12 times
+//! as fast at 106).
 
 use faer::Accum;
 use faer::dyn_stack::{MemStack, StackReq};
@@ -246,7 +254,12 @@ pub(super) fn iterate<T: Scalar, Y: Tall<T>>(
         if !in_range::<T>(gram.rb()) {
             return Ok(if report.passes == 0 { Outcome::Range } else { Outcome::Breakdown(report) });
         }
-        let mut state = factorize(gram.rb(), 0.0, report.passes == 0, factor.rb_mut(), stack);
+        let look = match source {
+            Source::Sketch => Look::Sketch,
+            _ if report.passes == 0 => Look::First,
+            _ => Look::Later,
+        };
+        let mut state = factorize(gram.rb(), 0.0, look, factor.rb_mut(), stack);
         if source == Source::Sketch && state.inflation <= PARAMS.max_sketched_inflation {
             // One pass will do: look at the panel itself.
             source = Source::Panel;
@@ -258,7 +271,7 @@ pub(super) fn iterate<T: Scalar, Y: Tall<T>>(
         if !good && source == Source::Panel && T::DTYPE == DType::F32 {
             source = Source::Wide;
             y.wide_gram(gram.rb_mut(), stack)?;
-            state = factorize(gram.rb(), 0.0, report.passes == 0, factor.rb_mut(), stack);
+            state = factorize(gram.rb(), 0.0, look, factor.rb_mut(), stack);
             good = state.accepts(f64::EPSILON);
         }
         let mut algorithm = match source {
@@ -272,7 +285,7 @@ pub(super) fn iterate<T: Scalar, Y: Tall<T>>(
         if !good {
             // The largest eigenvalue of the scaled Gram matrix is at most l, and the errors of its entries and of
             // its Cholesky factorization are a small multiple of l u.
-            state = factorize(gram.rb(), 8.0 * l as f64 * f64::EPSILON, false, factor.rb_mut(), stack);
+            state = factorize(gram.rb(), 8.0 * l as f64 * f64::EPSILON, Look::Later, factor.rb_mut(), stack);
             if !state.positive {
                 return Ok(Outcome::Breakdown(report));
             }
@@ -468,7 +481,7 @@ fn add_signed<T: Scalar>(folded: &mut [f64], x: &[T], signs: &[T]) {
 }
 
 /// The lower triangle of `gram += YᵀY`, a few rows of Y at a time: a sum of n equal terms errs by up to n eps / 4, all to
-/// one side, and columns of equal entries are common (2 % slower than 256 rows at once).
+/// one side, and columns of equal entries are common (up to 4 % slower than 256 rows at once).
 ///
 /// ```text
 ///   gram  [ x . . .           ]   one product per strip of `strip` rows, the first one taking the remainder;
@@ -532,12 +545,24 @@ impl State {
     }
 }
 
-/// `factor <- L` with `L Lᵀ = gram + shift D⁻²`, where `D gram D` has a unit diagonal. The condition is estimated
-/// on request (it is 0 otherwise).
+/// How closely a factor is looked at.
+#[derive(Clone, Copy, PartialEq)]
+enum Look {
+    /// Its inverse.
+    Later,
+    /// And its condition.
+    First,
+    /// Its condition; its inverse only where the diagonal leaves open whether the sketch is needed, or where the condition is
+    /// so large that eps may be felt. The inverse is a sixth of the sketch's time at 266 columns.
+    Sketch,
+}
+
+/// `factor <- L` with `L Lᵀ = gram + shift D⁻²`, where `D gram D` has a unit diagonal. The condition is 0 where it was not
+/// looked for.
 fn factorize(
     gram: MatRef<'_, f64>,
     shift: f64,
-    estimate: bool,
+    look: Look,
     mut factor: MatMut<'_, f64>,
     stack: &mut MemStack,
 ) -> State {
@@ -558,14 +583,35 @@ fn factorize(
     if llt::cholesky_in_place(factor.rb_mut(), Default::default(), Par::Seq, stack, Default::default()).is_err() {
         return failed;
     }
-    triangular_inverse::invert_lower_triangular(inverse.rb_mut(), factor.rb(), Par::Seq);
     let (mut vectors, _) = temp_mat_zeroed::<f64, _, _>(l, 2, stack);
     let mut vectors = vectors.as_mat_mut();
-    let mut condition = 0.0;
-    if estimate {
-        let mut norm = |a| pulp::Arch::new().dispatch(NormEstimate { a, vectors: vectors.rb_mut() });
-        condition = norm(factor.rb()) * norm(inverse.rb());
+    let condition = match look {
+        Look::Later => None,
+        Look::First | Look::Sketch => {
+            let mut norm =
+                |of| pulp::Arch::new().dispatch(NormEstimate { a: factor.rb(), of, vectors: vectors.rb_mut() });
+            Some((norm(Of::Matrix), norm(Of::Inverse)))
+        }
+    };
+    let rescale = |mut factor: MatMut<'_, f64>| {
+        for j in 0..l {
+            for (x, s) in column_mut(factor.rb_mut(), j)[j..].iter_mut().zip(&lengths[j..]) {
+                *x *= s;
+            }
+        }
+    };
+    if let (Look::Sketch, Some((norm, inverse))) = (look, condition) {
+        // Row j of L⁻¹ is at least 1 / L_jj long; the estimate is not below a tenth of the norm of L⁻¹.
+        let inflation = (0..l).map(|j| factor[(j, j)].powi(-2)).fold(0.0, f64::max);
+        let inverse_norm = 100.0 * l as f64 * inverse * inverse;
+        let state = State { positive: true, inverse_norm, inflation, condition: norm * inverse };
+        if inflation > PARAMS.max_sketched_inflation && state.accepts(f64::EPSILON) {
+            rescale(factor);
+            return state;
+        }
     }
+    let condition = condition.map_or(0.0, |(norm, inverse)| norm * inverse);
+    triangular_inverse::invert_lower_triangular(inverse.rb_mut(), factor.rb(), Par::Seq);
     // R⁻¹ = L⁻ᵀ: column j of R⁻¹ is row j of L⁻¹.
     let inflations = column_mut(vectors, 0);
     row_lengths(inverse.rb(), inflations);
@@ -574,11 +620,7 @@ fn factorize(
     if !(inverse_norm.is_finite() && condition.is_finite()) {
         return failed;
     }
-    for j in 0..l {
-        for (x, s) in column_mut(factor.rb_mut(), j)[j..].iter_mut().zip(&lengths[j..]) {
-            *x *= s;
-        }
-    }
+    rescale(factor);
     State { positive: true, inverse_norm, inflation, condition }
 }
 
@@ -605,9 +647,18 @@ fn factorize_scratch(l: usize) -> StackReq {
     ])
 }
 
-/// A lower bound on the 2-norm of a lower triangular matrix: two power steps from its longest row.
+/// Whose norm.
+#[derive(Clone, Copy, PartialEq)]
+enum Of {
+    Matrix,
+    Inverse,
+}
+
+/// A lower bound on the 2-norm of a lower triangular matrix or of its inverse: two power steps from a row of it, the
+/// longest one or that of the smallest pivot.
 struct NormEstimate<'a> {
     a: MatRef<'a, f64>,
+    of: Of,
     /// Scratch of two columns.
     vectors: MatMut<'a, f64>,
 }
@@ -617,15 +668,25 @@ impl NullaryFnOnce for NormEstimate<'_> {
 
     #[inline(always)]
     fn call(self) -> f64 {
-        let NormEstimate { a, vectors } = self;
+        let NormEstimate { a, of, vectors } = self;
         let l = a.nrows();
         let (x, y) = vectors.split_at_col_mut(1);
         let (x, y) = (column_mut(x, 0), column_mut(y, 0));
         let norm = |x: &[f64]| dot_of(x, x).sqrt();
-        row_lengths(a, x);
-        let longest = (0..l).fold(0, |best, i| if x[i] > x[best] { i } else { best });
-        for (j, x) in x.iter_mut().enumerate() {
-            *x = if j <= longest { a[(longest, j)] } else { 0.0 };
+        match of {
+            Of::Matrix => {
+                row_lengths(a, x);
+                let longest = (0..l).fold(0, |best, i| if x[i] > x[best] { i } else { best });
+                for (j, x) in x.iter_mut().enumerate() {
+                    *x = if j <= longest { a[(longest, j)] } else { 0.0 };
+                }
+            }
+            Of::Inverse => {
+                let smallest = (0..l).fold(0, |best, i| if a[(i, i)] < a[(best, best)] { i } else { best });
+                x.fill(0.0);
+                x[smallest] = 1.0;
+                solve_transposed(a, x);
+            }
         }
         let mut best = 0.0_f64;
         for _ in 0..2 {
@@ -634,20 +695,56 @@ impl NullaryFnOnce for NormEstimate<'_> {
                 return length;
             }
             // y = A x / |x|, then x = Aᵀ y; |y| and |x| / |y| are both lower bounds.
-            y.fill(0.0);
-            for j in 0..l {
-                let s = x[j] / length;
-                for (y, a) in y[j..].iter_mut().zip(&column(a, j)[j..]) {
-                    *y += s * a;
+            match of {
+                Of::Matrix => {
+                    y.fill(0.0);
+                    for j in 0..l {
+                        let s = x[j] / length;
+                        add_multiple(&mut y[j..], s, &column(a, j)[j..]);
+                    }
+                    for (j, x) in x.iter_mut().enumerate() {
+                        *x = dot_of(&column(a, j)[j..], &y[j..]);
+                    }
                 }
-            }
-            for (j, x) in x.iter_mut().enumerate() {
-                *x = dot_of(&column(a, j)[j..], &y[j..]);
+                Of::Inverse => {
+                    y.iter_mut().zip(&*x).for_each(|(y, x)| *y = x / length);
+                    solve(a, y);
+                    x.copy_from_slice(y);
+                    solve_transposed(a, x);
+                }
             }
             let ny = norm(y);
             best = ny.max(norm(x) / ny.max(f64::MIN_POSITIVE));
         }
         best
+    }
+}
+
+/// `x <- L⁻¹ x`.
+#[inline(always)]
+fn solve(a: MatRef<'_, f64>, x: &mut [f64]) {
+    for j in 0..x.len() {
+        let a = &column(a, j)[j..];
+        let (head, rest) = x[j..].split_at_mut(1);
+        head[0] /= a[0];
+        add_multiple(rest, -head[0], &a[1..]);
+    }
+}
+
+/// `x <- L⁻ᵀ x`.
+#[inline(always)]
+fn solve_transposed(a: MatRef<'_, f64>, x: &mut [f64]) {
+    for j in (0..x.len()).rev() {
+        let a = &column(a, j)[j..];
+        x[j] = (x[j] - dot_of(&a[1..], &x[j + 1..])) / a[0];
+    }
+}
+
+/// `y <- y + s x`.
+#[inline(always)]
+fn add_multiple(y: &mut [f64], s: f64, x: &[f64]) {
+    for (y, x) in y.iter_mut().zip(x) {
+        *y += s * x;
     }
 }
 

@@ -72,7 +72,7 @@ pub fn statistics_of_lines<'a, E: Element>(lines: impl Iterator<Item = &'a [E]>)
 }
 
 /// A reduction to be dispatched. Not a closure: what a closure calls is inlined into the vector code only while it is
-/// small, which these are not (256×256 f32: 150 µs without, 10 µs with it).
+/// small, which these are not (a factorization of 256×256 in f32, one thread: 660 µs as a closure, 515 like this).
 struct Fold<'a>(&'a [f64]);
 
 impl NullaryFnOnce for Fold<'_> {
