@@ -26,7 +26,7 @@ use super::goal::Goal;
 use super::gram::{self, Eigenvectors};
 use super::single_pass::Sizes;
 use super::triplets::Triplets;
-use super::{Method, Solution, TruncatedSvd, blocked, certificate, full, randomized, single_pass, small};
+use super::{Method, Solution, TruncatedSvd, blocked, certificate, full, randomized, single_pass, small, whitened};
 use crate::error::{Error, Result};
 use crate::factors::Report;
 use crate::operator::{Dense, HostPanel, LinearOperator};
@@ -101,6 +101,8 @@ pub struct Plan {
     rank_rule: Rank,
     /// The largest rank to return.
     max_rank: usize,
+    /// Calibration weighs the error.
+    weighted: bool,
 }
 
 impl Plan {
@@ -134,6 +136,7 @@ impl Plan {
             precision: T::DTYPE,
             rank_rule: options.rank,
             max_rank,
+            weighted: options.weighting.is_active(options.rank),
         };
         let all = [
             (Method::Full, None),
@@ -194,10 +197,18 @@ impl Plan {
     fn bytes(&self, method: Method, detail: Option<Eigenvectors>, width: usize, rank: usize) -> usize {
         let (m, n) = (self.shape.0.max(self.shape.1), self.shape.0.min(self.shape.1));
         let footprint = Footprint { m, n, width, rank, storage: self.dtype };
-        match self.precision {
+        let peak = match self.precision {
             DType::F64 => footprint.peak::<f64>(method, detail),
             _ => footprint.peak::<f32>(method, detail),
+        };
+        if !self.weighted {
+            return peak;
         }
+        let whitened::Bytes { before, beside } = match self.precision {
+            DType::F64 => whitened::bytes::<f64>(self.shape, width, rank),
+            _ => whitened::bytes::<f32>(self.shape, width, rank),
+        };
+        before.max(peak + beside)
     }
 
     /// Peak bytes of a factorization that ended with this method, panel width and rank.

@@ -73,10 +73,34 @@ impl Weighting {
     }
 }
 
+/// What calibration takes, for a weight and statistics that the caller holds.
+pub(super) struct Bytes {
+    /// At the fullest moment before the factorization of `W L` starts.
+    pub(super) before: usize,
+    /// Beside what that takes.
+    pub(super) beside: usize,
+}
+
+/// The root in f64 (which the statistics keep for the next weight) and in T; the Gram matrix of `W L`; the panel between W and L; `U_k` and B.
+pub(super) fn bytes<T: Scalar>((m, n): (usize, usize), width: usize, rank: usize) -> Bytes {
+    let panel = |rows: usize, cols: usize| HostPanel::<T>::bytes(rows, cols);
+    let square = |n: usize| n * n * size_of::<T>();
+    let roots = n * n * size_of::<f64>() + square(n);
+    let short = m.min(n);
+    let forming = if m < n { (2 * panel(n, m)).max(panel(n, m) + square(m)) } else { 2 * panel(n, n) + square(n) };
+    Bytes {
+        before: roots + forming + panel(short, short),
+        beside: roots + panel(short, short) + panel(n, width) + panel(m, rank) + panel(n, rank),
+    }
+}
+
 /// W on the left of its root, `A = W L`.
 enum Tall {}
 /// Wᵀ on the right of it, `Aᵀ = Lᵀ Wᵀ`.
 enum Wide {}
+
+/// A weight, and the factors that it was projected on.
+type Projected<T, W> = (W, Triplets<T, W>);
 
 /// A weight with its root, whichever way round.
 trait Weighted<T: Scalar, Side>: LinearOperator<T> + Sized {
@@ -89,7 +113,7 @@ trait Weighted<T: Scalar, Side>: LinearOperator<T> + Sized {
     fn weighted_norm_squared(&mut self, x: &HostPanel<T>) -> Result<f64>;
 
     /// The SVD of `U_k B`, as triplets of the weight; and the weight.
-    fn into_weight(self, u: HostPanel<T>, bt: HostPanel<T>) -> Result<(Self::Weight, Triplets<T, Self::Weight>)>;
+    fn into_weight(self, u: HostPanel<T>, bt: HostPanel<T>) -> Result<Projected<T, Self::Weight>>;
 }
 
 impl<T: Scalar, W: LinearOperator<T, Left = HostPanel<T>, Right = HostPanel<T>>> Weighted<T, Tall>
@@ -112,7 +136,7 @@ impl<T: Scalar, W: LinearOperator<T, Left = HostPanel<T>, Right = HostPanel<T>>>
         weighted.norm_squared()
     }
 
-    fn into_weight(self, u: HostPanel<T>, bt: HostPanel<T>) -> Result<(W, Triplets<T, W>)> {
+    fn into_weight(self, u: HostPanel<T>, bt: HostPanel<T>) -> Result<Projected<T, W>> {
         Ok((self.into_parts().0, Triplets::from_left(u, bt, crate::current_par())?.0))
     }
 }
@@ -139,7 +163,7 @@ where
         weighted.norm_squared()
     }
 
-    fn into_weight(self, u: HostPanel<T>, bt: HostPanel<T>) -> Result<(W, Triplets<T, W>)> {
+    fn into_weight(self, u: HostPanel<T>, bt: HostPanel<T>) -> Result<Projected<T, W>> {
         Ok((self.into_parts().1, Triplets::from_right(Some(u), bt, crate::current_par())?.0))
     }
 }
