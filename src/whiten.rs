@@ -18,6 +18,8 @@
 //! **Blend.** With few samples G is an estimate, and full trust in it (b = 1) is not the best choice; [`BLENDS`] are the candidates
 //! of [`TruncatedSvd::choose_blend`](crate::TruncatedSvd::choose_blend), which asks the samples themselves.
 
+use std::sync::Arc;
+
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::cholesky::llt::factor as llt;
 use faer::linalg::matmul::triangular::{self, BlockStructure};
@@ -25,7 +27,7 @@ use faer::linalg::triangular_solve;
 use faer::{Accum, Mat, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
-use crate::calibration::{Calibration, for_each};
+use crate::calibration::{CachedRoot, Calibration, for_each};
 use crate::error::{Error, Result};
 use crate::operator::Entries;
 use crate::qr::householder;
@@ -131,51 +133,67 @@ pub(crate) fn moments<T: Scalar>(
     };
     let shift = (1.0 - blend + least) * mean;
 
-    let mut notes = Vec::new();
-    let root = match (whitening, c.factor()) {
-        (Whitening::Diagonal, _) => {
-            Entries::Diagonal(c.squares().iter().map(|s| T::from_f64((trust * s + shift).sqrt())).collect())
-        }
-        (Whitening::Full, Some(r)) => {
-            let mut stacked = Mat::zeros(2 * n, n);
-            for j in 0..n {
-                for i in 0..=j {
-                    stacked[(i, j)] = trust.sqrt() * r[(i, j)];
-                }
-                stacked[(n + j, j)] = shift.sqrt();
-            }
-            let mut t = Mat::zeros(householder::block_size(2 * n, n), n);
-            let mut scratch = MemBuffer::new(householder::factor_scratch::<f64>(2 * n, n, par));
-            householder::factor(stacked.as_mut(), t.as_mut(), par, MemStack::new(&mut scratch));
-            lower(stacked.as_ref().subrows(0, n).transpose(), par)
-        }
-        (Whitening::Full, None) => {
-            let own = CHOLESKY_SHIFT * n as f64 * f64::EPSILON / 2.0;
-            let attempt = |attempt: i32| {
-                let mut l = c.gram_lower(par);
-                let more = 1000f64.powi(attempt) * own;
-                let gained = shift + if attempt == 0 { 0.0 } else { more * mean };
-                let columns: Vec<_> = l.as_mut().col_iter_mut().enumerate().collect();
-                for_each(columns, par, |(j, column)| {
-                    let column = &mut column.try_as_col_major_mut().expect("an owned matrix").as_slice_mut()[j..];
-                    column.iter_mut().for_each(|x| *x *= trust);
-                    column[0] += gained + more * column[0];
-                });
-                cholesky(&mut l, par).then_some((l, attempt))
-            };
-            let (l, attempt) = (0..ATTEMPTS).find_map(attempt).ok_or(Error::NoConvergence {
-                op: "Cholesky of the calibration statistics (they are not those of any samples)",
-            })?;
-            if attempt > 0 {
-                notes.push(format!(
-                    "the calibration statistics are not semidefinite to rounding; shifted by {:.1e} of their diagonal",
-                    1000f64.powi(attempt) * own
-                ));
-            }
-            lower(l.as_ref(), par)
+    if whitening == Whitening::Diagonal {
+        let root = c.squares().iter().map(|s| <T as Element>::from_f64((trust * s + shift).sqrt())).collect();
+        return Ok(Moments { root: Entries::Diagonal(root), scale, notes: Vec::new() });
+    }
+    let CachedRoot { l, notes, .. } = match c.cached_root(trust, shift) {
+        Some(root) => root,
+        None => {
+            let (l, notes) = triangular_root(c, (trust, shift, mean), par)?;
+            let root = CachedRoot { trust, shift, l: Arc::new(l), notes };
+            c.cache_root(root.clone());
+            root
         }
     };
+    let root = lower(Mat::as_ref(&l), par);
     Ok(Moments { root, scale, notes })
+}
+
+/// The lower triangle of L with `L Lᵀ = trust · G + shift · I` (what is above it is not L), and what had to be done for it.
+fn triangular_root(
+    c: &Calibration,
+    (trust, shift, mean): (f64, f64, f64),
+    par: Par,
+) -> Result<(Mat<f64>, Vec<String>)> {
+    let n = c.features();
+    if let Some(r) = c.factor() {
+        let mut stacked = Mat::zeros(2 * n, n);
+        for j in 0..n {
+            for i in 0..=j {
+                stacked[(i, j)] = trust.sqrt() * r[(i, j)];
+            }
+            stacked[(n + j, j)] = shift.sqrt();
+        }
+        let mut t = Mat::zeros(householder::block_size(2 * n, n), n);
+        let mut scratch = MemBuffer::new(householder::factor_scratch::<f64>(2 * n, n, par));
+        householder::factor(stacked.as_mut(), t.as_mut(), par, MemStack::new(&mut scratch));
+        return Ok((stacked.as_ref().subrows(0, n).transpose().to_owned(), Vec::new()));
+    }
+    let own = CHOLESKY_SHIFT * n as f64 * f64::EPSILON / 2.0;
+    let attempt = |attempt: i32| {
+        let mut l = c.gram_lower(par);
+        let more = 1000f64.powi(attempt) * own;
+        let gained = shift + if attempt == 0 { 0.0 } else { more * mean };
+        let columns: Vec<_> = l.as_mut().col_iter_mut().enumerate().collect();
+        for_each(columns, par, |(j, column)| {
+            let column = &mut column.try_as_col_major_mut().expect("an owned matrix").as_slice_mut()[j..];
+            column.iter_mut().for_each(|x| *x *= trust);
+            column[0] += gained + more * column[0];
+        });
+        cholesky(&mut l, par).then_some((l, attempt))
+    };
+    let (l, attempt) = (0..ATTEMPTS).find_map(attempt).ok_or(Error::NoConvergence {
+        op: "Cholesky of the calibration statistics (they are not those of any samples)",
+    })?;
+    let mut notes = Vec::new();
+    if attempt > 0 {
+        notes.push(format!(
+            "the calibration statistics are not semidefinite to rounding; shifted by {:.1e} of their diagonal",
+            1000f64.powi(attempt) * own
+        ));
+    }
+    Ok((l, notes))
 }
 
 /// As many samples as there are features, as rows, and a power of four: their second moments are the mean ones of the

@@ -975,3 +975,77 @@ fn help_is_no_failure_and_nothing_is() {
     assert_eq!((ran.code, ran.out.as_str()), (Some(2), ""));
     assert!(ran.err.contains("Usage: tensorslim"), "{}", ran.err);
 }
+
+const UP_CALIBRATION: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/ffn_up_calibration.npy");
+
+/// Samples, statistics of them, and the blend that they choose: figures as in `tests/data/README.md`.
+#[test]
+fn calibration() {
+    let dir = Dir::new("calibrate");
+    let (stats, twice) = (dir.path("up.stats"), dir.path("twice.stats"));
+    let down = UP.replace("ffn_up", "ffn_down");
+    let made: Value =
+        serde_json::from_str(&succeeds(&["calibrate", UP_CALIBRATION, "--out", &stats, "--json"])).unwrap();
+    assert_eq!(
+        (&made["samples"], &made["features"], &made["dead"]),
+        (&Value::from(1024), &Value::from(384), &Value::from(0))
+    );
+    let table = succeeds(&["calibrate", &stats, UP_CALIBRATION, "--out", &twice]);
+    assert!(table.contains("2048"), "{table}");
+
+    let base = ["factor", UP, "--ratio", "3.2", "--evaluate", HELDOUT];
+    let with = |more: &[&str]| report(&[&base, more].concat());
+    let by_samples = with(&["--calibration", UP_CALIBRATION]);
+    let by_statistics = with(&["--calibration", &stats]);
+    for field in ["/relative_error", "/activation/cosine", "/calibration/relative_error"] {
+        assert_eq!(by_samples.pointer(field), by_statistics.pointer(field), "{field}");
+    }
+    near(number(&by_samples, "/calibration/relative_error"), 0.17475, 0.01 * 0.17475);
+    assert!(number(&by_samples, "/activation/relative_error") <= 0.196);
+    assert!(number(&by_samples, "/activation/cosine") >= 0.9806);
+    near(number(&by_samples, "/activation_plain/relative_error"), 0.38143, 2e-3);
+    // Twice the same samples weigh the same.
+    let again = with(&["--calibration", &twice]);
+    near(number(&again, "/calibration/relative_error"), number(&by_samples, "/calibration/relative_error"), 1e-5);
+
+    let auto = with(&["--calibration", UP_CALIBRATION, "--blend", "auto"]);
+    assert_eq!(auto["calibration"]["blends"].as_array().unwrap().len(), 9);
+    assert!(number(&auto, "/activation/relative_error") <= 1.02 * number(&by_samples, "/activation/relative_error"));
+    let plain = with(&["--calibration", UP_CALIBRATION, "--blend", "0"]);
+    near(number(&plain, "/activation/relative_error"), 0.38143, 4e-3);
+    let diagonal = with(&["--calibration", UP_CALIBRATION, "--whitening", "diagonal"]);
+    assert!(number(&diagonal, "/activation/relative_error") < number(&plain, "/activation/relative_error"));
+
+    let quality = report(&["factor", UP, "--quality", "0.98", "--calibration", &stats, "--evaluate", HELDOUT]);
+    assert_eq!(quality["rank"], 92);
+    assert!(number(&quality, "/activation/cosine") >= 0.98);
+
+    refused(1, &["factor", UP, "--quality", "0.98"], &["quality"]);
+    refused(1, &["factor", UP, "--rank", "9", "--calibration", &stats, "--blend", "auto"], &["up.stats", "samples"]);
+    refused(1, &["factor", &down, "--rank", "9", "--calibration", &stats], &["1536", "384"]);
+    refused(2, &["factor", UP, "--rank", "9", "--calibration", &stats, "--blend", "2"], &["--blend"]);
+    refused(2, &["factor", UP, "--rank", "9", "--blend", "0.5"], &["--calibration"]);
+    std::fs::write(&twice, [&b"TSLIMCAL"[..], &[7; 60]].concat()).unwrap();
+    refused(1, &["factor", UP, "--rank", "9", "--calibration", &twice], &["twice.stats", "version"]);
+}
+
+#[test]
+fn forms_of_the_factors() {
+    let dir = Dir::new("whitened");
+    for (form, files) in
+        [("split", &["up.npy", "down.npy"][..]), ("pivot", &["rows.npy", "coefficients.npy", "pivots.npy"])]
+    {
+        let out = dir.path(form);
+        let r = report(&["factor", UP, "--rank", "9", "--form", form, "--out", &out]);
+        let names: Vec<&str> =
+            r["written"]["files"].as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
+        assert_eq!(names, files);
+        let mut found: Vec<String> =
+            std::fs::read_dir(&out).unwrap().map(|f| f.unwrap().file_name().into_string().unwrap()).collect();
+        found.sort();
+        let mut want: Vec<&str> = files.iter().copied().chain(["report.json"]).collect();
+        want.sort_unstable();
+        assert_eq!(found, want);
+    }
+    refused(2, &["factor", UP, "--rank", "9", "--form", "pivot"], &["--out"]);
+}

@@ -9,7 +9,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
 use half::f16;
-use tensorslim::{DType, Matrix, Method, Rank, Sketch, TruncatedSvd, Workspace};
+use tensorslim::{Calibration, DType, Matrix, Method, Rank, Sketch, TruncatedSvd, Workspace};
 
 struct Counting;
 
@@ -131,6 +131,28 @@ fn the_promise_is_what_is_measured() {
                     assert!(measured < 2 * m * n, "{m}×{n} {dtype} {sketch}: {measured} bytes hold a copy");
                 }
             }
+        }
+    }
+
+    // With calibration, the root of the statistics and what is made of it; they keep a root for the next weight.
+    for (m, n, k) in [(3000, 500, 100), (500, 1500, 20)] {
+        let w = Matrix::<f32>::from_fn(m, n, |i, j| (block[(i * 7 + j) % 4096] * block[(i + 13 * j) % 4096]) as f32);
+        let x = Matrix::<f32>::from_fn(2 * n, n, |i, j| block[(i * 31 + j * 3) % 4096] as f32);
+        let mut c = Calibration::new(n).unwrap();
+        c.update(&x.as_tensor().unwrap()).unwrap();
+        let c = Calibration::from_bytes(&c.to_bytes()).unwrap();
+        for method in [Method::Gram, Method::Randomized, Method::Full] {
+            let svd = TruncatedSvd::new(Rank::Fixed(k)).method(method).calibration(&c);
+            let before = NOW.load(Relaxed);
+            PEAK.store(before, Relaxed);
+            let f = svd.factor::<f32>(w.as_tensor().unwrap()).unwrap();
+            let measured = PEAK.load(Relaxed) - before;
+            let ratio = f.report().peak_bytes as f64 / measured as f64;
+            assert!(
+                (1.0..2.0).contains(&ratio),
+                "{m}×{n} {method}: promised {}, measured {measured}",
+                f.report().peak_bytes
+            );
         }
     }
 

@@ -23,7 +23,7 @@
 mod bytes;
 
 use std::borrow::Cow;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::matmul::matmul;
@@ -128,7 +128,8 @@ const LARGEST: f64 = 1e150;
 /// # Ok::<(), tensorslim::Error>(())
 /// ```
 ///
-/// Cloning is cheap: the matrix is shared until one of the two is updated.
+/// Cloning is cheap: the matrix is shared until one of the two is updated. The root that a factorization needs (n³/3 operations in f64) is
+/// kept: the next weight with the same inputs (query, key and value; gate and up) has it for nothing.
 #[derive(Debug, Clone)]
 pub struct Calibration {
     options: CalibrationOptions,
@@ -142,6 +143,17 @@ pub struct Calibration {
     matrix: Arc<Mat<f64>>,
     /// Rows of samples, one after the other.
     waiting: Vec<f64>,
+    /// The latest root that was made of the matrix, shared with clones.
+    root: Arc<Mutex<Option<CachedRoot>>>,
+}
+
+/// `L`, for this trust in the samples and this shift.
+#[derive(Debug, Clone)]
+pub(crate) struct CachedRoot {
+    pub(crate) trust: f64,
+    pub(crate) shift: f64,
+    pub(crate) l: Arc<Mat<f64>>,
+    pub(crate) notes: Vec<String>,
 }
 
 impl PartialEq for Calibration {
@@ -187,6 +199,7 @@ impl Calibration {
             largest: vec![0.0; n],
             matrix: Arc::new(Mat::zeros(n, n)),
             waiting: Vec::new(),
+            root: Arc::default(),
         })
     }
 
@@ -290,6 +303,7 @@ impl Calibration {
         if let Some(&value) = check.largest.iter().find(|&&x| x > LARGEST) {
             return Err(Error::Range { what: "a calibration sample", value });
         }
+        self.root = Arc::default();
         add(&mut self.sums, &check.sums);
         add(&mut self.squares, &check.squares);
         self.largest.iter_mut().zip(&check.largest).for_each(|(a, b)| *a = a.max(*b));
@@ -330,6 +344,7 @@ impl Calibration {
             let want = "statistics of one form: all Gram matrices, or all factors";
             return Err(Error::option("form", name(other.options.form), want));
         }
+        self.root = Arc::default();
         if other.options.accumulation == Accumulation::F32 {
             self.options.accumulation = Accumulation::F32;
         }
@@ -376,6 +391,17 @@ impl Calibration {
     /// R with `RᵀR = G`, if that is what is kept.
     pub(crate) fn factor(&self) -> Option<Arc<Mat<f64>>> {
         (self.options.form == Form::Factor).then(|| self.settled().matrix.clone())
+    }
+
+    /// The latest root, if it was made with these.
+    pub(crate) fn cached_root(&self, trust: f64, shift: f64) -> Option<CachedRoot> {
+        let root = self.root.lock().unwrap_or_else(PoisonError::into_inner);
+        root.clone().filter(|root| (root.trust, root.shift) == (trust, shift))
+    }
+
+    /// Keeps a root for the next weight with these inputs.
+    pub(crate) fn cache_root(&self, root: CachedRoot) {
+        *self.root.lock().unwrap_or_else(PoisonError::into_inner) = Some(root);
     }
 
     /// The same with no rows waiting.

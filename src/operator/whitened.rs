@@ -74,17 +74,6 @@ where
         Ok(product)
     }
 
-    /// Bytes that the construction takes at its fullest and the Gram matrix that stays, for host panels: A of m × n, B of n × b.
-    pub(crate) fn bytes(n: usize, b: usize, by: GramBy) -> (usize, usize) {
-        let panel = HostPanel::<T>::bytes;
-        let square = |n: usize| n * n * size_of::<T>();
-        let kept = panel(b, b);
-        match by {
-            GramBy::First => (3 * panel(n, n) + square(n), kept),
-            GramBy::Image => ((2 * panel(n, b)).max(panel(n, b) + square(b) + kept), kept),
-        }
-    }
-
     /// The two operators.
     pub fn parts_mut(&mut self) -> (&mut A, &mut B) {
         (&mut self.first, &mut self.second)

@@ -26,7 +26,9 @@ use super::goal::Goal;
 use super::gram::{self, Eigenvectors};
 use super::single_pass::Sizes;
 use super::triplets::Triplets;
-use super::{Method, Solution, TruncatedSvd, blocked, certificate, full, krylov, randomized, single_pass, small};
+use super::{
+    Method, Solution, TruncatedSvd, blocked, certificate, full, krylov, randomized, single_pass, small, whitened,
+};
 use crate::error::{Error, Result};
 use crate::factors::Report;
 use crate::operator::{Dense, HostPanel, LinearOperator};
@@ -104,6 +106,8 @@ pub struct Plan {
     rank_rule: Rank,
     /// The largest rank to return.
     max_rank: usize,
+    /// Calibration weighs the error.
+    weighted: bool,
 }
 
 impl Plan {
@@ -139,6 +143,7 @@ impl Plan {
             shifted: options.dynamic_shift && options.power_iterations > 0 && rank.is_some(),
             rank_rule: options.rank,
             max_rank,
+            weighted: options.weighting.is_active(options.rank),
         };
         let all = [
             (Method::Full, None),
@@ -210,7 +215,15 @@ impl Plan {
             _ => footprint.peak::<f32>(method, detail),
         };
         // Columns padded to cache lines, the sketches' scratch, the report: at most this (`tests/memory.rs`).
-        counted + counted / 64 + (64 << 10)
+        let peak = counted + counted / 64 + (64 << 10);
+        if !self.weighted {
+            return peak;
+        }
+        let whitened::Bytes { before, beside } = match self.precision {
+            DType::F64 => whitened::bytes::<f64>(self.shape, width, rank),
+            _ => whitened::bytes::<f32>(self.shape, width, rank),
+        };
+        before.max(peak + beside)
     }
 
     /// Peak bytes of a factorization that ended with this method, panel width and rank, whose small problem may have

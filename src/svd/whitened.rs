@@ -14,8 +14,8 @@
 //! ```
 //!
 //! gives the whole curve for the data that a quality is asked on (`L_h L_hᵀ` its moments) from one factorization:
-//! [`Rank::Quality`](crate::Rank::Quality) reads off the smallest rank. When the quality is asked on the calibration itself, the curve is
-//! the energy of `W L`, and `Quality(q)` is `Energy(q²)` of that operator.
+//! [`Rank::Quality`](crate::Rank::Quality) reads off the smallest rank, without factoring again unless the first width was too small. On
+//! the calibration itself the curve is the energy of `W L`.
 //!
 //! Costs beside the plain factorization: `n³/3` in f64 for L, two products of L with n × n (tall) or n × m (wide) for its Gram
 //! matrix, `2 m n k` for B, one k × k SVD. On 3072 × 768 at k = 192: bench `whiten`.
@@ -52,13 +52,8 @@ impl Default for Weighting {
     }
 }
 
-/// With [`Rank::Quality`] on other data than the calibration: how much of the loss that is allowed there may be seen on the
-/// calibration, for the first attempt and again for each next one. Data that was not seen loses more: on `ffn_up` 1.23 times
-/// the square.
-const QUALITY_MARGIN: f64 = 0.7;
-
-/// Attempts before all singular vectors are computed.
-const QUALITY_ATTEMPTS: i32 = 4;
+/// [`Rank::Quality`] first looks at this part of all ranks, and doubles: a quarter is where ratios of 2 to 4 lie.
+const QUALITY_FIRST: usize = 4;
 
 impl Weighting {
     /// Whether the factorization goes through this file.
@@ -80,10 +75,34 @@ impl Weighting {
     }
 }
 
+/// What calibration takes, for a weight and statistics that the caller holds.
+pub(super) struct Bytes {
+    /// At the fullest moment before the factorization of `W L` starts.
+    pub(super) before: usize,
+    /// Beside what that takes.
+    pub(super) beside: usize,
+}
+
+/// The root in f64 (which the statistics keep for the next weight) and in T; the Gram matrix of `W L`; the panel between W and L; `U_k` and B.
+pub(super) fn bytes<T: Scalar>((m, n): (usize, usize), width: usize, rank: usize) -> Bytes {
+    let panel = |rows: usize, cols: usize| HostPanel::<T>::bytes(rows, cols);
+    let square = |n: usize| n * n * size_of::<T>();
+    let roots = n * n * size_of::<f64>() + square(n);
+    let short = m.min(n);
+    let forming = if m < n { (2 * panel(n, m)).max(panel(n, m) + square(m)) } else { 2 * panel(n, n) + square(n) };
+    Bytes {
+        before: roots + forming + panel(short, short),
+        beside: roots + panel(short, short) + panel(n, width) + panel(m, rank) + panel(n, rank),
+    }
+}
+
 /// W on the left of its root, `A = W L`.
 enum Tall {}
 /// Wᵀ on the right of it, `Aᵀ = Lᵀ Wᵀ`.
 enum Wide {}
+
+/// A weight, and the factors that it was projected on.
+type Projected<T, W> = (W, Triplets<T, W>);
 
 /// A weight with its root, whichever way round.
 trait Weighted<T: Scalar, Side>: LinearOperator<T> + Sized {
@@ -96,13 +115,7 @@ trait Weighted<T: Scalar, Side>: LinearOperator<T> + Sized {
     fn weighted_norm_squared(&mut self, x: &HostPanel<T>) -> Result<f64>;
 
     /// The SVD of `U_k B`, as triplets of the weight; and the weight.
-    #[allow(clippy::type_complexity)] // a weight and its triplets
-    fn into_weight(
-        self,
-        u: HostPanel<T>,
-        bt: HostPanel<T>,
-        par: Par,
-    ) -> Result<(Self::Weight, Triplets<T, Self::Weight>)>;
+    fn into_weight(self, u: HostPanel<T>, bt: HostPanel<T>, par: Par) -> Result<Projected<T, Self::Weight>>;
 }
 
 impl<T: Scalar, W: LinearOperator<T, Left = HostPanel<T>, Right = HostPanel<T>>> Weighted<T, Tall>
@@ -125,7 +138,7 @@ impl<T: Scalar, W: LinearOperator<T, Left = HostPanel<T>, Right = HostPanel<T>>>
         weighted.norm_squared()
     }
 
-    fn into_weight(self, u: HostPanel<T>, bt: HostPanel<T>, par: Par) -> Result<(W, Triplets<T, W>)> {
+    fn into_weight(self, u: HostPanel<T>, bt: HostPanel<T>, par: Par) -> Result<Projected<T, W>> {
         Ok((self.into_parts().0, Triplets::from_left(u, bt, |s, _| s.len(), par)?.0))
     }
 }
@@ -152,7 +165,7 @@ where
         weighted.norm_squared()
     }
 
-    fn into_weight(self, u: HostPanel<T>, bt: HostPanel<T>, par: Par) -> Result<(W, Triplets<T, W>)> {
+    fn into_weight(self, u: HostPanel<T>, bt: HostPanel<T>, par: Par) -> Result<Projected<T, W>> {
         Ok((self.into_parts().1, Triplets::from_right(Some(u), bt, |s, _| s.len(), par)?.0))
     }
 }
@@ -261,41 +274,43 @@ fn by_quality<T: Scalar, Side, P: Weighted<T, Side>>(
     let weighting = &svd.weighting;
     let shape = (about.w.nrows(), about.w.ncols());
     let par = about.par;
-    let solve = |product: &mut P, allowed: f64| {
-        let svd = TruncatedSvd { rank: Rank::Tolerance(allowed.sqrt()), ..svd.clone() };
-        let plan = svd.plan::<T>(shape, about.w.dtype())?;
-        let solution = plan.solve(&svd, product, &plan.goal(product.norm_squared()), par)?;
-        Ok::<_, Error>((plan, solution))
+    let short = shape.0.min(shape.1);
+    let most = svd.max_rank.unwrap_or(usize::MAX).clamp(1, short);
+    // What the outputs are measured on: the operator itself has the curve of the calibration.
+    let itself = weighting.quality_on.is_none() && weighting.blend == 1.0 && weighting.whitening == Whitening::Full;
+    let data = weighting.quality_on.as_ref().or(weighting.calibration.as_ref()).filter(|_| !itself);
+    let samples = data.map(|data| whiten::equivalent_samples(data, par)).transpose()?;
+    let whole = match &samples {
+        Some((samples, _)) => quality::output_norm_squared::<T>(about.w, samples.as_ref())?,
+        None => product.norm_squared(),
     };
-    let allowed = 1.0 - q * q;
-    let most = svd.max_rank.unwrap_or(usize::MAX).min(shape.0.min(shape.1));
-    if weighting.quality_on.is_none() && weighting.blend == 1.0 && weighting.whitening == Whitening::Full {
-        return solve(product, allowed);
-    }
-    let data = weighting.quality_on.as_ref().or(weighting.calibration.as_ref()).expect("checked");
-    let (samples, _) = whiten::equivalent_samples(data, par)?;
-    let whole = quality::output_norm_squared::<T>(about.w, samples.as_ref())?;
-    for attempt in 1.. {
-        // The last one asks for all that arithmetic resolves.
-        let allowed =
-            if attempt > QUALITY_ATTEMPTS { f64::MIN_POSITIVE } else { allowed * QUALITY_MARGIN.powi(attempt) };
-        let (plan, mut solution) = solve(product, allowed)?;
-        let (_, bt) = product.project(&solution.triplets, solution.width)?;
-        let gains = quality::output_gains(bt.as_ref(), samples.as_ref(), about.weight_scale, par);
+    let mut tried = short.div_ceil(QUALITY_FIRST).min(most);
+    loop {
+        let options = svd.clone().with_rank(Rank::Fixed(tried));
+        let plan = options.plan::<T>(shape, about.w.dtype())?;
+        let goal = plan.goal(product.norm_squared());
+        let mut solution = plan.solve(&options, product, &goal, par)?;
+        let gains: Vec<f64> = match &samples {
+            Some((samples, _)) => {
+                let (_, bt) = product.project(&solution.triplets, tried)?;
+                quality::output_gains(bt.as_ref(), samples.as_ref(), about.weight_scale, par)
+            }
+            None => solution.triplets.s.iter().take(tried).map(|&s| Element::to_f64(s).powi(2)).collect(),
+        };
         let mut kept = 0.0;
-        let reached = gains.iter().take(most).position(|gain| {
+        let reached = gains.iter().position(|gain| {
             kept += gain;
             kept >= q * q * whole
         });
-        if reached.is_none() && attempt <= QUALITY_ATTEMPTS && solution.width < most {
-            continue;
+        if let Some(i) = reached {
+            solution.rank = i + 1;
+            return Ok((plan, solution));
         }
-        solution.rank = reached.map_or(solution.width.min(most), |i| i + 1);
-        if reached.is_none() {
+        if tried == most {
             let cosine = (kept / whole).sqrt();
             solution.notes.push(format!("cosine {cosine:.6} is below the {q} that was asked for: the largest rank"));
+            return Ok((plan, solution));
         }
-        return Ok((plan, solution));
+        tried = (2 * tried).min(most);
     }
-    unreachable!("the last attempt returns")
 }
