@@ -98,11 +98,6 @@ pub(super) fn f32_to_bf16(x: f32) -> bf16 {
     bf16::from_bits(if u & 0x7fff_ffff > 0x7f80_0000 { nan } else { rounded } as u16)
 }
 
-/// Is lane `i % 16` the second of its pair at distance `2^(i / 16)`?
-const fn second(i: usize) -> bool {
-    (i % 16) >> (i / 16) & 1 == 1
-}
-
 /// Any type into a register, lane by lane.
 ///
 /// # Safety
@@ -135,6 +130,8 @@ unsafe fn store_each<V: Pod, T: Element, E: Element>(dst: *mut E, a: V) {
 pub trait Vector: Pod {
     /// One register.
     type V<S: Lanes>: Pod + Send + Sync;
+    /// 1 and −1.
+    const SIGNS: [Self; 2];
 
     /// Lanes of one register.
     fn lanes<S: Lanes>() -> usize;
@@ -150,8 +147,18 @@ pub trait Vector: Pod {
     fn vfma<S: Lanes>(s: S, a: Self::V<S>, b: Self::V<S>, c: Self::V<S>) -> Self::V<S>;
     /// Lane `i` of the result is lane `i ^ D`.
     fn vxor<const D: usize, S: Lanes>(s: S, a: Self::V<S>) -> Self::V<S>;
-    /// The vector of `±1` of the butterfly at lane distance `D`.
-    fn vsigns<const D: usize, S: Lanes>(s: S) -> Self::V<S>;
+    /// The vector of `±1` of the butterfly at lane distance `D`: −1 in the second lane of each pair.
+    #[inline(always)]
+    fn vsigns<const D: usize, S: Lanes>(s: S) -> Self::V<S> {
+        let mut signs = Self::vsplat(s, Self::SIGNS[0]);
+        let lanes: &mut [Self] = bytemuck::cast_slice_mut(std::slice::from_mut(&mut signs));
+        for (i, sign) in lanes.iter_mut().enumerate() {
+            if i & D != 0 {
+                *sign = Self::SIGNS[1];
+            }
+        }
+        signs
+    }
 
     /// Loads one register of `E`, widening (or rounding to nearest, ties to even).
     ///
@@ -174,6 +181,7 @@ pub trait Vector: Pod {
 
 impl Vector for f32 {
     type V<S: Lanes> = F32s<S>;
+    const SIGNS: [f32; 2] = [1.0, -1.0];
 
     #[inline(always)]
     fn lanes<S: Lanes>() -> usize {
@@ -204,22 +212,6 @@ impl Vector for f32 {
         s.xor_f32s::<D>(a)
     }
     #[inline(always)]
-    fn vsigns<const D: usize, S: Lanes>(_: S) -> F32s<S> {
-        const SIGNS: [[f32; 16]; 4] = {
-            let mut signs = [[1.0; 16]; 4];
-            let mut i = 0;
-            while i < 64 {
-                if second(i) {
-                    signs[i / 16][i % 16] = -1.0;
-                }
-                i += 1;
-            }
-            signs
-        };
-        const { assert!(D.is_power_of_two() && D < 16) };
-        bytemuck::pod_read_unaligned(bytemuck::cast_slice(&SIGNS[D.ilog2() as usize][..Self::lanes::<S>()]))
-    }
-    #[inline(always)]
     unsafe fn vload<S: Lanes, E: Element>(s: S, src: *const E) -> F32s<S> {
         // SAFETY: the caller's, in each arm; an arm is taken for the type that it names.
         unsafe {
@@ -247,6 +239,7 @@ impl Vector for f32 {
 
 impl Vector for f64 {
     type V<S: Lanes> = F64s<S>;
+    const SIGNS: [f64; 2] = [1.0, -1.0];
 
     #[inline(always)]
     fn lanes<S: Lanes>() -> usize {
@@ -275,22 +268,6 @@ impl Vector for f64 {
     #[inline(always)]
     fn vxor<const D: usize, S: Lanes>(s: S, a: F64s<S>) -> F64s<S> {
         s.xor_f64s::<D>(a)
-    }
-    #[inline(always)]
-    fn vsigns<const D: usize, S: Lanes>(_: S) -> F64s<S> {
-        const SIGNS: [[f64; 16]; 4] = {
-            let mut signs = [[1.0; 16]; 4];
-            let mut i = 0;
-            while i < 64 {
-                if second(i) {
-                    signs[i / 16][i % 16] = -1.0;
-                }
-                i += 1;
-            }
-            signs
-        };
-        const { assert!(D.is_power_of_two() && D < 16) };
-        bytemuck::pod_read_unaligned(bytemuck::cast_slice(&SIGNS[D.ilog2() as usize][..Self::lanes::<S>()]))
     }
     #[inline(always)]
     unsafe fn vload<S: Lanes, E: Element>(_s: S, src: *const E) -> F64s<S> {

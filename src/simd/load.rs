@@ -101,3 +101,55 @@ pub(crate) fn write<S: Lanes, T: Scalar>(s: S, src: &[T], dst: &mut [T], add: bo
         *d = if add { *d + x } else { x };
     }
 }
+
+/// `sum += Σ lines[k]` over the `k` of `which`, in that order.
+///
+/// # Panics
+/// If one of them is no line.
+#[inline(always)]
+pub(crate) fn add_lines<S: Lanes, T: Scalar, const W: usize>(s: S, lines: &[[T; W]], which: &[u32], sum: &mut [T; W]) {
+    let lanes = T::lanes::<S>();
+    // As many sums at once as there are, up to four. Loops, since closures are not compiled for the instruction set.
+    let mut first = 0;
+    while first < W {
+        if W.is_multiple_of(4 * lanes) {
+            add_registers::<4, S, T, W>(s, lines, which, sum, first);
+            first += 4 * lanes;
+        } else if W.is_multiple_of(2 * lanes) {
+            add_registers::<2, S, T, W>(s, lines, which, sum, first);
+            first += 2 * lanes;
+        } else {
+            add_registers::<1, S, T, W>(s, lines, which, sum, first);
+            first += lanes;
+        }
+    }
+}
+
+/// [`add_lines`] for the `R` registers from element `first` on.
+#[inline(always)]
+fn add_registers<const R: usize, S: Lanes, T: Scalar, const W: usize>(
+    s: S,
+    lines: &[[T; W]],
+    which: &[u32],
+    sum: &mut [T; W],
+    first: usize,
+) {
+    let lanes = T::lanes::<S>();
+    assert!(first + R * lanes <= W);
+    let mut sums = [T::vsplat(s, T::zeroed()); R];
+    for (i, v) in sums.iter_mut().enumerate() {
+        // SAFETY: the assertion.
+        *v = unsafe { T::vload::<S, T>(s, sum.as_ptr().add(first + i * lanes)) };
+    }
+    for &k in which {
+        let line = &lines[k as usize];
+        for (i, v) in sums.iter_mut().enumerate() {
+            // SAFETY: the assertion.
+            *v = T::vadd(s, *v, unsafe { T::vload::<S, T>(s, line.as_ptr().add(first + i * lanes)) });
+        }
+    }
+    for (i, &v) in sums.iter().enumerate() {
+        // SAFETY: the assertion.
+        unsafe { T::vstore::<S, T>(s, sum.as_mut_ptr().add(first + i * lanes), v) };
+    }
+}

@@ -16,13 +16,11 @@
 //! arithmetic one a tile of `A` per thread. `benches/sketch.rs`: 0.94 to 1.03 of the time of the bare product with
 //! `Ω` given, whose `Ω` has to come from memory.
 
-use std::ops::Range;
-
 use faer::linalg::matmul::matmul;
-use faer::{Accum, MatMut, MatRef, Par};
+use faer::{Accum, MatRef, Par};
 use rayon::prelude::*;
 
-use super::{Layout, ROW_BITS, SketchOperator, Source, check_apply, check_size, check_stream, for_row_chunks};
+use super::{Layout, Product, ROW_BITS, SketchOperator, Source, check_size, check_stream, for_row_chunks};
 use crate::error::Result;
 use crate::rng::{Philox, stream};
 use crate::simd::{self, Kernel, Lanes, Scalar};
@@ -129,23 +127,13 @@ impl SketchOperator for Gaussian {
         f64::from(z * self.normalization())
     }
 
-    fn apply_rows<E: Element, T: Scalar>(
-        &self,
-        rows: Range<usize>,
-        a: MatRef<'_, E>,
-        scale: f64,
-        accumulate: Accum,
-        mut y: MatMut<'_, T>,
-        par: Par,
-    ) -> Result<()> {
-        if !check_apply("Gaussian::apply", self, &rows, a, scale, accumulate, y.as_mut())? {
-            return Ok(());
-        }
+    fn product<E: Element, T: Scalar>(&self, a: MatRef<'_, E>, product: Product<'_, T>) {
+        let Product { rows, scale, mut accumulate, mut y, par } = product;
         // A power of two may multiply Ω instead of A if that stays far from under- and overflow.
         let direct = if (1e-30..1e30).contains(&scale) { E::view(a).typed::<T>() } else { None };
         let depth = PARAMS.depth.min(rows.len());
         let mut panel = vec![T::zeroed(); depth * self.l.next_multiple_of(4)];
-        let (mut accumulate, isa) = (accumulate, simd::isa());
+        let isa = simd::isa();
         for first in rows.clone().step_by(depth) {
             let depth = depth.min(rows.end - first);
             let k = first - rows.start;
@@ -165,7 +153,6 @@ impl SketchOperator for Gaussian {
             }
             accumulate = Accum::Add;
         }
-        Ok(())
     }
 }
 

@@ -108,9 +108,18 @@ pub trait SketchOperator: Sync {
         a: MatRef<'_, E>,
         scale: f64,
         accumulate: Accum,
-        y: MatMut<'_, T>,
+        mut y: MatMut<'_, T>,
         par: Par,
-    ) -> Result<()>;
+    ) -> Result<()> {
+        if check_apply(self, &rows, a, scale, accumulate, y.as_mut())? {
+            self.product(a, Product { rows, scale, accumulate, y, par });
+        }
+        Ok(())
+    }
+
+    /// [`apply_rows`](Self::apply_rows) after its checks, of at least one row of `Ω` and of `Y`.
+    #[doc(hidden)]
+    fn product<E: Element, T: Scalar>(&self, a: MatRef<'_, E>, product: Product<'_, T>);
 
     /// `Y = A Ω`. `A` is `m × n`, `Y` is `m × l`.
     ///
@@ -124,6 +133,17 @@ pub trait SketchOperator: Sync {
     fn to_dense<T: Scalar>(&self) -> Mat<T> {
         Mat::from_fn(self.nrows(), self.ncols(), |i, j| T::from_f64(self.entry(i, j)))
     }
+}
+
+/// What a product with `A` is told besides `A`: the arguments of [`SketchOperator::apply_rows`].
+#[doc(hidden)]
+#[derive(Debug)]
+pub struct Product<'y, T> {
+    rows: Range<usize>,
+    scale: f64,
+    accumulate: Accum,
+    y: MatMut<'y, T>,
+    par: Par,
 }
 
 /// Any of the three.
@@ -187,18 +207,11 @@ impl SketchOperator for AnySketch {
         }
     }
 
-    fn apply_rows<E: Element, T: Scalar>(
-        &self,
-        rows: Range<usize>,
-        a: MatRef<'_, E>,
-        scale: f64,
-        accumulate: Accum,
-        y: MatMut<'_, T>,
-        par: Par,
-    ) -> Result<()> {
+    fn product<E: Element, T: Scalar>(&self, a: MatRef<'_, E>, product: Product<'_, T>) {
+        let Product { rows, scale, accumulate, y, par } = product;
         match arithmetic_mut(y) {
-            ArithmeticMut::F32(y) => self.apply_f32(rows, E::view(a), scale, accumulate, y, par),
-            ArithmeticMut::F64(y) => self.apply_f64(rows, E::view(a), scale, accumulate, y, par),
+            ArithmeticMut::F32(y) => self.product_f32(E::view(a), Product { rows, scale, accumulate, y, par }),
+            ArithmeticMut::F64(y) => self.product_f64(E::view(a), Product { rows, scale, accumulate, y, par }),
         }
     }
 }
@@ -206,44 +219,20 @@ impl SketchOperator for AnySketch {
 /// The instances that the SVD drivers use, compiled once.
 impl AnySketch {
     #[inline(never)]
-    fn apply_f32(
-        &self,
-        rows: Range<usize>,
-        a: MatView<'_>,
-        scale: f64,
-        accumulate: Accum,
-        y: MatMut<'_, f32>,
-        par: Par,
-    ) -> Result<()> {
-        with_view!(a, a => self.apply_in(rows, a, scale, accumulate, y, par))
+    fn product_f32(&self, a: MatView<'_>, product: Product<'_, f32>) {
+        with_view!(a, a => self.product_in(a, product))
     }
 
     #[inline(never)]
-    fn apply_f64(
-        &self,
-        rows: Range<usize>,
-        a: MatView<'_>,
-        scale: f64,
-        accumulate: Accum,
-        y: MatMut<'_, f64>,
-        par: Par,
-    ) -> Result<()> {
-        with_view!(a, a => self.apply_in(rows, a, scale, accumulate, y, par))
+    fn product_f64(&self, a: MatView<'_>, product: Product<'_, f64>) {
+        with_view!(a, a => self.product_in(a, product))
     }
 
-    fn apply_in<E: Element, T: Scalar>(
-        &self,
-        rows: Range<usize>,
-        a: MatRef<'_, E>,
-        scale: f64,
-        accumulate: Accum,
-        y: MatMut<'_, T>,
-        par: Par,
-    ) -> Result<()> {
+    fn product_in<E: Element, T: Scalar>(&self, a: MatRef<'_, E>, product: Product<'_, T>) {
         match self {
-            AnySketch::Gaussian(s) => s.apply_rows(rows, a, scale, accumulate, y, par),
-            AnySketch::Srht(s) => s.apply_rows(rows, a, scale, accumulate, y, par),
-            AnySketch::SparseSign(s) => s.apply_rows(rows, a, scale, accumulate, y, par),
+            AnySketch::Gaussian(s) => s.product(a, product),
+            AnySketch::Srht(s) => s.product(a, product),
+            AnySketch::SparseSign(s) => s.product(a, product),
         }
     }
 }
@@ -271,15 +260,14 @@ fn check_stream(stream: u64) -> Result<()> {
 
 /// The public edge of `apply_rows`. Returns false if nothing is left to do: no rows of `Y`, or no terms.
 fn check_apply<E: Element, T: Scalar>(
-    op: &'static str,
-    sketch: &impl SketchOperator,
+    sketch: &(impl SketchOperator + ?Sized),
     rows: &Range<usize>,
     a: MatRef<'_, E>,
     scale: f64,
     accumulate: Accum,
     mut y: MatMut<'_, T>,
 ) -> Result<bool> {
-    let (n, l) = (sketch.nrows(), sketch.ncols());
+    let (op, n, l) = ("SketchOperator::apply", sketch.nrows(), sketch.ncols());
     if rows.start > rows.end || rows.end > n {
         return Err(Error::shape(op, format_args!("a range within 0..{n}"), format_args!("{rows:?}")));
     }

@@ -2,19 +2,24 @@
 //! SparseStack, Camaño, Epperly, Meyer, Tropp, arXiv 2508.21189: ζ CountSketches side by side).
 //!
 //! ```text
-//!   at: kb × width of Aᵀ, in L1              y: l × width, in L1
-//!     j [a a a a ...]  ── ± ──►  row c of y      for each of the ζ nonzeros (j, c) of row j
+//!   tile: ±A[W rows, depth columns]ᵀ, in L1          sums: l × W
+//!     j,+ [a a a a ...]  ──┐
+//!     j,− [−a −a −a ...]    ├─ + ──►  row c            for each column c of Y: the nonzeros of column c of these rows of Ω
+//!     …                  ──┘
 //! ```
-//! `y(i, c) += ± a(i, j)` is a scatter along a row, which no vector unit likes; along a column it is a vector
+//! `y(i, c) += ± a(i, j)` along a row is a scatter, which no vector unit likes; along a column it is a vector
 //! addition. So `A` goes through cache in tiles of a few lines of rows, transposed, and one nonzero of `Ω` costs one vector
-//! addition for `width` rows. The tile holds `a` and `−a`, so the sign is part of an address.
+//! addition for each register of rows. Nonzeros are taken column by column of `Ω`, so that the sum stays in registers: a
+//! load each, where row by row needs two and a store (1.9 times as long, all in all). Columns are taken in the order of
+//! their number of nonzeros in the tile, which is thus foreseen. The tile holds `a` and `−a`, so the sign is part of
+//! an address.
 //!
-//! The nonzeros of a block of rows of `Ω` are regenerated once per call and shared by all threads; state O(1).
+//! The nonzeros of a block of rows of `Ω` are regenerated once per call, sorted, and shared by all threads; state O(1).
 //! Positions by Floyd's algorithm (SASO): ζ words give a uniform ζ-subset of the columns, off by at most `l 2^-32`.
 //!
 //! Cost: `m n ζ` additions, `A` read once.
 //!
-//! Tried, as multiples of the time of this: lines of 64 bytes 1.2 to 1.6; sums and tiles that do not begin at cache
+//! Tried, as multiples of the time when nonzeros went row by row: lines of 64 bytes 1.2 to 1.6; sums and tiles that do not begin at cache
 //! lines 1.7; tiles transposed by loops that the compiler was to turn into shuffles 1.3; the addition written over
 //! references, which the compiler cannot prove distinct and leaves scalar, 4.
 
@@ -24,10 +29,11 @@ use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
 use super::{
-    Layout, Lines, ROW_BITS, SketchOperator, Source, check_apply, check_size, check_stream, for_row_chunks, store,
+    Layout, Lines, Product, ROW_BITS, SketchOperator, Source, check_size, check_stream, for_row_chunks, store,
 };
 use crate::error::{Error, Result};
 use crate::rng::{Philox, stream};
+use crate::simd::load::{add_lines, load_scaled};
 use crate::simd::transpose::transpose_square;
 use crate::simd::{self, Kernel, Lanes, Scalar};
 use crate::tensor::Element;
@@ -46,13 +52,13 @@ pub struct SparseSign {
 /// Tuning, chosen by `benches/sketch.rs` on a Zen 5 server.
 struct Params {
     /// Rows of `Ω` whose nonzeros are held at a time.
-    table_rows: usize,
-    /// Columns of `A` in a tile.
+    rows: usize,
+    /// Columns of `A` in a tile. 64 and 256: 1.05 to 1.1 of the time.
     depth: usize,
     /// Bytes of a row of a tile.
     width_bytes: usize,
 }
-const PARAMS: Params = Params { table_rows: 4096, depth: 64, width_bytes: 128 };
+const PARAMS: Params = Params { rows: 4096, depth: 128, width_bytes: 128 };
 
 impl SparseSign {
     /// ζ distinct columns in each row, uniformly drawn, with independent signs (SASO). ζ = 8 and `l >= 2k` do well.
@@ -132,41 +138,32 @@ impl SparseSign {
         )
     }
 
-    /// The nonzeros of rows `first..` of `Ω`, ζ for each: `column << 1 | minus`.
-    fn nonzeros(&self, first: usize, table: &mut [u32], par: Par) {
-        const ROWS: usize = 128;
-        let fill = |chunk: usize, table: &mut [u32]| {
-            let (positions, signs) = self.generators();
-            let rows = table.len() / self.zeta;
-            let mut words = [[0u32; ROWS]; 4];
-            let mut draw = |rng: Philox, block: usize| {
-                let [a, b, c, d] = &mut words;
-                let index = (block as u64) << ROW_BITS | (first + chunk * ROWS) as u64;
-                rng.planes(index, [&mut a[..rows], &mut b[..rows], &mut c[..rows], &mut d[..rows]]);
-                words
-            };
-            for t4 in 0..self.zeta.div_ceil(4) {
-                let words = draw(positions, t4);
-                for (j, row) in table.chunks_exact_mut(self.zeta).enumerate() {
-                    for t in 4 * t4..self.zeta.min(4 * t4 + 4) {
-                        row[t] = self.column(t, words[t % 4][j], row[..t].iter().copied());
-                    }
-                }
-            }
-            for t128 in 0..self.zeta.div_ceil(128) {
-                let words = draw(signs, t128);
-                for (j, row) in table.chunks_exact_mut(self.zeta).enumerate() {
-                    for t in 128 * t128..self.zeta.min(128 * t128 + 128) {
-                        row[t] = row[t] << 1 | words[t % 128 / 32][j] >> (t % 32) & 1;
-                    }
-                }
-            }
+    /// The nonzeros of at most `depth` rows of `Ω` from `first` on, ζ for each: `column << 1 | minus`.
+    fn nonzeros(&self, first: usize, table: &mut [u32]) {
+        let (positions, signs) = self.generators();
+        let rows = table.len() / self.zeta;
+        let mut words = [[0u32; PARAMS.depth]; 4];
+        let mut draw = |rng: Philox, block: usize| {
+            let [a, b, c, d] = &mut words;
+            let index = (block as u64) << ROW_BITS | first as u64;
+            rng.planes(index, [&mut a[..rows], &mut b[..rows], &mut c[..rows], &mut d[..rows]]);
+            words
         };
-        let size = ROWS * self.zeta;
-        if let Par::Seq = par {
-            table.chunks_mut(size).enumerate().for_each(|(i, x)| fill(i, x));
-        } else {
-            table.par_chunks_mut(size).enumerate().for_each(|(i, x)| fill(i, x));
+        for t4 in 0..self.zeta.div_ceil(4) {
+            let words = draw(positions, t4);
+            for (j, row) in table.chunks_exact_mut(self.zeta).enumerate() {
+                for t in 4 * t4..self.zeta.min(4 * t4 + 4) {
+                    row[t] = self.column(t, words[t % 4][j], row[..t].iter().copied());
+                }
+            }
+        }
+        for t128 in 0..self.zeta.div_ceil(128) {
+            let words = draw(signs, t128);
+            for (j, row) in table.chunks_exact_mut(self.zeta).enumerate() {
+                for t in 128 * t128..self.zeta.min(128 * t128 + 128) {
+                    row[t] = row[t] << 1 | words[t % 128 / 32][j] >> (t % 32) & 1;
+                }
+            }
         }
     }
 }
@@ -198,42 +195,107 @@ impl SketchOperator for SparseSign {
         if signs.block(index(t / 128))[t % 128 / 32] >> (t % 32) & 1 == 1 { -c } else { c }
     }
 
-    fn apply_rows<E: Element, T: Scalar>(
-        &self,
-        rows: Range<usize>,
-        a: MatRef<'_, E>,
-        scale: f64,
-        accumulate: Accum,
-        mut y: MatMut<'_, T>,
-        par: Par,
-    ) -> Result<()> {
-        if !check_apply("SparseSign::apply", self, &rows, a, scale, accumulate, y.as_mut())? {
-            return Ok(());
-        }
-        let zeta = self.zeta;
-        let table_rows = PARAMS.table_rows.min(rows.len());
-        let mut table = vec![0u32; table_rows * zeta];
-        let mut accumulate = accumulate;
-        for first in rows.clone().step_by(table_rows) {
-            let count = table_rows.min(rows.end - first);
-            let table = &mut table[..count * zeta];
-            self.nonzeros(first, table, par);
+    fn product<E: Element, T: Scalar>(&self, a: MatRef<'_, E>, product: Product<'_, T>) {
+        let Product { rows, scale, mut accumulate, mut y, par } = product;
+        let (l, zeta, depth) = (self.l, self.zeta, PARAMS.depth);
+        let held = PARAMS.rows.min(rows.len());
+        let block = Plan::size(l, zeta);
+        let mut plans = vec![0u32; held.div_ceil(depth) * block];
+        for first in rows.clone().step_by(held) {
+            let count = held.min(rows.end - first);
+            let plans = &mut plans[..count.div_ceil(depth) * block];
+            let table = || vec![0u32; depth * zeta];
+            let make = |table: &mut Vec<u32>, (i, plan): (usize, &mut [u32])| {
+                let table = &mut table[..zeta * depth.min(count - i * depth)];
+                self.nonzeros(first + i * depth, table);
+                Plan::build(l, zeta, table, plan);
+            };
+            if let Par::Seq = par {
+                let mut table = table();
+                plans.chunks_exact_mut(block).enumerate().for_each(|x| make(&mut table, x));
+            } else {
+                plans.par_chunks_exact_mut(block).enumerate().for_each_init(table, make);
+            }
             let source = Source::new::<T>(a.subcols(first - rows.start, count), scale);
+            let plans = Plans { zeta, block, of: plans };
             // One generic kernel; its width is a compile-time constant for each arithmetic type.
             match size_of::<T>() {
-                4 => scatter::<E, T, { PARAMS.width_bytes / 4 }>(zeta, table, source, accumulate, y.as_mut(), par),
-                _ => scatter::<E, T, { PARAMS.width_bytes / 8 }>(zeta, table, source, accumulate, y.as_mut(), par),
+                4 => gather::<E, T, { PARAMS.width_bytes / 4 }>(plans, source, accumulate, y.as_mut(), par),
+                _ => gather::<E, T, { PARAMS.width_bytes / 8 }>(plans, source, accumulate, y.as_mut(), par),
             }
             accumulate = Accum::Add;
         }
-        Ok(())
     }
 }
 
-/// `Y (+)= scale/√ζ · A · (the nonzeros of `table`)`.
-fn scatter<E: Element, T: Scalar, const W: usize>(
+/// The nonzeros of `depth` rows of `Ω`, by columns: for each column that has any, those with fewer first, its number, how
+/// many, and for each of them `2·row + minus`. A 0 for "how many" ends it.
+struct Plan;
+
+impl Plan {
+    /// Words of a plan.
+    fn size(l: usize, zeta: usize) -> usize {
+        let nonzeros = PARAMS.depth * zeta;
+        nonzeros + 2 * (l.min(nonzeros) + 1)
+    }
+
+    /// From the nonzeros by rows, `column << 1 | minus`, ζ to a row.
+    fn build(l: usize, zeta: usize, table: &[u32], plan: &mut [u32]) {
+        let mut counts = vec![0u32; l];
+        table.iter().for_each(|&nz| counts[(nz >> 1) as usize] += 1);
+        // Columns in the order of their counts, by counting those.
+        let most = counts.iter().copied().max().unwrap_or(0) as usize;
+        let mut before = vec![0u32; most + 2];
+        counts.iter().for_each(|&count| before[count as usize + 1] += 1);
+        for count in 0..=most {
+            before[count + 1] += before[count];
+        }
+        let mut order = vec![0u32; l];
+        for (c, &count) in counts.iter().enumerate() {
+            let at = &mut before[count as usize];
+            order[*at as usize] = c as u32;
+            *at += 1;
+        }
+        // `counts[c]` becomes the place of the next nonzero of column c.
+        let mut at = 0;
+        for &c in &order {
+            let count = std::mem::replace(&mut counts[c as usize], at as u32 + 2);
+            if count > 0 {
+                plan[at..at + 2].copy_from_slice(&[c, count]);
+                at += 2 + count as usize;
+            }
+        }
+        plan[at..at + 2].fill(0);
+        for (j, row) in table.chunks_exact(zeta).enumerate() {
+            for &nz in row {
+                let at = &mut counts[(nz >> 1) as usize];
+                plan[*at as usize] = 2 * j as u32 + (nz & 1);
+                *at += 1;
+            }
+        }
+    }
+
+    /// The first column of a plan, its nonzeros, and the other columns.
+    #[inline(always)]
+    fn split(plan: &[u32]) -> Option<(usize, &[u32], &[u32])> {
+        let &[c, count, ref rest @ ..] = plan else { return None };
+        let (nonzeros, rest) = rest.split_at_checked(count as usize)?;
+        (count > 0).then_some((c as usize, nonzeros, rest))
+    }
+}
+
+/// Those of all blocks of `depth` rows.
+#[derive(Clone, Copy)]
+struct Plans<'a> {
     zeta: usize,
-    table: &[u32],
+    /// Words of each.
+    block: usize,
+    of: &'a [u32],
+}
+
+/// `Y (+)= scale/√ζ · A · (the nonzeros of the plans)`.
+fn gather<E: Element, T: Scalar, const W: usize>(
+    plans: Plans<'_>,
     source: Source<'_, E>,
     accumulate: Accum,
     y: MatMut<'_, T>,
@@ -246,7 +308,7 @@ fn scatter<E: Element, T: Scalar, const W: usize>(
         tile: Lines::new(2 * PARAMS.depth),
     };
     for_row_chunks(y, W, par, scratch, |first, y, scratch| {
-        simd::dispatch(isa, Scatter { zeta, table, source, first, count: y.nrows(), scratch });
+        simd::dispatch(isa, Gather { plans, source, first, count: y.nrows(), scratch });
         let sums = MatRef::from_column_major_slice(scratch.sums.as_flattened(), W, l);
         store(y, sums.subrows(0, sums.nrows().min(source.a.nrows() - first)), accumulate);
     });
@@ -262,30 +324,30 @@ struct Scratch<T, const W: usize> {
     tile: Lines<T, W>,
 }
 
-/// The scatter for `count <= W` rows.
-struct Scatter<'a, E, T, const W: usize> {
-    zeta: usize,
-    table: &'a [u32],
+/// `count <= W` rows.
+struct Gather<'a, E, T, const W: usize> {
+    plans: Plans<'a>,
     source: Source<'a, E>,
     first: usize,
     count: usize,
     scratch: &'a mut Scratch<T, W>,
 }
 
-impl<E: Element, T: Scalar, const W: usize> Kernel for Scatter<'_, E, T, W> {
+impl<E: Element, T: Scalar, const W: usize> Kernel for Gather<'_, E, T, W> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Lanes>(self, s: S) {
-        let Scatter { zeta, table, source, first, count, scratch: Scratch { sums, rows, tile } } = self;
-        let (sums, tile) = (&mut sums[..], tile.as_chunks_mut::<2>().0);
+        let Gather { plans, source, first, count, scratch: Scratch { sums, rows, tile } } = self;
+        let (sums, tile) = (&mut sums[..], &mut tile[..]);
         let by_columns = Layout::of(source.a) == Layout::Columns;
         let factor = source.factor();
         sums.fill([T::zeroed(); W]);
-        for (k, table) in (0..source.a.ncols()).step_by(PARAMS.depth).zip(table.chunks(PARAMS.depth * zeta)) {
-            let depth = table.len() / zeta;
+        for (k, mut plan) in (0..source.a.ncols()).step_by(PARAMS.depth).zip(plans.of.chunks_exact(plans.block)) {
+            let depth = PARAMS.depth.min(source.a.ncols() - k);
+            let lines = tile.as_chunks_mut::<2>().0;
             if by_columns {
-                for (j, [plus, _]) in tile[..depth].iter_mut().enumerate() {
+                for (j, [plus, _]) in lines[..depth].iter_mut().enumerate() {
                     source.column(s, k + j, first, factor, &mut plus[..count]);
                 }
             } else {
@@ -293,34 +355,62 @@ impl<E: Element, T: Scalar, const W: usize> Kernel for Scatter<'_, E, T, W> {
                 for (i, row) in rows.chunks_exact_mut(PARAMS.depth).take(count).enumerate() {
                     by_rows.column(s, first + i, k, factor, &mut row[..depth]);
                 }
-                transpose(s, rows, tile);
+                transpose(s, rows, lines);
             }
-            for (j, (nonzeros, tile)) in table.chunks_exact(zeta).zip(&mut *tile).enumerate() {
-                // The next tile comes from memory while this one is worked on.
-                if by_columns {
-                    source.transpose().prefetch_row(s, k + PARAMS.depth + j, first..first + count);
-                } else {
-                    let part = PARAMS.depth / PARAMS.depth.div_ceil(W);
-                    let next = k + PARAMS.depth + j / W * part;
-                    source.prefetch_row(s, first + j % W, next..(next + part).min(source.a.ncols()));
+            for [plus, minus] in &mut lines[..depth] {
+                load_scaled(s, &*plus, T::from_f64(-1.0), minus);
+            }
+            // The next tile comes from memory while this one is worked on: so many of its lines with each column.
+            let (rows, columns) = (first..first + count, k + depth..source.a.ncols().min(k + depth + PARAMS.depth));
+            let (source, mut ahead) = match by_columns {
+                true => (source.transpose(), Ahead::new::<E>(columns, rows)),
+                false => (source, Ahead::new::<E>(rows, columns)),
+            };
+            let step = ahead.lines().div_ceil(sums.len().min(depth * plans.zeta));
+            while let Some((c, nonzeros, rest)) = Plan::split(plan) {
+                for (i, part) in ahead.by_ref().take(step) {
+                    source.prefetch_row(s, i, part);
                 }
-                let [plus, minus] = &mut *tile;
-                for w in 0..W {
-                    minus[w] = -plus[w];
-                }
-                for &nz in nonzeros {
-                    // By value: the compiler cannot know that the two do not overlap.
-                    let (mut x, sum) = (tile[(nz & 1) as usize], &mut sums[(nz >> 1) as usize]);
-                    let old = *sum;
-                    for w in 0..W {
-                        x[w] += old[w];
-                    }
-                    *sum = x;
-                }
+                add_lines(s, tile, nonzeros, &mut sums[c]);
+                plan = rest;
             }
         }
-        let c = T::from_f64(1.0 / (zeta as f64).sqrt());
+        let c = T::from_f64(1.0 / (plans.zeta as f64).sqrt());
         sums.as_flattened_mut().iter_mut().for_each(|x| *x *= c);
+    }
+}
+
+/// The cache lines of a submatrix, as rows and ranges of their elements.
+struct Ahead {
+    rows: Range<usize>,
+    columns: Range<usize>,
+    /// Elements of a line.
+    part: usize,
+    column: usize,
+}
+
+impl Ahead {
+    fn new<E>(rows: Range<usize>, columns: Range<usize>) -> Self {
+        const LINE: usize = 64;
+        Ahead { column: columns.start, rows, columns, part: LINE / size_of::<E>() }
+    }
+
+    fn lines(&self) -> usize {
+        self.rows.len() * self.columns.len().div_ceil(self.part)
+    }
+}
+
+impl Iterator for Ahead {
+    type Item = (usize, Range<usize>);
+    #[inline(always)]
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.column >= self.columns.end {
+            self.column = self.columns.start;
+            self.rows.start += 1;
+        }
+        let from = self.column;
+        self.column += self.part;
+        (!self.rows.is_empty()).then(|| (self.rows.start, from..self.columns.end.min(from + self.part)))
     }
 }
 
