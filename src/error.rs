@@ -100,11 +100,32 @@ pub enum Error {
         /// What was asked of it, and what it answered.
         detail: String,
     },
+    /// The memory limit is below what the cheapest way needs.
+    Memory {
+        /// The limit, in bytes.
+        limit: usize,
+        /// The least limit that would do, in bytes.
+        least: usize,
+    },
+    /// A panic in code that a batch runs: a bug, kept to the tensor that it met.
+    Internal {
+        /// What the panic said.
+        what: String,
+    },
+    /// Somebody asked to stop; see [`Cancel`](crate::operator::Cancel).
+    Cancelled,
     /// A file that cannot be read or written, or that is not what it says.
     File {
         /// The path.
         path: String,
         /// What is wrong with it and what to do.
+        why: String,
+    },
+    /// Bytes that are not what they should be.
+    Format {
+        /// What they should be.
+        what: &'static str,
+        /// What is wrong with them.
         why: String,
     },
 }
@@ -212,7 +233,13 @@ impl fmt::Display for Error {
             }
             Error::NoConvergence { op } => write!(f, "{op} did not converge"),
             Error::Device { fault, detail } => write!(f, "GPU: {detail}; {}", fault.advice()),
+            Error::Memory { limit, least } => {
+                write!(f, "does not fit the memory limit of {limit} bytes; the least that would do is {least}")
+            }
+            Error::Internal { what } => write!(f, "internal error: {what}; please report it"),
+            Error::Cancelled => f.write_str("stopped before it was done, as asked"),
             Error::File { path, why } => write!(f, "{path}: {why}"),
+            Error::Format { what, why } => write!(f, "these bytes are no {what}: {why}"),
         }
     }
 }

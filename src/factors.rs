@@ -8,6 +8,8 @@
 //! A factorization of rank k holds all of smaller rank: [`Factors::truncate`] slices, and knows the error of the slice from
 //! the singular values.
 
+mod pivot;
+
 use std::time::Duration;
 
 use faer::linalg::matmul::matmul;
@@ -19,6 +21,9 @@ use crate::simd::convert::convert;
 use crate::sketch::Sketch;
 use crate::svd::{ErrorKind, Method};
 use crate::tensor::{DType, Matrix, TensorRef, with_view};
+use crate::whiten::Whitening;
+
+pub use pivot::Pivoted;
 
 /// What was done and how good it is.
 #[derive(Debug, Clone, PartialEq)]
@@ -58,6 +63,9 @@ pub struct Report {
     pub peak_bytes: usize,
     /// Wall time of the call.
     pub elapsed: Duration,
+    /// What calibration brought; `None` without it, and for a slice ([`Factors::truncate`]), which is not the best of its
+    /// rank for the calibration samples.
+    pub activation: Option<ActivationReport>,
     /// What was clamped, fell back or was not routine. Empty when nothing was.
     pub notes: Vec<String>,
 }
@@ -76,6 +84,34 @@ impl Report {
     /// `params_before / params_after`.
     pub fn ratio(&self) -> f64 {
         self.params_before() as f64 / self.params_after() as f64
+    }
+}
+
+/// The factorization as the calibration samples see it.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct ActivationReport {
+    /// Samples of the calibration.
+    pub samples: u64,
+    /// Samples that were left out of it because they were not finite.
+    pub skipped: u64,
+    /// What of their moments was used.
+    pub whitening: Whitening,
+    /// How much they were trusted.
+    pub blend: f64,
+    /// `‖(W − W') Xᵀ‖_F / ‖W Xᵀ‖_F` over the calibration samples; 0 if their outputs are.
+    pub relative_error: f64,
+    /// `‖W L‖_F`, with `L Lᵀ` the moments that weighed the error: without blend the root mean square norm of an output vector.
+    pub norm: f64,
+    /// All singular values of `W L` that were computed, nonincreasing: what [`allocate`](crate::rank::allocate) shares a budget by.
+    pub spectrum: Vec<f64>,
+}
+
+impl ActivationReport {
+    /// Cosine between the outputs before and after, all calibration samples together: `√(1 − e²)`, because the outputs
+    /// are projected.
+    pub fn cosine(&self) -> f64 {
+        (1.0 - self.relative_error * self.relative_error).max(0.0).sqrt()
     }
 }
 
@@ -126,6 +162,10 @@ impl<T: Scalar> Factors<T> {
         &self.report
     }
 
+    pub(crate) fn report_mut(&mut self) -> &mut Report {
+        &mut self.report
+    }
+
     /// The rank, `k`.
     pub fn rank(&self) -> usize {
         self.s.len()
@@ -145,6 +185,7 @@ impl<T: Scalar> Factors<T> {
         let vt = Matrix::from_vec(self.vt.as_slice()[..k * self.vt.ncols()].to_vec(), k, self.vt.ncols())?;
         let mut report = self.report.clone();
         report.rank = k;
+        report.activation = None;
         report.oversample += self.rank() - k;
         let dropped: f64 = self.s[k..].iter().map(|&s| (s.to_f64() / report.norm).powi(2)).sum();
         if dropped > 0.0 {
@@ -180,22 +221,9 @@ impl<T: Scalar> Factors<T> {
     /// # Errors
     /// [`Error::Shape`] unless `x` has two axes and `n` columns.
     pub fn apply(&self, x: &TensorRef<'_>) -> Result<Matrix<T>> {
-        let view = x.view()?;
-        let n = self.vt.ncols();
-        if view.ncols() != n {
-            return Err(Error::shape("Factors::apply", format_args!("samples of {n} features"), view.ncols()));
-        }
-        let mut samples = Matrix::<T>::zeros(view.nrows(), n);
-        with_view!(view, a => {
-            let mut line = Vec::with_capacity(n);
-            for (i, row) in samples.as_mut_slice().chunks_exact_mut(n).enumerate() {
-                line.clear();
-                line.extend(a.row(i).iter().copied());
-                convert(&line, row, 1.0);
-            }
-        });
-        let mut y = Matrix::zeros(view.nrows(), self.u.nrows());
-        let mut c = Mat::<T>::zeros(view.nrows(), self.rank());
+        let samples = samples_as::<T>("Factors::apply", x, self.vt.ncols())?;
+        let mut y = Matrix::zeros(samples.nrows(), self.u.nrows());
+        let mut c = Mat::<T>::zeros(samples.nrows(), self.rank());
         self.apply_into(samples.as_ref(), 1.0, c.as_mut(), y.as_mut(), crate::current_par());
         Ok(y)
     }
@@ -217,4 +245,22 @@ impl<T: Scalar> Factors<T> {
         matmul(w.as_mut(), Accum::Replace, up.as_ref(), self.vt.as_ref(), T::one(), crate::current_par());
         w
     }
+}
+
+/// Samples of `n` features in arithmetic `T`.
+fn samples_as<T: Scalar>(op: &'static str, x: &TensorRef<'_>, n: usize) -> Result<Matrix<T>> {
+    let view = x.view()?;
+    if view.ncols() != n {
+        return Err(Error::shape(op, format_args!("samples of {n} features"), view.ncols()));
+    }
+    let mut samples = Matrix::<T>::zeros(view.nrows(), n);
+    with_view!(view, a => {
+        let mut line = Vec::with_capacity(n);
+        for (i, row) in samples.as_mut_slice().chunks_exact_mut(n).enumerate() {
+            line.clear();
+            line.extend(a.row(i).iter().copied());
+            convert(&line, row, 1.0);
+        }
+    });
+    Ok(samples)
 }

@@ -40,6 +40,7 @@
 //!
 //! ```text
 //!   bin/tensorslim     the command line (feature `cli`)            npy   .npy files (feature `npy`)
+//!   batch              many tensors: schedule, failures, progress, resume, shards
 //!   svd                TruncatedSvd, Plan; full, gram, randomized  factors   U, s, Vᵀ, report
 //!   rank  quality      how many; how good for given inputs
 //!   range              power and subspace iteration
@@ -61,6 +62,8 @@
 
 #[cfg(feature = "cuda")]
 pub mod cuda;
+pub mod batch;
+pub mod calibration;
 pub mod error;
 pub mod factors;
 pub mod fwht;
@@ -76,9 +79,11 @@ pub mod simd;
 pub mod sketch;
 pub mod svd;
 pub mod tensor;
+pub mod whiten;
 
+pub use calibration::{Calibration, CalibrationOptions};
 pub use error::{Error, Result};
-pub use factors::{Factors, Report, Split};
+pub use factors::{Factors, Pivoted, Report, Split};
 pub use faer::dyn_stack;
 pub use faer::{MatMut, MatRef, Par};
 pub use rank::{Rank, rank_saves_memory};
@@ -86,6 +91,7 @@ pub use simd::Scalar;
 pub use sketch::{AnySketch, Sketch, SketchOperator};
 pub use svd::{Device, ErrorKind, Method, Plan, TruncatedSvd};
 pub use tensor::{DType, Element, MatView, Matrix, TensorRef};
+pub use whiten::Whitening;
 
 /// The threads of the current rayon pool.
 pub(crate) fn current_par() -> Par {

@@ -1,4 +1,4 @@
-//! NumPy's `.npy` files (feature `npy`): one array in, one array out.
+//! NumPy's `.npy` files (feature `npy`): one array in, one array out, whole, in pieces, or as memory.
 //!
 //! ```text
 //!   \x93NUMPY  major minor  header length  {'descr': '<f2', 'fortran_order': False, 'shape': (m, n), }  m·n elements
@@ -8,6 +8,8 @@
 //! [`Array::read`] reads the elements straight into one aligned buffer: file size bytes of memory, one pass over
 //! the file, no vector of decoded values. Fortran order becomes strides and costs nothing; foreign byte order is
 //! swapped in place.
+//!
+//! [`Stream`] reads the same files in blocks of rows and holds none of them; [`Mapped`] leaves the reading to the system.
 //!
 //! The header is parsed by `npyz`. Around it stands a fence, since a file is input like any other and a short header
 //! can bring that parser down: it tries nested brackets two or three ways on each level (20 times `[` take 5 s, 12
@@ -20,13 +22,15 @@
 //! [`write()`] does the same; [`Array::read_as`] reads it back, because the caller then says what they mean.
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
-use std::path::Path;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
 
 use npyz::{Endianness, NpyHeader, Order, TypeChar};
 
 use crate::error::{Error, Result};
-use crate::tensor::{DType, Element, Matrix, TensorRef};
+use crate::operator::RowSource;
+use crate::tensor::{DType, Element, Matrix, TensorRef, map};
 
 /// Alignment of the elements in memory: a cache line, and a register of the widest instruction set.
 const ALIGN: usize = 64;
@@ -68,6 +72,16 @@ impl Array {
         read(path.as_ref(), Some(dtype))
     }
 
+    /// As [`read`](Self::read) and, with `bits_of`, [`read_as`](Self::read_as), from the bytes of a file that came another way.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read); what stands for the path is `.npy bytes`.
+    pub fn from_bytes(mut bytes: &[u8], bits_of: Option<DType>) -> Result<Self> {
+        let len = bytes.len() as u64;
+        let array = parse_header(&mut bytes, len, bits_of).and_then(|header| load(&mut bytes, header));
+        array.map_err(|why| Error::file(Path::new(".npy bytes"), why))
+    }
+
     /// The element type.
     pub fn dtype(&self) -> DType {
         self.dtype
@@ -93,19 +107,141 @@ impl Array {
     /// # Errors
     /// None for an array that [`read`](Self::read) returned.
     pub fn tensor(&self) -> Result<TensorRef<'_>> {
-        let tensor = TensorRef::from_bytes(self.dtype, &self.shape, self.bytes())?;
-        if !self.fortran {
-            return Ok(tensor);
+        tensor(self.dtype, &self.shape, self.fortran, self.bytes())
+    }
+}
+
+/// A file that is read in pieces: the [`RowSource`] of a factorization out of core.
+///
+/// Nothing of the size of the file is held, and a file that is cut short while it is read is an error. The first axis becomes
+/// rows, all others columns.
+#[derive(Debug)]
+pub struct Stream {
+    path: PathBuf,
+    file: File,
+    header: Header,
+}
+
+impl Stream {
+    /// Opens a `.npy` file and reads its header. `bits_of` is what elements without a type are, as in [`Array::read_as`]. An array
+    /// of one axis is a column.
+    ///
+    /// # Errors
+    /// As [`Array::read`] but for memory; also an array of more than two axes in Fortran order.
+    pub fn open(path: impl AsRef<Path>, bits_of: Option<DType>) -> Result<Self> {
+        let path = path.as_ref();
+        let (file, header) = open(path, bits_of)?;
+        if header.shape.len() > 2 && header.fortran {
+            let why = format!("has shape {}, which is no matrix as it lies in the file", Tuple(&header.shape));
+            return Err(Error::file(path, format_args!("{why}; save it with two axes")));
         }
-        let mut step = 1isize;
-        let strides: Vec<isize> = (self.shape.iter())
-            .map(|&dim| {
-                let stride = step;
-                step *= dim as isize;
-                stride
-            })
-            .collect();
-        tensor.with_strides(&strides)
+        Ok(Stream { path: path.to_path_buf(), file, header })
+    }
+
+    /// The length of each axis of the array.
+    pub fn dims(&self) -> &[usize] {
+        &self.header.shape
+    }
+
+    /// Bytes of the elements.
+    pub fn bytes(&self) -> usize {
+        self.header.bytes
+    }
+
+    /// The elements from byte `at` on.
+    fn read_at(&mut self, at: usize, dst: &mut [u8]) -> Result<()> {
+        let (start, want) = (self.header.start as u64, self.header.bytes as u64);
+        let done = self.file.seek(SeekFrom::Start(start + at as u64)).and_then(|_| self.file.read_exact(dst));
+        done.map_err(|e| {
+            let have = self.file.metadata().map_or(0, |meta| meta.len().saturating_sub(start));
+            let cut = e.kind() == std::io::ErrorKind::UnexpectedEof;
+            let why = if cut { lost_its_end(have, want) } else { format!("cannot be read: {e}; try again") };
+            Error::file(&self.path, why)
+        })?;
+        if self.header.swap {
+            swap_bytes(dst, self.header.dtype);
+        }
+        Ok(())
+    }
+
+    /// Bytes of a line.
+    fn line(&self) -> usize {
+        let (m, n) = self.shape();
+        self.header.dtype.size() * if self.header.fortran { m } else { n }
+    }
+}
+
+impl RowSource for Stream {
+    fn shape(&self) -> (usize, usize) {
+        (self.header.shape[0], self.header.shape[1..].iter().product())
+    }
+
+    fn dtype(&self) -> DType {
+        self.header.dtype
+    }
+
+    fn is_column_major(&self) -> bool {
+        self.header.fortran
+    }
+
+    fn read_rows(&mut self, first: usize, dst: &mut [u8]) -> Result<()> {
+        self.read_at(first * self.line(), dst)
+    }
+
+    fn read_block(&mut self, part: Range<usize>, dst: &mut [u8]) -> Result<()> {
+        let (line, size) = (self.line(), self.header.dtype.size());
+        (dst.chunks_exact_mut(part.len() * size).enumerate())
+            .try_for_each(|(i, dst)| self.read_at(i * line + part.start * size, dst))
+    }
+}
+
+/// A file as memory: the system reads what is touched, and drops it again when memory is short.
+///
+/// Whoever cuts the file short while it is mapped ends this process (SIGBUS); what another process writes into it shows. Where
+/// that can happen, take [`Stream`]: its reads return errors, and cost no more.
+#[derive(Debug)]
+pub struct Mapped {
+    map: memmap2::Mmap,
+    header: Header,
+}
+
+impl Mapped {
+    /// Maps a `.npy` file whose elements are in this machine's byte order. `bits_of` as in [`Stream::open`].
+    ///
+    /// # Errors
+    /// As [`Array::read`] but for memory; also a foreign byte order, and elements that are not aligned in the file (NumPy aligns them).
+    pub fn open(path: impl AsRef<Path>, bits_of: Option<DType>) -> Result<Self> {
+        let path = path.as_ref();
+        let (file, header) = open(path, bits_of)?;
+        if header.swap {
+            return Err(Error::file(path, "is in the other byte order; read it (npy::Array) instead of mapping it"));
+        }
+        let map = map(&file).map_err(|e| Error::file(path, format_args!("cannot be mapped: {e}; read it instead")))?;
+        if map.len() as u64 != (header.start + header.bytes) as u64 {
+            return Err(Error::file(path, lost_its_end(map.len() as u64, (header.start + header.bytes) as u64)));
+        }
+        if !header.start.is_multiple_of(header.dtype.size()) {
+            return Err(Error::file(path, format_args!("has elements that are not aligned; {SAVE_AGAIN}")));
+        }
+        Ok(Mapped { map, header })
+    }
+
+    /// The element type.
+    pub fn dtype(&self) -> DType {
+        self.header.dtype
+    }
+
+    /// The length of each axis.
+    pub fn shape(&self) -> &[usize] {
+        &self.header.shape
+    }
+
+    /// The array as a tensor over the file; Fortran order shows as strides.
+    ///
+    /// # Errors
+    /// None for a file that [`open`](Self::open) took.
+    pub fn tensor(&self) -> Result<TensorRef<'_>> {
+        tensor(self.header.dtype, &self.header.shape, self.header.fortran, &self.map[self.header.start..])
     }
 }
 
@@ -116,19 +252,30 @@ impl Array {
 /// [`Error::Shape`] if `bytes` is not what `shape` needs; [`Error::File`] if the file cannot be written.
 pub fn write(path: impl AsRef<Path>, dtype: DType, shape: &[usize], bytes: &[u8]) -> Result<()> {
     let path = path.as_ref();
+    check_length(dtype, shape, bytes)?;
+    let put = || write_to(&mut File::create(path)?, dtype, shape, bytes);
+    put().map_err(|e: std::io::Error| {
+        Error::file(path, format_args!("cannot be written: {e}; check the path and the space"))
+    })
+}
+
+/// The bytes of the file that [`write()`] makes, into any writer.
+///
+/// # Errors
+/// What the writer reports, and [`InvalidInput`](std::io::ErrorKind::InvalidInput) if `bytes` is not what `shape` needs.
+pub fn write_to(w: &mut impl Write, dtype: DType, shape: &[usize], bytes: &[u8]) -> std::io::Result<()> {
+    check_length(dtype, shape, bytes).map_err(|e| std::io::Error::new(std::io::ErrorKind::InvalidInput, e))?;
+    w.write_all(&header(dtype, shape)?)?;
+    w.write_all(bytes)
+}
+
+fn check_length(dtype: DType, shape: &[usize], bytes: &[u8]) -> Result<()> {
     let want = shape.iter().try_fold(dtype.size(), |p, &d| p.checked_mul(d));
     if want != Some(bytes.len()) {
         let want = format_args!("the bytes of shape {shape:?} of {dtype}").to_string();
         return Err(Error::shape("npy::write", want, format_args!("{} bytes", bytes.len())));
     }
-    let put = || {
-        let mut file = File::create(path)?;
-        file.write_all(&header(dtype, shape)?)?;
-        file.write_all(bytes)
-    };
-    put().map_err(|e: std::io::Error| {
-        Error::file(path, format_args!("cannot be written: {e}; check the path and the space"))
-    })
+    Ok(())
 }
 
 /// Writes a matrix, rounded to `dtype` (nearest, ties to even), as [`write()`] does.
@@ -144,15 +291,37 @@ pub fn write_matrix<T: Element>(path: impl AsRef<Path>, a: &Matrix<T>, dtype: DT
     }
 }
 
+/// Writes indices as 64-bit integers, one axis.
+///
+/// # Errors
+/// [`Error::File`] if the file cannot be written.
+pub fn write_indices(path: impl AsRef<Path>, indices: &[usize]) -> Result<()> {
+    let path = path.as_ref();
+    let elements: Vec<i64> = indices.iter().map(|&i| i as i64).collect();
+    let put = || {
+        let mut file = File::create(path)?;
+        file.write_all(&header_of('i', 8, &[indices.len()])?)?;
+        file.write_all(bytemuck::cast_slice(&elements))
+    };
+    put().map_err(|e: std::io::Error| {
+        Error::file(path, format_args!("cannot be written: {e}; check the path and the space"))
+    })
+}
+
 /// Everything in the file before the elements, to the byte as NumPy 2 writes it (`npyz` writes `(2, 3, )`): room for
 /// a first axis of 21 digits, then blanks up to a multiple of 64.
 fn header(dtype: DType, shape: &[usize]) -> std::io::Result<Vec<u8>> {
-    let order = if cfg!(target_endian = "little") { '<' } else { '>' };
     let kind = match dtype {
         DType::BF16 => 'V',
         DType::F16 | DType::F32 | DType::F64 => 'f',
     };
-    let (size, tuple) = (dtype.size(), Tuple(shape));
+    header_of(kind, dtype.size(), shape)
+}
+
+/// The same for elements of any kind.
+fn header_of(kind: char, size: usize, shape: &[usize]) -> std::io::Result<Vec<u8>> {
+    let order = if cfg!(target_endian = "little") { '<' } else { '>' };
+    let tuple = Tuple(shape);
     let mut text = format!("{{'descr': '{order}{kind}{size}', 'fortran_order': False, 'shape': {tuple}, }}");
     let room = shape.first().map_or(0, |first| 21 - first.to_string().len());
     let end = (preamble(1) + text.len() + room + 1).next_multiple_of(64) - preamble(1);
@@ -169,6 +338,12 @@ fn header(dtype: DType, shape: &[usize]) -> std::io::Result<Vec<u8>> {
 type Checked<T> = std::result::Result<T, String>;
 
 fn read(path: &Path, bits_of: Option<DType>) -> Result<Array> {
+    let (mut file, header) = open(path, bits_of)?;
+    load(&mut file, header).map_err(|why| Error::file(path, why))
+}
+
+/// Opens a regular file and reads its header.
+fn open(path: &Path, bits_of: Option<DType>) -> Result<(File, Header)> {
     let why = |why: String| Error::file(path, why);
     let io = |e: std::io::Error| why(format!("cannot be read: {e}; check the path"));
     // Asked before opening: opening a pipe would wait for its writer.
@@ -178,11 +353,25 @@ fn read(path: &Path, bits_of: Option<DType>) -> Result<Array> {
         return Err(why(format!("is {what}; give a .npy file")));
     }
     let mut file = File::open(path).map_err(io)?;
-    parse(&mut file, meta.len(), bits_of).map_err(why)
+    let header = parse_header(&mut file, meta.len(), bits_of).map_err(why)?;
+    Ok((file, header))
 }
 
-/// Reads an array from a stream of `len` bytes.
-fn parse(r: &mut impl Read, len: u64, bits_of: Option<DType>) -> Checked<Array> {
+/// What the header of a file says, checked against the length of the file.
+#[derive(Debug, Clone)]
+struct Header {
+    dtype: DType,
+    /// The elements are in the other byte order.
+    swap: bool,
+    shape: Vec<usize>,
+    fortran: bool,
+    /// Where the elements start, and their bytes.
+    start: usize,
+    bytes: usize,
+}
+
+/// Reads the header of a file of `len` bytes.
+fn parse_header(r: &mut impl Read, len: u64, bits_of: Option<DType>) -> Checked<Header> {
     let text = read_header(r, len)?;
     fence(&text[preamble(text[6])..])?;
     let header = NpyHeader::from_reader(&text[..]).map_err(|e| {
@@ -215,9 +404,20 @@ fn parse(r: &mut impl Read, len: u64, bits_of: Option<DType>) -> Checked<Array> 
             tuple()
         ));
     };
-
     // `want` is the rest of a file that exists, and an address: `usize` holds it and the shape.
-    let (want, shape) = (want as usize, dims.iter().map(|&d| d as usize).collect());
+    Ok(Header {
+        dtype,
+        swap,
+        shape: dims.iter().map(|&d| d as usize).collect(),
+        fortran: header.order() == Order::Fortran && dims.len() > 1,
+        start: text.len(),
+        bytes: want as usize,
+    })
+}
+
+/// Reads the elements that follow the header.
+fn load(r: &mut impl Read, header: Header) -> Checked<Array> {
+    let Header { dtype, swap, shape, fortran, bytes: want, .. } = header;
     let mut buffer: Vec<u8> = Vec::new();
     // One allocation, never grown: `read_to_end` below stops at `want` bytes, so the alignment stays.
     let room = want.checked_add(ALIGN).filter(|&room| buffer.try_reserve_exact(room).is_ok());
@@ -226,14 +426,40 @@ fn parse(r: &mut impl Read, len: u64, bits_of: Option<DType>) -> Checked<Array> 
     buffer.resize(offset, 0);
     let got = r.take(want as u64).read_to_end(&mut buffer).map_err(|e| format!("cannot be read: {e}; try again"))?;
     if got != want {
-        return Err(format!("lost its end while it was read ({got} of {want} bytes); read it when it is complete"));
+        return Err(lost_its_end(got as u64, want as u64));
     }
     if swap {
-        for element in buffer[offset..].chunks_exact_mut(dtype.size()) {
-            element.reverse();
-        }
+        swap_bytes(&mut buffer[offset..], dtype);
     }
-    Ok(Array { dtype, shape, fortran: header.order() == Order::Fortran && dims.len() > 1, buffer, offset })
+    Ok(Array { dtype, shape, fortran, buffer, offset })
+}
+
+#[cold]
+fn lost_its_end(got: u64, want: u64) -> String {
+    format!("lost its end while it was read ({got} of {want} bytes); read it when it is complete")
+}
+
+fn swap_bytes(bytes: &mut [u8], dtype: DType) {
+    for element in bytes.chunks_exact_mut(dtype.size()) {
+        element.reverse();
+    }
+}
+
+/// A tensor over the elements of a file.
+fn tensor<'a>(dtype: DType, shape: &[usize], fortran: bool, bytes: &'a [u8]) -> Result<TensorRef<'a>> {
+    let tensor = TensorRef::from_bytes(dtype, shape, bytes)?;
+    if !fortran {
+        return Ok(tensor);
+    }
+    let mut step = 1isize;
+    let strides: Vec<isize> = (shape.iter())
+        .map(|&dim| {
+            let stride = step;
+            step *= dim as isize;
+            stride
+        })
+        .collect();
+    tensor.with_strides(&strides)
 }
 
 const SAVE_AGAIN: &str = "save the array again with numpy.save";

@@ -7,15 +7,21 @@
 //! ```
 //!
 //! Samples go through in blocks; `W' = U diag(s) Vᵀ` is never formed, `W` never copied, and all sums are in f64.
+//!
+//! All samples together are known from their second moments, `Σ ⟨W x, W' x⟩ = tr(W G W'ᵀ)`, and hence from any n vectors that have
+//! the same: the columns of L, `L Lᵀ = G`. [`expected`] sends those through in place of the samples that [`Calibration`] saw: the same
+//! numbers, whatever their count was, at the price of n samples. (Single samples, and quantiles over them, need the samples.)
 
-use faer::Mat;
+use faer::{Accum, Mat, MatRef, Par};
 
+use crate::calibration::Calibration;
 use crate::error::{Error, Result};
 use crate::factors::Factors;
 use crate::operator::{Dense, HostPanel, LinearOperator};
 use crate::simd::Scalar;
 use crate::simd::convert::convert;
-use crate::tensor::{TensorRef, with_view};
+use crate::tensor::{Element, MatView, TensorRef, with_view};
+use crate::whiten;
 
 /// Agreement of the outputs of a layer before and after.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -42,7 +48,110 @@ const BLOCK: usize = 256;
 /// [`Error::Shape`] unless `w` is the shape that `f` was made from and `x` has as many columns;
 /// [`Error::NotFinite`] for NaN or infinities in either.
 pub fn activation<T: Scalar>(w: &TensorRef<'_>, f: &Factors<T>, x: &TensorRef<'_>) -> Result<Activation> {
-    let (w, x) = (w.view()?, x.view()?);
+    let mut total = Sums::default();
+    compare(w.view()?, f, x.view()?, |sample| total = total + sample)?;
+    Ok(total.activation())
+}
+
+/// The same for each sample, and for all of them together.
+///
+/// # Errors
+/// As [`activation`].
+pub fn distribution<T: Scalar>(w: &TensorRef<'_>, f: &Factors<T>, x: &TensorRef<'_>) -> Result<Distribution> {
+    let mut total = Sums::default();
+    let mut samples = Vec::with_capacity(x.shape()[0]);
+    compare(w.view()?, f, x.view()?, |sample| {
+        total = total + sample;
+        samples.push(sample.activation());
+    })?;
+    let sorted = |of: fn(&Activation) -> f64| {
+        let mut values: Vec<f64> = samples.iter().map(of).collect();
+        values.sort_by(f64::total_cmp);
+        values
+    };
+    let (cosines, relative_errors) = (sorted(|a| a.cosine), sorted(|a| a.relative_error));
+    Ok(Distribution { total: total.activation(), samples, cosines, relative_errors })
+}
+
+/// Compares the outputs on all samples that `c` has seen, from its statistics alone: to some 1e-6 of the output norm with a
+/// Gram matrix, to rounding with a factor.
+///
+/// # Errors
+/// [`Error::Shape`] unless `w` is the shape that `f` was made from and `c` has as many features; [`Error::Option`] if it has seen
+/// no samples; [`Error::NotFinite`] for NaN or infinities in `w`.
+pub fn expected<T: Scalar>(w: &TensorRef<'_>, f: &Factors<T>, c: &Calibration) -> Result<Activation> {
+    expected_view(w.view()?, f, c)
+}
+
+pub(crate) fn expected_view<T: Scalar>(w: MatView<'_>, f: &Factors<T>, c: &Calibration) -> Result<Activation> {
+    let (samples, _) = whiten::equivalent_samples(c, crate::current_par())?;
+    let mut total = Sums::default();
+    compare(w, f, f64::view(samples.as_ref()), |sample| total = total + sample)?;
+    Ok(total.activation())
+}
+
+/// How the agreement is spread over samples.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Distribution {
+    /// All samples together.
+    pub total: Activation,
+    /// Each sample, in their order.
+    pub samples: Vec<Activation>,
+    cosines: Vec<f64>,
+    relative_errors: Vec<f64>,
+}
+
+impl Distribution {
+    /// The cosine that a share `p` of the samples stays below (nearest rank; `p` is taken into `0..=1`).
+    pub fn cosine(&self, p: f64) -> f64 {
+        quantile(&self.cosines, p)
+    }
+
+    /// The relative error that a share `p` of the samples stays below.
+    pub fn relative_error(&self, p: f64) -> f64 {
+        quantile(&self.relative_errors, p)
+    }
+}
+
+fn quantile(sorted: &[f64], p: f64) -> f64 {
+    let rank = (p.clamp(0.0, 1.0) * sorted.len() as f64).ceil() as usize;
+    sorted[rank.clamp(1, sorted.len()) - 1]
+}
+
+/// What the measures of agreement are made of.
+#[derive(Debug, Clone, Copy, Default)]
+struct Sums {
+    before: f64,
+    after: f64,
+    dot: f64,
+    difference: f64,
+}
+
+impl std::ops::Add for Sums {
+    type Output = Self;
+    fn add(self, other: Self) -> Self {
+        Sums {
+            before: self.before + other.before,
+            after: self.after + other.after,
+            dot: self.dot + other.dot,
+            difference: self.difference + other.difference,
+        }
+    }
+}
+
+impl Sums {
+    fn activation(self) -> Activation {
+        let ratio = |x: f64, y: f64| if y > 0.0 { x / y } else { x };
+        let both_zero = self.before == 0.0 && self.after == 0.0;
+        Activation {
+            cosine: if both_zero { 1.0 } else { ratio(self.dot, (self.before * self.after).sqrt()) },
+            relative_error: ratio(self.difference, self.before).sqrt(),
+        }
+    }
+}
+
+/// Sends the rows of `x` through `w` and `f` in blocks and gives what comes out of each to `sink`, in order.
+fn compare<T: Scalar>(w: MatView<'_>, f: &Factors<T>, x: MatView<'_>, mut sink: impl FnMut(Sums)) -> Result<()> {
     let (m, n, k) = (f.u().nrows(), f.vt().ncols(), f.rank());
     let op = "quality::activation";
     if (w.nrows(), w.ncols()) != (m, n) {
@@ -55,41 +164,77 @@ pub fn activation<T: Scalar>(w: &TensorRef<'_>, f: &Factors<T>, x: &TensorRef<'_
     // Both are checked as matrices are, and both products carry the powers of two that keep them in range.
     let sample_scale = Dense::<T>::new(x, par)?.scale();
     let mut weight = Dense::<T>::new(w, par)?;
+    for_each_output(&mut weight, x, sample_scale, |weight, samples, before| {
+        let rows = samples.as_ref().ncols();
+        let mut c = Mat::zeros(rows, k);
+        let mut after = Mat::zeros(m, rows);
+        f.apply_into(samples.as_ref().transpose(), weight.scale(), c.as_mut(), after.as_mut().transpose_mut(), par);
+        for j in 0..rows {
+            let mut sums = Sums::default();
+            for (&y, &z) in before.as_ref().col(j).iter().zip(after.col(j).iter()) {
+                let (y, z) = (y.to_f64(), z.to_f64());
+                sums.before += y * y;
+                sums.after += z * z;
+                sums.dot += y * z;
+                sums.difference += (y - z) * (y - z);
+            }
+            sink(sums);
+        }
+    })
+}
 
-    let (mut before_sq, mut after_sq, mut dot, mut diff_sq) = (0.0, 0.0, 0.0, 0.0);
+/// Calls `f(weight, xᵀ, weight xᵀ)` for blocks of the rows of `x`, times `scale`.
+fn for_each_output<T: Scalar>(
+    weight: &mut Dense<'_, T>,
+    x: MatView<'_>,
+    scale: f64,
+    mut f: impl FnMut(&Dense<'_, T>, &HostPanel<T>, &HostPanel<T>),
+) -> Result<()> {
     for first in (0..x.nrows()).step_by(BLOCK) {
         let rows = BLOCK.min(x.nrows() - first);
         // Samples as columns, so that W X is a product with a right panel.
         let mut samples: HostPanel<T> = weight.right(rows)?;
         with_view!(x, a => {
-            let mut line = Vec::with_capacity(n);
+            let mut line = Vec::with_capacity(a.ncols());
             for i in 0..rows {
                 line.clear();
                 line.extend(a.row(first + i).iter().copied());
                 let mut column = samples.as_mut();
                 let column = column.as_mut().col_mut(i).try_as_col_major_mut().expect("panels are column-major");
-                convert(&line, column.as_slice_mut(), sample_scale);
+                convert(&line, column.as_slice_mut(), scale);
             }
         });
         let mut before = weight.left(rows)?;
         weight.apply(&samples, &mut before)?;
-        let mut c = Mat::zeros(rows, k);
-        let mut after = Mat::zeros(m, rows);
-        f.apply_into(samples.as_ref().transpose(), weight.scale(), c.as_mut(), after.as_mut().transpose_mut(), par);
-        for j in 0..rows {
-            for (&y, &z) in before.as_ref().col(j).iter().zip(after.col(j).iter()) {
-                let (y, z) = (y.to_f64(), z.to_f64());
-                before_sq += y * y;
-                after_sq += z * z;
-                dot += y * z;
-                diff_sq += (y - z) * (y - z);
-            }
-        }
+        f(weight, &samples, &before);
     }
-    let ratio = |x: f64, y: f64| if y > 0.0 { x / y } else { x };
-    let both_zero = before_sq == 0.0 && after_sq == 0.0;
-    Ok(Activation {
-        cosine: if both_zero { 1.0 } else { ratio(dot, (before_sq * after_sq).sqrt()) },
-        relative_error: ratio(diff_sq, before_sq).sqrt(),
-    })
+    Ok(())
+}
+
+/// `‖W Xᵀ‖_F²`, rows of `x` of moderate size.
+pub(crate) fn output_norm_squared<T: Scalar>(w: MatView<'_>, x: MatRef<'_, f64>) -> Result<f64> {
+    let mut weight = Dense::<T>::new(w, crate::current_par())?;
+    let mut total = 0.0;
+    for_each_output(&mut weight, f64::view(x), 1.0, |_, _, y| {
+        total += (0..y.as_ref().ncols()).map(|j| column_norm_squared(y.as_ref(), j)).sum::<f64>();
+    })?;
+    Ok(total / (weight.scale() * weight.scale()))
+}
+
+/// `‖W' Xᵀ‖_F² = ‖diag(s) Vᵀ Xᵀ‖_F²`.
+pub(crate) fn kept_norm_squared<T: Scalar>(f: &Factors<T>, x: MatRef<'_, f64>, par: Par) -> f64 {
+    let gains = output_gains(f.vt().as_ref().transpose(), x, 1.0, par);
+    gains.iter().zip(f.s()).map(|(gain, &s)| gain * Element::to_f64(s) * Element::to_f64(s)).sum()
+}
+
+/// `‖X b_j‖²` for the columns of `b`, which are `scale` times what they should be.
+pub(crate) fn output_gains<T: Scalar>(b: MatRef<'_, T>, x: MatRef<'_, f64>, scale: f64, par: Par) -> Vec<f64> {
+    let x = Mat::from_fn(x.nrows(), x.ncols(), |i, j| <T as Element>::from_f64(x[(i, j)]));
+    let mut y = Mat::zeros(x.nrows(), b.ncols());
+    faer::linalg::matmul::matmul(y.as_mut(), Accum::Replace, x.as_ref(), b, T::one(), par);
+    (0..b.ncols()).map(|j| column_norm_squared(y.as_ref(), j) / (scale * scale)).collect()
+}
+
+fn column_norm_squared<T: Scalar>(y: MatRef<'_, T>, j: usize) -> f64 {
+    y.col(j).iter().map(|&y| Element::to_f64(y) * Element::to_f64(y)).sum()
 }

@@ -1,7 +1,14 @@
-//! How many singular triplets to keep.
+//! How many singular triplets to keep: of one matrix, and of many that share a budget.
 //!
 //! A rank `k` factorization of an `m × n` matrix has `k (m + n + 1)` numbers (U, s, V), so it saves memory only while
 //! `k (m + n + 1) < m n`.
+//!
+//! Energy and tolerance are one rule, the share of `‖A‖_F²` that may be lost; [`rank_for_loss`] finds the smallest rank for
+//! it from the singular values, and randQB finds the subspace that shows them (`svd/blocked.rs`).
+
+mod budget;
+
+pub use budget::{Allocation, Budget, Cost, Layer, Share, allocate};
 
 use crate::error::{Error, Result};
 
@@ -16,6 +23,12 @@ pub enum Rank {
     /// The smallest rank with `Σ_{i<=k} σ_i² >= e ‖A‖_F²`, `0 < e <= 1`. The energy is that of the whole matrix, not of the
     /// part that was computed.
     Energy(f64),
+    /// The smallest rank whose outputs on given inputs have a cosine of at least `q` with the true ones, `0 < q < 1`
+    /// ([`quality_on`](crate::TruncatedSvd::quality_on), or the calibration).
+    Quality(f64),
+    /// The smallest rank with `‖A − U diag(s) Vᵀ‖_F <= ε ‖A‖_F`, `0 < ε < 1`: the same rule as `Energy(1 − ε²)`, without the
+    /// digits that `1 − ε²` would lose.
+    Tolerance(f64),
 }
 
 impl std::fmt::Display for Rank {
@@ -24,16 +37,19 @@ impl std::fmt::Display for Rank {
             Rank::Fixed(k) => write!(f, "rank {k}"),
             Rank::Ratio(r) => write!(f, "ratio {r}"),
             Rank::Energy(e) => write!(f, "energy {e}"),
+            Rank::Quality(q) => write!(f, "quality {q}"),
+            Rank::Tolerance(t) => write!(f, "tolerance {t}"),
         }
     }
 }
 
 impl Rank {
-    /// The rank for an `m × n` matrix where the shape decides it; `None` where the spectrum does ([`Rank::Energy`]).
+    /// The rank for an `m × n` matrix where the shape decides it; `None` where the spectrum does ([`allowed_loss`](Self::allowed_loss)),
+    /// be it that of the outputs ([`Rank::Quality`]).
     ///
     /// # Errors
-    /// [`Error::Rank`] for a fixed rank outside `1..=min(m, n)`; [`Error::Option`] for a ratio or an energy outside its
-    /// range, or a ratio that no rank reaches.
+    /// [`Error::Rank`] for a fixed rank outside `1..=min(m, n)`; [`Error::Option`] for a ratio, an energy or a tolerance
+    /// outside its range, or a ratio that no rank reaches.
     pub fn from_shape(self, m: usize, n: usize) -> Result<Option<usize>> {
         let max = m.min(n);
         match self {
@@ -48,6 +64,21 @@ impl Rank {
             },
             Rank::Energy(e) if e > 0.0 && e <= 1.0 => Ok(None),
             Rank::Energy(e) => Err(Error::option("energy", e, "a number in (0, 1]")),
+            Rank::Quality(q) if q > 0.0 && q < 1.0 => Ok(None),
+            Rank::Quality(q) => Err(Error::option("quality", q, "a cosine above 0 and below 1")),
+            Rank::Tolerance(t) if t > 0.0 && t < 1.0 => Ok(None),
+            Rank::Tolerance(t) => Err(Error::option("tolerance", t, "a number above 0 and below 1")),
+        }
+    }
+
+    /// The share of `‖A‖_F²` that the factors may lose, for the rules that look at the spectrum: `1 − e`, `ε²`, and of the
+    /// outputs' `1 − q²`.
+    pub fn allowed_loss(self) -> Option<f64> {
+        match self {
+            Rank::Fixed(_) | Rank::Ratio(_) => None,
+            Rank::Energy(e) => Some(1.0 - e),
+            Rank::Tolerance(t) => Some(t * t),
+            Rank::Quality(q) => Some(1.0 - q * q),
         }
     }
 }
@@ -66,13 +97,17 @@ pub fn rank_saves_memory(m: usize, n: usize, k: usize) -> bool {
     (k as u128).checked_mul(m as u128 + n as u128 + 1).is_some_and(|after| after < m as u128 * n as u128)
 }
 
-/// The smallest `k` with `Σ_{i<=k} σ_i² >= energy · norm_squared`, for nonincreasing `spectrum`; all of them if rounding
-/// keeps the sum short of it.
-pub fn rank_for_energy(spectrum: &[f64], norm_squared: f64, energy: f64) -> usize {
-    let mut kept = 0.0;
-    let reached = spectrum.iter().position(|s| {
-        kept += s * s;
-        kept >= energy * norm_squared
-    });
-    reached.map_or(spectrum.len(), |i| i + 1)
+/// The smallest `k >= 1` with `missing + Σ_{i>k} σ_i² <= allowed`, for nonincreasing `spectrum`; all of them if even those are
+/// not enough. `missing` is what the spectrum does not show of `‖A‖_F²`.
+///
+/// The sum runs from the small end, so that it is right to rounding even where it is far below `σ_1²`.
+pub fn rank_for_loss(spectrum: &[f64], missing: f64, allowed: f64) -> usize {
+    let mut lost = missing;
+    for (k, s) in spectrum.iter().enumerate().rev() {
+        lost += s * s;
+        if lost > allowed {
+            return k + 1;
+        }
+    }
+    spectrum.len().min(1)
 }

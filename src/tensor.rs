@@ -404,6 +404,17 @@ impl<'a> TensorRef<'a> {
     }
 }
 
+/// A file as bytes of memory that the system reads when they are touched.
+///
+/// Its elements are plain numbers: whatever another process writes into the file meanwhile, they stay values of their type. What
+/// nobody can rule out is that it cuts the file short; a touch behind the new end is then SIGBUS, not an error.
+#[cfg(feature = "npy")]
+pub(crate) fn map(file: &std::fs::File) -> std::io::Result<memmap2::Mmap> {
+    // SAFETY: the map is read-only and only ever seen as bytes and, through them, as numbers, for which every bit pattern is a
+    // value. The caller documents what a file that is changed while it is mapped does.
+    unsafe { memmap2::Mmap::map(file) }
+}
+
 impl Slice<'_> {
     fn len(&self) -> usize {
         match self {

@@ -287,6 +287,12 @@ fn rank_and_energy_choose_the_rank() {
     assert!(number(&r, "/relative_error").powi(2) <= 0.4 + 1e-6, "{r}");
     let less = report(&["factor", UP, "--rank", &(k - 1).to_string(), "--method", "full"]);
     assert!(number(&less, "/relative_error").powi(2) > 0.4 - 1e-6, "{less}");
+    // A tolerance is the same rule, in the error itself.
+    let same = report(&["factor", UP, "--tolerance", "0.632455532", "--method", "full"]);
+    assert_eq!(same["rank"], k);
+    let r = report(&["factor", UP, "--tolerance", "0.3", "--max-rank", "40"]);
+    assert_eq!(r["rank"], 40);
+    assert!(r["notes"][0].as_str().unwrap().contains("tolerance 0.3"), "{r}");
 }
 
 #[test]
@@ -933,6 +939,10 @@ fn bad_usage() {
         (&["factor", UP, "--energy", "0"], "--energy"),
         (&["factor", UP, "--energy", "1.5"], "--energy"),
         (&["factor", UP, "--energy", "NaN"], "--energy"),
+        (&["factor", UP, "--tolerance", "0"], "--tolerance"),
+        (&["factor", UP, "--tolerance", "1"], "--tolerance"),
+        (&["factor", UP, "--rank", "2", "--max-rank", "3"], "--max-rank"),
+        (&["factor", UP, "--tolerance", "0.5", "--max-rank", "0"], "--max-rank"),
         (&["factor", UP, "--rank", "3", "--threads", "0"], "--threads"),
         (&["factor", UP, "--rank", "3", "--threads", "1000000"], "--threads"),
         (&["factor", UP, "--rank", "3", "--repeat", "0"], "--repeat"),

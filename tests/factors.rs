@@ -4,7 +4,7 @@ mod common;
 
 use common::*;
 use faer::Mat;
-use tensorslim::rank::{rank_for_energy, rank_for_ratio};
+use tensorslim::rank::{rank_for_loss, rank_for_ratio};
 use tensorslim::{DType, Factors, Method, Rank, Split, TensorRef, TruncatedSvd, quality, rank_saves_memory};
 
 fn sample() -> (Mat<f64>, Factors<f64>) {
@@ -106,12 +106,16 @@ fn memory_is_saved_below_a_rank() {
 #[test]
 fn energy_is_that_of_the_whole_matrix() {
     let s = [2.0, 1.0, 1.0];
-    assert_eq!(rank_for_energy(&s, 6.0, 0.5), 1);
-    assert_eq!(rank_for_energy(&s, 6.0, 0.67), 2);
-    assert_eq!(rank_for_energy(&s, 6.0, 1.0), 3);
+    assert_eq!(rank_for_loss(&s, 0.0, 0.5 * 6.0), 1);
+    assert_eq!(rank_for_loss(&s, 0.0, 0.33 * 6.0), 2);
+    assert_eq!(rank_for_loss(&s, 0.0, 0.0), 3);
     // Half of ‖A‖² lies outside of what was computed: no rank reaches 0.9, all of it is the answer.
-    assert_eq!(rank_for_energy(&s, 12.0, 0.9), 3);
-    assert_eq!(rank_for_energy(&s, 12.0, 0.4), 2);
+    assert_eq!(rank_for_loss(&s, 6.0, 0.1 * 12.0), 3);
+    assert_eq!(rank_for_loss(&s, 6.0, 0.6 * 12.0), 2);
+    // The factors of a zero matrix have a rank, too.
+    assert_eq!(rank_for_loss(&[0.0, 0.0], 0.0, 0.0), 1);
+    // Small values are not lost in the sum of the large ones.
+    assert_eq!(rank_for_loss(&[1e8, 1e-4, 1e-4], 0.0, 1.5e-8), 2);
 }
 
 #[test]

@@ -7,7 +7,8 @@ use faer::{Mat, MatRef};
 use half::{bf16, f16};
 use tensorslim::{DType, Element, ErrorKind, Factors, Matrix, Method, Rank, Scalar, Sketch, TruncatedSvd, quality};
 
-const METHODS: [Method; 4] = Method::ALL;
+/// Those that look at the matrix more than once, or have all of it: the others have bounds of their own (`tests/methods.rs`).
+const METHODS: [Method; 4] = [Method::Auto, Method::Full, Method::Gram, Method::Randomized];
 const SKETCHES: [Sketch; 3] = [Sketch::Gaussian, Sketch::Srht, Sketch::SparseSign];
 
 /// Everything that must hold for any factorization: orthonormal factors, ordered σ, and a certificate that is true.

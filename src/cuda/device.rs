@@ -482,6 +482,15 @@ impl Device {
         self.check("copying to the device", done)
     }
 
+    /// Copies a buffer to another one of at least its length.
+    pub(super) fn copy<E: Pod>(&self, from: &Buffer<E>, to: &Buffer<E>) -> Result<()> {
+        debug_assert!(from.len <= to.len);
+        self.enter()?;
+        // SAFETY: both buffers have this many bytes.
+        let done = unsafe { result::memcpy_dtod_async(to.at, from.at, from.len * size_of::<E>(), self.compute) };
+        self.check("copying on the device", done)
+    }
+
     /// Copies elements from `offset` on of a buffer to the host, after all that was enqueued before.
     pub(super) fn download<E: Pod>(&self, buffer: &Buffer<E>, offset: usize, dst: &mut [E]) -> Result<()> {
         debug_assert!(offset + dst.len() <= buffer.len);

@@ -28,7 +28,7 @@ use super::device::{Arguments, Buffer, Device, Event, GRID_Y, Launch, Pinned};
 use super::panel::{DevicePanel, Statistics, statistics};
 use super::sketch;
 use crate::error::{Error, Result};
-use crate::operator::{LinearOperator, Panel, first_not_finite};
+use crate::operator::{FromPanel, LinearOperator, Panel, Watch, first_not_finite};
 use crate::simd::Scalar;
 use crate::sketch::AnySketch;
 use crate::tensor::{DType, Element, MatView, with_view};
@@ -82,6 +82,7 @@ pub struct DeviceMatrix<'a, T> {
     scale: f64,
     norm_squared: f64,
     passes: usize,
+    watch: Watch<'a>,
     arithmetic: PhantomData<T>,
 }
 
@@ -127,6 +128,7 @@ impl<'a, T: Scalar> DeviceMatrix<'a, T> {
             scale: 1.0,
             norm_squared: 0.0,
             passes: 0,
+            watch: Watch::default(),
             arithmetic: PhantomData,
         };
         // What fits as it is stored is swept where it will stay.
@@ -162,9 +164,16 @@ impl<'a, T: Scalar> DeviceMatrix<'a, T> {
         Ok(this)
     }
 
-    /// The matrix stands for `scale · A`, a power of two.
-    pub fn scale(&self) -> f64 {
-        self.scale
+    /// Asks `watch` before every product, or tile of one, whether to go on.
+    #[must_use]
+    pub fn watched(mut self, watch: Watch<'a>) -> Self {
+        self.watch = watch;
+        self
+    }
+
+    /// The device that it lives on.
+    pub fn device(&self) -> &Arc<Device> {
+        &self.device
     }
 
     /// Whether the matrix is on the device, and not streamed through it.
@@ -191,7 +200,12 @@ impl<'a, T: Scalar> DeviceMatrix<'a, T> {
     fn for_each_tile(&mut self, mut f: impl FnMut(usize, usize, &Rows) -> Result<()>) -> Result<()> {
         self.passes += 1;
         match &self.data {
-            Data::Resident(rows) => f(0, self.nrows, rows),
+            Data::Resident(rows) => {
+                self.watch.check()?;
+                f(0, self.nrows, rows)?;
+                self.watch.read((self.nrows * self.ncols * rows.dtype.size()) as u64);
+                Ok(())
+            }
             Data::Streamed { view, tile_rows, dtype } => {
                 let tiles = [
                     Rows::new(&self.device, *tile_rows, self.ncols, *dtype)?,
@@ -199,9 +213,11 @@ impl<'a, T: Scalar> DeviceMatrix<'a, T> {
                 ];
                 let mut loader = Loader::new(&self.device)?;
                 for (i, first) in (0..self.nrows).step_by(*tile_rows).enumerate() {
+                    self.watch.check()?;
                     let count = (*tile_rows).min(self.nrows - first);
                     loader.load(view.subrows(first, count), &tiles[i % 2], self.scale)?;
                     f(first, count, &tiles[i % 2])?;
+                    self.watch.read((count * self.ncols * view.dtype().size()) as u64);
                 }
                 Ok(())
             }
@@ -302,6 +318,10 @@ impl<T: Scalar> LinearOperator<T> for DeviceMatrix<'_, T> {
         self.norm_squared
     }
 
+    fn scale(&self) -> f64 {
+        self.scale
+    }
+
     fn left(&self, l: usize) -> Result<DevicePanel<T>> {
         DevicePanel::zeros(&self.device, self.nrows, l)
     }
@@ -346,7 +366,7 @@ impl<T: Scalar> LinearOperator<T> for DeviceMatrix<'_, T> {
             g.gram_of(tile.operand(0, 0), count, if first == 0 { T::zeroed() } else { T::one() })
         })?;
         g.mirror()?;
-        DeviceMatrix::from_symmetric(g)
+        Ok(DeviceMatrix::from_symmetric(g)?.watched(self.watch.without_reads()))
     }
 
     fn passes(&self) -> usize {
@@ -354,7 +374,35 @@ impl<T: Scalar> LinearOperator<T> for DeviceMatrix<'_, T> {
     }
 }
 
+impl<T: Scalar> FromPanel<T, DevicePanel<T>> for DeviceMatrix<'static, T> {
+    fn from_panel(g: DevicePanel<T>) -> Result<Self> {
+        DeviceMatrix::from_symmetric(g)
+    }
+}
+
 impl<T: Scalar> DeviceMatrix<'static, T> {
+    /// The operator of a small matrix, of any shape, copied to the device as it is: nothing is checked or scaled.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn from_host(device: &Arc<Device>, a: MatRef<'_, T>) -> Result<Self> {
+        // The columns of Aᵀ are the rows of A.
+        let transposed = DevicePanel::from_host(device, a.transpose())?;
+        let norm_squared = transposed.norm_squared()?;
+        let (data, ld) = transposed.into_bytes();
+        Ok(DeviceMatrix {
+            device: device.clone(),
+            data: Data::Resident(Rows { data, dtype: T::DTYPE, ld }),
+            nrows: a.nrows(),
+            ncols: a.ncols(),
+            scale: 1.0,
+            norm_squared,
+            passes: 0,
+            watch: Watch::default(),
+            arithmetic: PhantomData,
+        })
+    }
+
     /// The operator of a symmetric matrix on the device.
     ///
     /// # Errors
@@ -374,6 +422,7 @@ impl<T: Scalar> DeviceMatrix<'static, T> {
             scale: 1.0,
             norm_squared,
             passes: 0,
+            watch: Watch::default(),
             arithmetic: PhantomData,
         })
     }

@@ -24,8 +24,8 @@ use faer::linalg::matmul::matmul;
 use faer::{Accum, MatRef, Par};
 use rayon::prelude::*;
 
-use super::LinearOperator;
 use super::host::{HostContext, HostPanel, mirror, symmetric_product};
+use super::{FromPanel, LinearOperator, Watch};
 use crate::error::{Error, Result};
 use crate::simd::Scalar;
 use crate::simd::convert::convert;
@@ -60,11 +60,13 @@ pub struct Dense<'a, T: Scalar> {
     data: Data<'a, T>,
     /// What the elements are multiplied by on the way in, a power of two.
     scale: f64,
+    largest: f64,
     norm_squared: f64,
     tile: Vec<T>,
     tile_rows: usize,
     context: Arc<HostContext>,
     passes: usize,
+    watch: Watch<'a>,
 }
 
 enum Data<'a, T: Scalar> {
@@ -81,6 +83,12 @@ const fn safe_exponent<T: Scalar>() -> i32 {
     if size_of::<T>() == 4 { 40 } else { 400 }
 }
 
+/// The power of two that brings a matrix with this `max |a|` into the safe range; 1 if it is there.
+pub(super) fn scale_for<T: Scalar>(largest: f64) -> f64 {
+    let exponent = if largest > 0.0 { largest.log2().floor() as i32 } else { 0 };
+    if exponent.abs() > safe_exponent::<T>() { 2f64.powi(-exponent) } else { 1.0 }
+}
+
 impl<'a, T: Scalar> Dense<'a, T> {
     /// Checks the matrix and prepares it. `view` has at least as many rows as columns in a factorization; products
     /// work for any shape.
@@ -93,9 +101,21 @@ impl<'a, T: Scalar> Dense<'a, T> {
         if m == 0 || n == 0 {
             return Err(Error::Empty { shape: vec![m, n] });
         }
-        let Scan { largest, norm_squared } = scan(view, par)?;
-        let exponent = if largest > 0.0 { largest.log2().floor() as i32 } else { 0 };
-        let scale = if exponent.abs() > safe_exponent::<T>() { 2f64.powi(-exponent) } else { 1.0 };
+        let scan = scan(view, par)?;
+        let scale = scale_for::<T>(scan.largest);
+        Ok(Self::scaled(view, scan, scale, par))
+    }
+
+    /// The matrix as it is, for what is linear in it and can bear its range.
+    pub(crate) fn unscaled(view: MatView<'a>, par: Par) -> Result<Self> {
+        if view.nrows() == 0 || view.ncols() == 0 {
+            return Err(Error::Empty { shape: vec![view.nrows(), view.ncols()] });
+        }
+        Ok(Self::scaled(view, scan(view, par)?, 1.0, par))
+    }
+
+    fn scaled(view: MatView<'a>, Scan { largest, norm_squared }: Scan, scale: f64, par: Par) -> Self {
+        let (m, n) = (view.nrows(), view.ncols());
         // 2^-e · (2^-e · ‖A‖²) would overflow at its first factor when ‖A‖² itself does: scan again, scaled.
         let norm_squared = if scale == 1.0 { norm_squared } else { scaled_norm_squared(view, scale, par) };
         let data = match view.typed::<T>() {
@@ -103,20 +123,42 @@ impl<'a, T: Scalar> Dense<'a, T> {
             _ => Data::Tiled(view),
         };
         let tile_rows = if matches!(data, Data::Tiled(_)) { TileParams::default().rows(m, n) } else { 0 };
-        Ok(Dense {
+        Dense {
             data,
             scale,
+            largest: largest * scale,
             norm_squared,
             tile: vec![T::zeroed(); tile_rows * n],
             tile_rows,
             context: HostContext::new(par),
             passes: 0,
-        })
+            watch: Watch::default(),
+        }
     }
 
-    /// The matrix stands for `scale · A`, a power of two.
-    pub fn scale(&self) -> f64 {
-        self.scale
+    /// `max |a|` of what the operator stands for.
+    pub(crate) fn largest(&self) -> f64 {
+        self.largest
+    }
+
+    /// Asks `watch` before every product whether to go on.
+    #[must_use]
+    pub fn watched(mut self, watch: Watch<'a>) -> Self {
+        self.watch = watch;
+        self
+    }
+
+    /// Before a product: whether to go on; and it counts.
+    fn begin_pass(&mut self) -> Result<()> {
+        self.watch.check()?;
+        self.passes += 1;
+        let elements = (self.nrows() * self.ncols()) as u64;
+        let size = match &self.data {
+            Data::Tiled(view) => view.dtype().size(),
+            Data::Direct(_) | Data::Owned(_) => size_of::<T>(),
+        };
+        self.watch.read(elements * size as u64);
+        Ok(())
     }
 
     /// The threads and scratch shared with its panels.
@@ -130,8 +172,8 @@ impl<'a, T: Scalar> Dense<'a, T> {
     }
 
     /// Calls `f(first_row, rows of A as T)` for the whole matrix at once, or tile by tile in order.
-    fn for_each_tile(&mut self, mut f: impl FnMut(usize, MatRef<'_, T>, Par)) {
-        self.passes += 1;
+    fn for_each_tile(&mut self, mut f: impl FnMut(usize, MatRef<'_, T>, Par)) -> Result<()> {
+        self.begin_pass()?;
         let par = self.context.par();
         match &self.data {
             Data::Direct(a) => f(0, *a, par),
@@ -145,11 +187,26 @@ impl<'a, T: Scalar> Dense<'a, T> {
                 }
             }
         }
+        Ok(())
+    }
+}
+
+impl<T: Scalar> Dense<'static, T> {
+    /// The operator of a Gram matrix of which `g` has the lower triangle.
+    pub(super) fn from_gram(mut g: HostPanel<T>, watch: &Watch<'_>) -> Result<Self> {
+        mirror(g.as_mut());
+        // A Gram matrix is no read of the matrix: only the order to stop is passed on.
+        Ok(Dense::from_panel(g)?.watched(watch.without_reads()))
     }
 }
 
 /// Converts a tile into `buffer`, in the orientation of the storage, and returns it as a matrix.
-fn convert_tile<'b, T: Scalar>(view: MatView<'_>, buffer: &'b mut [T], scale: f64, par: Par) -> MatRef<'b, T> {
+pub(super) fn convert_tile<'b, T: Scalar>(
+    view: MatView<'_>,
+    buffer: &'b mut [T],
+    scale: f64,
+    par: Par,
+) -> MatRef<'b, T> {
     let (m, n) = (view.nrows(), view.ncols());
     with_view!(view, a => {
         // Lines are what is contiguous in storage: rows, or columns of a transposed view.
@@ -199,13 +256,14 @@ fn for_each_line<T: Send>(buffer: &mut [T], width: usize, par: Par, f: impl Fn(u
     }
 }
 
-struct Scan {
-    largest: f64,
-    norm_squared: f64,
+/// What one look at all elements tells.
+pub(super) struct Scan {
+    pub(super) largest: f64,
+    pub(super) norm_squared: f64,
 }
 
 /// One pass over `view`: refuses what is not finite, and returns `max |a|` and `‖A‖_F²`.
-fn scan(view: MatView<'_>, par: Par) -> Result<Scan> {
+pub(super) fn scan(view: MatView<'_>, par: Par) -> Result<Scan> {
     let total = reduce_lines(view, par, Statistics::default(), |line| line.statistics(), Statistics::merge);
     if !total.finite {
         return Err(first_not_finite(view));
@@ -214,7 +272,7 @@ fn scan(view: MatView<'_>, par: Par) -> Result<Scan> {
 }
 
 /// `‖scale · A‖_F²`.
-fn scaled_norm_squared(view: MatView<'_>, scale: f64, par: Par) -> f64 {
+pub(super) fn scaled_norm_squared(view: MatView<'_>, scale: f64, par: Par) -> f64 {
     reduce_lines(view, par, 0.0, |line| line.scaled_sum_squares(scale), |a, b| a + b)
 }
 
@@ -302,6 +360,10 @@ impl<T: Scalar> LinearOperator<T> for Dense<'_, T> {
         self.norm_squared
     }
 
+    fn scale(&self) -> f64 {
+        self.scale
+    }
+
     fn left(&self, l: usize) -> Result<HostPanel<T>> {
         Ok(HostPanel::zeros(self.nrows(), l, self.context.clone()))
     }
@@ -314,8 +376,7 @@ impl<T: Scalar> LinearOperator<T> for Dense<'_, T> {
         self.for_each_tile(|first, a, par| {
             let y = y.as_mut().subrows_mut(first, a.nrows());
             matmul(y, Accum::Replace, a, x.as_ref(), T::one(), par);
-        });
-        Ok(())
+        })
     }
 
     fn apply_adjoint(&mut self, y: &HostPanel<T>, x: &mut HostPanel<T>) -> Result<()> {
@@ -323,13 +384,12 @@ impl<T: Scalar> LinearOperator<T> for Dense<'_, T> {
             let accum = if first == 0 { Accum::Replace } else { Accum::Add };
             let y = y.as_ref().subrows(first, a.nrows());
             matmul(x.as_mut(), accum, a.transpose(), y, T::one(), par);
-        });
-        Ok(())
+        })
     }
 
     fn sketch(&mut self, omega: &AnySketch, y: &mut HostPanel<T>) -> Result<()> {
         // The sketches widen on their own, so a tiled matrix is read once here too.
-        self.passes += 1;
+        self.begin_pass()?;
         let (n, par) = (self.ncols(), self.context.par());
         match &self.data {
             Data::Direct(a) => omega.apply(*a, y.as_mut(), par),
@@ -341,8 +401,17 @@ impl<T: Scalar> LinearOperator<T> for Dense<'_, T> {
     }
 
     fn materialize(&mut self, y: &mut HostPanel<T>) -> Result<()> {
-        self.for_each_tile(|first, a, _| y.as_mut().subrows_mut(first, a.nrows()).copy_from(a));
-        Ok(())
+        self.for_each_tile(|first, a, _| y.as_mut().subrows_mut(first, a.nrows()).copy_from(a))
+    }
+
+    fn stream_rows(&mut self, f: &mut dyn FnMut(usize, MatRef<'_, T>) -> Result<()>) -> Result<()> {
+        let mut result = Ok(());
+        self.for_each_tile(|first, rows, _| {
+            if result.is_ok() {
+                result = f(first, rows);
+            }
+        })?;
+        result
     }
 
     fn gram(&mut self) -> Result<Dense<'static, T>> {
@@ -351,21 +420,30 @@ impl<T: Scalar> LinearOperator<T> for Dense<'_, T> {
         self.for_each_tile(|first, a, par| {
             let accum = if first == 0 { Accum::Replace } else { Accum::Add };
             symmetric_product(a.transpose(), g.as_mut(), accum, par);
-        });
-        mirror(g.as_mut());
-        let norm_squared = super::Panel::norm_squared(&g)?;
-        Ok(Dense {
-            data: Data::Owned(g),
-            scale: 1.0,
-            norm_squared,
-            tile: Vec::new(),
-            tile_rows: 0,
-            context: self.context.clone(),
-            passes: 0,
-        })
+        })?;
+        Dense::from_gram(g, &self.watch)
     }
 
     fn passes(&self) -> usize {
         self.passes
+    }
+}
+
+impl<T: Scalar> FromPanel<T, HostPanel<T>> for Dense<'static, T> {
+    fn from_panel(g: HostPanel<T>) -> Result<Self> {
+        let norm_squared = super::Panel::norm_squared(&g)?;
+        let context = g.context().clone();
+        let data = Data::Owned(g);
+        Ok(Dense {
+            data,
+            scale: 1.0,
+            largest: f64::NAN,
+            norm_squared,
+            tile: Vec::new(),
+            tile_rows: 0,
+            context,
+            passes: 0,
+            watch: Watch::default(),
+        })
     }
 }

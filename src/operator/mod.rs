@@ -5,6 +5,7 @@
 //!
 //!   apply          Y = A X                   sketch     Y = A Ω
 //!   apply_adjoint  X = Aᵀ Y                  gram       G = AᵀA, itself an operator on right panels
+//!   stream_rows    rows of A, once
 //! ```
 //!
 //! Panels live where the data lives and only l × l matrices come home, so the algorithms of [`range`](crate::range)
@@ -13,8 +14,8 @@
 //! | operator | left panel (m × l) | right panel (n × l) | product | Gram and inner products of panels |
 //! |---|---|---|---|---|
 //! | [`Dense`], in memory | host | host | GEMM, row tiles widened if A is stored in another type | syrk |
-//! | tiled, out of core | host | host | one pass over the tiles, `X += A_iᵀ Y_i` in tile order | syrk |
-//! | whitened, `A = W L` | W's left | W's right | `W (L X)`, `Lᵀ (Wᵀ Y)` | W's |
+//! | [`Tiled`], out of core | host | host | one pass over the tiles, `X += A_iᵀ Y_i` in tile order | syrk |
+//! | whitened, [`Product`] `A = W L` | W's left | W's right | `W (L X)`, `Lᵀ (Wᵀ Y)` | W's |
 //! | distributed rows | the rank's rows | replicated | local GEMM, `X` all-reduced | local, all-reduced |
 //! | CUDA | device | device | cuBLAS | cuBLAS, l × l copied to the host |
 //!
@@ -24,12 +25,20 @@
 
 mod dense;
 mod host;
+mod tiled;
+mod watch;
+mod whitened;
 
 pub(crate) use dense::first_not_finite;
 pub use dense::{Dense, TileParams};
 pub use host::{HostContext, HostPanel};
+pub(crate) use host::{mirror, symmetric_product};
+pub use tiled::{ReadParams, RowSource, Tiled};
+pub use watch::{Cancel, Watch};
+pub(crate) use whitened::Entries;
+pub use whitened::{FromPanel, GramBy, Product, Root};
 
-use faer::{Accum, MatMut, MatRef};
+use faer::{Accum, Mat, MatMut, MatRef};
 
 use crate::error::Result;
 use crate::qr::Orthonormalization;
@@ -103,8 +112,14 @@ pub trait LinearOperator<T: Scalar> {
     /// Columns, `n`.
     fn ncols(&self) -> usize;
 
-    /// `‖A‖_F²` in f64, known since the input was checked.
+    /// `‖A‖_F²` in f64 of the operator as it stands, [`scale`](Self::scale) included. Known since the input was checked;
+    /// out of core that is at the first product, and NaN before.
     fn norm_squared(&self) -> f64;
+
+    /// The operator stands for `scale · A`, a power of two; final once a product was formed.
+    fn scale(&self) -> f64 {
+        1.0
+    }
 
     /// A left panel of `l` columns, contents unspecified.
     ///
@@ -141,6 +156,21 @@ pub trait LinearOperator<T: Scalar> {
     /// # Errors
     /// What the backend reports.
     fn materialize(&mut self, y: &mut Self::Left) -> Result<()>;
+
+    /// One pass over the rows of `A`, in blocks that come in order: `f(first, rows)`, `rows` of n columns on the host. The
+    /// default brings the whole matrix home at once; whoever holds rows in parts hands out the parts.
+    ///
+    /// # Errors
+    /// What the backend reports, and the first that `f` returns.
+    fn stream_rows(&mut self, f: &mut dyn FnMut(usize, MatRef<'_, T>) -> Result<()>) -> Result<()> {
+        let mut host = Mat::zeros(self.nrows(), self.ncols());
+        {
+            let mut panel = self.left(self.ncols())?;
+            self.materialize(&mut panel)?;
+            panel.copy_to_host(host.as_mut())?;
+        }
+        f(0, host.as_ref())
+    }
 
     /// `G = AᵀA`.
     ///

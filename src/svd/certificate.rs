@@ -53,12 +53,19 @@ pub(super) struct Certificate {
     pub(super) kind: ErrorKind,
 }
 
+impl Certificate {
+    /// Of a zero matrix, which its factors reproduce.
+    pub(super) fn of_zero() -> Self {
+        Certificate { relative_error: 0.0, kind: ErrorKind::Exact }
+    }
+}
+
 /// Columns of the residual probe.
 pub(super) const PROBES: usize = 16;
 
 /// The subtraction is trusted down to this many eps of `‖A‖²`. The image carries a relative error of a few eps (the
 /// orthonormality of the basis, one GEMM), so at 2^8 eps the relative error of the certificate is a few percent at worst.
-const FLOOR_IN_EPS: f64 = 256.0;
+pub(super) const FLOOR_IN_EPS: f64 = 256.0;
 
 /// `‖op − u diag(s) vᵀ‖_F / ‖op‖_F`, 0 for a zero operator. `captured` is `‖image‖²`, `dropped` the singular values of the
 /// image beyond those in `s`.
@@ -72,7 +79,7 @@ pub(super) fn certify<T: Scalar, O: LinearOperator<T>>(
 ) -> Result<Certificate> {
     let norm_squared = op.norm_squared();
     if norm_squared == 0.0 {
-        return Ok(Certificate { relative_error: 0.0, kind: ErrorKind::Exact });
+        return Ok(Certificate::of_zero());
     }
     let tail: f64 = dropped.iter().map(|&s| s.to_f64() * s.to_f64()).sum();
     let rest = (norm_squared - captured + tail) / norm_squared;
@@ -91,14 +98,48 @@ pub(super) fn certify<T: Scalar, O: LinearOperator<T>>(
         c.row_mut(i).iter_mut().for_each(|x| *x *= *s);
     }
     faer::linalg::matmul::matmul(residual.as_mut(), Accum::Add, u, c.as_ref(), -T::one(), faer::Par::Seq);
-    // AnySketch is normalized to E ΩΩᵀ = I; a standard normal probe is √PROBES times its column.
-    let squares: Vec<f64> = (0..PROBES)
-        .map(|j| PROBES as f64 * residual.col(j).iter().map(|&x| x.to_f64() * x.to_f64()).sum::<f64>() / norm_squared)
-        .collect();
-    let mean = squares.iter().sum::<f64>() / PROBES as f64;
-    let variance = squares.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / (PROBES - 1) as f64;
-    let relative_error = mean.sqrt();
-    // d√x = dx / (2√x)
-    let std_dev = if mean > 0.0 { (variance / PROBES as f64).sqrt() / (2.0 * relative_error) } else { 0.0 };
-    Ok(Certificate { relative_error, kind: ErrorKind::Estimate { probes: PROBES, std_dev } })
+    Ok(Spread::of_columns(residual.as_ref(), norm_squared).certificate())
+}
+
+/// Probes of a residual: the mean over the probes of `‖R g‖² / ‖A‖²`, and the standard deviation of that mean.
+pub(super) struct Spread {
+    mean: f64,
+    std_dev: f64,
+}
+
+impl Spread {
+    /// From the probes themselves, `R Ω` with Ω a Gaussian sketch of that many columns.
+    pub(super) fn of_columns<T: Scalar>(residual: MatRef<'_, T>, norm_squared: f64) -> Self {
+        let squares = |j: usize| residual.col(j).iter().map(|&x| x.to_f64() * x.to_f64()).sum::<f64>();
+        Self::of_squares((0..residual.ncols()).map(squares).collect(), norm_squared)
+    }
+
+    /// The same from a panel.
+    pub(super) fn of_panel<T: Scalar, P: Panel<T>>(residual: &P, norm_squared: f64) -> Result<Self> {
+        let mut g = Mat::<T>::zeros(residual.ncols(), residual.ncols());
+        residual.inner(residual, g.as_mut())?;
+        Ok(Self::of_squares((0..residual.ncols()).map(|j| g[(j, j)].to_f64()).collect(), norm_squared))
+    }
+
+    fn of_squares(mut squares: Vec<f64>, norm_squared: f64) -> Self {
+        let count = squares.len() as f64;
+        // AnySketch is normalized to E ΩΩᵀ = I; a standard normal probe is √count times its column.
+        squares.iter_mut().for_each(|x| *x *= count / norm_squared);
+        let mean = squares.iter().sum::<f64>() / count;
+        let variance = squares.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / (count - 1.0);
+        Spread { mean, std_dev: (variance / count).sqrt() }
+    }
+
+    /// Two standard deviations above the mean.
+    pub(super) fn upper(&self) -> f64 {
+        self.mean + 2.0 * self.std_dev
+    }
+
+    /// As a relative error.
+    pub(super) fn certificate(&self) -> Certificate {
+        let relative_error = self.mean.sqrt();
+        // d√x = dx / (2√x)
+        let std_dev = if self.mean > 0.0 { self.std_dev / (2.0 * relative_error) } else { 0.0 };
+        Certificate { relative_error, kind: ErrorKind::Estimate { probes: PROBES, std_dev } }
+    }
 }

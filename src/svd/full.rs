@@ -1,5 +1,6 @@
 //! The optimum: `A = Q R`, then a dense SVD of R. `2 m n² + O(n³)` flops, one full copy of `A` in the arithmetic type.
 
+use super::goal::Goal;
 use super::triplets::Triplets;
 use super::{Method, Solution, note_orthonormalization};
 use crate::error::Result;
@@ -8,7 +9,7 @@ use crate::simd::Scalar;
 
 pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(
     op: &mut O,
-    rank: impl FnOnce(&[T]) -> usize,
+    goal: &Goal,
     par: faer::Par,
 ) -> Result<Solution<T, O>> {
     let width = op.ncols();
@@ -17,6 +18,6 @@ pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(
     let (triplets, how) = Triplets::from_right(None, image, par)?;
     let mut notes = Vec::new();
     note_orthonormalization(&mut notes, "QR of the matrix", &how);
-    let rank = rank(&triplets.s);
-    Ok(Solution { triplets, rank, width, method: Method::Full, sketch: None, notes })
+    let rank = goal.rank(&triplets.s, triplets.captured);
+    Ok(Solution { triplets, rank, width, method: Method::Full, sketch: None, certificate: None, notes })
 }

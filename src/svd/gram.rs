@@ -12,6 +12,7 @@
 
 use faer::{Mat, Par};
 
+use super::goal::Goal;
 use super::triplets::Triplets;
 use super::{Method, Solution, TruncatedSvd, note_orthonormalization, small, stream};
 use crate::error::Result;
@@ -36,7 +37,7 @@ pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(
     op: &mut O,
     how: Eigenvectors,
     width: impl FnOnce(&[T]) -> usize,
-    rank: impl FnOnce(&[T]) -> usize,
+    goal: &Goal,
     par: Par,
 ) -> Result<Solution<T, O>> {
     let (basis, sketch) = match how {
@@ -49,8 +50,8 @@ pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(
     let (triplets, qr) = Triplets::from_right(Some(basis), image, par)?;
     let mut notes = Vec::new();
     note_orthonormalization(&mut notes, "QR of the projected matrix", &qr);
-    let rank = rank(&triplets.s);
-    Ok(Solution { triplets, rank, width, method: Method::Gram, sketch, notes })
+    let rank = goal.rank(&triplets.s, triplets.captured);
+    Ok(Solution { triplets, rank, width, method: Method::Gram, sketch, certificate: None, notes })
 }
 
 /// The eigenvectors of the largest eigenvalues of G, from a dense solver on the host.

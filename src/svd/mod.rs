@@ -11,27 +11,41 @@
 //! known, the best approximation of `A` in that subspace is an SVD of the image, and its error is known exactly by a
 //! subtraction of norms (`certificate.rs`). Wide matrices are factored as their transpose; U and V then change places.
 
+mod blend;
+mod blocked;
 mod certificate;
 mod full;
+mod goal;
 mod gram;
+mod nystrom;
 mod plan;
 mod randomized;
+mod rows;
+mod single_pass;
 mod small;
 mod triplets;
+mod whitened;
 
 use std::time::Instant;
 
+pub use blend::BlendChoice;
 pub use certificate::ErrorKind;
 pub use plan::{Candidate, Plan, Rates};
+pub use rows::RowsPlan;
+pub use single_pass::SinglePass;
 
+use crate::calibration::Calibration;
 use crate::error::{Error, Result};
 use crate::factors::{Factors, Report};
-use crate::operator::{Dense, LinearOperator, Panel, first_not_finite};
+use crate::operator::{Dense, LinearOperator, Panel, Root, Watch, first_not_finite};
 use crate::qr::{Algorithm, Orthonormalization};
 use crate::rank::Rank;
 use crate::simd::Scalar;
 use crate::sketch::Sketch;
 use crate::tensor::{DType, Matrix, TensorRef};
+use crate::whiten::Whitening;
+use certificate::Certificate;
+use goal::Goal;
 use triplets::Triplets;
 
 /// How the factorization is computed.
@@ -49,19 +63,28 @@ pub enum Method {
     Gram,
     /// Randomized range finder with power iterations (Halko, Martinsson, Tropp 2011), orthonormalized at every product.
     Randomized,
+    /// Three sketches of one pass (Tropp, Yurtsever, Udell, Cevher 2019), for matrices that can be seen once; see [`SinglePass`].
+    /// The rank is fixed or bounded by [`TruncatedSvd::max_rank`]; oversampling and power iterations have no effect.
+    SinglePass,
+    /// Generalized Nyström (Nakatsukasa 2020): two sketches of one pass, a quarter of the memory of [`SinglePass`](Method::SinglePass) and a larger
+    /// error. The rank is fixed or bounded by [`TruncatedSvd::max_rank`]; power iterations have no effect.
+    Nystrom,
 }
 
 impl Method {
     /// All methods, in the order of their names in the documentation.
-    pub const ALL: [Method; 4] = [Method::Auto, Method::Full, Method::Gram, Method::Randomized];
+    pub const ALL: [Method; 6] =
+        [Method::Auto, Method::Full, Method::Gram, Method::Randomized, Method::SinglePass, Method::Nystrom];
 
-    /// `"auto"`, `"full"`, `"gram"` or `"randomized"`.
+    /// `"auto"`, `"full"`, `"gram"`, `"randomized"`, `"single-pass"` or `"nystrom"`.
     pub const fn name(self) -> &'static str {
         match self {
             Method::Auto => "auto",
             Method::Full => "full",
             Method::Gram => "gram",
             Method::Randomized => "randomized",
+            Method::SinglePass => "single-pass",
+            Method::Nystrom => "nystrom",
         }
     }
 }
@@ -77,7 +100,7 @@ impl std::str::FromStr for Method {
 
     fn from_str(s: &str) -> Result<Self> {
         (Method::ALL.into_iter().find(|m| m.name() == s))
-            .ok_or_else(|| Error::option("method", s, "auto, full, gram or randomized"))
+            .ok_or_else(|| Error::option("method", s, "auto, full, gram, randomized, single-pass or nystrom"))
     }
 }
 
@@ -112,8 +135,13 @@ pub struct TruncatedSvd {
     oversample: usize,
     power_iterations: usize,
     seed: u64,
+    max_rank: Option<usize>,
     rates: Rates,
     device: Device,
+    memory_limit: Option<usize>,
+    /// What reading the matrix once takes, out of core; 0 in memory.
+    pass_seconds: f64,
+    weighting: whitened::Weighting,
 }
 
 impl TruncatedSvd {
@@ -126,9 +154,20 @@ impl TruncatedSvd {
             oversample: 10,
             power_iterations: 2,
             seed: 0,
+            max_rank: None,
             rates: Rates::default(),
             device: Device::Cpu,
+            memory_limit: None,
+            pass_seconds: 0.0,
+            weighting: whitened::Weighting::default(),
         }
+    }
+
+    /// The same factorization with another rank.
+    #[must_use]
+    pub fn with_rank(mut self, rank: Rank) -> Self {
+        self.rank = rank;
+        self
     }
 
     /// Extra columns `p` of the sketch, `l = k + p` (at most `min(m, n)`).
@@ -159,10 +198,48 @@ impl TruncatedSvd {
         self
     }
 
+    /// The largest rank that a rule which looks at the spectrum ([`Rank::Energy`], [`Rank::Tolerance`]) may return. When it
+    /// ends the search, the report has a note and the error of what is returned.
+    #[must_use]
+    pub fn max_rank(mut self, k: usize) -> Self {
+        self.max_rank = Some(k);
+        self
+    }
+
     /// How to compute it.
     #[must_use]
     pub fn method(mut self, method: Method) -> Self {
         self.method = method;
+        self
+    }
+
+    /// Weighs the error by the inputs that the layer will meet: the factors are then the best of their rank for
+    /// `‖(W − W') Xᵀ‖_F` over the calibration samples, whatever their number and rank. [`Rank::Energy`] is then the energy of the outputs.
+    #[must_use]
+    pub fn calibration(mut self, c: &Calibration) -> Self {
+        self.weighting.calibration = Some(c.clone());
+        self
+    }
+
+    /// How much the calibration is trusted, from 0 (not at all: the plain SVD) to 1 (the default): the moments are taken as
+    /// `b G + (1 − b) μ I`. See [`choose_blend`](Self::choose_blend).
+    #[must_use]
+    pub fn blend(mut self, b: f64) -> Self {
+        self.weighting.blend = b;
+        self
+    }
+
+    /// What of the calibration is used.
+    #[must_use]
+    pub fn whitening(mut self, whitening: Whitening) -> Self {
+        self.weighting.whitening = whitening;
+        self
+    }
+
+    /// The data that [`Rank::Quality`] is measured on; by default the calibration itself, which flatters.
+    #[must_use]
+    pub fn quality_on(mut self, c: &Calibration) -> Self {
+        self.weighting.quality_on = Some(c.clone());
         self
     }
 
@@ -203,35 +280,48 @@ impl TruncatedSvd {
     /// [`Error::Shape`] unless the tensor has two axes, [`Error::NotFinite`], [`Error::Rank`], [`Error::Option`], and
     /// [`Error::Range`] if the largest singular value does not fit `T`; on a GPU also [`Error::Device`].
     pub fn factor<T: Scalar>(&self, w: TensorRef<'_>) -> Result<Factors<T>> {
+        self.factor_watched(w, &Watch::default())
+    }
+
+    /// As [`factor`](Self::factor), asking `watch` before every product whether to go on.
+    ///
+    /// # Errors
+    /// As [`factor`](Self::factor), and [`Error::Cancelled`].
+    pub fn factor_watched<T: Scalar>(&self, w: TensorRef<'_>, watch: &Watch<'_>) -> Result<Factors<T>> {
         let start = Instant::now();
         let view = w.view()?;
         let wide = view.nrows() < view.ncols();
         if let Device::Cuda(ordinal) = self.device {
-            return self.factor_on_cuda(&w, ordinal);
+            return self.factor_on_cuda(&w, ordinal, watch);
         }
         let plan = self.plan::<T>((view.nrows(), view.ncols()), view.dtype())?;
         let tall = if wide { view.transpose() } else { view };
-        let mut op = Dense::<T>::new(tall, crate::current_par()).map_err(|error| match error {
+        let op = Dense::<T>::new(tall, crate::current_par()).map_err(|error| match error {
             // In the caller's rows and columns, not in those of the transpose.
             Error::NotFinite { .. } if wide => first_not_finite(view),
             error => error,
         })?;
-        let scale = op.scale();
-        self.run(&mut op, scale, plan, start)
+        let mut op = op.watched(watch.clone());
+        if self.weighting.is_active(self.rank) {
+            let context = op.context().clone();
+            return whitened::factor(self, op, |l, transposed| Ok(Root::new(l, transposed, context)), view, start);
+        }
+        self.run(&mut op, plan, start)
     }
 
     #[cfg(feature = "cuda")]
-    fn factor_on_cuda<T: Scalar>(&self, w: &TensorRef<'_>, ordinal: usize) -> Result<Factors<T>> {
+    fn factor_on_cuda<T: Scalar>(&self, w: &TensorRef<'_>, ordinal: usize, watch: &Watch<'_>) -> Result<Factors<T>> {
         let device = crate::cuda::Device::shared(ordinal)?;
         let view = w.view()?;
         let tall = if view.nrows() < view.ncols() { view.transpose() } else { view };
         // A plan that is refused is refused before anything is copied.
         self.plan::<T>((view.nrows(), view.ncols()), view.dtype())?;
-        self.factor_loaded(w, crate::cuda::DeviceMatrix::new(&device, tall))
+        let loaded = crate::cuda::DeviceMatrix::new(&device, tall).map(|op| op.watched(watch.clone()));
+        self.factor_loaded(w, loaded)
     }
 
     #[cfg(not(feature = "cuda"))]
-    fn factor_on_cuda<T: Scalar>(&self, _: &TensorRef<'_>, ordinal: usize) -> Result<Factors<T>> {
+    fn factor_on_cuda<T: Scalar>(&self, _: &TensorRef<'_>, ordinal: usize, _: &Watch<'_>) -> Result<Factors<T>> {
         let detail = format_args!("device {ordinal}: this build has no support for CUDA");
         Err(Error::device(crate::error::DeviceFault::NotBuilt, detail))
     }
@@ -247,11 +337,18 @@ impl TruncatedSvd {
         let view = w.view()?;
         let plan = self.plan::<T>((view.nrows(), view.ncols()), view.dtype())?;
         let mut op = loaded.map_err(|error| match error {
+            // In the caller's rows and columns, not in those of the transpose.
             Error::NotFinite { .. } => first_not_finite(view),
             error => error,
         })?;
-        let scale = op.scale();
-        self.run(&mut op, scale, plan, start)
+        if self.weighting.is_active(self.rank) {
+            let device = op.device().clone();
+            let root = |l: crate::operator::Entries<T>, transposed| {
+                crate::cuda::DeviceMatrix::from_host(&device, l.dense(transposed).as_ref())
+            };
+            return whitened::factor(self, op, root, view, start);
+        }
+        self.run(&mut op, plan, start)
     }
 
     /// Factors whatever can be multiplied: a tiled, whitened, distributed or device matrix. `op` is tall or square;
@@ -266,22 +363,36 @@ impl TruncatedSvd {
             let got = format_args!("{m}×{n}; hand over its transpose");
             return Err(Error::shape("factor_operator", "at least as many rows as columns", got));
         }
+        if self.weighting.is_active(self.rank) {
+            return Err(Error::option(
+                "calibration",
+                "an operator",
+                "a matrix in memory, or a Product of the operator with its root",
+            ));
+        }
         let plan = self.plan::<T>((m, n), T::DTYPE)?;
-        self.run(op, 1.0, plan, start)
+        self.run(op, plan, start)
     }
 
     /// Solves, brings the factors home and certifies them. `op` is `scale · A`, or `scale · Aᵀ` when A is wide.
-    fn run<T: Scalar, O: LinearOperator<T>>(
+    fn run<T: Scalar, O: LinearOperator<T>>(&self, op: &mut O, plan: Plan, start: Instant) -> Result<Factors<T>> {
+        let goal = plan.goal(op.norm_squared());
+        let solution = plan.solve(self, op, &goal, crate::current_par())?;
+        self.finish(op, plan, solution, Some(&goal), start)
+    }
+
+    /// Brings the factors home and certifies them, against `goal` if it is one for `op`.
+    fn finish<T: Scalar, O: LinearOperator<T>>(
         &self,
         op: &mut O,
-        scale: f64,
         plan: Plan,
+        solution: Solution<T, O>,
+        goal: Option<&Goal>,
         start: Instant,
     ) -> Result<Factors<T>> {
         let (m, n) = plan.shape;
         let wide = m < n;
-        let Solution { triplets, rank: k, width, method, sketch, notes } =
-            plan.solve(self, op, crate::current_par())?;
+        let Solution { triplets, rank: k, width, method, sketch, certificate, mut notes } = solution;
 
         let mut u = Matrix::zeros(m, k);
         let mut vt = Matrix::zeros(k, n);
@@ -293,27 +404,22 @@ impl TruncatedSvd {
         fix_signs(&mut u, &mut vt);
         let (left, right) =
             if wide { (vt.as_ref().transpose(), u.as_ref()) } else { (u.as_ref(), vt.as_ref().transpose()) };
-        let certificate = certificate::certify(op, left, spectrum.split_at(k), right, triplets.captured, self.seed)?;
+        let scale = op.scale();
+        let certificate = match certificate {
+            Some(certificate) => certificate,
+            None => certificate::certify(op, left, spectrum.split_at(k), right, triplets.captured, self.seed)?,
+        };
+        notes.extend(goal.and_then(|goal| goal.shortfall(k, certificate.relative_error)));
         let s = unscale(&spectrum[..k], scale)?;
+        let spectrum = spectrum.iter().map(|&s| s.to_f64() / scale).collect();
+        let norm = op.norm_squared().sqrt() / scale;
         let report = Report {
-            shape: (m, n),
-            dtype: plan.dtype,
-            precision: T::DTYPE,
-            rank: k,
             method,
             peak_bytes: plan.peak_bytes_of(method, width, k),
-            reason: plan.reason,
             sketch,
-            seed: self.seed,
-            oversample: width - k,
-            power_iterations: self.power_iterations,
-            norm: op.norm_squared().sqrt() / scale,
-            spectrum: spectrum.iter().map(|&s| s.to_f64() / scale).collect(),
-            relative_error: certificate.relative_error,
-            error_kind: certificate.kind,
             passes: op.passes(),
-            elapsed: start.elapsed(),
             notes,
+            ..plan.report(self, (k, width), spectrum, norm, &certificate, start.elapsed())
         };
         Ok(Factors::new(u, s, vt, report))
     }
@@ -325,6 +431,16 @@ mod stream {
     pub(super) const RANGE: u64 = 0;
     /// The certificate's probes.
     pub(super) const PROBES: u64 = 1;
+    /// The probes that end the search for a rank.
+    pub(super) const STOP: u64 = 2;
+    /// The Υ of one pass.
+    pub(super) const CORANGE: u64 = 3;
+    /// Its Φ.
+    pub(super) const CORE_LEFT: u64 = 4;
+    /// Its Ψ.
+    pub(super) const CORE_RIGHT: u64 = 5;
+    /// The Ω of the first block of that search; the next ones follow.
+    pub(super) const BLOCKS: u64 = 1 << 32;
 }
 
 /// What a method hands to the driver.
@@ -337,6 +453,8 @@ struct Solution<T: Scalar, O: LinearOperator<T>> {
     /// The method that gave them, after any fallback.
     method: Method,
     sketch: Option<Sketch>,
+    /// The error, if the method has measured it.
+    certificate: Option<Certificate>,
     notes: Vec<String>,
 }
 

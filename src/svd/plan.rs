@@ -17,15 +17,22 @@
 //! size the buffers.
 
 use std::fmt;
+use std::time::Duration;
 
 use faer::Par;
 
+use super::certificate::Certificate;
+use super::goal::Goal;
 use super::gram::{self, Eigenvectors};
-use super::{Method, Solution, TruncatedSvd, certificate, full, randomized, small};
+use super::single_pass::Sizes;
+use super::triplets::Triplets;
+use super::{Method, Solution, TruncatedSvd, blocked, certificate, full, randomized, single_pass, small};
 use crate::error::{Error, Result};
+use crate::factors::Report;
 use crate::operator::{Dense, HostPanel, LinearOperator};
-use crate::rank::{Rank, rank_for_energy};
+use crate::rank::Rank;
 use crate::simd::Scalar;
+use crate::sketch::Sketch;
 use crate::tensor::DType;
 
 /// What the machine does of each kind of work, in f32; f64 is taken at half of it. The defaults were measured by the
@@ -44,11 +51,13 @@ pub struct Rates {
     pub eigen: f64,
     /// A sketch from an operator in memory, elements of `A` per second.
     pub sketch: f64,
+    /// Reading a matrix that is not in memory, bytes per second: a file in the page cache, or a good disk.
+    pub read: f64,
 }
 
 impl Default for Rates {
     fn default() -> Self {
-        Rates { gemm: 380e9, syrk: 330e9, orthonormalize: 180e9, svd: 5e-10, eigen: 1.5e-10, sketch: 4e9 }
+        Rates { gemm: 380e9, syrk: 330e9, orthonormalize: 180e9, svd: 5e-10, eigen: 1.5e-10, sketch: 4e9, read: 2e9 }
     }
 }
 
@@ -78,7 +87,7 @@ pub struct Plan {
     pub reason: String,
     /// The rank, where the shape decides it.
     pub rank: Option<usize>,
-    /// Columns of the panels, `l = min(k + p, min(m, n))`; all of them where the spectrum decides the rank.
+    /// Columns of the panels, `l = min(k + p, min(m, n))`; the most there can be where the spectrum decides the rank.
     pub width: usize,
     /// All methods that would do, cheapest first.
     pub candidates: Vec<Candidate>,
@@ -90,6 +99,8 @@ pub struct Plan {
     /// The arithmetic.
     pub precision: DType,
     rank_rule: Rank,
+    /// The largest rank to return.
+    max_rank: usize,
 }
 
 impl Plan {
@@ -100,7 +111,16 @@ impl Plan {
         }
         let (m, n) = (rows.max(cols), rows.min(cols));
         let rank = options.rank.from_shape(m, n)?;
-        let width = rank.map_or(n, |k| k.saturating_add(options.oversample).min(n));
+        let max_rank = match options.max_rank {
+            Some(0) => return Err(Error::Rank { rank: 0, max: n }),
+            Some(k) => k.min(n),
+            None => n,
+        };
+        let once = matches!(options.method, Method::SinglePass | Method::Nystrom);
+        if once && rank.is_none() && options.max_rank.is_none() {
+            return Err(Error::option("max_rank", "none", "one: a single pass has to know how much to keep"));
+        }
+        let width = rank.unwrap_or(max_rank).saturating_add(options.oversample).min(n);
         let mut plan = Plan {
             shape,
             method: options.method,
@@ -113,28 +133,51 @@ impl Plan {
             dtype,
             precision: T::DTYPE,
             rank_rule: options.rank,
+            max_rank,
         };
         let all = [
             (Method::Full, None),
             (Method::Gram, Some(Eigenvectors::Dense)),
             (Method::Gram, Some(Eigenvectors::Iterated)),
             (Method::Randomized, None),
+            // Less accurate than the others: only where one pass is all there is.
+            (Method::SinglePass, None),
+            (Method::Nystrom, None),
         ];
         for (method, detail) in all {
             // Without a rank there is no panel width for subspace iteration; the spectrum has to be seen first.
             if rank.is_none() && detail == Some(Eigenvectors::Iterated) {
                 continue;
             }
-            let (seconds, passes) = estimate::<T>(options, m, n, width, method, detail);
-            let peak_bytes = plan.bytes(method, detail, width, rank.unwrap_or(n));
+            let looks_once = matches!(method, Method::SinglePass | Method::Nystrom);
+            if looks_once && method != options.method {
+                continue;
+            }
+            if looks_once {
+                plan.width = Sizes::new(method, (m, n), rank.unwrap_or(max_rank), options.oversample).range;
+            }
+            // A rank that the spectrum decides is taken for a quarter of what it can be.
+            let width = if looks_once { plan.width } else { width };
+            let expected = if rank.is_some() || looks_once { width } else { width.div_ceil(4).max(32).min(width) };
+            let (seconds, passes) = estimate::<T>(options, m, n, expected, method, detail);
+            let seconds = seconds.max(passes as f64 * options.pass_seconds);
+            let peak_bytes = plan.bytes(method, detail, width, rank.unwrap_or(max_rank));
             plan.candidates.push(Candidate { method, detail, seconds, passes, peak_bytes });
         }
         plan.candidates.sort_by(|a, b| a.seconds.total_cmp(&b.seconds));
+        // The Gram matrix resolves σ down to √eps σ_1, so that it cannot show a loss near that.
+        let out_of_depth = rank.is_none() && plan.goal(1.0).is_below_floor::<T>();
         let allowed = |c: &&Candidate| match options.method {
-            // Growing a randomized panel until the energy is reached repeats its work; the exact ones see the spectrum at once.
-            Method::Auto => rank.is_some() || c.method != Method::Randomized,
+            Method::Auto => !(out_of_depth && c.method == Method::Gram),
             method => c.method == method,
         };
+        if let Some(limit) = options.memory_limit {
+            let least = plan.candidates.iter().filter(allowed).map(|c| c.peak_bytes).min().unwrap_or(0);
+            if least > limit {
+                return Err(Error::Memory { limit, least });
+            }
+            plan.candidates.retain(|c| c.peak_bytes <= limit);
+        }
         let chosen = plan.candidates.iter().find(allowed).expect("each method has a candidate").clone();
         plan.reason = match options.method {
             Method::Auto => {
@@ -163,72 +206,93 @@ impl Plan {
         self.bytes(method, self.detail, width, rank).max(after_fallback)
     }
 
+    /// What the factors must reach, for an operator of this squared norm.
+    pub(super) fn goal(&self, norm_squared: f64) -> Goal {
+        Goal::new(self.rank, self.rank_rule, self.max_rank, norm_squared)
+    }
+
+    /// Columns of the sketches of one pass over an operator of this shape, which is the plan's or its transpose.
+    pub(super) fn sizes(&self, options: &TruncatedSvd, shape: (usize, usize)) -> Sizes {
+        Sizes::new(self.method, shape, self.rank.unwrap_or(self.max_rank), options.oversample)
+    }
+
+    /// The report of factors of rank k from panels of `width` columns, by the method as planned.
+    pub(super) fn report(
+        &self,
+        options: &TruncatedSvd,
+        (rank, width): (usize, usize),
+        spectrum: Vec<f64>,
+        norm: f64,
+        certificate: &Certificate,
+        elapsed: Duration,
+    ) -> Report {
+        Report {
+            shape: self.shape,
+            dtype: self.dtype,
+            precision: self.precision,
+            rank,
+            method: self.method,
+            reason: self.reason.clone(),
+            sketch: Some(options.sketch),
+            seed: options.seed,
+            oversample: width - rank,
+            power_iterations: options.power_iterations,
+            norm,
+            spectrum,
+            relative_error: certificate.relative_error,
+            error_kind: certificate.kind,
+            passes: 0,
+            peak_bytes: self.peak_bytes,
+            elapsed,
+            activation: None,
+            notes: Vec::new(),
+        }
+    }
+
     /// Runs the plan, falling back where the result shows that the method was out of its depth.
     pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(
         &self,
         options: &TruncatedSvd,
         op: &mut O,
+        goal: &Goal,
         par: Par,
     ) -> Result<Solution<T, O>> {
-        let norm_squared = op.norm_squared();
-        let to_f64 = |s: &[T]| -> Vec<f64> { s.iter().map(|&s| s.to_f64()).collect() };
-        let by_energy = |s: &[T], energy: f64| rank_for_energy(&to_f64(s), norm_squared, energy);
-        let choose = |s: &[T]| match (self.rank, self.rank_rule) {
-            (Some(k), _) => k,
-            (None, Rank::Energy(energy)) => by_energy(s, energy),
-            (None, rule) => unreachable!("{rule} is decided by the shape"),
+        let randomized = |op: &mut O| match self.rank {
+            Some(_) => randomized::solve(options, op, self.width, goal, par),
+            None => blocked::solve(options, op, goal, self.width, par),
         };
-        match (self.method, self.rank_rule) {
-            (Method::Full, _) => full::solve(op, choose, par),
-            (Method::Gram, rule) => {
+        match self.method {
+            Method::Full => full::solve(op, goal, par),
+            Method::Gram => {
                 let how = self.detail.expect("the Gram route has a detail");
-                let width = |squares: &[T]| match rule {
-                    Rank::Energy(energy) => {
-                        let spectrum: Vec<f64> = squares.iter().map(|&x| x.to_f64().max(0.0).sqrt()).collect();
-                        (rank_for_energy(&spectrum, norm_squared, energy) + options.oversample).min(squares.len())
+                // All of σ² is there, so that nothing is missing.
+                let width = |squares: &[T]| match self.rank {
+                    Some(_) => self.width,
+                    None => {
+                        let s: Vec<T> = squares.iter().map(|&x| T::from_f64(x.to_f64().max(0.0).sqrt())).collect();
+                        (goal.rank_given(&s, 0.0) + options.oversample).min(self.width)
                     }
-                    _ => self.width,
                 };
-                let solution = gram::solve(options, op, how, width, choose, par)?;
-                let short = matches!(rule, Rank::Energy(energy)
-                    if solution.width < op.ncols() && !reaches_energy(&to_f64(&solution.triplets.s), norm_squared, energy));
-                if short || gram::reaches_floor(&solution.triplets.s, solution.rank) && norm_squared > 0.0 {
-                    let mut next = match rule {
-                        Rank::Energy(_) => full::solve(op, choose, par)?,
-                        _ => randomized::solve(options, op, self.width, choose, par)?,
-                    };
+                let solution = gram::solve(options, op, how, width, goal, par)?;
+                let Triplets { s, captured, .. } = &solution.triplets;
+                let short = solution.width < self.width && !goal.is_reached_by::<T>(*captured);
+                if short || gram::reaches_floor(s, solution.rank) && op.norm_squared() > 0.0 {
+                    let rank = solution.rank;
+                    drop(solution);
+                    let mut next = randomized(op)?;
                     next.notes.push(format!(
-                        "σ_{} is near the rounding of the Gram matrix (√eps σ_1); fell back to {}",
-                        solution.rank, next.method
+                        "σ_{rank} is near the rounding of the Gram matrix (√eps σ_1); fell back to {}",
+                        next.method
                     ));
                     return Ok(next);
                 }
                 Ok(solution)
             }
-            (Method::Randomized, Rank::Energy(energy)) => {
-                let mut width = (32 + options.oversample).min(op.ncols());
-                loop {
-                    let mut solution = randomized::solve(options, op, width, choose, par)?;
-                    let s = to_f64(&solution.triplets.s);
-                    // The last p columns are there to make the others accurate; the rank must be found without them.
-                    let trusted = if width == op.ncols() { width } else { width - options.oversample.min(width - 1) };
-                    if width == op.ncols() || reaches_energy(&s[..trusted], norm_squared, energy) {
-                        if width > 32 + options.oversample {
-                            solution.notes.push(format!("the panel grew to {width} columns to reach the energy"));
-                        }
-                        return Ok(solution);
-                    }
-                    width = (2 * width).min(op.ncols());
-                }
-            }
-            (Method::Randomized, _) => randomized::solve(options, op, self.width, choose, par),
-            (Method::Auto, _) => unreachable!("a plan names a method"),
+            Method::Randomized => randomized(op),
+            Method::SinglePass | Method::Nystrom => single_pass::solve(options, op, self, goal, par),
+            Method::Auto => unreachable!("a plan names a method"),
         }
     }
-}
-
-fn reaches_energy(spectrum: &[f64], norm_squared: f64, energy: f64) -> bool {
-    spectrum.iter().map(|s| s * s).sum::<f64>() >= energy * norm_squared
 }
 
 /// Seconds and passes of a method.
@@ -262,6 +326,26 @@ fn estimate<T: Scalar>(
             let steps = gram::gram_steps(q) as f64;
             let iterations = (steps - 1.0) * product(nf, nf) + steps * orthonormalize(nf, lf);
             (g + iterations + product(mf, nf) + orthonormalize(mf, lf) + tail, 2)
+        }
+        (Method::SinglePass | Method::Nystrom, _) => {
+            let Sizes { range, corange, core: (s1, s2) } = Sizes::with_range(method, (m, n), l);
+            let sketch = |columns: usize| match options.sketch {
+                Sketch::Gaussian => 2.0 * mf * nf * columns as f64 / rates.gemm,
+                _ => mf * nf / rates.sketch,
+            };
+            let core = if s1 > 0 { sketch(s2) + 2.0 * mf * (s1 * s2) as f64 / rates.gemm } else { 0.0 };
+            let (rf, sf) = (range as f64, s1.max(s2).max(corange) as f64);
+            let orths = orthonormalize(mf, rf) + orthonormalize(nf, rf) + 2.0 * orthonormalize(sf, rf);
+            let small = rates.svd * rf.powi(3) + 2.0 * (mf + nf) * rf * rf / rates.gemm;
+            (sketch(range) + sketch(corange) + core + orths + small, 1)
+        }
+        _ if options.rank.allowed_loss().is_some() => {
+            // Every round of every block is made orthogonal to the blocks before it, twice.
+            let rounds = steps.max(1.0);
+            let products = (2.0 * rounds + 1.0) * product(mf, nf);
+            let orths =
+                rounds * (orthonormalize(mf, lf) + 4.0 * mf * lf * lf / rates.gemm) + 2.0 * orthonormalize(nf, lf);
+            (products + orths + tail, blocked::passes(l, q))
         }
         _ => {
             let products = (2.0 * steps + 1.0) * product(mf, nf) + mf * nf / rates.sketch;
@@ -311,6 +395,9 @@ impl Footprint {
                 let scratch = orthonormalize(n, l);
                 let g = scratch + panel(n, n) + 2 * panel(n, l);
                 g.max(orthonormalize(m, l).max(scratch) + panel(n, l) + panel(m, l) + finish(l))
+            }
+            (Method::SinglePass | Method::Nystrom, _) => {
+                return tile + single_pass::peak_bytes::<T>((m, n), Sizes::with_range(method, (m, n), l), k);
             }
             _ => orthonormalize(m, l).max(orthonormalize(n, l)) + panel(m, l) + panel(n, l) + finish(l),
         };

@@ -3,6 +3,7 @@
 
 use faer::Par;
 
+use super::goal::Goal;
 use super::triplets::Triplets;
 use super::{Method, Solution, TruncatedSvd, note_orthonormalization, stream};
 use crate::error::Result;
@@ -15,7 +16,7 @@ pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(
     options: &TruncatedSvd,
     op: &mut O,
     width: usize,
-    rank: impl FnOnce(&[T]) -> usize,
+    goal: &Goal,
     par: Par,
 ) -> Result<Solution<T, O>> {
     let omega = AnySketch::new(options.sketch, op.ncols(), width, options.seed, stream::RANGE)?;
@@ -25,6 +26,14 @@ pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(
     let (triplets, how) = Triplets::from_left(y, x, par)?;
     let mut notes = Vec::new();
     note_orthonormalization(&mut notes, "QR of the projected matrix", &how);
-    let rank = rank(&triplets.s);
-    Ok(Solution { triplets, rank, width, method: Method::Randomized, sketch: Some(options.sketch), notes })
+    let rank = goal.rank(&triplets.s, triplets.captured);
+    Ok(Solution {
+        triplets,
+        rank,
+        width,
+        method: Method::Randomized,
+        sketch: Some(options.sketch),
+        certificate: None,
+        notes,
+    })
 }

@@ -8,7 +8,7 @@
 //! The panels stay where they are, uncombined; [`Triplets::bring_home`] forms only the columns that are kept. Going
 //! through R and not through the Gram matrix of the image keeps U and V orthonormal to rounding, and small σ accurate.
 
-use faer::{Mat, MatMut, Par};
+use faer::{Accum, Mat, MatMut, Par};
 
 use super::small::{self, SmallSvd};
 use super::{Orthonormalization, Panel};
@@ -23,6 +23,15 @@ pub(super) struct Vectors<T, P> {
 }
 
 impl<T: Scalar, P: Panel<T>> Vectors<T, P> {
+    /// The first `k` vectors as a panel.
+    pub(super) fn form(&self, k: usize, dst: &mut P) -> Result<()> {
+        let c = self.coefficients.as_ref().subcols(0, k);
+        match &self.panel {
+            Some(panel) => dst.multiply(Accum::Replace, panel, c, T::one()),
+            None => dst.copy_from_host(c),
+        }
+    }
+
     fn bring_home(&self, k: usize, mut dst: MatMut<'_, T>) -> Result<()> {
         let c = self.coefficients.as_ref().subcols(0, k);
         match &self.panel {

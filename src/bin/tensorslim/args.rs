@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::{Args, Parser, Subcommand};
-use tensorslim::{DType, Device, Method, Rank, Sketch};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use tensorslim::{DType, Device, Method, Rank, Sketch, Whitening};
 
 /// Low-rank factors of neural-network weights.
 #[derive(Parser)]
@@ -20,8 +20,14 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Factors one weight: W ≈ U · diag(s) · Vᵀ.
     Factor(FactorArgs),
+    /// Factors every weight in files and directories; can be stopped and gone on with, and divided among machines.
+    Batch(Box<BatchArgs>),
+    /// Checks the shards of a batch and writes one summary: CSV, JSON and an HTML page.
+    Merge(MergeArgs),
     /// SRHT against Gaussian against sparse sign on this machine: tables, CSV, JSON and one HTML page.
     Bench(BenchArgs),
+    /// Gathers the inputs of a layer into statistics for `factor --calibration`; merges such statistics.
+    Calibrate(CalibrateArgs),
     /// Says what this machine offers: instruction sets, threads, memory, GPU, MPI.
     Info(InfoArgs),
 }
@@ -42,8 +48,12 @@ pub(crate) struct FactorArgs {
     #[command(flatten)]
     pub(crate) rank: RankArgs,
 
+    /// Keep at most K, whatever --energy or --tolerance ask for
+    #[arg(long, value_name = "K", allow_negative_numbers = true, value_parser = positive_rank, conflicts_with_all = ["rank", "ratio"])]
+    pub(crate) max_rank: Option<usize>,
+
     /// How to factor
-    #[arg(long, default_value = "auto", value_parser = one_of::<Method>(&["auto", "full", "gram", "randomized"]))]
+    #[arg(long, default_value = "auto", value_parser = one_of::<Method>(&["auto", "full", "gram", "randomized", "single-pass", "nystrom"]))]
     pub(crate) method: Method,
 
     /// Random matrix that the gram and randomized methods start from [default: srht]
@@ -79,6 +89,26 @@ pub(crate) struct FactorArgs {
     #[arg(long)]
     pub(crate) bf16: bool,
 
+    /// Use at most so many bytes (suffixes K, M, G are powers of 1024); a weight that does not fit is read in tiles
+    #[arg(long, value_name = "BYTES", allow_negative_numbers = true, value_parser = byte_count)]
+    pub(crate) memory_limit: Option<usize>,
+
+    /// Weigh errors by these inputs of the layer: samples as rows, or statistics from `calibrate`; may be repeated
+    #[arg(long, value_name = "X.npy|STATS")]
+    pub(crate) calibration: Vec<PathBuf>,
+
+    /// How much the calibration is trusted, from 0 (plain) to 1; auto keeps parts of the samples aside to find out [default: 1]
+    #[arg(long, value_name = "B", requires = "calibration", allow_negative_numbers = true, value_parser = blend)]
+    pub(crate) blend: Option<Blend>,
+
+    /// What of the calibration is used: all second moments, or the scale of each input alone
+    #[arg(long, requires = "calibration", default_value = "full", value_parser = one_of::<Whitening>(&["full", "diagonal"]))]
+    pub(crate) whitening: Whitening,
+
+    /// Leave out and count samples of the calibration that are not finite
+    #[arg(long, requires = "calibration")]
+    pub(crate) skip_non_finite: bool,
+
     /// Measure the output error on these inputs of the layer; rows are samples
     #[arg(long, value_name = "X.npy")]
     pub(crate) evaluate: Option<PathBuf>,
@@ -87,9 +117,14 @@ pub(crate) struct FactorArgs {
     #[arg(long, value_name = "N", allow_negative_numbers = true, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) repeat: u32,
 
-    /// Write u.npy, s.npy, vt.npy and report.json here; the directory is created
+    /// Write the factors and report.json here; the directory is created
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
+
+    /// What is written: u.npy, s.npy and vt.npy; the two layers up.npy and down.npy; or rows.npy (rows of the product),
+    /// coefficients.npy and pivots.npy
+    #[arg(long, value_enum, requires = "out", default_value = "svd")]
+    pub(crate) form: Form,
 
     /// Element type of the written factors [default: that of --precision]
     #[arg(long, requires = "out", value_parser = one_of::<DType>(&["f16", "bf16", "f32", "f64"]))]
@@ -102,6 +137,196 @@ pub(crate) struct FactorArgs {
     /// Print the plan first: the methods considered and their estimated costs
     #[arg(long)]
     pub(crate) explain: bool,
+}
+
+/// How much the calibration is trusted.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Blend {
+    Auto,
+    Fixed(f64),
+}
+
+fn blend(text: &str) -> Result<Blend, String> {
+    match text.parse() {
+        _ if text == "auto" => Ok(Blend::Auto),
+        Ok(b) if (0.0..=1.0).contains(&b) => Ok(Blend::Fixed(b)),
+        _ => Err("give a number from 0 to 1, or auto".into()),
+    }
+}
+
+/// What is written of the factors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Form {
+    Svd,
+    Split,
+    Pivot,
+}
+
+#[derive(Args)]
+pub(crate) struct CalibrateArgs {
+    /// Inputs of the layer, rows are samples, and statistics from earlier runs
+    #[arg(value_name = "X.npy|STATS", required = true)]
+    pub(crate) inputs: Vec<PathBuf>,
+
+    /// Write the statistics here
+    #[arg(long, value_name = "STATS")]
+    pub(crate) out: PathBuf,
+
+    /// Multiply in f32: twice as fast, right to 1e-6
+    #[arg(long, conflicts_with = "factor")]
+    pub(crate) fast: bool,
+
+    /// Keep the triangular factor of the samples and not their Gram matrix: small directions keep twice the digits
+    #[arg(long)]
+    pub(crate) factor: bool,
+
+    /// Leave out and count samples that are not finite
+    #[arg(long)]
+    pub(crate) skip_non_finite: bool,
+
+    /// Threads [default: one per core]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) threads: Option<u16>,
+
+    /// Take two-byte elements without a type (`<V2`, as ml_dtypes saves bfloat16) for bfloat16
+    #[arg(long)]
+    pub(crate) bf16: bool,
+
+    /// Print one JSON object instead of the table
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct BatchArgs {
+    /// Weights, and directories that are searched for .npy files; arrays of one axis are left as they are
+    #[arg(value_name = "FILE|DIR", required = true)]
+    pub(crate) inputs: Vec<PathBuf>,
+
+    /// Write a directory for each weight, journal.jsonl and manifest.json here
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+
+    /// Patterns and their options, in TOML
+    #[arg(long, value_name = "FILE.toml")]
+    pub(crate) config: Option<PathBuf>,
+
+    /// Factor only weights whose name matches; may be repeated
+    #[arg(long, value_name = "GLOB")]
+    pub(crate) only: Vec<String>,
+
+    /// Leave weights whose name matches as they are; may be repeated
+    #[arg(long, value_name = "GLOB")]
+    pub(crate) keep: Vec<String>,
+
+    /// Keep K singular values
+    #[arg(long, value_name = "K", allow_negative_numbers = true, conflicts_with_all = ["ratio", "energy", "tolerance", "budget"], required_unless_present_any = ["ratio", "energy", "tolerance", "budget", "config"], value_parser = positive_rank)]
+    pub(crate) rank: Option<usize>,
+
+    /// Keep as many as make the factors at least R times smaller than each weight
+    #[arg(long, value_name = "R", allow_negative_numbers = true, conflicts_with_all = ["energy", "tolerance", "budget"], value_parser = positive)]
+    pub(crate) ratio: Option<f64>,
+
+    /// Keep as many as hold this share of each weight's squared Frobenius norm
+    #[arg(long, value_name = "E", allow_negative_numbers = true, conflicts_with_all = ["tolerance", "budget"], value_parser = share)]
+    pub(crate) energy: Option<f64>,
+
+    /// Keep as many as bring each relative error down to T
+    #[arg(long, value_name = "T", allow_negative_numbers = true, conflicts_with = "budget", value_parser = tolerance)]
+    pub(crate) tolerance: Option<f64>,
+
+    /// Keep at most K, whatever the energy or the error
+    #[arg(long, value_name = "K", allow_negative_numbers = true, value_parser = positive_rank)]
+    pub(crate) max_rank: Option<usize>,
+
+    /// Share ranks so that the factors together are at least R times smaller than the weights together, at the least error
+    #[arg(long, value_name = "R", allow_negative_numbers = true, value_parser = positive)]
+    pub(crate) budget: Option<f64>,
+
+    /// How to factor [default: auto]
+    #[arg(long, value_parser = one_of::<Method>(&["auto", "full", "gram", "randomized", "single-pass", "nystrom"]))]
+    pub(crate) method: Option<Method>,
+
+    /// Random matrix that the gram and randomized methods start from [default: srht]
+    #[arg(long, value_parser = one_of::<Sketch>(&["gaussian", "srht", "sparse-sign"]))]
+    pub(crate) sketch: Option<Sketch>,
+
+    /// Columns of the sketch beyond the rank [default: 10]
+    #[arg(long, value_name = "P", allow_negative_numbers = true, value_parser = clap::value_parser!(u32))]
+    pub(crate) oversample: Option<u32>,
+
+    /// Power iterations [default: 2]
+    #[arg(long, value_name = "Q", allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(0..=100))]
+    pub(crate) power_iterations: Option<u32>,
+
+    /// Seed of the sketches [default: 0]
+    #[arg(long, value_name = "S", allow_negative_numbers = true)]
+    pub(crate) seed: Option<u64>,
+
+    /// Arithmetic
+    #[arg(long, default_value = "f32", value_parser = one_of::<DType>(&["f32", "f64"]))]
+    pub(crate) precision: DType,
+
+    /// Element type of the written factors [default: that of --precision]
+    #[arg(long, value_parser = one_of::<DType>(&["f16", "bf16", "f32", "f64"]))]
+    pub(crate) dtype: Option<DType>,
+
+    /// Take two-byte elements without a type (`<V2`, as ml_dtypes saves bfloat16) for bfloat16
+    #[arg(long)]
+    pub(crate) bf16: bool,
+
+    /// Threads [default: those that affinity and cgroup allow]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) threads: Option<u16>,
+
+    /// Small weights that run side by side [default: one per thread]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) jobs: Option<u16>,
+
+    /// Use at most so many bytes for all weights in flight (suffixes K, M, G are powers of 1024)
+    #[arg(long, value_name = "BYTES", allow_negative_numbers = true, value_parser = byte_count)]
+    pub(crate) memory_limit: Option<usize>,
+
+    /// Do part I of N [default: from SLURM_ARRAY_TASK_ID and SLURM_ARRAY_TASK_COUNT, if set]
+    #[arg(long, value_name = "I/N", value_parser = shard)]
+    pub(crate) shard: Option<[usize; 2]>,
+
+    /// Go on with the batch in the output directory
+    #[arg(long)]
+    pub(crate) resume: bool,
+
+    /// How to show how far it is; auto is a bar on a terminal and plain lines elsewhere
+    #[arg(long, default_value = "auto", value_name = "HOW")]
+    pub(crate) progress: ShowProgress,
+
+    /// Print the summary as one JSON object instead of the table
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// How to show progress: on stderr but for JSON lines, which are for programs and go to stdout.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum ShowProgress {
+    Auto,
+    Bar,
+    Plain,
+    Json,
+    None,
+}
+
+#[derive(Args)]
+pub(crate) struct MergeArgs {
+    /// Output directories of the shards; one, if they share it
+    #[arg(value_name = "DIR", required = true)]
+    pub(crate) dirs: Vec<PathBuf>,
+
+    /// Write manifest.json, summary.csv, summary.json and index.html here [default: the first DIR]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+
+    /// Do not read the results again to compare their checksums
+    #[arg(long)]
+    pub(crate) no_verify: bool,
 }
 
 #[derive(Args)]
@@ -150,17 +375,30 @@ pub(crate) struct RankArgs {
     /// Keep as many as hold this share of the squared Frobenius norm
     #[arg(long, value_name = "E", allow_negative_numbers = true, value_parser = share)]
     energy: Option<f64>,
+
+    /// Keep the fewest whose relative Frobenius error is at most T
+    #[arg(long, value_name = "T", allow_negative_numbers = true, value_parser = tolerance)]
+    tolerance: Option<f64>,
+
+    /// Keep the fewest whose outputs have this cosine with the true ones, on --evaluate or else on --calibration
+    #[arg(long, value_name = "Q", allow_negative_numbers = true, value_parser = tolerance)]
+    quality: Option<f64>,
 }
 
 impl RankArgs {
+    /// Whether inputs decide the rank.
+    pub(crate) fn is_quality(&self) -> bool {
+        self.quality.is_some()
+    }
+
     /// clap has checked that exactly one is given.
     pub(crate) fn policy(&self) -> Rank {
-        match (self.rank, self.ratio, self.energy) {
-            (Some(k), ..) => Rank::Fixed(k),
-            (_, Some(r), _) => Rank::Ratio(r),
-            (.., Some(e)) => Rank::Energy(e),
-            (None, None, None) => unreachable!("the group is required"),
-        }
+        (self.rank.map(Rank::Fixed))
+            .or(self.ratio.map(Rank::Ratio))
+            .or(self.energy.map(Rank::Energy))
+            .or(self.tolerance.map(Rank::Tolerance))
+            .or(self.quality.map(Rank::Quality))
+            .expect("the group is required")
     }
 }
 
@@ -188,6 +426,30 @@ fn positive_rank(text: &str) -> Result<usize, String> {
     }
 }
 
+/// `2/8`
+pub(crate) fn shard(text: &str) -> Result<[usize; 2], String> {
+    let parts = text.split_once('/').and_then(|(i, n)| Some([i.parse().ok()?, n.parse().ok()?]));
+    match parts {
+        Some([i, n]) if (1..=n).contains(&i) && n <= 1_000_000 => Ok([i, n]),
+        _ => Err("give part/parts, such as 2/8".into()),
+    }
+}
+
+/// `512M`, `2GiB`, `1000000`
+fn byte_count(text: &str) -> Result<usize, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match text[digits.len()..].to_ascii_uppercase().as_str() {
+        "" | "B" => Some(0),
+        "K" | "KB" | "KIB" => Some(10),
+        "M" | "MB" | "MIB" => Some(20),
+        "G" | "GB" | "GIB" => Some(30),
+        "T" | "TB" | "TIB" => Some(40),
+        _ => None,
+    };
+    let bytes = shift.and_then(|shift| digits.parse::<usize>().ok()?.checked_mul(1 << shift));
+    bytes.filter(|&b| b > 0).ok_or_else(|| "give bytes, such as 512M".into())
+}
+
 /// The least side that leaves room for a rank, oversampling and something to drop.
 pub(crate) const LEAST_SIDE: usize = 16;
 
@@ -204,6 +466,13 @@ fn positive(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(x) if x > 0.0 && f64::is_finite(x) => Ok(x),
         _ => Err("give a number above 0".into()),
+    }
+}
+
+fn tolerance(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(x) if x > 0.0 && x < 1.0 => Ok(x),
+        _ => Err("give a number above 0 and below 1".into()),
     }
 }
 

@@ -5,13 +5,17 @@ use std::path::Path;
 use std::time::Duration;
 
 use rayon::ThreadPoolBuilder;
-use tensorslim::npy::Array;
+use tensorslim::calibration::NonFinite;
+use tensorslim::npy::{Array, Stream};
+use tensorslim::operator::{RowSource, Watch};
 use tensorslim::svd::ErrorKind;
-use tensorslim::{DType, Scalar, TensorRef, TruncatedSvd, quality, rank_saves_memory};
+use tensorslim::{
+    Calibration, CalibrationOptions, DType, Factors, Rank, Scalar, TensorRef, TruncatedSvd, quality, rank_saves_memory,
+};
 
-use crate::args::FactorArgs;
-use crate::report::{Evaluated, Report, Written};
-use crate::{Failure, about, emit, output};
+use crate::args::{Blend, FactorArgs, Form};
+use crate::report::{Calibrated, Evaluated, Report, Written, peak_rss};
+use crate::{Failure, about, calibrate, emit, inputs, output};
 
 pub(crate) fn run(args: &FactorArgs) -> Result<(), Failure> {
     let work = || match args.precision {
@@ -30,16 +34,6 @@ pub(crate) fn run(args: &FactorArgs) -> Result<(), Failure> {
 
 fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
     let path = &args.weight;
-    let file = read(path, args.bf16)?;
-    let tensor = file.tensor().map_err(about(path))?;
-    let w = matrix(path, &tensor, 1)?;
-    let shape = [w.shape()[0], w.shape()[1]];
-    let inputs = args.evaluate.as_deref().map(|x| read(x, args.bf16).map(|file| (x, file))).transpose()?;
-    let x = inputs.as_ref().map(|(path, file)| samples(path, file, &args.weight, shape[1])).transpose()?;
-    if let Some(dir) = &args.out {
-        output::prepare(dir)?;
-    }
-
     let mut svd = TruncatedSvd::new(args.rank.policy()).method(args.method).seed(args.seed).device(args.device);
     if let Some(p) = args.oversample {
         svd = svd.oversample(p as usize);
@@ -47,12 +41,47 @@ fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
     if let Some(q) = args.power_iterations {
         svd = svd.power_iterations(q as usize);
     }
+    if let Some(k) = args.max_rank {
+        svd = svd.max_rank(k);
+    }
     if let Some(sketch) = args.sketch {
         svd = svd.sketch(sketch);
     }
+    let plain = svd.clone();
+    let blends = calibrate(args, &mut svd)?;
+    let mut weight = Weight::open::<T>(args, &mut svd)?;
+    let (tensor_shape, shape, dtype_in) = weight.shape(path)?;
+    let inputs = args.evaluate.as_deref().map(|x| read(x, args.bf16).map(|file| (x, file))).transpose()?;
+    let x = inputs.as_ref().map(|(path, file)| samples(path, file, &args.weight, shape[1])).transpose()?;
+    if let (Some((path, x)), true) = (&x, args.rank.is_quality()) {
+        let mut data = Calibration::new(shape[1]).map_err(about(path))?;
+        data.update(x).map_err(about(path))?;
+        svd = svd.quality_on(&data);
+    }
+    if let Some(dir) = &args.out {
+        output::prepare(dir)?;
+    }
+    let blends = match (blends, &weight) {
+        (None, _) => None,
+        (Some(folds), Weight::Whole(file)) => {
+            let w = matrix(path, &file.tensor().map_err(about(path))?, 1)?;
+            let choice = svd.choose_blend::<T>(&w, &folds).map_err(about(path))?;
+            svd = svd.blend(choice.blend);
+            Some(choice.candidates)
+        }
+        (Some(_), Weight::Tiles(_)) => {
+            let why = "does not fit the memory limit, and --calibration needs it whole";
+            return Err(Failure(format!("{}: {why}", path.display())));
+        }
+    };
+
     let mut plan = None;
     if args.explain {
-        let text = svd.plan::<T>((shape[0], shape[1]), w.dtype()).map_err(about(path))?.to_string();
+        let text = match &weight {
+            Weight::Whole(_) => svd.plan::<T>((shape[0], shape[1]), dtype_in).map(|plan| plan.to_string()),
+            Weight::Tiles(stream) => svd.plan_rows::<T>(stream).map(|plan| plan.to_string()),
+        };
+        let text = text.map_err(whole_limit).map_err(about(path))?;
         if args.json {
             plan = Some(text.lines().map(str::to_owned).collect());
         } else {
@@ -60,17 +89,32 @@ fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
         }
     }
 
-    let mut factors = svd.factor::<T>(w.clone()).map_err(about(path))?;
+    let mut factors = weight.factor::<T>(path, &svd)?;
     let mut elapsed = vec![factors.report().elapsed];
     for _ in 1..args.repeat {
-        factors = svd.factor::<T>(w.clone()).map_err(about(path))?;
+        factors = weight.factor::<T>(path, &svd)?;
         elapsed.push(factors.report().elapsed);
     }
-    let activation = match &x {
-        None => None,
-        Some((path, x)) => {
-            let a = quality::activation(&w, &factors, x).map_err(about(path))?;
-            Some(Evaluated::new(path.display().to_string(), x.shape()[0], &a))
+    let (activation, activation_plain) = match (&x, &weight) {
+        (None, _) => (None, None),
+        (Some(_), Weight::Tiles(_)) => {
+            let why = "does not fit the memory limit, and --evaluate needs it whole; leave out one of the two";
+            return Err(Failure(format!("{}: {why}", path.display())));
+        }
+        (Some((path, x)), Weight::Whole(file)) => {
+            let w = matrix(&args.weight, &file.tensor().map_err(about(&args.weight))?, 1)?;
+            let evaluated = |factors: &Factors<T>| {
+                let d = quality::distribution(&w, factors, x).map_err(about(path))?;
+                Ok::<_, Failure>(Evaluated::new(path.display().to_string(), &d))
+            };
+            let without = match args.calibration.is_empty() {
+                true => None,
+                false => {
+                    let plain = plain.with_rank(Rank::Fixed(factors.rank()));
+                    Some(evaluated(&plain.factor::<T>(w.clone()).map_err(about(&args.weight))?)?)
+                }
+            };
+            (Some(evaluated(&factors)?), without)
         }
     };
 
@@ -97,6 +141,10 @@ fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
             notes.push(format!("the files are rounded to {dtype}; the errors above are those before rounding"));
         }
     }
+    let pivoted = if args.form == Form::Pivot { Some(factors.pivot().map_err(about(path))?) } else { None };
+    if let Some(p) = &pivoted {
+        notes.push(format!("pivoted form: {} numbers, off by {:.1e} of the factors", p.params(), p.error()));
+    }
     let std_dev = match r.error_kind {
         ErrorKind::Exact => None,
         ErrorKind::Estimate { std_dev, .. } => Some(std_dev),
@@ -104,7 +152,7 @@ fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
     let report = Report {
         version: env!("CARGO_PKG_VERSION"),
         file: path.display().to_string(),
-        tensor_shape: tensor.shape().to_vec(),
+        tensor_shape,
         shape,
         dtype: r.dtype.to_string(),
         precision: r.precision.to_string(),
@@ -124,11 +172,27 @@ fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
         repeat: args.repeat,
         threads: rayon::current_num_threads(),
         peak_bytes: r.peak_bytes,
+        peak_rss_bytes: peak_rss(),
         params_before: r.params_before(),
         params_after: r.params_after(),
         ratio: r.ratio(),
         activation,
-        written: args.out.as_deref().map(|dir| Written { dir: dir.display().to_string(), dtype: dtype.to_string() }),
+        activation_plain,
+        calibration: r.activation.as_ref().map(|a| Calibrated {
+            files: args.calibration.iter().map(|path| path.display().to_string()).collect(),
+            samples: a.samples,
+            skipped: a.skipped,
+            whitening: a.whitening.to_string(),
+            blend: a.blend,
+            blends,
+            relative_error: a.relative_error,
+            cosine: a.cosine(),
+        }),
+        written: args.out.as_deref().map(|dir| Written {
+            dir: dir.display().to_string(),
+            dtype: dtype.to_string(),
+            files: output::names(args.form),
+        }),
         notes,
         plan,
     };
@@ -136,9 +200,122 @@ fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
         text.map(|t| t + "\n").map_err(|e| Failure(format!("the report does not serialize: {e}")))
     };
     if let Some(dir) = &args.out {
-        output::write(dir, dtype, &factors, &json(serde_json::to_string_pretty(&report))?)?;
+        let text = json(serde_json::to_string_pretty(&report))?;
+        match (args.form, &pivoted) {
+            (Form::Pivot, Some(pivoted)) => output::write_pivot(dir, dtype, pivoted, &text)?,
+            (Form::Split, _) => output::write_split(dir, dtype, &factors, &text)?,
+            _ => output::write(dir, dtype, &factors, &text)?,
+        }
     }
     emit(&if args.json { json(serde_json::to_string(&report))? } else { report.table() })
+}
+
+/// Gives the calibration to `svd`; for `--blend auto` the parts of its samples come back.
+fn calibrate(args: &FactorArgs, svd: &mut TruncatedSvd) -> Result<Option<Vec<Calibration>>, Failure> {
+    if args.calibration.is_empty() {
+        return Ok(None);
+    }
+    let non_finite = if args.skip_non_finite { NonFinite::Skip } else { NonFinite::Refuse };
+    let options = CalibrationOptions { non_finite, ..Default::default() };
+    let (total, folds) = if args.blend == Some(Blend::Auto) {
+        let folds = calibrate::read_folds(&args.calibration, args.bf16, options)?;
+        let (first, others) = folds.split_first().expect("there are two parts at least");
+        let mut total = first.clone();
+        others.iter().try_for_each(|other| total.merge(other))?;
+        (total, Some(folds))
+    } else {
+        (calibrate::read(&args.calibration, args.bf16, options)?, None)
+    };
+    *svd = svd.clone().calibration(&total).whitening(args.whitening);
+    if let Some(Blend::Fixed(b)) = args.blend {
+        *svd = svd.clone().blend(b);
+    }
+    Ok(folds)
+}
+
+/// What the program itself takes beside its data: code, stacks of threads, buffers of the GEMM. Measured 13 MiB on two threads.
+const PROGRAM: usize = 24 << 20;
+
+/// What a limit on the process leaves for data.
+pub(crate) fn limit_for_data(limit: usize) -> Result<usize, Failure> {
+    let least = PROGRAM + (1 << 20);
+    (limit.checked_sub(PROGRAM).filter(|&left| left >= 1 << 20))
+        .ok_or_else(|| tensorslim::Error::Memory { limit, least }.into())
+}
+
+/// An error about data as one about the process.
+pub(crate) fn whole_limit(e: tensorslim::Error) -> tensorslim::Error {
+    match e {
+        tensorslim::Error::Memory { limit, least } => {
+            tensorslim::Error::Memory { limit: limit + PROGRAM, least: least + PROGRAM }
+        }
+        e => e,
+    }
+}
+
+/// The weight, in memory if it fits there.
+enum Weight {
+    Whole(Array),
+    Tiles(Stream),
+}
+
+impl Weight {
+    /// Opens it, and gives the factorization what is left of the memory limit.
+    fn open<T: Scalar>(args: &FactorArgs, svd: &mut TruncatedSvd) -> Result<Self, Failure> {
+        let path = &args.weight;
+        let Some(limit) = args.memory_limit else { return Ok(Weight::Whole(read(path, args.bf16)?)) };
+        let limit = limit_for_data(limit)?;
+        // The errors of a file are those of reading it, whatever the limit.
+        let Ok(stream) = inputs::stream(path, args.bf16) else { return Ok(Weight::Whole(read(path, args.bf16)?)) };
+        let room = limit.checked_sub(stream.bytes());
+        let fits = room.filter(|&room| {
+            svd.clone().memory_limit(room).plan::<T>(RowSource::shape(&stream), stream.dtype()).is_ok()
+        });
+        match fits {
+            Some(room) => {
+                *svd = svd.clone().memory_limit(room);
+                Ok(Weight::Whole(read(path, args.bf16)?))
+            }
+            None => {
+                *svd = svd.clone().memory_limit(limit);
+                Ok(Weight::Tiles(stream))
+            }
+        }
+    }
+
+    /// The shape in the file, that of the matrix, and the element type.
+    fn shape(&self, path: &Path) -> Result<(Vec<usize>, [usize; 2], DType), Failure> {
+        match self {
+            Weight::Whole(file) => {
+                let tensor = file.tensor().map_err(about(path))?;
+                let w = matrix(path, &tensor, 1)?;
+                Ok((tensor.shape().to_vec(), [w.shape()[0], w.shape()[1]], w.dtype()))
+            }
+            Weight::Tiles(stream) => {
+                let (m, n) = RowSource::shape(stream);
+                if stream.dims().len() < 2 {
+                    let shape = stream.dims();
+                    return Err(Failure(format!(
+                        "{}: shape {shape:?} is no matrix; give two axes or more",
+                        path.display()
+                    )));
+                }
+                Ok((stream.dims().to_vec(), [m, n], stream.dtype()))
+            }
+        }
+    }
+
+    fn factor<T: Scalar>(&mut self, path: &Path, svd: &TruncatedSvd) -> Result<Factors<T>, Failure> {
+        match self {
+            Weight::Whole(file) => {
+                let tensor = file.tensor().map_err(about(path))?;
+                svd.factor(matrix(path, &tensor, 1)?).map_err(about(path))
+            }
+            Weight::Tiles(stream) => {
+                svd.factor_rows(stream, &Watch::default()).map_err(whole_limit).map_err(about(path))
+            }
+        }
+    }
 }
 
 /// Reads a file; with `bf16`, two-byte elements without a type are bfloat16.

@@ -2,7 +2,10 @@
 //!
 //! ```text
 //!   args.rs     what may be typed             factor.rs   read, factor, evaluate, report
+//!   batch.rs    many weights                  inputs.rs   files and directories into named weights
+//!   results.rs  what a batch leaves behind    progress.rs bar, lines, JSON      merge.rs   shards into one summary
 //!   report.rs   one report, two renderings    output.rs   files that appear whole or not at all
+//!   calibrate.rs  inputs of a layer into statistics
 //!   info.rs     what this machine offers      bench/      SRHT against Gaussian against sparse sign
 //! ```
 //!
@@ -11,11 +14,17 @@
 //! still written.
 
 mod args;
+mod batch;
 mod bench;
+mod calibrate;
 mod factor;
 mod info;
+mod inputs;
+mod merge;
 mod output;
+mod progress;
 mod report;
+mod results;
 
 use std::io::{self, ErrorKind, Write};
 use std::path::Path;
@@ -67,7 +76,10 @@ fn main() -> ExitCode {
     };
     let done = match &cli.command {
         Command::Factor(args) => factor::run(args),
+        Command::Batch(args) => batch::run(args),
+        Command::Merge(args) => merge::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Calibrate(args) => calibrate::run(args),
         Command::Info(args) => info::run(args),
     };
     match done {

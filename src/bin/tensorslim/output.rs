@@ -7,9 +7,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use tensorslim::{DType, Error, Factors, Matrix, Scalar, npy};
+use tensorslim::{DType, Error, Factors, Matrix, Pivoted, Scalar, Split, npy};
 
 use crate::Failure;
+use crate::args::Form;
 
 /// The file that says that the factors are complete.
 const REPORT: &str = "report.json";
@@ -17,6 +18,44 @@ const REPORT: &str = "report.json";
 /// Makes `dir`, so that a directory that cannot be made is known before the work and not after it.
 pub(crate) fn prepare(dir: &Path) -> Result<(), Failure> {
     fs::create_dir_all(dir).map_err(|e| Failure(format!("{}: cannot make this directory: {e}", dir.display())))
+}
+
+/// The files of a form.
+pub(crate) fn names(form: Form) -> Vec<&'static str> {
+    match form {
+        Form::Svd => vec!["u.npy", "s.npy", "vt.npy"],
+        Form::Split => vec!["up.npy", "down.npy"],
+        Form::Pivot => vec!["rows.npy", "coefficients.npy", "pivots.npy"],
+    }
+}
+
+/// Writes the factors as two layers: `up.npy` (m×k) and `down.npy` (k×n).
+pub(crate) fn write_split<T: Scalar>(dir: &Path, dtype: DType, f: &Factors<T>, report: &str) -> Result<(), Failure> {
+    let (up, down) = f.split(Split::Balanced);
+    let files = vec![
+        Staged::new(dir, "up.npy", |p| npy::write_matrix(p, &up, dtype))?,
+        Staged::new(dir, "down.npy", |p| npy::write_matrix(p, &down, dtype))?,
+    ];
+    commit(dir, files, REPORT, report)
+}
+
+/// Writes `rows.npy` (k×n), `coefficients.npy` ((m−k)×k) and `pivots.npy` (k row numbers).
+pub(crate) fn write_pivot<T: Scalar>(dir: &Path, dtype: DType, f: &Pivoted<T>, report: &str) -> Result<(), Failure> {
+    let files = vec![
+        Staged::new(dir, "rows.npy", |p| npy::write_matrix(p, f.rows(), dtype))?,
+        Staged::new(dir, "coefficients.npy", |p| npy::write_matrix(p, f.coefficients(), dtype))?,
+        Staged::new(dir, "pivots.npy", |p| npy::write_indices(p, f.pivots()))?,
+    ];
+    commit(dir, files, REPORT, report)
+}
+
+/// Writes one file that is whole at any time; its directory exists.
+pub(crate) fn replace_bytes(path: &Path, contents: &[u8]) -> Result<(), Failure> {
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let Some(name) = path.file_name().and_then(|name| name.to_str()) else {
+        return Err(Failure(format!("{}: no name of a file; give one", path.display())));
+    };
+    Staged::new(dir, name, |p| fs::write(p, contents).map_err(|e| Error::file(p, e)))?.commit()
 }
 
 /// Writes `u.npy` (m×k), `s.npy` (k), `vt.npy` (k×n), rounded to `dtype`, and `report.json`.
@@ -35,6 +74,11 @@ pub(crate) fn write_texts(dir: &Path, texts: &[(&str, &str)], name: &str, report
     let stage = |&(name, text): &(&str, &str)| Staged::text(dir, name, text);
     let files = texts.iter().map(stage).collect::<Result<_, _>>()?;
     commit(dir, files, name, report)
+}
+
+/// Writes one file that is whole at any time.
+pub(crate) fn replace(dir: &Path, name: &str, text: &str) -> Result<(), Failure> {
+    Staged::text(dir, name, text)?.commit()
 }
 
 /// Takes away the old report, brings the files in and then the new one.
@@ -79,6 +123,20 @@ impl Drop for Staged {
         // After a commit the temporary name is gone and this finds nothing.
         let _ = fs::remove_file(&self.temporary);
     }
+}
+
+/// Refuses an element type whose range the singular values leave. Rounding alone loses at most 2^-9 of them (bf16); above 1 % they are
+/// outside.
+pub(crate) fn check_range(s: &[f64], dtype: DType) -> tensorslim::Result<()> {
+    let loss = rounding_loss(s, dtype);
+    if loss.is_nan() || loss > 0.01 {
+        return Err(Error::Option {
+            name: "dtype",
+            value: format!("{dtype} for singular values near {:e}", s[0]),
+            want: "a wider type, in which they fit",
+        });
+    }
+    Ok(())
 }
 
 /// How much of `s` rounding to `dtype` loses: `‖s − round(s)‖ / ‖s‖`, infinite if a value overflows.

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use serde::Serialize;
-use tensorslim::quality::Activation;
+use tensorslim::quality::Distribution;
 
 /// What `factor` did. The names of the fields are those of the JSON object.
 #[derive(Serialize)]
@@ -35,10 +35,17 @@ pub(crate) struct Report {
     pub(crate) repeat: u32,
     pub(crate) threads: usize,
     pub(crate) peak_bytes: usize,
+    /// The most that the process had resident, where the system tells.
+    pub(crate) peak_rss_bytes: Option<usize>,
     pub(crate) params_before: usize,
     pub(crate) params_after: usize,
     pub(crate) ratio: f64,
     pub(crate) activation: Option<Evaluated>,
+    /// The same of the plain factors of that rank, where calibration made others.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) activation_plain: Option<Evaluated>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) calibration: Option<Calibrated>,
     pub(crate) written: Option<Written>,
     pub(crate) notes: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -53,11 +60,40 @@ pub(crate) struct Evaluated {
     pub(crate) cosine: f64,
     pub(crate) relative_error: f64,
     pub(crate) score: f64,
+    /// Over samples: the cosine that 1 % stay below, the relative error that half and 99 % do.
+    pub(crate) cosine_p1: f64,
+    pub(crate) relative_error_p50: f64,
+    pub(crate) relative_error_p99: f64,
+}
+
+/// What calibration brought.
+#[derive(Serialize)]
+pub(crate) struct Calibrated {
+    pub(crate) files: Vec<String>,
+    pub(crate) samples: u64,
+    pub(crate) skipped: u64,
+    pub(crate) whitening: String,
+    pub(crate) blend: f64,
+    /// With `--blend auto`: each candidate with its output error on samples that it had not seen.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) blends: Option<Vec<(f64, f64)>>,
+    /// On the calibration samples.
+    pub(crate) relative_error: f64,
+    pub(crate) cosine: f64,
 }
 
 impl Evaluated {
-    pub(crate) fn new(file: String, samples: usize, a: &Activation) -> Self {
-        Evaluated { file, samples, cosine: a.cosine, relative_error: a.relative_error, score: a.score() }
+    pub(crate) fn new(file: String, d: &Distribution) -> Self {
+        Evaluated {
+            file,
+            samples: d.samples.len(),
+            cosine: d.total.cosine,
+            relative_error: d.total.relative_error,
+            score: d.total.score(),
+            cosine_p1: d.cosine(0.01),
+            relative_error_p50: d.relative_error(0.5),
+            relative_error_p99: d.relative_error(0.99),
+        }
     }
 }
 
@@ -66,6 +102,7 @@ impl Evaluated {
 pub(crate) struct Written {
     pub(crate) dir: String,
     pub(crate) dtype: String,
+    pub(crate) files: Vec<&'static str>,
 }
 
 impl Report {
@@ -91,14 +128,34 @@ impl Report {
         let threads = count(self.threads, "thread");
         rows.push(("time", format!("{}{runs} ({}, {threads})", milliseconds(self.elapsed_ms), self.precision)));
         rows.push(("peak memory", bytes(self.peak_bytes)));
+        if let Some(c) = &self.calibration {
+            let (skipped, chosen) = (c.skipped, if c.blends.is_some() { ", chosen" } else { "" });
+            let skipped = if skipped > 0 { format!(", {skipped} skipped") } else { String::new() };
+            rows.push((
+                "calibrated on",
+                format!("{}, {}{skipped}", c.files.join(", "), count(c.samples as usize, "sample")),
+            ));
+            rows.push(("  whitening", format!("{}, blend {}{chosen}", c.whitening, c.blend)));
+            rows.push(("  output error", digits(c.relative_error)));
+        }
         if let Some(a) = &self.activation {
             rows.push(("evaluated on", format!("{}, {}", a.file, count(a.samples, "sample"))));
-            rows.push(("  cosine", format!("{:.5}", a.cosine)));
-            rows.push(("  output error", digits(a.relative_error)));
+            let plain = self.activation_plain.as_ref();
+            let beside =
+                |of: &dyn Fn(&Evaluated) -> String| plain.map_or(String::new(), |p| format!(" (plain: {})", of(p)));
+            let cosine = |a: &Evaluated| format!("{:.5}", a.cosine);
+            let error = |a: &Evaluated| digits(a.relative_error);
+            rows.push(("  cosine", format!("{}{}", cosine(a), beside(&cosine))));
+            rows.push(("  output error", format!("{}{}", error(a), beside(&error))));
+            let (half, most) = (digits(a.relative_error_p50), digits(a.relative_error_p99));
+            rows.push((
+                "  by sample",
+                format!("error {half} (median), {most} (99 %); cosine {:.5} (1 %)", a.cosine_p1),
+            ));
             rows.push(("  score", format!("{:.4}", a.score)));
         }
         if let Some(w) = &self.written {
-            rows.push(("written", format!("{}: u.npy, s.npy, vt.npy ({}), report.json", w.dir, w.dtype)));
+            rows.push(("written", format!("{}: {} ({}), report.json", w.dir, w.files.join(", "), w.dtype)));
         }
         rows.extend(self.notes.iter().map(|n| ("note", n.clone())));
         table(&rows)
@@ -136,6 +193,13 @@ fn milliseconds(ms: f64) -> String {
         _ if ms < 1e3 => format!("{ms:.1} ms"),
         _ => format!("{:.2} s", ms / 1e3),
     }
+}
+
+/// The most memory that this process had resident so far, where the system tells.
+pub(crate) fn peak_rss() -> Option<usize> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<usize>().ok()?.checked_mul(1024)
 }
 
 /// `8.2 MiB`

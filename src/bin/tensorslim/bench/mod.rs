@@ -16,6 +16,8 @@ mod results;
 mod tables;
 mod words;
 
+pub(crate) use tables::escape;
+
 use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};

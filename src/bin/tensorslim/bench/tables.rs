@@ -129,7 +129,7 @@ impl Table {
 }
 
 /// Text in HTML and in attributes.
-pub(super) fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {

@@ -1,0 +1,177 @@
+//! Calibration and whitened factorization against what they cannot do without, in one run.
+//!
+//! `cargo bench --bench whiten` prints
+//!
+//! * the update of statistics with 4096 samples of 4096 features in f16, as a share of the SYRK rate measured here (f64 and f32 by
+//!   faer, on operands that lie ready in that type);
+//! * the default factorization of 3072 × 768 at k = 192 with statistics given, against the plain one, and their parts;
+//! * `Rank::Quality` on the real `ffn_up` against one factorization at the rank that it finds;
+//!
+//! all as interleaved medians. `-- factor`, `-- quality` or `-- update` takes one of the three; `-- --test` a small round of
+//! each.
+
+#![allow(clippy::print_stdout)] // the table is the output
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use faer::linalg::matmul::triangular::{self, BlockStructure};
+use faer::{Accum, Mat, MatRef, Par};
+use half::f16;
+use tensorslim::calibration::Accumulation;
+use tensorslim::{Calibration, CalibrationOptions, Element, Matrix, Rank, Scalar, TruncatedSvd, quality};
+
+/// Normals, mixed with their neighbours to `memory` so that the moments have a spectrum.
+fn samples<E: Element>(rows: usize, n: usize, memory: f64, seed: u64) -> Matrix<E> {
+    let mut state = seed;
+    let mut uniform = move || {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (((z ^ (z >> 31)) >> 11) as f64 + 0.5) / (1u64 << 53) as f64
+    };
+    let mut before = 0.0;
+    Matrix::from_fn(rows, n, |_, j| {
+        let normal = (-2.0 * uniform().ln()).sqrt() * (std::f64::consts::TAU * uniform()).cos();
+        before = if j == 0 { normal } else { memory * before + normal };
+        E::from_f64(before)
+    })
+}
+
+/// Medians of the seconds of `jobs`, taken in turns.
+fn interleaved(rounds: usize, jobs: &mut [&mut dyn FnMut()]) -> Vec<f64> {
+    let mut times = vec![Vec::new(); jobs.len()];
+    for _ in 0..rounds {
+        for (job, times) in jobs.iter_mut().zip(&mut times) {
+            let start = Instant::now();
+            job();
+            times.push(start.elapsed().as_secs_f64());
+        }
+    }
+    let median = |times: &mut Vec<f64>| {
+        times.sort_by(f64::total_cmp);
+        times[times.len() / 2]
+    };
+    times.iter_mut().map(median).collect()
+}
+
+fn syrk<T: Scalar>(x: MatRef<'_, T>, g: &mut Mat<T>, par: Par) {
+    let full = BlockStructure::Rectangular;
+    let lower = BlockStructure::TriangularLower;
+    triangular::matmul(g.as_mut(), lower, Accum::Replace, x.transpose(), full, x, full, T::one(), par);
+}
+
+fn update(rows: usize, n: usize, rounds: usize, par: Par) {
+    let x = samples::<f16>(rows, n, 0.9, 1);
+    let wide = Matrix::<f64>::from_fn(rows, n, |i, j| x.row(i)[j].to_f64());
+    let single = Matrix::<f32>::from_fn(rows, n, |i, j| x.row(i)[j].to_f32());
+    let (mut g64, mut g32) = (Mat::<f64>::zeros(n, n), Mat::<f32>::zeros(n, n));
+    let run = |accumulation| {
+        let options = CalibrationOptions { accumulation, ..Default::default() };
+        let mut c = Calibration::with(n, options).expect("a small size");
+        c.update(&x.as_tensor().expect("not empty")).expect("finite samples");
+        c
+    };
+    syrk(wide.as_ref(), &mut g64, par);
+    for (accumulation, bound) in [(Accumulation::F64, 1e-12), (Accumulation::F32, 1e-6)] {
+        let g = run(accumulation).gram();
+        let error = (0..n).flat_map(|j| (j..n).map(move |i| (i, j)));
+        let error = error.map(|(i, j)| (g.row(i)[j] - g64[(i, j)]).abs() / (g64[(i, i)] * g64[(j, j)]).sqrt());
+        let error = error.fold(0.0, f64::max);
+        assert!(error < bound, "{accumulation:?}: {error}");
+    }
+    let times = interleaved(
+        rounds,
+        &mut [
+            &mut || syrk(wide.as_ref(), &mut g64, par),
+            &mut || drop(black_box(run(Accumulation::F64).gram())),
+            &mut || drop(black_box(run(Accumulation::F64))),
+            &mut || syrk(single.as_ref(), &mut g32, par),
+            &mut || drop(black_box(run(Accumulation::F32))),
+        ],
+    );
+    let flops = rows as f64 * (n as f64).powi(2);
+    let rate = |seconds: f64| flops / seconds / 1e9;
+    println!("update of {rows} samples × {n} features, f16; rates in GFLOP/s of the nominal N n²");
+    println!("  f64 syrk {:7.1}   update {:7.1} = {:.2} of it", rate(times[0]), rate(times[2]), times[0] / times[2]);
+    println!("  f32 syrk {:7.1}   update {:7.1} = {:.2} of it", rate(times[3]), rate(times[4]), times[3] / times[4]);
+}
+
+fn whitened(m: usize, n: usize, k: usize, rounds: usize) {
+    let w = samples::<f32>(m, n, 0.3, 2);
+    let x = samples::<f32>(2 * n, n, 0.9, 3);
+    let mut c = Calibration::new(n).expect("a small size");
+    c.update(&x.as_tensor().expect("not empty")).expect("finite samples");
+    let w = w.as_tensor().expect("not empty");
+    let plain = TruncatedSvd::new(Rank::Fixed(k));
+    let weighed = plain.clone().calibration(&c);
+    let factor = |svd: &TruncatedSvd| svd.factor::<f32>(w.clone()).expect("a finite weight");
+    let loss = |f| quality::expected(&w, f, &c).expect("shapes agree").relative_error;
+    let (first, after) = (factor(&plain), factor(&weighed));
+    let (before, loss_after) = (loss(&first), loss(&after));
+    assert!(loss_after <= before, "whitening lost: {before} -> {loss_after}");
+    let times = interleaved(rounds, &mut [&mut || drop(factor(&plain)), &mut || drop(factor(&weighed))]);
+    println!(
+        "{m} × {n}, k = {k}: plain {:6.2} ms, whitened {:6.2} ms = {:.2}×; output error {before:.4} -> {loss_after:.4} ({})",
+        times[0] * 1e3,
+        times[1] * 1e3,
+        times[1] / times[0],
+        after.report().notes.first().unwrap_or(&after.report().reason),
+    );
+}
+
+/// A matrix of `tests/data`.
+fn real(name: &str, m: usize, n: usize) -> Matrix<f16> {
+    let path = format!("{}/tests/data/{name}.npy", env!("CARGO_MANIFEST_DIR"));
+    let bytes = std::fs::read(path).expect("the file is part of the repository");
+    let body = &bytes[bytes.len() - 2 * m * n..];
+    let values = body.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]])).collect();
+    Matrix::from_vec(values, m, n).expect("the shape is that of the file")
+}
+
+fn by_quality(rounds: usize) {
+    let (w, x, held) =
+        (real("ffn_up", 1536, 384), real("ffn_up_calibration", 1024, 384), real("ffn_up_heldout", 512, 384));
+    let statistics = |x: &Matrix<f16>| {
+        let mut c = Calibration::new(x.ncols()).expect("a small size");
+        c.update(&x.as_tensor().expect("not empty")).expect("finite samples");
+        c
+    };
+    let (c, h) = (statistics(&x), statistics(&held));
+    let w = w.as_tensor().expect("not empty");
+    let searched = TruncatedSvd::new(Rank::Quality(0.98)).calibration(&c).quality_on(&h);
+    let factor = |svd: &TruncatedSvd| svd.factor::<f32>(w.clone()).expect("a finite weight");
+    let k = factor(&searched).rank();
+    let known = TruncatedSvd::new(Rank::Fixed(k)).calibration(&c);
+    let times = interleaved(rounds, &mut [&mut || drop(factor(&known)), &mut || drop(factor(&searched))]);
+    println!(
+        "ffn_up, quality 0.98 on heldout: rank {k} in {:.2} ms, {:.2}× the factorization at that rank ({:.2} ms)",
+        times[1] * 1e3,
+        times[1] / times[0],
+        times[0] * 1e3
+    );
+}
+
+fn main() {
+    let flag = |name: &str| std::env::args().any(|a| a == name);
+    let threads = rayon::current_num_threads();
+    let par = if threads == 1 { Par::Seq } else { Par::rayon(threads) };
+    if flag("--test") {
+        update(300, 700, 1, par);
+        whitened(384, 96, 24, 1);
+        by_quality(1);
+        return;
+    }
+    let all = !["factor", "quality", "update"].into_iter().any(flag);
+    if all || flag("factor") {
+        whitened(3072, 768, 192, 15);
+        whitened(768, 3072, 192, 7);
+    }
+    if all || flag("quality") {
+        by_quality(15);
+    }
+    if all || flag("update") {
+        update(4096, 4096, 3, par);
+    }
+}

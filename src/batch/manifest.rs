@@ -1,0 +1,442 @@
+//! What a batch has done, so that it can be gone on with, checked and merged (feature `cli`).
+//!
+//! ```text
+//!   out/  journal.jsonl      one line when a tensor is through, as it happens: with times; what a resumed run reads
+//!         manifest.json      the same at the end, by name and without times: equal runs leave equal bytes
+//!         <tensor>/          u.npy s.npy vt.npy report.json: renamed into place as a whole, checksums in both files
+//! ```
+//!
+//! The journal is only ever appended to, one write to a line. A run that is killed leaves at worst half a line at its end (dropped on
+//! reading) or a tensor's directory that no line speaks of (done again). Each of `N` shards has its own two files, named
+//! `journal-I-of-N.jsonl` and `manifest-I-of-N.json`.
+//!
+//! Both files are input when they are read again: nothing in them is taken for a path. Directories are made from names by [`directory`], which leaves
+//! no separator and no leading dot, and names of files must be one of [`FILES`].
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// The version of these files.
+pub const FORMAT: u32 = 1;
+/// The files of one tensor.
+pub const FILES: [&str; 4] = ["u.npy", "s.npy", "vt.npy", "report.json"];
+/// Longest line of a journal, in bytes.
+pub const MAX_LINE: usize = 1 << 20;
+
+/// What an error of a parser here is: a sentence that goes after the path.
+type Checked<T> = std::result::Result<T, String>;
+
+/// What a batch was asked for. Two runs belong together if these are equal but for the shard.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Header {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// The program's version.
+    pub version: String,
+    /// Everything that the results depend on, by name.
+    pub options: BTreeMap<String, serde_json::Value>,
+    /// The tensors of all shards.
+    pub inputs: Inputs,
+    /// Which shard of how many, from 1.
+    pub shard: [usize; 2],
+}
+
+/// The list of tensors.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Inputs {
+    /// How many.
+    pub count: usize,
+    /// CRC-32 over names and sizes.
+    pub crc32: u32,
+}
+
+impl Header {
+    /// The first difference to another run, but for the shard: its name and the two values.
+    pub fn difference(&self, other: &Header) -> Option<(String, String, String)> {
+        let text = |x: &serde_json::Value| x.to_string();
+        if self.version != other.version {
+            return Some(("version".into(), self.version.clone(), other.version.clone()));
+        }
+        let names: std::collections::BTreeSet<&String> = self.options.keys().chain(other.options.keys()).collect();
+        let none = serde_json::Value::Null;
+        for name in names {
+            let (a, b) = (self.options.get(name).unwrap_or(&none), other.options.get(name).unwrap_or(&none));
+            if a != b {
+                return Some((name.clone(), text(a), text(b)));
+            }
+        }
+        (self.inputs != other.inputs).then(|| {
+            let text = |i: &Inputs| format!("{} tensors (checksum {:08x})", i.count, i.crc32);
+            ("the list of inputs".into(), text(&self.inputs), text(&other.inputs))
+        })
+    }
+}
+
+/// How a tensor ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// Its factors are there.
+    Done,
+    /// It has none; `why` says why.
+    Failed,
+    /// It was not to be factored; `why` says why.
+    Kept,
+}
+
+/// A file as it was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sum {
+    /// Its length.
+    pub bytes: u64,
+    /// CRC-32 of its bytes.
+    pub crc32: u32,
+}
+
+/// What a result is, without its numbers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Facts {
+    /// Rows and columns.
+    pub shape: [usize; 2],
+    /// The element type.
+    pub dtype: String,
+    /// The rank of the factors.
+    pub rank: usize,
+    /// The method.
+    pub method: String,
+    /// `‖W − U diag(s) Vᵀ‖ / ‖W‖`.
+    pub relative_error: f64,
+    /// `exact` or `estimate`.
+    pub error_kind: String,
+    /// Numbers before and after.
+    pub params: [usize; 2],
+    /// Passes over the matrix.
+    pub passes: usize,
+}
+
+/// One tensor.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Entry {
+    /// Its name.
+    pub name: String,
+    /// How it ended.
+    pub status: Status,
+    /// The reason, if there are no factors.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+    /// Its files.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub files: BTreeMap<String, Sum>,
+    /// What they hold.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub facts: Option<Facts>,
+    /// The input's length and time of change, in nanoseconds since 1970; in journals.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input: Option<(u64, u64)>,
+    /// Wall seconds; in journals.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seconds: Option<f64>,
+}
+
+impl Entry {
+    /// Without what two equal runs do not have in common.
+    fn lasting(mut self) -> Self {
+        (self.input, self.seconds) = (None, None);
+        self
+    }
+
+    /// Whether all files are in `out` and are what was written. `Err` names the first that is not.
+    ///
+    /// # Errors
+    /// The file and what is wrong with it.
+    pub fn verify(&self, out: &Path) -> Checked<()> {
+        let dir = out.join(directory(&self.name));
+        if self.files.len() != FILES.len() {
+            return Err(format!("{}: the record does not list all its files", dir.display()));
+        }
+        for (name, want) in &self.files {
+            let path = dir.join(name);
+            let got = sum(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+            if got != *want {
+                return Err(format!("{}: is not what was written (torn or changed)", path.display()));
+            }
+        }
+        Ok(())
+    }
+
+    fn check(&self) -> Checked<()> {
+        match self.files.keys().find(|name| !FILES.contains(&name.as_str())) {
+            Some(name) => Err(format!("names a file {name:?} that no tensor has")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The length and checksum of a file.
+fn sum(path: &Path) -> std::io::Result<Sum> {
+    let mut file = File::open(path)?;
+    let (mut hasher, mut bytes, mut buffer) = (crc32fast::Hasher::new(), 0, vec![0; 1 << 16]);
+    loop {
+        let n = file.read(&mut buffer)?;
+        if n == 0 {
+            return Ok(Sum { bytes, crc32: hasher.finalize() });
+        }
+        hasher.update(&buffer[..n]);
+        bytes += n as u64;
+    }
+}
+
+/// All that was done, at the end.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// What was asked for.
+    pub header: Header,
+    /// Whether every tensor of the shard has an entry.
+    pub complete: bool,
+    /// By name.
+    pub tensors: Vec<Entry>,
+}
+
+impl Manifest {
+    /// From what a journal says.
+    pub fn new(header: Header, complete: bool, entries: impl IntoIterator<Item = Entry>) -> Self {
+        // Later lines replace earlier ones of the same name.
+        let by_name: BTreeMap<String, Entry> = entries.into_iter().map(|e| (e.name.clone(), e.lasting())).collect();
+        Manifest { header, complete, tensors: by_name.into_values().collect() }
+    }
+
+    /// Reads the bytes of a file.
+    ///
+    /// # Errors
+    /// What is wrong with them, in one line.
+    pub fn parse(bytes: &[u8]) -> Checked<Self> {
+        let manifest: Manifest = serde_json::from_slice(bytes).map_err(|e| format!("is no manifest: {e}"))?;
+        if manifest.header.format != FORMAT {
+            return Err(format!("has format {}, not {FORMAT}; use the version that wrote it", manifest.header.format));
+        }
+        check_shard(manifest.header.shard)?;
+        manifest.tensors.iter().try_for_each(Entry::check)?;
+        if manifest.tensors.windows(2).any(|pair| pair[0].name >= pair[1].name) {
+            return Err("has tensors out of order or twice".into());
+        }
+        Ok(manifest)
+    }
+
+    /// The text of a file.
+    ///
+    /// # Errors
+    /// None that finite numbers can cause.
+    pub fn text(&self) -> Checked<String> {
+        serde_json::to_string_pretty(self).map(|text| text + "\n").map_err(|e| e.to_string())
+    }
+}
+
+fn check_shard([index, count]: [usize; 2]) -> Checked<()> {
+    if index == 0 || index > count { Err(format!("is of shard {index} of {count}, which is none")) } else { Ok(()) }
+}
+
+/// A journal as read: the header, the entries, and how many bytes of it are whole lines.
+pub type Journaled = (Header, Vec<Entry>, usize);
+
+/// Reads the bytes of a journal. What follows the last line that can be read is dropped.
+///
+/// # Errors
+/// A first line that is no header.
+pub fn parse_journal(bytes: &[u8]) -> Checked<Journaled> {
+    let mut lines = bytes.split_inclusive(|&b| b == b'\n');
+    let whole = |line: &&[u8]| line.ends_with(b"\n") && line.len() <= MAX_LINE;
+    let first = lines.next().filter(whole).ok_or("is no journal: its first line is not whole")?;
+    let header: Header = serde_json::from_slice(first).map_err(|e| format!("is no journal: {e}"))?;
+    if header.format != FORMAT {
+        return Err(format!("has format {}, not {FORMAT}; use the version that wrote it", header.format));
+    }
+    check_shard(header.shard)?;
+    let (mut entries, mut end) = (Vec::new(), first.len());
+    for line in lines.take_while(whole) {
+        match serde_json::from_slice::<Entry>(line) {
+            Ok(entry) if entry.check().is_ok() => entries.push(entry),
+            _ => break,
+        }
+        end += line.len();
+    }
+    Ok((header, entries, end))
+}
+
+/// A journal that is being written. While it is open no other run can have it.
+#[derive(Debug)]
+pub struct Journal {
+    file: File,
+    path: PathBuf,
+}
+
+impl Journal {
+    /// Starts one.
+    ///
+    /// # Errors
+    /// [`Error::File`] if there is one already or it cannot be written.
+    pub fn create(path: &Path, header: &Header) -> Result<Self> {
+        let file = OpenOptions::new().append(true).create_new(true).open(path);
+        let file = file.map_err(|e| match e.kind() {
+            std::io::ErrorKind::AlreadyExists => {
+                Error::file(path, "is of an earlier batch; add --resume to go on with it, or give another directory")
+            }
+            _ => unwritable(path, &e),
+        })?;
+        let mut journal = Journal { file, path: path.to_path_buf() };
+        journal.lock()?;
+        journal.line(header)?;
+        Ok(journal)
+    }
+
+    /// Goes on with one; what was half written is cut off. Returns the entries with it.
+    ///
+    /// # Errors
+    /// [`Error::File`] if it cannot be read or written, is of other options, or in use.
+    pub fn resume(path: &Path, header: &Header) -> Result<(Self, Vec<Entry>)> {
+        let file = OpenOptions::new().append(true).read(true).open(path).map_err(|e| unwritable(path, &e))?;
+        let mut journal = Journal { file, path: path.to_path_buf() };
+        journal.lock()?;
+        let mut bytes = Vec::new();
+        journal.file.read_to_end(&mut bytes).map_err(|e| unwritable(path, &e))?;
+        if !bytes.contains(&b'\n') {
+            // Killed before its first line was whole: nothing was done yet.
+            journal.file.set_len(0).map_err(|e| unwritable(path, &e))?;
+            journal.line(header)?;
+            return Ok((journal, Vec::new()));
+        }
+        let (found, entries, end) = parse_journal(&bytes).map_err(|why| Error::file(path, why))?;
+        if let Some((what, before, now)) = found.difference(header) {
+            let why =
+                format!("{what} was {before} and is {now} now; resume with what it was, or give another directory");
+            return Err(Error::file(path, why));
+        }
+        journal.file.set_len(end as u64).map_err(|e| unwritable(path, &e))?;
+        Ok((journal, entries))
+    }
+
+    fn lock(&self) -> Result<()> {
+        match self.file.try_lock() {
+            Err(fs::TryLockError::WouldBlock) => Err(Error::file(&self.path, "is in use by another run; wait for it")),
+            // File systems that cannot lock can still be written.
+            _ => Ok(()),
+        }
+    }
+
+    /// Adds a tensor.
+    ///
+    /// # Errors
+    /// [`Error::File`] if it cannot be written.
+    pub fn append(&mut self, entry: &Entry) -> Result<()> {
+        self.line(entry)
+    }
+
+    fn line(&mut self, value: &impl Serialize) -> Result<()> {
+        let mut text = serde_json::to_vec(value).map_err(|e| Error::file(&self.path, e))?;
+        text.push(b'\n');
+        let before = self.file.metadata().map(|meta| meta.len());
+        self.file.write_all(&text).map_err(|e| {
+            // Half a line would hide all that follow it.
+            if let Ok(len) = before {
+                let _ = self.file.set_len(len);
+            }
+            unwritable(&self.path, &e)
+        })
+    }
+}
+
+fn unwritable(path: &Path, e: &std::io::Error) -> Error {
+    Error::file(path, format_args!("cannot be written: {e}; check the path, the permissions and the space"))
+}
+
+/// A name for the tensor in a file, from its path below the directory that was given, without `.npy`. Whatever bytes the path has, the name is
+/// text without control characters, and different paths have different names.
+pub fn tensor_name(path: &Path) -> String {
+    let bytes = path.as_os_str().as_encoded_bytes();
+    let bytes = bytes.strip_suffix(b".npy").unwrap_or(bytes);
+    let mut name = String::new();
+    for chunk in bytes.utf8_chunks() {
+        for c in chunk.valid().chars() {
+            if c.is_control() || c == '%' {
+                percent(&mut name, c);
+            } else {
+                name.push(c);
+            }
+        }
+        for byte in chunk.invalid() {
+            name.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    name
+}
+
+/// The directory of a tensor: its name with everything but letters, digits, `.`, `_` and `-` as `%XX`, and so without separators; a leading dot too. Names
+/// too long for a file system end in a checksum.
+pub fn directory(name: &str) -> String {
+    const MAX: usize = 200;
+    let mut dir = String::new();
+    for (i, c) in name.chars().enumerate() {
+        if c.is_alphanumeric() || matches!(c, '_' | '-') || c == '.' && i > 0 {
+            dir.push(c);
+        } else {
+            percent(&mut dir, c);
+        }
+    }
+    if dir.is_empty() {
+        return "%".into();
+    }
+    if dir.len() > MAX {
+        let cut = (0..=MAX - 9).rev().find(|&i| dir.is_char_boundary(i)).unwrap_or(0);
+        dir.truncate(cut);
+        dir.push_str(&format!("~{:08x}", crc32fast::hash(name.as_bytes())));
+    }
+    dir
+}
+
+fn percent(text: &mut String, c: char) {
+    for byte in c.encode_utf8(&mut [0; 4]).bytes() {
+        text.push_str(&format!("%{byte:02X}"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn directories_stay_inside_and_apart() {
+        for (name, dir) in [
+            ("model.layers.0.q_proj", "model.layers.0.q_proj"),
+            ("a/b", "a%2Fb"),
+            ("..", "%2E."),
+            ("../../etc/passwd", "%2E.%2F..%2Fetc%2Fpasswd"),
+            ("", "%"),
+            ("a b%20", "a%20b%2520"),
+            ("schicht.größe", "schicht.größe"),
+        ] {
+            assert_eq!(directory(name), dir, "{name:?}");
+        }
+        let (a, b) = (directory(&"ä".repeat(300)), directory(&("ä".repeat(299) + "b")));
+        assert!(a != b && a.len() <= 200 && b.len() <= 200, "{a} {b}");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn names_are_text_whatever_the_path() {
+        use std::os::unix::ffi::OsStrExt;
+        let name = |bytes: &[u8]| tensor_name(Path::new(std::ffi::OsStr::from_bytes(bytes)));
+        assert_eq!(name(b"a/w.npy"), "a/w");
+        assert_eq!(name(b"w\n\xff%.npy"), "w%0A%FF%25");
+    }
+}

@@ -1,0 +1,541 @@
+//! `tensorslim batch`: many weights, to the end.
+//!
+//! ```text
+//!   inputs ─> shard ─> skip what is done (--resume) ─> [spectra ─> ranks (--budget)] ─> Batch::factor ─> results, journal ─> manifest
+//! ```
+//!
+//! A weight that fails is reported with its reason, on one line, and the others go on; then the exit code is 1. SIGINT and SIGTERM stop the batch at
+//! the next product or tile; after [`GRACE`] the process ends in any case, which loses nothing: results appear by a rename, and
+//! the journal gets whole lines.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rayon::ThreadPoolBuilder;
+use serde::Serialize;
+use serde_json::{Value, json};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use tensorslim::batch::config::{Config, Options};
+use tensorslim::batch::manifest::{Entry, FORMAT, Facts, Header, Status, directory};
+use tensorslim::batch::schedule;
+use tensorslim::batch::{Batch, Finished, Fit, Input, Item};
+use tensorslim::operator::Cancel;
+use tensorslim::rank::{Budget, Layer, Share, allocate, rank_for_ratio};
+use tensorslim::svd::ErrorKind;
+use tensorslim::{DType, Error, Factors, Rank, Scalar, npy};
+
+use crate::args::{BatchArgs, shard};
+use crate::factor::{limit_for_data, whole_limit};
+use crate::inputs::{self, Kind, Weight};
+use crate::progress::Show;
+use crate::report::{bytes, table};
+use crate::results::{Places, Results};
+use crate::{Failure, complain, emit};
+
+/// From a signal to the end, at most: under the two seconds that a job manager may give.
+const GRACE: Duration = Duration::from_millis(1500);
+
+pub(crate) fn run(args: &BatchArgs) -> Result<(), Failure> {
+    let work = || match args.precision {
+        DType::F64 => batch::<f64>(args),
+        _ => batch::<f32>(args),
+    };
+    // The default of rayon is what the affinity mask and the cgroup's quota allow.
+    let threads = args.threads.map_or(0, usize::from);
+    let pool = ThreadPoolBuilder::new().num_threads(threads).build();
+    pool.map_err(|e| Failure(format!("cannot start {threads} threads: {e}")))?.install(work)
+}
+
+/// A weight to be factored.
+struct Task<'a> {
+    weight: &'a Weight,
+    shape: (usize, usize),
+    dtype: DType,
+    options: Options,
+}
+
+fn batch<T: Scalar>(args: &BatchArgs) -> Result<(), Failure> {
+    let start = Instant::now();
+    let config = config(args)?;
+    let given = given(args);
+    let parts = match args.shard {
+        Some(parts) => parts,
+        None => slurm(|name| std::env::var(name).ok())?.unwrap_or([1, 1]),
+    };
+    if args.budget.is_some() && parts[1] > 1 {
+        return Err(Failure(
+            "--budget weighs all weights against each other and cannot be divided; run it without --shard".into(),
+        ));
+    }
+    let limit = args.memory_limit.map(limit_for_data).transpose()?.unwrap_or(usize::MAX);
+
+    let weights = inputs::collect(&args.inputs, args.bf16)?;
+    if weights.is_empty() {
+        return Err(Failure("no .npy files in what was given".into()));
+    }
+    let header = header::<T>(args, &given, &weights, parts)?;
+    let costs: Vec<f64> = weights.iter().map(|w| cost::<T>(w, &config.options(&w.name, &given))).collect();
+    let mine: Vec<&Weight> = schedule::shard(&costs, parts[0] - 1, parts[1]).into_iter().map(|i| &weights[i]).collect();
+    let names: Vec<String> = mine.iter().map(|w| w.name.clone()).collect();
+
+    let results = Results::open(&args.out, header, args.resume)?;
+    let places = results.places();
+    let results = Arc::new(Mutex::new(results));
+    let cancel = Cancel::new();
+    stop_on_signals(&cancel, &results, &names)?;
+
+    let mut tasks = Vec::new();
+    let mut skipped = 0;
+    for &weight in &mine {
+        let (status, why) = match &weight.kind {
+            Kind::Matrix { .. } if !config.factors(&weight.name) => (Status::Kept, "not asked for".to_string()),
+            Kind::Matrix { shape, dtype } => {
+                if args.budget.is_none() && lock(&results).has(&weight.name, weight.stamp) {
+                    skipped += 1;
+                    continue;
+                }
+                tasks.push(Task {
+                    weight,
+                    shape: *shape,
+                    dtype: *dtype,
+                    options: config.options(&weight.name, &given),
+                });
+                continue;
+            }
+            Kind::Kept(why) => (Status::Kept, why.clone()),
+            Kind::Bad(e) => (Status::Failed, e.to_string()),
+        };
+        lock(&results).record(entry(weight, status, Some(why)))?;
+    }
+
+    let show = Show::new(args.progress);
+    let mut runner = Batch::new().memory_limit(limit).cancel(&cancel).observer(&show);
+    if let Some(jobs) = args.jobs {
+        runner = runner.workers(jobs.into());
+    }
+    if let Some(ratio) = args.budget {
+        tasks = allocated::<T>(args, tasks, ratio, &runner, &results, &places)?;
+        let all = tasks.len();
+        tasks.retain(|task| !lock(&results).has(&task.weight.name, task.weight.stamp));
+        skipped = all - tasks.len();
+    }
+    factor::<T>(args, &tasks, &runner, &results, &places, None)?;
+    show.end();
+
+    let manifest = lock(&results).finish(&names)?;
+    let stopped = cancel.is_cancelled() && !manifest.complete;
+    if manifest.complete && args.budget.is_some() {
+        // Left behind, they would only take space.
+        let _ = fs::remove_dir_all(places.spectra());
+    }
+    let summary = Summary::new(&manifest.tensors, names.len(), skipped, start.elapsed());
+    emit(&if args.json || matches!(show, Show::Json(_)) { summary.json()? } else { summary.table(args) })?;
+    if let Ok(results) = Arc::try_unwrap(results) {
+        results.into_inner().unwrap_or_else(PoisonError::into_inner).close();
+    }
+    let failures: Vec<&Entry> = manifest.tensors.iter().filter(|e| e.status == Status::Failed).collect();
+    for failure in &failures {
+        complain(&format!("{}: {}", failure.name, failure.why.as_deref().unwrap_or("failed")));
+    }
+    if stopped {
+        let done = summary.done + summary.kept;
+        return Err(Failure(format!("stopped: {done} of {} are done; go on with --resume", names.len())));
+    }
+    if !failures.is_empty() {
+        return Err(Failure(format!("{} of {} weights failed; the others are done", failures.len(), names.len())));
+    }
+    Ok(())
+}
+
+fn lock(results: &Mutex<Results>) -> MutexGuard<'_, Results> {
+    results.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn config(args: &BatchArgs) -> Result<Config, Failure> {
+    let config = match &args.config {
+        None => Config::default(),
+        Some(path) => {
+            let at = |why: &dyn std::fmt::Display| Failure(format!("{}: {why}", path.display()));
+            let text = fs::read_to_string(path).map_err(|e| at(&format_args!("cannot be read: {e}")))?;
+            Config::parse(&text).map_err(|why| at(&why))?
+        }
+    };
+    config.with_patterns(&args.only, &args.keep).map_err(Failure)
+}
+
+/// The options of the command line.
+fn given(args: &BatchArgs) -> Options {
+    Options {
+        rank: args.rank,
+        ratio: args.ratio,
+        energy: args.energy,
+        tolerance: args.tolerance,
+        max_rank: args.max_rank,
+        method: args.method.map(|m| m.to_string()),
+        sketch: args.sketch.map(|s| s.to_string()),
+        oversample: args.oversample,
+        power_iterations: args.power_iterations,
+        seed: args.seed,
+    }
+}
+
+/// Everything that the bytes of the results depend on. Threads and jobs are not among it.
+fn header<T: Scalar>(
+    args: &BatchArgs,
+    given: &Options,
+    weights: &[Weight],
+    parts: [usize; 2],
+) -> Result<Header, Failure> {
+    let text = match &args.config {
+        None => Value::Null,
+        Some(path) => {
+            let bytes = fs::read(path).map_err(|e| Failure(format!("{}: cannot be read: {e}", path.display())))?;
+            json!(format!("{:08x}", crc32fast::hash(&bytes)))
+        }
+    };
+    let mut options: BTreeMap<String, Value> = BTreeMap::from([
+        ("config".to_string(), text),
+        ("only".to_string(), json!(args.only)),
+        ("keep".to_string(), json!(args.keep)),
+        ("budget".to_string(), json!(args.budget)),
+        ("precision".to_string(), json!(T::DTYPE.name())),
+        ("dtype".to_string(), json!(args.dtype.unwrap_or(T::DTYPE).name())),
+        ("bf16".to_string(), json!(args.bf16)),
+        // What does not fit is read in tiles, which changes it by rounding.
+        ("memory_limit".to_string(), json!(args.memory_limit)),
+    ]);
+    if let Ok(Value::Object(given)) = serde_json::to_value(given) {
+        options.extend(given);
+    }
+    let version = env!("CARGO_PKG_VERSION").to_string();
+    Ok(Header { format: FORMAT, version, options, inputs: inputs::digest(weights), shard: parts })
+}
+
+/// The part of a Slurm array that this is, `None` outside of one.
+fn slurm(var: impl Fn(&str) -> Option<String>) -> Result<Option<[usize; 2]>, Failure> {
+    let number = |name: &str| match var(name) {
+        None => Ok(None),
+        Some(text) => match text.parse::<usize>() {
+            Ok(n) => Ok(Some(n)),
+            Err(_) => Err(Failure(format!("{name} is {text:?}, not a number; give --shard I/N"))),
+        },
+    };
+    let (Some(id), Some(count)) = (number("SLURM_ARRAY_TASK_ID")?, number("SLURM_ARRAY_TASK_COUNT")?) else {
+        return Ok(None);
+    };
+    let first = number("SLURM_ARRAY_TASK_MIN")?.unwrap_or(0);
+    let step = number("SLURM_ARRAY_TASK_STEP")?.unwrap_or(1).max(1);
+    let index = id.checked_sub(first).map_or(0, |past| past / step + 1);
+    match shard(&format!("{index}/{count}")) {
+        // An array of listed ids (1,5,9) has no step that says which is which.
+        Ok(parts) if id == first + (index - 1) * step => Ok(Some(parts)),
+        _ => Err(Failure(format!(
+            "SLURM_ARRAY_TASK_ID {id} is no part of {count} from {first} in steps of {step}; give --shard I/N"
+        ))),
+    }
+}
+
+/// Predicted seconds; none for what will not be factored.
+fn cost<T: Scalar>(weight: &Weight, options: &Options) -> f64 {
+    let Kind::Matrix { shape, dtype } = weight.kind else { return 0.0 };
+    // Under a budget the spectrum has to be seen first, which costs what the largest useful rank costs.
+    let rule = options.rule().unwrap_or(Rank::Ratio(1.0));
+    let plan = options.svd(rule).and_then(|svd| svd.plan::<T>(shape, dtype));
+    plan.ok()
+        .and_then(|plan| plan.candidates.iter().find(|c| c.method == plan.method).map(|c| c.seconds))
+        .unwrap_or(0.0)
+}
+
+fn entry(weight: &Weight, status: Status, why: Option<String>) -> Entry {
+    let (name, input) = (weight.name.clone(), Some(weight.stamp));
+    Entry { name, status, why, files: BTreeMap::new(), facts: None, input, seconds: None }
+}
+
+/// SIGINT and SIGTERM ask to stop; whatever then still runs ends with the process.
+fn stop_on_signals(cancel: &Cancel, results: &Arc<Mutex<Results>>, names: &[String]) -> Result<(), Failure> {
+    let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(|e| Failure(format!("cannot catch signals: {e}")))?;
+    let (cancel, results, names) = (cancel.clone(), Arc::downgrade(results), names.to_vec());
+    std::thread::spawn(move || {
+        if signals.forever().next().is_none() {
+            return;
+        }
+        cancel.cancel();
+        std::thread::sleep(GRACE);
+        // The run may be through by now, and its results gone.
+        if let Some(results) = results.upgrade() {
+            let results = lock(&results);
+            if let Err(Failure(line)) = results.finish(&names) {
+                complain(&line);
+            }
+            complain("stopped in the middle of a weight, which is not done; go on with --resume");
+            std::process::exit(1);
+        }
+    });
+    Ok(())
+}
+
+/// The tasks with a rank for each: what the budget buys. Those that stay whole, and those whose spectrum cannot be had, are recorded and gone.
+fn allocated<'a, T: Scalar>(
+    args: &BatchArgs,
+    tasks: Vec<Task<'a>>,
+    ratio: f64,
+    runner: &Batch<'_>,
+    results: &Arc<Mutex<Results>>,
+    places: &Places,
+) -> Result<Vec<Task<'a>>, Failure> {
+    let dir = places.spectra();
+    crate::output::prepare(&dir)?;
+    // Of the input as it is now: one that changed has another name.
+    let file = |task: &Task<'_>| {
+        let (bytes, changed) = task.weight.stamp;
+        format!("{}.{bytes}-{changed}.npy", directory(&task.weight.name))
+    };
+    let read = |task: &Task<'_>| -> Option<Vec<f64>> {
+        let array = npy::Array::read(dir.join(file(task))).ok().filter(|a| a.dtype() == DType::F64)?;
+        let numbers: &[f64] = bytemuck::try_cast_slice(array.bytes()).ok()?;
+        (numbers.len() > 1).then(|| numbers.to_vec())
+    };
+    let missing: Vec<Task<'_>> = (tasks.iter())
+        .filter(|task| read(task).is_none())
+        .map(|task| Task { options: task.options.clone(), ..*task })
+        .collect();
+    factor::<T>(args, &missing, runner, results, places, Some((&dir, &file)))?;
+
+    let found: Vec<(Task<'a>, Vec<f64>)> =
+        tasks.into_iter().filter_map(|task| read(&task).map(|numbers| (task, numbers))).collect();
+    if found.is_empty() {
+        return Ok(Vec::new());
+    }
+    let before: usize = found.iter().map(|(task, _)| task.shape.0 * task.shape.1).sum();
+    let layers: Vec<Layer<'_>> = (found.iter())
+        .map(|(task, numbers)| {
+            let (norm_squared, spectrum) = (numbers[0], &numbers[1..]);
+            let mut layer = Layer::new(task.shape, task.dtype, spectrum, norm_squared);
+            // Errors are relative: a weight of small numbers is no less important.
+            layer.weight = if norm_squared > 0.0 { 1.0 / norm_squared } else { 0.0 };
+            layer
+        })
+        .collect();
+    let shares = allocate(&layers, Budget::parameters((before as f64 / ratio) as u64))?.shares;
+    drop(layers);
+    let mut left = Vec::new();
+    for ((mut task, _), share) in found.into_iter().zip(shares) {
+        match share {
+            Share::Rank(k) => {
+                task.options = Options { rank: Some(k), ..Options::default() }.or(&task.options);
+                left.push(task);
+            }
+            Share::Whole => {
+                let why = "whole: the budget does more good elsewhere".to_string();
+                lock(results).record(entry(task.weight, Status::Kept, Some(why)))?;
+            }
+        }
+    }
+    Ok(left)
+}
+
+/// Where spectra go, and the name of a task's file there.
+type Spectra<'a> = (&'a Path, &'a (dyn Fn(&Task<'_>) -> String + Sync));
+
+/// Factors the tasks and writes their results, or with `spectra` their singular values alone.
+fn factor<T: Scalar>(
+    args: &BatchArgs,
+    tasks: &[Task<'_>],
+    runner: &Batch<'_>,
+    results: &Arc<Mutex<Results>>,
+    places: &Places,
+    spectra: Option<Spectra<'_>>,
+) -> Result<(), Failure> {
+    let mut items = Vec::with_capacity(tasks.len());
+    for task in tasks {
+        let (m, n) = task.shape;
+        let rule = match spectra {
+            // Beyond the rank at which factors are as large as the weight there is nothing to gain.
+            Some(_) => Rank::Fixed(rank_for_ratio(m, n, 1.0).max(1)),
+            None => (task.options.rule()).ok_or_else(|| {
+                Failure(format!(
+                    "{}: nothing says how much to keep; give --rank, --ratio, --energy, --tolerance or --budget, or a [default]",
+                    task.weight.name
+                ))
+            })?,
+        };
+        items.push(Item::new(task.weight.name.clone(), task.shape, task.dtype, task.options.svd(rule)?));
+    }
+    let load = |index: usize, fit: Fit, with: &mut dyn FnMut(Input<'_>) -> tensorslim::Result<()>| {
+        let path = &tasks[index].weight.path;
+        match fit {
+            Fit::Whole => {
+                let array = inputs::array(path, args.bf16)?;
+                let tensor = array.tensor()?;
+                with(Input::Tensor(if tensor.shape().len() > 2 { tensor.matricize(1)? } else { tensor }))
+            }
+            Fit::Tiles => with(Input::Rows(&mut inputs::stream(path, args.bf16)?)),
+        }
+    };
+    let sink = |finished: Finished<'_, T>| -> tensorslim::Result<()> {
+        let task = &tasks[finished.index];
+        let written = finished.result.map_err(whole_limit).and_then(|f| match spectra {
+            None => write(args, places, task, &f).map(Some),
+            Some((dir, file)) => {
+                let r = f.report();
+                let numbers: Vec<f64> = std::iter::once(r.norm * r.norm).chain(r.spectrum.iter().copied()).collect();
+                let (path, whole) = (dir.join(file(task)), dir.join(format!("{}.part", file(task))));
+                npy::write(&whole, DType::F64, &[numbers.len()], bytemuck::cast_slice(&numbers))?;
+                fs::rename(&whole, &path).map_err(|e| Error::file(&path, format_args!("cannot be written: {e}")))?;
+                Ok(None)
+            }
+        });
+        let mut results = lock(results);
+        match written {
+            Ok(None) => Ok(()),
+            Ok(Some(mut entry)) => {
+                entry.seconds = Some(finished.elapsed.as_secs_f64());
+                results.record(entry)
+            }
+            Err(e) => {
+                results.record(entry(task.weight, Status::Failed, Some(e.to_string())))?;
+                Err(e)
+            }
+        }
+    };
+    runner.factor::<T>(&items, load, sink);
+    Ok(())
+}
+
+/// Writes factors and report; what the journal says of them.
+fn write<T: Scalar>(args: &BatchArgs, places: &Places, task: &Task<'_>, f: &Factors<T>) -> tensorslim::Result<Entry> {
+    let dtype = args.dtype.unwrap_or(T::DTYPE);
+    let r = f.report();
+    crate::output::check_range(&r.spectrum[..r.rank], dtype)?;
+    let (kind, std_dev) = match r.error_kind {
+        ErrorKind::Exact => ("exact", None),
+        ErrorKind::Estimate { std_dev, .. } => ("estimate", Some(std_dev)),
+    };
+    // No times and no threads: equal runs leave equal bytes.
+    let report = json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "name": task.weight.name,
+        "shape": [r.shape.0, r.shape.1],
+        "dtype": r.dtype.name(),
+        "precision": r.precision.name(),
+        "written": dtype.name(),
+        "rank": r.rank,
+        "method": r.method.name(),
+        "reason": r.reason,
+        "sketch": r.sketch.map(|s| s.name()),
+        "seed": r.seed,
+        "oversample": r.oversample,
+        "power_iterations": r.power_iterations,
+        "relative_error": r.relative_error,
+        "error_kind": kind,
+        "error_std_dev": std_dev,
+        "norm": r.norm,
+        "passes": r.passes,
+        "params_before": r.params_before(),
+        "params_after": r.params_after(),
+        "ratio": r.ratio(),
+        "notes": r.notes,
+    });
+    let files = places.write(&task.weight.name, dtype, f, &format!("{report:#}\n"))?;
+    let facts = Facts {
+        shape: [r.shape.0, r.shape.1],
+        dtype: r.dtype.name().into(),
+        rank: r.rank,
+        method: r.method.name().into(),
+        relative_error: r.relative_error,
+        error_kind: kind.into(),
+        params: [r.params_before(), r.params_after()],
+        passes: r.passes,
+    };
+    Ok(Entry { files, facts: Some(facts), ..entry(task.weight, Status::Done, None) })
+}
+
+/// The end of a batch.
+#[derive(Serialize)]
+struct Summary {
+    weights: usize,
+    done: usize,
+    /// Of the done ones, those of an earlier run.
+    skipped: usize,
+    failed: usize,
+    kept: usize,
+    params_before: usize,
+    params_after: usize,
+    ratio: f64,
+    worst_error: f64,
+    elapsed_ms: f64,
+    peak_rss_bytes: Option<usize>,
+    failures: HashMap<String, String>,
+}
+
+impl Summary {
+    fn new(entries: &[Entry], weights: usize, skipped: usize, elapsed: Duration) -> Self {
+        let count = |status| entries.iter().filter(|e| e.status == status).count();
+        let facts: Vec<&Facts> = entries.iter().filter_map(|e| e.facts.as_ref()).collect();
+        let sum = |i: usize| facts.iter().map(|f| f.params[i]).sum::<usize>();
+        let why = |e: &Entry| (e.name.clone(), e.why.clone().unwrap_or_default());
+        Summary {
+            weights,
+            done: count(Status::Done),
+            skipped,
+            failed: count(Status::Failed),
+            kept: count(Status::Kept),
+            params_before: sum(0),
+            params_after: sum(1),
+            ratio: if sum(1) > 0 { sum(0) as f64 / sum(1) as f64 } else { 1.0 },
+            worst_error: facts.iter().map(|f| f.relative_error).fold(0.0, f64::max),
+            elapsed_ms: elapsed.as_secs_f64() * 1e3,
+            peak_rss_bytes: crate::report::peak_rss(),
+            failures: entries.iter().filter(|e| e.status == Status::Failed).map(why).collect(),
+        }
+    }
+
+    fn json(&self) -> Result<String, Failure> {
+        let text = serde_json::to_string(self);
+        text.map(|text| text + "\n").map_err(|e| Failure(format!("the summary does not serialize: {e}")))
+    }
+
+    fn table(&self, args: &BatchArgs) -> String {
+        let mut rows = vec![("weights", self.weights.to_string())];
+        let earlier = if self.skipped > 0 { format!(" ({} of an earlier run)", self.skipped) } else { String::new() };
+        rows.push(("done", format!("{}{earlier}", self.done)));
+        for (what, n) in [("kept as they are", self.kept), ("failed", self.failed)] {
+            if n > 0 {
+                rows.push((what, n.to_string()));
+            }
+        }
+        rows.push(("parameters", format!("{} -> {} ({:.2}x)", self.params_before, self.params_after, self.ratio)));
+        rows.push(("largest error", format!("{:.5}", self.worst_error)));
+        rows.push(("time", crate::progress::clock(Duration::from_secs_f64(self.elapsed_ms / 1e3))));
+        if let Some(peak) = self.peak_rss_bytes {
+            rows.push(("peak memory", format!("{} resident", bytes(peak))));
+        }
+        rows.push(("written", format!("{}: a directory each, manifest, journal", args.out.display())));
+        table(&rows)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::slurm;
+
+    #[test]
+    fn slurm_arrays_are_shards() {
+        let part = |vars: &[(&str, &str)]| {
+            slurm(|name| {
+                vars.iter().find(|(n, _)| format!("SLURM_ARRAY_TASK_{n}") == name).map(|(_, v)| (*v).to_string())
+            })
+            .map_err(|f| f.0)
+        };
+        assert_eq!(part(&[]), Ok(None));
+        assert_eq!(part(&[("ID", "3"), ("COUNT", "8"), ("MIN", "1")]), Ok(Some([3, 8])));
+        assert_eq!(part(&[("ID", "0"), ("COUNT", "8"), ("MIN", "0")]), Ok(Some([1, 8])));
+        assert_eq!(part(&[("ID", "14"), ("COUNT", "3"), ("MIN", "10"), ("STEP", "2")]), Ok(Some([3, 3])));
+        assert!(part(&[("ID", "9"), ("COUNT", "3"), ("MIN", "1")]).unwrap_err().contains("--shard I/N"));
+        assert!(part(&[("ID", "x"), ("COUNT", "3")]).unwrap_err().contains("not a number"));
+    }
+}

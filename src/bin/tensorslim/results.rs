@@ -1,0 +1,181 @@
+//! What a batch leaves behind: one directory for each weight, the journal, the manifest.
+//!
+//! A result is written into a directory of its own under a hidden name and renamed as a whole, then the journal gets its line. Killed between the two,
+//! the directory is there without a line, and the weight is done again.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use tensorslim::batch::manifest::{Entry, Header, Journal, Manifest, Status, Sum, directory};
+use tensorslim::{DType, Error, Factors, Matrix, Scalar, npy};
+
+use crate::Failure;
+
+/// The output directory of one run.
+pub(crate) struct Results {
+    out: PathBuf,
+    stage: PathBuf,
+    header: Header,
+    journal: Journal,
+    entries: BTreeMap<String, Entry>,
+}
+
+/// The name of a shard's file: `manifest.json`, `manifest-2-of-8.json`.
+pub(crate) fn shard_file(stem: &str, [index, count]: [usize; 2], ext: &str) -> String {
+    if count == 1 { format!("{stem}.{ext}") } else { format!("{stem}-{index}-of-{count}.{ext}") }
+}
+
+impl Results {
+    /// Starts, or goes on with what is there.
+    pub(crate) fn open(out: &Path, header: Header, resume: bool) -> Result<Self, Failure> {
+        crate::output::prepare(out)?;
+        let path = out.join(shard_file("journal", header.shard, "jsonl"));
+        let (journal, entries) = match resume && path.exists() {
+            true => Journal::resume(&path, &header)?,
+            false => (Journal::create(&path, &header)?, Vec::new()),
+        };
+        let stage = out.join(format!(".stage-{}-of-{}", header.shard[0], header.shard[1]));
+        // What a killed run left half written. The journal's lock says that it is nobody else's.
+        match fs::remove_dir_all(&stage) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(unwritable(&stage, &e).into()),
+            _ => {}
+        }
+        fs::create_dir_all(&stage).map_err(|e| unwritable(&stage, &e))?;
+        let entries = entries.into_iter().map(|e| (e.name.clone(), e)).collect();
+        Ok(Results { out: out.to_path_buf(), stage, header, journal, entries })
+    }
+
+    /// Whether this input's result is there, of the input as it is now, and whole.
+    pub(crate) fn has(&self, name: &str, stamp: (u64, u64)) -> bool {
+        let entry = self.entries.get(name);
+        entry.is_some_and(|e| e.status == Status::Done && e.input == Some(stamp) && e.verify(&self.out).is_ok())
+    }
+
+    /// The directories that results are written through.
+    pub(crate) fn places(&self) -> Places {
+        Places { out: self.out.clone(), stage: self.stage.clone() }
+    }
+
+    /// Records a weight.
+    pub(crate) fn record(&mut self, entry: Entry) -> tensorslim::Result<()> {
+        self.journal.append(&entry)?;
+        self.entries.insert(entry.name.clone(), entry);
+        Ok(())
+    }
+
+    /// Writes the manifest: what is recorded of `names`.
+    pub(crate) fn finish(&self, names: &[String]) -> Result<Manifest, Failure> {
+        let mine = names.iter().filter_map(|name| self.entries.get(name).cloned());
+        let complete = names.iter().all(|name| self.entries.contains_key(name));
+        let manifest = Manifest::new(self.header.clone(), complete, mine);
+        let text = manifest.text().map_err(Failure)?;
+        crate::output::replace(&self.out, &shard_file("manifest", self.header.shard, "json"), &text)?;
+        Ok(manifest)
+    }
+
+    /// Takes the hidden directory away.
+    pub(crate) fn close(self) {
+        // Left behind, it is removed by the next run.
+        let _ = fs::remove_dir_all(&self.stage);
+    }
+}
+
+/// Where results go: usable from all workers at once.
+pub(crate) struct Places {
+    out: PathBuf,
+    stage: PathBuf,
+}
+
+impl Places {
+    /// Writes the factors and the report of a weight, and makes them appear.
+    pub(crate) fn write<T: Scalar>(
+        &self,
+        name: &str,
+        dtype: DType,
+        f: &Factors<T>,
+        report: &str,
+    ) -> tensorslim::Result<BTreeMap<String, Sum>> {
+        let dir = self.stage.join(directory(name));
+        let target = self.out.join(directory(name));
+        let done = || -> Result<_, (PathBuf, io::Error)> {
+            let at = |path: &Path| {
+                let path = path.to_path_buf();
+                move |e| (path.clone(), e)
+            };
+            fs::create_dir_all(&dir).map_err(at(&dir))?;
+            let mut files = BTreeMap::new();
+            let mut put = |file: &str, write: &dyn Fn(&mut Summed) -> io::Result<()>| {
+                let path = dir.join(file);
+                let sum = Summed::create(&path, write).map_err(at(&path))?;
+                files.insert(file.to_string(), sum);
+                Ok(())
+            };
+            put("u.npy", &|w| matrix(w, dtype, &[f.u().nrows(), f.rank()], f.u().as_slice()))?;
+            put("s.npy", &|w| matrix(w, dtype, &[f.rank()], f.s()))?;
+            put("vt.npy", &|w| matrix(w, dtype, &[f.rank(), f.vt().ncols()], f.vt().as_slice()))?;
+            put("report.json", &|w| w.write_all(report.as_bytes()))?;
+            // Only an empty directory is replaced by a rename: an old result goes first, also in one step.
+            let old = self.stage.join(format!("{}.old", directory(name)));
+            match fs::rename(&target, &old) {
+                Ok(()) => fs::remove_dir_all(&old).map_err(at(&old))?,
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => return Err((target.clone(), e)),
+            }
+            fs::rename(&dir, &target).map_err(at(&target))?;
+            Ok(files)
+        };
+        done().map_err(|(path, e)| {
+            // On a full disk, room for the next one.
+            let _ = fs::remove_dir_all(&dir);
+            unwritable(&path, &e)
+        })
+    }
+
+    /// What was measured of a weight's spectrum, kept for a run that goes on: a file of f64 in the hidden directory of its own.
+    pub(crate) fn spectra(&self) -> PathBuf {
+        self.out.join(".spectra")
+    }
+}
+
+fn matrix<T: Scalar>(w: &mut Summed, dtype: DType, shape: &[usize], a: &[T]) -> io::Result<()> {
+    if dtype == T::DTYPE {
+        return npy::write_to(w, dtype, shape, bytemuck::cast_slice(a));
+    }
+    let rounded = Matrix::from_vec(a.to_vec(), 1, a.len()).map_err(io::Error::other)?.to_bytes(dtype);
+    npy::write_to(w, dtype, shape, &rounded)
+}
+
+/// A file that is summed as it is written.
+struct Summed {
+    file: BufWriter<File>,
+    hasher: crc32fast::Hasher,
+    bytes: u64,
+}
+
+impl Summed {
+    fn create(path: &Path, write: &dyn Fn(&mut Summed) -> io::Result<()>) -> io::Result<Sum> {
+        let mut w = Summed { file: BufWriter::new(File::create(path)?), hasher: crc32fast::Hasher::new(), bytes: 0 };
+        write(&mut w)?;
+        w.file.flush()?;
+        Ok(Sum { bytes: w.bytes, crc32: w.hasher.finalize() })
+    }
+}
+
+impl Write for Summed {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        let n = self.file.write(data)?;
+        self.hasher.update(&data[..n]);
+        self.bytes += n as u64;
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+fn unwritable(path: &Path, e: &io::Error) -> Error {
+    Error::file(path, format_args!("cannot be written: {e}; check the permissions and the space"))
+}

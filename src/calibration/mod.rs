@@ -1,0 +1,564 @@
+//! Calibration: what the inputs of a layer look like, in `O(n²)` memory whatever the number of samples.
+//!
+//! The loss of a compressed layer on samples `X` (rows) depends on them through their second moments alone:
+//!
+//! ```text
+//!   ‖(W − W') Xᵀ‖_F² = ‖(W − W') L‖_F²         for any L with  L Lᵀ = G = XᵀX
+//!
+//!   update      x ──check, per-feature sums──> rows wait (f64) ──block full──> Gram    G += Xᵢᵀ Xᵢ       (SYRK, n² per row)
+//!                                                                             Factor  R <- qr([R; Xᵢ])  (2 n² per row and more)
+//!   merge       sums and G add up;  R <- qr([R₁; R₂])
+//! ```
+//!
+//! * [`Form::Gram`] holds the lower triangle of G, in f64. Blocks are multiplied in f64, or, with [`Accumulation::F32`], in
+//!   f32 after every column was scaled by a power of two to at most 1 (so that features of any scale keep their digits), and
+//!   added up in f64. The error of an entry is then a few `√block · 2^-25` of `√(G_ii G_jj)`, 4e-6 at most, and below 1e-6 of
+//!   `‖G‖_F` (tests).
+//! * [`Form::Factor`] holds the triangular factor of X itself (Householder, `RᵀR = G`): the condition number is not squared, and
+//!   directions a millionth of the largest keep their digits. Some four times the work.
+//!
+//! Rows wait until a block is full, so the bits do not depend on how the rows were cut into updates; merging rounds, in
+//! whatever order. Threads change nothing.
+
+mod bytes;
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use faer::dyn_stack::{MemBuffer, MemStack};
+use faer::linalg::matmul::matmul;
+use faer::{Accum, Mat, MatRef, Par};
+use rayon::prelude::*;
+
+use crate::error::{Error, Result};
+use crate::operator::{mirror, symmetric_product};
+use crate::qr::householder;
+use crate::simd::convert::convert;
+use crate::tensor::{Element, MatView, Matrix, TensorRef, with_view};
+
+/// What is kept of the samples.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Form {
+    /// `G = XᵀX`.
+    #[default]
+    Gram,
+    /// R of `X = Q R`: twice the digits for small directions, at some four times the work.
+    Factor,
+}
+
+/// The arithmetic of a block of the Gram matrix; blocks are added up in f64 either way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Accumulation {
+    /// Correct to a few `2^-53`.
+    #[default]
+    F64,
+    /// Twice as fast, correct to 1e-6 of the norm.
+    F32,
+}
+
+/// What becomes of a sample with a NaN or an infinity in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum NonFinite {
+    /// The whole update is refused with [`Error::NotFinite`] and changes nothing.
+    #[default]
+    Refuse,
+    /// The sample is left out and counted.
+    Skip,
+}
+
+/// How a [`Calibration`] accumulates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct CalibrationOptions {
+    /// What is kept.
+    pub form: Form,
+    /// In what arithmetic; the factor is always computed in f64.
+    pub accumulation: Accumulation,
+    /// What becomes of samples that are not finite.
+    pub non_finite: NonFinite,
+}
+
+/// Sizes of the work.
+struct Params {
+    /// Elements of a block of rows that wait, in f64.
+    block_elements: usize,
+    /// The same with f32 blocks, whose sum into G in f64 costs memory traffic: bench `whiten`.
+    fast_block_elements: usize,
+    /// Fewest rows of a block: fewer would read and write all of G for too little work.
+    least_rows: usize,
+    /// Most rows of a block: the error of an f32 block grows with their square root.
+    most_rows: usize,
+    /// Rows of a block of the factor, in multiples of n: more cost memory, fewer repeat the elimination of R.
+    factor_rows: usize,
+    /// Columns of G that an f32 product fills at a time.
+    panel: usize,
+    /// Elements that a task checks.
+    check: usize,
+}
+
+/// Chosen by the bench `whiten` on two Zen 5 cores, 4096 samples of 4096 features.
+const PARAMS: Params = Params {
+    block_elements: 1 << 21,
+    fast_block_elements: 1 << 22,
+    least_rows: 64,
+    most_rows: 4096,
+    factor_rows: 2,
+    panel: 512,
+    check: 1 << 16,
+};
+
+/// Samples beyond this in modulus could overflow a sum of squares.
+const LARGEST: f64 = 1e150;
+
+/// Statistics of a layer's inputs: fed in blocks of samples, merged in any grouping, written and read as bytes.
+///
+/// ```
+/// use tensorslim::{Calibration, Rank, TensorRef, TruncatedSvd};
+///
+/// let x: Vec<f32> = (0..200 * 48).map(|i| (i as f32 * 0.71).sin()).collect();
+/// let mut c = Calibration::new(48)?;
+/// for block in x.chunks(50 * 48) {
+///     c.update(&TensorRef::new(block, &[50, 48])?)?;
+/// }
+/// assert_eq!((c.samples(), c.dead().count()), (200, 0));
+/// assert_eq!(Calibration::from_bytes(&c.to_bytes())?, c);
+///
+/// let w: Vec<f32> = (0..64 * 48).map(|i| (i as f32 * 0.37).cos()).collect();
+/// let f = TruncatedSvd::new(Rank::Fixed(4)).calibration(&c).factor::<f32>(TensorRef::new(&w, &[64, 48])?)?;
+/// assert!(f.report().activation.is_some());
+/// # Ok::<(), tensorslim::Error>(())
+/// ```
+///
+/// Cloning is cheap: the matrix is shared until one of the two is updated.
+#[derive(Debug, Clone)]
+pub struct Calibration {
+    options: CalibrationOptions,
+    samples: u64,
+    skipped: u64,
+    /// Per feature: `Σ x`, `Σ x²`, `max |x|`.
+    sums: Vec<f64>,
+    squares: Vec<f64>,
+    largest: Vec<f64>,
+    /// The lower triangle of G, or R, of all samples but the waiting ones; zeros in the other triangle.
+    matrix: Arc<Mat<f64>>,
+    /// Rows of samples, one after the other.
+    waiting: Vec<f64>,
+}
+
+impl PartialEq for Calibration {
+    /// The same bits, whatever part of the samples is still waiting.
+    fn eq(&self, other: &Self) -> bool {
+        self.options == other.options
+            && (self.samples, self.skipped) == (other.samples, other.skipped)
+            && (&self.sums, &self.squares, &self.largest) == (&other.sums, &other.squares, &other.largest)
+            && self.settled().matrix == other.settled().matrix
+    }
+}
+
+impl Calibration {
+    /// For a layer of `n` inputs: Gram matrix in f64, samples that are not finite refused.
+    ///
+    /// # Errors
+    /// As [`with`](Self::with).
+    pub fn new(n: usize) -> Result<Self> {
+        Calibration::with(n, CalibrationOptions::default())
+    }
+
+    /// For a layer of `n` inputs.
+    ///
+    /// # Errors
+    /// [`Error::Empty`] if `n = 0`, [`Error::TooLarge`] if `n²` numbers do not fit the address space, [`Error::Option`] for
+    /// a factor accumulated in f32.
+    pub fn with(n: usize, options: CalibrationOptions) -> Result<Self> {
+        if n == 0 {
+            return Err(Error::Empty { shape: vec![n, n] });
+        }
+        if n.checked_mul(n).is_none_or(|size| size > isize::MAX as usize / 8) {
+            return Err(Error::TooLarge { shape: vec![n, n] });
+        }
+        if options.form == Form::Factor && options.accumulation == Accumulation::F32 {
+            return Err(Error::option("accumulation", "f32", "f64 for a factor, or the Gram form"));
+        }
+        Ok(Calibration {
+            options,
+            samples: 0,
+            skipped: 0,
+            sums: vec![0.0; n],
+            squares: vec![0.0; n],
+            largest: vec![0.0; n],
+            matrix: Arc::new(Mat::zeros(n, n)),
+            waiting: Vec::new(),
+        })
+    }
+
+    /// The rows of `x` in `count` parts of consecutive samples, for [`choose_blend`](crate::TruncatedSvd::choose_blend): parts differ
+    /// by one sample at most, and none is empty.
+    ///
+    /// # Errors
+    /// [`Error::Option`] if there are fewer than two samples or parts, and as [`update`](Self::update).
+    pub fn folds(x: &TensorRef<'_>, count: usize, options: CalibrationOptions) -> Result<Vec<Self>> {
+        let view = x.view()?;
+        let (rows, n) = (view.nrows(), view.ncols());
+        let count = count.min(rows);
+        if count < 2 {
+            return Err(Error::option("folds", count, "two samples and two folds at least"));
+        }
+        (0..count)
+            .map(|i| {
+                let (first, end) = (i * rows / count, (i + 1) * rows / count);
+                let mut fold = Calibration::with(n, options)?;
+                fold.take(view.subrows(first, end - first)).map_err(|error| match error {
+                    Error::NotFinite { row, col, value } => Error::NotFinite { row: first + row, col, value },
+                    error => error,
+                })?;
+                Ok(fold)
+            })
+            .collect()
+    }
+
+    /// Features, `n`.
+    pub fn features(&self) -> usize {
+        self.sums.len()
+    }
+
+    /// How it accumulates.
+    pub fn options(&self) -> CalibrationOptions {
+        self.options
+    }
+
+    /// Samples seen, those skipped not counted.
+    pub fn samples(&self) -> u64 {
+        self.samples
+    }
+
+    /// Samples left out because they were not finite.
+    pub fn skipped(&self) -> u64 {
+        self.skipped
+    }
+
+    /// The mean of each feature; zeros before the first sample.
+    pub fn means(&self) -> Vec<f64> {
+        self.per_sample(&self.sums)
+    }
+
+    /// The scale of each feature, `√mean x²`; zeros before the first sample.
+    pub fn scales(&self) -> Vec<f64> {
+        self.per_sample(&self.squares).into_iter().map(f64::sqrt).collect()
+    }
+
+    /// The largest modulus of each feature.
+    pub fn largest(&self) -> &[f64] {
+        &self.largest
+    }
+
+    /// Features that were zero in every sample.
+    pub fn dead(&self) -> impl Iterator<Item = usize> + '_ {
+        (0..self.features()).filter(|&j| self.largest[j] == 0.0)
+    }
+
+    fn per_sample(&self, totals: &[f64]) -> Vec<f64> {
+        totals.iter().map(|total| total / (self.samples.max(1) as f64)).collect()
+    }
+
+    /// `Σ x²` of each feature: the diagonal of G.
+    pub(crate) fn squares(&self) -> &[f64] {
+        &self.squares
+    }
+
+    /// Adds samples, the rows of `x` (any number × n), of any element type and strides, on the threads of the current
+    /// rayon pool.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] unless `x` has two axes and n columns, [`Error::NotFinite`] with the position in `x` if samples that are not
+    /// finite are refused, [`Error::Range`] for values above 1e150. After an error nothing has changed.
+    pub fn update(&mut self, x: &TensorRef<'_>) -> Result<()> {
+        self.take(x.view()?)
+    }
+
+    fn take(&mut self, x: MatView<'_>) -> Result<()> {
+        let (n, par) = (self.features(), crate::current_par());
+        if x.ncols() != n {
+            return Err(Error::shape("Calibration::update", format_args!("samples of {n} features"), x.ncols()));
+        }
+        let check = with_view!(x, a => check(a, par));
+        if let (NonFinite::Refuse, Some(&row)) = (self.options.non_finite, check.bad.first()) {
+            let (col, value) = with_view!(x, a => {
+                let bad = (0..n).map(|j| (j, a[(row, j)].to_f64())).find(|(_, value)| !value.is_finite());
+                bad.expect("the check found one in this row")
+            });
+            return Err(Error::NotFinite { row, col, value });
+        }
+        if let Some(&value) = check.largest.iter().find(|&&x| x > LARGEST) {
+            return Err(Error::Range { what: "a calibration sample", value });
+        }
+        add(&mut self.sums, &check.sums);
+        add(&mut self.squares, &check.squares);
+        self.largest.iter_mut().zip(&check.largest).for_each(|(a, b)| *a = a.max(*b));
+        self.samples += (x.nrows() - check.bad.len()) as u64;
+        self.skipped += check.bad.len() as u64;
+
+        let good: Cow<'_, [usize]> = {
+            let mut bad = check.bad.iter().peekable();
+            (0..x.nrows()).filter(|i| bad.next_if(|b| *b == i).is_none()).collect::<Vec<_>>().into()
+        };
+        let mut good = &good[..];
+        while !good.is_empty() {
+            let (now, later) = good.split_at(good.len().min(self.block_rows() - self.waiting.len() / n));
+            let old = self.waiting.len();
+            self.waiting.resize(old + now.len() * n, 0.0);
+            let rows = self.waiting[old..].chunks_mut(n).zip(now).collect::<Vec<_>>();
+            with_view!(x, a => for_each(rows, par, |(dst, &i)| copy_row(a, i, dst)));
+            if self.waiting.len() == self.block_rows() * n {
+                self.flush(par);
+            }
+            good = later;
+        }
+        Ok(())
+    }
+
+    /// Adds what another one has seen.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if it has another number of features, [`Error::Option`] if it has another form. (Accumulations may
+    /// differ; the result is as good as the worse, and says so.)
+    pub fn merge(&mut self, other: &Self) -> Result<()> {
+        let (n, par) = (self.features(), crate::current_par());
+        if other.features() != n {
+            return Err(Error::shape("Calibration::merge", format_args!("{n} features"), other.features()));
+        }
+        if other.options.form != self.options.form {
+            let name = |form| if form == Form::Gram { "gram" } else { "factor" };
+            let want = "statistics of one form: all Gram matrices, or all factors";
+            return Err(Error::option("form", name(other.options.form), want));
+        }
+        if other.options.accumulation == Accumulation::F32 {
+            self.options.accumulation = Accumulation::F32;
+        }
+        add(&mut self.sums, &other.sums);
+        add(&mut self.squares, &other.squares);
+        self.largest.iter_mut().zip(&other.largest).for_each(|(a, b)| *a = a.max(*b));
+        self.samples += other.samples;
+        self.skipped += other.skipped;
+        self.flush(par);
+        let other = other.settled();
+        match self.options.form {
+            Form::Gram => {
+                let mine = Arc::make_mut(&mut self.matrix);
+                for j in 0..n {
+                    mine.col_mut(j).iter_mut().zip(other.matrix.col(j).iter()).for_each(|(a, b)| *a += b);
+                }
+            }
+            Form::Factor => absorb_rows(Arc::make_mut(&mut self.matrix), Mat::as_ref(&other.matrix), par),
+        }
+        Ok(())
+    }
+
+    /// `G = XᵀX`, `n × n`, both triangles.
+    pub fn gram(&self) -> Matrix<f64> {
+        let mut g = self.gram_lower(crate::current_par());
+        mirror(g.as_mut());
+        Matrix::from(g.as_ref())
+    }
+
+    /// The lower triangle of `XᵀX`; what is above is unspecified.
+    pub(crate) fn gram_lower(&self, par: Par) -> Mat<f64> {
+        let settled = self.settled();
+        match self.options.form {
+            Form::Gram => Mat::clone(&settled.matrix),
+            Form::Factor => {
+                let r = Mat::as_ref(&settled.matrix);
+                let mut g = Mat::zeros(r.ncols(), r.ncols());
+                symmetric_product(r.transpose(), g.as_mut(), Accum::Replace, par);
+                g
+            }
+        }
+    }
+
+    /// R with `RᵀR = G`, if that is what is kept.
+    pub(crate) fn factor(&self) -> Option<Arc<Mat<f64>>> {
+        (self.options.form == Form::Factor).then(|| self.settled().matrix.clone())
+    }
+
+    /// The same with no rows waiting.
+    fn settled(&self) -> Cow<'_, Self> {
+        if self.waiting.is_empty() {
+            return Cow::Borrowed(self);
+        }
+        let mut settled = self.clone();
+        settled.flush(crate::current_par());
+        Cow::Owned(settled)
+    }
+
+    /// Rows of a block.
+    fn block_rows(&self) -> usize {
+        let n = self.features();
+        match (self.options.form, self.options.accumulation) {
+            (Form::Factor, _) => (PARAMS.factor_rows * n).max(PARAMS.least_rows),
+            (_, Accumulation::F64) => (PARAMS.block_elements / n).clamp(PARAMS.least_rows, PARAMS.most_rows),
+            (_, Accumulation::F32) => (PARAMS.fast_block_elements / n).clamp(PARAMS.least_rows, PARAMS.most_rows),
+        }
+    }
+
+    /// Takes the waiting rows into the matrix.
+    fn flush(&mut self, par: Par) {
+        if self.waiting.is_empty() {
+            return;
+        }
+        let n = self.features();
+        let x = MatRef::from_row_major_slice(&self.waiting, self.waiting.len() / n, n);
+        let matrix = Arc::make_mut(&mut self.matrix);
+        match (self.options.form, self.options.accumulation) {
+            (Form::Gram, Accumulation::F64) => symmetric_product(x.transpose(), matrix.as_mut(), Accum::Add, par),
+            (Form::Gram, Accumulation::F32) => add_gram_f32(matrix, x, par),
+            (Form::Factor, _) => absorb_rows(matrix, x, par),
+        }
+        self.waiting.clear();
+    }
+}
+
+fn add(total: &mut [f64], part: &[f64]) {
+    total.iter_mut().zip(part).for_each(|(a, b)| *a += b);
+}
+
+/// Runs `f` on each item, in parallel unless `par` is sequential.
+pub(crate) fn for_each<I: Send>(items: Vec<I>, par: Par, f: impl Fn(I) + Sync + Send) {
+    match par {
+        Par::Seq => items.into_iter().for_each(f),
+        Par::Rayon(_) => items.into_par_iter().for_each(f),
+    }
+}
+
+/// Row `i` in f64.
+fn copy_row<E: Element>(a: MatRef<'_, E>, i: usize, dst: &mut [f64]) {
+    match a.row(i).try_as_row_major() {
+        Some(row) => convert(row.as_slice(), dst, 1.0),
+        None => dst.iter_mut().zip(a.row(i).iter()).for_each(|(d, x)| *d = x.to_f64()),
+    }
+}
+
+/// What one look at samples tells.
+struct Check {
+    /// Rows that are not finite, in order. They count in nothing else.
+    bad: Vec<usize>,
+    sums: Vec<f64>,
+    squares: Vec<f64>,
+    largest: Vec<f64>,
+}
+
+impl Check {
+    fn new(n: usize) -> Self {
+        Check { bad: Vec::new(), sums: vec![0.0; n], squares: vec![0.0; n], largest: vec![0.0; n] }
+    }
+}
+
+/// Checks the rows of `a` in tasks cut by shape, and adds up in order.
+fn check<E: Element>(a: MatRef<'_, E>, par: Par) -> Check {
+    let n = a.ncols();
+    let rows = PARAMS.check.div_ceil(n);
+    let arch = pulp::Arch::new();
+    let task = |t: usize| {
+        let mut part = Check::new(n);
+        let mut line = vec![0.0; n];
+        for i in t * rows..((t + 1) * rows).min(a.nrows()) {
+            copy_row(a, i, &mut line);
+            if !arch.dispatch(|| count(&line, &mut part.sums, &mut part.squares, &mut part.largest)) {
+                part.bad.push(i);
+            }
+        }
+        part
+    };
+    let tasks = 0..a.nrows().div_ceil(rows);
+    let parts: Vec<Check> = match par {
+        Par::Seq => tasks.map(task).collect(),
+        Par::Rayon(_) => tasks.into_par_iter().map(task).collect(),
+    };
+    parts.into_iter().fold(Check::new(n), |mut total, part| {
+        total.bad.extend(part.bad);
+        add(&mut total.sums, &part.sums);
+        add(&mut total.squares, &part.squares);
+        total.largest.iter_mut().zip(&part.largest).for_each(|(a, b)| *a = a.max(*b));
+        total
+    })
+}
+
+/// Adds one sample to the totals, unless it is not finite.
+#[inline(always)]
+fn count(line: &[f64], sums: &mut [f64], squares: &mut [f64], largest: &mut [f64]) -> bool {
+    // 0 · x is 0 for finite x and NaN for the others.
+    let mut lanes = [0f64; 16];
+    let (body, tail) = line.as_chunks::<16>();
+    for chunk in body {
+        for lane in 0..16 {
+            lanes[lane] += 0.0 * chunk[lane];
+        }
+    }
+    let zero: f64 = lanes.iter().sum::<f64>() + tail.iter().map(|x| 0.0 * x).sum::<f64>();
+    if zero != 0.0 {
+        return false;
+    }
+    for (((x, sum), square), largest) in line.iter().zip(sums).zip(squares).zip(largest) {
+        *sum += x;
+        *square += x * x;
+        *largest = if x.abs() > *largest { x.abs() } else { *largest };
+    }
+    true
+}
+
+/// `R <- R of [R; x]`.
+fn absorb_rows(r: &mut Mat<f64>, x: MatRef<'_, f64>, par: Par) {
+    let (n, rows) = (r.ncols(), x.nrows());
+    let mut stacked = Mat::zeros(n + rows, n);
+    stacked.as_mut().subrows_mut(0, n).copy_from(r.as_ref());
+    stacked.as_mut().subrows_mut(n, rows).copy_from(x);
+    let mut t = Mat::zeros(householder::block_size(n + rows, n), n);
+    let mut scratch = MemBuffer::new(householder::factor_scratch::<f64>(n + rows, n, par));
+    householder::factor(stacked.as_mut(), t.as_mut(), par, MemStack::new(&mut scratch));
+    for j in 0..n {
+        for i in 0..=j {
+            r[(i, j)] = stacked[(i, j)];
+        }
+    }
+}
+
+/// `g <- g + xᵀx` on the lower triangle, multiplied in f32 panel by panel, added in f64.
+fn add_gram_f32(g: &mut Mat<f64>, x: MatRef<'_, f64>, par: Par) {
+    let (rows, n) = x.shape();
+    let mut largest = vec![0.0f64; n];
+    for i in 0..rows {
+        let row = x.row(i).try_as_row_major().expect("waiting rows are contiguous").as_slice();
+        largest.iter_mut().zip(row).for_each(|(l, x)| *l = if x.abs() > *l { x.abs() } else { *l });
+    }
+    // 2^-e takes a column to at most 2 in modulus.
+    let exponents: Vec<i32> = largest.iter().map(|&l| if l > 0.0 { l.log2().floor() as i32 } else { 0 }).collect();
+    let down: Vec<f64> = exponents.iter().map(|&e| 2f64.powi(-e)).collect();
+    let up: Vec<f64> = exponents.iter().map(|&e| 2f64.powi(e)).collect();
+    let mut scaled = vec![0f32; rows * n];
+    for_each(scaled.chunks_mut(n).enumerate().collect(), par, |(i, dst)| {
+        let row = x.row(i).try_as_row_major().expect("waiting rows are contiguous").as_slice();
+        dst.iter_mut().zip(row).zip(&down).for_each(|((d, x), s)| *d = (x * s) as f32);
+    });
+    let scaled = MatRef::from_row_major_slice(&scaled, rows, n);
+
+    let mut product = Mat::<f32>::zeros(n, PARAMS.panel.min(n));
+    for first in (0..n).step_by(PARAMS.panel) {
+        let width = PARAMS.panel.min(n - first);
+        let below = scaled.subcols(first, n - first);
+        let mut product = product.as_mut().submatrix_mut(0, 0, n - first, width);
+        matmul(product.as_mut(), Accum::Replace, below.transpose(), below.subcols(0, width), 1.0, par);
+        let arch = pulp::Arch::new();
+        let columns = g.as_mut().subcols_mut(first, width).col_iter_mut().zip(product.as_ref().col_iter());
+        for_each(columns.enumerate().collect(), par, |(j, (g, p))| {
+            let at = first + j;
+            let g = &mut g.try_as_col_major_mut().expect("an owned matrix").as_slice_mut()[at..];
+            let p = &p.try_as_col_major().expect("an owned matrix").as_slice()[j..];
+            arch.dispatch(|| add_scaled(g, p, &up[at..], up[at]));
+        });
+    }
+}
+
+/// `g[i] <- g[i] + p[i] · scales[i] · scale`.
+#[inline(always)]
+fn add_scaled(g: &mut [f64], p: &[f32], scales: &[f64], scale: f64) {
+    for ((g, p), s) in g.iter_mut().zip(p).zip(scales) {
+        *g += f64::from(*p) * (s * scale);
+    }
+}

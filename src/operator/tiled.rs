@@ -1,0 +1,514 @@
+//! A matrix that is read, not held: products in one pass over blocks of rows that come from a [`RowSource`].
+//!
+//! ```text
+//!   source    line 0..b │ line b..2b │ ...        lines: rows, or the columns of a matrix in column-major order
+//!                │ reader thread: tile i + 1 into one buffer
+//!                ▼            meanwhile: tile i from the other ─> convert, a few lines at a time ─> GEMM
+//!
+//!   lines are rows of A      Y_i = A_i X            X  += A_iᵀ Y_i         G += A_iᵀ A_i        Y_i  = A_i Ω
+//!   lines are columns of A   Y  += A_j X_j          X_j = A_jᵀ Y           (blocks across)      Y   += A_j Ω_j
+//! ```
+//!
+//! The panels are those of a matrix in memory, the algorithms too; only the products are here. Memory is two read buffers in
+//! the element type of the source and one conversion buffer ([`Tiled::bytes`]); time is the larger of reading and computing, for
+//! reading runs one tile ahead on a thread of its own. Sums go in tile order, so the bits depend on the tile size and on
+//! nothing else: not on threads, not on the speed of the disk.
+//!
+//! A pass is the expensive thing. The input check (finite? `max |a|`, `‖A‖_F²`) therefore rides on the first product, while the tile is in
+//! cache; only when `max |a|` turns out to be outside of what squares in `T` can hold is that pass repeated with a scale.
+//! [`Tiled::check`] takes a pass for the check alone, for those that must know the norm first.
+//!
+//! The Gram matrix of a matrix whose lines are its columns would need every pair of lines. It is read in blocks across all lines
+//! instead ([`RowSource::read_block`]): one pass, in shorter reads.
+//!
+//! Tried and left: three buffers (no faster, once reading is either always or never the slower side), reading by the compute
+//! threads (the GEMM waits for the disk), `mmap` (pages of the file count as resident memory, and a file that is cut short ends the
+//! process by SIGBUS where a read returns an error).
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
+use std::thread;
+
+use faer::linalg::matmul::matmul;
+use faer::{Accum, MatRef, Par};
+
+use super::dense::{Dense, Scan, TileParams, convert_tile, scale_for, scaled_norm_squared, scan};
+use super::host::{HostContext, HostPanel, symmetric_product};
+use super::{LinearOperator, Watch};
+use crate::error::{Error, Result};
+use crate::simd::Scalar;
+use crate::sketch::{AnySketch, SketchOperator};
+use crate::tensor::{DType, MatView, TensorRef, with_view};
+
+/// A matrix that can be read a few lines at a time, as often as it is asked for: a file, a store of tensors, a generator.
+///
+/// A line is a row; in a matrix stored in column-major order ([`is_column_major`](Self::is_column_major)) it is a column.
+pub trait RowSource: Send {
+    /// Rows and columns of the matrix, `(m, n)`.
+    fn shape(&self) -> (usize, usize);
+
+    /// The element type.
+    fn dtype(&self) -> DType;
+
+    /// Whether lines are columns.
+    fn is_column_major(&self) -> bool {
+        false
+    }
+
+    /// Fills `dst` with the lines that start at `first`, one after another, in native byte order. `dst` has the bytes of a whole
+    /// number of lines.
+    ///
+    /// # Errors
+    /// What the source reports; the factorization ends with it.
+    fn read_rows(&mut self, first: usize, dst: &mut [u8]) -> Result<()>;
+
+    /// Fills `dst` with elements `part` of every line, line after line. The default reads whole lines and drops the rest.
+    ///
+    /// # Errors
+    /// As [`read_rows`](Self::read_rows).
+    fn read_block(&mut self, part: Range<usize>, dst: &mut [u8]) -> Result<()> {
+        let (m, n) = self.shape();
+        let width = if self.is_column_major() { m } else { n };
+        let size = self.dtype().size();
+        let mut line = vec![0; width * size];
+        for (i, dst) in dst.chunks_exact_mut(part.len() * size).enumerate() {
+            self.read_rows(i, &mut line)?;
+            dst.copy_from_slice(&line[part.start * size..part.end * size]);
+        }
+        Ok(())
+    }
+}
+
+/// A matrix in memory, read as if it were not: for tests, and for tensors that are made of parts.
+impl RowSource for TensorRef<'_> {
+    fn shape(&self) -> (usize, usize) {
+        (self.shape()[0], self.shape()[1..].iter().product())
+    }
+
+    fn dtype(&self) -> DType {
+        self.dtype()
+    }
+
+    fn read_rows(&mut self, first: usize, dst: &mut [u8]) -> Result<()> {
+        let view = self.view()?;
+        let size = view.dtype().size();
+        with_view!(view, a => {
+            for (i, line) in dst.chunks_exact_mut(a.ncols() * size).enumerate() {
+                for (x, dst) in a.row(first + i).iter().zip(line.chunks_exact_mut(size)) {
+                    dst.copy_from_slice(bytemuck::bytes_of(x));
+                }
+            }
+        });
+        Ok(())
+    }
+}
+
+/// Sizes of the read buffers.
+#[derive(Debug, Clone, Copy)]
+pub struct ReadParams {
+    /// Bytes of one buffer where memory allows. 32 MiB: beyond the L3 a tile gains nothing, and below 8 MiB the hand-over between the
+    /// threads shows (bench `out_of_core`, f16, 65536×32768, files in the page cache).
+    pub bytes: usize,
+    /// Bytes of one buffer below which a memory limit is refused rather than met.
+    pub least_bytes: usize,
+}
+
+impl Default for ReadParams {
+    fn default() -> Self {
+        ReadParams { bytes: 32 << 20, least_bytes: 1 << 20 }
+    }
+}
+
+/// How the stored lines lie in the operator.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Layout {
+    /// Stored lines, and elements in each.
+    lines: usize,
+    width: usize,
+    dtype: DType,
+    /// Line `i` is row `i` of the operator, which is tall; otherwise it is column `i`.
+    lines_are_rows: bool,
+}
+
+impl Layout {
+    /// The operator is the matrix if that is tall or square, and its transpose if it is wide.
+    fn new(source: &(impl RowSource + ?Sized)) -> Self {
+        let (m, n) = source.shape();
+        let (lines, width) = if source.is_column_major() { (n, m) } else { (m, n) };
+        Layout { lines, width, dtype: source.dtype(), lines_are_rows: source.is_column_major() == (m < n) }
+    }
+
+    fn line_bytes(&self) -> usize {
+        self.width * self.dtype.size()
+    }
+
+    /// Lines of a buffer of at most `bytes`, at least one.
+    fn lines_in(&self, bytes: usize) -> usize {
+        (bytes / self.line_bytes().max(1)).clamp(1, self.lines)
+    }
+
+    /// Elements of the conversion buffer beside tiles of `lines` lines.
+    fn converted(&self, lines: usize) -> usize {
+        TileParams::default().rows(self.lines, self.width).min(lines) * self.width
+    }
+
+    fn bytes<T: Scalar>(&self, lines: usize) -> usize {
+        2 * lines * self.line_bytes() + self.converted(lines) * size_of::<T>()
+    }
+}
+
+/// Which way a pass cuts the stored matrix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cut {
+    /// Whole lines.
+    Lines,
+    /// The same part of all lines.
+    Across,
+}
+
+/// A block of the operator, converted.
+enum Slab<'a, T> {
+    /// Rows from the first on.
+    Rows(usize, MatRef<'a, T>),
+    /// Columns from the first on.
+    Columns(usize, MatRef<'a, T>),
+}
+
+/// A matrix out of core, tall or square; a wide one stands here as its transpose.
+pub struct Tiled<'s, T: Scalar> {
+    source: &'s mut dyn RowSource,
+    layout: Layout,
+    /// Two tiles as they were read, aligned for every element type. Fewer after a pass that failed.
+    buffers: Vec<Vec<u64>>,
+    /// Length of each.
+    words: usize,
+    converted: Vec<T>,
+    /// `None` until `max |a|` is known.
+    scale: Option<f64>,
+    /// `None` until all elements were seen with that scale.
+    norm_squared: Option<f64>,
+    /// `max |a|` of the matrix, from the same look.
+    largest: f64,
+    context: Arc<HostContext>,
+    passes: usize,
+    watch: Watch<'s>,
+}
+
+impl<'s, T: Scalar> Tiled<'s, T> {
+    /// Reads tiles of `lines` lines (see [`lines_for`](Self::lines_for)). Nothing is read yet.
+    ///
+    /// # Errors
+    /// [`Error::Empty`] for an empty matrix, [`Error::TooLarge`] for one whose bytes are more than there are addresses,
+    /// [`Error::Option`] for tiles without lines.
+    pub fn new(source: &'s mut dyn RowSource, lines: usize, par: Par, watch: Watch<'s>) -> Result<Self> {
+        let (m, n) = source.shape();
+        if m == 0 || n == 0 {
+            return Err(Error::Empty { shape: vec![m, n] });
+        }
+        if m.checked_mul(n).is_none_or(|elements| elements > isize::MAX as usize / 8) {
+            return Err(Error::TooLarge { shape: vec![m, n] });
+        }
+        if lines == 0 {
+            return Err(Error::option("lines", lines, "at least one line to a tile"));
+        }
+        let layout = Layout::new(source);
+        let tile_lines = lines.min(layout.lines);
+        let words = (tile_lines * layout.line_bytes()).div_ceil(8);
+        Ok(Tiled {
+            source,
+            layout,
+            buffers: Vec::new(),
+            words,
+            converted: vec![T::zeroed(); layout.converted(tile_lines)],
+            scale: None,
+            norm_squared: None,
+            largest: f64::NAN,
+            context: HostContext::new(par),
+            passes: 0,
+            watch,
+        })
+    }
+
+    /// Bytes of the buffers for tiles of `lines` lines.
+    pub fn bytes(source: &dyn RowSource, lines: usize) -> usize {
+        Layout::new(source).bytes::<T>(lines)
+    }
+
+    /// The most lines, up to what [`ReadParams`] asks for, whose buffers take at most `bytes`; `Err` with the least bytes that
+    /// would do.
+    pub fn lines_for(source: &dyn RowSource, bytes: usize) -> std::result::Result<usize, usize> {
+        let (layout, params) = (Layout::new(source), ReadParams::default());
+        let least = layout.lines_in(params.least_bytes);
+        let (mut fits, mut over) = (least, layout.lines_in(params.bytes) + 1);
+        if layout.bytes::<T>(least) > bytes {
+            return Err(layout.bytes::<T>(least));
+        }
+        while over - fits > 1 {
+            let half = fits.midpoint(over);
+            if layout.bytes::<T>(half) <= bytes { fits = half } else { over = half }
+        }
+        Ok(fits)
+    }
+
+    /// Reads the matrix once for the check alone, unless that was done: NaN and infinities, `max |a|`, `‖A‖_F²`.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`] with the place of the first one in the order of the lines, [`Error::Cancelled`], and what the source reports.
+    pub fn check(&mut self) -> Result<()> {
+        if self.norm_squared.is_some() { Ok(()) } else { self.pass(Cut::Lines, |_, _, _, _, _| Ok(())) }
+    }
+
+    /// One pass, or two if the first finds that the matrix needs a scale. `f` gets the first line (or element of each line) of
+    /// the tile, the tile as stored, the scale, and the conversion buffer; what it accumulates starts anew at 0.
+    fn pass(
+        &mut self,
+        cut: Cut,
+        mut f: impl FnMut(usize, MatView<'_>, f64, &mut [T], Par) -> Result<()>,
+    ) -> Result<()> {
+        loop {
+            let total = self.read_all(cut, &mut f)?;
+            self.passes += 1;
+            if self.norm_squared.is_none() {
+                let known = self.scale.is_some();
+                self.largest = self.largest.max(total.largest); // NaN at first, which `max` passes over
+                let scale = *self.scale.get_or_insert_with(|| scale_for::<T>(total.largest));
+                if !known && scale != 1.0 {
+                    continue;
+                }
+                self.norm_squared = Some(total.norm_squared);
+            }
+            return Ok(());
+        }
+    }
+
+    fn read_all(
+        &mut self,
+        cut: Cut,
+        f: &mut impl FnMut(usize, MatView<'_>, f64, &mut [T], Par) -> Result<()>,
+    ) -> Result<Scan> {
+        let Tiled { source, layout, buffers, words, converted, watch, .. } = self;
+        buffers.resize_with(2, || vec![0; *words]);
+        let Layout { lines, width, dtype, .. } = *layout;
+        let (scale, known, par) = (self.scale, self.norm_squared.is_some(), self.context.par());
+        // Bytes of one step of a tile, how many steps there are, and how many a tile has.
+        let (step_bytes, steps) = match cut {
+            Cut::Lines => (layout.line_bytes(), lines),
+            Cut::Across => (lines * dtype.size(), width),
+        };
+        let tile = (8 * *words / step_bytes).clamp(1, steps);
+        let column_major = source.is_column_major();
+        let mut total = Scan { largest: 0.0, norm_squared: 0.0 };
+
+        let (free, to_fill) = sync_channel::<Vec<u64>>(2);
+        let (filled, to_use) = sync_channel(1);
+        for buffer in buffers.drain(..) {
+            free.send(buffer).expect("the channel holds both buffers");
+        }
+        thread::scope(|scope| {
+            let read = move || {
+                for first in (0..steps).step_by(tile) {
+                    // Either channel is closed when the other side has ended, with its own error or this one's.
+                    let Ok(mut buffer) = to_fill.recv() else { break };
+                    let count = tile.min(steps - first);
+                    let bytes = &mut bytemuck::cast_slice_mut(&mut buffer)[..count * step_bytes];
+                    let done = match cut {
+                        Cut::Lines => source.read_rows(first, bytes),
+                        Cut::Across => source.read_block(first..first + count, bytes),
+                    };
+                    if filled.send(done.map(|()| (first, count, buffer))).is_err() {
+                        break;
+                    }
+                }
+                to_fill
+            };
+            let reader = (thread::Builder::new().name("tensorslim-read".into()).spawn_scoped(scope, read))
+                .map_err(|e| Error::shape("Tiled", "a thread that reads", e))?;
+            let mut work = || -> Result<()> {
+                for tile in to_use.iter() {
+                    watch.check()?;
+                    let (first, count, buffer) = tile?;
+                    let bytes = &bytemuck::cast_slice(&buffer)[..count * step_bytes];
+                    let shape = match cut {
+                        Cut::Lines => [count, width],
+                        Cut::Across => [lines, count],
+                    };
+                    let view = TensorRef::from_bytes(dtype, &shape, bytes)?.view()?;
+                    if !known {
+                        let part = match scale {
+                            None | Some(1.0) => scan(view, par).map_err(|e| place(e, cut, first, column_major))?,
+                            Some(s) => Scan { largest: 0.0, norm_squared: scaled_norm_squared(view, s, par) },
+                        };
+                        total.largest = total.largest.max(part.largest);
+                        total.norm_squared += part.norm_squared;
+                    }
+                    f(first, view, scale.unwrap_or(1.0), converted, par)?;
+                    watch.read(bytes.len() as u64);
+                    // The reader may have ended: then nobody needs the buffer but the next pass.
+                    if let Err(back) = free.send(buffer) {
+                        buffers.push(back.0);
+                    }
+                }
+                Ok(())
+            };
+            let done = work();
+            drop((free, to_use));
+            let rest = reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            buffers.extend(rest.iter());
+            done
+        })?;
+        Ok(total)
+    }
+
+    /// A pass in converted blocks of the operator, rows or columns as the cut gives them.
+    fn for_each_slab(&mut self, cut: Cut, mut f: impl FnMut(Slab<'_, T>, Par)) -> Result<()> {
+        let rows = (cut == Cut::Lines) == self.layout.lines_are_rows;
+        self.pass(cut, |first, view, scale, converted, par| {
+            // Steps of the cut as rows.
+            let view = if cut == Cut::Lines { view } else { view.transpose() };
+            let mut slab = |first, a: MatRef<'_, T>| {
+                f(if rows { Slab::Rows(first, a) } else { Slab::Columns(first, a.transpose()) }, par);
+            };
+            match view.typed::<T>() {
+                Some(a) if scale == 1.0 => slab(first, a),
+                _ => {
+                    let (steps, width) = (view.nrows(), view.ncols());
+                    let most = (converted.len() / width).max(1);
+                    for start in (0..steps).step_by(most) {
+                        let count = most.min(steps - start);
+                        let buffer = &mut converted[..count * width];
+                        slab(first + start, convert_tile(view.subrows(start, count), buffer, scale, par));
+                    }
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// The cut whose tiles are rows of the operator.
+    fn row_cut(&self) -> Cut {
+        if self.layout.lines_are_rows { Cut::Lines } else { Cut::Across }
+    }
+}
+
+/// An element that is not finite, from the rows and columns of a tile to those of the caller's matrix.
+fn place(error: Error, cut: Cut, first: usize, column_major: bool) -> Error {
+    let Error::NotFinite { row, col, value } = error else { return error };
+    let (line, at) = match cut {
+        Cut::Lines => (first + row, col),
+        Cut::Across => (row, first + col),
+    };
+    let (row, col) = if column_major { (at, line) } else { (line, at) };
+    Error::NotFinite { row, col, value }
+}
+
+/// Sums start with the first block.
+fn accum(first: usize) -> Accum {
+    if first == 0 { Accum::Replace } else { Accum::Add }
+}
+
+impl<T: Scalar> LinearOperator<T> for Tiled<'_, T> {
+    type Left = HostPanel<T>;
+    type Right = HostPanel<T>;
+    type Gram = Dense<'static, T>;
+
+    fn nrows(&self) -> usize {
+        self.layout.lines.max(self.layout.width)
+    }
+
+    fn ncols(&self) -> usize {
+        self.layout.lines.min(self.layout.width)
+    }
+
+    fn norm_squared(&self) -> f64 {
+        self.norm_squared.unwrap_or(f64::NAN)
+    }
+
+    fn scale(&self) -> f64 {
+        self.scale.unwrap_or(1.0)
+    }
+
+    fn left(&self, l: usize) -> Result<HostPanel<T>> {
+        Ok(HostPanel::zeros(self.nrows(), l, self.context.clone()))
+    }
+
+    fn right(&self, l: usize) -> Result<HostPanel<T>> {
+        Ok(HostPanel::zeros(self.ncols(), l, self.context.clone()))
+    }
+
+    fn apply(&mut self, x: &HostPanel<T>, y: &mut HostPanel<T>) -> Result<()> {
+        self.for_each_slab(Cut::Lines, |slab, par| match slab {
+            Slab::Rows(first, a) => {
+                matmul(y.as_mut().subrows_mut(first, a.nrows()), Accum::Replace, a, x.as_ref(), T::one(), par);
+            }
+            Slab::Columns(first, a) => {
+                matmul(y.as_mut(), accum(first), a, x.as_ref().subrows(first, a.ncols()), T::one(), par);
+            }
+        })
+    }
+
+    fn apply_adjoint(&mut self, y: &HostPanel<T>, x: &mut HostPanel<T>) -> Result<()> {
+        self.for_each_slab(Cut::Lines, |slab, par| match slab {
+            Slab::Rows(first, a) => {
+                matmul(x.as_mut(), accum(first), a.transpose(), y.as_ref().subrows(first, a.nrows()), T::one(), par);
+            }
+            Slab::Columns(first, a) => {
+                let x = x.as_mut().subrows_mut(first, a.ncols());
+                matmul(x, Accum::Replace, a.transpose(), y.as_ref(), T::one(), par);
+            }
+        })
+    }
+
+    fn sketch(&mut self, omega: &AnySketch, y: &mut HostPanel<T>) -> Result<()> {
+        let (n, rows) = (self.ncols(), self.layout.lines_are_rows);
+        // The sketches widen on their own.
+        self.pass(Cut::Lines, |first, view, scale, _, par| {
+            let count = view.nrows();
+            if rows {
+                let y = y.as_mut().subrows_mut(first, count);
+                with_view!(view, a => omega.apply_rows(0..n, a, scale, Accum::Replace, y, par))
+            } else {
+                let share = first..first + count;
+                with_view!(view.transpose(), a => omega.apply_rows(share, a, scale, accum(first), y.as_mut(), par))
+            }
+        })
+    }
+
+    fn materialize(&mut self, y: &mut HostPanel<T>) -> Result<()> {
+        self.for_each_slab(Cut::Lines, |slab, _| match slab {
+            Slab::Rows(first, a) => y.as_mut().subrows_mut(first, a.nrows()).copy_from(a),
+            Slab::Columns(first, a) => y.as_mut().subcols_mut(first, a.ncols()).copy_from(a),
+        })
+    }
+
+    fn stream_rows(&mut self, f: &mut dyn FnMut(usize, MatRef<'_, T>) -> Result<()>) -> Result<()> {
+        // What is fed cannot be taken back, so that this pass is not repeated with a scale: what is linear bears a wider range.
+        self.scale.get_or_insert(1.0);
+        let mut done = Ok(());
+        self.for_each_slab(self.row_cut(), |slab, _| match slab {
+            Slab::Rows(first, a) if done.is_ok() => done = f(first, a),
+            Slab::Rows(..) => {}
+            Slab::Columns(..) => unreachable!("the cut gives rows"),
+        })?;
+        // Beyond this, sums of products leave f32.
+        let most = if size_of::<T>() == 4 { 2f64.powi(100) } else { f64::MAX };
+        if self.largest > most {
+            return Err(Error::Range { what: "the largest element", value: self.largest });
+        }
+        done
+    }
+
+    fn gram(&mut self) -> Result<Dense<'static, T>> {
+        let n = self.ncols();
+        let mut g = HostPanel::zeros(n, n, self.context.clone());
+        self.for_each_slab(self.row_cut(), |slab, par| match slab {
+            Slab::Rows(first, a) => symmetric_product(a.transpose(), g.as_mut(), accum(first), par),
+            Slab::Columns(..) => unreachable!("the cut gives rows"),
+        })?;
+        Dense::from_gram(g, &self.watch)
+    }
+
+    fn passes(&self) -> usize {
+        self.passes
+    }
+}

@@ -1,0 +1,347 @@
+//! One budget for many matrices: which rank each of them gets.
+//!
+//! ```text
+//!   minimize  Σ_l w_l (‖A_l‖² − Σ_{i<=k_l} σ_{l,i}²)     subject to   Σ_l cost_l(k_l) <= budget,  k_l allowed, or A_l whole
+//! ```
+//!
+//! This is a multiple-choice knapsack problem. Since σ is nonincreasing, the loss of a layer is convex in its rank, and
+//! taking the steps of largest loss per cost first (on the convex hull, because staying whole is one long step) solves it but for
+//! the last step that does not fit. With `λ` the rate of that step, every choice x has
+//!
+//! ```text
+//!   loss(x) = B + Σ_l r_l(x_l) + λ (budget − cost(x)),     r_l(x_l) = (loss_l + λ cost_l)(x_l) − min (loss_l + λ cost_l) >= 0
+//! ```
+//!
+//! so B is a certified lower bound, and only choices with `Σ r + λ slack < best − B` can be better than what the greedy found. A
+//! depth-first search over those few finishes the job: the result is the optimum, or, where the search was cut off, off by at
+//! most [`Allocation::loss`]` - `[`Allocation::bound`]. `O(N log N)` for N options in all, plus the search.
+
+use super::rank_saves_memory;
+use crate::error::{Error, Result};
+use crate::tensor::DType;
+
+/// What a budget counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Cost {
+    /// Numbers: `k (m + n + 1)`, or `m n` for a matrix that stays whole.
+    #[default]
+    Parameters,
+    /// Bytes of those numbers, all in the layer's element type.
+    Bytes,
+    /// Multiplications and additions per sample: `2 k (m + n)` or `2 m n`.
+    Flops,
+}
+
+/// One matrix that takes part.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Layer<'a> {
+    /// Rows and columns.
+    pub shape: (usize, usize),
+    /// Element type that it is stored in, for [`Cost::Bytes`].
+    pub dtype: DType,
+    /// Singular values, nonincreasing: of W, or of W L where the loss is that of the outputs. They may stop early; ranks beyond
+    /// them are not considered.
+    pub spectrum: &'a [f64],
+    /// The squared norm of the same matrix: at least `Σ σ²`.
+    pub norm_squared: f64,
+    /// What its loss counts for against the others'. `1 / norm_squared` makes losses relative.
+    pub weight: f64,
+    /// Least rank.
+    pub floor: usize,
+    /// Largest rank.
+    pub cap: usize,
+    /// It stays whole, and its size counts.
+    pub protected: bool,
+}
+
+impl<'a> Layer<'a> {
+    /// A layer of weight 1, with any rank allowed.
+    pub fn new(shape: (usize, usize), dtype: DType, spectrum: &'a [f64], norm_squared: f64) -> Self {
+        Layer { shape, dtype, spectrum, norm_squared, weight: 1.0, floor: 1, cap: usize::MAX, protected: false }
+    }
+
+    /// What it costs at `share`.
+    pub fn cost(&self, share: Share, unit: Cost) -> u64 {
+        let (m, n) = (self.shape.0 as u64, self.shape.1 as u64);
+        let numbers = match share {
+            Share::Whole => m.saturating_mul(n),
+            Share::Rank(k) => (k as u64).saturating_mul(m + n + 1),
+        };
+        match (unit, share) {
+            (Cost::Parameters, _) => numbers,
+            (Cost::Bytes, _) => numbers.saturating_mul(self.dtype.size() as u64),
+            (Cost::Flops, Share::Whole) => numbers.saturating_mul(2),
+            (Cost::Flops, Share::Rank(k)) => (k as u64).saturating_mul(2 * (m + n)),
+        }
+    }
+
+    /// What it loses at `share`, weighted.
+    pub fn loss(&self, share: Share) -> f64 {
+        match share {
+            Share::Whole => 0.0,
+            Share::Rank(k) => {
+                let kept: f64 = self.spectrum.iter().take(k).map(|s| s * s).sum();
+                self.weight * (self.norm_squared - kept).max(0.0)
+            }
+        }
+    }
+}
+
+/// What there is to share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Budget {
+    /// At most this much in all.
+    pub limit: u64,
+    /// Of what.
+    pub unit: Cost,
+    /// Ranks are multiples of this (8, 16, 64, 128 for the tiles of a GPU); 1 for any rank.
+    pub align: usize,
+}
+
+impl Budget {
+    /// This many numbers, ranks not aligned.
+    pub fn parameters(limit: u64) -> Self {
+        Budget { limit, unit: Cost::Parameters, align: 1 }
+    }
+}
+
+/// What one matrix got.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Share {
+    /// Factors of this rank.
+    Rank(usize),
+    /// It is kept as it is: protected, too small to gain from factors, or worth its size.
+    Whole,
+}
+
+/// The result of [`allocate`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct Allocation {
+    /// In the order of the layers.
+    pub shares: Vec<Share>,
+    /// What they cost in all; at most the limit.
+    pub total: u64,
+    /// What they lose in all.
+    pub loss: f64,
+    /// No allocation within the budget loses less than this. Equal to `loss` when the search was complete.
+    pub bound: f64,
+}
+
+impl Allocation {
+    /// Indices of the layers that are kept whole.
+    pub fn kept(&self) -> impl Iterator<Item = usize> + '_ {
+        (0..self.shares.len()).filter(|&i| self.shares[i] == Share::Whole)
+    }
+}
+
+/// Nodes of the search before it stops: some 20 ms.
+const NODES: usize = 1 << 20;
+
+/// One thing that can become of a layer.
+#[derive(Debug, Clone, Copy)]
+struct Choice {
+    share: Share,
+    cost: u64,
+    loss: f64,
+}
+
+/// Shares `budget` among `layers` so that the weighted loss is least.
+///
+/// # Errors
+/// [`Error::Empty`] without layers; [`Error::Option`] for a budget below the least that the layers can cost, an alignment of 0, a
+/// weight or spectrum that is not finite and nonnegative, or a spectrum that increases.
+pub fn allocate(layers: &[Layer<'_>], budget: Budget) -> Result<Allocation> {
+    if layers.is_empty() {
+        return Err(Error::Empty { shape: vec![0] });
+    }
+    if budget.align == 0 {
+        return Err(Error::option("align", 0, "a number of at least 1"));
+    }
+    let choices = layers.iter().map(|layer| choices(layer, &budget)).collect::<Result<Vec<_>>>()?;
+    let least: u64 = choices.iter().map(|c| c[0].cost).fold(0, u64::saturating_add);
+    if least > budget.limit {
+        let want = "more: at their least ranks the layers already cost more than that";
+        return Err(Error::option("budget", budget.limit, want));
+    }
+    let mut search = Search::new(&choices, budget.limit);
+    search.descend(0, 0.0, 0);
+    let Search { best, nodes, bound, .. } = search;
+    let picked = || best.iter().zip(&choices).map(|(&i, c)| c[i]);
+    let loss = picked().map(|c| c.loss).sum();
+    Ok(Allocation {
+        shares: picked().map(|c| c.share).collect(),
+        total: picked().map(|c| c.cost).sum(),
+        loss,
+        bound: if nodes > 0 { loss } else { bound.clamp(0.0, loss) },
+    })
+}
+
+/// What can become of a layer, the cheapest first, each later one better.
+fn choices(layer: &Layer<'_>, budget: &Budget) -> Result<Vec<Choice>> {
+    let (m, n) = layer.shape;
+    if m == 0 || n == 0 {
+        return Err(Error::Empty { shape: vec![m, n] });
+    }
+    let sound = |x: f64| x.is_finite() && x >= 0.0;
+    if !sound(layer.weight) || !sound(layer.norm_squared) || !layer.spectrum.iter().all(|&s| sound(s)) {
+        return Err(Error::option(
+            "layer",
+            "NaN or negative",
+            "finite weights, norms and singular values of at least 0",
+        ));
+    }
+    if !layer.spectrum.is_sorted_by(|a, b| a >= b) {
+        return Err(Error::option("spectrum", "increasing", "singular values in nonincreasing order"));
+    }
+    let whole = Choice { share: Share::Whole, cost: layer.cost(Share::Whole, budget.unit), loss: 0.0 };
+    let mut choices = Vec::new();
+    if !layer.protected {
+        let most = layer.cap.min(layer.spectrum.len()).min(m.min(n));
+        let (mut kept, mut known) = (0.0, 0);
+        let first = layer.floor.max(1).next_multiple_of(budget.align);
+        let ranks = (first..=most).step_by(budget.align).take_while(|&k| rank_saves_memory(m, n, k));
+        for k in ranks {
+            kept += layer.spectrum[known..k].iter().map(|s| s * s).sum::<f64>();
+            known = k;
+            let share = Share::Rank(k);
+            let loss = layer.weight * (layer.norm_squared - kept).max(0.0);
+            choices.push(Choice { share, cost: layer.cost(share, budget.unit), loss });
+        }
+    }
+    choices.push(whole);
+    // Of equal loss the cheaper one: a spectrum that ends in zeros asks for no rank there.
+    choices.dedup_by(|later, earlier| later.loss >= earlier.loss);
+    Ok(choices)
+}
+
+/// One step up the convex hull of a layer's choices.
+struct Step {
+    layer: usize,
+    to: usize,
+    rate: f64,
+    cost: u64,
+}
+
+/// The search for a better choice than the greedy's.
+struct Search<'a> {
+    choices: &'a [Vec<Choice>],
+    limit: u64,
+    /// Loss per cost at the end of the greedy, `λ`.
+    rate: f64,
+    /// The certified lower bound B.
+    bound: f64,
+    /// Per layer, the choices that may be in a better solution with their `r`, the smallest first.
+    candidates: Vec<Vec<(usize, f64)>>,
+    /// The least and the most that the candidates of the layers from here on cost.
+    rest: Vec<(u64, u64)>,
+    /// `loss − B` of the best so far.
+    gap: f64,
+    best: Vec<usize>,
+    picked: Vec<usize>,
+    /// How many nodes may still be visited.
+    nodes: usize,
+}
+
+impl<'a> Search<'a> {
+    /// The greedy solution and what is needed to improve on it.
+    fn new(choices: &'a [Vec<Choice>], limit: u64) -> Self {
+        let mut steps: Vec<Step> = Vec::new();
+        for (layer, choices) in choices.iter().enumerate() {
+            let rate = |from: usize, to: usize| {
+                (choices[from].loss - choices[to].loss) / (choices[to].cost - choices[from].cost).max(1) as f64
+            };
+            let mut hull: Vec<usize> = Vec::new();
+            for next in 0..choices.len() {
+                while let [.., before, last] = hull[..] {
+                    if rate(before, last) > rate(last, next) {
+                        break;
+                    }
+                    hull.pop();
+                }
+                hull.push(next);
+            }
+            steps.extend(hull.windows(2).map(|at| {
+                let (from, to) = (at[0], at[1]);
+                Step { layer, to, rate: rate(from, to), cost: choices[to].cost - choices[from].cost }
+            }));
+        }
+        steps.sort_by(|a, b| b.rate.total_cmp(&a.rate).then(a.layer.cmp(&b.layer)));
+
+        let mut best = vec![0; choices.len()];
+        let mut spent: u64 = choices.iter().map(|c| c[0].cost).sum();
+        let mut rate = None;
+        let mut stuck = vec![false; choices.len()];
+        for step in &steps {
+            if stuck[step.layer] {
+                continue;
+            }
+            if spent + step.cost <= limit {
+                spent += step.cost;
+                best[step.layer] = step.to;
+            } else {
+                rate.get_or_insert(step.rate);
+                stuck[step.layer] = true;
+                // Part of the step may still fit.
+                let from = best[step.layer];
+                let all = &choices[step.layer];
+                let fits = |to: &usize| spent + (all[*to].cost - all[from].cost) <= limit;
+                if let Some(to) = (from + 1..step.to).rev().find(fits) {
+                    spent += all[to].cost - all[from].cost;
+                    best[step.layer] = to;
+                }
+            }
+        }
+        // Everything fits: nothing is left to improve.
+        let rate = rate.unwrap_or(0.0);
+        let weighted = |c: &Choice| c.loss + rate * c.cost as f64;
+        let least: Vec<f64> = choices.iter().map(|c| c.iter().map(weighted).fold(f64::INFINITY, f64::min)).collect();
+        let bound = least.iter().sum::<f64>() - rate * limit as f64;
+        let loss: f64 = best.iter().zip(choices).map(|(&i, c)| c[i].loss).sum();
+        let gap = (loss - bound).max(0.0);
+        let candidates: Vec<Vec<(usize, f64)>> = (choices.iter().zip(&least))
+            .map(|(choices, least)| {
+                let r = choices.iter().map(|c| weighted(c) - least).enumerate();
+                let mut kept: Vec<(usize, f64)> = r.filter(|&(_, r)| r <= gap).collect();
+                kept.sort_by(|a, b| a.1.total_cmp(&b.1));
+                kept
+            })
+            .collect();
+        let mut rest = vec![(0, 0); choices.len() + 1];
+        for l in (0..choices.len()).rev() {
+            let costs = || candidates[l].iter().map(|&(i, _)| choices[l][i].cost);
+            let (min, max) = (costs().min().unwrap_or(0), costs().max().unwrap_or(0));
+            rest[l] = (rest[l + 1].0 + min, rest[l + 1].1 + max);
+        }
+        let picked = vec![0; choices.len()];
+        Search { choices, limit, rate, bound, candidates, rest, gap, best, picked, nodes: NODES }
+    }
+
+    /// Tries all candidates of the layers from `l` on; those before cost `spent` and have `Σ r = above`.
+    fn descend(&mut self, l: usize, above: f64, spent: u64) {
+        if l == self.choices.len() {
+            let gap = above + self.rate * (self.limit - spent) as f64;
+            if gap < self.gap {
+                (self.gap, self.best) = (gap, self.picked.clone());
+            }
+            return;
+        }
+        for at in 0..self.candidates[l].len() {
+            let (i, r) = self.candidates[l][at];
+            let (above, spent) = (above + r, spent + self.choices[l][i].cost);
+            let (min, max) = self.rest[l + 1];
+            let slack = self.limit.saturating_sub(spent + max) as f64;
+            if above >= self.gap {
+                return; // and so have all that follow
+            }
+            if spent + min > self.limit || above + self.rate * slack >= self.gap {
+                continue;
+            }
+            if self.nodes == 0 {
+                return;
+            }
+            self.nodes -= 1;
+            self.picked[l] = i;
+            self.descend(l + 1, above, spent);
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! How far to trust calibration: the blend whose factors lose least on samples that they have not seen.
+//!
+//! ```text
+//!   folds    X = [X_1; ...; X_F], consecutive samples (neighbours resemble each other: a random split would flatter)
+//!   loss(b)  = Σ_f ‖(W − W'_{b,f}) X_fᵀ‖²,      W'_{b,f} from the moments of all folds but f, blended by b
+//! ```
+//!
+//! Everything is done with statistics: one [`Calibration`] per fold, merged. Since `W'` is a projection, the loss on a fold is
+//! `‖W X_fᵀ‖² − ‖diag(s) Vᵀ X_fᵀ‖²`: `k n²` flops for each candidate besides its factorization.
+
+use super::TruncatedSvd;
+use crate::calibration::Calibration;
+use crate::error::{Error, Result};
+use crate::quality;
+use crate::rank::Rank;
+use crate::simd::Scalar;
+use crate::tensor::TensorRef;
+use crate::whiten::{BLENDS, equivalent_samples};
+
+/// What [`TruncatedSvd::choose_blend`] found.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BlendChoice {
+    /// The best blend.
+    pub blend: f64,
+    /// Each candidate with its relative output error on the samples that it had not seen.
+    pub candidates: Vec<(f64, f64)>,
+}
+
+impl TruncatedSvd {
+    /// The blend, of [`BLENDS`], whose factors have the least output error on calibration that they have not seen: each of `folds`
+    /// in turn is kept aside (see [`Calibration::folds`]). Costs a factorization for each fold and candidate.
+    ///
+    /// # Errors
+    /// [`Error::Option`] for fewer than two folds or a rank that depends on the inputs, and as [`factor`](Self::factor).
+    pub fn choose_blend<T: Scalar>(&self, w: &TensorRef<'_>, folds: &[Calibration]) -> Result<BlendChoice> {
+        if folds.len() < 2 {
+            return Err(Error::option("folds", folds.len(), "two or more parts of the calibration samples"));
+        }
+        if let Rank::Quality(q) = self.rank {
+            return Err(Error::option(
+                "quality",
+                q,
+                "a rank, ratio, energy or tolerance where the blend is to be chosen",
+            ));
+        }
+        let (view, par) = (w.view()?, crate::current_par());
+        let mut lost = [0.0; BLENDS.len()];
+        let mut whole = 0.0;
+        for (held, fold) in folds.iter().enumerate() {
+            let mut seen = Calibration::with(fold.features(), fold.options())?;
+            for (i, other) in folds.iter().enumerate() {
+                if i != held {
+                    seen.merge(other)?;
+                }
+            }
+            let (samples, scale) = equivalent_samples(fold, par)?;
+            let scale = fold.samples() as f64 / scale;
+            let before = quality::output_norm_squared::<T>(view, samples.as_ref())?;
+            let whole_fold = scale * before;
+            whole += whole_fold;
+            for (lost, blend) in lost.iter_mut().zip(BLENDS) {
+                let f = self.clone().calibration(&seen).blend(blend).factor::<T>(w.clone())?;
+                let kept = quality::kept_norm_squared(&f, samples.as_ref(), par);
+                *lost += (whole_fold - scale * kept).max(0.0);
+            }
+        }
+        let error = |lost: f64| if whole > 0.0 { (lost / whole).sqrt() } else { 0.0 };
+        let candidates: Vec<(f64, f64)> = BLENDS.into_iter().zip(lost.map(error)).collect();
+        let best = candidates.iter().min_by(|a, b| a.1.total_cmp(&b.1)).expect("there are candidates");
+        Ok(BlendChoice { blend: best.0, candidates })
+    }
+}

@@ -1,0 +1,185 @@
+//! Rank from a tolerance: randQB_EI (Yu, Gu, Li, SIAM J. Matrix Anal. Appl. 2018, algorithm 2), then one half step of
+//! subspace iteration on everything that it found.
+//!
+//! ```text
+//!   E = ‖A‖²                                       f64
+//!   repeat   Y = A Ω_i,  Q_i = orth(Y − Q (QᵀY))   new columns, orthogonal to those before
+//!            q−1 times:  Q_i = orth(A orth(AᵀQ_i)), orthogonal to Q again
+//!            X_i = AᵀQ_i,   E −= ‖X_i‖²            E = ‖A − Q QᵀA‖², without forming it
+//!   until E <= ε² ‖A‖²
+//!   V = orth([X_1 X_2 ...]),  A V = Q R,  SVD of R
+//! ```
+//!
+//! A is never deflated or copied; the blocks are. The closing half step is what the paper does not have: the row space of
+//! `QᵀA` lies in V, so `‖A − A V Vᵀ‖ <= ‖A − Q QᵀA‖`, and one more product with A takes the singular values to one more power.
+//! Hence q−1 iterations inside and `2q + 1` products per column in all (q = 2; HMT has 2q + 2), and a rank that is chosen from
+//! the better of the two spectra. The Q_i are dropped before `A V` is formed: peak memory is that of the randomized method.
+//!
+//! Blocks grow: the first has [`BlockParams::first`] columns, later ones a quarter of the columns there are. A fixed block of
+//! 32 reads A ten times more often at rank 1000, and one of 256 wastes most of itself at rank 20; with a quarter, at most a
+//! fifth of the work is beyond what was needed, and the returned rank does not depend on it: it comes from the spectrum.
+//!
+//! **Below the floor.** E loses its digits at `√eps ‖A‖` (f32: some 5e-3, f64: 2e-7). For a smaller ε the loop watches probes
+//! instead, `P = A G` with a Gaussian `G` of 16 columns that nothing else depends on: `P −= Q_i (Q_iᵀP)` keeps
+//! `P = (I − QQᵀ) A G`, and `E‖P‖² = 16 ‖A − QQᵀA‖²` at full relative precision, for one more pass in all. The loop stops two
+//! standard deviations on the safe side; the certificate has probes of its own.
+
+use faer::{Accum, Mat};
+
+use super::certificate::{PROBES, Spread};
+use super::goal::Goal;
+use super::triplets::Triplets;
+use super::{Method, Solution, TruncatedSvd, note_orthonormalization, stream};
+use crate::error::Result;
+use crate::operator::{LinearOperator, Panel};
+use crate::simd::Scalar;
+use crate::sketch::{AnySketch, Sketch};
+
+/// Columns of the blocks.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct BlockParams {
+    /// Of the first: a GEMM panel that keeps both cores busy, and what most low-rank matrices need.
+    pub(super) first: usize,
+    /// A later block has this part of the columns before it, if that is more.
+    pub(super) growth: usize,
+}
+
+pub(super) const PARAMS: BlockParams = BlockParams { first: 32, growth: 4 };
+
+impl BlockParams {
+    /// Columns of the block that follows `width` columns, at most `room`.
+    pub(super) fn next(&self, width: usize, room: usize) -> usize {
+        (width / self.growth).max(self.first).min(room)
+    }
+}
+
+/// Passes over A until there are `width` columns.
+pub(super) fn passes(width: usize, power_iterations: usize) -> usize {
+    let (mut columns, mut blocks) = (0, 0);
+    while columns < width {
+        columns += PARAMS.next(columns, width - columns);
+        blocks += 1;
+    }
+    2 * power_iterations.max(1) * blocks + 1
+}
+
+/// Meets `goal`, with at most `limit` columns.
+pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(
+    options: &TruncatedSvd,
+    op: &mut O,
+    goal: &Goal,
+    limit: usize,
+    par: faer::Par,
+) -> Result<Solution<T, O>> {
+    let norm_squared = op.norm_squared();
+    let mut probes = if goal.is_below_floor::<T>() && norm_squared > 0.0 { Some(probe(options, op)?) } else { None };
+    let (mut left, mut right): (Vec<O::Left>, Vec<O::Right>) = (Vec::new(), Vec::new());
+    let (mut width, mut captured) = (0, 0.0);
+    let mut missing = norm_squared;
+    let widest = PARAMS.next(limit, limit).max(PARAMS.first.min(limit));
+    let mut overlap = Mat::zeros(widest, widest.max(PROBES));
+    while width < limit && (width == 0 || !goal.is_within_reach::<T>(missing)) {
+        let block = PARAMS.next(width, limit - width);
+        let stream = stream::BLOCKS + left.len() as u64;
+        let omega = AnySketch::new(options.sketch, op.ncols(), block, options.seed, stream)?;
+        let (mut y, mut x) = (op.left(block)?, op.right(block)?);
+        op.sketch(&omega, &mut y)?;
+        orthonormalize_against(&left, &mut y, &mut overlap)?;
+        for _ in 1..options.power_iterations {
+            op.apply_adjoint(&y, &mut x)?;
+            x.orthonormalize(None)?;
+            op.apply(&x, &mut y)?;
+            orthonormalize_against(&left, &mut y, &mut overlap)?;
+        }
+        op.apply_adjoint(&y, &mut x)?;
+        captured += x.norm_squared()?;
+        missing = match &mut probes {
+            None => norm_squared - captured,
+            Some(p) => {
+                remove_span(&y, p, &mut overlap)?;
+                Spread::of_panel(p, norm_squared)?.upper() * norm_squared
+            }
+        };
+        left.push(y);
+        right.push(x);
+        width += block;
+    }
+    drop((left, probes));
+
+    let mut basis = side_by_side(op, right, width)?;
+    basis.orthonormalize(None)?;
+    let mut image = op.left(width)?;
+    op.apply(&basis, &mut image)?;
+    let (triplets, qr) = Triplets::from_right(Some(basis), image, par)?;
+    let mut notes = Vec::new();
+    note_orthonormalization(&mut notes, "QR of the projected matrix", &qr);
+    let rank = if goal.is_below_floor::<T>() {
+        goal.rank_given(&triplets.s, missing)
+    } else {
+        goal.rank(&triplets.s, triplets.captured)
+    };
+    Ok(Solution {
+        triplets,
+        rank,
+        width,
+        method: Method::Randomized,
+        sketch: Some(options.sketch),
+        certificate: None,
+        notes,
+    })
+}
+
+/// `[X_1 X_2 ...]` as one panel, each block dropped once it is in: products with columns of the identity, which are exact,
+/// and `1/(2q+1)` of the products with A even where the panel becomes as wide as A.
+fn side_by_side<T: Scalar, O: LinearOperator<T>>(op: &O, blocks: Vec<O::Right>, width: usize) -> Result<O::Right> {
+    let mut panel = op.right(width)?;
+    let mut first = 0;
+    for x in blocks {
+        let mut select = Mat::<T>::zeros(x.ncols(), width);
+        (0..x.ncols()).for_each(|j| select[(j, first + j)] = T::one());
+        let accum = if first == 0 { Accum::Replace } else { Accum::Add };
+        panel.multiply(accum, &x, select.as_ref(), T::one())?;
+        first += x.ncols();
+    }
+    Ok(panel)
+}
+
+/// `A G`, G of independent normals.
+fn probe<T: Scalar, O: LinearOperator<T>>(options: &TruncatedSvd, op: &mut O) -> Result<O::Left> {
+    let omega = AnySketch::new(Sketch::Gaussian, op.ncols(), PROBES, options.seed, stream::STOP)?;
+    let mut p = op.left(PROBES)?;
+    op.sketch(&omega, &mut p)?;
+    Ok(p)
+}
+
+/// An orthonormal basis of what the columns of `y` have outside of the span of `blocks`, and orthogonal to it to rounding.
+///
+/// Once removed, a component of relative size 1/eps' comes back as eps/eps' of what is left; the second round removes that
+/// (Kahan and Parlett's "twice is enough"). A third is needed only where `y` was in the span to rounding, and what is left is noise.
+fn orthonormalize_against<T: Scalar, P: Panel<T>>(blocks: &[P], y: &mut P, overlap: &mut Mat<T>) -> Result<()> {
+    const ROUNDS: usize = 4;
+    for round in 0..ROUNDS {
+        let mut removed = 0.0;
+        for q in blocks {
+            removed += remove_span(q, y, overlap)?;
+        }
+        y.orthonormalize(None)?;
+        // From the second round on the columns are of length 1.
+        if blocks.is_empty() || round > 0 && removed < 1e-2 {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// `y −= q (qᵀy)`; returns `‖qᵀy‖²`.
+fn remove_span<T: Scalar, P: Panel<T>>(q: &P, y: &mut P, overlap: &mut Mat<T>) -> Result<f64> {
+    let mut c = overlap.as_mut().submatrix_mut(0, 0, q.ncols(), y.ncols());
+    q.inner(y, c.as_mut())?;
+    y.multiply(Accum::Add, q, c.as_ref(), -T::one())?;
+    let mut sum = 0.0;
+    for j in 0..c.ncols() {
+        sum += c.as_ref().col(j).iter().map(|&x| x.to_f64() * x.to_f64()).sum::<f64>();
+    }
+    Ok(sum)
+}

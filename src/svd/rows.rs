@@ -1,0 +1,115 @@
+//! Factorizations within a memory limit, of matrices that are read and not held.
+//!
+//! ```text
+//!   limit  =  peak of the method (panels, small problems, factors)  +  two read buffers  +  conversion buffer
+//!             chosen first, with the least buffers beside it           what is left, up to ReadParams::bytes
+//! ```
+//!
+//! The methods are those of a matrix in memory; what changes is what they cost. A method takes the larger of its arithmetic and
+//! `passes · bytes / read rate`, and one whose peak is over the limit is not in question.
+
+use std::fmt;
+use std::time::Instant;
+
+use super::{Device, Plan, TruncatedSvd};
+use crate::error::{Error, Result};
+use crate::factors::Factors;
+use crate::operator::{Dense, RowSource, Tiled, Watch};
+use crate::simd::Scalar;
+
+/// What a factorization out of core will do. Plain data; `Display` explains it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RowsPlan {
+    /// The method and its costs.
+    pub plan: Plan,
+    /// Lines (rows, or columns of a column-major source) of a tile.
+    pub tile_lines: usize,
+    /// Bytes of the read and conversion buffers.
+    pub tile_bytes: usize,
+    /// Peak bytes allocated, the result included.
+    pub peak_bytes: usize,
+}
+
+impl fmt::Display for RowsPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mib = |bytes: usize| bytes as f64 / 1048576.0;
+        write!(f, "{}", self.plan)?;
+        writeln!(
+            f,
+            "  read in tiles of {} lines: {:.1} MiB of buffers, {:.1} MiB in all",
+            self.tile_lines,
+            mib(self.tile_bytes),
+            mib(self.peak_bytes)
+        )
+    }
+}
+
+impl TruncatedSvd {
+    /// The most bytes that a factorization may allocate. A method that needs more is not taken; if none is left, the error names the
+    /// least limit that would do. In [`factor`](Self::factor) the matrix itself, which the caller holds, does not count; in
+    /// [`factor_rows`](Self::factor_rows) the read buffers do.
+    #[must_use]
+    pub fn memory_limit(mut self, bytes: usize) -> Self {
+        self.memory_limit = Some(bytes);
+        self
+    }
+
+    /// What [`factor_rows`](Self::factor_rows) would do.
+    ///
+    /// # Errors
+    /// Those of [`plan`](Self::plan), and [`Error::Memory`] with the least limit that would do.
+    pub fn plan_rows<T: Scalar>(&self, source: &dyn RowSource) -> Result<RowsPlan> {
+        let (shape, dtype) = (source.shape(), source.dtype());
+        if shape.0 == 0 || shape.1 == 0 {
+            return Err(Error::Empty { shape: vec![shape.0, shape.1] });
+        }
+        let bytes = (shape.0.checked_mul(shape.1))
+            .and_then(|elements| elements.checked_mul(dtype.size()))
+            .filter(|&bytes| bytes <= isize::MAX as usize)
+            .ok_or(Error::TooLarge { shape: vec![shape.0, shape.1] })?;
+        // The plan counts the conversion buffer of a matrix in memory, which is not there.
+        let not_there = Dense::<T>::tile_bytes(shape.0.max(shape.1), shape.0.min(shape.1), dtype);
+        let least = Tiled::<T>::lines_for(source, 0).unwrap_or_else(|least| least);
+        let room = |limit: usize| (limit + not_there).saturating_sub(least);
+        let mut options = self.clone();
+        options.memory_limit = self.memory_limit.map(room);
+        options.pass_seconds = bytes as f64 / self.rates.read;
+        let plan = options.plan::<T>(shape, dtype).map_err(|e| match (e, self.memory_limit) {
+            (Error::Memory { least: method, .. }, Some(limit)) => {
+                Error::Memory { limit, least: method + least - not_there.min(method) }
+            }
+            (e, _) => e,
+        })?;
+        let method = plan.peak_bytes - not_there;
+        let room = self.memory_limit.map_or(usize::MAX, |limit| limit - method);
+        let tile_lines = Tiled::<T>::lines_for(source, room)
+            .map_err(|least| Error::Memory { limit: self.memory_limit.unwrap_or(usize::MAX), least: method + least })?;
+        let tile_bytes = Tiled::<T>::bytes(source, tile_lines);
+        Ok(RowsPlan { plan, tile_lines, tile_bytes, peak_bytes: method + tile_bytes })
+    }
+
+    /// Factors a matrix that is read in blocks of rows, in arithmetic `T`, on the threads of the current rayon pool and one more that
+    /// reads. Every read of the source counts in [`Report::passes`](crate::Report::passes).
+    ///
+    /// # Errors
+    /// As [`factor`](Self::factor) and [`plan_rows`](Self::plan_rows); what the source reports; [`Error::Cancelled`] if `watch` says so.
+    pub fn factor_rows<T: Scalar>(&self, source: &mut dyn RowSource, watch: &Watch<'_>) -> Result<Factors<T>> {
+        let start = Instant::now();
+        if self.device != Device::Cpu {
+            return Err(Error::option("device", "a matrix out of core", "cpu, or a matrix that fits into memory"));
+        }
+        if self.weighting.is_active(self.rank) {
+            return Err(Error::option("calibration", "a matrix out of core", "a matrix that fits into memory"));
+        }
+        let RowsPlan { mut plan, tile_lines, peak_bytes, .. } = self.plan_rows::<T>(source)?;
+        let mut op = Tiled::<T>::new(source, tile_lines, crate::current_par(), watch.clone())?;
+        // Where the spectrum decides the rank, the norm that it is measured by is needed first.
+        if plan.rank.is_none() {
+            op.check()?;
+        }
+        plan.reason.push_str("; read in tiles");
+        let mut factors = self.run(&mut op, plan, start)?;
+        factors.report_mut().peak_bytes = peak_bytes;
+        Ok(factors)
+    }
+}

@@ -1,0 +1,484 @@
+//! One look at the matrix: sketches that are fed rows in any blocks and order, and the factors from them.
+//!
+//! ```text
+//!              n
+//!        ┌───────────┐        range     Y = A Ω     m × l        Ω  n × l
+//!   rows │  fed once │ ->     co-range  X = AᵀΥ     n × c        Υ  m × c
+//!        │           │        core      Z = ΦᵀA Ψ   s₁ × s₂      Φ  m × s₁,  Ψ  n × s₂
+//!        └───────────┘        error     E = AᵀΘ     n × 16       Θ  m × 16, Gaussian, for the certificate alone
+//! ```
+//!
+//! All four are linear in the rows of A, so blocks add up and states merge: threads, files, machines. Two ways from the
+//! sketches to factors `A ≈ Q C Pᵀ` with orthonormal Q and P and a small C, whose SVD then gives all:
+//!
+//! * [`Method::SinglePass`], three sketches (Tropp, Yurtsever, Udell, Cevher, SIAM J. Sci. Comput. 2019): `Q = orth(Y)`,
+//!   `P = orth(X)`, `C = (ΦᵀQ)⁺ Z (PᵀΨ)⁺`, with the sizes of the paper, `l = c = 4k + 1` and `s = 2l + 1`. A is projected from both sides,
+//!   and the two least-squares problems are over-determined by a factor of two, so that little is lost to them.
+//! * [`Method::Nystrom`], two sketches (`nystrom.rs`): a quarter of the memory, a less accurate tail.
+//!
+//! The certificate costs no second look: with independent Gaussian Θ that nothing above depends on, `‖Θᵀ(A − Â)‖²` has the mean
+//! `‖A − Â‖²`, over 16 rows whose scatter gives the standard deviation. It is that of the truncated factors, as returned.
+//!
+//! Cost of a block of b rows: four sketches, `O(b n log)` with SRHT or `2 b n (l + c + s + 16)` flops with Gaussians, and reading
+//! the block. State: `(m + n) l + s² + 16 n` numbers. At the end `O((m + n) l²)`.
+//!
+//! Both ways are less accurate than one power iteration: the error is near `(1 + k/p)^{1/2}`-fold where the spectrum is flat. They are for
+//! matrices that can be seen once.
+
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use faer::dyn_stack::{MemBuffer, MemStack, StackReq};
+use faer::linalg::matmul::matmul;
+use faer::linalg::triangular_solve::solve_upper_triangular_in_place;
+use faer::{Accum, Mat, MatMut, MatRef, Par};
+
+use super::certificate::{Certificate, PROBES, Spread};
+use super::goal::Goal;
+use super::small::{self, SmallSvd};
+use super::triplets::{Triplets, Vectors};
+use super::{Method, Plan, Solution, TruncatedSvd, nystrom, stream};
+use crate::error::{Error, Result};
+use crate::factors::{Factors, Report};
+use crate::operator::{Dense, LinearOperator};
+use crate::qr;
+use crate::simd::Scalar;
+use crate::sketch::{AnySketch, Sketch, SketchOperator};
+use crate::tensor::{Matrix, TensorRef};
+
+/// Rows whose share of the core is formed at a time: `A Ψ` of a block is never larger.
+const CORE_ROWS: usize = 512;
+
+/// Columns of the sketches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Sizes {
+    /// Of the range, `l`.
+    pub(super) range: usize,
+    /// Of the co-range, `c`.
+    pub(super) corange: usize,
+    /// `s₁` and `s₂` of the core; zeros without one.
+    pub(super) core: (usize, usize),
+}
+
+impl Sizes {
+    /// For factors of this rank.
+    pub(super) fn new(method: Method, (m, n): (usize, usize), rank: usize, oversample: usize) -> Self {
+        let range = match method {
+            Method::Nystrom => rank.saturating_add(oversample),
+            _ => rank.saturating_mul(4).saturating_add(1),
+        };
+        Sizes::with_range(method, (m, n), range.min(m).min(n))
+    }
+
+    /// For a range of `l` columns.
+    pub(super) fn with_range(method: Method, (m, n): (usize, usize), l: usize) -> Self {
+        match method {
+            Method::Nystrom => Sizes { range: l, corange: nystrom::corange(l).min(m), core: (0, 0) },
+            _ => Sizes { range: l, corange: l, core: ((2 * l + 1).min(m), (2 * l + 1).min(n)) },
+        }
+    }
+}
+
+/// Sketches of an `m × n` matrix whose rows come in blocks, each exactly once; made by [`TruncatedSvd::accumulator`].
+///
+/// ```
+/// use tensorslim::{Method, Rank, TensorRef, TruncatedSvd};
+///
+/// let a: Vec<f32> = (0..90 * 40).map(|i| (i as f32 * 0.37).sin()).collect();
+/// let svd = TruncatedSvd::new(Rank::Fixed(2)).method(Method::SinglePass).seed(1);
+/// let (mut here, mut there) = (svd.accumulator::<f32>((90, 40))?, svd.accumulator::<f32>((90, 40))?);
+/// here.update(0, &TensorRef::new(&a[..50 * 40], &[50, 40])?)?;
+/// there.update(50, &TensorRef::new(&a[50 * 40..], &[40, 40])?)?;
+/// here.merge(&there)?;
+/// let f = here.finish()?;
+/// assert_eq!((f.u().nrows(), f.rank(), f.report().passes), (90, 2, 1));
+/// assert!(f.report().relative_error < 1e-4); // sin(a + b) has rank 2
+/// # Ok::<(), tensorslim::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct SinglePass<T: Scalar> {
+    options: TruncatedSvd,
+    plan: Plan,
+    sketches: Sketches,
+    pub(super) range: Mat<T>,
+    pub(super) corange: Mat<T>,
+    /// `Zᵀ`, s₂ × s₁.
+    core: Mat<T>,
+    error: Mat<T>,
+    /// `A Ψ` of a few rows.
+    work: Mat<T>,
+    norm_squared: f64,
+    largest: f64,
+    /// The rows that were given, as disjoint ranges in order.
+    given: Vec<Range<usize>>,
+    elapsed: Duration,
+}
+
+/// The random matrices.
+#[derive(Debug, Clone)]
+struct Sketches {
+    omega: AnySketch,
+    upsilon: AnySketch,
+    /// Φ and Ψ.
+    core: Option<(AnySketch, AnySketch)>,
+    theta: AnySketch,
+}
+
+/// The largest modulus that sketches in `T` take without a risk of overflow, as a power of two.
+const fn largest_exponent<T: Scalar>() -> i32 {
+    if size_of::<T>() == 4 { 100 } else { 400 }
+}
+
+impl TruncatedSvd {
+    /// An empty state for [`Method::SinglePass`] or [`Method::Nystrom`] that is fed the rows of an `m × n` matrix; any blocks of
+    /// any storage type, in any order, by any number of states that are merged.
+    ///
+    /// The rank must be known from the shape, or bounded by [`max_rank`](Self::max_rank).
+    ///
+    /// # Errors
+    /// Those of the options and the shape; [`Error::Option`] for another method.
+    pub fn accumulator<T: Scalar>(&self, shape: (usize, usize)) -> Result<SinglePass<T>> {
+        if !matches!(self.method, Method::SinglePass | Method::Nystrom) {
+            return Err(Error::option("method", self.method, "single-pass or nystrom: the others look again"));
+        }
+        SinglePass::new(self, self.plan::<T>(shape, T::DTYPE)?, shape)
+    }
+}
+
+impl<T: Scalar> SinglePass<T> {
+    /// For rows of a matrix of this shape, which is the plan's or its transpose.
+    fn new(options: &TruncatedSvd, plan: Plan, (m, n): (usize, usize)) -> Result<Self> {
+        let sizes = plan.sizes(options, (m, n));
+        let sketch = |length, columns, stream| AnySketch::new(options.sketch, length, columns, options.seed, stream);
+        let (s1, s2) = sizes.core;
+        let core = match sizes.core {
+            (0, _) => None,
+            _ => Some((sketch(m, s1, stream::CORE_LEFT)?, sketch(n, s2, stream::CORE_RIGHT)?)),
+        };
+        Ok(SinglePass {
+            options: options.clone(),
+            plan,
+            sketches: Sketches {
+                omega: sketch(n, sizes.range, stream::RANGE)?,
+                upsilon: sketch(m, sizes.corange, stream::CORANGE)?,
+                core,
+                theta: AnySketch::new(Sketch::Gaussian, m, PROBES, options.seed, stream::PROBES)?,
+            },
+            range: Mat::zeros(m, sizes.range),
+            corange: Mat::zeros(n, sizes.corange),
+            core: Mat::zeros(s2, s1),
+            error: Mat::zeros(n, PROBES),
+            work: Mat::zeros(if s1 > 0 { CORE_ROWS.min(m) } else { 0 }, s2),
+            norm_squared: 0.0,
+            largest: 0.0,
+            given: Vec::new(),
+            elapsed: Duration::ZERO,
+        })
+    }
+
+    /// Rows and columns of the matrix.
+    pub fn shape(&self) -> (usize, usize) {
+        (self.range.nrows(), self.corange.nrows())
+    }
+
+    /// Takes rows `first_row ..` of the matrix. On an error the state is as before.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] unless the block is a matrix of `n` columns whose rows lie within the matrix and were not given before;
+    /// [`Error::NotFinite`] with the position in the whole matrix; [`Error::Range`] for values near the largest of `T`.
+    pub fn update(&mut self, first_row: usize, block: &TensorRef<'_>) -> Result<()> {
+        let start = Instant::now();
+        let view = block.view()?;
+        let (m, n) = self.shape();
+        let op = "SinglePass::update";
+        if view.ncols() != n {
+            return Err(Error::shape(op, format_args!("rows of {n} columns"), view.ncols()));
+        }
+        let rows = first_row..first_row.saturating_add(view.nrows());
+        if rows.end > m {
+            return Err(Error::shape(op, format_args!("rows within 0..{m}"), format_args!("{rows:?}")));
+        }
+        let mut given = self.given.clone();
+        insert(&mut given, rows).map_err(|rows| Error::shape(op, "each row once", format_args!("{rows:?} again")))?;
+        let par = crate::current_par();
+        let mut dense = Dense::<T>::unscaled(view, par).map_err(|error| match error {
+            Error::NotFinite { row, col, value } => Error::NotFinite { row: row + first_row, col, value },
+            error => error,
+        })?;
+        if dense.largest() > 2f64.powi(largest_exponent::<T>()) {
+            return Err(Error::Range { what: "the largest element of the block", value: dense.largest() });
+        }
+        self.norm_squared += dense.norm_squared();
+        self.largest = self.largest.max(dense.largest());
+        self.given = given;
+        dense.stream_rows(&mut |first, rows| self.add(first_row + first, rows, par))?;
+        self.elapsed += start.elapsed();
+        Ok(())
+    }
+
+    /// Adds the rows that another state of the same options has seen.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if both have seen a row, [`Error::Option`] if the options or the shapes are not the same.
+    pub fn merge(&mut self, other: &Self) -> Result<()> {
+        if self.options != other.options || self.shape() != other.shape() {
+            return Err(Error::option("options", "of the other state", "the same options and shape to all states"));
+        }
+        let mut given = self.given.clone();
+        for rows in &other.given {
+            insert(&mut given, rows.clone())
+                .map_err(|rows| Error::shape("SinglePass::merge", "each row once", format_args!("{rows:?} again")))?;
+        }
+        self.given = given;
+        self.range += &other.range;
+        self.corange += &other.corange;
+        self.core += &other.core;
+        self.error += &other.error;
+        self.norm_squared += other.norm_squared;
+        self.largest = self.largest.max(other.largest);
+        self.elapsed += other.elapsed;
+        Ok(())
+    }
+
+    /// The factors.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] unless every row was given; [`Error::Range`] if all values are too small for norms in f64.
+    pub fn finish(mut self) -> Result<Factors<T>> {
+        let start = Instant::now();
+        let (m, n) = self.shape();
+        if self.given != [0..m] {
+            let given = format_args!("{:?}", self.given).to_string();
+            return Err(Error::shape("SinglePass::finish", format_args!("rows 0..{m}"), given));
+        }
+        if self.largest > 0.0 && self.largest < 2f64.powi(-largest_exponent::<T>()) {
+            return Err(Error::Range { what: "the largest element", value: self.largest });
+        }
+        // Exact, and then no square below leaves the range of T.
+        let exponent = if self.largest > 0.0 { -self.largest.log2().floor() as i32 } else { 0 };
+        let scale = 2f64.powi(exponent);
+        for part in [&mut self.range, &mut self.corange, &mut self.core, &mut self.error] {
+            *part *= faer::Scale(T::from_f64(scale));
+        }
+        self.norm_squared *= scale * scale;
+        let (options, plan, norm_squared) = (self.options.clone(), self.plan.clone(), self.norm_squared);
+        let (elapsed, width) = (self.elapsed, self.range.ncols());
+        let goal = plan.goal(norm_squared);
+        let answer = self.solve(&goal, crate::current_par())?;
+        let k = answer.s.len();
+        let (mut u, mut vt) = (Matrix::zeros(m, k), Matrix::zeros(k, n));
+        u.as_mut().copy_from(answer.u.as_ref());
+        vt.as_mut().transpose_mut().copy_from(answer.v.as_ref());
+        super::fix_signs(&mut u, &mut vt);
+        let notes = goal.shortfall(k, answer.certificate.relative_error).into_iter().collect();
+        let s = super::unscale(&answer.s, scale)?;
+        let spectrum = answer.s.iter().map(|&s| s.to_f64() / scale).collect();
+        let norm = norm_squared.sqrt() / scale;
+        let elapsed = elapsed + start.elapsed();
+        let base = plan.report(&options, (k, width), spectrum, norm, &answer.certificate, elapsed);
+        let report = Report { passes: 1, notes, ..base };
+        Ok(Factors::new(u, s, vt, report))
+    }
+
+    /// Adds `rows`, which begin at row `first` of the matrix.
+    fn add(&mut self, first: usize, rows: MatRef<'_, T>, par: Par) -> Result<()> {
+        let (count, range) = (rows.nrows(), first..first + rows.nrows());
+        let Sketches { omega, upsilon, core, theta } = &self.sketches;
+        omega.apply(rows, self.range.as_mut().subrows_mut(first, count), par)?;
+        upsilon.apply_rows(range.clone(), rows.transpose(), 1.0, Accum::Add, self.corange.as_mut(), par)?;
+        theta.apply_rows(range, rows.transpose(), 1.0, Accum::Add, self.error.as_mut(), par)?;
+        let Some((phi, psi)) = core else { return Ok(()) };
+        for start in (0..count).step_by(CORE_ROWS) {
+            let size = CORE_ROWS.min(count - start);
+            let mut work = self.work.as_mut().subrows_mut(0, size);
+            psi.apply(rows.subrows(start, size), work.as_mut(), par)?;
+            let range = first + start..first + start + size;
+            phi.apply_rows(range, work.as_ref().transpose(), 1.0, Accum::Add, self.core.as_mut(), par)?;
+        }
+        Ok(())
+    }
+
+    /// The factors that meet `goal`.
+    fn solve(self, goal: &Goal, par: Par) -> Result<Answer<T>> {
+        let (m, n) = self.shape();
+        let l = self.range.ncols();
+        let mut buffer = MemBuffer::new(solve_scratch::<T>((m, n), self.sizes()));
+        let stack = MemStack::new(&mut buffer);
+        let Sketches { upsilon, core, theta, .. } = self.sketches;
+        let (q, p, c) = match &core {
+            Some((phi, psi)) => three_sketches(self.range, self.corange, self.core, (phi, psi), par, stack)?,
+            None => nystrom::two_sketches(self.range, self.corange, &upsilon, par, stack)?,
+        };
+        drop(buffer);
+        let SmallSvd { u, s, v } = small::svd(c.as_ref(), par)?;
+        drop(c);
+        let kept = goal.most_of(l);
+        let (mut left, mut right) = (Mat::zeros(m, kept), Mat::zeros(n, kept));
+        matmul(left.as_mut(), Accum::Replace, q.as_ref(), u.as_ref().subcols(0, kept), T::one(), par);
+        drop((q, u));
+        matmul(right.as_mut(), Accum::Replace, p.as_ref(), v.as_ref().subcols(0, kept), T::one(), par);
+        drop((p, v));
+
+        // E − V Σ UᵀΘ, then one triplet less at a time while the error allows it.
+        let mut residual = self.error;
+        let mut weights = Mat::<T>::zeros(kept, PROBES);
+        theta.apply(left.as_ref().transpose(), weights.as_mut(), par)?;
+        for (i, s) in s[..kept].iter().enumerate() {
+            weights.row_mut(i).iter_mut().for_each(|x| *x *= *s);
+        }
+        matmul(residual.as_mut(), Accum::Add, right.as_ref(), weights.as_ref(), -T::one(), par);
+        let measure = |residual: &Mat<T>| Spread::of_columns(residual.as_ref(), self.norm_squared);
+        let (mut rank, mut spread) = (kept, measure(&residual));
+        while rank > 1 && !goal.is_fixed() {
+            let (v, w) = (right.as_ref().subcols(rank - 1, 1), weights.as_ref().subrows(rank - 1, 1));
+            matmul(residual.as_mut(), Accum::Add, v, w, T::one(), Par::Seq);
+            let next = measure(&residual);
+            if !goal.is_within_reach::<T>(next.upper() * self.norm_squared) {
+                break;
+            }
+            (rank, spread) = (rank - 1, next);
+        }
+        let certificate = match self.norm_squared {
+            0.0 => Certificate::of_zero(),
+            _ => spread.certificate(),
+        };
+        if rank < kept {
+            left = left.subcols(0, rank).to_owned();
+            right = right.subcols(0, rank).to_owned();
+        }
+        Ok(Answer { u: left, s: s[..rank].to_vec(), v: right, certificate })
+    }
+
+    fn sizes(&self) -> Sizes {
+        Sizes { range: self.range.ncols(), corange: self.corange.ncols(), core: (self.core.ncols(), self.core.nrows()) }
+    }
+}
+
+/// The factors of the rank that was wanted.
+struct Answer<T> {
+    u: Mat<T>,
+    s: Vec<T>,
+    v: Mat<T>,
+    certificate: Certificate,
+}
+
+/// One pass over `op`, which is `plan`'s matrix or its transpose.
+pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(
+    options: &TruncatedSvd,
+    op: &mut O,
+    plan: &Plan,
+    goal: &Goal,
+    par: Par,
+) -> Result<Solution<T, O>> {
+    let mut state = SinglePass::new(options, plan.clone(), (op.nrows(), op.ncols()))?;
+    op.stream_rows(&mut |first, rows| state.add(first, rows, par))?;
+    state.norm_squared = op.norm_squared(); // out of core not known before
+    state.work = Mat::new();
+    let width = state.range.ncols();
+    let Answer { u, s, v, certificate } = state.solve(goal, par)?;
+    let captured = s.iter().map(|&s| s.to_f64() * s.to_f64()).sum();
+    Ok(Solution {
+        rank: s.len(),
+        triplets: Triplets {
+            left: Vectors { panel: None, coefficients: u },
+            s,
+            captured,
+            right: Vectors { panel: None, coefficients: v },
+        },
+        width,
+        method: plan.method,
+        sketch: Some(options.sketch),
+        certificate: Some(certificate),
+        notes: Vec::new(),
+    })
+}
+
+/// `Q`, `P` and `C = (ΦᵀQ)⁺ Z (PᵀΨ)⁺` from the range, the co-range and `Zᵀ`.
+fn three_sketches<T: Scalar>(
+    mut q: Mat<T>,
+    mut p: Mat<T>,
+    core: Mat<T>,
+    (phi, psi): (&AnySketch, &AnySketch),
+    par: Par,
+    stack: &mut MemStack,
+) -> Result<(Mat<T>, Mat<T>, Mat<T>)> {
+    qr::orthonormalize(q.as_mut(), None, par, stack)?;
+    qr::orthonormalize(p.as_mut(), None, par, stack)?;
+    let half = solve_embedded(&q, phi, core.transpose(), par, stack)?; // l × s₂
+    drop(core);
+    let c = solve_embedded(&p, psi, half.transpose(), par, stack)?; // l × l, transposed
+    Ok((q, p, c.transpose().to_owned()))
+}
+
+/// `(ΩᵀQ)⁺ B` for an orthonormal Q: least squares with a matrix whose condition is that of the embedding, a small constant, so
+/// that its QR is as good as a pseudo-inverse.
+pub(super) fn solve_embedded<T: Scalar>(
+    q: &Mat<T>,
+    omega: &AnySketch,
+    b: MatRef<'_, T>,
+    par: Par,
+    stack: &mut MemStack,
+) -> Result<Mat<T>> {
+    let l = q.ncols();
+    let mut embedded = Mat::zeros(omega.ncols(), l);
+    omega.apply(q.transpose(), embedded.as_mut().transpose_mut(), par)?;
+    let mut r = Mat::zeros(l, l);
+    qr::orthonormalize(embedded.as_mut(), Some(r.as_mut()), par, stack)?;
+    let mut x = Mat::zeros(l, b.ncols());
+    matmul(x.as_mut(), Accum::Replace, embedded.transpose(), b, T::one(), par);
+    back_substitute(r.as_ref(), x.as_mut());
+    Ok(x)
+}
+
+/// `x <- R⁻¹ x`, on one thread: the bits must not depend on how many there are.
+fn back_substitute<T: Scalar>(r: MatRef<'_, T>, x: MatMut<'_, T>) {
+    solve_upper_triangular_in_place(r, x, Par::Seq);
+}
+
+fn solve_scratch<T: Scalar>((m, n): (usize, usize), sizes: Sizes) -> StackReq {
+    let Sizes { range, corange, core: (s1, s2) } = sizes;
+    let orthonormalize = |rows: usize, cols: usize| qr::orthonormalize_scratch::<T>(rows, cols, Par::Seq);
+    let embedded = if s1 > 0 { s1.max(s2) } else { corange };
+    StackReq::any_of(&[orthonormalize(m, range), orthonormalize(n, range), orthonormalize(embedded.max(range), range)])
+}
+
+/// Bytes alive at the fullest moment of [`solve`], the factors included, apart from tiles of A.
+pub(super) fn peak_bytes<T: Scalar>((m, n): (usize, usize), sizes: Sizes, k: usize) -> usize {
+    let Sizes { range: l, corange: c, core: (s1, s2) } = sizes;
+    let mat = |rows: usize, cols: usize| rows * cols * size_of::<T>();
+    let error = mat(n, PROBES);
+    let state = mat(m, l) + mat(n, c) + mat(s2, s1) + error;
+    let fed = state + mat(CORE_ROWS.min(m), s2);
+    let scratch = solve_scratch::<T>((m, n), sizes).unaligned_bytes_required();
+    let projected = if s1 > 0 {
+        let first = state + mat(s1, l) + mat(l, l) + mat(l, s2);
+        let second = mat(m, l) + mat(n, l) + error + mat(l, s2) + mat(s2, l) + 2 * mat(l, l);
+        first.max(second)
+    } else {
+        (state + mat(c, l) + mat(l, l) + mat(l, n)).max(mat(m, l) + error + 2 * mat(n, l) + 2 * mat(l, l))
+    };
+    let bases = mat(m, l) + mat(n, l) + error;
+    let svd = bases + 5 * mat(l, l).max(3 * mat(l, l) + small::svd_scratch::<T>(l).unaligned_bytes_required());
+    let combined = bases + 2 * mat(l, l) + mat(m, k);
+    let home = 2 * mat(m + n, k);
+    fed.max(scratch + projected).max(svd).max(combined).max(home)
+}
+
+/// Adds a range to disjoint ranges in order, joining neighbours; gives back what of it was there already.
+fn insert(given: &mut Vec<Range<usize>>, rows: Range<usize>) -> std::result::Result<(), Range<usize>> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let at = given.partition_point(|r| r.end <= rows.start);
+    if let Some(next) = given.get(at).filter(|next| next.start < rows.end) {
+        return Err(next.start.max(rows.start)..next.end.min(rows.end));
+    }
+    given.insert(at, rows);
+    given.dedup_by(|next, last| {
+        last.end == next.start && {
+            last.end = next.end;
+            true
+        }
+    });
+    Ok(())
+}

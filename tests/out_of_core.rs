@@ -1,0 +1,393 @@
+//! Tiled and mapped runs against the same matrix in memory; passes, limits, errors.
+#![cfg(feature = "npy")]
+
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use faer::{Mat, MatRef};
+use half::f16;
+use tensorslim::npy::{self, Array, Mapped, Stream};
+use tensorslim::operator::{Cancel, LinearOperator, RowSource, Tiled, Watch};
+use tensorslim::{DType, Element, Error, Factors, Matrix, Method, Par, Rank, Scalar, Sketch, TensorRef, TruncatedSvd};
+
+/// A directory of its own for each test, removed at the end.
+struct Dir(PathBuf);
+
+impl Dir {
+    fn new(name: &str) -> Self {
+        let dir = std::env::temp_dir().join(format!("tensorslim-ooc-{name}-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        Dir(dir)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for Dir {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// `σ_i = decay^i` on random directions, plus noise.
+fn matrix(m: usize, n: usize, decay: f64, seed: u64) -> Matrix<f32> {
+    let r = m.min(n).min(40);
+    let mut random = common::Random(seed);
+    let mut gauss = |rows: usize| Mat::<f64>::from_fn(rows, r, |_, _| random.normal() / (rows as f64).sqrt());
+    let (u, v) = (gauss(m), gauss(n));
+    let us = Mat::<f64>::from_fn(m, r, |i, j| u[(i, j)] * decay.powi(j as i32));
+    let a = &us * v.transpose();
+    Matrix::from_fn(m, n, |i, j| (a[(i, j)] + 1e-3 * random.normal() / ((m * n) as f64).sqrt()) as f32)
+}
+
+fn widen<T: Scalar>(a: MatRef<'_, T>) -> Mat<f64> {
+    Mat::from_fn(a.nrows(), a.ncols(), |i, j| a[(i, j)].to_f64())
+}
+
+/// Writes the elements column by column, as NumPy does in Fortran order.
+fn write_fortran(path: &Path, a: &Matrix<f32>, dtype: DType) {
+    let t = Matrix::<f32>::from_fn(a.ncols(), a.nrows(), |i, j| a.row(j)[i]);
+    npy::write_matrix(path, &t, dtype).unwrap();
+    let (mut bytes, (m, n)) = (fs::read(path).unwrap(), (a.nrows(), a.ncols()));
+    let text = format!("'fortran_order': True, 'shape': ({m}, {n}), }}");
+    let start = bytes.windows(16).position(|w| w == b"'fortran_order':").unwrap();
+    let end = bytes.iter().position(|&b| b == b'\n').unwrap();
+    bytes[start..end].fill(b' ');
+    bytes[start..start + text.len()].copy_from_slice(text.as_bytes());
+    fs::write(path, bytes).unwrap();
+}
+
+/// `‖P − P'‖_F` of the projectors on the spans of the orthonormal columns, through f64.
+fn projector_distance<T: Scalar>(a: &Matrix<T>, b: &Matrix<T>) -> f64 {
+    let (a, b) = (widen(a.as_ref()), widen(b.as_ref()));
+    // ‖AAᵀ − BBᵀ‖² = ‖(I − BBᵀ)A‖² + ‖(I − AAᵀ)B‖²; the difference of norms would lose the digits.
+    let rest = |a: &Mat<f64>, b: &Mat<f64>| (a - b * (b.transpose() * a)).norm_l2();
+    rest(&a, &b).hypot(rest(&b, &a))
+}
+
+fn assert_agree<T: Scalar>(what: &str, a: &Factors<T>, b: &Factors<T>, tolerance: f64) {
+    assert_eq!(a.rank(), b.rank(), "{what}");
+    for (i, (&x, &y)) in a.s().iter().zip(b.s()).enumerate() {
+        let (x, y) = (Element::to_f64(x), Element::to_f64(y));
+        assert!((x - y).abs() <= tolerance * y, "{what}: σ_{i} {x} against {y}");
+    }
+    let transposed = |f: &Factors<T>| Matrix::<T>::from_fn(f.vt().ncols(), f.rank(), |i, j| f.vt().row(j)[i]);
+    let (left, right) = (projector_distance(a.u(), b.u()), projector_distance(&transposed(a), &transposed(b)));
+    assert!(left <= tolerance && right <= tolerance, "{what}: projectors differ by {left:e}, {right:e}");
+}
+
+/// The spectrum is geometric with ratio 0.85 and σ_1 = 1, so the squares of σ_6 and σ_7 are 0.055 apart: an error of eps = 1.2e-7 in the
+/// Gram matrix, or in a product, turns the subspace of the first six by at most 1.2e-7 / 0.055 = 2.2e-6. What iteration leaves undone is
+/// the same in both runs.
+#[test]
+fn tiled_mapped_and_in_memory_agree() {
+    let dir = Dir::new("agree");
+    for (m, n) in [(700, 130), (130, 700), (300, 300)] {
+        let a = matrix(m, n, 0.85, 3);
+        for (dtype, fortran) in
+            [(DType::F32, false), (DType::F32, true), (DType::F16, false), (DType::F16, true), (DType::F64, true)]
+        {
+            let path = dir.path("w.npy");
+            if fortran {
+                write_fortran(&path, &a, dtype)
+            } else {
+                npy::write_matrix(&path, &a, dtype).unwrap()
+            }
+            let (array, mapped) = (Array::read(&path).unwrap(), Mapped::open(&path, None).unwrap());
+            assert_eq!(array.is_fortran(), fortran);
+            for method in [Method::Full, Method::Gram, Method::Randomized] {
+                for sketch in [Sketch::Srht, Sketch::Gaussian, Sketch::SparseSign] {
+                    if method == Method::Full && sketch != Sketch::Srht {
+                        continue;
+                    }
+                    let svd = TruncatedSvd::new(Rank::Fixed(6)).method(method).sketch(sketch).seed(7);
+                    let what = format!("{m}×{n} {dtype} fortran {fortran} {method} {sketch}");
+                    let memory = svd.factor::<f32>(array.tensor().unwrap()).unwrap();
+                    let map = svd.factor::<f32>(mapped.tensor().unwrap()).unwrap();
+                    assert_eq!(memory.u().as_slice(), map.u().as_slice(), "{what}: mapped is the same arithmetic");
+                    let mut stream = Stream::open(&path, None).unwrap();
+                    let tiled = svd.factor_rows::<f32>(&mut stream, &Watch::default()).unwrap();
+                    assert_agree(&what, &tiled, &memory, 1e-5);
+                    assert_eq!(tiled.report().shape, (m, n));
+                    let (e, f) = (tiled.report().relative_error, memory.report().relative_error);
+                    assert!((e - f).abs() <= 1e-3 * f + 1e-5, "{what}: {e} {f}");
+                    // In 33 lines at a time; the operator is the tall one of the matrix and its transpose.
+                    let mut op = Tiled::<f32>::new(&mut stream, 33, Par::Seq, Watch::default()).unwrap();
+                    let tall = svd.factor_operator(&mut op).unwrap();
+                    for (i, (x, y)) in tall.s().iter().zip(memory.s()).enumerate() {
+                        assert!((x - y).abs() <= 1e-5 * y, "{what}: σ_{i} {x} against {y} in tiles");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The size at which a tile is a small part, within the least memory that is accepted.
+#[test]
+fn many_tiles_of_a_file_agree_with_memory() {
+    let dir = Dir::new("many");
+    let a = matrix(4096, 1024, 0.85, 3);
+    let path = dir.path("w.npy");
+    npy::write_matrix(&path, &a, DType::F32).unwrap();
+    let mapped = Mapped::open(&path, None).unwrap();
+    for method in [Method::Auto, Method::Gram, Method::Randomized] {
+        let svd = TruncatedSvd::new(Rank::Fixed(6)).method(method);
+        let memory = svd.factor::<f32>(a.as_tensor().unwrap()).unwrap();
+        let map = svd.factor::<f32>(mapped.tensor().unwrap()).unwrap();
+        assert_eq!((map.u().as_slice(), map.s()), (memory.u().as_slice(), memory.s()), "mapped is the same arithmetic");
+        let mut stream = Stream::open(&path, None).unwrap();
+        let least = match svd.clone().memory_limit(0).plan_rows::<f32>(&stream) {
+            Err(Error::Memory { least, .. }) => least,
+            other => panic!("{other:?}"),
+        };
+        let limited = svd.memory_limit(least);
+        assert!(limited.plan_rows::<f32>(&stream).unwrap().tile_lines <= 300);
+        let tiled = limited.factor_rows::<f32>(&mut stream, &Watch::default()).unwrap();
+        assert_agree(&format!("{method} in tiles"), &tiled, &memory, 1e-5);
+    }
+}
+
+/// Products of an operator cut into tiles of every awkward size, against f64.
+#[test]
+fn products_over_any_tiles_are_those_of_the_matrix() {
+    let par = Par::Seq;
+    for (m, n) in [(97, 31), (31, 97), (40, 40), (5, 1), (1, 5)] {
+        let a = matrix(m, n, 0.9, 5);
+        for column_major in [false, true] {
+            let stored = if column_major { Matrix::from_fn(n, m, |i, j| a.row(j)[i]) } else { a.clone() };
+            for lines in [1, 2, 13, 64, 1000] {
+                let what = format!("{m}×{n}, columns {column_major}, {lines} lines");
+                let mut source = Lines { data: stored.as_tensor().unwrap(), column_major };
+                let mut op = Tiled::<f32>::new(&mut source, lines, par, Watch::default()).unwrap();
+                let tall = if m >= n { widen(a.as_ref()) } else { widen(a.as_ref().transpose()) };
+                let (rows, cols) = (m.max(n), m.min(n));
+                assert_eq!((op.nrows(), op.ncols()), (rows, cols));
+                assert!(op.norm_squared().is_nan());
+                let g = {
+                    let mut gram = op.gram().unwrap();
+                    let mut panel = op.right(cols).unwrap();
+                    gram.materialize(&mut panel).unwrap();
+                    widen(panel.as_ref())
+                };
+                // Each entry is a sum of at most 97 products: n eps Σ|a||b| <= 97 eps ‖a_i‖‖a_j‖ <= 97 eps σ_1², σ_1 about 1.
+                let near = |a: &Mat<f64>, b: &Mat<f64>, what: &str| {
+                    let scale = b.norm_l2().max(1e-30);
+                    assert!((a - b).norm_l2() <= 97.0 * f64::from(f32::EPSILON) * scale, "{what}");
+                };
+                near(&g, &(tall.transpose() * &tall), &format!("{what}: gram"));
+                let norm = tall.squared_norm_l2();
+                assert!((op.norm_squared() - norm).abs() <= 1e-12 * norm, "{what}: norm");
+                let mut y = op.left(cols).unwrap();
+                op.materialize(&mut y).unwrap();
+                assert_eq!(widen(y.as_ref()), tall, "{what}: materialize");
+                let mut x = op.right(3).unwrap();
+                x.as_mut().copy_from(Mat::<f32>::from_fn(cols, 3, |i, j| ((i * 3 + j) as f32).sin()).as_ref());
+                let mut y = op.left(3).unwrap();
+                op.apply(&x, &mut y).unwrap();
+                let (xf, yf) = (widen(x.as_ref()), widen(y.as_ref()));
+                near(&yf, &(&tall * &xf), &format!("{what}: apply"));
+                op.apply_adjoint(&y, &mut x).unwrap();
+                near(&widen(x.as_ref()), &(tall.transpose() * &yf), &format!("{what}: adjoint"));
+                assert_eq!(op.passes(), 4);
+            }
+        }
+    }
+}
+
+/// Any number of threads, the same bits: the tile is fixed, the sums go in its order.
+#[test]
+fn bits_do_not_depend_on_threads() {
+    let a = matrix(900, 200, 0.8, 11);
+    let run = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| {
+            let mut source = a.as_tensor().unwrap();
+            let svd = TruncatedSvd::new(Rank::Fixed(9)).memory_limit(3 << 20);
+            svd.factor_rows::<f32>(&mut source, &Watch::default()).unwrap()
+        })
+    };
+    let one = run(1);
+    for threads in [2, 3] {
+        let many = run(threads);
+        assert_eq!(one.u().as_slice(), many.u().as_slice());
+        assert_eq!((one.s(), one.vt().as_slice()), (many.s(), many.vt().as_slice()));
+    }
+}
+
+/// Lines of a tensor in memory, counted.
+struct Lines<'a> {
+    data: TensorRef<'a>,
+    column_major: bool,
+}
+
+impl RowSource for Lines<'_> {
+    fn shape(&self) -> (usize, usize) {
+        let (lines, width) = RowSource::shape(&self.data);
+        if self.column_major { (width, lines) } else { (lines, width) }
+    }
+
+    fn dtype(&self) -> DType {
+        self.data.dtype()
+    }
+
+    fn is_column_major(&self) -> bool {
+        self.column_major
+    }
+
+    fn read_rows(&mut self, first: usize, dst: &mut [u8]) -> tensorslim::Result<()> {
+        self.data.read_rows(first, dst)
+    }
+}
+
+/// Every read counts: randomized 2q+2, gram G and A V, full one. The check rides along; only a rank that the spectrum decides needs
+/// the norm first.
+#[test]
+fn passes_are_those_that_the_method_needs() {
+    let a = matrix(400, 90, 0.8, 2);
+    let cases = [
+        (Rank::Fixed(5), Method::Randomized, 0, 2),
+        (Rank::Fixed(5), Method::Randomized, 2, 6),
+        (Rank::Fixed(5), Method::Gram, 2, 2),
+        (Rank::Fixed(5), Method::Full, 2, 1),
+        (Rank::Energy(0.9), Method::Gram, 2, 3),
+    ];
+    for (rank, method, q, passes) in cases {
+        let read = AtomicU64::new(0);
+        let count = |bytes| {
+            read.fetch_add(bytes, Ordering::Relaxed);
+        };
+        let watch = Watch::new(Cancel::new()).on_read(&count);
+        let svd = TruncatedSvd::new(rank).method(method).power_iterations(q);
+        let f = svd.factor_rows::<f32>(&mut a.as_tensor().unwrap(), &watch).unwrap();
+        assert_eq!(f.report().passes, passes, "{method} q {q}");
+        assert_eq!(read.load(Ordering::Relaxed), (passes * 400 * 90 * 4) as u64, "{method} q {q}");
+    }
+}
+
+/// Values whose squares leave f32: the first pass finds out, and is taken again with a power of two.
+#[test]
+fn extreme_values_are_scaled_at_the_cost_of_one_pass() {
+    let a = matrix(120, 60, 0.7, 9);
+    for exponent in [-60, 60] {
+        let scaled = Matrix::<f64>::from_fn(120, 60, |i, j| f64::from(a.row(i)[j]) * 2f64.powi(exponent));
+        let svd = TruncatedSvd::new(Rank::Fixed(6)).method(Method::Randomized).power_iterations(1);
+        let memory = svd.factor::<f32>(scaled.as_tensor().unwrap()).unwrap();
+        let tiled = svd.factor_rows::<f32>(&mut scaled.as_tensor().unwrap(), &Watch::default()).unwrap();
+        assert_eq!(tiled.report().passes, 5);
+        assert_agree("scaled", &tiled, &memory, 1e-5);
+        assert!((tiled.report().norm - memory.report().norm).abs() <= 1e-12 * memory.report().norm);
+    }
+}
+
+#[test]
+fn a_value_that_is_not_finite_is_named_in_the_callers_rows_and_columns() {
+    for (m, n) in [(50, 20), (20, 50)] {
+        let mut a = matrix(m, n, 0.7, 9);
+        a.as_mut_slice()[7 * n + 3] = f32::NAN;
+        for column_major in [false, true] {
+            for method in [Method::Randomized, Method::Gram] {
+                let stored = if column_major { Matrix::from_fn(n, m, |i, j| a.row(j)[i]) } else { a.clone() };
+                let mut source = Lines { data: stored.as_tensor().unwrap(), column_major };
+                let svd = TruncatedSvd::new(Rank::Fixed(3)).method(method);
+                let e = svd.factor_rows::<f32>(&mut source, &Watch::default()).unwrap_err();
+                assert!(matches!(e, Error::NotFinite { row: 7, col: 3, value } if value.is_nan()), "{e}");
+            }
+        }
+    }
+}
+
+/// The least limit that the error names does, and one byte less does not.
+#[test]
+fn a_limit_is_met_or_refused_with_the_least_that_would_do() {
+    let a = matrix(6000, 1500, 0.9, 4);
+    for method in [Method::Auto, Method::Randomized, Method::Gram, Method::Full] {
+        let svd = TruncatedSvd::new(Rank::Fixed(20)).method(method);
+        let source = a.as_tensor().unwrap();
+        let Err(Error::Memory { limit: 1000, least }) = svd.clone().memory_limit(1000).plan_rows::<f32>(&source) else {
+            panic!("{method}: 1000 bytes are not enough");
+        };
+        let plan = svd.clone().memory_limit(least).plan_rows::<f32>(&source).unwrap();
+        assert!(plan.peak_bytes <= least, "{method}: {} > {least}", plan.peak_bytes);
+        let short = svd.clone().memory_limit(least - 1).plan_rows::<f32>(&source);
+        assert_eq!(short, Err(Error::Memory { limit: least - 1, least }), "{method}");
+        // More memory, larger tiles, up to what is useful.
+        let roomy = svd.memory_limit(1 << 40).plan_rows::<f32>(&source).unwrap();
+        assert!(roomy.tile_lines >= plan.tile_lines && roomy.tile_bytes <= 3 << 25, "{method}: {roomy:?}");
+    }
+}
+
+#[test]
+fn an_order_to_stop_is_obeyed_at_the_next_tile() {
+    let a = matrix(3000, 600, 0.9, 4);
+    let cancel = Cancel::new();
+    let tiles = AtomicU64::new(0);
+    let stop = |_| {
+        if tiles.fetch_add(1, Ordering::Relaxed) == 3 {
+            cancel.cancel();
+        }
+    };
+    let watch = Watch::new(cancel.clone()).on_read(&stop);
+    let svd = TruncatedSvd::new(Rank::Fixed(20)).method(Method::Randomized);
+    let mut source = a.as_tensor().unwrap();
+    let least = match svd.clone().memory_limit(1).plan_rows::<f32>(&source) {
+        Err(Error::Memory { least, .. }) => least,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(svd.clone().memory_limit(least).factor_rows::<f32>(&mut source, &watch), Err(Error::Cancelled));
+    assert_eq!(tiles.load(Ordering::Relaxed), 4);
+    // In memory, before the next product.
+    assert_eq!(svd.factor_watched::<f32>(source, &watch), Err(Error::Cancelled));
+}
+
+#[test]
+fn a_file_cut_short_while_it_is_read_is_an_error() {
+    let dir = Dir::new("cut");
+    let path = dir.path("w.npy");
+    npy::write_matrix(&path, &matrix(4000, 500, 0.9, 4), DType::F32).unwrap();
+    let cut = |_| fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(100_000).unwrap();
+    let watch = Watch::default().on_read(&cut);
+    let mut stream = Stream::open(&path, None).unwrap();
+    let e = TruncatedSvd::new(Rank::Fixed(8)).factor_rows::<f32>(&mut stream, &watch).unwrap_err();
+    let text = e.to_string();
+    assert!(text.contains("w.npy") && text.contains("lost its end"), "{text}");
+}
+
+/// The same operator goes on after a read that failed.
+#[test]
+fn a_failed_pass_leaves_the_operator_usable() {
+    struct Flaky<'a>(TensorRef<'a>, usize);
+    impl RowSource for Flaky<'_> {
+        fn shape(&self) -> (usize, usize) {
+            RowSource::shape(&self.0)
+        }
+        fn dtype(&self) -> DType {
+            self.0.dtype()
+        }
+        fn read_rows(&mut self, first: usize, dst: &mut [u8]) -> tensorslim::Result<()> {
+            self.1 += 1;
+            if self.1 == 3 { Err(Error::NoConvergence { op: "a disk" }) } else { self.0.read_rows(first, dst) }
+        }
+    }
+    let a = matrix(64, 16, 0.9, 4);
+    let mut source = Flaky(a.as_tensor().unwrap(), 0);
+    let mut op = Tiled::<f32>::new(&mut source, 8, Par::Seq, Watch::default()).unwrap();
+    let mut y = op.left(16).unwrap();
+    assert_eq!(op.materialize(&mut y), Err(Error::NoConvergence { op: "a disk" }));
+    op.materialize(&mut y).unwrap();
+    assert_eq!(widen(y.as_ref()), widen(a.as_ref()));
+}
+
+#[test]
+fn bytes_of_a_tile_are_those_of_its_buffers() {
+    let a = Matrix::<f16>::zeros(1000, 300);
+    let source = a.as_tensor().unwrap();
+    // Two read buffers of 10 lines, and a conversion buffer of the same lines in f32.
+    assert_eq!(Tiled::<f32>::bytes(&source, 10), 2 * 10 * 300 * 2 + 10 * 300 * 4);
+    assert_eq!(Tiled::<f32>::lines_for(&source, 0), Err(2 * 1000 * 300 * 2 + 1000 * 300 * 4));
+}

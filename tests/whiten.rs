@@ -1,0 +1,591 @@
+//! Factors that know the activations: calibration statistics, whitened factorization, quality, blend, pivoted form.
+
+mod common;
+
+use common::*;
+use faer::{Mat, MatRef};
+use half::f16;
+use proptest::prelude::*;
+use tensorslim::calibration::{Accumulation, CalibrationOptions, Form, NonFinite};
+use tensorslim::{
+    Calibration, Element, Error, Factors, Matrix, Method, Rank, Scalar, TensorRef, TruncatedSvd, Whitening, quality,
+};
+
+fn calibrated<E: Element>(x: &Matrix<E>) -> Calibration {
+    with_options(x, CalibrationOptions::default())
+}
+
+fn with_options<E: Element>(x: &Matrix<E>, options: CalibrationOptions) -> Calibration {
+    let mut c = Calibration::with(x.ncols(), options).unwrap();
+    c.update(&x.as_tensor().unwrap()).unwrap();
+    c
+}
+
+fn first_rows<E: Element>(x: &Matrix<E>, rows: usize) -> Matrix<E> {
+    Matrix::from_vec(x.as_slice()[..rows * x.ncols()].to_vec(), rows, x.ncols()).unwrap()
+}
+
+struct Real {
+    w: Matrix<f16>,
+    calibration: Matrix<f16>,
+    heldout: Matrix<f16>,
+}
+
+fn up() -> Real {
+    Real {
+        w: real("ffn_up", 1536, 384),
+        calibration: real("ffn_up_calibration", 1024, 384),
+        heldout: real("ffn_up_heldout", 512, 384),
+    }
+}
+
+fn down() -> Real {
+    Real {
+        w: real("ffn_down", 384, 1536),
+        calibration: real("ffn_down_calibration", 2048, 1536),
+        heldout: real("ffn_down_heldout", 512, 1536),
+    }
+}
+
+/// Ratio 3.2 (k = 95). The exact loss is that of `tests/data/README.md`, from NumPy in f64.
+fn reaches(real: &Real, loss: f64, error: f64, cosine: f64) {
+    let c = calibrated(&real.calibration);
+    let w = real.w.as_tensor().unwrap();
+    for (method, margin) in [(Method::Auto, 1e-2), (Method::Full, 1e-3)] {
+        let f = TruncatedSvd::new(Rank::Ratio(3.2)).method(method).calibration(&c).factor::<f32>(w.clone()).unwrap();
+        assert_eq!(f.rank(), 95);
+        let report = f.report().activation.as_ref().unwrap();
+        let off = report.relative_error / loss - 1.0;
+        assert!(off.abs() < margin, "{method}: calibration loss {}", report.relative_error);
+        let held = quality::activation(&w, &f, &real.heldout.as_tensor().unwrap()).unwrap();
+        assert!(held.relative_error <= error && held.cosine >= cosine, "{method}: heldout {held:?}");
+
+        // The certificate, the expectation from statistics, and the samples themselves: f32 products of a few hundred terms round
+        // by some 1e-6 of the output norm, of which the error is a sixth.
+        let measured = quality::activation(&w, &f, &real.calibration.as_tensor().unwrap()).unwrap();
+        let expected = quality::expected(&w, &f, &c).unwrap();
+        for (what, x) in [("certificate", report.relative_error), ("expected", expected.relative_error)] {
+            assert!((x - measured.relative_error).abs() < 1e-5, "{method}, {what}: {x} for {measured:?}");
+        }
+        assert!((expected.cosine - measured.cosine).abs() < 1e-5 && (report.cosine() - measured.cosine).abs() < 1e-5);
+        // The factors are a proper SVD, and know the error of the weight.
+        let a = exact(&real.w);
+        assert!((true_error(a.as_ref(), &f) - f.report().relative_error).abs() < 1e-5);
+        assert!(orthonormality(exact(f.u()).as_ref()) < 1e-5 && orthonormality(exact(f.vt()).transpose()) < 1e-5);
+        assert!(f.s().is_sorted_by(|a, b| a >= b));
+    }
+}
+
+#[test]
+fn up_projection() {
+    reaches(&up(), 0.17475, 0.196, 0.9806);
+}
+
+#[test]
+fn down_projection() {
+    reaches(&down(), 0.12267, 0.149, 0.9887);
+}
+
+/// The least loss that rank k allows, relative, from the singular values of `W Xᵀ` in f64.
+fn oracle(w: MatRef<'_, f64>, x: MatRef<'_, f64>, k: usize) -> f64 {
+    let spectrum = (w * x.transpose()).singular_values().unwrap();
+    if k < spectrum.len() && spectrum[0] > 0.0 { best_error(&spectrum, k) } else { 0.0 }
+}
+
+/// The loss of factors, in f64.
+fn loss<T: Scalar>(w: MatRef<'_, f64>, x: MatRef<'_, f64>, f: &Factors<T>) -> f64 {
+    let (mut u, vt) = (exact(f.u()), exact(f.vt()));
+    for (j, &s) in f.s().iter().enumerate() {
+        u.col_mut(j).iter_mut().for_each(|x| *x *= s.to_f64());
+    }
+    let y = w * x.transpose();
+    let norm = y.norm_l2();
+    if norm == 0.0 { 0.0 } else { (y - u * (vt * x.transpose())).norm_l2() / norm }
+}
+
+/// Every method, form and arithmetic on one weight and its inputs: no more than `slack` above the optimum.
+///
+/// `floor` is what arithmetic adds in units of its eps: the moments round by 1e-16 of the largest (1e-8 of an output) with a Gram matrix, and
+/// f32 products by `√n` eps of the output norm.
+fn near_the_optimum(what: &str, w: &Mat<f64>, x: &Mat<f64>, k: usize, slack: f64) {
+    fn run<T: Scalar>(what: &str, w: &Mat<f64>, x: &Mat<f64>, k: usize, slack: f64, form: Form, floor: f64) {
+        let (stored, samples) = (rounded::<T>(w.as_ref()), rounded::<f64>(x.as_ref()));
+        let w = exact(&stored);
+        let best = oracle(w.as_ref(), x.as_ref(), k);
+        let c = with_options(&samples, CalibrationOptions { form, ..Default::default() });
+        for method in [Method::Auto, Method::Full, Method::Gram, Method::Randomized] {
+            let svd = TruncatedSvd::new(Rank::Fixed(k)).method(method).calibration(&c);
+            let f = svd.factor::<T>(stored.as_tensor().unwrap()).unwrap();
+            let what = format!("{what}, {}×{} {} {form:?} {method}", w.nrows(), w.ncols(), T::DTYPE);
+            assert!(
+                f.u().as_slice().iter().chain(f.vt().as_slice()).all(|&x| Element::to_f64(x).is_finite()),
+                "{what}"
+            );
+            let lost = loss(w.as_ref(), x.as_ref(), &f);
+            assert!(lost <= best * (1.0 + slack) + floor, "{what}: {lost:e} for {best:e}");
+            let said = f.report().activation.as_ref().unwrap().relative_error;
+            assert!((said - lost).abs() <= 0.05 * lost + floor, "{what}: {said:e} reported, {lost:e} measured");
+        }
+    }
+    for form in [Form::Gram, Form::Factor] {
+        run::<f32>(what, w, x, k, slack, form, 3e-5);
+        run::<f64>(what, w, x, k, slack, form, 3e-6);
+    }
+}
+
+fn shapes() -> [(usize, usize); 2] {
+    [(60, 40), (40, 60)]
+}
+
+#[test]
+fn killers() {
+    for (m, n) in shapes() {
+        let w = with_spectrum(m, n, &(0..40).map(|i| 0.93f64.powi(i)).collect::<Vec<_>>(), 1);
+        let scaled = |by: &dyn Fn(usize) -> f64, rows: usize| {
+            let mut x = gaussian(rows, n, 2);
+            for j in 0..n {
+                let factor = by(j);
+                x.col_mut(j).iter_mut().for_each(|x| *x *= factor);
+            }
+            x
+        };
+        let plain = scaled(&|_| 1.0, 100);
+        near_the_optimum("well conditioned", &w, &plain, 10, 0.02);
+        near_the_optimum("condition 1e9", &w, &scaled(&|j| 10f64.powf(-4.5 * j as f64 / n as f64), 100), 10, 0.02);
+        near_the_optimum("fewer samples than features", &w, &scaled(&|_| 1.0, 7), 5, 0.02);
+        near_the_optimum("fewer samples than the rank", &w, &scaled(&|_| 1.0, 7), 10, 0.02);
+        near_the_optimum("one sample", &w, &scaled(&|_| 1.0, 1), 3, 0.02);
+        near_the_optimum("rank-1 activations", &w, &(gaussian(100, 1, 3) * gaussian(1, n, 4)), 4, 0.02);
+        near_the_optimum("zero features", &w, &scaled(&|j| f64::from(u8::from(j % 3 > 0)), 100), 10, 0.02);
+        near_the_optimum("all zero", &w, &scaled(&|_| 0.0, 10), 4, 0.02);
+        let duplicated = Mat::from_fn(100, n, |i, j| plain[(i, j / 3)]);
+        near_the_optimum("duplicated features", &w, &duplicated, 10, 0.02);
+        let spread = |j: usize| [1e-12, 1.0, 1e12][j % 3];
+        near_the_optimum("scales 1e±12 apart", &w, &scaled(&spread, 100), 10, 0.02);
+        near_the_optimum("scales 1e±12 apart, high rank", &w, &scaled(&spread, 100), 30, 0.02);
+        near_the_optimum("huge", &w, &scaled(&|_| 1e100, 100), 10, 0.02);
+        near_the_optimum("tiny", &w, &scaled(&|_| 1e-100, 100), 10, 0.02);
+    }
+}
+
+/// What the samples say nothing about goes to the weight itself: with one sample, rank 10 is that sample's output and nearly the best rank
+/// 9 of the rest.
+#[test]
+fn spare_rank_goes_to_the_weight() {
+    for (m, n) in shapes() {
+        let spectrum: Vec<f64> = (0..40).map(|i| 0.8f64.powi(i)).collect();
+        let w = with_spectrum(m, n, &spectrum, 5);
+        let c = calibrated(&rounded::<f64>(gaussian(1, n, 6).as_ref()));
+        let svd = TruncatedSvd::new(Rank::Fixed(10)).calibration(&c);
+        let f = svd.factor::<f32>(rounded::<f32>(w.as_ref()).as_tensor().unwrap()).unwrap();
+        let (got, best) = (f.report().relative_error, best_error(&spectrum, 9));
+        assert!(got <= 1.02 * best, "{m}×{n}: {got} for {best}");
+    }
+}
+
+#[test]
+fn samples_that_are_not_finite() {
+    let n = 9;
+    let mut x = rounded::<f32>(gaussian(50, n, 7).as_ref());
+    let good = x.clone();
+    x.as_mut_slice()[17 * n + 4] = f32::NAN;
+    x.as_mut_slice()[30 * n] = f32::NEG_INFINITY;
+    let mut refused = Calibration::new(n).unwrap();
+    refused.update(&good.as_tensor().unwrap()).unwrap();
+    let before = refused.clone();
+    let Err(Error::NotFinite { row: 17, col: 4, value }) = refused.update(&x.as_tensor().unwrap()) else { panic!() };
+    assert!(value.is_nan() && refused == before, "a refused update leaves traces");
+
+    let skipped = with_options(&x, CalibrationOptions { non_finite: NonFinite::Skip, ..Default::default() });
+    assert_eq!((skipped.samples(), skipped.skipped()), (48, 2));
+    let kept: Vec<f32> = (0..50).filter(|i| ![17, 30].contains(i)).flat_map(|i| good.row(i).to_vec()).collect();
+    assert_eq!(skipped.gram(), calibrated(&Matrix::from_vec(kept, 48, n).unwrap()).gram());
+
+    let all = Matrix::from_vec(vec![f16::NAN; 2 * n], 2, n).unwrap();
+    let none = with_options(&all, CalibrationOptions { non_finite: NonFinite::Skip, ..Default::default() });
+    assert_eq!((none.samples(), none.skipped()), (0, 2));
+    let w = rounded::<f32>(gaussian(20, n, 8).as_ref());
+    let svd = TruncatedSvd::new(Rank::Fixed(2)).calibration(&none);
+    assert!(matches!(svd.factor::<f32>(w.as_tensor().unwrap()), Err(Error::Option { name: "calibration", .. })));
+    let huge = Matrix::from_vec(vec![1e200f64; n], 1, n).unwrap();
+    assert!(matches!(Calibration::new(n).unwrap().update(&huge.as_tensor().unwrap()), Err(Error::Range { .. })));
+}
+
+#[test]
+fn wrong_use_is_a_typed_error() {
+    let w = rounded::<f32>(gaussian(20, 9, 8).as_ref());
+    let w = w.as_tensor().unwrap();
+    let c = calibrated(&rounded::<f32>(gaussian(30, 8, 9).as_ref()));
+    assert!(matches!(
+        TruncatedSvd::new(Rank::Fixed(2)).calibration(&c).factor::<f32>(w.clone()),
+        Err(Error::Shape { .. })
+    ));
+    let c = calibrated(&rounded::<f32>(gaussian(30, 9, 9).as_ref()));
+    let svd = TruncatedSvd::new(Rank::Fixed(2)).calibration(&c);
+    for blend in [-0.1, 1.1, f64::NAN] {
+        let failed = svd.clone().blend(blend).factor::<f32>(w.clone());
+        assert!(matches!(failed, Err(Error::Option { name: "blend", .. })), "{blend}");
+    }
+    assert!(matches!(TruncatedSvd::new(Rank::Quality(0.9)).factor::<f32>(w.clone()), Err(Error::Option { .. })));
+    assert!(matches!(
+        TruncatedSvd::new(Rank::Quality(1.0)).calibration(&c).factor::<f32>(w.clone()),
+        Err(Error::Option { .. })
+    ));
+    assert!(matches!(svd.choose_blend::<f32>(&w, std::slice::from_ref(&c)), Err(Error::Option { .. })));
+    assert!(matches!(Calibration::new(0), Err(Error::Empty { .. })));
+    assert!(matches!(Calibration::new(usize::MAX / 2), Err(Error::TooLarge { .. })));
+    let options = CalibrationOptions { form: Form::Factor, accumulation: Accumulation::F32, ..Default::default() };
+    assert!(matches!(Calibration::with(3, options), Err(Error::Option { .. })));
+    let factor = Calibration::with(9, CalibrationOptions { form: Form::Factor, ..Default::default() }).unwrap();
+    assert!(matches!(c.clone().merge(&factor), Err(Error::Option { .. })));
+    assert!(matches!(c.clone().merge(&Calibration::new(8).unwrap()), Err(Error::Shape { .. })));
+}
+
+/// `max_ij |A_ij − B_ij| / √(A_ii A_jj)`.
+fn distance(a: &Matrix<f64>, b: &Matrix<f64>) -> f64 {
+    let n = a.nrows();
+    let mut worst = 0f64;
+    for i in 0..n {
+        for j in 0..n {
+            let unit = (a.row(i)[i] * a.row(j)[j]).sqrt();
+            let off = (a.row(i)[j] - b.row(i)[j]).abs();
+            worst = worst.max(if unit > 0.0 { off / unit } else { off });
+        }
+    }
+    worst
+}
+
+/// `‖A − B‖_F / ‖A‖_F`.
+fn relative(a: &Matrix<f64>, b: &Matrix<f64>) -> f64 {
+    (exact(a) - exact(b)).norm_l2() / exact(a).norm_l2()
+}
+
+/// Sums of 1024 products in f64, in any order: `1024 · 2^-53 = 1.1e-13` of `√(G_ii G_jj)` each, at worst. In f32 blocks rounding errors of random
+/// sign add up to some `√1024 · 2^-25 = 1e-6` of it, a few times that at the worst of 384² entries, and less in the norm.
+#[test]
+fn any_grouping_and_any_number_of_threads() {
+    let x = up().calibration;
+    let (rows, n) = (x.nrows(), x.ncols());
+    let reference = {
+        let x = exact(&x);
+        Matrix::<f64>::from((x.transpose() * &x).as_ref())
+    };
+    let cases = [
+        (Form::Gram, Accumulation::F64, 1e-12, 1e-12),
+        (Form::Gram, Accumulation::F32, 1e-6, 4e-6),
+        (Form::Factor, Accumulation::F64, 1e-12, 1e-12),
+    ];
+    for (form, accumulation, bound, worst) in cases {
+        let options = CalibrationOptions { form, accumulation, ..Default::default() };
+        let part = |first: usize, end: usize| {
+            let rows = Matrix::from_vec(x.as_slice()[first * n..end * n].to_vec(), end - first, n).unwrap();
+            with_options(&rows, options)
+        };
+        let whole = on_threads(1, || part(0, rows));
+        let (off, entry) = (relative(&reference, &whole.gram()), distance(&reference, &whole.gram()));
+        assert!(off < bound && entry < worst, "{form:?} {accumulation:?}: {off:e}, entries {entry:e}");
+        let two = on_threads(2, || part(0, rows));
+        assert_eq!(whole, two, "{form:?} {accumulation:?}: two threads give other bits");
+        // 1024 updates of one row: they wait and give the same bits.
+        let mut single = Calibration::with(n, options).unwrap();
+        for i in 0..rows {
+            single.update(&TensorRef::new(x.row(i), &[1, n]).unwrap()).unwrap();
+        }
+        assert!(single.gram() == whole.gram(), "{form:?} {accumulation:?}: rows one by one give other bits");
+        // 7 parts, merged from the left, from the right, and as a tree.
+        let parts: Vec<Calibration> = (0..7).map(|i| part(i * rows / 7, (i + 1) * rows / 7)).collect();
+        let merged = |order: &[usize]| {
+            let mut total = Calibration::with(n, options).unwrap();
+            order.iter().for_each(|&i| total.merge(&parts[i]).unwrap());
+            total
+        };
+        let mut tree = parts.clone();
+        while tree.len() > 1 {
+            let other = tree.remove(0);
+            tree.last_mut().unwrap().merge(&other).unwrap();
+        }
+        let w = up().w;
+        let factor = |c: &Calibration| {
+            TruncatedSvd::new(Rank::Fixed(40))
+                .method(Method::Full)
+                .calibration(c)
+                .factor::<f64>(w.as_tensor().unwrap())
+                .unwrap()
+        };
+        let before = factor(&whole);
+        for (what, c) in [
+            ("left", merged(&[0, 1, 2, 3, 4, 5, 6])),
+            ("any", merged(&[5, 0, 6, 3, 1, 4, 2])),
+            ("tree", tree.remove(0)),
+        ] {
+            assert_eq!((c.samples(), c.skipped()), (rows as u64, 0), "{what}");
+            let off = relative(&reference, &c.gram());
+            assert!(off < bound, "{form:?} {accumulation:?} {what}: {off:e}");
+            if what == "any" {
+                let after = factor(&c);
+                let off = (exact(&before.reconstruct()) - exact(&after.reconstruct())).norm_l2();
+                let off = off / exact(&before.reconstruct()).norm_l2();
+                // Perturbations of G, over the gap at rank 40: some 1e4.
+                assert!(off < 1e4 * bound, "{form:?} {accumulation:?}: factors differ by {off:e}");
+            }
+        }
+    }
+}
+
+/// Features of any scale, samples of any type and strides.
+#[test]
+fn fast_accumulation_is_good_to_1e_6() {
+    let (rows, n) = (3000, 70);
+    let x = Mat::from_fn(rows, n, |i, j| gaussian(1, 1, (i * n + j) as u64)[(0, 0)] * 10f64.powi([-12, 0, 12][j % 3]));
+    let fast = CalibrationOptions { accumulation: Accumulation::F32, ..Default::default() };
+    let stored = rounded::<f32>(x.as_ref());
+    let reference = {
+        let x = exact(&stored);
+        Matrix::<f64>::from((x.transpose() * &x).as_ref())
+    };
+    for (options, bound) in [(fast, 4e-6), (CalibrationOptions::default(), 1e-12)] {
+        let c = with_options(&stored, options);
+        assert!(distance(&reference, &c.gram()) < bound, "{options:?}");
+        let columns: Vec<f32> =
+            (0..n).flat_map(|j| (0..rows).map(move |i| (i, j))).map(|(i, j)| stored.row(i)[j]).collect();
+        let mut strided = Calibration::with(n, options).unwrap();
+        strided.update(&TensorRef::strided(&columns, &[rows, n], &[1, rows as isize]).unwrap()).unwrap();
+        assert_eq!(c, strided, "{options:?}: strides change bits");
+    }
+    let c = with_options(&stored, fast);
+    let x = exact(&stored);
+    let mean = |j: usize| x.col(j).iter().sum::<f64>() / rows as f64;
+    let scale = |j: usize| (x.col(j).iter().map(|x| x * x).sum::<f64>() / rows as f64).sqrt();
+    for j in 0..n {
+        assert!((c.means()[j] - mean(j)).abs() <= 1e-12 * scale(j) && (c.scales()[j] / scale(j) - 1.0).abs() < 1e-12);
+        assert_eq!(c.largest()[j], x.col(j).iter().fold(0.0, |a: f64, b| a.max(b.abs())));
+    }
+    assert_eq!(c.dead().count(), 0);
+    let mut dead = stored.clone();
+    dead.as_mut_slice().chunks_exact_mut(n).for_each(|row| (row[3], row[11]) = (0.0, -0.0));
+    assert_eq!(calibrated(&dead).dead().collect::<Vec<_>>(), [3, 11]);
+}
+
+/// One seed, one answer, for whitened factors too.
+#[test]
+fn whitened_factors_do_not_depend_on_threads() {
+    for real in [up(), down()] {
+        for form in [Form::Gram, Form::Factor] {
+            let x = first_rows(&real.calibration, 300);
+            for (method, blend) in [(Method::Auto, 0.9), (Method::Randomized, 1.0)] {
+                let run = |threads| {
+                    on_threads(threads, || {
+                        let c = with_options(&x, CalibrationOptions { form, ..Default::default() });
+                        let svd = TruncatedSvd::new(Rank::Fixed(40)).method(method).calibration(&c).blend(blend);
+                        let f = svd.factor::<f32>(real.w.as_tensor().unwrap()).unwrap();
+                        (f.u().clone(), f.s().to_vec(), f.vt().clone(), f.report().activation.clone())
+                    })
+                };
+                assert!(run(1) == run(2), "{form:?} {method}: two threads give other bits");
+            }
+        }
+    }
+}
+
+#[test]
+fn bytes_survive_the_trip_and_nothing_else_does() {
+    let mut x = rounded::<f32>(gaussian(40, 6, 10).as_ref());
+    x.as_mut_slice()[7] = f32::NAN;
+    for form in [Form::Gram, Form::Factor] {
+        for accumulation in [Accumulation::F64, Accumulation::F32] {
+            let options = CalibrationOptions { form, accumulation, non_finite: NonFinite::Skip };
+            if form == Form::Factor && accumulation == Accumulation::F32 {
+                continue;
+            }
+            let c = with_options(&x, options);
+            let bytes = c.to_bytes();
+            assert_eq!(bytes.len(), 40 + 8 * (3 * 6 + 21) + 4);
+            let back = Calibration::from_bytes(&bytes).unwrap();
+            assert_eq!(back, c);
+            assert_eq!((back.samples(), back.skipped(), back.options()), (39, 1, options));
+            // It goes on as the original does.
+            let (mut a, mut b) = (c, back);
+            a.merge(&b.clone()).unwrap();
+            b.merge(&b.clone()).unwrap();
+            assert_eq!(a, b);
+            for at in 0..bytes.len() {
+                let mut damaged = bytes.clone();
+                damaged[at] ^= 1 << (at % 8);
+                assert!(matches!(Calibration::from_bytes(&damaged), Err(Error::Format { .. })), "byte {at}");
+                assert!(Calibration::from_bytes(&bytes[..at]).is_err(), "{at} bytes");
+            }
+        }
+    }
+}
+
+/// A file with a right checksum, over any contents.
+fn sealed(mut body: Vec<u8>) -> Vec<u8> {
+    let crc = body.iter().fold(!0u32, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0xEDB8_8320 & (crc & 1).wrapping_neg()))
+    });
+    body.extend((!crc).to_le_bytes());
+    body
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+    #[test]
+    fn any_bytes_parse_or_fail(noise in prop::collection::vec(any::<u8>(), 0..400), n in any::<u64>()) {
+        let _ = Calibration::from_bytes(&noise);
+        let mut claims = b"TSLIMCAL\x01\0\0\0\0\0\0\0".to_vec();
+        claims.extend(n.to_le_bytes());
+        claims.extend(&noise);
+        prop_assert!(Calibration::from_bytes(&sealed(claims)).is_err());
+        // A right header, length and checksum: parses, or says why not; what parses can be used or says why not.
+        let mut body = b"TSLIMCAL\x01\0\0\0\0\0\0\0".to_vec();
+        body.extend(3u64.to_le_bytes());
+        body.extend(noise.iter().copied().chain(std::iter::repeat(0x3f)).take(16 + 8 * (9 + 6)));
+        if let Ok(c) = Calibration::from_bytes(&sealed(body)) {
+            let w = Matrix::from_vec(vec![1.0f32, 2.0, 3.0, 4.0, 5.0, 6.5, 7.0, 8.0, 9.0, 1.5, 0.5, -1.0], 4, 3).unwrap();
+            let _ = TruncatedSvd::new(Rank::Fixed(1)).calibration(&c).factor::<f32>(w.as_tensor().unwrap());
+        }
+    }
+}
+
+/// Independent features: the diagonal is all there is, and `W D` says what is best.
+#[test]
+fn diagonal_scaling() {
+    for (m, n) in shapes() {
+        let w = gaussian(m, n, 11);
+        let scales: Vec<f64> = (0..n).map(|j| 10f64.powf(-2.0 * j as f64 / n as f64)).collect();
+        // n samples, one per feature: exactly independent.
+        let x = Mat::from_fn(n, n, |i, j| if i == j { scales[j] } else { 0.0 });
+        let c = calibrated(&rounded::<f64>(x.as_ref()));
+        let stored = rounded::<f64>(w.as_ref());
+        let best = oracle(w.as_ref(), x.as_ref(), 10);
+        for whitening in [Whitening::Full, Whitening::Diagonal] {
+            let svd = TruncatedSvd::new(Rank::Fixed(10)).method(Method::Full).calibration(&c).whitening(whitening);
+            let f = svd.factor::<f64>(stored.as_tensor().unwrap()).unwrap();
+            let lost = loss(w.as_ref(), x.as_ref(), &f);
+            assert!((lost / best - 1.0).abs() < 1e-6, "{m}×{n} {whitening}: {lost} for {best}");
+        }
+    }
+    // On real inputs it lies between.
+    let real = up();
+    let c = calibrated(&real.calibration);
+    let w = real.w.as_tensor().unwrap();
+    let error = |svd: TruncatedSvd| {
+        quality::activation(&w, &svd.factor::<f32>(w.clone()).unwrap(), &real.heldout.as_tensor().unwrap())
+            .unwrap()
+            .relative_error
+    };
+    let plain = TruncatedSvd::new(Rank::Ratio(3.2));
+    let full = plain.clone().calibration(&c);
+    let (a, b, c) = (error(plain), error(full.clone().whitening(Whitening::Diagonal)), error(full));
+    assert!(a > b && b > c, "{a} {b} {c}");
+}
+
+/// With few samples neither plain nor full trust is best; the choice must not be worse than either by more than 2 %.
+#[test]
+fn blend_is_chosen_by_the_samples() {
+    let real = up();
+    let w = real.w.as_tensor().unwrap();
+    let svd = TruncatedSvd::new(Rank::Ratio(3.2));
+    for rows in [64, 1024] {
+        let x = first_rows(&real.calibration, rows);
+        let folds = Calibration::folds(&x.as_tensor().unwrap(), 4, CalibrationOptions::default()).unwrap();
+        let choice = svd.choose_blend::<f32>(&w, &folds).unwrap();
+        let c = calibrated(&x);
+        let held = |blend: f64| {
+            let f = svd.clone().calibration(&c).blend(blend).factor::<f32>(w.clone()).unwrap();
+            quality::activation(&w, &f, &real.heldout.as_tensor().unwrap()).unwrap().relative_error
+        };
+        let (plain, full, auto) = (held(0.0), held(1.0), held(choice.blend));
+        println!("{rows:5} samples: plain {plain:.4}, whitened {full:.4}, blend {} {auto:.4}", choice.blend);
+        assert!(auto <= 1.02 * plain.min(full), "{rows}: {auto} for {plain} and {full}; {choice:?}");
+    }
+}
+
+#[test]
+fn quality_finds_the_smallest_rank() {
+    let real = up();
+    let w = real.w.as_tensor().unwrap();
+    let (c, held) = (calibrated(&real.calibration), calibrated(&real.heldout));
+    for (q, precision) in [(0.98, 1e-5), (0.9, 1e-5), (0.995, 1e-5)] {
+        let by = |method| TruncatedSvd::new(Rank::Quality(q)).method(method).calibration(&c).quality_on(&held);
+        let k = by(Method::Full).factor::<f32>(w.clone()).unwrap().rank();
+        let f = by(Method::Auto).factor::<f32>(w.clone()).unwrap();
+        // An approximate subspace may need one more, where cosines of neighbouring ranks are 5e-5 apart.
+        assert!(f.rank() == k || f.rank() == k + 1 && q > 0.99, "{q}: {} for {k}", f.rank());
+        // By scanning: exact factors of each rank, measured on the samples.
+        let cosine = |k: usize| {
+            let f = TruncatedSvd::new(Rank::Fixed(k))
+                .method(Method::Full)
+                .calibration(&c)
+                .factor::<f32>(w.clone())
+                .unwrap();
+            quality::activation(&w, &f, &real.heldout.as_tensor().unwrap()).unwrap().cosine
+        };
+        let (at, below) = (cosine(k), cosine(k - 1));
+        assert!(at >= q - precision && below < q + precision, "{q}: rank {k} gives {at}, one less {below}");
+        let measured = quality::activation(&w, &f, &real.heldout.as_tensor().unwrap()).unwrap().cosine;
+        assert!(measured >= q - precision, "{q}: {measured}");
+    }
+    // On the calibration itself, and without calibration.
+    let f = TruncatedSvd::new(Rank::Quality(0.98)).calibration(&c).factor::<f32>(w.clone()).unwrap();
+    assert!(f.report().activation.as_ref().unwrap().cosine() >= 0.98 - 1e-5);
+    let f = TruncatedSvd::new(Rank::Quality(0.98)).quality_on(&held).factor::<f32>(w.clone()).unwrap();
+    let measured = quality::activation(&w, &f, &real.heldout.as_tensor().unwrap()).unwrap();
+    assert!((0.98..0.985).contains(&measured.cosine), "{measured:?}");
+}
+
+#[test]
+fn quality_of_each_sample() {
+    let real = up();
+    let w = real.w.as_tensor().unwrap();
+    let x = real.heldout.as_tensor().unwrap();
+    let f = TruncatedSvd::new(Rank::Fixed(60)).factor::<f32>(w.clone()).unwrap();
+    let d = quality::distribution(&w, &f, &x).unwrap();
+    assert_eq!(d.total, quality::activation(&w, &f, &x).unwrap());
+    assert_eq!(d.samples.len(), 512);
+    for i in [0, 100, 511] {
+        let row = TensorRef::new(real.heldout.row(i), &[1, 384]).unwrap();
+        let one = quality::activation(&w, &f, &row).unwrap();
+        assert!(
+            (one.cosine - d.samples[i].cosine).abs() < 1e-6
+                && (one.relative_error - d.samples[i].relative_error).abs() < 1e-6
+        );
+    }
+    let below = |x: f64| d.samples.iter().filter(|s| s.relative_error <= x).count();
+    for p in [0.0, 0.1, 0.5, 0.99, 1.0] {
+        assert!(below(d.relative_error(p)) as f64 >= p * 512.0, "{p}");
+    }
+    assert!(d.cosine(0.01) <= d.cosine(0.5) && d.cosine(0.5) <= d.cosine(1.0));
+}
+
+/// The round trip `W' -> (pivots, T, C) -> W'`: entries of T below 2, so that each of the r terms of a row rounds by at most 2 eps of the largest row.
+#[test]
+fn pivoted_form() {
+    fn run<T: Scalar>(w: TensorRef<'_>, k: usize) {
+        let f = TruncatedSvd::new(Rank::Fixed(k)).factor::<T>(w).unwrap();
+        let (m, n) = f.report().shape;
+        let p = f.pivot().unwrap();
+        assert_eq!(p.params(), k * (m + n) - k * k);
+        let mut all: Vec<usize> = p.pivots().iter().chain(p.others()).copied().collect();
+        all.sort_unstable();
+        assert!(all.into_iter().eq(0..m));
+        let (want, got) = (exact(&f.reconstruct()), exact(&p.reconstruct()));
+        let off = (&want - &got).norm_l2() / want.norm_l2();
+        let bound = 2.0 * (k as f64) * <T as Scalar>::EPSILON;
+        assert!(off <= bound && p.error() <= bound, "{m}×{n} rank {k} {}: {off:e}, says {:e}", T::DTYPE, p.error());
+        let largest = p.coefficients().as_slice().iter().fold(0.0, |a: f64, &x| a.max(Element::to_f64(x).abs()));
+        assert!(largest < 4.0, "{m}×{n} rank {k}: coefficients up to {largest}");
+        let x = rounded::<T>(gaussian(5, n, 12).as_ref());
+        let (y, z) =
+            (exact(&f.apply(&x.as_tensor().unwrap()).unwrap()), exact(&p.apply(&x.as_tensor().unwrap()).unwrap()));
+        assert!((&y - &z).norm_l2() <= 4.0 * bound * y.norm_l2());
+    }
+    let (up, down) = (up().w, real("ffn_down", 384, 1536));
+    run::<f32>(up.as_tensor().unwrap(), 95);
+    run::<f64>(up.as_tensor().unwrap(), 95);
+    run::<f32>(down.as_tensor().unwrap(), 95);
+    let square = rounded::<f64>(gaussian(12, 12, 13).as_ref());
+    for k in [1, 11, 12] {
+        run::<f64>(square.as_tensor().unwrap(), k);
+    }
+}
