@@ -2,6 +2,8 @@
 //!
 //! Prints "no GPU" and why where there is none. Results are compared with the CPU's before anything is timed.
 
+#![allow(clippy::print_stdout)] // the table is the output
+
 use std::sync::Arc;
 
 use tensorslim::cuda::fwht::{DeviceArray, fwht_columns, fwht_rows};

@@ -502,7 +502,7 @@ static std::vector<double> by_rows(const void* p, int type, bool transposed, int
     return a;
 }
 static Status blas_status(Status driver) {
-    return driver ? BLAS_FAILED : OK;
+    return driver ? Status(BLAS_FAILED) : Status(OK);
 }
 static Status solver_status(Status driver) {
     return driver ? 6 : OK;
