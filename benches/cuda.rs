@@ -48,12 +48,7 @@ fn median(device: &Device, test: bool, mut work: impl FnMut()) -> f64 {
 }
 
 fn line(what: &str, ms: f64, bytes: f64, copy_ms: f64, paper: &str) {
-    println!(
-        "{what:44} {ms:9.4} {:9.1} {:7.2} {paper:>7} {:9.4}",
-        bytes / ms / 1e6,
-        ms / copy_ms,
-        1e3 * bytes / H100
-    );
+    println!("{what:44} {ms:9.4} {:9.1} {:7.2} {paper:>7} {:9.4}", bytes / ms / 1e6, ms / copy_ms, 1e3 * bytes / H100);
 }
 
 fn rows<E: Element>(device: &Arc<Device>, side: usize, test: bool) {
@@ -85,7 +80,8 @@ fn rows<E: Element>(device: &Arc<Device>, side: usize, test: bool) {
 }
 
 fn sketches(device: &Arc<Device>, side: usize, test: bool) {
-    let w = Matrix::<half::bf16>::from_fn(side, side, |i, j| half::bf16::from_f32(((i * 31 + j * 17) % 29) as f32 - 14.0));
+    let w =
+        Matrix::<half::bf16>::from_fn(side, side, |i, j| half::bf16::from_f32(((i * 31 + j * 17) % 29) as f32 - 14.0));
     let view = half::bf16::view(w.as_ref());
     let l = side / 16 + 10;
     let mut op = DeviceMatrix::<f32>::new(device, view).expect("32 MiB fit");

@@ -60,10 +60,10 @@
 //! * Peak memory is known before the call.
 //! * Bad input is a typed [`Error`], never a panic; what was clamped or fell back is in the [`Report`].
 
-#[cfg(feature = "cuda")]
-pub mod cuda;
 pub mod batch;
 pub mod calibration;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod error;
 pub mod factors;
 pub mod fwht;

@@ -212,11 +212,17 @@ impl<'a, T: Scalar> DeviceMatrix<'a, T> {
                     Rows::new(&self.device, *tile_rows, self.ncols, *dtype)?,
                 ];
                 let mut loader = Loader::new(&self.device)?;
+                // When the device is done with a tile, the next but one may take its place.
+                let multiplied = [Event::new(&self.device)?, Event::new(&self.device)?];
                 for (i, first) in (0..self.nrows).step_by(*tile_rows).enumerate() {
                     self.watch.check()?;
+                    if i >= 2 {
+                        multiplied[i % 2].holds(self.device.transfer_stream())?;
+                    }
                     let count = (*tile_rows).min(self.nrows - first);
                     loader.load(view.subrows(first, count), &tiles[i % 2], self.scale)?;
                     f(first, count, &tiles[i % 2])?;
+                    multiplied[i % 2].record(self.device.compute_stream())?;
                     self.watch.read((count * self.ncols * view.dtype().size()) as u64);
                 }
                 Ok(())
@@ -475,22 +481,26 @@ struct Lane<'d> {
     /// When the copy from it is over.
     copied: Event<'d>,
     in_use: bool,
-    /// Where elements wait that are transposed or converted.
+    /// Where elements wait that are transposed or converted, and when that is over.
     buffer: Option<Buffer<u8>>,
+    converted: Event<'d>,
 }
 
 impl<'d> Loader<'d> {
+    /// For buffers that were allocated before.
     fn new(device: &'d Arc<Device>) -> Result<Self> {
+        device.order(device.compute_stream(), device.transfer_stream())?;
         let lane = || {
-            Ok::<_, Error>(Lane { pinned: device.pinned()?, copied: Event::new(device)?, in_use: false, buffer: None })
+            let (copied, converted) = (Event::new(device)?, Event::new(device)?);
+            Ok::<_, Error>(Lane { pinned: device.pinned()?, copied, in_use: false, buffer: None, converted })
         };
         Ok(Loader { device, lanes: [lane()?, lane()?], turn: 0 })
     }
 
-    /// `dst <- scale · view`, ordered before whatever the compute stream gets next, and after what it got before.
+    /// `dst <- scale · view`, ordered before whatever the compute stream gets next. That nothing on its way still reads `dst` is the caller's
+    /// to see to, on the transfer stream.
     fn load(&mut self, view: MatView<'_>, dst: &Rows, scale: f64) -> Result<()> {
         let device = self.device;
-        device.order(device.compute_stream(), device.transfer_stream())?;
         with_view!(view, a => self.load_elements(a, dst, scale))?;
         device.order(device.transfer_stream(), device.compute_stream())
     }
@@ -543,11 +553,16 @@ impl<'d> Loader<'d> {
             Some(_) => {
                 let bytes = size_of_val(data);
                 let buffer = match lane.buffer.take() {
-                    Some(buffer) if buffer.len() >= bytes => buffer,
-                    _ => device.alloc::<u8>(bytes)?,
+                    Some(buffer) if buffer.len() >= bytes => {
+                        lane.converted.holds(device.transfer_stream())?;
+                        buffer
+                    }
+                    _ => {
+                        let buffer = device.alloc::<u8>(bytes)?;
+                        device.order(device.compute_stream(), device.transfer_stream())?;
+                        buffer
+                    }
                 };
-                // The buffer is there, and the kernel that read it last is through.
-                device.order(device.compute_stream(), device.transfer_stream())?;
                 lane.buffer.insert(buffer).address(0)
             }
         };
@@ -556,15 +571,17 @@ impl<'d> Loader<'d> {
         lane.in_use = true;
         let Some((by_rows, dst, scale)) = convert else { return Ok(()) };
         device.order(device.transfer_stream(), device.compute_stream())?;
-        if !by_rows {
+        if by_rows {
+            let grid = (width.div_ceil(1024), count.min(GRID_Y));
+            let arguments = with_scale(Arguments::default().pointer(target).pointer(at), dst.dtype, scale);
+            let mut arguments = arguments.size(count).size(width).size(stride).size(dst.ld);
+            let kernel = format!("cast_{}_{}", E::DTYPE, dst.dtype);
+            device.launch(&kernel, Launch { grid, block: (256, 1), shared: 0 }, &mut arguments)?;
+        } else {
             let from = (E::DTYPE, target, stride);
-            return transpose(device, from, (dst.dtype, at, dst.ld), (count, width), scale);
+            transpose(device, from, (dst.dtype, at, dst.ld), (count, width), scale)?;
         }
-        let grid = (width.div_ceil(1024), count.min(GRID_Y));
-        let arguments = with_scale(Arguments::default().pointer(target).pointer(at), dst.dtype, scale);
-        let mut arguments = arguments.size(count).size(width).size(stride).size(dst.ld);
-        let kernel = format!("cast_{}_{}", E::DTYPE, dst.dtype);
-        device.launch(&kernel, Launch { grid, block: (256, 1), shared: 0 }, &mut arguments)
+        lane.converted.record(device.compute_stream())
     }
 }
 

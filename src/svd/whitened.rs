@@ -85,6 +85,9 @@ enum Tall {}
 /// Wᵀ on the right of it, `Aᵀ = Lᵀ Wᵀ`.
 enum Wide {}
 
+/// A weight, and the triplets of its projection.
+type Projected<T, W> = (W, Triplets<T, W>);
+
 /// A weight with its root, whichever way round, on panels of one kind.
 trait Weighted<T: Scalar, Side>: LinearOperator<T> + Sized {
     type Panel: Panel<T>;
@@ -97,7 +100,7 @@ trait Weighted<T: Scalar, Side>: LinearOperator<T> + Sized {
     fn weighted_norm_squared(&mut self, x: &Self::Panel) -> Result<f64>;
 
     /// The SVD of `U_k B`, as triplets of the weight; and the weight.
-    fn into_weight(self, u: Self::Panel, bt: Self::Panel) -> Result<(Self::Weight, Triplets<T, Self::Weight>)>;
+    fn into_weight(self, u: Self::Panel, bt: Self::Panel) -> Result<Projected<T, Self::Weight>>;
 }
 
 impl<T, P, W, L> Weighted<T, Tall> for Product<T, W, L>
@@ -126,7 +129,7 @@ where
         weighted.norm_squared()
     }
 
-    fn into_weight(self, u: P, bt: P) -> Result<(W, Triplets<T, W>)> {
+    fn into_weight(self, u: P, bt: P) -> Result<Projected<T, W>> {
         Ok((self.into_parts().0, Triplets::from_left(u, bt, crate::current_par())?.0))
     }
 }
@@ -157,7 +160,7 @@ where
         weighted.norm_squared()
     }
 
-    fn into_weight(self, u: P, bt: P) -> Result<(W, Triplets<T, W>)> {
+    fn into_weight(self, u: P, bt: P) -> Result<Projected<T, W>> {
         Ok((self.into_parts().1, Triplets::from_right(Some(u), bt, crate::current_par())?.0))
     }
 }
