@@ -4,11 +4,13 @@
 //! Under that driver kernels run in the emulator, and a race, an access out of bounds or a wrong parameter list fails the test
 //! that launched them. Faults and leaks are tested there only.
 #![cfg(feature = "cuda")]
+#![allow(clippy::print_stdout)] // says why it was skipped
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use faer::{Accum, Mat, MatRef, Par};
 use half::{bf16, f16};
+use tensorslim::calibration::Calibration;
 use tensorslim::cuda::{self, Device, DeviceMatrix, DevicePanel, fwht as device_fwht, solver};
 use tensorslim::error::DeviceFault;
 use tensorslim::fwht::{fwht_columns, fwht_rows};
@@ -572,6 +574,34 @@ fn singular_values_are_those_of_the_cpu() {
     assert!(error <= 1e-5, "f16: {error:e}");
     let (gpu, cpu) = (on_gpu.factor::<f64>(tensor()).unwrap(), svd.factor::<f64>(tensor()).unwrap());
     assert!(gpu.s().iter().zip(cpu.s()).all(|(g, c)| (g - c).abs() <= 1e-12 * cpu.s()[0]));
+    Device::close_shared();
+}
+
+#[test]
+fn whitened_singular_values_are_those_of_the_cpu() {
+    let _one = one();
+    if device().is_none() {
+        return;
+    }
+    for (i, (m, n)) in SHAPES.into_iter().enumerate() {
+        let w = weight(m, n, 200 + i as u64);
+        let tensor = || TensorRef::new(&w, &[m, n]).unwrap();
+        // Inputs of very different lengths, fewer samples than features, one feature dead.
+        let mut x = noise(n / 2 * n, 300 + i as u64);
+        x.chunks_mut(n).for_each(|row| row.iter_mut().enumerate().for_each(|(j, x)| *x *= (j % 7) as f32));
+        let mut calibration = Calibration::new(n).unwrap();
+        calibration.update(&TensorRef::new(&x, &[n / 2, n]).unwrap()).unwrap();
+        for rank in [Rank::Fixed(10), Rank::Quality(0.95)] {
+            let svd = TruncatedSvd::new(rank).method(Method::Randomized).calibration(&calibration);
+            let cpu = svd.factor::<f32>(tensor()).unwrap();
+            let gpu = svd.clone().device(tensorslim::Device::Cuda(0)).factor::<f32>(tensor()).unwrap();
+            assert_eq!(gpu.rank(), cpu.rank(), "{rank:?} {m}×{n}");
+            let error = worst(gpu.s(), cpu.s());
+            assert!(error <= 1e-5, "{rank:?} {m}×{n}: σ differ by {error:e} of σ_1");
+            let (got, want) = (gpu.report().activation.as_ref().unwrap(), cpu.report().activation.as_ref().unwrap());
+            assert!((got.relative_error / want.relative_error - 1.0).abs() < 1e-3, "{got:?} {want:?}");
+        }
+    }
     Device::close_shared();
 }
 

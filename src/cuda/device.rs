@@ -49,6 +49,9 @@ const DRIVER: &[&str] = &[
     "cuEventSynchronize",
     "cuEventElapsedTime_v2",
     "cuEventDestroy_v2",
+    "cuDeviceGetDefaultMemPool",
+    "cuMemPoolSetAttribute",
+    "cuMemPoolTrimTo",
     "cuMemAllocAsync",
     "cuMemFreeAsync",
     "cuMemHostAlloc",
@@ -109,6 +112,7 @@ pub struct Device {
     total_memory: usize,
     raw: sys::CUdevice,
     context: sys::CUcontext,
+    pool: sys::CUmemoryPool,
     compute: sys::CUstream,
     transfer: sys::CUstream,
     modules: Vec<sys::CUmodule>,
@@ -185,6 +189,7 @@ impl Device {
             total_memory,
             raw,
             context,
+            pool: ptr::null_mut(),
             compute: ptr::null_mut(),
             transfer: ptr::null_mut(),
             modules: Vec::new(),
@@ -199,6 +204,15 @@ impl Device {
             broken: AtomicBool::new(false),
         };
         device.enter()?;
+        // What is freed stays with the process until the device closes: else every wait would give it back to the system.
+        // SAFETY: the device's own pool; a threshold is 64 bits.
+        let kept = unsafe {
+            device.pool = result::device::get_default_mem_pool(raw).map_err(at_open("the device's memory pool"))?;
+            let mut threshold = u64::MAX;
+            let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+            result::mem_pool::set_attribute(device.pool, attribute, ptr::from_mut(&mut threshold).cast())
+        };
+        kept.map_err(at_open("the device's memory pool"))?;
         let stream = || result::stream::create(result::stream::StreamKind::NonBlocking);
         device.compute = stream().map_err(at_open("creating a stream"))?;
         device.transfer = stream().map_err(at_open("creating a stream"))?;
@@ -482,6 +496,15 @@ impl Device {
         self.check("copying to the device", done)
     }
 
+    /// Copies a buffer to another one of at least its length.
+    pub(super) fn copy<E: Pod>(&self, from: &Buffer<E>, to: &Buffer<E>) -> Result<()> {
+        debug_assert!(from.len <= to.len);
+        self.enter()?;
+        // SAFETY: both buffers have this many bytes.
+        let done = unsafe { result::memcpy_dtod_async(to.at, from.at, from.len * size_of::<E>(), self.compute) };
+        self.check("copying on the device", done)
+    }
+
     /// Copies elements from `offset` on of a buffer to the host, after all that was enqueued before.
     pub(super) fn download<E: Pod>(&self, buffer: &Buffer<E>, offset: usize, dst: &mut [E]) -> Result<()> {
         debug_assert!(offset + dst.len() <= buffer.len);
@@ -516,10 +539,7 @@ impl Device {
     pub(super) fn order(&self, earlier: sys::CUstream, later: sys::CUstream) -> Result<()> {
         let event = Event::new(self)?;
         event.record(earlier)?;
-        // SAFETY: both live; the driver keeps a destroyed event as long as a stream waits for it.
-        let done =
-            unsafe { result::stream::wait_event(later, event.raw, sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT) };
-        self.check("ordering streams", done)
+        event.holds(later)
     }
 }
 
@@ -547,6 +567,9 @@ impl Drop for Device {
             }
             for stream in [self.compute, self.transfer].into_iter().filter(|s| !s.is_null()) {
                 let _ = result::stream::destroy(stream);
+            }
+            if !self.pool.is_null() {
+                let _ = result::mem_pool::trim_to(self.pool, 0);
             }
             let _ = result::primary_ctx::release(self.raw);
         }
@@ -786,6 +809,14 @@ impl<'d> Event<'d> {
     pub(super) fn record(&self, stream: sys::CUstream) -> Result<()> {
         // SAFETY: an event and a stream of one context.
         self.device.check("recording an event", unsafe { result::event::record(self.raw, stream) })
+    }
+
+    /// What is enqueued on `stream` from now on waits for the event as it was recorded last.
+    pub(super) fn holds(&self, stream: sys::CUstream) -> Result<()> {
+        let how = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
+        // SAFETY: both live; the driver keeps a destroyed event as long as a stream waits for it.
+        let done = unsafe { result::stream::wait_event(stream, self.raw, how) };
+        self.device.check("ordering streams", done)
     }
 
     pub(super) fn wait(&self) -> Result<()> {

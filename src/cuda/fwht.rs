@@ -35,6 +35,18 @@ impl<E: Element> DeviceArray<E> {
         Ok(DeviceArray { data: device.upload(data)?, nrows, ncols })
     }
 
+    /// `self <- other`, on the device.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] unless both have one shape; [`Error::Device`].
+    pub fn copy_from(&mut self, other: &Self) -> Result<()> {
+        let (want, got) = ((self.nrows, self.ncols), (other.nrows, other.ncols));
+        if want != got {
+            return Err(Error::shape("copy_from", format_args!("{want:?}"), format_args!("{got:?}")));
+        }
+        self.data.device().copy(&other.data, &self.data)
+    }
+
     /// The elements, row by row.
     ///
     /// # Errors

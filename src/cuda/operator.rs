@@ -28,7 +28,7 @@ use super::device::{Arguments, Buffer, Device, Event, GRID_Y, Launch, Pinned};
 use super::panel::{DevicePanel, Statistics, statistics};
 use super::sketch;
 use crate::error::{Error, Result};
-use crate::operator::{LinearOperator, Panel, first_not_finite};
+use crate::operator::{FromPanel, LinearOperator, Panel, Watch, first_not_finite};
 use crate::simd::Scalar;
 use crate::sketch::AnySketch;
 use crate::tensor::{DType, Element, MatView, with_view};
@@ -82,6 +82,7 @@ pub struct DeviceMatrix<'a, T> {
     scale: f64,
     norm_squared: f64,
     passes: usize,
+    watch: Watch<'a>,
     arithmetic: PhantomData<T>,
 }
 
@@ -127,6 +128,7 @@ impl<'a, T: Scalar> DeviceMatrix<'a, T> {
             scale: 1.0,
             norm_squared: 0.0,
             passes: 0,
+            watch: Watch::default(),
             arithmetic: PhantomData,
         };
         // What fits as it is stored is swept where it will stay.
@@ -162,6 +164,18 @@ impl<'a, T: Scalar> DeviceMatrix<'a, T> {
         Ok(this)
     }
 
+    /// Asks `watch` before every product, or tile of one, whether to go on.
+    #[must_use]
+    pub fn watched(mut self, watch: Watch<'a>) -> Self {
+        self.watch = watch;
+        self
+    }
+
+    /// The device that it lives on.
+    pub fn device(&self) -> &Arc<Device> {
+        &self.device
+    }
+
     /// Whether the matrix is on the device, and not streamed through it.
     pub fn is_resident(&self) -> bool {
         matches!(self.data, Data::Resident(_))
@@ -186,17 +200,30 @@ impl<'a, T: Scalar> DeviceMatrix<'a, T> {
     fn for_each_tile(&mut self, mut f: impl FnMut(usize, usize, &Rows) -> Result<()>) -> Result<()> {
         self.passes += 1;
         match &self.data {
-            Data::Resident(rows) => f(0, self.nrows, rows),
+            Data::Resident(rows) => {
+                self.watch.check()?;
+                f(0, self.nrows, rows)?;
+                self.watch.read((self.nrows * self.ncols * rows.dtype.size()) as u64);
+                Ok(())
+            }
             Data::Streamed { view, tile_rows, dtype } => {
                 let tiles = [
                     Rows::new(&self.device, *tile_rows, self.ncols, *dtype)?,
                     Rows::new(&self.device, *tile_rows, self.ncols, *dtype)?,
                 ];
                 let mut loader = Loader::new(&self.device)?;
+                // When the device is done with a tile, the next but one may take its place.
+                let multiplied = [Event::new(&self.device)?, Event::new(&self.device)?];
                 for (i, first) in (0..self.nrows).step_by(*tile_rows).enumerate() {
+                    self.watch.check()?;
+                    if i >= 2 {
+                        multiplied[i % 2].holds(self.device.transfer_stream())?;
+                    }
                     let count = (*tile_rows).min(self.nrows - first);
                     loader.load(view.subrows(first, count), &tiles[i % 2], self.scale)?;
                     f(first, count, &tiles[i % 2])?;
+                    multiplied[i % 2].record(self.device.compute_stream())?;
+                    self.watch.read((count * self.ncols * view.dtype().size()) as u64);
                 }
                 Ok(())
             }
@@ -293,12 +320,12 @@ impl<T: Scalar> LinearOperator<T> for DeviceMatrix<'_, T> {
         self.ncols
     }
 
-    fn scale(&self) -> f64 {
-        self.scale
-    }
-
     fn norm_squared(&self) -> f64 {
         self.norm_squared
+    }
+
+    fn scale(&self) -> f64 {
+        self.scale
     }
 
     fn left(&self, l: usize) -> Result<DevicePanel<T>> {
@@ -345,7 +372,7 @@ impl<T: Scalar> LinearOperator<T> for DeviceMatrix<'_, T> {
             g.gram_of(tile.operand(0, 0), count, if first == 0 { T::zeroed() } else { T::one() })
         })?;
         g.mirror()?;
-        DeviceMatrix::from_symmetric(g)
+        Ok(DeviceMatrix::from_symmetric(g)?.watched(self.watch.without_reads()))
     }
 
     fn passes(&self) -> usize {
@@ -353,7 +380,35 @@ impl<T: Scalar> LinearOperator<T> for DeviceMatrix<'_, T> {
     }
 }
 
+impl<T: Scalar> FromPanel<T, DevicePanel<T>> for DeviceMatrix<'static, T> {
+    fn from_panel(g: DevicePanel<T>) -> Result<Self> {
+        DeviceMatrix::from_symmetric(g)
+    }
+}
+
 impl<T: Scalar> DeviceMatrix<'static, T> {
+    /// The operator of a small matrix, of any shape, copied to the device as it is: nothing is checked or scaled.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn from_host(device: &Arc<Device>, a: MatRef<'_, T>) -> Result<Self> {
+        // The columns of Aᵀ are the rows of A.
+        let transposed = DevicePanel::from_host(device, a.transpose())?;
+        let norm_squared = transposed.norm_squared()?;
+        let (data, ld) = transposed.into_bytes();
+        Ok(DeviceMatrix {
+            device: device.clone(),
+            data: Data::Resident(Rows { data, dtype: T::DTYPE, ld }),
+            nrows: a.nrows(),
+            ncols: a.ncols(),
+            scale: 1.0,
+            norm_squared,
+            passes: 0,
+            watch: Watch::default(),
+            arithmetic: PhantomData,
+        })
+    }
+
     /// The operator of a symmetric matrix on the device.
     ///
     /// # Errors
@@ -373,6 +428,7 @@ impl<T: Scalar> DeviceMatrix<'static, T> {
             scale: 1.0,
             norm_squared,
             passes: 0,
+            watch: Watch::default(),
             arithmetic: PhantomData,
         })
     }
@@ -425,22 +481,26 @@ struct Lane<'d> {
     /// When the copy from it is over.
     copied: Event<'d>,
     in_use: bool,
-    /// Where elements wait that are transposed or converted.
+    /// Where elements wait that are transposed or converted, and when that is over.
     buffer: Option<Buffer<u8>>,
+    converted: Event<'d>,
 }
 
 impl<'d> Loader<'d> {
+    /// For buffers that were allocated before.
     fn new(device: &'d Arc<Device>) -> Result<Self> {
+        device.order(device.compute_stream(), device.transfer_stream())?;
         let lane = || {
-            Ok::<_, Error>(Lane { pinned: device.pinned()?, copied: Event::new(device)?, in_use: false, buffer: None })
+            let (copied, converted) = (Event::new(device)?, Event::new(device)?);
+            Ok::<_, Error>(Lane { pinned: device.pinned()?, copied, in_use: false, buffer: None, converted })
         };
         Ok(Loader { device, lanes: [lane()?, lane()?], turn: 0 })
     }
 
-    /// `dst <- scale · view`, ordered before whatever the compute stream gets next, and after what it got before.
+    /// `dst <- scale · view`, ordered before whatever the compute stream gets next. That nothing on its way still reads `dst` is the caller's
+    /// to see to, on the transfer stream.
     fn load(&mut self, view: MatView<'_>, dst: &Rows, scale: f64) -> Result<()> {
         let device = self.device;
-        device.order(device.compute_stream(), device.transfer_stream())?;
         with_view!(view, a => self.load_elements(a, dst, scale))?;
         device.order(device.transfer_stream(), device.compute_stream())
     }
@@ -493,11 +553,16 @@ impl<'d> Loader<'d> {
             Some(_) => {
                 let bytes = size_of_val(data);
                 let buffer = match lane.buffer.take() {
-                    Some(buffer) if buffer.len() >= bytes => buffer,
-                    _ => device.alloc::<u8>(bytes)?,
+                    Some(buffer) if buffer.len() >= bytes => {
+                        lane.converted.holds(device.transfer_stream())?;
+                        buffer
+                    }
+                    _ => {
+                        let buffer = device.alloc::<u8>(bytes)?;
+                        device.order(device.compute_stream(), device.transfer_stream())?;
+                        buffer
+                    }
                 };
-                // The buffer is there, and the kernel that read it last is through.
-                device.order(device.compute_stream(), device.transfer_stream())?;
                 lane.buffer.insert(buffer).address(0)
             }
         };
@@ -506,15 +571,17 @@ impl<'d> Loader<'d> {
         lane.in_use = true;
         let Some((by_rows, dst, scale)) = convert else { return Ok(()) };
         device.order(device.transfer_stream(), device.compute_stream())?;
-        if !by_rows {
+        if by_rows {
+            let grid = (width.div_ceil(1024), count.min(GRID_Y));
+            let arguments = with_scale(Arguments::default().pointer(target).pointer(at), dst.dtype, scale);
+            let mut arguments = arguments.size(count).size(width).size(stride).size(dst.ld);
+            let kernel = format!("cast_{}_{}", E::DTYPE, dst.dtype);
+            device.launch(&kernel, Launch { grid, block: (256, 1), shared: 0 }, &mut arguments)?;
+        } else {
             let from = (E::DTYPE, target, stride);
-            return transpose(device, from, (dst.dtype, at, dst.ld), (count, width), scale);
+            transpose(device, from, (dst.dtype, at, dst.ld), (count, width), scale)?;
         }
-        let grid = (width.div_ceil(1024), count.min(GRID_Y));
-        let arguments = with_scale(Arguments::default().pointer(target).pointer(at), dst.dtype, scale);
-        let mut arguments = arguments.size(count).size(width).size(stride).size(dst.ld);
-        let kernel = format!("cast_{}_{}", E::DTYPE, dst.dtype);
-        device.launch(&kernel, Launch { grid, block: (256, 1), shared: 0 }, &mut arguments)
+        lane.converted.record(device.compute_stream())
     }
 }
 

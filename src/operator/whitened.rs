@@ -273,10 +273,20 @@ impl<T: Scalar> Root<T> {
 
     /// All of it, zeros included.
     fn dense(&self) -> Mat<T> {
-        let n = self.order();
+        self.entries.dense(self.transposed)
+    }
+}
+
+impl<T: Scalar> Entries<T> {
+    /// The matrix or its transpose, zeros included.
+    pub(crate) fn dense(&self, transposed: bool) -> Mat<T> {
+        let n = match self {
+            Entries::Lower(l) => l.nrows(),
+            Entries::Diagonal(d) => d.len(),
+        };
         Mat::from_fn(n, n, |i, j| {
-            let (i, j) = if self.transposed { (j, i) } else { (i, j) };
-            match &self.entries {
+            let (i, j) = if transposed { (j, i) } else { (i, j) };
+            match self {
                 Entries::Lower(l) if i >= j => l[(i, j)],
                 Entries::Diagonal(d) if i == j => d[i],
                 _ => T::zeroed(),

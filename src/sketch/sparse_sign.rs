@@ -116,7 +116,9 @@ impl SparseSign {
     #[cfg(feature = "cuda")]
     pub(crate) fn by_columns(&self) -> (Vec<u32>, Vec<u32>) {
         let mut table = vec![0; self.n * self.zeta];
-        self.nonzeros(0, &mut table, Par::Seq);
+        for (i, block) in table.chunks_mut(PARAMS.depth * self.zeta).enumerate() {
+            self.nonzeros(i * PARAMS.depth, block);
+        }
         let mut start = vec![0u32; self.l + 1];
         table.iter().for_each(|&nz| start[(nz >> 1) as usize + 1] += 1);
         for c in 0..self.l {

@@ -44,7 +44,7 @@ pub use single_pass::SinglePass;
 use crate::calibration::Calibration;
 use crate::error::{Error, Result};
 use crate::factors::{Factors, Report};
-use crate::operator::{Dense, HostContext, LinearOperator, Panel, Watch, Workspace, first_not_finite};
+use crate::operator::{Dense, HostContext, LinearOperator, Panel, Root, Watch, Workspace, first_not_finite};
 use crate::qr::{Algorithm, Orthonormalization};
 use crate::rank::Rank;
 use crate::simd::Scalar;
@@ -370,7 +370,7 @@ impl TruncatedSvd {
         let view = w.view()?;
         let wide = view.nrows() < view.ncols();
         if let Device::Cuda(ordinal) = self.device {
-            return self.factor_on_cuda(w, ordinal);
+            return self.factor_on_cuda(w, ordinal, watch);
         }
         let plan = self.plan::<T>((view.nrows(), view.ncols()), view.dtype())?;
         let tall = if wide { view.transpose() } else { view };
@@ -382,23 +382,25 @@ impl TruncatedSvd {
         })?;
         let mut op = op.watched(watch.clone());
         if self.weighting.is_active(self.rank) {
-            return whitened::factor(self, op, view, par, start);
+            let context = op.context().clone();
+            return whitened::factor(self, op, |l, transposed| Ok(Root::new(l, transposed, context)), view, par, start);
         }
         self.run(&mut op, plan, par, start)
     }
 
     #[cfg(feature = "cuda")]
-    fn factor_on_cuda<T: Scalar>(&self, w: &TensorRef<'_>, ordinal: usize) -> Result<Factors<T>> {
+    fn factor_on_cuda<T: Scalar>(&self, w: &TensorRef<'_>, ordinal: usize, watch: &Watch<'_>) -> Result<Factors<T>> {
         let device = crate::cuda::Device::shared(ordinal)?;
         let view = w.view()?;
         let tall = if view.nrows() < view.ncols() { view.transpose() } else { view };
         // A plan that is refused is refused before anything is copied.
         self.plan::<T>((view.nrows(), view.ncols()), view.dtype())?;
-        self.factor_loaded(w, crate::cuda::DeviceMatrix::new(&device, tall))
+        let loaded = crate::cuda::DeviceMatrix::new(&device, tall).map(|op| op.watched(watch.clone()));
+        self.factor_loaded(w, loaded)
     }
 
     #[cfg(not(feature = "cuda"))]
-    fn factor_on_cuda<T: Scalar>(&self, _: &TensorRef<'_>, ordinal: usize) -> Result<Factors<T>> {
+    fn factor_on_cuda<T: Scalar>(&self, _: &TensorRef<'_>, ordinal: usize, _: &Watch<'_>) -> Result<Factors<T>> {
         let detail = format_args!("device {ordinal}: this build has no support for CUDA");
         Err(Error::device(crate::error::DeviceFault::NotBuilt, detail))
     }
@@ -414,10 +416,19 @@ impl TruncatedSvd {
         let view = w.view()?;
         let plan = self.plan::<T>((view.nrows(), view.ncols()), view.dtype())?;
         let mut op = loaded.map_err(|error| match error {
+            // In the caller's rows and columns, not in those of the transpose.
             Error::NotFinite { .. } => first_not_finite(view),
             error => error,
         })?;
-        self.run(&mut op, plan, crate::current_par(), start)
+        let par = crate::current_par();
+        if self.weighting.is_active(self.rank) {
+            let device = op.device().clone();
+            let root = |l: crate::operator::Entries<T>, transposed| {
+                crate::cuda::DeviceMatrix::from_host(&device, l.dense(transposed).as_ref())
+            };
+            return whitened::factor(self, op, root, view, par, start);
+        }
+        self.run(&mut op, plan, par, start)
     }
 
     /// Factors whatever can be multiplied: a tiled, whitened, distributed or device matrix. `op` is tall or square;

@@ -11,7 +11,7 @@
 use std::fmt;
 use std::time::Instant;
 
-use super::{Method, Plan, TruncatedSvd};
+use super::{Device, Method, Plan, TruncatedSvd};
 use crate::error::{Error, Result};
 use crate::factors::Factors;
 use crate::operator::{Dense, RowSource, Tiled, Watch, stream};
@@ -149,6 +149,9 @@ impl TruncatedSvd {
     /// As [`factor`](Self::factor) and [`plan_rows`](Self::plan_rows); what the source reports; [`Error::Cancelled`] if `watch` says so.
     pub fn factor_rows<T: Scalar>(&self, source: &mut dyn RowSource, watch: &Watch<'_>) -> Result<Factors<T>> {
         let start = Instant::now();
+        if self.device != Device::Cpu {
+            return Err(Error::option("device", "a matrix out of core", "cpu, or a matrix that fits into memory"));
+        }
         if self.weighting.is_active(self.rank) {
             return Err(Error::option("calibration", "a matrix out of core", "a matrix that fits into memory"));
         }

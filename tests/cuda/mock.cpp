@@ -307,6 +307,16 @@ Status cuMemFreeAsync(Address at, Handle s) {
         if (release(at)) fail(ILLEGAL_ADDRESS, "freed twice, or never allocated");
     });
 }
+Status cuDeviceGetDefaultMemPool(Handle* pool, int) {
+    *pool = Handle(0x2000);
+    return OK;
+}
+Status cuMemPoolSetAttribute(Handle, int attribute, void*) {
+    return attribute == 4 ? OK : INVALID;  // the release threshold
+}
+Status cuMemPoolTrimTo(Handle, size_t) {
+    return OK;
+}
 Status cuMemHostAlloc(Handle* at, size_t bytes, unsigned) {
     DRIVER_CALL;
     *at = aligned_alloc(4096, (bytes + 4095) & ~size_t(4095));
@@ -502,7 +512,7 @@ static std::vector<double> by_rows(const void* p, int type, bool transposed, int
     return a;
 }
 static Status blas_status(Status driver) {
-    return driver ? BLAS_FAILED : OK;
+    return driver ? Status(BLAS_FAILED) : Status(OK);
 }
 static Status solver_status(Status driver) {
     return driver ? 6 : OK;

@@ -37,37 +37,40 @@ extern "C" char __ehdr_start[] __attribute__((visibility("hidden"))), _end[] __a
 
 namespace simt {
 enum State : uint8_t { READY, BARRIER, WARP, DONE };
+// The values of the collective that a warp is in, and of the one before, which slow lanes still read.
 struct Warp {
     uint64_t val[2][32];
     unsigned arrived = 0, present[2] = {0, 0}, mask = 0;
     int gen = 0, kind = 0, line = 0;
-    uint32_t vc[32][32];
+    uint32_t clocks[32][32];  // of each lane, what it knows of the others: moved by __syncwarp alone
 };
 struct Fiber : Tid {
     void* sp = nullptr;
-    State st = READY;
-    int line = 0, lin = 0, gen = 0;
+    State state = READY;
+    int line = 0, index = 0, gen = 0;
     Warp* w = nullptr;
 };
+// One access: by whom, and when in terms of barriers (epoch) and of the warp's clocks.
 struct Stamp {
     void* pc = nullptr;
     uint32_t launch = 0, block = 0, epoch = 0, wclock = 0;
     uint16_t tid = 0;
-    uint8_t kind = 0;
-};  // kind 0 none 1 plain 2 atomic
+    uint8_t kind = 0;  // 0 none, 1 plain, 2 atomic
+};
+// What is known of two bytes: the last write, and two reads that nothing orders.
 struct Cell {
     Stamp w, r1, r2;
     uint32_t shared_launch = 0, shared_block = 0;
     bool init = false;
 };
-constexpr int G = 2;  // bytes per shadow cell
+constexpr int GRANULE = 2;  // bytes per shadow cell
 struct Page {
-    Cell c[4096 / G];
+    Cell c[4096 / GRANULE];
 };
 
 Tid* cur = nullptr;
 static struct {
-    std::vector<Fiber> f;
+    std::vector<Fiber> fibers;
     std::vector<Warp> warps;
     void* sched_sp = nullptr;
     char* stacks = nullptr;
@@ -86,16 +89,16 @@ static struct {
     std::map<uintptr_t, size_t> mem;
     std::set<std::string> seen;
     bool trapped = false;
-} S;
+} machine;
 static std::mutex launch_mutex;
 static Fiber* me() {
     return static_cast<Fiber*>(cur);
 }
 static uint64_t rnd() {
-    S.rng ^= S.rng << 13;
-    S.rng ^= S.rng >> 7;
-    S.rng ^= S.rng << 17;
-    return S.rng;
+    machine.rng ^= machine.rng << 13;
+    machine.rng ^= machine.rng >> 7;
+    machine.rng ^= machine.rng << 17;
+    return machine.rng;
 }
 std::vector<Kernel>& kernels() {
     static std::vector<Kernel> k;
@@ -120,8 +123,8 @@ void error(const char* fmt, ...) {
         else if (!(isdigit(*p) && !key.empty() && key.back() == '#'))
             key += *p;
     }  // thread and block numbers do not make a new error
-    if (S.rep && S.rep->errors.size() < 50 && S.seen.insert(key).second)
-        S.rep->errors.push_back(std::string(S.name) + ": " + b);
+    if (machine.rep && machine.rep->errors.size() < 50 && machine.seen.insert(key).second)
+        machine.rep->errors.push_back(std::string(machine.name) + ": " + b);
 }
 static std::string where(void* pc) {  // " at file:line" through addr2line, cached
     static std::map<void*, std::string> cache;
@@ -147,22 +150,22 @@ static std::string where(void* pc) {  // " at file:line" through addr2line, cach
 }
 static void yield() {
     Fiber* f = me();
-    ++S.rep->switches;
-    simt_switch(&f->sp, S.sched_sp);
+    ++machine.rep->switches;
+    simt_switch(&f->sp, machine.sched_sp);
 }
 static void trap() {
-    S.trapped = true;
-    me()->st = DONE;
+    machine.trapped = true;
+    me()->state = DONE;
     yield();
 }  // like a GPU: the access never happens, the launch ends
 void* dyn_shared() {
-    return S.dyn.data();
+    return machine.dyn.data();
 }
 
 void sync_block(int line) {
     Fiber* f = me();
     f->line = line;
-    f->st = BARRIER;
+    f->state = BARRIER;
     yield();
 }
 const uint64_t* exchange(unsigned mask, uint64_t v, int kind, int line, unsigned* present) {
@@ -189,17 +192,17 @@ const uint64_t* exchange(unsigned mask, uint64_t v, int kind, int line, unsigned
             for (int l = 0; l < 32; ++l)
                 if (mask >> l & 1)
                     for (int k = 0; k < 32; ++k)
-                        j[k] = w.vc[l][k] > j[k] ? w.vc[l][k] : j[k];
+                        j[k] = w.clocks[l][k] > j[k] ? w.clocks[l][k] : j[k];
             for (int l = 0; l < 32; ++l)
                 if (mask >> l & 1) {
-                    memcpy(w.vc[l], j, sizeof j);
-                    ++w.vc[l][l];
+                    memcpy(w.clocks[l], j, sizeof j);
+                    ++w.clocks[l][l];
                 }
         }
-        for (auto& o : S.f)
-            if (o.w == &w && o.st == WARP) o.st = READY;
+        for (auto& o : machine.fibers)
+            if (o.w == &w && o.state == WARP) o.state = READY;
     } else {
-        f->st = WARP;
+        f->state = WARP;
         f->line = line;
         yield();
     }
@@ -212,62 +215,63 @@ void sync_warp(unsigned mask, int line) {
 }
 
 static void fiber_main() {
-    S.call(S.params);
-    me()->st = DONE;
+    machine.call(machine.params);
+    me()->state = DONE;
     yield();
     abort();
 }
 static void run_block(dim3 grid, dim3 block) {
-    size_t n = S.f.size();
+    size_t n = machine.fibers.size();
     size_t live = n;
     while (live) {
         // pick a runnable fiber by the policy
         std::vector<int> ready;
         ready.reserve(n);
-        size_t nb = 0, nd = 0;
+        size_t waiting = 0, done = 0;
         for (size_t i = 0; i < n; ++i) {
-            if (S.f[i].st == READY) ready.push_back(int(i));
-            nb += S.f[i].st == BARRIER;
-            nd += S.f[i].st == DONE;
+            if (machine.fibers[i].state == READY) ready.push_back(int(i));
+            waiting += machine.fibers[i].state == BARRIER;
+            done += machine.fibers[i].state == DONE;
         }
-        live = n - nd;
+        live = n - done;
         if (!live) break;
         if (ready.empty()) {
-            if (nb == live) {  // everyone is at the barrier
-                if (nd) error("__syncthreads reached by %zu threads after %zu left the kernel", nb, nd);
+            if (waiting == live) {  // everyone is at the barrier
+                if (done) error("__syncthreads reached by %zu threads after %zu left the kernel", waiting, done);
                 int l0 = 0;
-                for (auto& f : S.f)
-                    if (f.st == BARRIER) {
+                for (auto& f : machine.fibers)
+                    if (f.state == BARRIER) {
                         if (!l0)
                             l0 = f.line;
                         else if (f.line != l0)
                             error("divergent __syncthreads: lines %d and %d", l0, f.line);
-                        f.st = READY;
+                        f.state = READY;
                     }
-                ++S.epoch;
+                ++machine.epoch;
                 continue;
             }
-            error("deadlock: %zu at __syncthreads, %zu waiting in a warp collective, %zu exited", nb, live - nb, nd);
-            S.trapped = true;
+            error("deadlock: %zu at __syncthreads, %zu waiting in a warp collective, %zu exited", waiting,
+                  live - waiting, done);
+            machine.trapped = true;
             return;
         }
-        if (S.o.order == REVERSE) std::reverse(ready.begin(), ready.end());
-        if (S.o.order == RANDOM)
+        if (machine.o.order == REVERSE) std::reverse(ready.begin(), ready.end());
+        if (machine.o.order == RANDOM)
             for (size_t i = ready.size(); i > 1; --i)
                 std::swap(ready[i - 1], ready[rnd() % i]);
-        if (S.o.order == WARP_RANDOM) {
-            int k = S.f[ready[rnd() % ready.size()]].lin / 32;
+        if (machine.o.order == WARP_RANDOM) {
+            int k = machine.fibers[ready[rnd() % ready.size()]].index / 32;
             std::vector<int> q;
             for (int i : ready)
                 if (i / 32 == k) q.push_back(i);
             ready.swap(q);
         }
         for (int i : ready) {
-            Fiber& f = S.f[i];
-            if (f.st != READY) continue;
+            Fiber& f = machine.fibers[i];
+            if (f.state != READY) continue;
             cur = &f;
-            simt_switch(&S.sched_sp, f.sp);
-            if (S.trapped) return;
+            simt_switch(&machine.sched_sp, f.sp);
+            if (machine.trapped) return;
         }
     }
 }
@@ -275,27 +279,27 @@ static void run_block(dim3 grid, dim3 block) {
 Report launch(const Kernel& k, dim3 grid, dim3 block, size_t shared_bytes, void** params, const Options& o) {
     std::lock_guard<std::mutex> lock(launch_mutex);
     Report rep;
-    S.rep = &rep;
-    S.o = o;
-    S.rng = o.seed * 0x9E3779B97F4A7C15ull | 1;
-    S.name = k.name;
-    S.call = k.call;
-    S.params = params;
-    S.seen.clear();
-    S.trapped = false;
-    ++S.launch_no;
+    machine.rep = &rep;
+    machine.o = o;
+    machine.rng = o.seed * 0x9E3779B97F4A7C15ull | 1;
+    machine.name = k.name;
+    machine.call = k.call;
+    machine.params = params;
+    machine.seen.clear();
+    machine.trapped = false;
+    ++machine.launch_no;
     size_t n = size_t(block.x) * block.y * block.z;
     if (!n || n > 1024 || shared_bytes > 232448) {
         error("bad launch: %zu threads, %zu bytes of shared memory", n, shared_bytes);
-        S.rep = nullptr;
+        machine.rep = nullptr;
         return rep;
     }
-    if (S.nstacks < n || S.stack != o.stack) {
-        if (S.stacks) munmap(S.stacks, S.nstacks * S.stack);
-        S.stack = o.stack;
-        S.nstacks = n;
-        S.stacks = (char*)mmap(nullptr, n * o.stack, PROT_READ | PROT_WRITE,
-                               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (machine.nstacks < n || machine.stack != o.stack) {
+        if (machine.stacks) munmap(machine.stacks, machine.nstacks * machine.stack);
+        machine.stack = o.stack;
+        machine.nstacks = n;
+        machine.stacks = (char*)mmap(nullptr, n * o.stack, PROT_READ | PROT_WRITE,
+                                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     }
     std::vector<uint64_t> blocks(size_t(grid.x) * grid.y * grid.z);
     for (size_t i = 0; i < blocks.size(); ++i)
@@ -305,27 +309,27 @@ Report launch(const Kernel& k, dim3 grid, dim3 block, size_t shared_bytes, void*
         for (size_t i = blocks.size(); i > 1; --i)
             std::swap(blocks[i - 1], blocks[rnd() % i]);
     for (uint64_t b : blocks) {
-        S.block_no = uint32_t(b);
-        S.epoch = 0;
-        S.dyn.assign(shared_bytes, char(0xff));  // shared memory starts as NaNs
+        machine.block_no = uint32_t(b);
+        machine.epoch = 0;
+        machine.dyn.assign(shared_bytes, char(0xff));  // shared memory starts as NaNs
         if (__start_simt_shared) memset(__start_simt_shared, 0xff, __stop_simt_shared - __start_simt_shared);
-        S.warps.assign((n + 31) / 32, Warp{});
-        S.f.assign(n, Fiber{});
-        for (auto& w : S.warps)
+        machine.warps.assign((n + 31) / 32, Warp{});
+        machine.fibers.assign(n, Fiber{});
+        for (auto& w : machine.warps)
             for (int i = 0; i < 32; ++i) {
-                memset(w.vc[i], 0, sizeof w.vc[i]);
-                w.vc[i][i] = 1;
+                memset(w.clocks[i], 0, sizeof w.clocks[i]);
+                w.clocks[i][i] = 1;
             }
         for (size_t t = 0; t < n; ++t) {
-            Fiber& f = S.f[t];
-            f.lin = int(t);
+            Fiber& f = machine.fibers[t];
+            f.index = int(t);
             f.lane = int(t % 32);
-            f.w = &S.warps[t / 32];
+            f.w = &machine.warps[t / 32];
             f.bdim = block;
             f.gdim = grid;
             f.tid = {unsigned(t % block.x), unsigned(t / block.x % block.y), unsigned(t / block.x / block.y)};
             f.bid = {unsigned(b % grid.x), unsigned(b / grid.x % grid.y), unsigned(b / grid.x / grid.y)};
-            void** sp = (void**)(S.stacks + (t + 1) * S.stack);
+            void** sp = (void**)(machine.stacks + (t + 1) * machine.stack);
             *--sp = nullptr;
             *--sp = (void*)fiber_main;
             sp -= 6;
@@ -333,95 +337,100 @@ Report launch(const Kernel& k, dim3 grid, dim3 block, size_t shared_bytes, void*
             f.sp = sp;
         }
         run_block(grid, block);
-        if (S.trapped) break;
+        if (machine.trapped) break;
     }
     cur = nullptr;
-    S.rep = nullptr;
+    machine.rep = nullptr;
     return rep;
 }
 
 // ---- memory checker -------------------------------------------------------
 static Cell* cell(uintptr_t a) {
     uintptr_t p = a >> 12;
-    if (p != S.last_page) {
-        auto& u = S.shadow[p];
+    if (p != machine.last_page) {
+        auto& u = machine.shadow[p];
         if (!u) u = std::make_unique<Page>();
-        S.last = u.get();
-        S.last_page = p;
+        machine.last = u.get();
+        machine.last_page = p;
     }
-    return &S.last->c[(a & 4095) / G];
+    return &machine.last->c[(a & 4095) / GRANULE];
 }
 void mem_init(void* p, size_t n, bool init) {
-    for (size_t i = 0; i < n; i += G) {
+    for (size_t i = 0; i < n; i += GRANULE) {
         Cell* c = cell(uintptr_t(p) + i);
         c->init = init;
     }
 }
 bool mem_is_init(const void* p, size_t n) {
-    for (size_t i = 0; i < n; i += G)
-        if (!cell(uintptr_t(p) + i)->init)
-            return false;
+    for (size_t i = 0; i < n; i += GRANULE)
+        if (!cell(uintptr_t(p) + i)->init) return false;
     return true;
 }
 void mem_add(void* p, size_t n, bool init) {
     std::lock_guard<std::mutex> l(launch_mutex);
-    S.mem[uintptr_t(p)] = n;
-    for (size_t i = 0; i < n; i += G)
+    machine.mem[uintptr_t(p)] = n;
+    for (size_t i = 0; i < n; i += GRANULE)
         *cell(uintptr_t(p) + i) = Cell{};
     mem_init(p, n, init);
 }
 void mem_del(void* p) {
     std::lock_guard<std::mutex> l(launch_mutex);
-    S.mem.erase(uintptr_t(p));
+    machine.mem.erase(uintptr_t(p));
 }
 
 static bool ordered(const Stamp& a, const Fiber* f, bool shared) {  // a happens before this fiber's access?
-    if (!a.kind || a.launch != S.launch_no) return true;
-    if (a.block != S.block_no) return shared;  // nothing orders two blocks
-    if (a.tid == f->lin || a.epoch != S.epoch) return true;
-    return a.tid / 32 == f->lin / 32 && f->w->vc[f->lane][a.tid % 32] >= a.wclock;  // through a __syncwarp
+    if (!a.kind || a.launch != machine.launch_no) return true;
+    if (a.block != machine.block_no) return shared;  // nothing orders two blocks
+    if (a.tid == f->index || a.epoch != machine.epoch) return true;
+    return a.tid / 32 == f->index / 32 && f->w->clocks[f->lane][a.tid % 32] >= a.wclock;  // through a __syncwarp
 }
 static void access(uintptr_t a, size_t n, bool write, bool atomic, void* pc) {
-    if (!cur || !S.o.races) return;
+    if (!cur || !machine.o.races) return;
     Fiber* f = me();
-    ++S.rep->accesses;
-    if (a - uintptr_t(S.stacks) < S.nstacks * S.stack) return;  // a thread's own stack
-    uintptr_t d0 = uintptr_t(S.dyn.data()), s0 = uintptr_t(__start_simt_shared), s1 = uintptr_t(__stop_simt_shared);
-    bool dyn = a >= d0 && a < d0 + S.dyn.size(), shared = dyn || (a >= s0 && a < s1);
+    ++machine.rep->accesses;
+    if (a - uintptr_t(machine.stacks) < machine.nstacks * machine.stack) return;  // a thread's own stack
+    uintptr_t d0 = uintptr_t(machine.dyn.data()), s0 = uintptr_t(__start_simt_shared),
+              s1 = uintptr_t(__stop_simt_shared);
+    bool dyn = a >= d0 && a < d0 + machine.dyn.size(), shared = dyn || (a >= s0 && a < s1);
     const char* what = shared ? "shared" : "global";
-    if (dyn && a + n > d0 + S.dyn.size()) {
+    if (dyn && a + n > d0 + machine.dyn.size()) {
         error("%s of %zu bytes runs over the end of dynamic shared memory", write ? "write" : "read", n);
         return trap();
     }
     if (!shared && !write && a >= uintptr_t(__ehdr_start) && a < uintptr_t(_end)) return;  // constant tables
     if (!shared) {
-        auto it = S.mem.upper_bound(a);
+        auto it = machine.mem.upper_bound(a);
         bool ok = false;
-        if (it != S.mem.begin()) {
+        if (it != machine.mem.begin()) {
             --it;
             ok = a + n <= it->first + it->second;
         }
         if (!ok) {
-            if (write || !S.mem.empty())
+            if (write || !machine.mem.empty())
                 error("%s of %zu bytes out of bounds%s (block %u thread %d)%s", write ? "write" : "read", n,
-                      where(pc).c_str(), S.block_no, f->lin,
-                      a - (d0 + S.dyn.size()) < 65536 ? ", just past dynamic shared memory" : "");
-            if (!S.mem.empty()) return trap();
+                      where(pc).c_str(), machine.block_no, f->index,
+                      a - (d0 + machine.dyn.size()) < 65536 ? ", just past dynamic shared memory" : "");
+            if (!machine.mem.empty()) return trap();
         }
     }
     if (a % n && (n & (n - 1)) == 0) error("misaligned %zu-byte access", n);
-    Stamp st{
-        pc, S.launch_no, S.block_no, S.epoch, f->w->vc[f->lane][f->lane], uint16_t(f->lin), uint8_t(atomic ? 2 : 1)};
-    for (uintptr_t p = a; p < a + n; p += G) {
+    Stamp st{pc,
+             machine.launch_no,
+             machine.block_no,
+             machine.epoch,
+             f->w->clocks[f->lane][f->lane],
+             uint16_t(f->index),
+             uint8_t(atomic ? 2 : 1)};
+    for (uintptr_t p = a; p < a + n; p += GRANULE) {
         Cell* c = cell(p);
         auto race = [&](const Stamp& o, const char* k) {
             error("race in %s memory: %s%s by thread %d and %s%s by thread %d%s", what, k, where(o.pc).c_str(),
-                  int(o.tid), write ? "write" : "read", where(pc).c_str(), f->lin,
-                  o.block != S.block_no ? " of another block" : "");
+                  int(o.tid), write ? "write" : "read", where(pc).c_str(), f->index,
+                  o.block != machine.block_no ? " of another block" : "");
         };
-        if (shared ? (c->shared_launch != S.launch_no || c->shared_block != S.block_no) : !c->init)
+        if (shared ? (c->shared_launch != machine.launch_no || c->shared_block != machine.block_no) : !c->init)
             if (!write || atomic)
-                error("read of uninitialised %s memory%s (thread %d)", what, where(pc).c_str(), f->lin);
+                error("read of uninitialised %s memory%s (thread %d)", what, where(pc).c_str(), f->index);
         if (!(atomic && c->w.kind == 2) && !ordered(c->w, f, shared)) race(c->w, c->w.kind == 2 ? "atomic" : "write");
         if (write) {
             if (!ordered(c->r1, f, shared))
@@ -431,8 +440,8 @@ static void access(uintptr_t a, size_t n, bool write, bool atomic, void* pc) {
             c->w = st;
             c->r1 = c->r2 = Stamp{};
             c->init = true;
-            c->shared_launch = S.launch_no;
-            c->shared_block = S.block_no;
+            c->shared_launch = machine.launch_no;
+            c->shared_block = machine.block_no;
         } else if (ordered(c->r1, f, shared))
             c->r1 = st;
         else if (ordered(c->r2, f, shared))

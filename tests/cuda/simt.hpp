@@ -1,4 +1,5 @@
-// Runs CUDA C++ kernels on the host, one fiber for each CUDA thread: what kernels/*.cu see in place of NVIDIA's headers.
+// Runs CUDA C++ kernels on the host, one fiber for each CUDA thread: what kernels/*.cu see in place of NVIDIA's
+// headers.
 //
 //   kernels/*.cu  --g++ -fsanitize=thread-->  every load and store calls a hook in simt.cpp, which knows for each two
 //                                             bytes who wrote and read them, and in which order barriers put them
@@ -6,8 +7,8 @@
 // Found: races in shared and global memory, also between blocks; accesses out of bounds, misaligned, or to memory that
 // nothing was written to; barriers that not all threads reach; shuffles in divergent code or outside their mask.
 // Not found, because it is below the source: what nvcc makes of it, bank conflicts, occupancy, speed; fused
-// multiply-adds that nvcc may form (kernels that must not have them say so); ordering between blocks that wait for each other.
-// An intrinsic that is missing here is a compile error.
+// multiply-adds that nvcc may form (kernels that must not have them say so); ordering between blocks that wait for each
+// other. An intrinsic that is missing here is a compile error.
 #pragma once
 #include <cmath>
 #include <cstddef>
@@ -49,105 +50,107 @@ struct uint3 {
     inline N4 make_##N4(T x, T y, T z, T w) {                    \
         return {x, y, z, w};                                     \
     }
-SIMT_VEC(float, float2, float4)
-SIMT_VEC(int, int2, int4) SIMT_VEC(unsigned, uint2, uint4) SIMT_VEC(double, double2, double4)
+SIMT_VEC(float, float2, float4);
+SIMT_VEC(int, int2, int4);
+SIMT_VEC(unsigned, uint2, uint4);
+SIMT_VEC(double, double2, double4);
 
-    namespace simt {
-    enum Order { FORWARD, REVERSE, RANDOM, WARP_RANDOM };
-    struct Options {
-        Order order = RANDOM;
-        uint64_t seed = 1;
-        bool races = true;
-        size_t stack = 64 << 10;
-    };
-    struct Report {
-        std::vector<std::string> errors;
-        uint64_t accesses = 0, switches = 0;
-    };
-    using Call = void (*)(void** params);
-    struct Kernel {
-        const char* name;
-        Call call;
-        std::vector<size_t> sizes;
-    };
-    std::vector<Kernel>& kernels();
-    const Kernel* find(const char* name);
-    Report launch(const Kernel&, dim3 grid, dim3 block, size_t shared_bytes, void** params, const Options&);
-    // device memory known to the checker (an access elsewhere is an error once one is known)
-    void mem_add(void* p, size_t n, bool initialised);
-    void mem_del(void* p);
-    void mem_init(void* p, size_t n, bool initialised);
+namespace simt {
+enum Order { FORWARD, REVERSE, RANDOM, WARP_RANDOM };
+struct Options {
+    Order order = RANDOM;
+    uint64_t seed = 1;
+    bool races = true;
+    size_t stack = 64 << 10;
+};
+struct Report {
+    std::vector<std::string> errors;
+    uint64_t accesses = 0, switches = 0;
+};
+using Call = void (*)(void** params);
+struct Kernel {
+    const char* name;
+    Call call;
+    std::vector<size_t> sizes;
+};
+std::vector<Kernel>& kernels();
+const Kernel* find(const char* name);
+Report launch(const Kernel&, dim3 grid, dim3 block, size_t shared_bytes, void** params, const Options&);
+// device memory known to the checker (an access elsewhere is an error once one is known)
+void mem_add(void* p, size_t n, bool initialised);
+void mem_del(void* p);
+void mem_init(void* p, size_t n, bool initialised);
 bool mem_is_init(const void* p, size_t n);
 
-    struct Tid {
-        uint3 tid, bid;
-        dim3 bdim, gdim;
-        int lane;
-    };
-    extern Tid* cur;  // the fiber now running
-    void* dyn_shared();
-    void sync_block(int line);
-    void sync_warp(unsigned mask, int line);
-    // every lane of mask brings v; out[] gets all 32 values once all of mask are there
-    const uint64_t* exchange(unsigned mask, uint64_t v, int kind, int line, unsigned* present);
-    void note_atomic(const void* p, size_t n);
-    void error(const char* fmt, ...);
+struct Tid {
+    uint3 tid, bid;
+    dim3 bdim, gdim;
+    int lane;
+};
+extern Tid* cur;  // the fiber now running
+void* dyn_shared();
+void sync_block(int line);
+void sync_warp(unsigned mask, int line);
+// every lane of mask brings v; out[] gets all 32 values once all of mask are there
+const uint64_t* exchange(unsigned mask, uint64_t v, int kind, int line, unsigned* present);
+void note_atomic(const void* p, size_t n);
+void error(const char* fmt, ...);
 
-    template <class T>
-    NOTSAN inline uint64_t bits(T v) {
-        static_assert(sizeof(T) <= 8);
-        uint64_t u = 0;
-        memcpy(&u, &v, sizeof v);
-        return u;
+template <class T>
+NOTSAN inline uint64_t bits(T v) {
+    static_assert(sizeof(T) <= 8);
+    uint64_t u = 0;
+    memcpy(&u, &v, sizeof v);
+    return u;
+}
+template <class T>
+NOTSAN inline T unbits(uint64_t u) {
+    T v;
+    memcpy(&v, &u, sizeof v);
+    return v;
+}
+template <class T>
+NOTSAN T shfl(unsigned mask, T v, int src, int width, bool clamp_self, int line) {
+    (void)clamp_self;
+    unsigned present;
+    const uint64_t* all = exchange(mask, bits(v), 1, line, &present);
+    int lane = cur->lane, base = lane & ~(width - 1);
+    if (src < base || src >= base + width) return v;  // out of the segment: own value
+    if (!(present >> src & 1)) {
+        error("line %d: shuffle reads lane %d, not in mask %08x", line, src, mask);
+        return unbits<T>(~0ull);
     }
-    template <class T>
-    NOTSAN inline T unbits(uint64_t u) {
-        T v;
-        memcpy(&v, &u, sizeof v);
-        return v;
-    }
-    template <class T>
-    NOTSAN T shfl(unsigned mask, T v, int src, int width, bool clamp_self, int line) {
-        (void)clamp_self;
-        unsigned present;
-        const uint64_t* all = exchange(mask, bits(v), 1, line, &present);
-        int lane = cur->lane, base = lane & ~(width - 1);
-        if (src < base || src >= base + width) return v;  // out of the segment: own value
-        if (!(present >> src & 1)) {
-            error("line %d: shuffle reads lane %d, not in mask %08x", line, src, mask);
-            return unbits<T>(~0ull);
-        }
-        return unbits<T>(all[src]);
-    }
-    template <class F, class... A, size_t... I>
-    NOTSAN void apply(F f, void** p, std::index_sequence<I...>, void (*)(A...)) {
-        f(*static_cast<std::remove_reference_t<A>*>(p[I])...);
-    }
-    template <class... A>
-    std::vector<size_t> sizes(void (*)(A...)) {
-        return {sizeof(A)...};
-    }
-    template <class... A>
-    constexpr size_t arity(void (*)(A...)) {
-        return sizeof...(A);
-    }
-    template <auto F>
-    NOTSAN void call(void** p) {
-        apply(F, p, std::make_index_sequence<arity(F)>{}, F);
-    }
-    struct Reg {
-        Reg(const char* n, Call c, std::vector<size_t> s) { kernels().push_back({n, c, std::move(s)}); }
-    };
-    template <class T, class F>
-    NOTSAN T atomic(T * p, F f) {
-        note_atomic(p, sizeof(T));
-        T old = *p;
-        *p = f(old);
-        return old;
-    }
+    return unbits<T>(all[src]);
+}
+template <class F, class... A, size_t... I>
+NOTSAN void apply(F f, void** p, std::index_sequence<I...>, void (*)(A...)) {
+    f(*static_cast<std::remove_reference_t<A>*>(p[I])...);
+}
+template <class... A>
+std::vector<size_t> sizes(void (*)(A...)) {
+    return {sizeof(A)...};
+}
+template <class... A>
+constexpr size_t arity(void (*)(A...)) {
+    return sizeof...(A);
+}
+template <auto F>
+NOTSAN void call(void** p) {
+    apply(F, p, std::make_index_sequence<arity(F)>{}, F);
+}
+struct Registration {
+    Registration(const char* n, Call c, std::vector<size_t> s) { kernels().push_back({n, c, std::move(s)}); }
+};
+template <class T, class F>
+NOTSAN T atomic(T* p, F f) {
+    note_atomic(p, sizeof(T));
+    T old = *p;
+    *p = f(old);
+    return old;
+}
 }  // namespace simt
 
-#define KERNEL(name) static simt::Reg simt_reg_##name(#name, &simt::call<&name>, simt::sizes(&name));
+#define KERNEL(name) static simt::Registration simt_registration_##name(#name, &simt::call<&name>, simt::sizes(&name));
 namespace simt {  // by value and not instrumented: an index is a register, not memory
 NOTSAN inline uint3 tid() {
     return cur->tid;
