@@ -21,9 +21,8 @@
 //! The Gram matrix of a matrix whose lines are its columns would need every pair of lines. It is read in blocks across all lines
 //! instead ([`RowSource::read_block`]): one pass, in shorter reads.
 //!
-//! Tried and left: three buffers (no faster, once reading is either always or never the slower side), reading by the compute
-//! threads (the GEMM waits for the disk), `mmap` (pages of the file count as resident memory, and a file that is cut short ends the
-//! process by SIGBUS where a read returns an error).
+//! Why reads and not `mmap`: pages of a mapped file count as resident memory, and a file that is cut short ends the process by SIGBUS
+//! where a read returns an error.
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -123,7 +123,7 @@ fn batch<T: Scalar>(args: &BatchArgs) -> Result<(), Failure> {
         skipped = tasks.iter().filter(|task| lock(&results).has(&task.weight.name, task.weight.stamp)).count();
         tasks.clear();
     } else if let Some(ratio) = args.budget {
-        tasks = allocated::<T>(args, tasks, ratio, &runner, &results, &places)?;
+        tasks = allocated::<T>(args, tasks, ratio, (&runner, &cancel), &results, &places)?;
         let all = tasks.len();
         tasks.retain(|task| !lock(&results).has(&task.weight.name, task.weight.stamp));
         skipped = all - tasks.len();
@@ -288,7 +288,7 @@ fn allocated<'a, T: Scalar>(
     args: &BatchArgs,
     tasks: Vec<Task<'a>>,
     ratio: f64,
-    runner: &Batch<'_>,
+    (runner, cancel): (&Batch<'_>, &Cancel),
     results: &Arc<Mutex<Results>>,
     places: &Places,
 ) -> Result<Vec<Task<'a>>, Failure> {
@@ -309,6 +309,10 @@ fn allocated<'a, T: Scalar>(
         .map(|task| Task { options: task.options.clone(), ..*task })
         .collect();
     factor::<T>(args, &missing, runner, results, places, Some((&dir, &file)))?;
+    if cancel.is_cancelled() {
+        // A budget that is shared among some of them is another one.
+        return Ok(Vec::new());
+    }
 
     let found: Vec<(Task<'a>, Vec<f64>)> =
         tasks.into_iter().filter_map(|task| read(&task).map(|numbers| (task, numbers))).collect();
