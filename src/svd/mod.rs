@@ -45,6 +45,7 @@ use crate::simd::Scalar;
 use crate::sketch::Sketch;
 use crate::tensor::{DType, Matrix, TensorRef};
 use certificate::Certificate;
+use plan::Outcome;
 use triplets::Triplets;
 
 /// How the factorization is computed.
@@ -336,12 +337,15 @@ impl TruncatedSvd {
         };
         notes.extend(goal.shortfall(k, certificate.relative_error));
         let s = unscale(&spectrum[..k], scale)?;
-        let by_qr = spectrum[k - 1].to_f64() <= triplets::CLEAR * spectrum[0].to_f64();
+        let outcome = Outcome {
+            by_qr: spectrum[k - 1].to_f64() <= triplets::CLEAR * spectrum[0].to_f64(),
+            probed: certificate.kind != ErrorKind::Exact,
+        };
         let spectrum = spectrum.iter().map(|&s| s.to_f64() / scale).collect();
         let norm = op.norm_squared().sqrt() / scale;
         let report = Report {
             method,
-            peak_bytes: plan.peak_bytes_of(method, width, k, by_qr),
+            peak_bytes: plan.peak_bytes_of(method, width, k, outcome),
             sketch,
             passes: op.passes(),
             notes,
