@@ -69,7 +69,7 @@ pub enum Method {
     /// Three sketches of one pass (Tropp, Yurtsever, Udell, Cevher 2019), for matrices that can be seen once; see [`SinglePass`].
     /// The rank is fixed or bounded by [`TruncatedSvd::max_rank`]; oversampling and power iterations have no effect.
     SinglePass,
-    /// Generalized Nyström (Nakatsukasa 2020): two sketches of one pass, a quarter of the memory of [`SinglePass`](Method::SinglePass) and a larger
+    /// Generalized Nyström (Nakatsukasa 2020): two sketches of one pass, a third of the memory of [`SinglePass`](Method::SinglePass) or less and a larger
     /// error. The rank is fixed or bounded by [`TruncatedSvd::max_rank`]; power iterations have no effect.
     Nystrom,
 }
