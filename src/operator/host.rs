@@ -294,7 +294,7 @@ impl<T: Scalar> Panel<T> for HostPanel<T> {
     }
 
     fn add_scaled(&mut self, a: &Self, alpha: T) -> Result<()> {
-        zip!(self.as_mut(), a.as_ref()).for_each(|unzip!(to, x)| *to = *to + alpha * *x);
+        zip!(self.as_mut(), a.as_ref()).for_each(|unzip!(to, x)| *to += alpha * *x);
         Ok(())
     }
 

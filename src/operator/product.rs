@@ -159,7 +159,7 @@ pub(super) fn add_up_and_mirror<T: Scalar>(mut g: MatMut<'_, T>, parts: &[T]) {
         let sum = &mut g.rb_mut().col_mut(j).try_as_col_major_mut().expect("column-major").as_slice_mut()[j..];
         for part in parts.chunks_exact(n * n) {
             for (s, x) in sum.iter_mut().zip(&part[j * n + j..(j + 1) * n]) {
-                *s = *s + *x;
+                *s += *x;
             }
         }
     }

@@ -52,9 +52,9 @@ impl Blocks {
         if width * count <= n {
             return Blocks { count, width };
         }
-        // Nearly all of the space: as many blocks as fit, and they do.
-        let count = (n / width).max(1);
-        Blocks { count, width: width.max(l.div_ceil(count)).min(n) }
+        // All of the space but for a remainder of fewer columns than there are blocks.
+        let count = n.div_ceil(width);
+        Blocks { count, width: n / count }
     }
 
     /// Columns of the basis.

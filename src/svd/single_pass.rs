@@ -255,7 +255,7 @@ impl<T: Scalar> SinglePass<T> {
     pub fn finish(mut self) -> Result<Factors<T>> {
         let start = Instant::now();
         let (m, n) = self.shape();
-        if self.given != [0..m] {
+        if self.given.first() != Some(&(0..m)) {
             let given = format_args!("{:?}", self.given).to_string();
             return Err(Error::shape("SinglePass::finish", format_args!("rows 0..{m}"), given));
         }
