@@ -152,7 +152,6 @@ fn the_promise_is_what_is_measured() {
                 let ratio = promised as f64 / measured as f64;
                 worst = worst.max((told - 1.0).abs());
                 let what = format!("{m}×{n} k = {k} {dtype} {method} {sketch}");
-                println!("{what}: measured {measured}, told {told:.4}, promised {ratio:.4}");
                 let tight = 1.0..=1.10;
                 let kept = ratio >= 1.0 && tight.contains(&told) && (storage < 2 || tight.contains(&ratio));
                 if !kept {
