@@ -296,6 +296,21 @@ fn rank_and_energy_choose_the_rank() {
 }
 
 #[test]
+fn one_look_and_a_shift() {
+    for method in ["single-pass", "nystrom"] {
+        let r = report(&["factor", UP, "--rank", "32", "--method", method]);
+        assert_eq!((&r["method"], &r["passes"], &r["error_kind"]), (&method.into(), &1.into(), &"estimate".into()));
+        assert!(number(&r, "/relative_error") < 1.0 && number(&r, "/error_std_dev") > 0.0, "{r}");
+        // Without a bound on the rank there is nothing to size the sketches by.
+        refused(1, &["factor", UP, "--tolerance", "0.5", "--method", method], &["max_rank"]);
+    }
+    let randomized = ["factor", UP, "--rank", "96", "--method", "randomized", "--power-iterations", "1"];
+    let plain = report(&randomized);
+    let shifted = report(&[&randomized[..], &["--dynamic-shift"]].concat());
+    assert!(number(&shifted, "/relative_error") < number(&plain, "/relative_error"), "{shifted}");
+}
+
+#[test]
 fn written_factors_reconstruct_the_weight_to_the_reported_error() {
     let dir = Dir::new("reconstruct");
     let w = matrix(UP);

@@ -77,7 +77,33 @@ fn the_promise_is_what_is_measured() {
     let mut random = common::Random(1);
     let block: Vec<f64> = (0..4096).map(|_| random.normal()).collect();
     warm_up();
-    let mut worst: f64 = 0.0;
+    // With a workspace, a repeated call allocates its result and the small problem.
+    let (m, n, k) = (6000, 1500, 40);
+    let wide = Matrix::<f32>::from_fn(m, n, |i, j| (block[(i * 7 + j) % 4096] * block[(i + 13 * j) % 4096]) as f32);
+    let half = Matrix::<f16>::from_fn(m, n, |i, j| f16::from_f32(wide.row(i)[j]));
+    for method in [Method::Auto, Method::Randomized, Method::Krylov, Method::Gram] {
+        for w in [wide.as_tensor().unwrap(), half.as_tensor().unwrap()] {
+            let svd = TruncatedSvd::new(Rank::Fixed(k)).method(method);
+            let mut workspace = Workspace::new();
+            let reference = svd.factor::<f32>(w.clone()).unwrap();
+            // The pool settles in a few calls: buffers go to the smallest request that they fit.
+            for _ in 0..4 {
+                svd.factor_with::<f32>(w.clone(), &mut workspace).unwrap();
+            }
+            let held = workspace.bytes();
+            let (f, sizes) = allocations(|| svd.factor_with::<f32>(w.clone(), &mut workspace).unwrap());
+            assert_eq!((f.u(), f.s(), f.vt()), (reference.u(), reference.s(), reference.vt()), "{method}");
+            assert_eq!(workspace.bytes(), held, "{method}");
+            // U (m k) is the result's; all else but Vᵀ is of l × l matrices and of the sketch's scratch: nothing as large as the
+            // smallest panel, n × l.
+            // (Krylov's l is all of its blocks, twice as many columns as are reported.)
+            let l = (f.rank() + f.report().oversample) * if f.report().method == Method::Krylov { 2 } else { 1 };
+            let panels: Vec<_> = sizes.iter().filter(|&&size| size >= 4 * n * l).collect();
+            assert_eq!(panels, [&(4 * m * k)], "{method}: {:?}", &sizes[..8]);
+        }
+    }
+
+    let (mut worst, mut broken): (f64, Vec<String>) = (0.0, Vec::new());
     let shapes = [
         (2048, 2048, 64),
         (3000, 500, 100),
@@ -94,19 +120,27 @@ fn the_promise_is_what_is_measured() {
         let wide = Matrix::<f32>::from_fn(m, n, |i, j| (block[(i * 7 + j) % 4096] * block[(i + 13 * j) % 4096]) as f32);
         let half = Matrix::<f16>::from_fn(m, n, |i, j| f16::from_f32(wide.row(i)[j]));
         for method in Method::ALL {
-            let storages = [(DType::F32, wide.as_tensor().unwrap()), (DType::F16, half.as_tensor().unwrap())];
+            // A dense SVD of the large squares takes seconds: corners of them.
+            let (m, n) = if method == Method::Full && m.min(n) > 600 { (m / 4, n / 4) } else { (m, n) };
+            let k = k.min(m / 2).min(n / 2);
+            // σ_k = σ_1 / 300: the worst case of the promise, where a small problem in f32 goes by QR, and the Gram route still
+            // resolves σ_k.
+            let steep = Matrix::<f32>::from_fn(m, n, |i, j| match i {
+                _ if i != j => 0.0,
+                0 => 1.0,
+                _ if i < k => 3.3e-3,
+                _ => 1e-3,
+            });
+            let wide = Matrix::<f32>::from_fn(m, n, |i, j| wide.row(i)[j]);
+            let half = Matrix::<f16>::from_fn(m, n, |i, j| half.row(i)[j]);
+            let storages = [
+                (DType::F32, wide.as_tensor().unwrap()),
+                (DType::F16, half.as_tensor().unwrap()),
+                (DType::F32, steep.as_tensor().unwrap()),
+            ];
             for (storage, (dtype, w)) in storages.into_iter().enumerate() {
-                // A dense SVD of the large squares takes seconds: corners of them.
-                let corner = Matrix::<f32>::from_fn(m / 4, n / 4, |i, j| wide.row(i)[j]);
-                let (m, n, dtype, w) = match method {
-                    Method::Full if m.min(n) > 600 => (m / 4, n / 4, DType::F32, corner.as_tensor().unwrap()),
-                    _ => (m, n, dtype, w),
-                };
                 let sketch = [Sketch::Srht, Sketch::Gaussian, Sketch::SparseSign][(which + storage) % 3];
-                let svd = TruncatedSvd::new(Rank::Fixed(k.min(m / 2).min(n / 2)))
-                    .method(method)
-                    .sketch(sketch)
-                    .dynamic_shift(which % 2 == 1);
+                let svd = TruncatedSvd::new(Rank::Fixed(k)).method(method).sketch(sketch).dynamic_shift(which % 2 == 1);
                 // Once to fill the pools of threads and of the GEMM.
                 svd.factor::<f32>(w.clone()).unwrap();
                 let before = NOW.load(Relaxed);
@@ -117,15 +151,12 @@ fn the_promise_is_what_is_measured() {
                 let told = f.report().peak_bytes as f64 / measured as f64;
                 let ratio = promised as f64 / measured as f64;
                 worst = worst.max((told - 1.0).abs());
-                println!(
-                    "{m}×{n} k = {k} {dtype} {method} {sketch}: promised {promised}, measured {measured}: told {told:.4}, promised {ratio:.4}"
-                );
-                assert!(ratio >= 1.0, "{m}×{n} {dtype} {method} {sketch}: promised {promised}, measured {measured}");
-                assert!((1.0..=1.10).contains(&told), "{m}×{n} {dtype} {method} {sketch}: told {told}");
-                // The QR of the small problem, which the promise has to allow for and these matrices do not need, shows where l is a
-                // large part of n.
-                let l = f.report().rank + f.report().oversample;
-                assert!(ratio <= 1.10 || 8 * l > m.min(n), "{m}×{n} {dtype} {method} {sketch}: {ratio}");
+                let what = format!("{m}×{n} k = {k} {dtype} {method} {sketch}");
+                let tight = 1.0..=1.10;
+                let kept = ratio >= 1.0 && tight.contains(&told) && (storage < 2 || tight.contains(&ratio));
+                if !kept {
+                    broken.push(format!("{what}: measured {measured}, told {told:.4}, promised {ratio:.4} times that"));
+                }
                 // A full copy in f32 would be 4 m n; only the full method needs one.
                 if method == Method::Randomized && m == n && m > 2000 {
                     assert!(measured < 2 * m * n, "{m}×{n} {dtype} {sketch}: {measured} bytes hold a copy");
@@ -133,6 +164,8 @@ fn the_promise_is_what_is_measured() {
             }
         }
     }
+
+    assert!(broken.is_empty(), "{}", broken.join("\n"));
 
     // With calibration, the root of the statistics and what is made of it; they keep a root for the next weight.
     for (m, n, k) in [(3000, 500, 100), (500, 1500, 20)] {
@@ -169,30 +202,4 @@ fn the_promise_is_what_is_measured() {
     assert!((1.0..=1.10).contains(&ratio), "8192×8192: promised {}, measured {measured}", f.report().peak_bytes);
     assert!(measured < n * n, "8192×8192: {measured} bytes hold a copy");
     assert!(worst > 0.0, "two independent counts agree to the byte: the measurement is broken");
-
-    // With a workspace, a repeated call allocates its result and the small problem.
-    let (m, n, k) = (6000, 1500, 40);
-    let wide = Matrix::<f32>::from_fn(m, n, |i, j| (block[(i * 7 + j) % 4096] * block[(i + 13 * j) % 4096]) as f32);
-    let half = Matrix::<f16>::from_fn(m, n, |i, j| f16::from_f32(wide.row(i)[j]));
-    for method in [Method::Auto, Method::Randomized, Method::Krylov, Method::Gram] {
-        for w in [wide.as_tensor().unwrap(), half.as_tensor().unwrap()] {
-            let svd = TruncatedSvd::new(Rank::Fixed(k)).method(method);
-            let mut workspace = Workspace::new();
-            let reference = svd.factor::<f32>(w.clone()).unwrap();
-            for call in 0..4 {
-                let (f, sizes) = allocations(|| svd.factor_with::<f32>(w.clone(), &mut workspace).unwrap());
-                assert_eq!((f.u(), f.s(), f.vt()), (reference.u(), reference.s(), reference.vt()), "{method}");
-                println!(
-                    "{method} {call} {} {}: {} allocations, {} bytes, held {}, promised {}: {:?}",
-                    w.dtype(),
-                    f.report().method,
-                    sizes.len(),
-                    sizes.iter().sum::<usize>(),
-                    workspace.bytes(),
-                    f.report().peak_bytes,
-                    &sizes[..sizes.len().min(24)]
-                );
-            }
-        }
-    }
 }

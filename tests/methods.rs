@@ -1,4 +1,5 @@
 //! One look at the matrix: bounds from the papers, the certificate from the error sketch, streams that add up.
+#![expect(clippy::print_stdout, reason = "the figures that the documentation quotes, with --nocapture")]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! Ranks from the spectrum: the smallest that meets the tolerance, with a certificate that is true.
+#![expect(clippy::print_stdout, reason = "the figures that the documentation quotes, with --nocapture")]
 
 mod common;
 
@@ -59,13 +60,13 @@ fn two_hundred_random_cases() {
         let (m, n) = (side(), side());
         let (name, spectrum) = random_spectrum(&mut random, m.min(n));
         let a = with_spectrum(m, n, &spectrum, case);
-        let single = random.bits() % 2 == 0;
+        let single = random.bits().is_multiple_of(2);
         let least: f64 = if single { 1e-5 } else { 1e-12 };
         let tolerance = (least.ln() * random.uniform().powi(3)).exp() * 0.95;
         let method = [Method::Randomized, Method::Randomized, Method::Auto, Method::Full, Method::Gram]
             [random.bits() as usize % 5];
         let sketch = [Sketch::Srht, Sketch::Gaussian, Sketch::SparseSign][random.bits() as usize % 3];
-        let rank = if random.bits() % 4 == 0 && tolerance > 1e-3 {
+        let rank = if random.bits().is_multiple_of(4) && tolerance > 1e-3 {
             Rank::Energy(1.0 - tolerance * tolerance)
         } else {
             Rank::Tolerance(tolerance)

@@ -53,6 +53,7 @@ use crate::tensor::{DType, Matrix, TensorRef};
 use crate::whiten::Whitening;
 use certificate::Certificate;
 use goal::Goal;
+use plan::Outcome;
 use triplets::Triplets;
 
 /// How the factorization is computed.
@@ -76,7 +77,7 @@ pub enum Method {
     /// Three sketches of one pass (Tropp, Yurtsever, Udell, Cevher 2019), for matrices that can be seen once; see [`SinglePass`].
     /// The rank is fixed or bounded by [`TruncatedSvd::max_rank`]; oversampling and power iterations have no effect.
     SinglePass,
-    /// Generalized Nyström (Nakatsukasa 2020): two sketches of one pass, a quarter of the memory of [`SinglePass`](Method::SinglePass) and a larger
+    /// Generalized Nyström (Nakatsukasa 2020): two sketches of one pass, a third of the memory of [`SinglePass`](Method::SinglePass) or less and a larger
     /// error. The rank is fixed or bounded by [`TruncatedSvd::max_rank`]; power iterations have no effect.
     Nystrom,
 }
@@ -497,12 +498,15 @@ impl TruncatedSvd {
         };
         notes.extend(goal.and_then(|goal| goal.shortfall(k, certificate.relative_error)));
         let s = unscale(&spectrum[..k], scale)?;
-        let by_qr = spectrum[k - 1].to_f64() <= triplets::CLEAR * spectrum[0].to_f64();
+        let outcome = Outcome {
+            by_qr: spectrum[k - 1].to_f64() <= triplets::CLEAR * spectrum[0].to_f64(),
+            probed: certificate.kind != ErrorKind::Exact,
+        };
         let spectrum = spectrum.iter().map(|&s| s.to_f64() / scale).collect();
         let norm = op.norm_squared().sqrt() / scale;
         let report = Report {
             method,
-            peak_bytes: plan.peak_bytes_of(method, width, k, by_qr),
+            peak_bytes: plan.peak_bytes_of(method, width, k, outcome),
             sketch,
             passes: op.passes(),
             notes,
@@ -567,7 +571,7 @@ fn fix_signs<T: Scalar>(u: &mut Matrix<T>, vt: &mut Matrix<T>) {
         })
         .collect();
     for (row, &sign) in vt.as_mut_slice().chunks_exact_mut(n).zip(&signs) {
-        row.iter_mut().for_each(|x| *x = *x * sign);
+        row.iter_mut().for_each(|x| *x *= sign);
     }
     for row in u.as_mut_slice().chunks_exact_mut(k) {
         row.iter_mut().zip(&signs).for_each(|(x, &sign)| *x *= sign);

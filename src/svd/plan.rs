@@ -172,7 +172,7 @@ impl Plan {
             let expected = if rank.is_some() || looks_once { width } else { width.div_ceil(4).max(32).min(width) };
             let (seconds, passes) = estimate::<T>(options, m, n, expected, method, detail);
             let seconds = seconds.max(passes as f64 * options.pass_seconds);
-            let peak_bytes = plan.bytes(method, detail, width, rank.unwrap_or(max_rank), true);
+            let peak_bytes = plan.bytes(method, detail, width, rank.unwrap_or(max_rank), Outcome::WORST);
             plan.candidates.push(Candidate { method, detail, seconds, passes, peak_bytes });
         }
         plan.candidates.sort_by(|a, b| a.seconds.total_cmp(&b.seconds));
@@ -204,12 +204,19 @@ impl Plan {
         Ok(plan)
     }
 
-    fn bytes(&self, method: Method, detail: Option<Eigenvectors>, width: usize, rank: usize, by_qr: bool) -> usize {
+    fn bytes(
+        &self,
+        method: Method,
+        detail: Option<Eigenvectors>,
+        width: usize,
+        rank: usize,
+        outcome: Outcome,
+    ) -> usize {
         let (m, n) = (self.shape.0.max(self.shape.1), self.shape.0.min(self.shape.1));
         let by_rows = self.shape.0 >= self.shape.1;
         let power_iterations = self.power_iterations;
         let (shifted, storage) = (self.shifted, self.dtype);
-        let footprint = Footprint { m, n, width, rank, power_iterations, shifted, by_rows, by_qr, storage };
+        let footprint = Footprint { m, n, width, rank, power_iterations, shifted, by_rows, outcome, storage };
         let counted = match self.precision {
             DType::F64 => footprint.peak::<f64>(method, detail),
             _ => footprint.peak::<f32>(method, detail),
@@ -226,11 +233,10 @@ impl Plan {
         before.max(peak + beside)
     }
 
-    /// Peak bytes of a factorization that ended with this method, panel width and rank, whose small problem may have
-    /// gone by QR in f32.
-    pub(super) fn peak_bytes_of(&self, method: Method, width: usize, rank: usize, by_qr: bool) -> usize {
+    /// Peak bytes of a factorization that ended with this method, panel width and rank, in this way.
+    pub(super) fn peak_bytes_of(&self, method: Method, width: usize, rank: usize, outcome: Outcome) -> usize {
         let after_fallback = if method == self.method { 0 } else { self.peak_bytes };
-        self.bytes(method, self.detail, width, rank, by_qr).max(after_fallback)
+        self.bytes(method, self.detail, width, rank, outcome).max(after_fallback)
     }
 
     /// What the factors must reach, for an operator of this squared norm.
@@ -406,9 +412,21 @@ struct Footprint {
     shifted: bool,
     /// The matrix lies by rows once it stands tall.
     by_rows: bool,
-    /// The small problem goes by QR in f32, too.
-    by_qr: bool,
+    outcome: Outcome,
     storage: DType,
+}
+
+/// What memory depends on and only the values of the matrix decide.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Outcome {
+    /// The small problem goes by QR in f32, too.
+    pub(super) by_qr: bool,
+    /// The certificate is from probes.
+    pub(super) probed: bool,
+}
+
+impl Outcome {
+    const WORST: Outcome = Outcome { by_qr: true, probed: true };
 }
 
 impl Footprint {
@@ -427,7 +445,7 @@ impl Footprint {
         let out = small(m + n, k);
         // The Gram matrix of the image, its eigenvectors, and the bases beside the factors; or R, its SVD and those. What
         // the context keeps as scratch is counted with the panels.
-        let by_gram = |rows: usize, l: usize| size_of::<T>() == size_of::<f32>() && l < rows && !self.by_qr;
+        let by_gram = |rows: usize, l: usize| size_of::<T>() == size_of::<f32>() && l < rows && !self.outcome.by_qr;
         let finish = |rows: usize, l: usize| {
             let bases = 2 * small(l, l) + out;
             if by_gram(rows, l) {
@@ -442,7 +460,8 @@ impl Footprint {
             if by_gram(rows, l) { gram(rows, l) } else { orthonormalize(rows, l).max(gram(rows, l)) }
         };
         // After the panels are gone.
-        let certify = out + panel(m, certificate::PROBES) + small(m + n + k, certificate::PROBES);
+        let probes = panel(m, certificate::PROBES) + small(m + n + k, certificate::PROBES);
+        let certify = if self.outcome.probed { out + probes } else { out };
         // An image lies as the matrix does.
         let image = |l: usize| if self.by_rows { panel(l, m) } else { panel(m, l) };
         let solve = match (method, detail) {
@@ -472,7 +491,8 @@ impl Footprint {
             }
             _ => {
                 let scratch = orthonormalize(m, l).max(orthonormalize(n, l));
-                let second = if self.shifted { panel(m, l) } else { 0 };
+                // A panel, R in two types, and the shift.
+                let second = if self.shifted { panel(m, l) + 2 * small(l, l) + wide(l, l) } else { 0 };
                 let iterate = scratch + panel(m, l) + second + panel(n, l) + Dense::<T>::product_bytes(m, l);
                 iterate.max(scratch.max(decompose(n, l)) + panel(m, l) + panel(n, l) + finish(n, l))
             }

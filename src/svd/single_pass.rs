@@ -14,7 +14,7 @@
 //! * [`Method::SinglePass`], three sketches (Tropp, Yurtsever, Udell, Cevher, SIAM J. Sci. Comput. 2019): `Q = orth(Y)`,
 //!   `P = orth(X)`, `C = (ΦᵀQ)⁺ Z (PᵀΨ)⁺`, with the sizes of the paper, `l = c = 4k + 1` and `s = 2l + 1`. A is projected from both sides,
 //!   and the two least-squares problems are over-determined by a factor of two, so that little is lost to them.
-//! * [`Method::Nystrom`], two sketches (`nystrom.rs`): a quarter of the memory, a less accurate tail.
+//! * [`Method::Nystrom`], two sketches (`nystrom.rs`): a third of the memory or less, and a larger error.
 //!
 //! The certificate costs no second look: with independent Gaussian Θ that nothing above depends on, `‖Θᵀ(A − Â)‖²` has the mean
 //! `‖A − Â‖²`, over 16 rows whose scatter gives the standard deviation. It is that of the truncated factors, as returned.
@@ -22,8 +22,8 @@
 //! Cost of a block of b rows: four sketches, `O(b n log)` with SRHT or `2 b n (l + c + s + 16)` flops with Gaussians, and reading
 //! the block. State: `(m + n) l + s² + 16 n` numbers. At the end `O((m + n) l²)`.
 //!
-//! Both ways are less accurate than one power iteration: the error is near `(1 + k/p)^{1/2}`-fold where the spectrum is flat. They are for
-//! matrices that can be seen once.
+//! Error over the optimum, at worst over the spectra and sketches of `tests/methods.rs` (k = 16): 1.45 with three sketches, 2.3 with two,
+//! where one power iteration is within a few percent. They are for matrices that can be seen once.
 
 mod bytes;
 
@@ -257,7 +257,7 @@ impl<T: Scalar> SinglePass<T> {
     pub fn finish(mut self) -> Result<Factors<T>> {
         let start = Instant::now();
         let (m, n) = self.shape();
-        if self.given != [0..m] {
+        if self.given.first() != Some(&(0..m)) {
             let given = format_args!("{:?}", self.given).to_string();
             return Err(Error::shape("SinglePass::finish", format_args!("rows 0..{m}"), given));
         }

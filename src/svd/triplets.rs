@@ -115,11 +115,12 @@ fn decompose<T: Scalar, P: Panel<T>>(
 ) -> Result<Decomposition<T, P>> {
     let l = image.ncols();
     // The Gram matrix has to be of a higher precision than its panel.
-    if size_of::<T>() == size_of::<f32>() && l < image.nrows() {
-        if let Some(mut decomposition) = by_gram(&image, &choose)? {
-            decomposition.image.panel = Some(image);
-            return Ok(decomposition);
-        }
+    if size_of::<T>() == size_of::<f32>()
+        && l < image.nrows()
+        && let Some(mut decomposition) = by_gram(&image, &choose)?
+    {
+        decomposition.image.panel = Some(image);
+        return Ok(decomposition);
     }
     let captured = image.norm_squared()?;
     let mut r = Mat::zeros(l, l);
@@ -148,7 +149,7 @@ fn by_gram<T: Scalar, P: Panel<T>>(
     let vectors = vectors.as_ref().reverse_cols();
     let s: Vec<T> = squares.iter().map(|&x| T::from_f64(x.max(0.0).sqrt())).collect();
     let rank = choose(&s, captured);
-    if !(squares[rank - 1] > CLEAR * CLEAR * squares[0]) {
+    if squares[rank - 1] <= CLEAR * CLEAR * squares[0] {
         return Ok(None);
     }
     let basis = Mat::from_fn(l, l, |i, j| T::from_f64(vectors[(i, j)]));
