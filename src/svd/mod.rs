@@ -212,6 +212,10 @@ impl TruncatedSvd {
 
     /// Peak bytes that [`factor`](Self::factor) allocates for such a matrix, its result included.
     ///
+    /// Where the singular values call for another route than the plan's (they decay past what a Gram matrix resolves, or the
+    /// error is near rounding and has to be measured), more may be
+    /// taken; [`Report::peak_bytes`] has it.
+    ///
     /// # Errors
     /// As [`plan`](Self::plan).
     pub fn workspace<T: Scalar>(&self, shape: (usize, usize), dtype: DType) -> Result<usize> {
@@ -297,9 +301,10 @@ impl TruncatedSvd {
         let s = unscale(&spectrum[..k], scale)?;
         let spectrum = spectrum.iter().map(|&s| s.to_f64() / scale).collect();
         let norm = op.norm_squared().sqrt() / scale;
+        let detour = triplets.by_qr || matches!(certificate.kind, ErrorKind::Estimate { .. });
         let report = Report {
             method,
-            peak_bytes: plan.peak_bytes_of(method, width, k),
+            peak_bytes: plan.peak_bytes_of(method, width, k, detour),
             sketch,
             passes: op.passes(),
             notes,

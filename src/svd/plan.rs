@@ -161,7 +161,7 @@ impl Plan {
             let width = if looks_once { plan.width } else { width };
             let expected = if rank.is_some() || looks_once { width } else { width.div_ceil(4).max(32).min(width) };
             let (seconds, passes) = estimate::<T>(options, m, n, expected, method, detail);
-            let peak_bytes = plan.bytes(method, detail, width, rank.unwrap_or(max_rank));
+            let peak_bytes = plan.bytes(method, detail, width, rank.unwrap_or(max_rank), false);
             plan.candidates.push(Candidate { method, detail, seconds, passes, peak_bytes });
         }
         plan.candidates.sort_by(|a, b| a.seconds.total_cmp(&b.seconds));
@@ -186,11 +186,11 @@ impl Plan {
         Ok(plan)
     }
 
-    fn bytes(&self, method: Method, detail: Option<Eigenvectors>, width: usize, rank: usize) -> usize {
+    fn bytes(&self, method: Method, detail: Option<Eigenvectors>, width: usize, rank: usize, by_detour: bool) -> usize {
         let (m, n) = (self.shape.0.max(self.shape.1), self.shape.0.min(self.shape.1));
         let by_rows = self.shape.0 >= self.shape.1;
         let power_iterations = self.power_iterations;
-        let footprint = Footprint { m, n, width, rank, power_iterations, by_rows, storage: self.dtype };
+        let footprint = Footprint { m, n, width, rank, power_iterations, by_rows, by_detour, storage: self.dtype };
         let counted = match self.precision {
             DType::F64 => footprint.peak::<f64>(method, detail),
             _ => footprint.peak::<f32>(method, detail),
@@ -199,10 +199,11 @@ impl Plan {
         counted + counted / 64 + (64 << 10)
     }
 
-    /// Peak bytes of a factorization that ended with this method, panel width and rank.
-    pub(super) fn peak_bytes_of(&self, method: Method, width: usize, rank: usize) -> usize {
+    /// Peak bytes of a factorization that ended with this method, panel width and rank, by a detour (a QR of the
+    /// image, probes for the certificate) if the spectrum asked for one.
+    pub(super) fn peak_bytes_of(&self, method: Method, width: usize, rank: usize, by_detour: bool) -> usize {
         let after_fallback = if method == self.method { 0 } else { self.peak_bytes };
-        self.bytes(method, self.detail, width, rank).max(after_fallback)
+        self.bytes(method, self.detail, width, rank, by_detour).max(after_fallback)
     }
 
     /// What the factors must reach, for an operator of this squared norm.
@@ -376,6 +377,8 @@ struct Footprint {
     power_iterations: usize,
     /// The matrix lies by rows once it stands tall.
     by_rows: bool,
+    /// The spectrum asked for more: a QR of the image, or probes for the certificate.
+    by_detour: bool,
     storage: DType,
 }
 
@@ -397,13 +400,22 @@ impl Footprint {
         // singular values turn out to need it. What the context keeps as scratch is counted with the panels.
         let by_gram = |rows: usize, l: usize| size_of::<T>() == size_of::<f32>() && l < rows;
         let finish = |rows: usize, l: usize| {
-            let svd = small::svd_scratch::<T>(l).unaligned_bytes_required();
-            let by_qr = (3 * small(l, l) + svd).max(5 * small(l, l)).max(2 * small(l, l) + out);
-            let eigen = small::symmetric_eigen_scratch::<f64>(l).unaligned_bytes_required();
-            by_qr.max(if by_gram(rows, l) { 2 * wide(l, l) + eigen.max(2 * small(l, l)) } else { 0 })
+            let bases = 2 * small(l, l) + out;
+            let mut most = bases;
+            if by_gram(rows, l) {
+                let eigen = small::symmetric_eigen_scratch::<f64>(l).unaligned_bytes_required();
+                most = most.max(2 * wide(l, l) + eigen.max(2 * small(l, l)));
+            }
+            if self.by_detour || !by_gram(rows, l) {
+                let svd = small::svd_scratch::<T>(l).unaligned_bytes_required();
+                most = most.max(3 * small(l, l) + svd).max(5 * small(l, l));
+            }
+            most
         };
-        let decompose =
-            |rows: usize, l: usize| orthonormalize(rows, l).max(if by_gram(rows, l) { gram(rows, l) } else { 0 });
+        let decompose = |rows: usize, l: usize| {
+            let qr = if self.by_detour || !by_gram(rows, l) { orthonormalize(rows, l) } else { 0 };
+            qr.max(if by_gram(rows, l) { gram(rows, l) } else { 0 })
+        };
         // After the panels are gone.
         let certify = out + panel(m, certificate::PROBES) + small(m + n + k, certificate::PROBES);
         // An image lies as the matrix does.
@@ -439,7 +451,7 @@ impl Footprint {
                 iterate.max(scratch.max(decompose(n, l)) + panel(m, l) + panel(n, l) + finish(n, l))
             }
         };
-        tile + solve.max(certify)
+        tile + if self.by_detour { solve.max(certify) } else { solve }
     }
 }
 
