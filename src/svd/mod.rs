@@ -499,7 +499,7 @@ impl TruncatedSvd {
         notes.extend(goal.and_then(|goal| goal.shortfall(k, certificate.relative_error)));
         let s = unscale(&spectrum[..k], scale)?;
         let outcome = Outcome {
-            by_qr: spectrum[k - 1].to_f64() <= triplets::CLEAR * spectrum[0].to_f64(),
+            by_qr: triplets.by_qr,
             probed: certificate.kind != ErrorKind::Exact,
         };
         let spectrum = spectrum.iter().map(|&s| s.to_f64() / scale).collect();
