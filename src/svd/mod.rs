@@ -344,10 +344,10 @@ fn fix_signs<T: Scalar>(u: &mut Matrix<T>, vt: &mut Matrix<T>) {
         })
         .collect();
     for (row, &sign) in vt.as_mut_slice().chunks_exact_mut(n).zip(&signs) {
-        row.iter_mut().for_each(|x| *x = *x * sign);
+        row.iter_mut().for_each(|x| *x *= sign);
     }
     for row in u.as_mut_slice().chunks_exact_mut(k) {
-        row.iter_mut().zip(&signs).for_each(|(x, &sign)| *x = *x * sign);
+        row.iter_mut().zip(&signs).for_each(|(x, &sign)| *x *= sign);
     }
 }
 
