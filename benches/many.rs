@@ -39,8 +39,7 @@ fn median(times: &mut [f64]) -> f64 {
     times[times.len() / 2]
 }
 
-/// The largest error of the factors over the optimum's estimate is not known here: the certificates must agree with
-/// the product of the factors.
+/// The certificates must agree with the product of the factors.
 fn check(svd: &TruncatedSvd, list: &[TensorRef<'_>], data: &[Vec<f32>], n: usize) {
     for (factors, w) in svd.factor_many::<f32>(list).into_iter().zip(data) {
         let factors = factors.expect("a finite matrix");

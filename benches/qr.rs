@@ -102,20 +102,28 @@ fn compare<T: Scalar>(m: usize, l: usize, condition: f64, par: Par, rounds: usiz
     );
 }
 
+/// A panel, a place for its basis, and scratch.
+struct Held {
+    key: [String; 3],
+    y: Mat<f32>,
+    q: Mat<f32>,
+    buffer: MemBuffer,
+}
+
 /// `m l condition count` on a line: that many orthonormalizations of such a panel, their seconds on a line.
 fn serve(par: Par) {
-    let mut held: Option<([String; 3], Mat<f32>, Mat<f32>, MemBuffer)> = None;
+    let mut held: Option<Held> = None;
     for line in std::io::stdin().lock().lines().map_while(Result::ok) {
         let mut words: Vec<String> = line.split_whitespace().map(String::from).collect();
         let count: usize = words.pop().and_then(|x| x.parse().ok()).expect("a count");
         let key = <[String; 3]>::try_from(words).expect("m l condition count");
-        if held.as_ref().is_none_or(|held| held.0 != key) {
+        if held.as_ref().is_none_or(|held| held.key != key) {
             let (m, l) = (key[0].parse().expect("rows"), key[1].parse().expect("columns"));
             let y = panel::<f32>(m, l, key[2].parse().expect("a condition"));
             let buffer = MemBuffer::new(qr::orthonormalize_scratch::<f32>(m, l, par));
-            held = Some((key, y.clone(), y, buffer));
+            held = Some(Held { key, q: y.clone(), y, buffer });
         }
-        let (_, y, q, buffer) = held.as_mut().expect("just made");
+        let Held { y, q, buffer, .. } = held.as_mut().expect("just made");
         for _ in 0..count {
             q.copy_from(&*y);
             let start = Instant::now();
