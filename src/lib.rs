@@ -42,7 +42,8 @@
 //!   bin/tensorslim     the command line (feature `cli`)            npy   .npy files (feature `npy`)
 //!   batch              many tensors: schedule, failures, progress, resume, shards
 //!   svd                TruncatedSvd, Plan; full, gram, randomized  factors   U, s, Vᵀ, report
-//!   rank  quality      how many; how good for given inputs
+//!   rank  quality      how many, of one matrix or a budget's; how good for given inputs
+//!   whiten  calibration  the root of the second moments of inputs; statistics of them
 //!   range              power and subspace iteration
 //!   operator           LinearOperator, Panel: what algorithms see of data       cuda   the same on a GPU (feature `cuda`)
 //!   sketch  qr         Gaussian, SRHT, sparse sign; Householder, CholeskyQR, TSQR

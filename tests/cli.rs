@@ -996,7 +996,7 @@ const UP_CALIBRATION: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/ff
 /// Samples, statistics of them, and the blend that they choose: figures as in `tests/data/README.md`.
 #[test]
 fn calibration() {
-    let dir = Dir::new("calibrate");
+    let dir = Dir::new("calibration");
     let (stats, twice) = (dir.path("up.stats"), dir.path("twice.stats"));
     let down = UP.replace("ffn_up", "ffn_down");
     let made: Value =
@@ -1046,7 +1046,7 @@ fn calibration() {
 
 #[test]
 fn forms_of_the_factors() {
-    let dir = Dir::new("whitened");
+    let dir = Dir::new("forms");
     for (form, files) in
         [("split", &["up.npy", "down.npy"][..]), ("pivot", &["rows.npy", "coefficients.npy", "pivots.npy"])]
     {
