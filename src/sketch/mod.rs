@@ -345,9 +345,9 @@ impl<T: Scalar> Kernel for Store<'_, '_, T> {
             (rows, columns) = (y.nrows() / side * side, y.ncols() / side * side);
         }
         let (mut square, mut crossed) = ([T::zeroed(); MAX_SIDE * MAX_SIDE], [T::zeroed(); MAX_SIDE * MAX_SIDE]);
-        // Down a column of Y's transpose, so that its lines are filled one after the other.
-        for j in (0..columns).step_by(side) {
-            for i in (0..rows).step_by(side) {
+        // Along the lines of Y, which lie far apart.
+        for i in (0..rows).step_by(side) {
+            for j in (0..columns).step_by(side) {
                 for (k, line) in square.chunks_exact_mut(side).take(side).enumerate() {
                     if let Some(b) = b.col(j + k).subrows(i, side).try_as_col_major() {
                         write(s, b.as_slice(), line, false);
