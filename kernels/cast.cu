@@ -34,24 +34,21 @@ CAST(cast_f64_f64, double, double)
 CAST(cast_f32_f16, float, f16)
 CAST(cast_f32_bf16, float, bf16)
 
-// src: `lines` lines of `width` elements; dst gets them as columns.
-// Launch: 32 × 8 threads, grid (ceil(width / 32), min(ceil(lines / 32), 65535)), 32·33·sizeof(arithmetic of F) bytes.
+// src: `lines` lines of `width` elements; dst gets them as columns. Each block has one tile, tiles row by row.
+// Launch: 32 × 8 threads, ceil(width / 32)·ceil(lines / 32) blocks, 32·33·sizeof(arithmetic of F) bytes.
 template <class E, class F>
 __device__ __forceinline__ void transpose(const E* __restrict__ src, F* __restrict__ dst, Arithmetic<F> scale,
                                           i64 lines, i64 width, i64 lds, i64 ldd) {
     using A = Arithmetic<F>;
     DYNAMIC_SHARED(A, tile);  // 32 lines of 33: a column then lies in 32 banks
-    const i64 left = static_cast<i64>(blockIdx.x) * 32;
-    for (i64 top = static_cast<i64>(blockIdx.y) * 32; top < lines; top += static_cast<i64>(gridDim.y) * 32) {
-        for (int k = threadIdx.y; k < 32; k += 8)
-            if (top + k < lines && left + threadIdx.x < width)
-                tile[k * 33 + threadIdx.x] = A(widen(src[(top + k) * lds + left + threadIdx.x])) * scale;
-        __syncthreads();
-        for (int k = threadIdx.y; k < 32; k += 8)
-            if (left + k < width && top + threadIdx.x < lines)
-                dst[(left + k) * ldd + top + threadIdx.x] = Narrow<F>::from(tile[threadIdx.x * 33 + k]);
-        __syncthreads();
-    }
+    const i64 across = (width + 31) / 32, left = blockIdx.x % across * 32, top = blockIdx.x / across * 32;
+    for (int k = threadIdx.y; k < 32; k += 8)
+        if (top + k < lines && left + threadIdx.x < width)
+            tile[k * 33 + threadIdx.x] = A(widen(src[(top + k) * lds + left + threadIdx.x])) * scale;
+    __syncthreads();
+    for (int k = threadIdx.y; k < 32; k += 8)
+        if (left + k < width && top + threadIdx.x < lines)
+            dst[(left + k) * ldd + top + threadIdx.x] = Narrow<F>::from(tile[threadIdx.x * 33 + k]);
 }
 #define TRANSPOSE(NAME, E, F)                                                                                       \
     extern "C" __global__ void __launch_bounds__(256)                                                               \

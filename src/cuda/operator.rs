@@ -461,7 +461,7 @@ fn transpose(
     scale: f64,
 ) -> Result<()> {
     let arithmetic = if to == DType::F64 { 8 } else { 4 };
-    let grid = (width.div_ceil(32), lines.div_ceil(32).min(GRID_Y));
+    let grid = (width.div_ceil(32) * lines.div_ceil(32), 1);
     let shape = Launch { grid, block: (32, 8), shared: 32 * 33 * arithmetic };
     let arguments = with_scale(Arguments::default().pointer(src).pointer(dst), to, scale);
     let mut arguments = arguments.size(lines).size(width).size(lds).size(ldd);
