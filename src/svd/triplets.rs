@@ -142,9 +142,10 @@ fn by_gram<T: Scalar, P: Panel<T>>(
         return Ok(None);
     }
     let captured = (0..l).map(|j| h[(j, j)]).sum::<f64>();
-    let (mut squares, mut vectors) = small::symmetric_eigen(h.as_ref())?;
+    let (mut squares, vectors) = small::symmetric_eigen(h.as_ref())?;
+    // Nonincreasing from here on.
     squares.reverse();
-    vectors.reverse_cols_mut();
+    let vectors = vectors.as_ref().reverse_cols();
     let s: Vec<T> = squares.iter().map(|&x| T::from_f64(x.max(0.0).sqrt())).collect();
     let rank = choose(&s, captured);
     if !(squares[rank - 1] > CLEAR * CLEAR * squares[0]) {
