@@ -38,13 +38,13 @@
 //! - Long vectors as `2^u × 2^{k−u}` with panels of columns through scratch in L1 or L2 (the six-step way): fewer
 //!   sweeps, 0.4 to 0.95× at 2^18 to 2^24. Copying strided panels of 2^20 points to scratch and back alone takes 3.5 times
 //!   as long as a scaling.
-//! - Huge pages: no difference in any of these.
+//! - Huge pages for columns: no difference.
 //! - A leaf with its subtractions in the adders, 1.12 times as long; with the widest lane stage as two broadcasting
 //!   loads, 1.17.
 //! - Software prefetch 6 or 16 registers ahead in each stream: 0.85 to 0.98×. Prefetch of the next block while the
 //!   leaves of this one are computed is kept: 4096 × 4096 rows 1.6× faster.
-//! - Columns through scratch in L2, panels of 64, 128, 256, 512 bytes: 0.4 to 0.75× of 1 KiB in place; with streaming
-//!   stores and panels of 1 KiB 0.95 to 1.05×. In place 512 bytes and 2 KiB: 0.9×; without prefetch 0.75×.
+//! - Columns through scratch in L2, panels of 64, 128, 256 bytes: 0.4, 0.55, 0.75× of 1 KiB in place; with streaming
+//!   stores and panels of 1 KiB 0.9 to 1.05×. In place 512 bytes and 2 KiB: 0.9×; without prefetch 0.8×.
 //! - One fully inlined function per transform: no gain, minutes of compile time.
 
 mod hadamard;

@@ -38,7 +38,7 @@
 //! block if `n <= 4096`, usually. Measured on a Zen 5 server, f32:
 //! - asking for the next rows in the leaves of the transform of these: 0.84 of the time with prefetch between gathers,
 //!   which took 0.76 of that without;
-//! - gathering values first and scaling them as vectors: 0.9; 128 rows of `Y` at a time, not 64: 0.9 at 3072×768;
+//! - gathering values first and scaling them as vectors: 0.92 to 1; 128 rows of `Y` at a time, not 64: 0.9 at 3072×768;
 //! - `n = 768`, `l = 202` as one block of 1024 and not as pieces of 512 and 256: 0.8 for rows, where beginning a
 //!   transform and gathering weigh most (1.4 for columns; `Ω` must be one matrix for both);
 //! - lost: panels of 128 bytes at r = 4096, up to 1.4 (they take half of L2);
