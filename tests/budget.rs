@@ -1,4 +1,5 @@
 //! One budget for many layers: the allocation against brute force, its bounds, and what it gains over a uniform ratio.
+#![allow(clippy::print_stdout)] // the tables of figures, with `--nocapture`
 
 mod common;
 

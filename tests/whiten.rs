@@ -1,4 +1,5 @@
 //! Factors that know the activations: calibration statistics, whitened factorization, quality, blend, pivoted form.
+#![allow(clippy::print_stdout)] // the tables of figures, with `--nocapture`
 
 mod common;
 
