@@ -82,7 +82,7 @@ __device__ __forceinline__ void srht(const E* __restrict__ a, Arithmetic<E>* __r
     }                                                                                                               \
     KERNEL(NAME)
 #ifdef EMULATE_FEW
-#define FOR_SRHT(M, D, E) M(srht_##D##_8, E, 8) M(srht_##D##_10, E, 10)
+#define FOR_SRHT(M, D, E) M(srht_##D##_8, E, 8) M(srht_##D##_10, E, 10) M(srht_##D##_11, E, 11)
 #else
 #define FOR_SRHT(M, D, E)                                                                                           \
     M(srht_##D##_8, E, 8) M(srht_##D##_9, E, 9) M(srht_##D##_10, E, 10) M(srht_##D##_11, E, 11)                     \
