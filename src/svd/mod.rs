@@ -337,10 +337,7 @@ impl TruncatedSvd {
         };
         notes.extend(goal.shortfall(k, certificate.relative_error));
         let s = unscale(&spectrum[..k], scale)?;
-        let outcome = Outcome {
-            by_qr: spectrum[k - 1].to_f64() <= triplets::CLEAR * spectrum[0].to_f64(),
-            probed: certificate.kind != ErrorKind::Exact,
-        };
+        let outcome = Outcome { by_qr: triplets.by_qr, probed: certificate.kind != ErrorKind::Exact };
         let spectrum = spectrum.iter().map(|&s| s.to_f64() / scale).collect();
         let norm = op.norm_squared().sqrt() / scale;
         let report = Report {

@@ -388,6 +388,7 @@ pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(
     Ok(Solution {
         rank: s.len(),
         triplets: Triplets {
+            by_qr: false,
             left: Vectors { panel: None, coefficients: u },
             s,
             captured,

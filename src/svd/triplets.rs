@@ -53,6 +53,8 @@ pub(super) struct Triplets<T: Scalar, O: LinearOperator<T>> {
     /// `‖image‖_F²` in f64: what the subspace captures of `‖A‖_F²`.
     pub(super) captured: f64,
     pub(super) right: Vectors<T, O::Right>,
+    /// They took a QR of the image.
+    pub(super) by_qr: bool,
 }
 
 impl<T: Scalar, O: LinearOperator<T>> Triplets<T, O> {
@@ -64,8 +66,8 @@ impl<T: Scalar, O: LinearOperator<T>> Triplets<T, O> {
         choose: impl Fn(&[T], f64) -> usize,
         par: Par,
     ) -> Result<(Self, usize, Vec<String>)> {
-        let Decomposition { image: left, s, captured, basis: v, rank, notes } = decompose(image, choose, par)?;
-        Ok((Triplets { left, s, captured, right: Vectors { panel: basis, coefficients: v } }, rank, notes))
+        let Decomposition { image: left, s, captured, basis: v, rank, by_qr, notes } = decompose(image, choose, par)?;
+        Ok((Triplets { left, s, captured, right: Vectors { panel: basis, coefficients: v }, by_qr }, rank, notes))
     }
 
     /// From `image = Aᵀ · basis`.
@@ -75,8 +77,8 @@ impl<T: Scalar, O: LinearOperator<T>> Triplets<T, O> {
         choose: impl Fn(&[T], f64) -> usize,
         par: Par,
     ) -> Result<(Self, usize, Vec<String>)> {
-        let Decomposition { image: right, s, captured, basis: v, rank, notes } = decompose(image, choose, par)?;
-        Ok((Triplets { left: Vectors { panel: Some(basis), coefficients: v }, s, captured, right }, rank, notes))
+        let Decomposition { image: right, s, captured, basis: v, rank, by_qr, notes } = decompose(image, choose, par)?;
+        Ok((Triplets { left: Vectors { panel: Some(basis), coefficients: v }, s, captured, right, by_qr }, rank, notes))
     }
 
     /// The first `k` singular vectors into `u` (`m × k`) and `v` (`n × k`), of any layout.
@@ -96,6 +98,7 @@ struct Decomposition<T, P> {
     /// Those on the side of the basis, in terms of it.
     basis: Mat<T>,
     rank: usize,
+    by_qr: bool,
     notes: Vec<String>,
 }
 
@@ -120,7 +123,15 @@ fn decompose<T: Scalar, P: Panel<T>>(
     let mut notes = Vec::new();
     note_orthonormalization(&mut notes, "QR of the projected matrix", &how);
     let rank = choose(&s, captured);
-    Ok(Decomposition { image: Vectors { panel: Some(image), coefficients: u }, s, captured, basis: v, rank, notes })
+    Ok(Decomposition {
+        image: Vectors { panel: Some(image), coefficients: u },
+        s,
+        captured,
+        basis: v,
+        rank,
+        by_qr: true,
+        notes,
+    })
 }
 
 /// From the eigenvectors of the image's Gram matrix, unless they are not good enough. The panel is left to the caller.
@@ -147,5 +158,5 @@ fn by_gram<T: Scalar, P: Panel<T>>(
     // Columns that are not kept are not used.
     let divided = |i, j| if j < rank { T::from_f64(vectors[(i, j)] / squares[j].sqrt()) } else { T::zeroed() };
     let image = Vectors { panel: None, coefficients: Mat::from_fn(l, l, divided) };
-    Ok(Some(Decomposition { image, s, captured, basis, rank, notes: Vec::new() }))
+    Ok(Some(Decomposition { image, s, captured, basis, rank, by_qr: false, notes: Vec::new() }))
 }
