@@ -65,6 +65,8 @@ pub fn power_iteration<T: Scalar, O: LinearOperator<T>>(
 
 /// The part of the mean residual eigenvalue that the filter damps up to.
 const CUTOFF: f64 = 0.75;
+/// The part of the trace that has to be left for that mean to be known to some 1e-4.
+const RESOLVED: f64 = 1e-3;
 
 /// An orthonormal basis of the dominant space of the positive semidefinite operator `g` in `v`: a sketch, then the
 /// Chebyshev filter of degree `steps`. `trace` is that of `g` (`‖A‖_F²` for `AᵀA`). `w` is a second panel of the same shape,
@@ -86,9 +88,9 @@ pub fn filtered_iteration<T: Scalar, P: Panel<T>, G: LinearOperator<T, Left = P,
         g.apply(v, w)?;
         let residual_trace = trace - w.dot(v)?;
         let residual_squares = g.norm_squared() - w.norm_squared()?;
-        // Both are differences of sums that carry some eps; where little is left, powers converge anyway.
-        let resolved = 64.0 * T::EPSILON;
-        if residual_trace > resolved * trace && residual_squares > resolved * g.norm_squared() {
+        // Both are differences of sums that carry some eps of f32; where less is left, powers converge anyway. The same for f64, so
+        // that it takes the same steps.
+        if residual_trace > RESOLVED * trace && residual_squares > RESOLVED * g.norm_squared() {
             let end = CUTOFF * residual_squares / residual_trace;
             // Smallest root first: the later the estimate, the better, and the large roots need it more.
             let angle = std::f64::consts::PI * (step as f64 - 0.5) / steps as f64;

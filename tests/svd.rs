@@ -417,13 +417,13 @@ fn passes_are_what_the_plan_says() {
 }
 
 #[test]
-fn auto_takes_gram_for_tall_and_randomized_for_large_square() {
+fn auto_takes_gram_for_tall_and_krylov_for_large_square() {
     let plan = |m, n, k| TruncatedSvd::new(Rank::Fixed(k)).plan::<f32>((m, n), DType::F32).unwrap().method;
     assert_eq!(plan(30522, 384, 96), Method::Gram);
     assert_eq!(plan(384, 30522, 96), Method::Gram);
-    assert_eq!(plan(8192, 8192, 64), Method::Randomized);
+    assert_eq!(plan(8192, 8192, 64), Method::Krylov);
     let text = TruncatedSvd::new(Rank::Fixed(64)).plan::<f32>((8192, 8192), DType::F16).unwrap().to_string();
-    for word in ["randomized", "gram", "full", "estimate", "peak memory"] {
+    for word in ["krylov", "randomized", "gram", "full", "estimate", "peak memory"] {
         assert!(text.contains(word), "{text}");
     }
 }

@@ -162,8 +162,9 @@ struct File {
 struct Rule {
     #[serde(rename = "match")]
     glob: String,
+    /// [`Options`], once the unknown ones are refused: what is flattened does not refuse them.
     #[serde(flatten)]
-    options: Options,
+    options: toml::Table,
 }
 
 /// What to do with which tensor.
@@ -197,8 +198,11 @@ impl Config {
         file.default.check().map_err(|why| format!("[default] {why}"))?;
         let rules = (file.pattern.into_iter())
             .map(|rule| {
-                rule.options.check().map_err(|why| format!("[[pattern]] {:?} {why}", rule.glob))?;
-                Ok((Pattern::new(&rule.glob)?, rule.options))
+                let about = |why: &str| format!("[[pattern]] {:?} {why}", rule.glob);
+                let options: Options =
+                    toml::Value::Table(rule.options).try_into().map_err(|e: toml::de::Error| about(e.message()))?;
+                options.check().map_err(|why| about(&why))?;
+                Ok((Pattern::new(&rule.glob)?, options))
             })
             .collect::<Checked<Vec<_>>>()?;
         Ok(Config { only: patterns(&file.only)?, keep: patterns(&file.keep)?, default: file.default, rules })

@@ -34,7 +34,7 @@ use super::{Method, Solution, TruncatedSvd, stream};
 use crate::error::Result;
 use crate::operator::{LinearOperator, Panel};
 use crate::simd::Scalar;
-use crate::sketch::{AnySketch, Sketch};
+use crate::sketch::{AnySketch, Sketch, SketchOperator};
 
 /// Columns of the blocks.
 #[derive(Debug, Clone, Copy)]
@@ -149,12 +149,14 @@ fn probe<T: Scalar, O: LinearOperator<T>>(options: &TruncatedSvd, op: &mut O) ->
 ///
 /// Once removed, a component of relative size 1/eps' comes back as eps/eps' of what is left; the second round removes that
 /// (Kahan and Parlett's "twice is enough"). A third is needed only where `y` was in the span to rounding, and what is left is noise.
+/// Columns of which nothing at all is left are completed to a basis in the same way in every round, in the span or not: a little
+/// [noise](add_noise) leads out of it.
 pub(super) fn orthonormalize_against<T: Scalar, P: Panel<T>>(
     blocks: &[P],
     y: &mut P,
     overlap: &mut Mat<T>,
 ) -> Result<()> {
-    const ROUNDS: usize = 4;
+    const ROUNDS: usize = 6;
     for round in 0..ROUNDS {
         let mut removed = 0.0;
         for q in blocks {
@@ -165,8 +167,28 @@ pub(super) fn orthonormalize_against<T: Scalar, P: Panel<T>>(
         if blocks.is_empty() || round > 0 && removed < 1e-2 {
             break;
         }
+        if round > 0 && removed > 0.5 {
+            add_noise(y, round)?;
+        }
     }
     Ok(())
+}
+
+/// Adds a random column of length [`NOISE`] to each of the orthonormal `y`: what there is of a range stays to that accuracy.
+fn add_noise<T: Scalar, P: Panel<T>>(y: &mut P, round: usize) -> Result<()> {
+    const NOISE: f64 = 1e-3;
+    let (m, b) = (y.nrows(), y.ncols());
+    let noise = AnySketch::new(Sketch::Gaussian, m, b, round as u64, stream::NOISE)?;
+    // Entries have variance 1/b.
+    let scale = NOISE * (b as f64 / m as f64).sqrt();
+    let mut host = Mat::<T>::zeros(m, b);
+    y.copy_to_host(host.as_mut())?;
+    for j in 0..b {
+        for i in 0..m {
+            host[(i, j)] = T::from_f64(host[(i, j)].to_f64() + scale * noise.entry(i, j));
+        }
+    }
+    y.copy_from_host(host.as_ref())
 }
 
 /// `y −= q (qᵀy)`; returns `‖qᵀy‖²`.

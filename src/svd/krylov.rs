@@ -41,20 +41,16 @@ pub(super) struct Blocks {
 }
 
 impl Blocks {
-    /// For panels of `l` columns and `q` power iterations of an operator with `n` columns.
-    pub(super) fn new(l: usize, power_iterations: usize, n: usize) -> Self {
+    /// For panels of `l` columns and `q` power iterations of an operator with `n` columns; `None` if the basis would be wider than
+    /// that: there is nothing left for a polynomial to choose then.
+    pub(super) fn new(l: usize, power_iterations: usize, n: usize) -> Option<Self> {
         let count = power_iterations.saturating_add(2);
         let half = l.div_ceil(2);
         // GEMM likes multiples of 16 (b = 64 against 69, 4096 × 4096: 10 % less time per column); a few columns less are made up
         // for by the other blocks.
         let even = half / 16 * 16;
         let width = if half - even <= half / 12 { even } else { half.next_multiple_of(8).min(n) };
-        if width * count <= n {
-            return Blocks { count, width };
-        }
-        // All of the space but for a remainder of fewer columns than there are blocks.
-        let count = n.div_ceil(width);
-        Blocks { count, width: n / count }
+        (width.saturating_mul(count) <= n).then_some(Blocks { count, width })
     }
 
     /// Columns of the basis.
@@ -66,11 +62,11 @@ impl Blocks {
 pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(
     options: &TruncatedSvd,
     op: &mut O,
+    blocks: Blocks,
     width: usize,
     goal: &Goal,
     par: Par,
 ) -> Result<Solution<T, O>> {
-    let blocks = Blocks::new(width, options.power_iterations, op.ncols());
     let b = blocks.width;
     let omega = AnySketch::new(options.sketch, op.ncols(), b, options.seed, stream::RANGE)?;
     let (mut basis, mut images) = (Vec::new(), Vec::new());

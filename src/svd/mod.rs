@@ -26,7 +26,6 @@ mod randomized;
 mod rows;
 mod single_pass;
 mod small;
-mod tridiagonal;
 mod triplets;
 mod whitened;
 
@@ -527,6 +526,8 @@ mod stream {
     pub(super) const CORE_LEFT: u64 = 4;
     /// Its Ψ.
     pub(super) const CORE_RIGHT: u64 = 5;
+    /// What leads an exhausted block out of the span of the others.
+    pub(super) const NOISE: u64 = 6;
     /// The Ω of the first block of that search; the next ones follow.
     pub(super) const BLOCKS: u64 = 1 << 32;
 }

@@ -180,7 +180,9 @@ impl Plan {
         let out_of_depth = rank.is_none() && plan.goal(1.0).is_below_floor::<T>();
         let allowed = |c: &&Candidate| match options.method {
             Method::Auto if c.method == Method::Gram => !out_of_depth,
-            Method::Auto if c.method == Method::Krylov => rank.is_some(),
+            Method::Auto if c.method == Method::Krylov => {
+                rank.is_some() && krylov::Blocks::new(width, options.power_iterations, n).is_some()
+            }
             Method::Auto => true,
             method => c.method == method,
         };
@@ -321,7 +323,16 @@ impl Plan {
                 }
                 Ok(solution)
             }
-            Method::Krylov if self.rank.is_some() => krylov::solve(options, op, self.width, goal, par),
+            Method::Krylov if self.rank.is_some() => {
+                match krylov::Blocks::new(self.width, options.power_iterations, op.ncols()) {
+                    Some(blocks) => krylov::solve(options, op, blocks, self.width, goal, par),
+                    None => {
+                        let mut next = randomized(op)?;
+                        next.notes.push("block Krylov would span the whole space; took randomized".to_owned());
+                        Ok(next)
+                    }
+                }
+            }
             Method::Randomized | Method::Krylov => randomized(op),
             Method::SinglePass | Method::Nystrom => single_pass::solve(options, op, self, goal, par),
             Method::Auto => unreachable!("a plan names a method"),
@@ -354,6 +365,9 @@ fn estimate<T: Scalar>(
         small + 2.0 * (mf + nf) * lf * lf.min(l as f64) / rates.gemm
     };
     let steps = q as f64;
+    let blocks = (method == Method::Krylov && options.rank.allowed_loss().is_none())
+        .then(|| krylov::Blocks::new(l, q, n))
+        .flatten();
     let (seconds, passes) = match (method, detail) {
         (Method::Full, _) => (finish(mf, nf), 1),
         (Method::Gram, Some(Eigenvectors::Dense)) => {
@@ -365,8 +379,8 @@ fn estimate<T: Scalar>(
             let iterations = steps * product(nf, nf) + (steps + 1.0) * orthonormalize(nf, lf);
             (g + iterations + product(mf, nf) + finish(mf, lf), 2)
         }
-        (Method::Krylov, _) if options.rank.allowed_loss().is_none() => {
-            let blocks = krylov::Blocks::new(l, q, n);
+        (Method::Krylov, _) if blocks.is_some() => {
+            let blocks = blocks.expect("just seen");
             let (count, width, columns) = (blocks.count as f64, blocks.width as f64, blocks.columns() as f64);
             let products = (2.0 * count - 1.0) * 2.0 * mf * nf * width / rates.gemm + mf * nf / rates.sketch;
             // Each block against those before it, twice.
@@ -464,6 +478,7 @@ impl Footprint {
         let certify = if self.outcome.probed { out + probes } else { out };
         // An image lies as the matrix does.
         let image = |l: usize| if self.by_rows { panel(l, m) } else { panel(m, l) };
+        let blocks = krylov::Blocks::new(l, self.power_iterations, n);
         let solve = match (method, detail) {
             (Method::Full, _) => decompose(m, n) + panel(m, n) + finish(m, n),
             (Method::Gram, how) => {
@@ -478,8 +493,8 @@ impl Footprint {
                 let finish = decompose(m, l).max(orthonormalize(n, l)) + panel(n, l) + image(l) + finish(m, l);
                 g.max(Dense::<T>::gram_bytes(m, n)).max(finish)
             }
-            (Method::Krylov, _) => {
-                let krylov::Blocks { count, width: b } = krylov::Blocks::new(l, self.power_iterations, n);
+            (Method::Krylov, _) if blocks.is_some() => {
+                let krylov::Blocks { count, width: b } = blocks.expect("just seen");
                 let scratch = orthonormalize(m, b);
                 // Each side is put together while the other's blocks are still apart.
                 let (left, right) = (panel(m, count * b), panel(n, count * b));

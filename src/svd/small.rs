@@ -1,7 +1,7 @@
 //! The small dense problems: SVD of an `l × l` triangle, eigenvectors of an `n × n` Gram matrix.
 //!
 //! ```text
-//!   eigenvectors   G = P T Pᵀ (faer's tridiagonal reduction, in T),  T = Q Λ Qᵀ (tridiagonal.rs, in f64),  V = P Q
+//!   eigenvectors   faer's divide and conquer
 //!   SVD in f32     G = AᵀA in f64 (exact products),  G = V Λ Vᵀ,  A V = U Σ
 //!   SVD in f64     faer's bidiagonal SVD, one Newton-Schulz step, Rayleigh quotients
 //! ```
@@ -11,19 +11,16 @@
 //! them so; the couplings that it leaves out of Σ are under `eps64 σ_1²/σ_i` or `σ_j`, whichever is less, hence below
 //! `1e-8 σ_1`. Milliseconds on one core of Zen 5:
 //!
-//! | l | SVD f32, faer | here | eigen f32, faer | here | eigen f64, faer | here |
-//! |---|---|---|---|---|---|---|
-//! | 42 | 0.11 | 0.08 | 0.06 | 0.07 | 0.08 | 0.07 |
-//! | 106 | 0.83 | 0.40 | 0.42 | 0.35 | 0.55 | 0.36 |
-//! | 138 | 1.14 | 0.68 | 0.63 | 0.56 | 0.95 | 0.57 |
-//! | 202 | 2.6 | 1.5 | 1.4 | 1.1 | 2.1 | 1.2 |
-//! | 266 | 4.3 | 2.7 | 2.3 | 1.9 | 3.7 | 2.2 |
-//! | 384 | 10.2 | 6.3 | 4.8 | 3.8 | 8.2 | 4.9 |
+//! | l | SVD f32, faer | here |
+//! |---|---|---|
+//! | 106 | 0.83 | 0.6 |
+//! | 202 | 2.6 | 2.4 |
+//! | 266 | 4.3 | 4.2 |
 //!
-//! faer's f32 SVD is given without the repair that it needed. The tridiagonal reduction is the largest part of what is left:
-//! 0.5 ms at 202, in f32 as in f64, bound by the latency of its 200 steps.
+//! faer's f32 SVD is given without the repair that it needs (7 to 14 % more). A divide and conquer of our own took 0.40, 1.5 and
+//! 2.7 ms and was not kept: small dense eigenproblems are faer's, and they are a few percent of a factorization.
 //!
-//! The reductions run on one thread: faer's split sums by thread, so their last bits depend on how many there are. (Its
+//! The solvers run on one thread: faer's split sums by thread, so their last bits depend on how many there are. (Its
 //! products do not; those use all threads.)
 //!
 //! faer's f64 singular vectors are orthonormal to 10 to 50 eps and its large σ off by as much. One Newton-Schulz step,
@@ -37,17 +34,13 @@ use std::any::Any;
 
 use faer::diag::DiagMut;
 use faer::dyn_stack::{MemBuffer, MemStack, StackReq};
-use faer::linalg::evd::tridiag;
-use faer::linalg::householder;
 use faer::linalg::matmul::matmul;
-use faer::linalg::qr::no_pivoting::factor::recommended_block_size;
-use faer::linalg::svd;
+use faer::linalg::{evd, svd};
 use faer::linalg::{temp_mat_scratch, temp_mat_zeroed};
 use faer::mat::AsMatMut;
 use faer::prelude::*;
-use faer::{Accum, Conj, Mat, MatMut, MatRef, Par, unzip, zip};
+use faer::{Accum, Mat, MatMut, MatRef, Par, unzip, zip};
 
-use super::tridiagonal;
 use crate::error::{Error, Result};
 use crate::operator::symmetric_product;
 use crate::qr;
@@ -173,7 +166,7 @@ fn svd_f64(a: MatRef<'_, f64>, par: Par) -> Result<SmallSvd<f64>> {
 pub(super) fn svd_scratch<T: Scalar>(l: usize) -> StackReq {
     if T::DTYPE == DType::F32 {
         let work = StackReq::any_of(&[
-            eigen_scratch::<f64>(l),
+            symmetric_eigen_scratch::<f64>(l),
             qr::orthonormalize_scratch::<f64>(l, l, Par::Seq),
             StackReq::new::<usize>(l),
         ]);
@@ -208,83 +201,20 @@ fn symmetric_eigen_in<T: Scalar>(g: MatRef<'_, T>) -> Result<(Vec<T>, Mat<T>)> {
     let mut vectors = Mat::zeros(n, n);
     let mut values = vec![T::zeroed(); n];
     let mut buffer = MemBuffer::new(symmetric_eigen_scratch::<T>(n));
-    let stack = MemStack::new(&mut buffer);
-    let (mut wide_values, stack) = stack.make_with(n, |_| 0.0_f64);
-    eigen(g, &mut wide_values, vectors.as_mut(), stack)?;
-    for (value, wide) in values.iter_mut().zip(&*wide_values) {
-        *value = T::from_f64(*wide);
-    }
+    eigen(g, &mut values, vectors.as_mut(), MemStack::new(&mut buffer))?;
     Ok((values, vectors))
 }
 
 /// Scratch of [`symmetric_eigen`], beside its results.
 pub(super) fn symmetric_eigen_scratch<T: Scalar>(n: usize) -> StackReq {
-    StackReq::new::<f64>(n).and(eigen_scratch::<T>(n))
+    evd::self_adjoint_evd_scratch::<T>(n, evd::ComputeEigenvectors::Yes, Par::Seq, Default::default())
 }
 
-/// Columns of a block reflector.
-fn reflector_block<T: Scalar>(n: usize) -> usize {
-    recommended_block_size::<T>(n - 1, n - 1)
-}
-
-/// `values`, nondecreasing, and `vectors` of the symmetric matrix whose lower triangle is in `g`: reduction to tridiagonal
-/// form in `T` (LAPACK's SYTRD), its eigenvectors in f64, and back (ORMTR).
-fn eigen<T: Scalar>(
-    g: MatRef<'_, T>,
-    values: &mut [f64],
-    mut vectors: MatMut<'_, T>,
-    stack: &mut MemStack,
-) -> Result<()> {
-    let n = g.nrows();
-    if n == 1 {
-        values[0] = g[(0, 0)].to_f64();
-        vectors[(0, 0)] = T::from_f64(1.0);
-        return Ok(());
-    }
-    let (mut reduced, stack) = temp_mat_zeroed::<T, _, _>(n, n, stack);
-    let mut reduced = reduced.as_mat_mut();
-    reduced.copy_from_triangular_lower(g);
-    let (mut blocks, stack) = temp_mat_zeroed::<T, _, _>(reflector_block::<T>(n), n - 1, stack);
-    let mut blocks = blocks.as_mat_mut();
-    tridiag::tridiag_in_place(reduced.rb_mut(), blocks.rb_mut(), Par::Seq, stack, Default::default());
-    {
-        let (diagonal, stack) = stack.make_with(n, |i| reduced[(i, i)].to_f64());
-        let (off, stack) = stack.make_with(n - 1, |i| reduced[(i + 1, i)].to_f64());
-        let (mut wide, stack) = temp_mat_zeroed::<f64, _, _>(n, n, stack);
-        let mut wide = wide.as_mat_mut();
-        tridiagonal::eigen(&diagonal, &off, values, wide.rb_mut(), stack)?;
-        zip!(vectors.rb_mut(), wide.rb()).for_each(|unzip!(to, from)| *to = T::from_f64(*from));
-    }
-    householder::apply_block_householder_sequence_on_the_left_in_place_with_conj(
-        reduced.rb().submatrix(1, 0, n - 1, n - 1),
-        blocks.rb(),
-        Conj::No,
-        vectors.subrows_mut(1, n - 1),
-        Par::Seq,
-        stack,
-    );
-    Ok(())
-}
-
-fn eigen_scratch<T: Scalar>(n: usize) -> StackReq {
-    if n == 1 {
-        return StackReq::EMPTY;
-    }
-    let block = reflector_block::<T>(n);
-    let solve = StackReq::all_of(&[
-        StackReq::new::<f64>(n).array(2),
-        temp_mat_scratch::<f64>(n, n),
-        tridiagonal::eigen_scratch(n),
-    ]);
-    StackReq::all_of(&[
-        temp_mat_scratch::<T>(n, n),
-        temp_mat_scratch::<T>(block, n - 1),
-        StackReq::any_of(&[
-            tridiag::tridiag_in_place_scratch::<T>(n, Par::Seq, Default::default()),
-            solve,
-            householder::apply_block_householder_sequence_on_the_left_in_place_scratch::<T>(n - 1, block, n),
-        ]),
-    ])
+/// `values`, nondecreasing, and `vectors` of the symmetric matrix whose lower triangle is in `g`.
+fn eigen<T: Scalar>(g: MatRef<'_, T>, values: &mut [T], vectors: MatMut<'_, T>, stack: &mut MemStack) -> Result<()> {
+    let values = DiagMut::from_slice_mut(values);
+    evd::self_adjoint_evd(g, values, Some(vectors), Par::Seq, stack, Default::default())
+        .map_err(|_| Error::NoConvergence { op: "eigenvalues of the Gram matrix" })
 }
 
 #[cfg(test)]
@@ -365,57 +295,6 @@ mod tests {
                 let a = &p * Mat::from_fn(l, l, |i, j| if i == j { sigma[i] } else { 0.0 }) * q.transpose();
                 check_svd::<f32>(&a, &sigma, what);
                 check_svd::<f64>(&a, &sigma, what);
-            }
-        }
-    }
-
-    #[test]
-    fn tridiagonal_eigenvectors() {
-        let l = 150;
-        let matrices: [(&str, Vec<f64>, Vec<f64>); 6] = [
-            ("second difference", vec![2.0; l], vec![-1.0; l - 1]),
-            // Pairs of eigenvalues that agree to all digits.
-            ("Wilkinson", (0..l).map(|i| (i as f64 - 74.5).abs()).collect(), vec![1.0; l - 1]),
-            (
-                "glued",
-                (0..l).map(|i| (i % 25) as f64).collect(),
-                (1..l).map(|i| if i % 25 == 0 { 1e-8 } else { 1.0 }).collect(),
-            ),
-            ("diagonal", (0..l).map(|i| ((i * 37) % l) as f64).collect(), vec![0.0; l - 1]),
-            (
-                "graded",
-                (0..l).map(|i| 10f64.powi(-(i as i32) / 8)).collect(),
-                (1..l).map(|i| -10f64.powi(-(i as i32) / 8)).collect(),
-            ),
-            ("zero diagonal", vec![0.0; l], (1..l).map(|i| (i as f64 * 0.7).sin()).collect()),
-        ];
-        for (what, d, e) in matrices {
-            let mut values = vec![0.0; l];
-            let mut q = Mat::zeros(l, l);
-            let mut buffer = MemBuffer::new(tridiagonal::eigen_scratch(l));
-            tridiagonal::eigen(&d, &e, &mut values, q.as_mut(), MemStack::new(&mut buffer)).unwrap();
-            assert!(values.is_sorted(), "{what}");
-            let t = Mat::from_fn(l, l, |i, j| match i.abs_diff(j) {
-                0 => d[i],
-                1 => e[i.min(j)],
-                _ => 0.0,
-            });
-            let orthogonality = defect(&q) / f64::EPSILON;
-            assert!(orthogonality <= 30.0, "{what}: orthonormal to {orthogonality} eps");
-            let norm = values[0].abs().max(values[l - 1].abs());
-            let mut r = &t * &q;
-            for j in 0..l {
-                for i in 0..l {
-                    r[(i, j)] -= q[(i, j)] * values[j];
-                }
-            }
-            let residual = r.norm_max() / (f64::EPSILON * norm);
-            assert!(residual <= 30.0, "{what}: residual {residual} eps");
-            if what == "second difference" {
-                for (j, value) in values.iter().enumerate() {
-                    let angle = std::f64::consts::PI * (j + 1) as f64 / (l + 1) as f64;
-                    assert!((value - 2.0 + 2.0 * angle.cos()).abs() <= 30.0 * f64::EPSILON, "{what}: {value}");
-                }
             }
         }
     }

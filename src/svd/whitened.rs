@@ -31,7 +31,7 @@ use super::{Plan, Solution, TruncatedSvd, certificate};
 use crate::calibration::Calibration;
 use crate::error::{Error, Result};
 use crate::factors::{ActivationReport, Factors};
-use crate::operator::{Entries, FromPanel, GramBy, HostPanel, LinearOperator, Panel, Product};
+use crate::operator::{Dense, Entries, FromPanel, GramBy, HostPanel, LinearOperator, Panel, Product};
 use crate::quality;
 use crate::rank::Rank;
 use crate::simd::Scalar;
@@ -93,7 +93,10 @@ pub(super) fn bytes<T: Scalar>((m, n): (usize, usize), width: usize, rank: usize
     let short = m.min(n);
     let forming = if m < n { (2 * panel(n, m)).max(panel(n, m) + square(m)) } else { 2 * panel(n, n) + square(n) };
     Bytes {
-        before: roots + forming + panel(short, short),
+        before: {
+            let counted = roots + forming + panel(short, short) + Dense::<T>::product_bytes(n, m.min(n));
+            counted + counted / 64 + (64 << 10)
+        },
         beside: roots + panel(short, short) + panel(n, width) + panel(m, rank) + panel(n, rank),
     }
 }
@@ -202,6 +205,8 @@ where
     L::Gram: FromPanel<T, P>,
 {
     let (m, n) = (w.nrows(), w.ncols());
+    // Of a loss that is a tenth of the norm, an error in the directions is ten times the part that it is of the norm.
+    let svd = &svd.clone().power_iterations(svd.power_iterations + 1);
     let weighting = &svd.weighting;
     weighting.check(n, svd.rank)?;
     let moments = match &weighting.calibration {
