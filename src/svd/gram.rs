@@ -60,8 +60,10 @@ fn dense<T: Scalar, O: LinearOperator<T>>(op: &mut O, width: impl FnOnce(&[T]) -
         g.materialize(&mut panel)?;
         panel.copy_to_host(host.as_mut())?;
     }
+    let unit = small::normalize(host.as_mut());
     let (mut values, vectors) = small::symmetric_eigen(host.as_ref())?;
     drop(host);
+    values.iter_mut().for_each(|x| *x *= unit);
     values.reverse();
     let width = width(&values);
     let mut basis = op.right(width)?;

@@ -155,6 +155,7 @@ impl Plan {
             (Method::SinglePass, None),
             (Method::Nystrom, None),
         ];
+        let mut candidates = Vec::with_capacity(all.len());
         for (method, detail) in all {
             // Without a rank there is no panel width for subspace iteration; the spectrum has to be seen first.
             if rank.is_none() && detail == Some(Eigenvectors::Iterated) {
@@ -170,12 +171,14 @@ impl Plan {
             // A rank that the spectrum decides is taken for a quarter of what it can be.
             let width = if looks_once { plan.width } else { width };
             let expected = if rank.is_some() || looks_once { width } else { width.div_ceil(4).max(32).min(width) };
-            let (seconds, passes) = estimate::<T>(options, m, n, expected, method, detail);
-            let seconds = seconds.max(passes as f64 * options.pass_seconds);
+            let (arithmetic, passes) = estimate::<T>(options, m, n, expected, method, detail);
+            let seconds = arithmetic.max(passes as f64 * options.pass_seconds);
             let peak_bytes = plan.bytes(method, detail, width, rank.unwrap_or(max_rank), Outcome::WORST);
-            plan.candidates.push(Candidate { method, detail, seconds, passes, peak_bytes });
+            candidates.push((arithmetic, Candidate { method, detail, seconds, passes, peak_bytes }));
         }
-        plan.candidates.sort_by(|a, b| a.seconds.total_cmp(&b.seconds));
+        // Where reading decides and they tie, arithmetic does.
+        candidates.sort_by(|(x, a), (y, b)| a.seconds.total_cmp(&b.seconds).then(x.total_cmp(y)));
+        plan.candidates = candidates.into_iter().map(|(_, candidate)| candidate).collect();
         // The Gram matrix resolves σ down to √eps σ_1, so that it cannot show a loss near that.
         let out_of_depth = rank.is_none() && plan.goal(1.0).is_below_floor::<T>();
         let allowed = |c: &&Candidate| match options.method {

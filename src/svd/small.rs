@@ -85,6 +85,7 @@ fn svd_f32(a: MatRef<'_, f32>, par: Par) -> Result<SmallSvd<f32>> {
     let (mut wide, mut image, mut vectors) = (wide.as_mat_mut(), image.as_mat_mut(), vectors.as_mat_mut());
     zip!(wide.rb_mut(), a).for_each(|unzip!(to, from)| *to = f64::from(*from));
     symmetric_product(wide.rb().transpose(), image.rb_mut(), Accum::Replace, par);
+    normalize(image.rb_mut());
     eigen(image.rb(), &mut lengths, vectors.rb_mut(), stack)?;
     matmul(image.rb_mut(), Accum::Replace, wide.rb(), vectors.rb().reverse_cols(), 1.0, par);
 
@@ -174,6 +175,19 @@ pub(super) fn svd_scratch<T: Scalar>(l: usize) -> StackReq {
     }
     let thin = svd::ComputeSvdVectors::Thin;
     svd::svd_scratch::<T>(l, l, thin, thin, Par::Seq, Default::default())
+}
+
+/// Scales a Gram matrix by a power of two to a largest entry between 1 and 4, and returns what undoes that in its eigenvalues:
+/// faer's divide and conquer gives vectors far from orthogonal at scales like 1e24.
+pub(super) fn normalize<T: Scalar>(mut g: MatMut<'_, T>) -> T {
+    let largest = (0..g.ncols()).map(|i| g[(i, i)].to_f64()).fold(0.0, f64::max);
+    if !largest.is_normal() {
+        return T::one();
+    }
+    let exponent = largest.log2().floor() as i32;
+    let scale = T::from_f64(2f64.powi(-exponent));
+    zip!(g.rb_mut()).for_each(|unzip!(x)| *x *= scale);
+    T::from_f64(2f64.powi(exponent))
 }
 
 /// Eigenvalues and eigenvectors of the symmetric matrix whose lower triangle is in `g`, both nondecreasing in the

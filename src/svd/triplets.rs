@@ -154,7 +154,9 @@ fn by_gram<T: Scalar, P: Panel<T>>(
         return Ok(None);
     }
     let captured = (0..l).map(|j| h[(j, j)]).sum::<f64>();
+    let unit = small::normalize(h.as_mut());
     let (mut squares, vectors) = small::symmetric_eigen(h.as_ref())?;
+    squares.iter_mut().for_each(|x| *x *= unit);
     // Nonincreasing from here on.
     squares.reverse();
     let vectors = vectors.as_ref().reverse_cols();
