@@ -138,7 +138,7 @@ impl Lanes for Avx512 {
         let f = self.avx512f;
         cast!(f._mm512_slli_epi32::<16>(f._mm512_cvtepu16_epi32(x)))
     }
-    /// As [`f32_to_bf16`](super::lanes::f32_to_bf16). The instruction of AVX512-BF16 takes subnormals for zero.
+    /// As `f32_to_bf16` of the portable lanes. The instruction of AVX512-BF16 takes subnormals for zero.
     #[inline(always)]
     unsafe fn store_bf16(self, dst: *mut bf16, a: f32x16) {
         let f = self.avx512f;
