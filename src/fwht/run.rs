@@ -88,9 +88,25 @@ pub(super) unsafe fn batch<T: Scalar, E: Element>(mut x: Batch<E>, order: Order,
         vectors = vectors.max(panel_width::<T, E>(&params).min(x.count / (2 * rayon::current_num_threads())));
     }
     let vectors = vectors.next_multiple_of(granule);
-    (0..x.count.div_ceil(vectors)).into_par_iter().for_each(|i| {
-        simd::dispatch(isa, Task::<T, E> { x: x.part(i * vectors, vectors), order, params, plain: PhantomData });
+    // All tasks but the first begin at a cache line.
+    let lead = lead::<T, E>(x, &params);
+    (0..(x.count - lead).div_ceil(vectors)).into_par_iter().for_each(|i| {
+        let (first, count) = if i == 0 { (0, lead + vectors) } else { (lead + i * vectors, vectors) };
+        simd::dispatch(isa, Task::<T, E> { x: x.part(first, count), order, params, plain: PhantomData });
     });
+}
+
+/// Vectors before the first whose elements begin cache lines, if vectors are side by side, panels of them would begin lines
+/// too, and there are enough of them: what an allocator gives begins 16 bytes into a line, and registers that straddle two
+/// lines took 1.3 times as long (4096 × 4096 in f32). These few are gathered, which also has to be in one piece.
+fn lead<T: Scalar, E: Element>(x: Batch<E>, params: &Params) -> usize {
+    let size = size_of::<E>();
+    let lined = x.stride == 1 && (x.n_stride.unsigned_abs() * size).is_multiple_of(size_of::<Line>());
+    let short = x.n * size_of::<Line>() <= params.scratch_bytes;
+    if !(lined && short && x.count >= 2 * panel_width::<T, E>(params)) {
+        return 0;
+    }
+    (x.ptr as usize).wrapping_neg() % size_of::<Line>() / size
 }
 
 /// One long vector: its outer stages, then its blocks, then its base, each shared among threads.
@@ -220,9 +236,7 @@ impl<T: Scalar, E: Element> Kernel for Task<T, E> {
             } else if x.stride == 1 {
                 panels::<S, T, E>(s, x, order, &params);
             } else {
-                for first in (0..x.count).step_by(lanes) {
-                    gathered::<S, T, E>(s, x.part(first, lanes), order, &params);
-                }
+                gathered::<S, T, E>(s, x, order, &params);
             }
         }
     }
@@ -296,15 +310,29 @@ fn panel_width<T: Scalar, E: Element>(params: &Params) -> usize {
 unsafe fn panels<S: Lanes, T: Scalar, E: Element>(s: S, x: Batch<E>, order: Order, params: &Params) {
     let lanes = T::lanes::<S>();
     let panel = panel_width::<T, E>(params).max(lanes);
-    let whole = x.count - x.count % lanes;
-    for first in (0..whole).step_by(panel) {
+    let lead = lead::<T, E>(x, params);
+    let whole = x.count - (x.count - lead) % lanes;
+    let radices = radices::<S, T, E>(x.n_stride, order, params);
+    for first in (lead..whole).step_by(panel) {
         let x = x.part(first, panel.min(whole - first));
         // SAFETY: these vectors.
-        unsafe { one_panel::<S, T, E>(s, x, order, params) };
+        unsafe { one_panel::<S, T, E>(s, x, order, &radices, params) };
     }
-    if whole < x.count {
-        // SAFETY: the other vectors.
-        unsafe { gathered::<S, T, E>(s, x.part(whole, lanes), order, params) };
+    for (first, count) in [(0, lead), (whole, x.count - whole)] {
+        if count > 0 {
+            // SAFETY: the other vectors.
+            unsafe { gathered::<S, T, E>(s, x.part(first, count), order, params) };
+        }
+    }
+}
+
+/// The radices of vectors side by side. They depend on no address: the order of the additions does on them.
+fn radices<S: Lanes, T: Scalar, E: Element>(n_stride: isize, order: Order, params: &Params) -> Radices {
+    let registers = passes::registers::<S>();
+    if E::DTYPE == T::DTYPE {
+        Radices::columns(order.log2(), n_stride.unsigned_abs() * size_of::<T>(), registers, params)
+    } else {
+        Radices::new(order.log2(), max_radix(registers).min(3))
     }
 }
 
@@ -312,9 +340,14 @@ unsafe fn panels<S: Lanes, T: Scalar, E: Element>(s: S, x: Batch<E>, order: Orde
 ///
 /// # Safety
 /// As [`panels`].
-unsafe fn one_panel<S: Lanes, T: Scalar, E: Element>(s: S, x: Batch<E>, order: Order, params: &Params) {
+unsafe fn one_panel<S: Lanes, T: Scalar, E: Element>(
+    s: S,
+    x: Batch<E>,
+    order: Order,
+    radices: &Radices,
+    params: &Params,
+) {
     let (b, h, width) = (order.base(), 1usize << order.log2(), x.count);
-    let registers = passes::registers::<S>();
     let same = E::DTYPE == T::DTYPE;
     let base = if b > 1 { passes::base_scratch::<S, T>(b) } else { 0 };
     let mut scratch = Scratch::<T>::new(base + if same { 0 } else { x.n * width });
@@ -324,20 +357,18 @@ unsafe fn one_panel<S: Lanes, T: Scalar, E: Element>(s: S, x: Batch<E>, order: O
     unsafe {
         let work = if same {
             let work = Rows { ptr: x.ptr.cast::<T>(), stride: x.n_stride };
-            let radices = Radices::columns(order.log2(), x.n_stride.unsigned_abs() * size_of::<T>(), registers, params);
             for i in 0..b {
-                passes::columns_in_place::<S, T>(s, &radices, 1, h, work.at(i * h), width, params);
+                passes::columns_in_place::<S, T>(s, radices, 1, h, work.at(i * h), width, params);
             }
             work
         } else {
             let work = Rows { ptr: scratch.add(base), stride: width as isize };
-            let radices = Radices::new(order.log2(), max_radix(registers).min(3));
             if b == 1 {
-                return passes::columns::<S, T, E, E>(s, &radices, rows, rows, work, width);
+                return passes::columns::<S, T, E, E>(s, radices, rows, rows, work, width);
             }
             for i in 0..b {
                 let work = work.at(i * h);
-                passes::columns::<S, T, E, T>(s, &radices, rows.at(i * h), work, work, width);
+                passes::columns::<S, T, E, T>(s, radices, rows.at(i * h), work, work, width);
             }
             work
         };
@@ -348,13 +379,20 @@ unsafe fn one_panel<S: Lanes, T: Scalar, E: Element>(s: S, x: Batch<E>, order: O
     }
 }
 
-/// At most as many vectors as lanes, of any strides: through scratch, side by side if that is small, else one at a time.
+/// Vectors of any strides: through scratch, as many as lanes side by side if that is small, else one at a time.
 ///
 /// # Safety
 /// As [`batch`].
 unsafe fn gathered<S: Lanes, T: Scalar, E: Element>(s: S, x: Batch<E>, order: Order, params: &Params) {
     let lanes = T::lanes::<S>();
+    if x.count > lanes {
+        // SAFETY: some of these vectors.
+        return (0..x.count)
+            .step_by(lanes)
+            .for_each(|i| unsafe { gathered::<S, T, E>(s, x.part(i, lanes), order, params) });
+    }
     if x.n * lanes * size_of::<T>() <= params.scratch_bytes {
+        let radices = radices::<S, T, E>(x.n_stride, order, params);
         let mut panel = Scratch::<T>::new(x.n * lanes);
         for (i, row) in panel.chunks_exact_mut(lanes).enumerate() {
             row.fill(T::zeroed());
@@ -365,7 +403,7 @@ unsafe fn gathered<S: Lanes, T: Scalar, E: Element>(s: S, x: Batch<E>, order: Or
         }
         let rows = Batch { ptr: panel.as_mut_ptr(), n: x.n, n_stride: lanes as isize, count: lanes, stride: 1 };
         // SAFETY: all of `panel`.
-        unsafe { one_panel::<S, T, T>(s, rows, order, params) };
+        unsafe { one_panel::<S, T, T>(s, rows, order, &radices, params) };
         for (i, row) in panel.chunks_exact(lanes).enumerate() {
             for (j, value) in row[..x.count].iter().enumerate() {
                 // SAFETY: element `i` of vector `j`.
