@@ -364,14 +364,14 @@ impl<E: Element, T: Scalar, const W: usize> Kernel for Gather<'_, E, T, W> {
             }
             // The next tile comes from memory while this one is worked on: so many of its lines with each column.
             let (rows, columns) = (first..first + count, k + depth..source.a.ncols().min(k + depth + PARAMS.depth));
-            let (source, mut ahead) = match by_columns {
-                true => (source.transpose(), Ahead::new::<E>(columns, rows)),
-                false => (source, Ahead::new::<E>(rows, columns)),
+            let mut ahead = match by_columns {
+                true => Ahead::new(&source.transpose(), columns, rows),
+                false => Ahead::new(&source, rows, columns),
             };
             let step = ahead.lines().div_ceil(sums.len().min(depth * plans.zeta));
             while let Some((c, nonzeros, rest)) = Plan::split(plan) {
-                for (i, part) in ahead.by_ref().take(step) {
-                    source.prefetch_row(s, i, part);
+                for line in ahead.by_ref().take(step) {
+                    s.prefetch(line);
                 }
                 add_lines(s, tile, nonzeros, &mut sums[c]);
                 plan = rest;
@@ -382,37 +382,57 @@ impl<E: Element, T: Scalar, const W: usize> Kernel for Gather<'_, E, T, W> {
     }
 }
 
-/// The cache lines of a submatrix, as rows and ranges of their elements.
+/// Where the cache lines of a submatrix begin, row by row. As addresses: rows and ranges of their elements, checked for each
+/// line, took as long as the additions beside them.
 struct Ahead {
-    rows: Range<usize>,
-    columns: Range<usize>,
-    /// Elements of a line.
-    part: usize,
-    column: usize,
+    at: *const u8,
+    /// Rows left, this one included.
+    rows: usize,
+    /// Lines of a row, and those left of this one.
+    lines: usize,
+    left: usize,
+    /// Bytes from the last line of a row to the first of the next.
+    step: isize,
 }
 
 impl Ahead {
-    fn new<E>(rows: Range<usize>, columns: Range<usize>) -> Self {
-        const LINE: usize = 64;
-        Ahead { column: columns.start, rows, columns, part: LINE / size_of::<E>() }
+    const LINE: usize = 64;
+
+    /// Rows and columns of `source`; nothing if elements of a row are not adjacent.
+    fn new<E: Element>(source: &Source<'_, E>, rows: Range<usize>, columns: Range<usize>) -> Self {
+        let lines = (columns.len() * size_of::<E>()).div_ceil(Self::LINE);
+        let adjacent = lines > 0 && source.a.col_stride() == 1;
+        let stride = source.a.row_stride() * size_of::<E>() as isize;
+        Ahead {
+            at: source.address(rows.start, columns.start),
+            rows: if adjacent { rows.len() } else { 0 },
+            lines,
+            left: lines,
+            step: stride - (lines.saturating_sub(1) * Self::LINE) as isize,
+        }
     }
 
     fn lines(&self) -> usize {
-        self.rows.len() * self.columns.len().div_ceil(self.part)
+        self.rows * self.lines
     }
 }
 
 impl Iterator for Ahead {
-    type Item = (usize, Range<usize>);
+    type Item = *const u8;
     #[inline(always)]
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.column >= self.columns.end {
-            self.column = self.columns.start;
-            self.rows.start += 1;
+    fn next(&mut self) -> Option<*const u8> {
+        if self.rows == 0 {
+            return None;
         }
-        let from = self.column;
-        self.column += self.part;
-        (!self.rows.is_empty()).then(|| (self.rows.start, from..self.columns.end.min(from + self.part)))
+        let at = self.at;
+        self.left -= 1;
+        let step = if self.left > 0 { Self::LINE as isize } else { self.step };
+        if self.left == 0 {
+            self.rows -= 1;
+            self.left = self.lines;
+        }
+        self.at = at.wrapping_offset(step);
+        Some(at)
     }
 }
 
