@@ -102,3 +102,12 @@ pub(crate) fn current_par() -> Par {
         threads => Par::rayon(threads),
     }
 }
+
+/// `f` from inside of the current rayon pool, if it is to run on threads: called from outside, every parallel step of it would
+/// wake the pool anew and put the caller to sleep.
+pub(crate) fn in_pool<R: Send>(par: Par, f: impl FnOnce() -> R + Send) -> R {
+    match par {
+        Par::Rayon(_) if rayon::current_thread_index().is_none() => rayon::scope(|_| f()),
+        _ => f(),
+    }
+}

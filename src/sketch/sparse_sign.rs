@@ -198,6 +198,13 @@ impl SketchOperator for SparseSign {
     }
 
     fn product<E: Element, T: Scalar>(&self, a: MatRef<'_, E>, product: Product<'_, T>) {
+        // Two parallel steps: woken once and not twice, 3072 × 768 takes 0.85 of the time.
+        crate::in_pool(product.par, || self.product_in_pool(a, product));
+    }
+}
+
+impl SparseSign {
+    fn product_in_pool<E: Element, T: Scalar>(&self, a: MatRef<'_, E>, product: Product<'_, T>) {
         let Product { rows, scale, mut accumulate, mut y, par } = product;
         let (l, zeta, depth) = (self.l, self.zeta, PARAMS.depth);
         let held = PARAMS.rows.min(rows.len());
