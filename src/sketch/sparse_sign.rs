@@ -389,8 +389,7 @@ impl<E: Element, T: Scalar, const W: usize> Kernel for Gather<'_, E, T, W> {
     }
 }
 
-/// Where the cache lines of a submatrix begin, row by row. As addresses: rows and ranges of their elements, checked for each
-/// line, took as long as the additions beside them.
+/// Where the cache lines of a submatrix begin, row by row.
 struct Ahead {
     at: *const u8,
     /// Rows left, this one included.

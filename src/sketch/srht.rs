@@ -37,7 +37,7 @@
 //! `r` is the power of two from `2l` to 4096 (or more, if `2l` is) for which a model of a row's time is least: one
 //! block if `n <= 4096`, usually. Measured on a Zen 5 server, f32:
 //! - asking for the next rows in the leaves of the transform of these: 0.84 of the time with prefetch between gathers,
-//!   which took 0.76 of that without;
+//!   which took 0.76 of that without; half in the leaves and half in the pass before: 0.8 of that again;
 //! - gathering values first and scaling them as vectors: 0.92 to 1; 128 rows of `Y` at a time, not 64: 0.9 at 3072×768;
 //! - `n = 768`, `l = 202` as one block of 1024 and not as pieces of 512 and 256: 0.8 for rows, where beginning a
 //!   transform and gathering weigh most (1.4 for columns; `Ω` must be one matrix for both);
