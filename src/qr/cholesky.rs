@@ -56,7 +56,10 @@ use pulp::NullaryFnOnce;
 
 use super::householder::dot_of;
 use super::remote::Tall;
-use super::{Algorithm, Orthonormalization, check_shapes, column, column_mut, for_row_groups, identity, write_r};
+use super::{
+    Algorithm, Orthonormalization, check_shapes, column, column_mut, for_row_groups, identity, join, keeping_awake,
+    write_r,
+};
 use crate::error::{Error, Result};
 use crate::simd::Scalar;
 use crate::tensor::DType;
@@ -66,6 +69,11 @@ use crate::tensor::DType;
 pub(crate) struct CholeskyParams {
     /// Rows of a block: it is solved and multiplied while it sits in L2 (128 to 2048 rows are about alike).
     pub(crate) block_rows: usize,
+    /// A block is solved in strips of so many columns, or in narrow ones where it has fewer columns than `few_columns`:
+    /// what is left of a strip is one long product.
+    pub(crate) wide_strip: usize,
+    pub(crate) narrow_strip: usize,
+    pub(crate) few_columns: usize,
     /// Rows whose products are summed in one go.
     pub(crate) sum_rows: usize,
     /// A Gram matrix is formed in strips of this many bytes of rows, 48 of f32: GFLOP/s of `m l²` on one core at 106, 202
@@ -87,12 +95,17 @@ pub(crate) struct CholeskyParams {
     /// A sketch with variance inflation factors up to this sends the panel to plain CholeskyQR. With two rows per
     /// column a sketch about doubles them.
     pub(crate) max_sketched_inflation: f64,
+    /// Columns of the sum of the partial Gram matrices that one task adds up.
+    pub(crate) sum_columns: usize,
     /// Tasks that the sketch is split into.
     pub(crate) sketch_tasks: usize,
 }
 
 pub(crate) const PARAMS: CholeskyParams = CholeskyParams {
     block_rows: 256,
+    wide_strip: 96,
+    narrow_strip: 48,
+    few_columns: 128,
     sum_rows: 64,
     strip_bytes: 192,
     max_groups: 16,
@@ -102,6 +115,7 @@ pub(crate) const PARAMS: CholeskyParams = CholeskyParams {
     sketch_rows: 2,
     min_sketched_columns: 16,
     max_sketched_inflation: 6.0,
+    sum_columns: 40,
     sketch_tasks: 8,
 };
 
@@ -122,6 +136,8 @@ pub(crate) const SINGULAR: Orthonormalization =
 /// What a Gram matrix was formed of.
 #[derive(Clone, Copy, PartialEq)]
 enum Source {
+    /// A sketch of the panel, in its own arithmetic.
+    NarrowSketch,
     /// A sketch of the panel, in f64.
     Sketch,
     /// The panel, in its own arithmetic.
@@ -141,7 +157,7 @@ fn groups(m: usize, l: usize) -> Groups {
     // All partial Gram matrices together are at most as large as the panel.
     let most = (m / l).min(blocks).clamp(1, PARAMS.max_groups);
     let power = 1 << most.ilog2();
-    let rows = m.div_ceil(power).next_multiple_of(PARAMS.sum_rows);
+    let rows = m.div_ceil(power).next_multiple_of(16);
     Groups { count: m.div_ceil(rows), rows }
 }
 
@@ -213,16 +229,25 @@ impl<T: Scalar> Tall<T> for InMemory<'_, T> {
     }
 
     fn sketch_gram(&mut self, gram: MatMut<'_, f64>, stack: &mut MemStack) -> Result<bool> {
-        let (m, l) = self.y.shape();
-        let sketched = sketch_rows(m, l) > 0;
-        if sketched {
-            sketch_gram(self.y.rb_mut(), gram, self.par, stack);
-        }
-        Ok(sketched)
+        Ok(sketch_gram::<T, f64>(self.y.rb_mut(), gram, self.par, stack))
+    }
+
+    fn narrow_sketch_gram(&mut self, gram: MatMut<'_, f64>, stack: &mut MemStack) -> Result<bool> {
+        Ok(T::DTYPE == DType::F32 && sketch_gram::<T, T>(self.y.rb_mut(), gram, self.par, stack))
+    }
+
+    fn par(&self) -> Par {
+        self.par
     }
 
     fn divide(&mut self, divisor: MatRef<'_, T>) -> Result<()> {
         divide(self.y.rb_mut(), divisor, self.par);
+        Ok(())
+    }
+
+    fn divide_beside(&mut self, divisor: MatRef<'_, T>, beside: &mut (dyn FnMut() + Send)) -> Result<()> {
+        let (y, par) = (self.y.rb_mut(), self.par);
+        join(par, beside, || divide(y, divisor, par));
         Ok(())
     }
 }
@@ -243,9 +268,13 @@ pub(super) fn iterate<T: Scalar, Y: Tall<T>>(
     let (mut divisor, stack) = temp_mat_zeroed::<T, _, _>(l, l, stack);
     let mut divisor = divisor.as_mat_mut();
 
+    lap(15);
     let mut report = SINGULAR;
     let mut source = Source::Panel;
-    if sketch && y.sketch_gram(gram.rb_mut(), stack)? {
+    let par = y.par();
+    if sketch && y.narrow_sketch_gram(gram.rb_mut(), stack)? {
+        source = Source::NarrowSketch;
+    } else if sketch && y.sketch_gram(gram.rb_mut(), stack)? {
         source = Source::Sketch;
     } else {
         y.gram(None, gram.rb_mut(), stack)?;
@@ -254,12 +283,14 @@ pub(super) fn iterate<T: Scalar, Y: Tall<T>>(
         if !in_range::<T>(gram.rb()) {
             return Ok(if report.passes == 0 { Outcome::Range } else { Outcome::Breakdown(report) });
         }
-        let look = match source {
-            Source::Sketch => Look::Sketch,
-            _ if report.passes == 0 => Look::First,
-            _ => Look::Later,
-        };
-        let mut state = factorize(gram.rb(), 0.0, look, factor.rb_mut(), stack);
+        let first = report.passes == 0;
+        let mut state = keeping_awake(par, || look(gram.rb(), source, first, factor.rb_mut(), par, stack));
+        if source == Source::NarrowSketch {
+            if !state.accepts(<T as Scalar>::EPSILON) && y.sketch_gram(gram.rb_mut(), stack)? {
+                state = keeping_awake(par, || look(gram.rb(), source, first, factor.rb_mut(), par, stack));
+            }
+            source = Source::Sketch;
+        }
         if source == Source::Sketch && state.inflation <= PARAMS.max_sketched_inflation {
             // One pass will do: look at the panel itself.
             source = Source::Panel;
@@ -271,59 +302,76 @@ pub(super) fn iterate<T: Scalar, Y: Tall<T>>(
         if !good && source == Source::Panel && T::DTYPE == DType::F32 {
             source = Source::Wide;
             y.wide_gram(gram.rb_mut(), stack)?;
-            state = factorize(gram.rb(), 0.0, look, factor.rb_mut(), stack);
+            state = keeping_awake(par, || look(gram.rb(), source, first, factor.rb_mut(), par, stack));
             good = state.accepts(f64::EPSILON);
         }
         let mut algorithm = match source {
-            Source::Sketch => Algorithm::SketchedCholeskyQr,
+            Source::NarrowSketch | Source::Sketch => Algorithm::SketchedCholeskyQr,
             Source::Wide => Algorithm::WideCholeskyQr2,
             Source::Panel => Algorithm::CholeskyQr2,
         };
-        if report.passes == 0 {
+        if first {
             report.condition_estimate = state.condition;
         }
         if !good {
             // The largest eigenvalue of the scaled Gram matrix is at most l, and the errors of its entries and of
             // its Cholesky factorization are a small multiple of l u.
-            state = factorize(gram.rb(), 8.0 * l as f64 * f64::EPSILON, Look::Later, factor.rb_mut(), stack);
-            if !state.positive {
+            if !factorize(gram.rb(), 8.0 * l as f64 * f64::EPSILON, factor.rb_mut(), stack) {
                 return Ok(Outcome::Breakdown(report));
             }
             algorithm = Algorithm::ShiftedCholeskyQr;
         }
-        // Only the panel's own Gram matrix, in the panel's own arithmetic, says what a division will leave.
-        let last = good && source == Source::Panel && state.inflation <= PARAMS.max_inflation;
         report.passes += 1;
-        if report.passes == 1 {
-            report.algorithm = if last { Algorithm::CholeskyQr } else { algorithm };
-        } else if algorithm == Algorithm::ShiftedCholeskyQr {
+        if first || algorithm == Algorithm::ShiftedCholeskyQr {
             report.algorithm = algorithm;
         }
-        if !last && report.passes >= PARAMS.max_passes {
+        if !state.presumed && report.passes >= PARAMS.max_passes {
             return Ok(Outcome::Breakdown(report));
         }
-        for j in 0..l {
-            let to = &mut column_mut(divisor.rb_mut(), j)[j..];
-            for (d, x) in to.iter_mut().zip(&column(factor.rb(), j)[j..]) {
-                *d = T::from_f64(*x);
+        round_factor(divisor.rb_mut(), factor.rb(), gram.rb(), stack);
+        if !state.presumed {
+            if let Some(acc) = &mut acc {
+                accumulate(acc.rb_mut(), divisor.rb(), factor.rb_mut());
             }
+            source = Source::Panel;
+            lap(4);
+            y.gram(Some(divisor.rb()), gram.rb_mut(), stack)?;
+            lap(5);
+            continue;
         }
-        if let Some(acc) = &mut acc {
-            // The rounded factor is the one that the panel is divided by.
-            for j in 0..l {
-                for i in 0..=j {
-                    factor[(i, j)] = divisor[(j, i)].to_f64();
-                }
+        // The diagonal says that this is the last pass. The division starts before the inverse has the last word; if that
+        // is no, it was a pass with a poor factor, of which the next Gram matrix tells.
+        lap(6);
+        y.divide_beside(divisor.rb(), &mut || {
+            state = State::of(factor.rb(), state.condition, stack);
+            if let Some(acc) = &mut acc {
+                accumulate(acc.rb_mut(), divisor.rb(), factor.rb_mut());
             }
-            premultiply(acc.rb_mut(), factor.rb());
-        }
-        if last {
-            y.divide(divisor.rb())?;
+        })?;
+        lap(7);
+        if state.accepts(unit) && state.inflation <= PARAMS.max_inflation {
+            if first {
+                report.algorithm = Algorithm::CholeskyQr;
+            }
             return Ok(Outcome::Done(report));
         }
-        source = Source::Panel;
-        y.gram(Some(divisor.rb()), gram.rb_mut(), stack)?;
+        if report.passes >= PARAMS.max_passes {
+            return Ok(Outcome::Breakdown(report));
+        }
+        y.gram(None, gram.rb_mut(), stack)?;
     }
+}
+
+/// What [`iterate`] took, by step: temporary.
+pub static LAPS: [std::sync::atomic::AtomicU64; 16] = [const { std::sync::atomic::AtomicU64::new(0) }; 16];
+pub(crate) fn lap(i: usize) {
+    use std::sync::atomic::Ordering::Relaxed;
+    use std::sync::{LazyLock, atomic::AtomicU64};
+    static START: LazyLock<std::time::Instant> = LazyLock::new(std::time::Instant::now);
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    let now = START.elapsed().as_nanos() as u64;
+    let last = LAST.swap(now, Relaxed);
+    LAPS[i].fetch_add(now - last, Relaxed);
 }
 
 /// Scratch for [`iterate`].
@@ -364,9 +412,30 @@ fn in_range<T: Scalar>(gram: MatRef<'_, f64>) -> bool {
 pub(crate) fn divide<T: Scalar>(mut y: MatMut<'_, T>, divisor: MatRef<'_, T>, par: Par) {
     let mut none: [T; 0] = [];
     let none = MatMut::from_column_major_slice_mut(&mut none, 0, 0);
-    for_row_groups(y.rb_mut(), none, PARAMS.block_rows, 0, par, &|rows, _| {
-        triangular_solve::solve_lower_triangular_in_place(divisor, rows.transpose_mut(), Par::Seq);
-    });
+    for_row_groups(y.rb_mut(), none, PARAMS.block_rows, 0, par, &|rows, _| divide_block(rows, divisor));
+}
+
+/// [`divide`] of a few rows, from left to right.
+///
+/// ```text
+///   Y_j <- (Y_j − Y_0..j L_j,0..jᵀ) L_jjᵀ⁻¹      one product and one small solve per strip of columns
+/// ```
+fn divide_block<T: Scalar>(mut y: MatMut<'_, T>, divisor: MatRef<'_, T>) {
+    let l = y.ncols();
+    let strip = if l < PARAMS.few_columns { PARAMS.narrow_strip } else { PARAMS.wide_strip };
+    let mut end = (l - 1) % strip + 1;
+    let mut first = 0;
+    while first < l {
+        let (done, rest) = y.rb_mut().split_at_col_mut(first);
+        let mut y_j = rest.subcols_mut(0, end - first);
+        if first > 0 {
+            let l_j = divisor.submatrix(first, 0, end - first, first).transpose();
+            matmul(y_j.rb_mut(), Accum::Add, done.rb(), l_j, T::from_f64(-1.0), Par::Seq);
+        }
+        let l_jj = divisor.submatrix(first, first, end - first, end - first);
+        triangular_solve::solve_lower_triangular_in_place(l_jj, y_j.transpose_mut(), Par::Seq);
+        (first, end) = (end, end + strip);
+    }
 }
 
 /// The lower triangle of `YᵀY`, of Y divided by `divisor` if there is one.
@@ -386,12 +455,12 @@ fn gram_of<T: Scalar>(
         for i in (0..m).step_by(PARAMS.block_rows) {
             let mut block = y.rb_mut().subrows_mut(i, PARAMS.block_rows.min(m - i));
             if let Some(divisor) = divisor {
-                triangular_solve::solve_lower_triangular_in_place(divisor, block.rb_mut().transpose_mut(), Par::Seq);
+                divide_block(block.rb_mut(), divisor);
             }
             syrk(g.rb_mut(), block.rb());
         }
     });
-    add_up(gram, work.rb());
+    add_up(gram, work.rb(), 0, par);
 }
 
 /// The lower triangle of `YᵀY` in f64.
@@ -410,12 +479,12 @@ fn wide_gram<T: Scalar>(y: MatMut<'_, T>, gram: MatMut<'_, f64>, par: Par, stack
             syrk(g.rb_mut(), wide.rb());
         }
     });
-    add_up(gram, work.rb());
+    add_up(gram, work.rb(), 0, par);
 }
 
 /// Rows of the sketch of an m×l panel, 0 for none.
 fn sketch_rows(m: usize, l: usize) -> usize {
-    let p = (PARAMS.sketch_rows * l).next_multiple_of(64);
+    let p = (PARAMS.sketch_rows * l).next_multiple_of(32);
     if l >= PARAMS.min_sketched_columns && m >= 2 * p { p } else { 0 }
 }
 
@@ -428,12 +497,19 @@ fn hash(index: usize) -> u64 {
 }
 
 /// The Gram matrix of `S Y`, S p×m with one entry ±1 in each column: p rows at a time are folded onto the sketch,
-/// each slab rotated by a random amount, each row with a random sign.
-fn sketch_gram<T: Scalar>(y: MatMut<'_, T>, gram: MatMut<'_, f64>, par: Par, stack: &mut MemStack) {
+/// each slab rotated by a random amount, each row with a random sign. False if the panel is not tall enough for it.
+fn sketch_gram<T: Scalar, W: Scalar>(y: MatMut<'_, T>, gram: MatMut<'_, f64>, par: Par, stack: &mut MemStack) -> bool {
     let (m, l) = y.shape();
     let p = sketch_rows(m, l);
-    let (signs, stack) = stack.make_with(m, |i| T::from_f64(if hash(i) >> 63 == 0 { 1.0 } else { -1.0 }));
-    let (mut folded, stack) = temp_mat_zeroed::<f64, _, _>(p, l, stack);
+    if p == 0 {
+        return false;
+    }
+    let mut bits = 0;
+    let (signs, stack) = stack.make_with(m, |i| {
+        bits = if i % 64 == 0 { hash(i / 64) } else { bits >> 1 };
+        T::from_f64(if bits & 1 == 0 { 1.0 } else { -1.0 })
+    });
+    let (mut folded, stack) = temp_mat_zeroed::<W, _, _>(p, l, stack);
     let mut folded = folded.as_mat_mut();
     // Columns are independent: they are the rows of the transposed views.
     let columns = l.div_ceil(PARAMS.sketch_tasks);
@@ -442,10 +518,13 @@ fn sketch_gram<T: Scalar>(y: MatMut<'_, T>, gram: MatMut<'_, f64>, par: Par, sta
             fold(folded.rb_mut().col_mut(j), y.rb().row(j).transpose(), &signs);
         }
     });
+    lap(0);
     gram_of(folded, None, gram, par, stack);
+    lap(1);
+    true
 }
 
-fn fold<T: Scalar>(folded: ColMut<'_, f64>, x: ColRef<'_, T>, signs: &[T]) {
+fn fold<T: Scalar, W: Scalar>(folded: ColMut<'_, W>, x: ColRef<'_, T>, signs: &[T]) {
     let p = folded.nrows();
     let folded = folded.try_as_col_major_mut().expect("scratch is column-major").as_slice_mut();
     let mut add = |at: usize, from: usize, len: usize| {
@@ -455,7 +534,7 @@ fn fold<T: Scalar>(folded: ColMut<'_, f64>, x: ColRef<'_, T>, signs: &[T]) {
             Some(x) => add_signed(folded, x.as_slice(), signs),
             None => {
                 for ((f, s), x) in folded.iter_mut().zip(signs).zip(x.iter()) {
-                    *f += (*x * *s).to_f64();
+                    *f += W::from_f64((*x * *s).to_f64());
                 }
             }
         }
@@ -469,12 +548,12 @@ fn fold<T: Scalar>(folded: ColMut<'_, f64>, x: ColRef<'_, T>, signs: &[T]) {
     }
 }
 
-fn add_signed<T: Scalar>(folded: &mut [f64], x: &[T], signs: &[T]) {
+fn add_signed<T: Scalar, W: Scalar>(folded: &mut [W], x: &[T], signs: &[T]) {
     pulp::Arch::new().dispatch(
         #[inline(always)]
         || {
             for ((f, x), s) in folded.iter_mut().zip(x).zip(signs) {
-                *f += (*x * *s).to_f64();
+                *f += W::from_f64((*x * *s).to_f64());
             }
         },
     );
@@ -513,14 +592,20 @@ fn widen<T: Scalar>(mut dst: MatMut<'_, f64>, src: MatRef<'_, T>) {
     }
 }
 
-/// Adds the groups' partial sums, the lower triangles of the l×l blocks of `parts`, in order.
-fn add_up<W: Scalar>(mut gram: MatMut<'_, f64>, parts: MatRef<'_, W>) {
-    let l = gram.ncols();
-    for j in 0..l {
-        let sum = &mut column_mut(gram.rb_mut(), j)[j..];
+/// Adds the groups' partial sums, the lower triangles of the l×l blocks of `parts`, in order: columns `first..` of the sum.
+fn add_up<W: Scalar>(mut gram: MatMut<'_, f64>, parts: MatRef<'_, W>, first: usize, par: Par) {
+    let (l, n) = gram.shape();
+    if n > PARAMS.sum_columns && matches!(par, Par::Rayon(_)) {
+        let (left, right) = gram.split_at_col_mut(n / 2);
+        rayon::join(|| add_up(left, parts, first, par), || add_up(right, parts, first + n / 2, par));
+        return;
+    }
+    for j in 0..n {
+        let at = first + j;
+        let sum = &mut column_mut(gram.rb_mut(), j)[at..];
         sum.fill(0.0);
-        for c in (j..parts.ncols()).step_by(l) {
-            for (s, x) in sum.iter_mut().zip(&column(parts, c)[j..]) {
+        for c in (at..parts.ncols()).step_by(l) {
+            for (s, x) in sum.iter_mut().zip(&column(parts, c)[at..]) {
                 *s += (*x).to_f64();
             }
         }
@@ -528,49 +613,97 @@ fn add_up<W: Scalar>(mut gram: MatMut<'_, f64>, parts: MatRef<'_, W>) {
 }
 
 /// What the Cholesky factor of a Gram matrix says.
+#[derive(Clone, Copy)]
 struct State {
     positive: bool,
     /// `‖R⁻¹‖_F²` of the scaled matrix.
     inverse_norm: f64,
     /// Largest variance inflation factor.
     inflation: f64,
-    /// Condition estimate of the scaled panel.
+    /// Condition estimate of the scaled panel; 0 where it was not looked for.
     condition: f64,
+    /// Whether `inverse_norm` and `inflation` are only what the diagonal says.
+    presumed: bool,
 }
 
 impl State {
+    const FAILED: Self = Self {
+        positive: false,
+        inverse_norm: f64::INFINITY,
+        inflation: f64::INFINITY,
+        condition: f64::INFINITY,
+        presumed: false,
+    };
+
+    /// From the inverse of the factor.
+    fn of(factor: MatRef<'_, f64>, condition: f64, stack: &mut MemStack) -> Self {
+        let l = factor.nrows();
+        let (mut inverse, stack) = temp_mat_zeroed::<f64, _, _>(l, l, stack);
+        let mut inverse = inverse.as_mat_mut();
+        triangular_inverse::invert_lower_triangular(inverse.rb_mut(), factor, Par::Seq);
+        // R⁻¹ = L⁻ᵀ: column j of R⁻¹ is row j of L⁻¹.
+        let (mut inflations, _) = stack.make_with(l, |_| 0.0);
+        row_lengths(inverse.rb(), &mut inflations);
+        let inverse_norm = inflations.iter().sum::<f64>();
+        let inflation = inflations.iter().fold(0.0_f64, |largest, x| largest.max(*x));
+        if !(inverse_norm.is_finite() && condition.is_finite()) {
+            return Self::FAILED;
+        }
+        Self { positive: true, inverse_norm, inflation, condition, presumed: false }
+    }
+
     /// Whether a Gram matrix with relative errors of `unit` is good enough for this condition.
     fn accepts(&self, unit: f64) -> bool {
         self.positive && unit * self.inverse_norm <= PARAMS.max_defect
     }
 }
 
-/// How closely a factor is looked at.
-#[derive(Clone, Copy, PartialEq)]
-enum Look {
-    /// Its inverse.
-    Later,
-    /// And its condition.
-    First,
-    /// Its condition; its inverse only where the diagonal leaves open whether the sketch is needed, or where the condition is
-    /// so large that eps may be felt. The inverse is a sixth of the sketch's time at 266 columns.
-    Sketch,
-}
-
-/// `factor <- L` with `L Lᵀ = gram + shift D⁻²`, where `D gram D` has a unit diagonal. The condition is 0 where it was not
-/// looked for.
-fn factorize(
+/// Factors a Gram matrix and looks at the factor as closely as it takes: its condition if it is the first; its inverse only
+/// where the diagonal leaves open what is next. Row j of L⁻¹ is at least `1 / L_jj` long. Where that says that the panel needs
+/// its sketch, the norm is an estimate, and the quotient's Gram matrix finds out; where it says that this is the last pass,
+/// the inverse is formed beside the division. The inverse takes as long as the factor.
+fn look(
     gram: MatRef<'_, f64>,
-    shift: f64,
-    look: Look,
+    source: Source,
+    first: bool,
     mut factor: MatMut<'_, f64>,
+    par: Par,
     stack: &mut MemStack,
 ) -> State {
     let l = gram.nrows();
-    let (mut inverse, stack) = temp_mat_zeroed::<f64, _, _>(l, l, stack);
-    let mut inverse = inverse.as_mat_mut();
-    let (lengths, stack) = stack.make_with(l, |j| gram[(j, j)].sqrt());
-    let (scale, stack) = stack.make_with(l, |j| 1.0 / lengths[j]);
+    if !factorize(gram, 0.0, factor.rb_mut(), stack) {
+        return State::FAILED;
+    }
+    lap(2);
+    let mut condition = 0.0;
+    let mut inverse_norm = 0.0;
+    if first {
+        let (mut vectors, _) = temp_mat_zeroed::<f64, _, _>(l, 4, stack);
+        let (v, w) = vectors.as_mat_mut().split_at_col_mut(2);
+        let norm = |of, vectors| pulp::Arch::new().dispatch(NormEstimate { a: factor.rb(), of, vectors });
+        let (inverse, norm) = join(par, || norm(Of::Inverse, v), || norm(Of::Matrix, w));
+        condition = norm * inverse;
+        // In the Frobenius norm, a little more than in the 2-norm.
+        inverse_norm = 4.0 * inverse * inverse;
+    }
+    lap(3);
+    let inflation = (0..l).map(|j| factor[(j, j)].powi(-2)).fold(0.0, f64::max);
+    let (sketched, last) = match source {
+        Source::NarrowSketch | Source::Sketch => (inflation > PARAMS.max_sketched_inflation, false),
+        Source::Panel => (false, inflation <= PARAMS.max_inflation),
+        Source::Wide => (false, false),
+    };
+    if !(condition.is_finite() && (sketched || last)) {
+        return State::of(factor.rb(), condition, stack);
+    }
+    State { positive: true, inverse_norm, inflation, condition, presumed: last }
+}
+
+/// `factor <- L` with `L Lᵀ = D gram D + shift I`, where `D gram D` has a unit diagonal. Returns whether that is positive
+/// definite.
+fn factorize(gram: MatRef<'_, f64>, shift: f64, mut factor: MatMut<'_, f64>, stack: &mut MemStack) -> bool {
+    let l = gram.nrows();
+    let (scale, stack) = stack.make_with(l, |j| 1.0 / gram[(j, j)].sqrt());
     for j in 0..l {
         let (l_j, g_j) = (&mut column_mut(factor.rb_mut(), j)[j..], &column(gram, j)[j..]);
         for ((x, g), s) in l_j.iter_mut().zip(g_j).zip(&scale[j..]) {
@@ -578,50 +711,34 @@ fn factorize(
         }
         l_j[0] += shift;
     }
-    let failed =
-        State { positive: false, inverse_norm: f64::INFINITY, inflation: f64::INFINITY, condition: f64::INFINITY };
-    if llt::cholesky_in_place(factor.rb_mut(), Default::default(), Par::Seq, stack, Default::default()).is_err() {
-        return failed;
-    }
-    let (mut vectors, _) = temp_mat_zeroed::<f64, _, _>(l, 2, stack);
-    let mut vectors = vectors.as_mat_mut();
-    let condition = match look {
-        Look::Later => None,
-        Look::First | Look::Sketch => {
-            let mut norm =
-                |of| pulp::Arch::new().dispatch(NormEstimate { a: factor.rb(), of, vectors: vectors.rb_mut() });
-            Some((norm(Of::Matrix), norm(Of::Inverse)))
-        }
-    };
-    let rescale = |mut factor: MatMut<'_, f64>| {
-        for j in 0..l {
-            for (x, s) in column_mut(factor.rb_mut(), j)[j..].iter_mut().zip(&lengths[j..]) {
-                *x *= s;
-            }
-        }
-    };
-    if let (Look::Sketch, Some((norm, inverse))) = (look, condition) {
-        // Row j of L⁻¹ is at least 1 / L_jj long; the estimate is not below a tenth of the norm of L⁻¹.
-        let inflation = (0..l).map(|j| factor[(j, j)].powi(-2)).fold(0.0, f64::max);
-        let inverse_norm = 100.0 * l as f64 * inverse * inverse;
-        let state = State { positive: true, inverse_norm, inflation, condition: norm * inverse };
-        if inflation > PARAMS.max_sketched_inflation && state.accepts(f64::EPSILON) {
-            rescale(factor);
-            return state;
+    llt::cholesky_in_place(factor, Default::default(), Par::Seq, stack, Default::default()).is_ok()
+}
+
+/// `divisor <- D⁻¹ L`, rounded.
+fn round_factor<T: Scalar>(
+    mut divisor: MatMut<'_, T>,
+    factor: MatRef<'_, f64>,
+    gram: MatRef<'_, f64>,
+    stack: &mut MemStack,
+) {
+    let l = gram.nrows();
+    let (lengths, _) = stack.make_with(l, |j| gram[(j, j)].sqrt());
+    for j in 0..l {
+        let to = &mut column_mut(divisor.rb_mut(), j)[j..];
+        for ((d, x), length) in to.iter_mut().zip(&column(factor, j)[j..]).zip(&lengths[j..]) {
+            *d = T::from_f64(x * length);
         }
     }
-    let condition = condition.map_or(0.0, |(norm, inverse)| norm * inverse);
-    triangular_inverse::invert_lower_triangular(inverse.rb_mut(), factor.rb(), Par::Seq);
-    // R⁻¹ = L⁻ᵀ: column j of R⁻¹ is row j of L⁻¹.
-    let inflations = column_mut(vectors, 0);
-    row_lengths(inverse.rb(), inflations);
-    let inverse_norm = inflations.iter().sum::<f64>();
-    let inflation = inflations.iter().fold(0.0_f64, |largest, x| largest.max(*x));
-    if !(inverse_norm.is_finite() && condition.is_finite()) {
-        return failed;
+}
+
+/// `acc <- R acc`; the rounded factor is the one that the panel is divided by. Overwrites the upper triangle of `work`.
+fn accumulate<T: Scalar>(acc: MatMut<'_, f64>, divisor: MatRef<'_, T>, mut work: MatMut<'_, f64>) {
+    for j in 0..work.ncols() {
+        for i in 0..=j {
+            work[(i, j)] = divisor[(j, i)].to_f64();
+        }
     }
-    rescale(factor);
-    State { positive: true, inverse_norm, inflation, condition }
+    premultiply(acc, work.rb());
 }
 
 /// Squared lengths of the rows of a lower triangular matrix.
@@ -636,14 +753,11 @@ fn row_lengths(a: MatRef<'_, f64>, lengths: &mut [f64]) {
 }
 
 fn factorize_scratch(l: usize) -> StackReq {
-    StackReq::all_of(&[
-        temp_mat_scratch::<f64>(l, l),
-        StackReq::new::<f64>(l),
-        StackReq::new::<f64>(l),
-        StackReq::any_of(&[
-            llt::cholesky_in_place_scratch::<f64>(l, Par::Seq, Default::default()),
-            temp_mat_scratch::<f64>(l, 2),
-        ]),
+    let vector = StackReq::new::<f64>(l);
+    StackReq::any_of(&[
+        vector.and(llt::cholesky_in_place_scratch::<f64>(l, Par::Seq, Default::default())),
+        vector.and(temp_mat_scratch::<f64>(l, l)),
+        temp_mat_scratch::<f64>(l, 4),
     ])
 }
 
@@ -749,14 +863,30 @@ fn add_multiple(y: &mut [f64], s: f64, x: &[f64]) {
 }
 
 /// `acc <- R acc`, both upper triangular.
-pub(super) fn premultiply(mut acc: MatMut<'_, f64>, r: MatRef<'_, f64>) {
-    for j in 0..r.ncols() {
-        let x = column_mut(acc.rb_mut(), j);
-        // Entry k is read before anything is added to it: later columns of R only reach the rows above it.
-        for k in 0..=j {
-            let s = std::mem::take(&mut x[k]);
-            for (x, r) in x[..=k].iter_mut().zip(column(r, k)) {
-                *x += r * s;
+pub(super) fn premultiply(acc: MatMut<'_, f64>, r: MatRef<'_, f64>) {
+    pulp::Arch::new().dispatch(Premultiply { acc, r });
+}
+
+struct Premultiply<'a> {
+    acc: MatMut<'a, f64>,
+    r: MatRef<'a, f64>,
+}
+
+impl NullaryFnOnce for Premultiply<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let Premultiply { mut acc, r } = self;
+        for j in 0..r.ncols() {
+            let x = column_mut(acc.rb_mut(), j);
+            // Entry k is read before anything is added to it: later columns of R only reach the rows above it.
+            for k in 0..=j {
+                let s = std::mem::take(&mut x[k]);
+                // At first `acc` is the identity.
+                if s != 0.0 {
+                    add_multiple(&mut x[..=k], s, column(r, k));
+                }
             }
         }
     }
