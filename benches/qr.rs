@@ -143,32 +143,6 @@ fn main() {
     if flag("--serve") {
         return serve(par);
     }
-    if flag("--laps") {
-        use std::sync::atomic::Ordering::Relaxed;
-        for (m, l) in [(3072, 202), (4096, 266), (30522, 106)] {
-            for condition in [0.0, 1e3, 1e6] {
-                let y = panel::<f32>(m, l, condition);
-                let mut q = y.clone();
-                let mut buffer = MemBuffer::new(qr::orthonormalize_scratch::<f32>(m, l, par));
-                let mut total = vec![];
-                for i in 0..80 {
-                    if i == 20 {
-                        qr::cholesky::LAPS.iter().for_each(|x| x.store(0, Relaxed));
-                    }
-                    q.copy_from(&y);
-                    let start = Instant::now();
-                    qr::orthonormalize(q.as_mut(), None, par, MemStack::new(&mut buffer)).expect("a finite panel");
-                    total.push(start.elapsed().as_secs_f64());
-                }
-                print!("{m}x{l} {condition:e} {:.3}:", median(&mut total[20..]) * 1e3);
-                for x in &qr::cholesky::LAPS {
-                    print!(" {:.3}", x.load(Relaxed) as f64 / 60e6);
-                }
-                println!();
-            }
-        }
-        return;
-    }
     let rounds = if test { 1 } else { 15 };
     for (m, l) in [(3072, 202), (4096, 266), (30522, 106)] {
         for condition in [0.0, 1e1, 1e3, 1e6, 1e9] {

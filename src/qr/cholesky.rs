@@ -53,6 +53,7 @@ use faer::mat::AsMatMut;
 use faer::prelude::*;
 use faer::{ColMut, ColRef, MatMut, MatRef, Par};
 use pulp::NullaryFnOnce;
+use std::mem::MaybeUninit;
 
 use super::householder::dot_of;
 use super::remote::Tall;
@@ -95,8 +96,6 @@ pub(crate) struct CholeskyParams {
     /// A sketch with variance inflation factors up to this sends the panel to plain CholeskyQR. With two rows per
     /// column a sketch about doubles them.
     pub(crate) max_sketched_inflation: f64,
-    /// Columns of the sum of the partial Gram matrices that one task adds up.
-    pub(crate) sum_columns: usize,
     /// Tasks that the sketch is split into.
     pub(crate) sketch_tasks: usize,
 }
@@ -115,7 +114,6 @@ pub(crate) const PARAMS: CholeskyParams = CholeskyParams {
     sketch_rows: 2,
     min_sketched_columns: 16,
     max_sketched_inflation: 6.0,
-    sum_columns: 40,
     sketch_tasks: 8,
 };
 
@@ -159,6 +157,11 @@ fn groups(m: usize, l: usize) -> Groups {
     let power = 1 << most.ilog2();
     let rows = m.div_ceil(power).next_multiple_of(16);
     Groups { count: m.div_ceil(rows), rows }
+}
+
+/// Where m rows are cut in two: at a multiple of `rows`.
+fn half(m: usize, rows: usize) -> usize {
+    m.div_ceil(rows) / 2 * rows
 }
 
 /// Where [`cholesky_qr`] takes its first factor from.
@@ -246,8 +249,15 @@ impl<T: Scalar> Tall<T> for InMemory<'_, T> {
     }
 
     fn divide_beside(&mut self, divisor: MatRef<'_, T>, beside: &mut (dyn FnMut() + Send)) -> Result<()> {
-        let (y, par) = (self.y.rb_mut(), self.par);
-        join(par, beside, || divide(y, divisor, par));
+        let par = self.par;
+        // The thread that summed the upper half has it in its cache.
+        let cut = half(self.y.nrows(), PARAMS.block_rows);
+        let (upper, lower) = self.y.rb_mut().split_at_row_mut(cut);
+        let first = || {
+            beside();
+            divide(upper, divisor, par);
+        };
+        join(par, first, || divide(lower, divisor, par));
         Ok(())
     }
 }
@@ -268,7 +278,6 @@ pub(super) fn iterate<T: Scalar, Y: Tall<T>>(
     let (mut divisor, stack) = temp_mat_zeroed::<T, _, _>(l, l, stack);
     let mut divisor = divisor.as_mat_mut();
 
-    lap(15);
     let mut report = SINGULAR;
     let mut source = Source::Panel;
     let par = y.par();
@@ -334,21 +343,17 @@ pub(super) fn iterate<T: Scalar, Y: Tall<T>>(
                 accumulate(acc.rb_mut(), divisor.rb(), factor.rb_mut());
             }
             source = Source::Panel;
-            lap(4);
             y.gram(Some(divisor.rb()), gram.rb_mut(), stack)?;
-            lap(5);
             continue;
         }
         // The diagonal says that this is the last pass. The division starts before the inverse has the last word; if that
         // is no, it was a pass with a poor factor, of which the next Gram matrix tells.
-        lap(6);
         y.divide_beside(divisor.rb(), &mut || {
             state = State::of(factor.rb(), state.condition, stack);
             if let Some(acc) = &mut acc {
                 accumulate(acc.rb_mut(), divisor.rb(), factor.rb_mut());
             }
         })?;
-        lap(7);
         if state.accepts(unit) && state.inflation <= PARAMS.max_inflation {
             if first {
                 report.algorithm = Algorithm::CholeskyQr;
@@ -362,24 +367,14 @@ pub(super) fn iterate<T: Scalar, Y: Tall<T>>(
     }
 }
 
-/// What [`iterate`] took, by step: temporary.
-pub static LAPS: [std::sync::atomic::AtomicU64; 16] = [const { std::sync::atomic::AtomicU64::new(0) }; 16];
-pub(crate) fn lap(i: usize) {
-    use std::sync::atomic::Ordering::Relaxed;
-    use std::sync::{LazyLock, atomic::AtomicU64};
-    static START: LazyLock<std::time::Instant> = LazyLock::new(std::time::Instant::now);
-    static LAST: AtomicU64 = AtomicU64::new(0);
-    let now = START.elapsed().as_nanos() as u64;
-    let last = LAST.swap(now, Relaxed);
-    LAPS[i].fetch_add(now - last, Relaxed);
-}
-
 /// Scratch for [`iterate`].
 pub(crate) fn iterate_scratch<T: Scalar>(m: usize, l: usize) -> StackReq {
     let wide = if T::DTYPE == DType::F32 { gram_scratch::<f64>(m, l, PARAMS.block_rows) } else { StackReq::EMPTY };
     let sketch = match sketch_rows(m, l) {
         0 => StackReq::EMPTY,
-        p => StackReq::all_of(&[StackReq::new::<T>(m), temp_mat_scratch::<f64>(p, l), gram_scratch::<f64>(p, l, 0)]),
+        p => {
+            StackReq::all_of(&[StackReq::new::<T>(m), temp_mat_scratch::<f64>(p, 2 * l), gram_scratch::<f64>(p, l, 0)])
+        }
     };
     let panel = StackReq::any_of(&[gram_scratch::<T>(m, l, 0), wide, sketch]);
     decide_scratch::<T>(l).or(matrices_scratch::<T>(l).and(panel))
@@ -395,7 +390,7 @@ fn matrices_scratch<T: Scalar>(l: usize) -> StackReq {
 }
 
 fn gram_scratch<W: Scalar>(m: usize, l: usize, buffer_rows: usize) -> StackReq {
-    temp_mat_scratch::<W>(l + buffer_rows, l * groups(m, l).count)
+    temp_mat_scratch::<W>(l, l).and(StackReq::new::<u8>(node_bytes::<W>(l, groups(m, l).count, buffer_rows)))
 }
 
 /// Whether squares of the entries neither overflowed nor lost digits to underflow.
@@ -422,7 +417,11 @@ pub(crate) fn divide<T: Scalar>(mut y: MatMut<'_, T>, divisor: MatRef<'_, T>, pa
 /// ```
 fn divide_block<T: Scalar>(mut y: MatMut<'_, T>, divisor: MatRef<'_, T>) {
     let l = y.ncols();
-    let strip = if l < PARAMS.few_columns { PARAMS.narrow_strip } else { PARAMS.wide_strip };
+    let strip = match T::DTYPE {
+        DType::F32 if l < PARAMS.few_columns => PARAMS.narrow_strip,
+        DType::F32 => PARAMS.wide_strip,
+        _ => l,
+    };
     let mut end = (l - 1) % strip + 1;
     let mut first = 0;
     while first < l {
@@ -446,11 +445,7 @@ fn gram_of<T: Scalar>(
     par: Par,
     stack: &mut MemStack,
 ) {
-    let (m, l) = y.shape();
-    let Groups { count, rows } = groups(m, l);
-    let (mut work, _) = temp_mat_zeroed::<T, _, _>(l, l * count, stack);
-    let mut work = work.as_mat_mut();
-    for_row_groups(y, work.rb_mut(), rows, l, par, &|mut y, mut g| {
+    sum_groups::<T, T>(y, gram, 0, par, stack, &|mut y, mut g, _| {
         let m = y.nrows();
         for i in (0..m).step_by(PARAMS.block_rows) {
             let mut block = y.rb_mut().subrows_mut(i, PARAMS.block_rows.min(m - i));
@@ -460,18 +455,14 @@ fn gram_of<T: Scalar>(
             syrk(g.rb_mut(), block.rb());
         }
     });
-    add_up(gram, work.rb(), 0, par);
 }
 
 /// The lower triangle of `YᵀY` in f64.
 fn wide_gram<T: Scalar>(y: MatMut<'_, T>, gram: MatMut<'_, f64>, par: Par, stack: &mut MemStack) {
-    let (m, l) = y.shape();
-    let Groups { count, rows } = groups(m, l);
-    let (mut work, _) = temp_mat_zeroed::<f64, _, _>(l + PARAMS.block_rows, l * count, stack);
-    let mut work = work.as_mat_mut();
-    for_row_groups(y, work.rb_mut(), rows, l, par, &|y, g| {
-        let m = y.nrows();
-        let (mut g, mut wide) = g.split_at_row_mut(l);
+    sum_groups::<T, f64>(y, gram, PARAMS.block_rows, par, stack, &|y, mut g, stack| {
+        let (m, l) = y.shape();
+        let (mut wide, _) = temp_mat_zeroed::<f64, _, _>(PARAMS.block_rows, l, stack);
+        let mut wide = wide.as_mat_mut();
         for i in (0..m).step_by(PARAMS.block_rows) {
             let block = y.rb().subrows(i, PARAMS.block_rows.min(m - i));
             let mut wide = wide.rb_mut().subrows_mut(0, block.nrows());
@@ -479,7 +470,77 @@ fn wide_gram<T: Scalar>(y: MatMut<'_, T>, gram: MatMut<'_, f64>, par: Par, stack
             syrk(g.rb_mut(), wide.rb());
         }
     });
-    add_up(gram, work.rb(), 0, par);
+}
+
+/// `gram <-` the sum of what `add` adds to its second argument for each group of rows: a tree over the groups, whose nodes
+/// are zeroed and added by the threads that need them.
+fn sum_groups<T: Scalar, W: Scalar>(
+    y: MatMut<'_, T>,
+    mut gram: MatMut<'_, f64>,
+    buffer_rows: usize,
+    par: Par,
+    stack: &mut MemStack,
+    add: &(impl Fn(MatMut<'_, T>, MatMut<'_, W>, &mut MemStack) + Sync),
+) {
+    let (m, l) = y.shape();
+    let Groups { count, rows } = groups(m, l);
+    let (mut sum, stack) = temp_mat_zeroed::<W, _, _>(l, l, stack);
+    let mut sum = sum.as_mat_mut();
+    let tree = Sum { rows, buffer_rows, par, add };
+    let (mut bytes, _) = stack.make_uninit::<u8>(node_bytes::<W>(l, count, buffer_rows));
+    tree.node(y, sum.rb_mut(), count, &mut bytes);
+    for j in 0..l {
+        let to = &mut column_mut(gram.rb_mut(), j)[j..];
+        to.iter_mut().zip(&column(sum.rb(), j)[j..]).for_each(|(to, x)| *to = (*x).to_f64());
+    }
+}
+
+/// Bytes of scratch of a node over `count` groups.
+fn node_bytes<W: Scalar>(l: usize, count: usize, buffer_rows: usize) -> usize {
+    if count == 1 {
+        return temp_mat_scratch::<W>(buffer_rows, l).unaligned_bytes_required();
+    }
+    let other = temp_mat_scratch::<W>(l, l).unaligned_bytes_required();
+    other + node_bytes::<W>(l, count / 2, buffer_rows) + node_bytes::<W>(l, count - count / 2, buffer_rows)
+}
+
+struct Sum<'a, F> {
+    rows: usize,
+    buffer_rows: usize,
+    par: Par,
+    add: &'a F,
+}
+
+impl<F> Sum<'_, F> {
+    /// Adds the Gram matrices of `count` groups to `sum`.
+    fn node<T: Scalar, W: Scalar>(
+        &self,
+        y: MatMut<'_, T>,
+        mut sum: MatMut<'_, W>,
+        count: usize,
+        bytes: &mut [MaybeUninit<u8>],
+    ) where
+        F: Fn(MatMut<'_, T>, MatMut<'_, W>, &mut MemStack) + Sync,
+    {
+        if count == 1 {
+            return (self.add)(y, sum, MemStack::new(bytes));
+        }
+        let (l, half) = (sum.ncols(), count / 2);
+        let (upper, lower) = y.split_at_row_mut(half * self.rows);
+        let (mut other, stack) = temp_mat_zeroed::<W, _, _>(l, l, MemStack::new(bytes));
+        let mut other = other.as_mat_mut();
+        let (mut bytes, stack) = stack.make_uninit::<u8>(node_bytes::<W>(l, half, self.buffer_rows));
+        let (mut other_bytes, _) = stack.make_uninit::<u8>(node_bytes::<W>(l, count - half, self.buffer_rows));
+        join(
+            self.par,
+            || self.node(upper, sum.rb_mut(), half, &mut bytes),
+            || self.node(lower, other.rb_mut(), count - half, &mut other_bytes),
+        );
+        for j in 0..l {
+            let to = &mut column_mut(sum.rb_mut(), j)[j..];
+            to.iter_mut().zip(&column(other.rb(), j)[j..]).for_each(|(to, x)| *to += *x);
+        }
+    }
 }
 
 /// Rows of the sketch of an m×l panel, 0 for none.
@@ -509,22 +570,40 @@ fn sketch_gram<T: Scalar, W: Scalar>(y: MatMut<'_, T>, gram: MatMut<'_, f64>, pa
         bits = if i % 64 == 0 { hash(i / 64) } else { bits >> 1 };
         T::from_f64(if bits & 1 == 0 { 1.0 } else { -1.0 })
     });
-    let (mut folded, stack) = temp_mat_zeroed::<W, _, _>(p, l, stack);
-    let mut folded = folded.as_mat_mut();
-    // Columns are independent: they are the rows of the transposed views.
+    let (mut folded, stack) = temp_mat_zeroed::<W, _, _>(p, 2 * l, stack);
+    let (mut folded, mut other) = folded.as_mat_mut().split_at_col_mut(l);
+    // By halves, as the Gram matrix of the panel will be formed: its rows stay in the cache of their thread.
+    let Groups { count, rows } = groups(m, l);
+    let cut = count / 2 * rows;
+    let (upper, lower) = y.split_at_row_mut(cut);
+    join(
+        par,
+        || fold_columns(upper, folded.rb_mut(), &signs[..cut], 0, par),
+        || fold_columns(lower, other.rb_mut(), &signs[cut..], cut, par),
+    );
     let columns = l.div_ceil(PARAMS.sketch_tasks);
-    for_row_groups(y.transpose_mut(), folded.rb_mut(), columns, columns, par, &|y, mut folded| {
-        for j in 0..y.nrows() {
-            fold(folded.rb_mut().col_mut(j), y.rb().row(j).transpose(), &signs);
+    for_row_groups(folded.rb_mut().transpose_mut(), other, columns, columns, par, &|to, other| {
+        let mut to = to.transpose_mut();
+        for j in 0..to.ncols() {
+            let to = column_mut(to.rb_mut(), j);
+            to.iter_mut().zip(column(other.rb(), j)).for_each(|(to, x)| *to += *x);
         }
     });
-    lap(0);
     gram_of(folded, None, gram, par, stack);
-    lap(1);
     true
 }
 
-fn fold<T: Scalar, W: Scalar>(folded: ColMut<'_, W>, x: ColRef<'_, T>, signs: &[T]) {
+/// Adds rows `from..` of the panel to the sketch. Columns are independent: they are the rows of the transposed views.
+fn fold_columns<T: Scalar, W: Scalar>(y: MatMut<'_, T>, folded: MatMut<'_, W>, signs: &[T], from: usize, par: Par) {
+    let columns = y.ncols().div_ceil(PARAMS.sketch_tasks);
+    for_row_groups(y.transpose_mut(), folded, columns, columns, par, &|y, mut folded| {
+        for j in 0..y.nrows() {
+            fold(folded.rb_mut().col_mut(j), y.rb().row(j).transpose(), signs, from);
+        }
+    });
+}
+
+fn fold<T: Scalar, W: Scalar>(folded: ColMut<'_, W>, x: ColRef<'_, T>, signs: &[T], first: usize) {
     let p = folded.nrows();
     let folded = folded.try_as_col_major_mut().expect("scratch is column-major").as_slice_mut();
     let mut add = |at: usize, from: usize, len: usize| {
@@ -539,9 +618,9 @@ fn fold<T: Scalar, W: Scalar>(folded: ColMut<'_, W>, x: ColRef<'_, T>, signs: &[
             }
         }
     };
-    for (slab, from) in (0..signs.len()).step_by(p).enumerate() {
+    for from in (0..signs.len()).step_by(p) {
         let len = p.min(signs.len() - from);
-        let turn = (hash(slab) % p as u64) as usize;
+        let turn = (hash(first + from) % p as u64) as usize;
         let head = len.min(p - turn);
         add(turn, from, head);
         add(0, from + head, len - head);
@@ -592,26 +671,6 @@ fn widen<T: Scalar>(mut dst: MatMut<'_, f64>, src: MatRef<'_, T>) {
     }
 }
 
-/// Adds the groups' partial sums, the lower triangles of the l×l blocks of `parts`, in order: columns `first..` of the sum.
-fn add_up<W: Scalar>(mut gram: MatMut<'_, f64>, parts: MatRef<'_, W>, first: usize, par: Par) {
-    let (l, n) = gram.shape();
-    if n > PARAMS.sum_columns && matches!(par, Par::Rayon(_)) {
-        let (left, right) = gram.split_at_col_mut(n / 2);
-        rayon::join(|| add_up(left, parts, first, par), || add_up(right, parts, first + n / 2, par));
-        return;
-    }
-    for j in 0..n {
-        let at = first + j;
-        let sum = &mut column_mut(gram.rb_mut(), j)[at..];
-        sum.fill(0.0);
-        for c in (at..parts.ncols()).step_by(l) {
-            for (s, x) in sum.iter_mut().zip(&column(parts, c)[at..]) {
-                *s += (*x).to_f64();
-            }
-        }
-    }
-}
-
 /// What the Cholesky factor of a Gram matrix says.
 #[derive(Clone, Copy)]
 struct State {
@@ -658,10 +717,10 @@ impl State {
     }
 }
 
-/// Factors a Gram matrix and looks at the factor as closely as it takes: its condition if it is the first; its inverse only
-/// where the diagonal leaves open what is next. Row j of L⁻¹ is at least `1 / L_jj` long. Where that says that the panel needs
-/// its sketch, the norm is an estimate, and the quotient's Gram matrix finds out; where it says that this is the last pass,
-/// the inverse is formed beside the division. The inverse takes as long as the factor.
+/// Factors a Gram matrix and looks at the factor as closely as it takes: at its condition if it is the first; at its inverse
+/// only where something depends on that, since it takes as long as the factor. Row j of L⁻¹ is at least `1 / L_jj` long. For
+/// a sketch that and an estimate of the norm will do, since the quotient's Gram matrix finds out; where it says that this is
+/// the last pass, the inverse is formed beside the division.
 fn look(
     gram: MatRef<'_, f64>,
     source: Source,
@@ -674,7 +733,10 @@ fn look(
     if !factorize(gram, 0.0, factor.rb_mut(), stack) {
         return State::FAILED;
     }
-    lap(2);
+    let inflation = (0..l).map(|j| factor[(j, j)].powi(-2)).fold(0.0, f64::max);
+    if source == Source::NarrowSketch && f64::from(f32::EPSILON) * inflation > PARAMS.max_defect {
+        return State::FAILED;
+    }
     let mut condition = 0.0;
     let mut inverse_norm = 0.0;
     if first {
@@ -686,13 +748,8 @@ fn look(
         // In the Frobenius norm, a little more than in the 2-norm.
         inverse_norm = 4.0 * inverse * inverse;
     }
-    lap(3);
-    let inflation = (0..l).map(|j| factor[(j, j)].powi(-2)).fold(0.0, f64::max);
-    let (sketched, last) = match source {
-        Source::NarrowSketch | Source::Sketch => (inflation > PARAMS.max_sketched_inflation, false),
-        Source::Panel => (false, inflation <= PARAMS.max_inflation),
-        Source::Wide => (false, false),
-    };
+    let sketched = matches!(source, Source::NarrowSketch | Source::Sketch);
+    let last = source == Source::Panel && inflation <= PARAMS.max_inflation;
     if !(condition.is_finite() && (sketched || last)) {
         return State::of(factor.rb(), condition, stack);
     }
