@@ -6,18 +6,20 @@
 //!     group 0 | block 0   Y_b <- Y_b R⁻¹  (TRSM), then  G_0 += Y_bᵀ Y_b  (syrk) while the block is hot
 //!             | block 1   ...
 //!     group 1 | ...                                    G_1 += ...
-//!                         G = G_0 + G_1 + ...  in order, in f64; Cholesky of the l×l G in f64
+//!                         G = (G_0 + G_1) + ...  in a tree; Cholesky of the l×l G in f64
 //! ```
 //!
 //! One pass costs `m l²` flops of syrk and `m l²` of TRSM and reads and writes the panel once; everything l×l is done
-//! in f64 by one thread (`l³/3` for the factor, `l³/3` for its inverse, which gives the condition).
+//! in f64 by one thread (`l³/3` for the factor, `l³/3` for its inverse). The last division does not wait for the inverse, which
+//! is formed beside it: if it says that the pass was not the last, it was a pass with a poor factor.
 //!
 //! The first R comes from a sketch of a tall panel (sketch-preconditioned CholeskyQR: Balabanov 2022; Melnichenko et
-//! al. 2311.08316): `S Y` has 2l rows, each the signed sum of about m/2l rows of Y, in f64; its R makes `Y R⁻¹` a panel
+//! al. 2311.08316): `S Y` has 2l rows, each the signed sum of about m/2l rows of Y; its R makes `Y R⁻¹` a panel
 //! of condition about 6 whatever the condition of Y, so that one more factor, measured on that panel, finishes. Cost at
 //! condition 1e3 to 1e7 is the same: sketch, division with syrk, division; `3 m l²` flops and the sketch's `2 l³`, where
 //! CholeskyQR2 takes `4 m l²`. The sketch is fixed and nothing is taken on trust: where it fails, the Gram matrix of the
-//! quotient says so, and the pass was an ordinary one of a longer iteration.
+//! quotient says so, and the pass was an ordinary one of a longer iteration. The Gram matrix of an f32 sketch is first formed
+//! in f32, which carries to a condition of some thousands, and again in f64 where it does not.
 //!
 //! Otherwise, and in all later passes, the factor of the scaled Gram matrix `D G D` (unit diagonal) decides:
 //!
@@ -719,8 +721,8 @@ impl State {
 
 /// Factors a Gram matrix and looks at the factor as closely as it takes: at its condition if it is the first; at its inverse
 /// only where something depends on that, since it takes as long as the factor. Row j of L⁻¹ is at least `1 / L_jj` long. For
-/// a sketch that and an estimate of the norm will do, since the quotient's Gram matrix finds out; where it says that this is
-/// the last pass, the inverse is formed beside the division.
+/// a sketch that and an estimate of the norm will do where they send the panel on to its quotient, whose Gram matrix finds
+/// out (but at condition 10 the diagonal alone is below what the inverse says); where it says that this is the last pass, the inverse is formed beside the division.
 fn look(
     gram: MatRef<'_, f64>,
     source: Source,
@@ -748,7 +750,8 @@ fn look(
         // In the Frobenius norm, a little more than in the 2-norm.
         inverse_norm = 4.0 * inverse * inverse;
     }
-    let sketched = matches!(source, Source::NarrowSketch | Source::Sketch);
+    let sketch = matches!(source, Source::NarrowSketch | Source::Sketch);
+    let sketched = sketch && inflation > PARAMS.max_sketched_inflation;
     let last = source == Source::Panel && inflation <= PARAMS.max_inflation;
     if !(condition.is_finite() && (sketched || last)) {
         return State::of(factor.rb(), condition, stack);

@@ -49,7 +49,7 @@ pub enum Algorithm {
     CholeskyQr,
     /// Two passes, Gram matrices in the panel's own arithmetic.
     CholeskyQr2,
-    /// The first factor from a sketch of the panel, in f64.
+    /// The first factor from a sketch of the panel.
     SketchedCholeskyQr,
     /// The first Gram matrix of an f32 panel in f64.
     WideCholeskyQr2,
