@@ -297,10 +297,10 @@ pub(super) fn iterate<T: Scalar, Y: Tall<T>>(
         let first = report.passes == 0;
         let mut state = keeping_awake(par, || look(gram.rb(), source, first, factor.rb_mut(), par, stack));
         if source == Source::NarrowSketch {
+            source = Source::Sketch;
             if !state.accepts(<T as Scalar>::EPSILON) && y.sketch_gram(gram.rb_mut(), stack)? {
                 state = keeping_awake(par, || look(gram.rb(), source, first, factor.rb_mut(), par, stack));
             }
-            source = Source::Sketch;
         }
         if source == Source::Sketch && state.inflation <= PARAMS.max_sketched_inflation {
             // One pass will do: look at the panel itself.
@@ -721,8 +721,8 @@ impl State {
 
 /// Factors a Gram matrix and looks at the factor as closely as it takes: at its condition if it is the first; at its inverse
 /// only where something depends on that, since it takes as long as the factor. Row j of L⁻¹ is at least `1 / L_jj` long. For
-/// a sketch that and an estimate of the norm will do where they send the panel on to its quotient, whose Gram matrix finds
-/// out (but at condition 10 the diagonal alone is below what the inverse says); where it says that this is the last pass, the inverse is formed beside the division.
+/// a sketch that and an estimate of the norm will do, since the next Gram matrix finds out; where it says that this is the last
+/// pass, the inverse is formed beside the division.
 fn look(
     gram: MatRef<'_, f64>,
     source: Source,
@@ -750,8 +750,7 @@ fn look(
         // In the Frobenius norm, a little more than in the 2-norm.
         inverse_norm = 4.0 * inverse * inverse;
     }
-    let sketch = matches!(source, Source::NarrowSketch | Source::Sketch);
-    let sketched = sketch && inflation > PARAMS.max_sketched_inflation;
+    let sketched = matches!(source, Source::NarrowSketch | Source::Sketch);
     let last = source == Source::Panel && inflation <= PARAMS.max_inflation;
     if !(condition.is_finite() && (sketched || last)) {
         return State::of(factor.rb(), condition, stack);
