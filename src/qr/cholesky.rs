@@ -6,18 +6,20 @@
 //!     group 0 | block 0   Y_b <- Y_b R⁻¹  (TRSM), then  G_0 += Y_bᵀ Y_b  (syrk) while the block is hot
 //!             | block 1   ...
 //!     group 1 | ...                                    G_1 += ...
-//!                         G = G_0 + G_1 + ...  in order, in f64; Cholesky of the l×l G in f64
+//!                         G = (G_0 + G_1) + ...  in a tree; Cholesky of the l×l G in f64
 //! ```
 //!
 //! One pass costs `m l²` flops of syrk and `m l²` of TRSM and reads and writes the panel once; everything l×l is done
-//! in f64 by one thread (`l³/3` for the factor, `l³/3` for its inverse, which gives the condition).
+//! in f64 by one thread (`l³/3` for the factor, `l³/3` for its inverse). The last division does not wait for the inverse, which
+//! is formed beside it: if it says that the pass was not the last, it was a pass with a poor factor.
 //!
 //! The first R comes from a sketch of a tall panel (sketch-preconditioned CholeskyQR: Balabanov 2022; Melnichenko et
-//! al. 2311.08316): `S Y` has 2l rows, each the signed sum of about m/2l rows of Y, in f64; its R makes `Y R⁻¹` a panel
+//! al. 2311.08316): `S Y` has 2l rows, each the signed sum of about m/2l rows of Y; its R makes `Y R⁻¹` a panel
 //! of condition about 6 whatever the condition of Y, so that one more factor, measured on that panel, finishes. Cost at
 //! condition 1e3 to 1e7 is the same: sketch, division with syrk, division; `3 m l²` flops and the sketch's `2 l³`, where
 //! CholeskyQR2 takes `4 m l²`. The sketch is fixed and nothing is taken on trust: where it fails, the Gram matrix of the
-//! quotient says so, and the pass was an ordinary one of a longer iteration.
+//! quotient says so, and the pass was an ordinary one of a longer iteration. The Gram matrix of an f32 sketch is first formed
+//! in f32, which carries to a condition of some thousands, and again in f64 where it does not.
 //!
 //! Otherwise, and in all later passes, the factor of the scaled Gram matrix `D G D` (unit diagonal) decides:
 //!
@@ -53,10 +55,14 @@ use faer::mat::AsMatMut;
 use faer::prelude::*;
 use faer::{ColMut, ColRef, MatMut, MatRef, Par};
 use pulp::NullaryFnOnce;
+use std::mem::MaybeUninit;
 
 use super::householder::dot_of;
 use super::remote::Tall;
-use super::{Algorithm, Orthonormalization, check_shapes, column, column_mut, for_row_groups, identity, write_r};
+use super::{
+    Algorithm, Orthonormalization, check_shapes, column, column_mut, for_row_groups, identity, join, keeping_awake,
+    write_r,
+};
 use crate::error::{Error, Result};
 use crate::simd::Scalar;
 use crate::tensor::DType;
@@ -66,6 +72,11 @@ use crate::tensor::DType;
 pub(crate) struct CholeskyParams {
     /// Rows of a block: it is solved and multiplied while it sits in L2 (128 to 2048 rows are about alike).
     pub(crate) block_rows: usize,
+    /// A block is solved in strips of so many columns, or in narrow ones where it has fewer columns than `few_columns`:
+    /// what is left of a strip is one long product.
+    pub(crate) wide_strip: usize,
+    pub(crate) narrow_strip: usize,
+    pub(crate) few_columns: usize,
     /// Rows whose products are summed in one go.
     pub(crate) sum_rows: usize,
     /// A Gram matrix is formed in strips of this many bytes of rows, 48 of f32: GFLOP/s of `m l²` on one core at 106, 202
@@ -93,6 +104,9 @@ pub(crate) struct CholeskyParams {
 
 pub(crate) const PARAMS: CholeskyParams = CholeskyParams {
     block_rows: 256,
+    wide_strip: 96,
+    narrow_strip: 48,
+    few_columns: 128,
     sum_rows: 64,
     strip_bytes: 192,
     max_groups: 16,
@@ -122,6 +136,8 @@ pub(crate) const SINGULAR: Orthonormalization =
 /// What a Gram matrix was formed of.
 #[derive(Clone, Copy, PartialEq)]
 enum Source {
+    /// A sketch of the panel, in its own arithmetic.
+    NarrowSketch,
     /// A sketch of the panel, in f64.
     Sketch,
     /// The panel, in its own arithmetic.
@@ -141,8 +157,13 @@ fn groups(m: usize, l: usize) -> Groups {
     // All partial Gram matrices together are at most as large as the panel.
     let most = (m / l).min(blocks).clamp(1, PARAMS.max_groups);
     let power = 1 << most.ilog2();
-    let rows = m.div_ceil(power).next_multiple_of(PARAMS.sum_rows);
+    let rows = m.div_ceil(power).next_multiple_of(16);
     Groups { count: m.div_ceil(rows), rows }
+}
+
+/// Where m rows are cut in two: at a multiple of `rows`.
+fn half(m: usize, rows: usize) -> usize {
+    m.div_ceil(rows) / 2 * rows
 }
 
 /// Where [`cholesky_qr`] takes its first factor from.
@@ -213,16 +234,32 @@ impl<T: Scalar> Tall<T> for InMemory<'_, T> {
     }
 
     fn sketch_gram(&mut self, gram: MatMut<'_, f64>, stack: &mut MemStack) -> Result<bool> {
-        let (m, l) = self.y.shape();
-        let sketched = sketch_rows(m, l) > 0;
-        if sketched {
-            sketch_gram(self.y.rb_mut(), gram, self.par, stack);
-        }
-        Ok(sketched)
+        Ok(sketch_gram::<T, f64>(self.y.rb_mut(), gram, self.par, stack))
+    }
+
+    fn narrow_sketch_gram(&mut self, gram: MatMut<'_, f64>, stack: &mut MemStack) -> Result<bool> {
+        Ok(T::DTYPE == DType::F32 && sketch_gram::<T, T>(self.y.rb_mut(), gram, self.par, stack))
+    }
+
+    fn par(&self) -> Par {
+        self.par
     }
 
     fn divide(&mut self, divisor: MatRef<'_, T>) -> Result<()> {
         divide(self.y.rb_mut(), divisor, self.par);
+        Ok(())
+    }
+
+    fn divide_beside(&mut self, divisor: MatRef<'_, T>, beside: &mut (dyn FnMut() + Send)) -> Result<()> {
+        let par = self.par;
+        // The thread that summed the upper half has it in its cache.
+        let cut = half(self.y.nrows(), PARAMS.block_rows);
+        let (upper, lower) = self.y.rb_mut().split_at_row_mut(cut);
+        let first = || {
+            beside();
+            divide(upper, divisor, par);
+        };
+        join(par, first, || divide(lower, divisor, par));
         Ok(())
     }
 }
@@ -245,7 +282,10 @@ pub(super) fn iterate<T: Scalar, Y: Tall<T>>(
 
     let mut report = SINGULAR;
     let mut source = Source::Panel;
-    if sketch && y.sketch_gram(gram.rb_mut(), stack)? {
+    let par = y.par();
+    if sketch && y.narrow_sketch_gram(gram.rb_mut(), stack)? {
+        source = Source::NarrowSketch;
+    } else if sketch && y.sketch_gram(gram.rb_mut(), stack)? {
         source = Source::Sketch;
     } else {
         y.gram(None, gram.rb_mut(), stack)?;
@@ -254,12 +294,14 @@ pub(super) fn iterate<T: Scalar, Y: Tall<T>>(
         if !in_range::<T>(gram.rb()) {
             return Ok(if report.passes == 0 { Outcome::Range } else { Outcome::Breakdown(report) });
         }
-        let look = match source {
-            Source::Sketch => Look::Sketch,
-            _ if report.passes == 0 => Look::First,
-            _ => Look::Later,
-        };
-        let mut state = factorize(gram.rb(), 0.0, look, factor.rb_mut(), stack);
+        let first = report.passes == 0;
+        let mut state = keeping_awake(par, || look(gram.rb(), source, first, factor.rb_mut(), par, stack));
+        if source == Source::NarrowSketch {
+            source = Source::Sketch;
+            if !state.accepts(<T as Scalar>::EPSILON) && y.sketch_gram(gram.rb_mut(), stack)? {
+                state = keeping_awake(par, || look(gram.rb(), source, first, factor.rb_mut(), par, stack));
+            }
+        }
         if source == Source::Sketch && state.inflation <= PARAMS.max_sketched_inflation {
             // One pass will do: look at the panel itself.
             source = Source::Panel;
@@ -271,58 +313,59 @@ pub(super) fn iterate<T: Scalar, Y: Tall<T>>(
         if !good && source == Source::Panel && T::DTYPE == DType::F32 {
             source = Source::Wide;
             y.wide_gram(gram.rb_mut(), stack)?;
-            state = factorize(gram.rb(), 0.0, look, factor.rb_mut(), stack);
+            state = keeping_awake(par, || look(gram.rb(), source, first, factor.rb_mut(), par, stack));
             good = state.accepts(f64::EPSILON);
         }
         let mut algorithm = match source {
-            Source::Sketch => Algorithm::SketchedCholeskyQr,
+            Source::NarrowSketch | Source::Sketch => Algorithm::SketchedCholeskyQr,
             Source::Wide => Algorithm::WideCholeskyQr2,
             Source::Panel => Algorithm::CholeskyQr2,
         };
-        if report.passes == 0 {
+        if first {
             report.condition_estimate = state.condition;
         }
         if !good {
             // The largest eigenvalue of the scaled Gram matrix is at most l, and the errors of its entries and of
             // its Cholesky factorization are a small multiple of l u.
-            state = factorize(gram.rb(), 8.0 * l as f64 * f64::EPSILON, Look::Later, factor.rb_mut(), stack);
-            if !state.positive {
+            if !factorize(gram.rb(), 8.0 * l as f64 * f64::EPSILON, factor.rb_mut(), stack) {
                 return Ok(Outcome::Breakdown(report));
             }
             algorithm = Algorithm::ShiftedCholeskyQr;
         }
-        // Only the panel's own Gram matrix, in the panel's own arithmetic, says what a division will leave.
-        let last = good && source == Source::Panel && state.inflation <= PARAMS.max_inflation;
         report.passes += 1;
-        if report.passes == 1 {
-            report.algorithm = if last { Algorithm::CholeskyQr } else { algorithm };
-        } else if algorithm == Algorithm::ShiftedCholeskyQr {
+        if first || algorithm == Algorithm::ShiftedCholeskyQr {
             report.algorithm = algorithm;
         }
-        if !last && report.passes >= PARAMS.max_passes {
+        if !state.presumed && report.passes >= PARAMS.max_passes {
             return Ok(Outcome::Breakdown(report));
         }
-        for j in 0..l {
-            let to = &mut column_mut(divisor.rb_mut(), j)[j..];
-            for (d, x) in to.iter_mut().zip(&column(factor.rb(), j)[j..]) {
-                *d = T::from_f64(*x);
+        round_factor(divisor.rb_mut(), factor.rb(), gram.rb(), stack);
+        if !state.presumed {
+            if let Some(acc) = &mut acc {
+                accumulate(acc.rb_mut(), divisor.rb(), factor.rb_mut());
             }
+            source = Source::Panel;
+            y.gram(Some(divisor.rb()), gram.rb_mut(), stack)?;
+            continue;
         }
-        if let Some(acc) = &mut acc {
-            // The rounded factor is the one that the panel is divided by.
-            for j in 0..l {
-                for i in 0..=j {
-                    factor[(i, j)] = divisor[(j, i)].to_f64();
-                }
+        // The diagonal says that this is the last pass. The division starts before the inverse has the last word; if that
+        // is no, it was a pass with a poor factor, of which the next Gram matrix tells.
+        y.divide_beside(divisor.rb(), &mut || {
+            state = State::of(factor.rb(), state.condition, stack);
+            if let Some(acc) = &mut acc {
+                accumulate(acc.rb_mut(), divisor.rb(), factor.rb_mut());
             }
-            premultiply(acc.rb_mut(), factor.rb());
-        }
-        if last {
-            y.divide(divisor.rb())?;
+        })?;
+        if state.accepts(unit) && state.inflation <= PARAMS.max_inflation {
+            if first {
+                report.algorithm = Algorithm::CholeskyQr;
+            }
             return Ok(Outcome::Done(report));
         }
-        source = Source::Panel;
-        y.gram(Some(divisor.rb()), gram.rb_mut(), stack)?;
+        if report.passes >= PARAMS.max_passes {
+            return Ok(Outcome::Breakdown(report));
+        }
+        y.gram(None, gram.rb_mut(), stack)?;
     }
 }
 
@@ -331,7 +374,9 @@ pub(crate) fn iterate_scratch<T: Scalar>(m: usize, l: usize) -> StackReq {
     let wide = if T::DTYPE == DType::F32 { gram_scratch::<f64>(m, l, PARAMS.block_rows) } else { StackReq::EMPTY };
     let sketch = match sketch_rows(m, l) {
         0 => StackReq::EMPTY,
-        p => StackReq::all_of(&[StackReq::new::<T>(m), temp_mat_scratch::<f64>(p, l), gram_scratch::<f64>(p, l, 0)]),
+        p => {
+            StackReq::all_of(&[StackReq::new::<T>(m), temp_mat_scratch::<f64>(p, 2 * l), gram_scratch::<f64>(p, l, 0)])
+        }
     };
     let panel = StackReq::any_of(&[gram_scratch::<T>(m, l, 0), wide, sketch]);
     decide_scratch::<T>(l).or(matrices_scratch::<T>(l).and(panel))
@@ -347,7 +392,7 @@ fn matrices_scratch<T: Scalar>(l: usize) -> StackReq {
 }
 
 fn gram_scratch<W: Scalar>(m: usize, l: usize, buffer_rows: usize) -> StackReq {
-    temp_mat_scratch::<W>(l + buffer_rows, l * groups(m, l).count)
+    temp_mat_scratch::<W>(l, l).and(StackReq::new::<u8>(node_bytes::<W>(l, groups(m, l).count, buffer_rows)))
 }
 
 /// Whether squares of the entries neither overflowed nor lost digits to underflow.
@@ -364,9 +409,34 @@ fn in_range<T: Scalar>(gram: MatRef<'_, f64>) -> bool {
 pub(crate) fn divide<T: Scalar>(mut y: MatMut<'_, T>, divisor: MatRef<'_, T>, par: Par) {
     let mut none: [T; 0] = [];
     let none = MatMut::from_column_major_slice_mut(&mut none, 0, 0);
-    for_row_groups(y.rb_mut(), none, PARAMS.block_rows, 0, par, &|rows, _| {
-        triangular_solve::solve_lower_triangular_in_place(divisor, rows.transpose_mut(), Par::Seq);
-    });
+    for_row_groups(y.rb_mut(), none, PARAMS.block_rows, 0, par, &|rows, _| divide_block(rows, divisor));
+}
+
+/// [`divide`] of a few rows, from left to right.
+///
+/// ```text
+///   Y_j <- (Y_j − Y_0..j L_j,0..jᵀ) L_jjᵀ⁻¹      one product and one small solve per strip of columns
+/// ```
+fn divide_block<T: Scalar>(mut y: MatMut<'_, T>, divisor: MatRef<'_, T>) {
+    let l = y.ncols();
+    let strip = match T::DTYPE {
+        DType::F32 if l < PARAMS.few_columns => PARAMS.narrow_strip,
+        DType::F32 => PARAMS.wide_strip,
+        _ => l,
+    };
+    let mut end = (l - 1) % strip + 1;
+    let mut first = 0;
+    while first < l {
+        let (done, rest) = y.rb_mut().split_at_col_mut(first);
+        let mut y_j = rest.subcols_mut(0, end - first);
+        if first > 0 {
+            let l_j = divisor.submatrix(first, 0, end - first, first).transpose();
+            matmul(y_j.rb_mut(), Accum::Add, done.rb(), l_j, T::from_f64(-1.0), Par::Seq);
+        }
+        let l_jj = divisor.submatrix(first, first, end - first, end - first);
+        triangular_solve::solve_lower_triangular_in_place(l_jj, y_j.transpose_mut(), Par::Seq);
+        (first, end) = (end, end + strip);
+    }
 }
 
 /// The lower triangle of `YᵀY`, of Y divided by `divisor` if there is one.
@@ -377,32 +447,24 @@ fn gram_of<T: Scalar>(
     par: Par,
     stack: &mut MemStack,
 ) {
-    let (m, l) = y.shape();
-    let Groups { count, rows } = groups(m, l);
-    let (mut work, _) = temp_mat_zeroed::<T, _, _>(l, l * count, stack);
-    let mut work = work.as_mat_mut();
-    for_row_groups(y, work.rb_mut(), rows, l, par, &|mut y, mut g| {
+    sum_groups::<T, T>(y, gram, 0, par, stack, &|mut y, mut g, _| {
         let m = y.nrows();
         for i in (0..m).step_by(PARAMS.block_rows) {
             let mut block = y.rb_mut().subrows_mut(i, PARAMS.block_rows.min(m - i));
             if let Some(divisor) = divisor {
-                triangular_solve::solve_lower_triangular_in_place(divisor, block.rb_mut().transpose_mut(), Par::Seq);
+                divide_block(block.rb_mut(), divisor);
             }
             syrk(g.rb_mut(), block.rb());
         }
     });
-    add_up(gram, work.rb());
 }
 
 /// The lower triangle of `YᵀY` in f64.
 fn wide_gram<T: Scalar>(y: MatMut<'_, T>, gram: MatMut<'_, f64>, par: Par, stack: &mut MemStack) {
-    let (m, l) = y.shape();
-    let Groups { count, rows } = groups(m, l);
-    let (mut work, _) = temp_mat_zeroed::<f64, _, _>(l + PARAMS.block_rows, l * count, stack);
-    let mut work = work.as_mat_mut();
-    for_row_groups(y, work.rb_mut(), rows, l, par, &|y, g| {
-        let m = y.nrows();
-        let (mut g, mut wide) = g.split_at_row_mut(l);
+    sum_groups::<T, f64>(y, gram, PARAMS.block_rows, par, stack, &|y, mut g, stack| {
+        let (m, l) = y.shape();
+        let (mut wide, _) = temp_mat_zeroed::<f64, _, _>(PARAMS.block_rows, l, stack);
+        let mut wide = wide.as_mat_mut();
         for i in (0..m).step_by(PARAMS.block_rows) {
             let block = y.rb().subrows(i, PARAMS.block_rows.min(m - i));
             let mut wide = wide.rb_mut().subrows_mut(0, block.nrows());
@@ -410,12 +472,82 @@ fn wide_gram<T: Scalar>(y: MatMut<'_, T>, gram: MatMut<'_, f64>, par: Par, stack
             syrk(g.rb_mut(), wide.rb());
         }
     });
-    add_up(gram, work.rb());
+}
+
+/// `gram <-` the sum of what `add` adds to its second argument for each group of rows: a tree over the groups, whose nodes
+/// are zeroed and added by the threads that need them.
+fn sum_groups<T: Scalar, W: Scalar>(
+    y: MatMut<'_, T>,
+    mut gram: MatMut<'_, f64>,
+    buffer_rows: usize,
+    par: Par,
+    stack: &mut MemStack,
+    add: &(impl Fn(MatMut<'_, T>, MatMut<'_, W>, &mut MemStack) + Sync),
+) {
+    let (m, l) = y.shape();
+    let Groups { count, rows } = groups(m, l);
+    let (mut sum, stack) = temp_mat_zeroed::<W, _, _>(l, l, stack);
+    let mut sum = sum.as_mat_mut();
+    let tree = Sum { rows, buffer_rows, par, add };
+    let (mut bytes, _) = stack.make_uninit::<u8>(node_bytes::<W>(l, count, buffer_rows));
+    tree.node(y, sum.rb_mut(), count, &mut bytes);
+    for j in 0..l {
+        let to = &mut column_mut(gram.rb_mut(), j)[j..];
+        to.iter_mut().zip(&column(sum.rb(), j)[j..]).for_each(|(to, x)| *to = (*x).to_f64());
+    }
+}
+
+/// Bytes of scratch of a node over `count` groups.
+fn node_bytes<W: Scalar>(l: usize, count: usize, buffer_rows: usize) -> usize {
+    if count == 1 {
+        return temp_mat_scratch::<W>(buffer_rows, l).unaligned_bytes_required();
+    }
+    let other = temp_mat_scratch::<W>(l, l).unaligned_bytes_required();
+    other + node_bytes::<W>(l, count / 2, buffer_rows) + node_bytes::<W>(l, count - count / 2, buffer_rows)
+}
+
+struct Sum<'a, F> {
+    rows: usize,
+    buffer_rows: usize,
+    par: Par,
+    add: &'a F,
+}
+
+impl<F> Sum<'_, F> {
+    /// Adds the Gram matrices of `count` groups to `sum`.
+    fn node<T: Scalar, W: Scalar>(
+        &self,
+        y: MatMut<'_, T>,
+        mut sum: MatMut<'_, W>,
+        count: usize,
+        bytes: &mut [MaybeUninit<u8>],
+    ) where
+        F: Fn(MatMut<'_, T>, MatMut<'_, W>, &mut MemStack) + Sync,
+    {
+        if count == 1 {
+            return (self.add)(y, sum, MemStack::new(bytes));
+        }
+        let (l, half) = (sum.ncols(), count / 2);
+        let (upper, lower) = y.split_at_row_mut(half * self.rows);
+        let (mut other, stack) = temp_mat_zeroed::<W, _, _>(l, l, MemStack::new(bytes));
+        let mut other = other.as_mat_mut();
+        let (mut bytes, stack) = stack.make_uninit::<u8>(node_bytes::<W>(l, half, self.buffer_rows));
+        let (mut other_bytes, _) = stack.make_uninit::<u8>(node_bytes::<W>(l, count - half, self.buffer_rows));
+        join(
+            self.par,
+            || self.node(upper, sum.rb_mut(), half, &mut bytes),
+            || self.node(lower, other.rb_mut(), count - half, &mut other_bytes),
+        );
+        for j in 0..l {
+            let to = &mut column_mut(sum.rb_mut(), j)[j..];
+            to.iter_mut().zip(&column(other.rb(), j)[j..]).for_each(|(to, x)| *to += *x);
+        }
+    }
 }
 
 /// Rows of the sketch of an m×l panel, 0 for none.
 fn sketch_rows(m: usize, l: usize) -> usize {
-    let p = (PARAMS.sketch_rows * l).next_multiple_of(64);
+    let p = (PARAMS.sketch_rows * l).next_multiple_of(32);
     if l >= PARAMS.min_sketched_columns && m >= 2 * p { p } else { 0 }
 }
 
@@ -428,24 +560,52 @@ fn hash(index: usize) -> u64 {
 }
 
 /// The Gram matrix of `S Y`, S p×m with one entry ±1 in each column: p rows at a time are folded onto the sketch,
-/// each slab rotated by a random amount, each row with a random sign.
-fn sketch_gram<T: Scalar>(y: MatMut<'_, T>, gram: MatMut<'_, f64>, par: Par, stack: &mut MemStack) {
+/// each slab rotated by a random amount, each row with a random sign. False if the panel is not tall enough for it.
+fn sketch_gram<T: Scalar, W: Scalar>(y: MatMut<'_, T>, gram: MatMut<'_, f64>, par: Par, stack: &mut MemStack) -> bool {
     let (m, l) = y.shape();
     let p = sketch_rows(m, l);
-    let (signs, stack) = stack.make_with(m, |i| T::from_f64(if hash(i) >> 63 == 0 { 1.0 } else { -1.0 }));
-    let (mut folded, stack) = temp_mat_zeroed::<f64, _, _>(p, l, stack);
-    let mut folded = folded.as_mat_mut();
-    // Columns are independent: they are the rows of the transposed views.
+    if p == 0 {
+        return false;
+    }
+    let mut bits = 0;
+    let (signs, stack) = stack.make_with(m, |i| {
+        bits = if i % 64 == 0 { hash(i / 64) } else { bits >> 1 };
+        T::from_f64(if bits & 1 == 0 { 1.0 } else { -1.0 })
+    });
+    let (mut folded, stack) = temp_mat_zeroed::<W, _, _>(p, 2 * l, stack);
+    let (mut folded, mut other) = folded.as_mat_mut().split_at_col_mut(l);
+    // By halves, as the Gram matrix of the panel will be formed: its rows stay in the cache of their thread.
+    let Groups { count, rows } = groups(m, l);
+    let cut = count / 2 * rows;
+    let (upper, lower) = y.split_at_row_mut(cut);
+    join(
+        par,
+        || fold_columns(upper, folded.rb_mut(), &signs[..cut], 0, par),
+        || fold_columns(lower, other.rb_mut(), &signs[cut..], cut, par),
+    );
     let columns = l.div_ceil(PARAMS.sketch_tasks);
-    for_row_groups(y.transpose_mut(), folded.rb_mut(), columns, columns, par, &|y, mut folded| {
-        for j in 0..y.nrows() {
-            fold(folded.rb_mut().col_mut(j), y.rb().row(j).transpose(), &signs);
+    for_row_groups(folded.rb_mut().transpose_mut(), other, columns, columns, par, &|to, other| {
+        let mut to = to.transpose_mut();
+        for j in 0..to.ncols() {
+            let to = column_mut(to.rb_mut(), j);
+            to.iter_mut().zip(column(other.rb(), j)).for_each(|(to, x)| *to += *x);
         }
     });
     gram_of(folded, None, gram, par, stack);
+    true
 }
 
-fn fold<T: Scalar>(folded: ColMut<'_, f64>, x: ColRef<'_, T>, signs: &[T]) {
+/// Adds rows `from..` of the panel to the sketch. Columns are independent: they are the rows of the transposed views.
+fn fold_columns<T: Scalar, W: Scalar>(y: MatMut<'_, T>, folded: MatMut<'_, W>, signs: &[T], from: usize, par: Par) {
+    let columns = y.ncols().div_ceil(PARAMS.sketch_tasks);
+    for_row_groups(y.transpose_mut(), folded, columns, columns, par, &|y, mut folded| {
+        for j in 0..y.nrows() {
+            fold(folded.rb_mut().col_mut(j), y.rb().row(j).transpose(), signs, from);
+        }
+    });
+}
+
+fn fold<T: Scalar, W: Scalar>(folded: ColMut<'_, W>, x: ColRef<'_, T>, signs: &[T], first: usize) {
     let p = folded.nrows();
     let folded = folded.try_as_col_major_mut().expect("scratch is column-major").as_slice_mut();
     let mut add = |at: usize, from: usize, len: usize| {
@@ -455,26 +615,26 @@ fn fold<T: Scalar>(folded: ColMut<'_, f64>, x: ColRef<'_, T>, signs: &[T]) {
             Some(x) => add_signed(folded, x.as_slice(), signs),
             None => {
                 for ((f, s), x) in folded.iter_mut().zip(signs).zip(x.iter()) {
-                    *f += (*x * *s).to_f64();
+                    *f += W::from_f64((*x * *s).to_f64());
                 }
             }
         }
     };
-    for (slab, from) in (0..signs.len()).step_by(p).enumerate() {
+    for from in (0..signs.len()).step_by(p) {
         let len = p.min(signs.len() - from);
-        let turn = (hash(slab) % p as u64) as usize;
+        let turn = (hash(first + from) % p as u64) as usize;
         let head = len.min(p - turn);
         add(turn, from, head);
         add(0, from + head, len - head);
     }
 }
 
-fn add_signed<T: Scalar>(folded: &mut [f64], x: &[T], signs: &[T]) {
+fn add_signed<T: Scalar, W: Scalar>(folded: &mut [W], x: &[T], signs: &[T]) {
     pulp::Arch::new().dispatch(
         #[inline(always)]
         || {
             for ((f, x), s) in folded.iter_mut().zip(x).zip(signs) {
-                *f += (*x * *s).to_f64();
+                *f += W::from_f64((*x * *s).to_f64());
             }
         },
     );
@@ -513,64 +673,96 @@ fn widen<T: Scalar>(mut dst: MatMut<'_, f64>, src: MatRef<'_, T>) {
     }
 }
 
-/// Adds the groups' partial sums, the lower triangles of the l×l blocks of `parts`, in order.
-fn add_up<W: Scalar>(mut gram: MatMut<'_, f64>, parts: MatRef<'_, W>) {
-    let l = gram.ncols();
-    for j in 0..l {
-        let sum = &mut column_mut(gram.rb_mut(), j)[j..];
-        sum.fill(0.0);
-        for c in (j..parts.ncols()).step_by(l) {
-            for (s, x) in sum.iter_mut().zip(&column(parts, c)[j..]) {
-                *s += (*x).to_f64();
-            }
-        }
-    }
-}
-
 /// What the Cholesky factor of a Gram matrix says.
+#[derive(Clone, Copy)]
 struct State {
     positive: bool,
     /// `‖R⁻¹‖_F²` of the scaled matrix.
     inverse_norm: f64,
     /// Largest variance inflation factor.
     inflation: f64,
-    /// Condition estimate of the scaled panel.
+    /// Condition estimate of the scaled panel; 0 where it was not looked for.
     condition: f64,
+    /// Whether `inverse_norm` and `inflation` are only what the diagonal says.
+    presumed: bool,
 }
 
 impl State {
+    const FAILED: Self = Self {
+        positive: false,
+        inverse_norm: f64::INFINITY,
+        inflation: f64::INFINITY,
+        condition: f64::INFINITY,
+        presumed: false,
+    };
+
+    /// From the inverse of the factor.
+    fn of(factor: MatRef<'_, f64>, condition: f64, stack: &mut MemStack) -> Self {
+        let l = factor.nrows();
+        let (mut inverse, stack) = temp_mat_zeroed::<f64, _, _>(l, l, stack);
+        let mut inverse = inverse.as_mat_mut();
+        triangular_inverse::invert_lower_triangular(inverse.rb_mut(), factor, Par::Seq);
+        // R⁻¹ = L⁻ᵀ: column j of R⁻¹ is row j of L⁻¹.
+        let (mut inflations, _) = stack.make_with(l, |_| 0.0);
+        row_lengths(inverse.rb(), &mut inflations);
+        let inverse_norm = inflations.iter().sum::<f64>();
+        let inflation = inflations.iter().fold(0.0_f64, |largest, x| largest.max(*x));
+        if !(inverse_norm.is_finite() && condition.is_finite()) {
+            return Self::FAILED;
+        }
+        Self { positive: true, inverse_norm, inflation, condition, presumed: false }
+    }
+
     /// Whether a Gram matrix with relative errors of `unit` is good enough for this condition.
     fn accepts(&self, unit: f64) -> bool {
         self.positive && unit * self.inverse_norm <= PARAMS.max_defect
     }
 }
 
-/// How closely a factor is looked at.
-#[derive(Clone, Copy, PartialEq)]
-enum Look {
-    /// Its inverse.
-    Later,
-    /// And its condition.
-    First,
-    /// Its condition; its inverse only where the diagonal leaves open whether the sketch is needed, or where the condition is
-    /// so large that eps may be felt. The inverse is a sixth of the sketch's time at 266 columns.
-    Sketch,
-}
-
-/// `factor <- L` with `L Lᵀ = gram + shift D⁻²`, where `D gram D` has a unit diagonal. The condition is 0 where it was not
-/// looked for.
-fn factorize(
+/// Factors a Gram matrix and looks at the factor as closely as it takes: at its condition if it is the first; at its inverse
+/// only where something depends on that, since it takes as long as the factor. Row j of L⁻¹ is at least `1 / L_jj` long. For
+/// a sketch that and an estimate of the norm will do, since the next Gram matrix finds out; where it says that this is the last
+/// pass, the inverse is formed beside the division.
+fn look(
     gram: MatRef<'_, f64>,
-    shift: f64,
-    look: Look,
+    source: Source,
+    first: bool,
     mut factor: MatMut<'_, f64>,
+    par: Par,
     stack: &mut MemStack,
 ) -> State {
     let l = gram.nrows();
-    let (mut inverse, stack) = temp_mat_zeroed::<f64, _, _>(l, l, stack);
-    let mut inverse = inverse.as_mat_mut();
-    let (lengths, stack) = stack.make_with(l, |j| gram[(j, j)].sqrt());
-    let (scale, stack) = stack.make_with(l, |j| 1.0 / lengths[j]);
+    if !factorize(gram, 0.0, factor.rb_mut(), stack) {
+        return State::FAILED;
+    }
+    let inflation = (0..l).map(|j| factor[(j, j)].powi(-2)).fold(0.0, f64::max);
+    if source == Source::NarrowSketch && f64::from(f32::EPSILON) * inflation > PARAMS.max_defect {
+        return State::FAILED;
+    }
+    let mut condition = 0.0;
+    let mut inverse_norm = 0.0;
+    if first {
+        let (mut vectors, _) = temp_mat_zeroed::<f64, _, _>(l, 4, stack);
+        let (v, w) = vectors.as_mat_mut().split_at_col_mut(2);
+        let norm = |of, vectors| pulp::Arch::new().dispatch(NormEstimate { a: factor.rb(), of, vectors });
+        let (inverse, norm) = join(par, || norm(Of::Inverse, v), || norm(Of::Matrix, w));
+        condition = norm * inverse;
+        // In the Frobenius norm, a little more than in the 2-norm.
+        inverse_norm = 4.0 * inverse * inverse;
+    }
+    let sketched = matches!(source, Source::NarrowSketch | Source::Sketch);
+    let last = source == Source::Panel && inflation <= PARAMS.max_inflation;
+    if !(condition.is_finite() && (sketched || last)) {
+        return State::of(factor.rb(), condition, stack);
+    }
+    State { positive: true, inverse_norm, inflation, condition, presumed: last }
+}
+
+/// `factor <- L` with `L Lᵀ = D gram D + shift I`, where `D gram D` has a unit diagonal. Returns whether that is positive
+/// definite.
+fn factorize(gram: MatRef<'_, f64>, shift: f64, mut factor: MatMut<'_, f64>, stack: &mut MemStack) -> bool {
+    let l = gram.nrows();
+    let (scale, stack) = stack.make_with(l, |j| 1.0 / gram[(j, j)].sqrt());
     for j in 0..l {
         let (l_j, g_j) = (&mut column_mut(factor.rb_mut(), j)[j..], &column(gram, j)[j..]);
         for ((x, g), s) in l_j.iter_mut().zip(g_j).zip(&scale[j..]) {
@@ -578,50 +770,34 @@ fn factorize(
         }
         l_j[0] += shift;
     }
-    let failed =
-        State { positive: false, inverse_norm: f64::INFINITY, inflation: f64::INFINITY, condition: f64::INFINITY };
-    if llt::cholesky_in_place(factor.rb_mut(), Default::default(), Par::Seq, stack, Default::default()).is_err() {
-        return failed;
-    }
-    let (mut vectors, _) = temp_mat_zeroed::<f64, _, _>(l, 2, stack);
-    let mut vectors = vectors.as_mat_mut();
-    let condition = match look {
-        Look::Later => None,
-        Look::First | Look::Sketch => {
-            let mut norm =
-                |of| pulp::Arch::new().dispatch(NormEstimate { a: factor.rb(), of, vectors: vectors.rb_mut() });
-            Some((norm(Of::Matrix), norm(Of::Inverse)))
-        }
-    };
-    let rescale = |mut factor: MatMut<'_, f64>| {
-        for j in 0..l {
-            for (x, s) in column_mut(factor.rb_mut(), j)[j..].iter_mut().zip(&lengths[j..]) {
-                *x *= s;
-            }
-        }
-    };
-    if let (Look::Sketch, Some((norm, inverse))) = (look, condition) {
-        // Row j of L⁻¹ is at least 1 / L_jj long; the estimate is not below a tenth of the norm of L⁻¹.
-        let inflation = (0..l).map(|j| factor[(j, j)].powi(-2)).fold(0.0, f64::max);
-        let inverse_norm = 100.0 * l as f64 * inverse * inverse;
-        let state = State { positive: true, inverse_norm, inflation, condition: norm * inverse };
-        if inflation > PARAMS.max_sketched_inflation && state.accepts(f64::EPSILON) {
-            rescale(factor);
-            return state;
+    llt::cholesky_in_place(factor, Default::default(), Par::Seq, stack, Default::default()).is_ok()
+}
+
+/// `divisor <- D⁻¹ L`, rounded.
+fn round_factor<T: Scalar>(
+    mut divisor: MatMut<'_, T>,
+    factor: MatRef<'_, f64>,
+    gram: MatRef<'_, f64>,
+    stack: &mut MemStack,
+) {
+    let l = gram.nrows();
+    let (lengths, _) = stack.make_with(l, |j| gram[(j, j)].sqrt());
+    for j in 0..l {
+        let to = &mut column_mut(divisor.rb_mut(), j)[j..];
+        for ((d, x), length) in to.iter_mut().zip(&column(factor, j)[j..]).zip(&lengths[j..]) {
+            *d = T::from_f64(x * length);
         }
     }
-    let condition = condition.map_or(0.0, |(norm, inverse)| norm * inverse);
-    triangular_inverse::invert_lower_triangular(inverse.rb_mut(), factor.rb(), Par::Seq);
-    // R⁻¹ = L⁻ᵀ: column j of R⁻¹ is row j of L⁻¹.
-    let inflations = column_mut(vectors, 0);
-    row_lengths(inverse.rb(), inflations);
-    let inverse_norm = inflations.iter().sum::<f64>();
-    let inflation = inflations.iter().fold(0.0_f64, |largest, x| largest.max(*x));
-    if !(inverse_norm.is_finite() && condition.is_finite()) {
-        return failed;
+}
+
+/// `acc <- R acc`; the rounded factor is the one that the panel is divided by. Overwrites the upper triangle of `work`.
+fn accumulate<T: Scalar>(acc: MatMut<'_, f64>, divisor: MatRef<'_, T>, mut work: MatMut<'_, f64>) {
+    for j in 0..work.ncols() {
+        for i in 0..=j {
+            work[(i, j)] = divisor[(j, i)].to_f64();
+        }
     }
-    rescale(factor);
-    State { positive: true, inverse_norm, inflation, condition }
+    premultiply(acc, work.rb());
 }
 
 /// Squared lengths of the rows of a lower triangular matrix.
@@ -636,14 +812,11 @@ fn row_lengths(a: MatRef<'_, f64>, lengths: &mut [f64]) {
 }
 
 fn factorize_scratch(l: usize) -> StackReq {
-    StackReq::all_of(&[
-        temp_mat_scratch::<f64>(l, l),
-        StackReq::new::<f64>(l),
-        StackReq::new::<f64>(l),
-        StackReq::any_of(&[
-            llt::cholesky_in_place_scratch::<f64>(l, Par::Seq, Default::default()),
-            temp_mat_scratch::<f64>(l, 2),
-        ]),
+    let vector = StackReq::new::<f64>(l);
+    StackReq::any_of(&[
+        vector.and(llt::cholesky_in_place_scratch::<f64>(l, Par::Seq, Default::default())),
+        vector.and(temp_mat_scratch::<f64>(l, l)),
+        temp_mat_scratch::<f64>(l, 4),
     ])
 }
 
@@ -749,14 +922,30 @@ fn add_multiple(y: &mut [f64], s: f64, x: &[f64]) {
 }
 
 /// `acc <- R acc`, both upper triangular.
-pub(super) fn premultiply(mut acc: MatMut<'_, f64>, r: MatRef<'_, f64>) {
-    for j in 0..r.ncols() {
-        let x = column_mut(acc.rb_mut(), j);
-        // Entry k is read before anything is added to it: later columns of R only reach the rows above it.
-        for k in 0..=j {
-            let s = std::mem::take(&mut x[k]);
-            for (x, r) in x[..=k].iter_mut().zip(column(r, k)) {
-                *x += r * s;
+pub(super) fn premultiply(acc: MatMut<'_, f64>, r: MatRef<'_, f64>) {
+    pulp::Arch::new().dispatch(Premultiply { acc, r });
+}
+
+struct Premultiply<'a> {
+    acc: MatMut<'a, f64>,
+    r: MatRef<'a, f64>,
+}
+
+impl NullaryFnOnce for Premultiply<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let Premultiply { mut acc, r } = self;
+        for j in 0..r.ncols() {
+            let x = column_mut(acc.rb_mut(), j);
+            // Entry k is read before anything is added to it: later columns of R only reach the rows above it.
+            for k in 0..=j {
+                let s = std::mem::take(&mut x[k]);
+                // At first `acc` is the identity.
+                if s != 0.0 {
+                    add_multiple(&mut x[..=k], s, column(r, k));
+                }
             }
         }
     }

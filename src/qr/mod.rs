@@ -19,6 +19,9 @@ pub mod tsqr;
 
 pub use remote::{Remote, Tall, orthonormalize_remote};
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
 use faer::dyn_stack::{MemStack, StackReq};
 use faer::linalg::{temp_mat_scratch, temp_mat_zeroed};
 use faer::mat::AsMatMut;
@@ -32,6 +35,12 @@ use crate::tensor::{ArithmeticMut, arithmetic_mut};
 /// Leaves from which on a panel that CholeskyQR could not do goes to TSQR rather than to plain Householder.
 const TSQR_LEAVES: usize = 4;
 
+/// Panels with fewer `m l²` are done by one thread: a quarter of it, 20 µs, is what waking another one takes.
+const MIN_SHARED: usize = 1 << 22;
+
+/// How long a thread waits for work that is about to come: the Cholesky factorization of 300 columns takes that long.
+const WAIT: Duration = Duration::from_micros(200);
+
 /// How a panel was orthonormalized.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -40,7 +49,7 @@ pub enum Algorithm {
     CholeskyQr,
     /// Two passes, Gram matrices in the panel's own arithmetic.
     CholeskyQr2,
-    /// The first factor from a sketch of the panel, in f64.
+    /// The first factor from a sketch of the panel.
     SketchedCholeskyQr,
     /// The first Gram matrix of an f32 panel in f64.
     WideCholeskyQr2,
@@ -112,13 +121,26 @@ fn orthonormalize_f64(
 }
 
 fn orthonormalize_in<T: Scalar>(
+    y: MatMut<'_, T>,
+    r: Option<MatMut<'_, T>>,
+    par: Par,
+    stack: &mut MemStack,
+) -> Result<Orthonormalization> {
+    check_shapes("orthonormalize", y.rb(), r.as_ref().map(|r| r.rb()))?;
+    let (m, l) = y.shape();
+    if let (Par::Rayon(_), true) = (par, m * l * l < MIN_SHARED) {
+        return orthonormalize_in(y, r, Par::Seq, stack);
+    }
+    in_pool(par, || orthonormalize_checked(y, r, par, stack))
+}
+
+fn orthonormalize_checked<T: Scalar>(
     mut y: MatMut<'_, T>,
     r: Option<MatMut<'_, T>>,
     par: Par,
     stack: &mut MemStack,
 ) -> Result<Orthonormalization> {
     let l = y.ncols();
-    check_shapes("orthonormalize", y.rb(), r.as_ref().map(|r| r.rb()))?;
     let (mut acc, stack) = identity(l, r.is_some(), stack);
     let mut acc = r.is_some().then(|| acc.as_mat_mut());
     let (mut exponents, stack) = stack.make_with(l, |_| 0_i32);
@@ -318,6 +340,43 @@ fn reflect_scratch<T: Scalar>(m: usize, l: usize, par: Par) -> StackReq {
             .and(householder::factor_scratch::<T>(m, l, par).or(householder::form_q_scratch::<T>(m, l, par)))
     };
     temp_mat_scratch::<T>(l, l).and(work.or(temp_mat_scratch::<f64>(l, l)))
+}
+
+/// Runs `f` in the pool if it is parallel. From outside each `join` takes two more threads to wake, 100 µs instead of 30.
+fn in_pool<R: Send>(par: Par, f: impl FnOnce() -> R + Send) -> R {
+    match par {
+        Par::Seq => f(),
+        Par::Rayon(_) => rayon::scope(|_| f()),
+    }
+}
+
+/// Both, at the same time if `par` is parallel.
+fn join<A: Send, B: Send>(par: Par, a: impl FnOnce() -> A + Send, b: impl FnOnce() -> B + Send) -> (A, B) {
+    match par {
+        Par::Seq => (a(), b()),
+        Par::Rayon(_) => rayon::join(a, b),
+    }
+}
+
+/// Runs the sequential `f` while a second thread waits, at most [`WAIT`], for the parallel work behind it: one that has
+/// gone to sleep takes 30 µs to wake.
+fn keeping_awake<R: Send>(par: Par, f: impl FnOnce() -> R + Send) -> R {
+    let done = AtomicBool::new(false);
+    let work = || {
+        let result = f();
+        done.store(true, Ordering::Release);
+        result
+    };
+    let wait = || {
+        let start = Instant::now();
+        while !done.load(Ordering::Acquire) && start.elapsed() < WAIT {
+            rayon::yield_now();
+        }
+    };
+    match par {
+        Par::Seq => work(),
+        Par::Rayon(_) => rayon::join(work, wait).0,
+    }
 }
 
 /// Runs `f` on consecutive groups of `rows` rows of `y`, each with its own `width` columns of `work`, in parallel

@@ -38,11 +38,35 @@ pub trait Tall<T: Scalar> {
         Ok(false)
     }
 
+    /// [`sketch_gram`](Self::sketch_gram) in the panel's own arithmetic where that is faster and not f64: enough up to a
+    /// condition of some thousands.
+    ///
+    /// # Errors
+    /// What the backend reports.
+    fn narrow_sketch_gram(&mut self, _gram: MatMut<'_, f64>, _stack: &mut MemStack) -> Result<bool> {
+        Ok(false)
+    }
+
+    /// The threads that work on the l × l matrices.
+    fn par(&self) -> Par {
+        Par::Seq
+    }
+
     /// `Y <- Y L⁻ᵀ`, L the lower triangle of `divisor`.
     ///
     /// # Errors
     /// What the backend reports.
     fn divide(&mut self, divisor: MatRef<'_, T>) -> Result<()>;
+
+    /// [`divide`](Self::divide), and `beside` once, on the host, at the same time if that is possible.
+    ///
+    /// # Errors
+    /// What the backend reports.
+    fn divide_beside(&mut self, divisor: MatRef<'_, T>, beside: &mut (dyn FnMut() + Send)) -> Result<()> {
+        self.divide(divisor)?;
+        beside();
+        Ok(())
+    }
 }
 
 /// What else is asked of a panel that is not in memory.
