@@ -244,6 +244,11 @@ impl Plan {
         self.bytes(method, self.detail, width, rank, outcome).max(after_fallback)
     }
 
+    /// How the Gram route finds its eigenvectors.
+    pub(super) fn eigenvectors(&self) -> Option<Eigenvectors> {
+        self.detail
+    }
+
     /// What the factors must reach, for an operator of this squared norm.
     pub(super) fn goal(&self, norm_squared: f64) -> Goal {
         Goal::new(self.rank, self.rank_rule, self.max_rank, norm_squared)
