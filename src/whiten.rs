@@ -112,12 +112,7 @@ impl<'c> Moments<'c> {
     }
 
     /// The blended moments of `c` for arithmetic in `T`.
-    pub(crate) fn blended<T: Scalar>(
-        c: &'c Calibration,
-        whitening: Whitening,
-        blend: f64,
-        fill: Fill,
-    ) -> Result<Self> {
+    pub(crate) fn blended<T: Scalar>(c: &'c Calibration, whitening: Whitening, blend: f64, fill: Fill) -> Result<Self> {
         let n = c.features();
         check_blend(blend)?;
         if c.samples() == 0 {
@@ -285,12 +280,12 @@ pub(crate) fn check_blend(blend: f64) -> Result<()> {
 
 /// The lower triangle of `l`, zeros above.
 fn lower<T: Scalar>(l: MatRef<'_, f64>, par: Par) -> Entries<T> {
-    let n = l.ncols();
-    let mut dst = Mat::zeros(n, n);
+    let mut dst = Mat::zeros(l.nrows(), l.ncols());
     let columns: Vec<_> = dst.as_mut().col_iter_mut().zip(l.col_iter()).enumerate().collect();
     for_each(columns, par, |(j, (dst, src))| {
-        let src = src.subrows(j, n - j);
-        dst.subrows_mut(j, n - j).iter_mut().zip(src.iter()).for_each(|(d, s)| *d = <T as Element>::from_f64(*s));
+        let src = &src.try_as_col_major().expect("an owned matrix").as_slice()[j..];
+        let dst = &mut dst.try_as_col_major_mut().expect("an owned matrix").as_slice_mut()[j..];
+        dst.iter_mut().zip(src).for_each(|(d, s)| *d = <T as Element>::from_f64(*s));
     });
     Entries::Lower(dst)
 }

@@ -349,3 +349,34 @@ fn widen<'a, T: Scalar>(y: MatRef<'_, T>, wide: &'a mut [f64]) -> MatRef<'a, f64
     }
     if by_rows { MatRef::from_row_major_slice(wide, m, l) } else { MatRef::from_column_major_slice(wide, m, l) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::operator::Panel as _;
+
+    /// Tiles, parts of tiles, and one element; against the definition, in f64: `n` products, twice.
+    #[test]
+    fn congruence_is_a_congruence() {
+        let entry =
+            |seed: usize, i: usize, j: usize| ((i * 7919 + j * 104_729 + seed * 31) % 1009) as f64 / 504.0 - 1.0;
+        let context = HostContext::new(Par::rayon(2));
+        for (n, c) in [(1, 1), (127, 127), (128, 128), (129, 129), (300, 300), (300, 7), (257, 200), (130, 129)] {
+            let s = Mat::from_fn(n, n, |i, j| if i >= j { entry(1, i, j) } else { f64::NAN });
+            let whole = Mat::from_fn(n, n, |i, j| entry(1, i.max(j), i.min(j)));
+            for lower in [false, true] {
+                if lower && n != c {
+                    continue;
+                }
+                let b = Mat::from_fn(n, c, |i, j| if lower && i < j { 0.0 } else { entry(2, i, j) });
+                let mut g = HostPanel::zeros(c, c, context.clone());
+                g.as_mut().fill(f64::NAN);
+                congruence(s.as_ref(), b.as_ref(), lower, g.as_mut(), &context);
+                let want = b.transpose() * &whole * &b;
+                let off = (g.as_ref() - &want).norm_max();
+                assert!(off <= 4.0 * (n * n) as f64 * f64::EPSILON, "{n}×{c} {lower}: {off:e}");
+                assert!((g.trace().unwrap() - (0..c).map(|i| want[(i, i)]).sum::<f64>()).abs() <= c as f64 * 1e-10);
+            }
+        }
+    }
+}

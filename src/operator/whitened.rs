@@ -117,6 +117,11 @@ where
         self.wide
     }
 
+    /// Whether L was made.
+    pub fn has_root(&self) -> bool {
+        self.root.is_some()
+    }
+
     /// W, the tall one of it and its transpose; and what had to be done for the root, if it was made.
     pub fn into_parts(self) -> (W, Vec<String>) {
         (self.weight, self.notes)
@@ -151,16 +156,14 @@ where
         if self.wide { self.weight.apply(y, x) } else { self.weight.apply_adjoint(y, x) }
     }
 
-    /// `x = Wᵀ (W L z)` by the Gram matrix of a tall W, if there is one: `2 n² l` flops instead of `2 m n l`. Its error is that of an image
-    /// `W L z`, `eps |W| |L z|`, taken back by W.
+    /// `x = Wᵀ (W L z)` of the image that was the last product, by the Gram matrix of a tall W, if there is one: `2 n² l` flops instead
+    /// of `2 m n l`. Its error is that of the image, `eps |W| |L z|`, taken back by W.
     ///
     /// # Errors
     /// What the operators report.
-    pub fn back_from_image_of(&mut self, z: &P) -> Result<Option<P>> {
-        let Some(mut gram) = self.weight_gram.take() else { return Ok(None) };
-        let mut between = self.between(z.ncols())?;
-        self.root()?.apply(z, &mut between)?;
-        let mut x = self.inputs(z.ncols())?;
+    pub fn back_from_last_image(&mut self) -> Result<Option<P>> {
+        let (Some(mut gram), Some(between)) = (self.weight_gram.take(), self.between.take()) else { return Ok(None) };
+        let mut x = self.inputs(between.ncols())?;
         gram.apply(&between, &mut x)?;
         self.weight_gram = Some(gram);
         Ok(Some(x))

@@ -496,7 +496,8 @@ impl TruncatedSvd {
         };
         notes.extend(goal.and_then(|goal| goal.shortfall(k, certificate.relative_error)));
         let s = unscale(&spectrum[..k], scale)?;
-        let outcome = Outcome { by_qr: triplets.by_qr, probed: certificate.kind != ErrorKind::Exact };
+        let probed = certificate.kind != ErrorKind::Exact;
+        let outcome = Outcome { by_qr: triplets.by_qr, probed, rooted: true };
         let spectrum = spectrum.iter().map(|&s| s.to_f64() / scale).collect();
         let norm = op.norm_squared().sqrt() / scale;
         let report = Report {

@@ -232,8 +232,8 @@ impl Plan {
             return peak;
         }
         let whitened::Bytes { before, beside } = match self.precision {
-            DType::F64 => whitened::bytes::<f64>(self.shape, width, rank),
-            _ => whitened::bytes::<f32>(self.shape, width, rank),
+            DType::F64 => whitened::bytes::<f64>(self.shape, width, rank, outcome.rooted),
+            _ => whitened::bytes::<f32>(self.shape, width, rank, outcome.rooted),
         };
         before.max(peak + beside)
     }
@@ -445,10 +445,12 @@ pub(super) struct Outcome {
     pub(super) by_qr: bool,
     /// The certificate is from probes.
     pub(super) probed: bool,
+    /// Calibration took the root of its moments.
+    pub(super) rooted: bool,
 }
 
 impl Outcome {
-    const WORST: Outcome = Outcome { by_qr: true, probed: true };
+    const WORST: Outcome = Outcome { by_qr: true, probed: true, rooted: true };
 }
 
 impl Footprint {

@@ -32,8 +32,9 @@ use faer::{Accum, Mat, Par};
 
 use super::goal::Goal;
 use super::gram::{self, Eigenvectors};
+use super::plan::Outcome;
 use super::triplets::{Decomposition, Triplets, Vectors, decompose};
-use super::{Method, Plan, Solution, TruncatedSvd, certificate, small, stream};
+use super::{ErrorKind, Method, Plan, Solution, TruncatedSvd, certificate, small, stream};
 use crate::calibration::Calibration;
 use crate::error::{Error, Result};
 use crate::factors::{ActivationReport, Factors};
@@ -95,15 +96,17 @@ pub(super) struct Bytes {
 
 /// The root in f64 (which the statistics keep for the next weight) and in T; the Gram matrices of W and of `W L`, with what a congruence takes;
 /// the panel between W and L; `Wᵀ P` and B.
-pub(super) fn bytes<T: Scalar>((m, n): (usize, usize), width: usize, rank: usize) -> Bytes {
+pub(super) fn bytes<T: Scalar>((m, n): (usize, usize), width: usize, rank: usize, rooted: bool) -> Bytes {
     let panel = |rows: usize, cols: usize| HostPanel::<T>::bytes(rows, cols);
-    let roots = n * n * size_of::<f64>() + n * n * size_of::<T>();
+    let roots = if rooted { n * n * size_of::<f64>() + n * n * size_of::<T>() } else { 0 };
     let short = m.min(n);
-    let forming = if m < n { (2 * panel(n, m)).max(panel(n, m) + panel(n, n)) } else { 2 * panel(n, n) };
+    // Moments go before a root is made, if one is.
+    let forming =
+        if m < n { (panel(n, m) + panel(n, n)).max(roots + 2 * panel(n, m)) } else { roots + 2 * panel(n, n) };
     let of_weight = if m < n { 0 } else { panel(n, n) };
     Bytes {
         before: {
-            let counted = roots + forming + panel(short, short) + Dense::<T>::product_bytes(n, m.min(n));
+            let counted = forming + panel(short, short) + Dense::<T>::product_bytes(n, m.min(n));
             counted + counted / 64 + (64 << 10)
         },
         beside: roots + panel(short, short) + of_weight + 2 * panel(n, width) + panel(n, rank),
@@ -179,11 +182,7 @@ struct About<'a> {
     start: Instant,
 }
 
-fn project<T, P, W, L>(
-    svd: &TruncatedSvd,
-    mut op: Whitened<'_, T, W, L>,
-    about: About<'_>,
-) -> Result<Factors<T>>
+fn project<T, P, W, L>(svd: &TruncatedSvd, mut op: Whitened<'_, T, W, L>, about: About<'_>) -> Result<Factors<T>>
 where
     T: Scalar,
     P: Panel<T>,
@@ -233,6 +232,7 @@ where
     matmul(turned.as_mut(), Accum::Replace, coefficients, basis.as_ref(), T::one(), about.par);
     let u = Vectors { panel: Some(panel), coefficients: turned };
     let (left, right) = if op.is_wide() { (image, u) } else { (u, image) };
+    let rooted = op.has_root();
     let (mut weight, root_notes) = op.into_parts();
     let mut notes = about.notes;
     notes.extend(root_notes);
@@ -240,7 +240,12 @@ where
     notes.extend(small);
     let triplets = Triplets { left, s: values, captured, right, by_qr };
     let solution = Solution { triplets, rank: k, width, method, sketch, certificate: None, notes };
-    let mut factors = svd.finish(&mut weight, plan, solution, None, about.start)?;
+    let mut factors = svd.finish(&mut weight, plan.clone(), solution, None, about.start)?;
+    if !rooted {
+        let probed = factors.report().error_kind != ErrorKind::Exact;
+        let outcome = Outcome { by_qr, probed, rooted };
+        factors.report_mut().peak_bytes = plan.peak_bytes_of(method, width, k, outcome);
+    }
     let (Some(c), Some(share_lost)) = (&weighting.calibration, share_lost) else {
         return Ok(factors);
     };
@@ -298,7 +303,7 @@ where
     };
     let Solution { triplets, rank, width, method, sketch, notes, .. } = solution;
     let Triplets { left, s, right, by_qr, .. } = triplets;
-    let (vectors, others) = if op.is_wide() { (right, left) } else { (left, right) };
+    let vectors = if op.is_wide() { right } else { left };
     let (panel, coefficients) = match vectors {
         Vectors { panel: Some(panel), coefficients } => (panel, coefficients),
         Vectors { panel: None, coefficients } => {
@@ -308,11 +313,9 @@ where
             (panel, Mat::identity(l, l))
         }
     };
-    // The panel is the image of the other basis, unless it went through a QR.
-    let from_image = match others.panel {
-        Some(basis) if method == Method::Gram && !op.is_wide() && !by_qr => op.back_from_image_of(&basis)?,
-        _ => None,
-    };
+    // The panel is the image of the other basis, the last product there was, unless it went through a QR.
+    let is_image = method == Method::Gram && !op.is_wide() && !by_qr;
+    let from_image = if is_image { op.back_from_last_image()? } else { None };
     let back = match from_image {
         Some(back) => back,
         None => {
