@@ -20,9 +20,20 @@
 //! U_k is never formed: it is `P C`, a panel of l columns times a small matrix, and so are `Bᵀ = (Wᵀ P) C` and the factors. On the Gram route
 //!
 //! ```text
-//!   tall   P = W L V, V from Lᵀ(WᵀW)L        Wᵀ P = (WᵀW)(L V)
-//!   wide   P = V itself, from W M Wᵀ         Wᵀ P = Wᵀ V             L is not needed
+//!   tall   P = W L V, V from Lᵀ(WᵀW)L        Wᵀ P = (WᵀW)(L V)       q filtered steps
+//!   wide   P = V itself, from W M Wᵀ         Wᵀ P = Wᵀ V             q + 1, and L is not needed
 //! ```
+//!
+//! A tall weight has the accuracy of the last step from the image. Loss above the optimum at ratio 3.2 (k = 95, l = 105):
+//!
+//! ```text
+//!   filtered steps       1         2         3         4
+//!   ffn_up, tall       1.2 %    0.43 %    0.19 %    0.09 %
+//!   ffn_down, wide     2.9 %     1.1 %    0.54 %    0.29 %
+//! ```
+//!
+//! Milliseconds beside the plain factorization of 3072 × 768 at k = 192 (two Zen 5 cores, bench `whiten`): Cholesky and its copies 2.1 on
+//! first use, the congruence 2.3, the second SVD 3.2, `Wᵀ P` and B 1.2, the loss 0.4.
 //!
 use std::time::Instant;
 
@@ -147,7 +158,7 @@ where
     W::Gram: FromPanel<T, P>,
 {
     let (m, n) = (w.nrows(), w.ncols());
-    // Of a loss that is a tenth of the norm, an error in the directions is ten times the part that it is of the norm.
+    // Of a loss that is a tenth of the norm, an error in the directions is ten times the part that it is of the norm: one step more.
     let svd = &svd.clone().power_iterations(svd.power_iterations + 1);
     let weighting = &svd.weighting;
     weighting.check(n, svd.rank)?;
@@ -298,6 +309,10 @@ where
                 solution
             }
         }
+    } else if plan.method == Method::Gram {
+        // The projection on the image of the basis is half a step on each side of it.
+        let steps = svd.power_iterations.saturating_sub(1);
+        plan.solve(&svd.clone().power_iterations(steps), op, &goal, par)?
     } else {
         plan.solve(svd, op, &goal, par)?
     };
