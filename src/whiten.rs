@@ -83,21 +83,6 @@ const LEAST_WEIGHT_IN_EPS: f64 = 32.0;
 /// How often the shift is taken 1000 times larger before Cholesky is given up.
 const ATTEMPTS: i32 = 4;
 
-/// L, and what had to be done for it.
-pub(crate) struct Moments<T> {
-    pub(crate) root: Entries<T>,
-    /// `root · rootᵀ` is the mean of `x xᵀ` times this, a power of four.
-    pub(crate) scale: f64,
-    pub(crate) notes: Vec<String>,
-}
-
-impl<T: Scalar> Moments<T> {
-    /// Of inputs that say nothing.
-    pub(crate) fn identity(n: usize) -> Self {
-        Moments { root: Entries::Diagonal(vec![T::one(); n]), scale: 1.0, notes: Vec::new() }
-    }
-}
-
 /// Whether directions without samples get the least weight that arithmetic sees, `τ`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fill {
@@ -105,49 +90,124 @@ pub(crate) enum Fill {
     None,
 }
 
-/// The root of the blended moments of `c`.
-pub(crate) fn moments<T: Scalar>(
-    c: &Calibration,
+/// Second moments of inputs, not formed yet: `M = trust · G + shift · I`, as a whole or its diagonal.
+#[derive(Debug, Clone)]
+pub(crate) struct Moments<'c> {
+    /// Without one, or with one that has seen zeros only, `M = I`.
+    calibration: Option<&'c Calibration>,
+    n: usize,
     whitening: Whitening,
-    blend: f64,
-    fill: Fill,
-    par: Par,
-) -> Result<Moments<T>> {
-    let n = c.features();
-    check_blend(blend)?;
-    if c.samples() == 0 {
-        return Err(Error::option("calibration", "no samples", "statistics of at least one finite sample"));
-    }
-    let per_sample = 1.0 / c.samples() as f64;
-    let mean: f64 = c.squares().iter().map(|s| s * per_sample / n as f64).sum();
-    if mean == 0.0 {
-        let notes = vec!["all calibration inputs are zero; factored as without calibration".to_owned()];
-        return Ok(Moments { notes, ..Moments::identity(n) });
-    }
-    // A power of four brings μ into [1, 4), so that L keeps its range in any T.
-    let scale = 4f64.powi(-((mean.log2() / 2.0).floor() as i32));
-    let (trust, mean) = (blend * per_sample * scale, mean * scale);
-    let least = match fill {
-        Fill::Visible => n as f64 * (LEAST_WEIGHT_IN_EPS * T::EPSILON).powi(2),
-        Fill::None => 0.0,
-    };
-    let shift = (1.0 - blend + least) * mean;
+    trust: f64,
+    shift: f64,
+    mean: f64,
+    /// M is the mean of `x xᵀ` times this, a power of four.
+    scale: f64,
+}
 
-    if whitening == Whitening::Diagonal {
-        let root = c.squares().iter().map(|s| <T as Element>::from_f64((trust * s + shift).sqrt())).collect();
-        return Ok(Moments { root: Entries::Diagonal(root), scale, notes: Vec::new() });
+impl<'c> Moments<'c> {
+    /// Of inputs that say nothing.
+    pub(crate) fn identity(n: usize) -> Self {
+        let whitening = Whitening::Diagonal;
+        Moments { calibration: None, n, whitening, trust: 0.0, shift: 1.0, mean: 1.0, scale: 1.0 }
     }
-    let CachedRoot { l, notes, .. } = match c.cached_root(trust, shift) {
-        Some(root) => root,
-        None => {
-            let (l, notes) = triangular_root(c, (trust, shift, mean), par)?;
-            let root = CachedRoot { trust, shift, l: Arc::new(l), notes };
-            c.cache_root(root.clone());
-            root
+
+    /// The blended moments of `c` for arithmetic in `T`.
+    pub(crate) fn blended<T: Scalar>(c: &'c Calibration, whitening: Whitening, blend: f64, fill: Fill) -> Result<Self> {
+        let n = c.features();
+        check_blend(blend)?;
+        if c.samples() == 0 {
+            return Err(Error::option("calibration", "no samples", "statistics of at least one finite sample"));
         }
-    };
-    let root = lower(Mat::as_ref(&l), par);
-    Ok(Moments { root, scale, notes })
+        let per_sample = 1.0 / c.samples() as f64;
+        let mean: f64 = c.squares().iter().map(|s| s * per_sample / n as f64).sum();
+        if mean == 0.0 {
+            return Ok(Moments::identity(n));
+        }
+        // A power of four brings μ into [1, 4), so that L keeps its range in any T.
+        let scale = 4f64.powi(-((mean.log2() / 2.0).floor() as i32));
+        let (trust, mean) = (blend * per_sample * scale, mean * scale);
+        let least = match fill {
+            Fill::Visible => n as f64 * (LEAST_WEIGHT_IN_EPS * T::EPSILON).powi(2),
+            Fill::None => 0.0,
+        };
+        let shift = (1.0 - blend + least) * mean;
+        Ok(Moments { calibration: Some(c), n, whitening, trust, shift, mean, scale })
+    }
+
+    /// The mean of `x xᵀ` over the samples of `c`, as it is.
+    pub(crate) fn of<T: Scalar>(c: &'c Calibration) -> Result<Self> {
+        Moments::blended::<T>(c, Whitening::Full, 1.0, Fill::None)
+    }
+
+    /// M is the mean of `x xᵀ` times this, a power of four.
+    pub(crate) fn scale(&self) -> f64 {
+        self.scale
+    }
+
+    /// What the report should say of them.
+    pub(crate) fn note(&self, calibrated: bool) -> Option<String> {
+        let of_zeros = calibrated && self.calibration.is_none();
+        of_zeros.then(|| "all calibration inputs are zero; factored as without calibration".to_owned())
+    }
+
+    /// Whether M is at hand as a matrix, so that L is a detour.
+    pub(crate) fn are_a_matrix(&self) -> bool {
+        self.whitening == Whitening::Full
+            && self.calibration.is_some_and(|c| c.options().form == crate::calibration::Form::Gram)
+    }
+
+    /// The diagonal of M.
+    pub(crate) fn diagonal(&self) -> Vec<f64> {
+        match self.calibration {
+            Some(c) => c.squares().iter().map(|s| self.trust * s + self.shift).collect(),
+            None => vec![self.shift; self.n],
+        }
+    }
+
+    /// The lower triangle of M into that of `dst`, zeros above.
+    pub(crate) fn write_lower<T: Scalar>(&self, dst: MatMut<'_, T>, par: Par) {
+        let g = match self.calibration {
+            Some(c) if self.whitening == Whitening::Full => c.gram_lower(par),
+            _ => Arc::new(Mat::zeros(0, 0)),
+        };
+        let diagonal = self.diagonal();
+        let whole = g.ncols() > 0;
+        let columns: Vec<_> = dst.col_iter_mut().enumerate().collect();
+        for_each(columns, par, |(j, dst)| {
+            let dst = dst.try_as_col_major_mut().expect("panels are column-major").as_slice_mut();
+            if whole {
+                let src = &g.col(j).try_as_col_major().expect("an owned matrix").as_slice()[j..];
+                dst[j..].iter_mut().zip(src).for_each(|(d, s)| *d = <T as Element>::from_f64(self.trust * s));
+                dst[j] = <T as Element>::from_f64(self.trust * src[0] + self.shift);
+            } else {
+                dst[j..].fill(T::zeroed());
+                dst[j] = <T as Element>::from_f64(diagonal[j]);
+            }
+            dst[..j].fill(T::zeroed());
+        });
+    }
+
+    /// L with `L Lᵀ = M` (and the shifts of the module's first lines), and notes on what had to be done for it.
+    pub(crate) fn root<T: Scalar>(&self, par: Par) -> Result<(Entries<T>, Vec<String>)> {
+        let c = match self.calibration {
+            Some(c) if self.whitening == Whitening::Full => c,
+            _ => {
+                let root = self.diagonal().into_iter().map(|d| <T as Element>::from_f64(d.sqrt())).collect();
+                return Ok((Entries::Diagonal(root), Vec::new()));
+            }
+        };
+        let (trust, shift) = (self.trust, self.shift);
+        let CachedRoot { l, notes, .. } = match c.cached_root(trust, shift) {
+            Some(root) => root,
+            None => {
+                let (l, notes) = triangular_root(c, (trust, shift, self.mean), par)?;
+                let root = CachedRoot { trust, shift, l: Arc::new(l), notes };
+                c.cache_root(root.clone());
+                root
+            }
+        };
+        Ok((lower(Mat::as_ref(&l), par), notes))
+    }
 }
 
 /// The lower triangle of L with `L Lᵀ = trust · G + shift · I` (what is above it is not L), and what had to be done for it.
@@ -171,15 +231,17 @@ fn triangular_root(
         return Ok((stacked.as_ref().subrows(0, n).transpose().to_owned(), Vec::new()));
     }
     let own = CHOLESKY_SHIFT * n as f64 * f64::EPSILON / 2.0;
+    let g = c.gram_lower(par);
     let attempt = |attempt: i32| {
-        let mut l = c.gram_lower(par);
+        let mut l = Mat::zeros(n, n);
         let more = 1000f64.powi(attempt) * own;
         let gained = shift + if attempt == 0 { 0.0 } else { more * mean };
-        let columns: Vec<_> = l.as_mut().col_iter_mut().enumerate().collect();
-        for_each(columns, par, |(j, column)| {
-            let column = &mut column.try_as_col_major_mut().expect("an owned matrix").as_slice_mut()[j..];
-            column.iter_mut().for_each(|x| *x *= trust);
-            column[0] += gained + more * column[0];
+        let columns: Vec<_> = l.as_mut().col_iter_mut().zip(g.col_iter()).enumerate().collect();
+        for_each(columns, par, |(j, (l, g))| {
+            let l = &mut l.try_as_col_major_mut().expect("an owned matrix").as_slice_mut()[j..];
+            let g = &g.try_as_col_major().expect("an owned matrix").as_slice()[j..];
+            l.iter_mut().zip(g).for_each(|(l, g)| *l = trust * g);
+            l[0] += gained + more * l[0];
         });
         cholesky(&mut l, par).then_some((l, attempt))
     };
@@ -202,9 +264,9 @@ pub(crate) fn equivalent_samples(c: &Calibration, par: Par) -> Result<(Mat<f64>,
     if c.samples() > 0 && c.dead().count() == c.features() {
         return Ok((Mat::zeros(1, c.features()), 1.0));
     }
-    let moments = moments::<f64>(c, Whitening::Full, 1.0, Fill::None, par)?;
-    match moments.root {
-        Entries::Lower(l) => Ok((l.transpose().to_owned(), moments.scale)),
+    let moments = Moments::of::<f64>(c)?;
+    match moments.root::<f64>(par)?.0 {
+        Entries::Lower(l) => Ok((l.transpose().to_owned(), moments.scale())),
         Entries::Diagonal(_) => unreachable!("full moments have a triangular root"),
     }
 }
@@ -218,12 +280,12 @@ pub(crate) fn check_blend(blend: f64) -> Result<()> {
 
 /// The lower triangle of `l`, zeros above.
 fn lower<T: Scalar>(l: MatRef<'_, f64>, par: Par) -> Entries<T> {
-    let n = l.ncols();
-    let mut dst = Mat::zeros(n, n);
+    let mut dst = Mat::zeros(l.nrows(), l.ncols());
     let columns: Vec<_> = dst.as_mut().col_iter_mut().zip(l.col_iter()).enumerate().collect();
     for_each(columns, par, |(j, (dst, src))| {
-        let src = src.subrows(j, n - j);
-        dst.subrows_mut(j, n - j).iter_mut().zip(src.iter()).for_each(|(d, s)| *d = <T as Element>::from_f64(*s));
+        let src = &src.try_as_col_major().expect("an owned matrix").as_slice()[j..];
+        let dst = &mut dst.try_as_col_major_mut().expect("an owned matrix").as_slice_mut()[j..];
+        dst.iter_mut().zip(src).for_each(|(d, s)| *d = <T as Element>::from_f64(*s));
     });
     Entries::Lower(dst)
 }

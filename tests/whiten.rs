@@ -169,6 +169,21 @@ fn killers() {
     }
 }
 
+/// The inputs are dominated by a direction that the weight does not see: `W M Wᵀ` cancels, in f32 to a tenth of what is left. Features by
+/// themselves, without their correlation, would make a thousand times the outputs that there are.
+#[test]
+fn dominant_inputs_without_outputs() {
+    for (m, n) in shapes() {
+        let direction = gaussian(1, n, 21);
+        let length = direction.norm_l2();
+        let mut w = with_spectrum(m, n, &(0..40).map(|i| 0.93f64.powi(i)).collect::<Vec<_>>(), 22);
+        let seen = &w * direction.transpose() * (1.0 / (length * length));
+        w -= seen * &direction;
+        let x = gaussian(100, n, 23) + gaussian(100, 1, 24) * &direction * (3e3 / length);
+        near_the_optimum("dominant inputs without outputs", &w, &x, 10, 0.02);
+    }
+}
+
 /// What the samples say nothing about goes to the weight itself: with one sample, rank 10 is that sample's output and nearly the best rank
 /// 9 of the rest.
 #[test]
@@ -367,6 +382,47 @@ fn fast_accumulation_is_good_to_1e_6() {
     assert_eq!(calibrated(&dead).dead().collect::<Vec<_>>(), [3, 11]);
 }
 
+/// Whole blocks of samples that f32 holds do not wait in f64: the bits are those of samples that did, at any scale, with some left out.
+#[test]
+fn whole_blocks_and_single_samples() {
+    let (rows, n) = (4400, 37);
+    let scaled = |spread: i32| {
+        let scales: Vec<f64> = (0..n).map(|j| 2f64.powi(spread * (j as i32 % 3 - 1))).collect();
+        let mut x = gaussian(rows, n, 31);
+        (0..n).for_each(|j| x.col_mut(j).iter_mut().for_each(|x| *x *= scales[j]));
+        x
+    };
+    fn check<E: Element>(x: &Matrix<E>, accumulation: Accumulation) {
+        let (rows, n) = (x.nrows(), x.ncols());
+        let options = CalibrationOptions { accumulation, non_finite: NonFinite::Skip, ..Default::default() };
+        let whole = with_options(x, options);
+        assert_eq!(whole.skipped(), 2);
+        let mut parts = Calibration::with(n, options).unwrap();
+        for first in (0..rows).step_by(100) {
+            let part = Matrix::from_vec(x.as_slice()[first * n..(first + 100) * n].to_vec(), 100, n).unwrap();
+            parts.update(&part.as_tensor().unwrap()).unwrap();
+        }
+        assert_eq!(whole.gram(), parts.gram(), "{} {accumulation:?}", E::DTYPE);
+        let finite = |i: &usize| x.row(*i).iter().all(|x| x.to_f64().is_finite());
+        let kept: Vec<usize> = (0..rows).filter(finite).collect();
+        let kept = Mat::from_fn(kept.len(), n, |i, j| x.row(kept[i])[j].to_f64());
+        let reference = Matrix::<f64>::from((kept.transpose() * &kept).as_ref());
+        let bound = if accumulation == Accumulation::F32 { 4e-6 } else { 1e-12 };
+        let off = distance(&reference, &whole.gram());
+        assert!(off < bound, "{} {accumulation:?}: {off:e}", E::DTYPE);
+    }
+    for accumulation in [Accumulation::F32, Accumulation::F64] {
+        for spread in [0, 60] {
+            let mut x = rounded::<f32>(scaled(spread).as_ref());
+            (x.as_mut_slice()[50 * n], x.as_mut_slice()[4200 * n + 5]) = (f32::NAN, f32::INFINITY);
+            check(&x, accumulation);
+        }
+        let mut x = rounded::<f16>(scaled(0).as_ref());
+        (x.as_mut_slice()[50 * n], x.as_mut_slice()[4200 * n + 5]) = (f16::NAN, f16::INFINITY);
+        check(&x, accumulation);
+    }
+}
+
 /// One seed, one answer, for whitened factors too.
 #[test]
 fn whitened_factors_do_not_depend_on_threads() {
@@ -487,7 +543,7 @@ fn blend_is_chosen_by_the_samples() {
     let real = up();
     let w = real.w.as_tensor().unwrap();
     let svd = TruncatedSvd::new(Rank::Ratio(3.2));
-    for rows in [64, 1024] {
+    for rows in [64, 128, 256, 1024] {
         let x = first_rows(&real.calibration, rows);
         let folds = Calibration::folds(&x.as_tensor().unwrap(), 4, CalibrationOptions::default()).unwrap();
         let choice = svd.choose_blend::<f32>(&w, &folds).unwrap();

@@ -11,7 +11,7 @@
 //! ```
 //!
 //! * [`Form::Gram`] holds the lower triangle of G, in f64. Blocks are multiplied in f64, or, with [`Accumulation::F32`], in
-//!   f32 after every column was scaled by a power of two to at most 1 (so that features of any scale keep their digits), and
+//!   f32, every column scaled by a power of two where scales are so far apart that f32 has no room for the products, and
 //!   added up in f64. The error of an entry is then a few `√block · 2^-25` of `√(G_ii G_jj)`, 4e-6 at most, and below 1e-6 of
 //!   `‖G‖_F` (tests).
 //! * [`Form::Factor`] holds the triangular factor of X itself (Householder, `RᵀR = G`): the condition number is not squared, and
@@ -23,18 +23,19 @@
 mod bytes;
 
 use std::borrow::Cow;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::matmul::matmul;
-use faer::{Accum, Mat, MatRef, Par};
+use faer::linalg::matmul::triangular::{self, BlockStructure};
+use faer::{Accum, Mat, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
 use crate::operator::{mirror, symmetric_product};
 use crate::qr::householder;
 use crate::simd::convert::convert;
-use crate::tensor::{Element, MatView, Matrix, TensorRef, with_view};
+use crate::tensor::{DType, Element, MatView, Matrix, TensorRef, with_view};
 
 /// What is kept of the samples.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -91,6 +92,10 @@ struct Params {
     factor_rows: usize,
     /// Columns of G that an f32 product fills at a time.
     panel: usize,
+    /// Samples that a task converts.
+    rows: usize,
+    /// Columns of which no largest modulus is beyond `2^±this` are multiplied in f32 as they are.
+    safe_exponent: i32,
     /// Elements that a task checks.
     check: usize,
 }
@@ -103,6 +108,8 @@ const PARAMS: Params = Params {
     most_rows: 4096,
     factor_rows: 2,
     panel: 512,
+    rows: 32,
+    safe_exponent: 30,
     check: 1 << 16,
 };
 
@@ -143,8 +150,17 @@ pub struct Calibration {
     matrix: Arc<Mat<f64>>,
     /// Rows of samples, one after the other.
     waiting: Vec<f64>,
-    /// The latest root that was made of the matrix, shared with clones.
-    root: Arc<Mutex<Option<CachedRoot>>>,
+    /// What was made of the samples, shared with clones.
+    derived: Arc<Mutex<Derived>>,
+}
+
+/// What factorizations ask for, kept until the next sample.
+#[derive(Debug, Default)]
+struct Derived {
+    /// The matrix with the waiting rows in it.
+    settled: Option<Arc<Mat<f64>>>,
+    /// The latest root that was made of it.
+    root: Option<CachedRoot>,
 }
 
 /// `L`, for this trust in the samples and this shift.
@@ -162,7 +178,7 @@ impl PartialEq for Calibration {
         self.options == other.options
             && (self.samples, self.skipped) == (other.samples, other.skipped)
             && (&self.sums, &self.squares, &self.largest) == (&other.sums, &other.squares, &other.largest)
-            && self.settled().matrix == other.settled().matrix
+            && self.matrix() == other.matrix()
     }
 }
 
@@ -199,7 +215,7 @@ impl Calibration {
             largest: vec![0.0; n],
             matrix: Arc::new(Mat::zeros(n, n)),
             waiting: Vec::new(),
-            root: Arc::default(),
+            derived: Arc::default(),
         })
     }
 
@@ -303,7 +319,7 @@ impl Calibration {
         if let Some(&value) = check.largest.iter().find(|&&x| x > LARGEST) {
             return Err(Error::Range { what: "a calibration sample", value });
         }
-        self.root = Arc::default();
+        self.derived = Arc::default();
         add(&mut self.sums, &check.sums);
         add(&mut self.squares, &check.squares);
         self.largest.iter_mut().zip(&check.largest).for_each(|(a, b)| *a = a.max(*b));
@@ -315,8 +331,15 @@ impl Calibration {
             (0..x.nrows()).filter(|i| bad.next_if(|b| *b == i).is_none()).collect::<Vec<_>>().into()
         };
         let mut good = &good[..];
+        let mut fast = Fast::default();
         while !good.is_empty() {
             let (now, later) = good.split_at(good.len().min(self.block_rows() - self.waiting.len() / n));
+            if now.len() == self.block_rows() && self.is_fast() && x.dtype() != DType::F64 {
+                // A whole block of samples that f32 holds: it need not wait in f64.
+                with_view!(x, a => fast.add_gram(Arc::make_mut(&mut self.matrix), a, now, par));
+                good = later;
+                continue;
+            }
             let old = self.waiting.len();
             self.waiting.resize(old + now.len() * n, 0.0);
             let rows = self.waiting[old..].chunks_mut(n).zip(now).collect::<Vec<_>>();
@@ -327,6 +350,11 @@ impl Calibration {
             good = later;
         }
         Ok(())
+    }
+
+    /// Whether blocks are multiplied in f32.
+    fn is_fast(&self) -> bool {
+        (self.options.form, self.options.accumulation) == (Form::Gram, Accumulation::F32)
     }
 
     /// Adds what another one has seen.
@@ -344,7 +372,7 @@ impl Calibration {
             let want = "statistics of one form: all Gram matrices, or all factors";
             return Err(Error::option("form", name(other.options.form), want));
         }
-        self.root = Arc::default();
+        self.derived = Arc::default();
         if other.options.accumulation == Accumulation::F32 {
             self.options.accumulation = Accumulation::F32;
         }
@@ -369,39 +397,56 @@ impl Calibration {
 
     /// `G = XᵀX`, `n × n`, both triangles.
     pub fn gram(&self) -> Matrix<f64> {
-        let mut g = self.gram_lower(crate::current_par());
+        let mut g = Mat::clone(&self.gram_lower(crate::current_par()));
         mirror(g.as_mut());
         Matrix::from(g.as_ref())
     }
 
     /// The lower triangle of `XᵀX`; what is above is unspecified.
-    pub(crate) fn gram_lower(&self, par: Par) -> Mat<f64> {
-        let settled = self.settled();
+    pub(crate) fn gram_lower(&self, par: Par) -> Arc<Mat<f64>> {
+        let matrix = self.matrix();
         match self.options.form {
-            Form::Gram => Mat::clone(&settled.matrix),
+            Form::Gram => matrix,
             Form::Factor => {
-                let r = Mat::as_ref(&settled.matrix);
+                let r = Mat::as_ref(&matrix);
                 let mut g = Mat::zeros(r.ncols(), r.ncols());
                 symmetric_product(r.transpose(), g.as_mut(), Accum::Replace, par);
-                g
+                Arc::new(g)
             }
         }
     }
 
     /// R with `RᵀR = G`, if that is what is kept.
     pub(crate) fn factor(&self) -> Option<Arc<Mat<f64>>> {
-        (self.options.form == Form::Factor).then(|| self.settled().matrix.clone())
+        (self.options.form == Form::Factor).then(|| self.matrix())
     }
 
     /// The latest root, if it was made with these.
     pub(crate) fn cached_root(&self, trust: f64, shift: f64) -> Option<CachedRoot> {
-        let root = self.root.lock().unwrap_or_else(PoisonError::into_inner);
-        root.clone().filter(|root| (root.trust, root.shift) == (trust, shift))
+        self.derived().root.clone().filter(|root| (root.trust, root.shift) == (trust, shift))
     }
 
     /// Keeps a root for the next weight with these inputs.
     pub(crate) fn cache_root(&self, root: CachedRoot) {
-        *self.root.lock().unwrap_or_else(PoisonError::into_inner) = Some(root);
+        self.derived().root = Some(root);
+    }
+
+    fn derived(&self) -> MutexGuard<'_, Derived> {
+        self.derived.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The matrix of all samples, those that wait included.
+    fn matrix(&self) -> Arc<Mat<f64>> {
+        if self.waiting.is_empty() {
+            return self.matrix.clone();
+        }
+        if let Some(matrix) = &self.derived().settled {
+            return matrix.clone();
+        }
+        let mut settled = self.clone();
+        settled.flush(crate::current_par());
+        self.derived().settled = Some(settled.matrix.clone());
+        settled.matrix
     }
 
     /// The same with no rows waiting.
@@ -409,9 +454,7 @@ impl Calibration {
         if self.waiting.is_empty() {
             return Cow::Borrowed(self);
         }
-        let mut settled = self.clone();
-        settled.flush(crate::current_par());
-        Cow::Owned(settled)
+        Cow::Owned(Calibration { matrix: self.matrix(), waiting: Vec::new(), ..self.clone() })
     }
 
     /// Rows of a block.
@@ -434,7 +477,10 @@ impl Calibration {
         let matrix = Arc::make_mut(&mut self.matrix);
         match (self.options.form, self.options.accumulation) {
             (Form::Gram, Accumulation::F64) => symmetric_product(x.transpose(), matrix.as_mut(), Accum::Add, par),
-            (Form::Gram, Accumulation::F32) => add_gram_f32(matrix, x, par),
+            (Form::Gram, Accumulation::F32) => {
+                let rows: Vec<usize> = (0..x.nrows()).collect();
+                Fast::default().add_gram(matrix, x, &rows, par);
+            }
             (Form::Factor, _) => absorb_rows(matrix, x, par),
         }
         self.waiting.clear();
@@ -501,7 +547,7 @@ fn check<E: Element>(a: MatRef<'_, E>, par: Par) -> Check {
         total.bad.extend(part.bad);
         add(&mut total.sums, &part.sums);
         add(&mut total.squares, &part.squares);
-        total.largest.iter_mut().zip(&part.largest).for_each(|(a, b)| *a = a.max(*b));
+        raise(&mut total.largest, &part.largest);
         total
     })
 }
@@ -545,40 +591,96 @@ fn absorb_rows(r: &mut Mat<f64>, x: MatRef<'_, f64>, par: Par) {
     }
 }
 
-/// `g <- g + xᵀx` on the lower triangle, multiplied in f32 panel by panel, added in f64.
-fn add_gram_f32(g: &mut Mat<f64>, x: MatRef<'_, f64>, par: Par) {
-    let (rows, n) = x.shape();
-    let mut largest = vec![0.0f64; n];
-    for i in 0..rows {
-        let row = x.row(i).try_as_row_major().expect("waiting rows are contiguous").as_slice();
-        largest.iter_mut().zip(row).for_each(|(l, x)| *l = if x.abs() > *l { x.abs() } else { *l });
-    }
-    // 2^-e takes a column to at most 2 in modulus.
-    let exponents: Vec<i32> = largest.iter().map(|&l| if l > 0.0 { l.log2().floor() as i32 } else { 0 }).collect();
-    let down: Vec<f64> = exponents.iter().map(|&e| 2f64.powi(-e)).collect();
-    let up: Vec<f64> = exponents.iter().map(|&e| 2f64.powi(e)).collect();
-    let mut scaled = vec![0f32; rows * n];
-    for_each(scaled.chunks_mut(n).enumerate().collect(), par, |(i, dst)| {
-        let row = x.row(i).try_as_row_major().expect("waiting rows are contiguous").as_slice();
-        dst.iter_mut().zip(row).zip(&down).for_each(|((d, x), s)| *d = (x * s) as f32);
-    });
-    let scaled = MatRef::from_row_major_slice(&scaled, rows, n);
+/// What a block takes in f32, kept from one to the next.
+#[derive(Default)]
+struct Fast {
+    /// The samples, row-major.
+    block: Vec<f32>,
+    /// Some columns of their Gram matrix.
+    product: Vec<f32>,
+}
 
-    let mut product = Mat::<f32>::zeros(n, PARAMS.panel.min(n));
-    for first in (0..n).step_by(PARAMS.panel) {
-        let width = PARAMS.panel.min(n - first);
-        let below = scaled.subcols(first, n - first);
-        let mut product = product.as_mut().submatrix_mut(0, 0, n - first, width);
-        matmul(product.as_mut(), Accum::Replace, below.transpose(), below.subcols(0, width), 1.0, par);
-        let arch = pulp::Arch::new();
-        let columns = g.as_mut().subcols_mut(first, width).col_iter_mut().zip(product.as_ref().col_iter());
-        for_each(columns.enumerate().collect(), par, |(j, (g, p))| {
-            let at = first + j;
-            let g = &mut g.try_as_col_major_mut().expect("an owned matrix").as_slice_mut()[at..];
-            let p = &p.try_as_col_major().expect("an owned matrix").as_slice()[j..];
-            arch.dispatch(|| add_scaled(g, p, &up[at..], up[at]));
+impl Fast {
+    /// `g <- g + xᵀx` on the lower triangle, x some rows of `a`, multiplied in f32 panel by panel, added in f64.
+    fn add_gram<E: Element>(&mut self, g: &mut Mat<f64>, a: MatRef<'_, E>, rows: &[usize], par: Par) {
+        let n = a.ncols();
+        let exponents = exponents(&largest(a, rows, par));
+        // 2^-e takes a column to at most 2 in modulus; powers of two change no digits.
+        let down: Vec<f64> = exponents.iter().map(|&e| 2f64.powi(-e)).collect();
+        let up: Vec<f64> = exponents.iter().map(|&e| 2f64.powi(e)).collect();
+        let as_they_are = exponents.iter().all(|&e| e == 0);
+        self.block.resize(rows.len() * n, 0.0);
+        let lines: Vec<_> = self.block.chunks_mut(PARAMS.rows * n).zip(rows.chunks(PARAMS.rows)).collect();
+        for_each(lines, par, |(block, rows)| {
+            let mut line = vec![0.0; if as_they_are { 0 } else { n }];
+            for (dst, &i) in block.chunks_mut(n).zip(rows) {
+                match a.row(i).try_as_row_major() {
+                    Some(row) if as_they_are => convert(row.as_slice(), dst, 1.0),
+                    _ if as_they_are => dst.iter_mut().zip(a.row(i).iter()).for_each(|(d, x)| *d = x.to_f64() as f32),
+                    _ => {
+                        copy_row(a, i, &mut line);
+                        dst.iter_mut().zip(&line).zip(&down).for_each(|((d, x), s)| *d = (x * s) as f32);
+                    }
+                }
+            }
         });
+        let x = MatRef::from_row_major_slice(&self.block, rows.len(), n);
+
+        self.product.resize(n * PARAMS.panel.min(n), 0.0);
+        let (lower, full) = (BlockStructure::TriangularLower, BlockStructure::Rectangular);
+        for first in (0..n).step_by(PARAMS.panel) {
+            let width = PARAMS.panel.min(n - first);
+            let height = n - first;
+            let mut product = MatMut::from_column_major_slice_mut(&mut self.product[..height * width], height, width);
+            let (columns, below) = (x.subcols(first, width), x.subcols(first + width, height - width));
+            let (square, rest) = product.as_mut().split_at_row_mut(width);
+            let (replace, one) = (Accum::Replace, 1.0);
+            triangular::matmul(square, lower, replace, columns.transpose(), full, columns, full, one, par);
+            matmul(rest, replace, below.transpose(), columns, one, par);
+            let arch = pulp::Arch::new();
+            let columns = g.as_mut().subcols_mut(first, width).col_iter_mut().zip(product.as_ref().col_iter());
+            for_each(columns.enumerate().collect(), par, |(j, (g, p))| {
+                let at = first + j;
+                let g = &mut g.try_as_col_major_mut().expect("an owned matrix").as_slice_mut()[at..];
+                let p = &p.try_as_col_major().expect("column-major").as_slice()[j..];
+                arch.dispatch(|| add_scaled(g, p, &up[at..], up[at]));
+            });
+        }
     }
+}
+
+/// Powers of two for columns with these largest moduli: all 0 where products of f32 stay in range without.
+fn exponents(largest: &[f64]) -> Vec<i32> {
+    let exponents: Vec<i32> = largest.iter().map(|&l| if l > 0.0 { l.log2().floor() as i32 } else { 0 }).collect();
+    if exponents.iter().all(|e| e.abs() <= PARAMS.safe_exponent) { vec![0; largest.len()] } else { exponents }
+}
+
+/// `max |x|` of each column, over some rows.
+fn largest<E: Element>(a: MatRef<'_, E>, rows: &[usize], par: Par) -> Vec<f64> {
+    let n = a.ncols();
+    let arch = pulp::Arch::new();
+    let task = |rows: &[usize]| {
+        let (mut largest, mut line) = (vec![0.0; n], vec![0.0; n]);
+        for &i in rows {
+            copy_row(a, i, &mut line);
+            arch.dispatch(|| raise(&mut largest, &line));
+        }
+        largest
+    };
+    let parts: Vec<Vec<f64>> = match par {
+        Par::Seq => rows.chunks(PARAMS.rows).map(task).collect(),
+        Par::Rayon(_) => rows.par_chunks(PARAMS.rows).map(task).collect(),
+    };
+    parts.into_iter().fold(vec![0.0; n], |mut largest, part| {
+        raise(&mut largest, &part);
+        largest
+    })
+}
+
+/// `largest[j] <- max(largest[j], |line[j]|)`.
+#[inline(always)]
+fn raise(largest: &mut [f64], line: &[f64]) {
+    largest.iter_mut().zip(line).for_each(|(l, x)| *l = if x.abs() > *l { x.abs() } else { *l });
 }
 
 /// `g[i] <- g[i] + p[i] · scales[i] · scale`.

@@ -25,7 +25,7 @@ use faer::{Accum, MatRef, Par};
 use rayon::prelude::*;
 
 use super::host::{Buffer, HostContext, HostPanel};
-use super::product::{add_gram, add_up, gram_groups, is_by_rows, mirror, product, product_bytes};
+use super::product::{add_gram, add_up, congruence, gram_groups, is_by_rows, mirror, product, product_bytes};
 use super::{FromPanel, LinearOperator, Watch};
 use crate::error::{Error, Result};
 use crate::simd::Scalar;
@@ -452,6 +452,17 @@ impl<T: Scalar> LinearOperator<T> for Dense<'_, T> {
         Dense::from_gram(g, &self.watch)
     }
 
+    fn congruence(&mut self, s: &HostPanel<T>, g: &mut HostPanel<T>) -> Result<()> {
+        let context = self.context.clone();
+        if let Data::Tiled(_) = self.data {
+            let mut whole = self.left(self.ncols())?;
+            self.materialize(&mut whole)?;
+            congruence(s.as_ref(), whole.as_ref(), false, g.as_mut(), &context);
+            return Ok(());
+        }
+        self.for_each_tile(|_, a, _| congruence(s.as_ref(), a, false, g.as_mut(), &context))
+    }
+
     fn passes(&self) -> usize {
         self.passes
     }
@@ -473,5 +484,12 @@ impl<T: Scalar> FromPanel<T, HostPanel<T>> for Dense<'static, T> {
             passes: 0,
             watch: Watch::default(),
         })
+    }
+
+    fn panel(&self) -> Option<&HostPanel<T>> {
+        match &self.data {
+            Data::Owned(g) => Some(g),
+            Data::Direct(_) | Data::Tiled(_) => None,
+        }
     }
 }

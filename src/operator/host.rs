@@ -318,6 +318,16 @@ impl<T: Scalar> Panel<T> for HostPanel<T> {
         self.as_mut().copy_from(src);
         Ok(())
     }
+
+    fn write_on_host(&mut self, write: &mut dyn FnMut(MatMut<'_, T>)) -> Result<()> {
+        write(self.as_mut());
+        Ok(())
+    }
+
+    fn trace(&self) -> Result<f64> {
+        let a = self.as_ref();
+        Ok((0..self.ncols).map(|i| a[(i, i)].to_f64()).sum())
+    }
 }
 
 /// The lower triangle of `g <- [g +] a aᵀ` (SYRK).

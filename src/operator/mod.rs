@@ -15,7 +15,7 @@
 //! |---|---|---|---|---|
 //! | [`Dense`], in memory | host | host | GEMM, row tiles widened if A is stored in another type | syrk |
 //! | [`Tiled`], out of core | host | host | one pass over the tiles, `X += A_iᵀ Y_i` in tile order | syrk |
-//! | whitened, [`Product`] `A = W L` | W's left | W's right | `W (L X)`, `Lᵀ (Wᵀ Y)` | W's |
+//! | [`Whitened`], `A = W L` | W's left | W's right | `W (L X)`, `Lᵀ (Wᵀ Y)` | W's |
 //! | distributed rows | the rank's rows | replicated | local GEMM, `X` all-reduced | local, all-reduced |
 //! | CUDA | device | device | cuBLAS | cuBLAS, l × l copied to the host |
 //!
@@ -38,7 +38,7 @@ pub(crate) use product::mirror;
 pub use tiled::{ReadParams, RowSource, Tiled, stream};
 pub use watch::{Cancel, Watch};
 pub(crate) use whitened::Entries;
-pub use whitened::{FromPanel, GramBy, Product, Root};
+pub use whitened::{FromPanel, Root, Whitened};
 
 use faer::prelude::ReborrowMut as _;
 use faer::{Accum, Mat, MatMut, MatRef, unzip, zip};
@@ -140,6 +140,26 @@ pub trait Panel<T: Scalar>: Sized {
     /// # Errors
     /// What the backend reports.
     fn copy_from_host(&mut self, src: MatRef<'_, T>) -> Result<()>;
+
+    /// Lets `write` fill the panel, as a column-major matrix on the host: in place where it lives there.
+    ///
+    /// # Errors
+    /// What the backend reports.
+    fn write_on_host(&mut self, write: &mut dyn FnMut(MatMut<'_, T>)) -> Result<()> {
+        let mut host = Mat::zeros(self.nrows(), self.ncols());
+        write(host.as_mut());
+        self.copy_from_host(host.as_ref())
+    }
+
+    /// The trace of a square panel, in f64.
+    ///
+    /// # Errors
+    /// What the backend reports.
+    fn trace(&self) -> Result<f64> {
+        let mut host = Mat::zeros(self.nrows(), self.ncols());
+        self.copy_to_host(host.as_mut())?;
+        Ok((0..self.ncols()).map(|i| host[(i, i)].to_f64()).sum())
+    }
 }
 
 /// An `m × n` matrix known by its products. See the [module](self) for how the backends fill it.
@@ -230,6 +250,30 @@ pub trait LinearOperator<T: Scalar> {
     /// # Errors
     /// What the backend reports.
     fn gram(&mut self) -> Result<Self::Gram>;
+
+    /// `g <- Aᵀ S A`, `n × n`, for a symmetric S of which the lower triangle is read.
+    ///
+    /// # Errors
+    /// What the backend reports.
+    fn congruence(&mut self, s: &Self::Left, g: &mut Self::Right) -> Result<()> {
+        let (m, n) = (self.nrows(), self.ncols());
+        // E = Aᵀ S, then Aᵀ Eᵀ.
+        let mut e = self.right(m)?;
+        {
+            let mut host = Mat::zeros(m, m);
+            s.copy_to_host(host.as_mut())?;
+            mirror(host.as_mut());
+            let mut whole = self.left(m)?;
+            whole.copy_from_host(host.as_ref())?;
+            self.apply_adjoint(&whole, &mut e)?;
+        }
+        let mut host = Mat::zeros(n, m);
+        e.copy_to_host(host.as_mut())?;
+        drop(e);
+        let mut e = self.left(n)?;
+        e.copy_from_host(host.transpose().to_owned().as_ref())?;
+        self.apply_adjoint(&e, g)
+    }
 
     /// How often the elements of `A` have been read so far, the input check not counted.
     fn passes(&self) -> usize;

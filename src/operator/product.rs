@@ -16,13 +16,16 @@
 //! Every block is done by one thread, whatever their number: the same bits, and no thread waits for another inside a GEMM
 //! (where one of two cores is busy with something else, GEMMs that share their packed operands take ten times as long).
 
+use std::cmp::Ordering;
+use std::sync::Arc;
+
 use faer::linalg::matmul::matmul;
 use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::prelude::ReborrowMut as _;
-use faer::{Accum, MatMut, MatRef, Par};
+use faer::{Accum, Mat, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
-use super::host::{Buffer, HostContext};
+use super::host::{Buffer, HostContext, HostPanel};
 use crate::simd::Scalar;
 
 /// Sizes of the blocks.
@@ -189,6 +192,104 @@ pub(crate) fn mirror<T: Scalar>(mut g: MatMut<'_, T>) {
     }
 }
 
+/// Side of the tiles of [`congruence`].
+const TILE: usize = 128;
+
+/// `g <- bᵀ s b`, n × n times n × c, both triangles, for a symmetric `s` of which the lower triangle is read. `lower` says that b is a lower
+/// triangle with zeros above.
+///
+/// ```text
+///   s = T + Tᵀ      E = T b                E_IJ = Σ_{K <= I} T_IK b_KJ              only K >= J, I >= J for a triangle
+///                   g = bᵀE + Eᵀb          g_IJ = Σ_K b_KIᵀ E_KJ + E_KIᵀ b_KJ       only K >= I, I >= J
+/// ```
+///
+/// `c n² + 2 c² n` flops, `n³` for a triangle. Every tile is done by one thread: the same bits for any number of them.
+pub(super) fn congruence<T: Scalar>(
+    s: MatRef<'_, T>,
+    b: MatRef<'_, T>,
+    lower: bool,
+    g: MatMut<'_, T>,
+    context: &Arc<HostContext>,
+) {
+    let (n, c) = b.shape();
+    let par = context.par();
+    let half = T::from_f64(0.5);
+    let mut e = HostPanel::zeros(n, c, context.clone());
+    let mut work = Vec::new();
+    for (i, row) in tiles(e.as_mut()).into_iter().enumerate() {
+        work.extend(row.into_iter().enumerate().filter(|(j, _)| !lower || *j <= i).map(|(j, e)| (i, j, e)));
+    }
+    // Of each tile of T the last one, on the diagonal, is not as it lies in s.
+    for_each(work, par, |(i, j, mut e): (usize, usize, MatMut<'_, T>)| {
+        let (top, left) = (i * TILE, j * TILE);
+        let (rows, cols) = e.shape();
+        let first = if lower { left } else { 0 };
+        let diagonal = s.submatrix(top, top, rows, rows);
+        let diagonal = Mat::from_fn(rows, rows, |i, j| match i.cmp(&j) {
+            Ordering::Less => T::zeroed(),
+            Ordering::Equal => half * diagonal[(i, i)],
+            Ordering::Greater => diagonal[(i, j)],
+        });
+        let b = |first: usize, rows: usize| b.submatrix(first, left, rows, cols);
+        matmul(e.rb_mut(), Accum::Replace, diagonal.as_ref(), b(top, rows), T::one(), Par::Seq);
+        if first < top {
+            let before = s.submatrix(top, first, rows, top - first);
+            matmul(e, Accum::Add, before, b(first, top - first), T::one(), Par::Seq);
+        }
+    });
+    let e = e.as_ref();
+    // A tile below the diagonal and the one that mirrors it.
+    let mut grid: Vec<Vec<Option<MatMut<'_, T>>>> =
+        tiles(g).into_iter().map(|row| row.into_iter().map(Some).collect()).collect();
+    let mut work = Vec::new();
+    for i in 0..grid.len() {
+        for j in 0..=i {
+            let mirrored = if j < i { grid[j][i].take() } else { None };
+            work.push((i, j, grid[i][j].take().expect("each tile is taken once"), mirrored));
+        }
+    }
+    type Task<'a, T> = (usize, usize, MatMut<'a, T>, Option<MatMut<'a, T>>);
+    for_each(work, par, |(i, j, mut g, mirrored): Task<'_, T>| {
+        let (top, left) = (i * TILE, j * TILE);
+        let (rows, cols) = g.shape();
+        let first = if lower { top } else { 0 };
+        let (b, e) = (b.subrows(first, n - first), e.subrows(first, n - first));
+        let (b_i, e_i) = (b.subcols(top, rows).transpose(), e.subcols(top, rows).transpose());
+        matmul(g.rb_mut(), Accum::Replace, b_i, e.subcols(left, cols), T::one(), Par::Seq);
+        matmul(g.rb_mut(), Accum::Add, e_i, b.subcols(left, cols), T::one(), Par::Seq);
+        if let Some(mut mirrored) = mirrored {
+            mirrored.copy_from(g.transpose());
+        }
+    });
+}
+
+/// `f` of each item, one task each.
+fn for_each<I: Send>(items: Vec<I>, par: Par, f: impl Fn(I) + Sync + Send) {
+    match par {
+        Par::Seq => items.into_iter().for_each(f),
+        Par::Rayon(_) => items.into_par_iter().with_max_len(1).for_each(f),
+    }
+}
+
+/// The tiles of a matrix, by rows of tiles.
+fn tiles<T>(mut a: MatMut<'_, T>) -> Vec<Vec<MatMut<'_, T>>> {
+    let mut grid = Vec::new();
+    while a.nrows() > 0 {
+        let rows = TILE.min(a.nrows());
+        let (mut row, below) = a.split_at_row_mut(rows);
+        let mut tiles = Vec::new();
+        while row.ncols() > 0 {
+            let cols = TILE.min(row.ncols());
+            let (tile, right) = row.split_at_col_mut(cols);
+            tiles.push(tile);
+            row = right;
+        }
+        grid.push(tiles);
+        a = below;
+    }
+    grid
+}
+
 /// Rows widened at a time.
 const WIDE_ROWS: usize = 128;
 
@@ -247,4 +348,35 @@ fn widen<'a, T: Scalar>(y: MatRef<'_, T>, wide: &'a mut [f64]) -> MatRef<'a, f64
         }
     }
     if by_rows { MatRef::from_row_major_slice(wide, m, l) } else { MatRef::from_column_major_slice(wide, m, l) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::operator::Panel as _;
+
+    /// Tiles, parts of tiles, and one element; against the definition, in f64: `n` products, twice.
+    #[test]
+    fn congruence_is_a_congruence() {
+        let entry =
+            |seed: usize, i: usize, j: usize| ((i * 7919 + j * 104_729 + seed * 31) % 1009) as f64 / 504.0 - 1.0;
+        let context = HostContext::new(Par::rayon(2));
+        for (n, c) in [(1, 1), (127, 127), (128, 128), (129, 129), (300, 300), (300, 7), (257, 200), (130, 129)] {
+            let s = Mat::from_fn(n, n, |i, j| if i >= j { entry(1, i, j) } else { f64::NAN });
+            let whole = Mat::from_fn(n, n, |i, j| entry(1, i.max(j), i.min(j)));
+            for lower in [false, true] {
+                if lower && n != c {
+                    continue;
+                }
+                let b = Mat::from_fn(n, c, |i, j| if lower && i < j { 0.0 } else { entry(2, i, j) });
+                let mut g = HostPanel::zeros(c, c, context.clone());
+                g.as_mut().fill(f64::NAN);
+                congruence(s.as_ref(), b.as_ref(), lower, g.as_mut(), &context);
+                let want = b.transpose() * &whole * &b;
+                let off = (g.as_ref() - &want).norm_max();
+                assert!(off <= 4.0 * (n * n) as f64 * f64::EPSILON, "{n}×{c} {lower}: {off:e}");
+                assert!((g.trace().unwrap() - (0..c).map(|i| want[(i, i)]).sum::<f64>()).abs() <= c as f64 * 1e-10);
+            }
+        }
+    }
 }

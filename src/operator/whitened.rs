@@ -1,19 +1,24 @@
-//! Products of operators: a weight seen through the inputs it will meet.
-//!
-//! With `L Lᵀ` the second moments of the inputs, the matrix to factor is `A = W L`, or `Aᵀ = Lᵀ Wᵀ` where W is wide (operators
-//! are tall). Both are a [`Product`] of two operators that share the panel between them; [`Root`] is L or Lᵀ on host panels.
+//! A weight seen through the inputs it will meet: `A = W L`, with `L Lᵀ = M` the second moments of the inputs.
 //!
 //! ```text
-//!   tall   A  = W  · L     apply  W (L X)       adjoint  Lᵀ (Wᵀ Y)      panels: W's left, W's right
-//!   wide   Aᵀ = Lᵀ · Wᵀ    apply  Lᵀ (Wᵀ X)     adjoint  W (L Y)        panels: n rows,   m rows
+//!                                             A = W L        W  m × n,  L  n × n lower triangular
+//!   outputs   y = W (L x)      through  n     panels of m rows: outputs,  of n rows: inputs
+//!   inputs    x = Lᵀ (Wᵀ y)                   operators are tall, so that a wide weight is handed over as Aᵀ
 //!
-//!   Gram   tall   Lᵀ (WᵀW) L      from W's own Gram matrix: one pass over W, then two triangular products of n³ flops
-//!          wide   (LᵀWᵀ)ᵀ(LᵀWᵀ)   one triangular product of m n² flops and a SYRK of m² n
+//!   Gram      tall   Lᵀ (WᵀW) L     n × n     W's own Gram matrix in one pass, then a congruence with L:    n³ flops
+//!             wide   W M Wᵀ         m × m     a congruence with M itself, L is not needed:                  m n² + 2 m² n
 //! ```
 //!
-//! `‖A‖_F²` is the trace of that Gram matrix, which is therefore formed at construction and kept for the first
-//! [`gram`](LinearOperator::gram). (Nothing cheaper is exact: `tr(W G Wᵀ)` needs WᵀW or W G.) Another backend brings its own operator for
-//! L and [`FromPanel`] for its Gram matrices; the product is the same.
+//! **Congruence.** `Bᵀ S B` for a symmetric S of which the lower half T is read, `S = T + Tᵀ` (its diagonal halved): `E = T B`, then
+//! `Bᵀ E + Eᵀ B`, both by tiles of products, only those that are not zero (LAPACK's SYGST does the same for a triangular B, row by row).
+//!
+//! **Without a root.** L costs `n³/3` flops in f64 and `m n²` to apply to all of a wide W, on one side of it. `W M Wᵀ` needs neither; what it loses is
+//! that its rounding errors are those of `Σ_j ‖w_j‖² M_jj`, the outputs as they would be if features were independent. Where those are more than
+//! 64 times the true ones, the Gram matrix is that of `W L`. The root is made when something first asks for it.
+//!
+//! `‖A‖_F²` is the trace of the Gram matrix, which is therefore formed at construction and kept for the first
+//! [`gram`](LinearOperator::gram). (Nothing cheaper is exact: `tr(W M Wᵀ)` needs WᵀW or W M.) Another backend brings its own operator for
+//! L and [`FromPanel`] for its Gram matrices; the rest is the same.
 
 use std::sync::Arc;
 
@@ -21,9 +26,10 @@ use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::{Accum, Mat, MatMut, MatRef};
 
 use super::host::{HostContext, HostPanel, symmetric_product};
-use super::product::mirror;
+use super::product::{congruence, mirror};
 use super::{Dense, LinearOperator, Panel};
 use crate::error::Result;
+use crate::rng::philox4x32;
 use crate::simd::Scalar;
 use crate::sketch::{AnySketch, SketchOperator};
 use crate::tensor::Element;
@@ -35,216 +41,377 @@ pub trait FromPanel<T: Scalar, P: Panel<T>>: LinearOperator<T, Left = P, Right =
     /// # Errors
     /// What the backend reports.
     fn from_panel(g: P) -> Result<Self>;
+
+    /// The panel it is held as, if it still is one.
+    fn panel(&self) -> Option<&P> {
+        None
+    }
 }
 
-/// Which way to the Gram matrix of a product is the short one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum GramBy {
-    /// `Bᵀ (AᵀA) B`, for tall A and square B.
-    First,
-    /// `(A B)ᵀ (A B)`, for square A.
-    Image,
-}
+/// Outputs of independent features over true ones, both squared, up to which `W M Wᵀ` is formed without a root: six bits of the 24 of f32.
+const MOST_CANCELLATION: f64 = 64.0;
 
-/// `A · B`, for operators that share the panel between them.
-pub struct Product<T: Scalar, A: LinearOperator<T>, B: LinearOperator<T, Left = A::Right>> {
-    first: A,
-    second: B,
-    by: GramBy,
-    between: Option<A::Right>,
-    gram: Option<B::Gram>,
+/// Random signs that look for that cancellation.
+const SIGNS: usize = 4;
+
+/// How a root is made, and what had to be done for it.
+type MakeRoot<'a, L> = Box<dyn FnOnce() -> Result<(L, Vec<String>)> + 'a>;
+
+/// `W L`, or its transpose where W is wide.
+pub struct Whitened<'a, T: Scalar, W: LinearOperator<T>, L> {
+    /// The tall one of W and Wᵀ.
+    weight: W,
+    wide: bool,
+    root: Option<L>,
+    make: Option<MakeRoot<'a, L>>,
+    notes: Vec<String>,
+    /// n rows.
+    between: Option<W::Right>,
+    /// WᵀW of a tall W.
+    weight_gram: Option<W::Gram>,
+    gram: Option<W::Gram>,
     norm_squared: f64,
 }
 
-impl<T: Scalar, A: LinearOperator<T>, B: LinearOperator<T, Left = A::Right>> Product<T, A, B>
+impl<'a, T, P, W, L> Whitened<'a, T, W, L>
 where
-    B::Gram: FromPanel<T, B::Right>,
+    T: Scalar,
+    P: Panel<T>,
+    W: LinearOperator<T, Left = P, Right = P>,
+    W::Gram: FromPanel<T, P>,
+    L: LinearOperator<T, Left = P, Right = P>,
 {
-    /// `first · second`. Forms the Gram matrix, for the norm.
+    /// Of the tall one of W and Wᵀ, the root that `make` makes, and the moments, `n × n`, whose lower triangle `moments` writes if it can
+    /// (with zeros above) and whose diagonal is given with it. Forms the Gram matrix, for the norm.
     ///
     /// # Errors
     /// What the operators report.
-    pub fn new(first: A, second: B, by: GramBy) -> Result<Self> {
-        debug_assert_eq!(first.ncols(), second.nrows());
-        let mut product = Product { first, second, by, between: None, gram: None, norm_squared: 0.0 };
-        let (g, host) = product.form_gram()?;
-        product.norm_squared = (0..host.nrows()).map(|i| Element::to_f64(host[(i, i)])).sum();
-        drop(host);
-        product.gram = Some(B::Gram::from_panel(g)?);
-        Ok(product)
+    pub fn new(
+        weight: W,
+        wide: bool,
+        make: impl FnOnce() -> Result<(L, Vec<String>)> + 'a,
+        moments: Option<(&mut dyn FnMut(MatMut<'_, T>), &[f64])>,
+    ) -> Result<Self> {
+        let mut whitened = Whitened {
+            weight,
+            wide,
+            root: None,
+            make: Some(Box::new(make)),
+            notes: Vec::new(),
+            between: None,
+            weight_gram: None,
+            gram: None,
+            norm_squared: 0.0,
+        };
+        let g = match moments.filter(|_| wide) {
+            Some((write, diagonal)) => whitened.form_gram_of_moments(write, diagonal)?,
+            None => whitened.form_gram()?,
+        };
+        whitened.norm_squared = g.trace()?;
+        whitened.gram = Some(W::Gram::from_panel(g)?);
+        Ok(whitened)
     }
 
-    /// The two operators.
-    pub fn parts_mut(&mut self) -> (&mut A, &mut B) {
-        (&mut self.first, &mut self.second)
+    /// Whether the operator is `(W L)ᵀ`.
+    pub fn is_wide(&self) -> bool {
+        self.wide
     }
 
-    /// The two operators.
-    pub fn into_parts(self) -> (A, B) {
-        (self.first, self.second)
+    /// Whether L was made.
+    pub fn has_root(&self) -> bool {
+        self.root.is_some()
     }
 
-    /// The Gram matrix, where panels live and on the host.
-    fn form_gram(&mut self) -> Result<(B::Right, Mat<T>)> {
-        let b = self.second.ncols();
-        let mut g = self.second.right(b)?;
-        let mut host = Mat::zeros(b, b);
-        match self.by {
-            GramBy::First => {
-                let mut inner = self.second.left(b)?;
-                self.first.gram()?.materialize(&mut inner)?;
-                // E = Bᵀ (AᵀA), then Bᵀ Eᵀ: the triangular operator twice, no full product.
-                self.second.apply_adjoint(&inner, &mut g)?;
-                g.copy_to_host(host.as_mut())?;
-                transpose_in_place(host.as_mut());
-                inner.copy_from_host(host.as_ref())?;
-                self.second.apply_adjoint(&inner, &mut g)?;
-                g.copy_to_host(host.as_mut())?;
-            }
-            GramBy::Image => {
-                let mut image = self.first.left(b)?;
-                {
-                    let mut second = self.second.left(b)?;
-                    self.second.materialize(&mut second)?;
-                    self.first.apply(&second, &mut image)?;
-                }
-                image.inner(&image, host.as_mut())?;
-                g.copy_from_host(host.as_ref())?;
-            }
+    /// W, the tall one of it and its transpose; and what had to be done for the root, if it was made.
+    pub fn into_parts(self) -> (W, Vec<String>) {
+        (self.weight, self.notes)
+    }
+
+    /// A panel of n rows.
+    ///
+    /// # Errors
+    /// What the backend reports.
+    pub fn inputs(&self, l: usize) -> Result<P> {
+        if self.wide { self.weight.left(l) } else { self.weight.right(l) }
+    }
+
+    /// A panel of m rows.
+    ///
+    /// # Errors
+    /// What the backend reports.
+    pub fn outputs(&self, l: usize) -> Result<P> {
+        if self.wide { self.weight.right(l) } else { self.weight.left(l) }
+    }
+
+    /// `y = W x`.
+    fn forward(&mut self, x: &P, y: &mut P) -> Result<()> {
+        if self.wide { self.weight.apply_adjoint(x, y) } else { self.weight.apply(x, y) }
+    }
+
+    /// `x = Wᵀ y`, without L.
+    ///
+    /// # Errors
+    /// What the operator reports.
+    pub fn back(&mut self, y: &P, x: &mut P) -> Result<()> {
+        if self.wide { self.weight.apply(y, x) } else { self.weight.apply_adjoint(y, x) }
+    }
+
+    /// `x = Wᵀ (W L z)` of the image that was the last product, by the Gram matrix of a tall W, if there is one: `2 n² l` flops instead
+    /// of `2 m n l`. Its error is that of the image, `eps |W| |L z|`, taken back by W.
+    ///
+    /// # Errors
+    /// What the operators report.
+    pub fn back_from_last_image(&mut self) -> Result<Option<P>> {
+        let (Some(mut gram), Some(between)) = (self.weight_gram.take(), self.between.take()) else { return Ok(None) };
+        let mut x = self.inputs(between.ncols())?;
+        gram.apply(&between, &mut x)?;
+        self.weight_gram = Some(gram);
+        Ok(Some(x))
+    }
+
+    /// `‖Lᵀ x‖_F²` of an n × l panel.
+    ///
+    /// # Errors
+    /// What the operator reports.
+    pub fn weighted_norm_squared(&mut self, x: &P) -> Result<f64> {
+        let mut weighted = self.inputs(x.ncols())?;
+        self.root()?.apply_adjoint(x, &mut weighted)?;
+        weighted.norm_squared()
+    }
+
+    /// `tr(W S Wᵀ)` for another symmetric S, whose lower triangle `write` writes, zeros above.
+    ///
+    /// # Errors
+    /// What the operator reports.
+    pub fn weighted_trace(&mut self, write: &mut dyn FnMut(MatMut<'_, T>)) -> Result<f64> {
+        let n = if self.wide { self.weight.nrows() } else { self.weight.ncols() };
+        let mut s = self.inputs(n)?;
+        if self.wide {
+            s.write_on_host(write)?;
+            let mut g = self.weight.right(self.weight.ncols())?;
+            self.weight.congruence(&s, &mut g)?;
+            return g.trace();
         }
-        Ok((g, host))
+        // ⟨WᵀW, S⟩ = 2 ⟨WᵀW, T⟩ for the half T of S.
+        s.write_on_host(&mut |mut s| {
+            write(s.as_mut());
+            (0..n).for_each(|j| s[(j, j)] *= T::from_f64(0.5));
+        })?;
+        let mut gram = match self.weight_gram.take() {
+            Some(gram) => gram,
+            None => self.weight.gram()?,
+        };
+        let dot = with_panel(&mut gram, || self.inputs(n), |c| c.dot(&s))?;
+        self.weight_gram = Some(gram);
+        Ok(2.0 * dot)
     }
 
-    /// The panel between, with `l` columns.
-    fn between(&mut self, l: usize) -> Result<A::Right> {
+    /// L, made if it was not.
+    fn root(&mut self) -> Result<&mut L> {
+        if let Some(make) = self.make.take() {
+            let (root, notes) = make()?;
+            self.root = Some(root);
+            self.notes = notes;
+        }
+        Ok(self.root.as_mut().expect("a root that could not be made ended the factorization"))
+    }
+
+    /// The panel between the two, with `l` columns.
+    fn between(&mut self, l: usize) -> Result<P> {
         match self.between.take() {
             Some(panel) if panel.ncols() == l => Ok(panel),
-            _ => self.first.right(l),
+            _ => self.inputs(l),
         }
+    }
+
+    /// `Lᵀ (WᵀW) L`, or the Gram matrix of `Lᵀ Wᵀ`.
+    fn form_gram(&mut self) -> Result<P> {
+        let b = self.weight.ncols();
+        let mut g = self.weight.right(b)?;
+        if self.wide {
+            let mut image = self.weight.left(b)?;
+            self.materialize(&mut image)?;
+            let mut host = Mat::zeros(b, b);
+            image.inner(&image, host.as_mut())?;
+            g.copy_from_host(host.as_ref())?;
+        } else {
+            let mut gram = self.weight.gram()?;
+            self.root()?;
+            let Whitened { weight, root, .. } = self;
+            let root = root.as_mut().expect("just made");
+            with_panel(&mut gram, || weight.right(b), |c| root.congruence(c, &mut g))?;
+            self.weight_gram = Some(gram);
+        }
+        Ok(g)
+    }
+
+    /// `W M Wᵀ` of a wide W, from M, unless that would lose digits.
+    fn form_gram_of_moments(&mut self, write: &mut dyn FnMut(MatMut<'_, T>), diagonal: &[f64]) -> Result<P> {
+        let mut g = self.weight.right(self.weight.ncols())?;
+        {
+            let mut s = self.weight.left(self.weight.nrows())?;
+            s.write_on_host(write)?;
+            self.weight.congruence(&s, &mut g)?;
+        }
+        // ‖W D z‖² for random signs z, D the scales of the features.
+        let mut z = self.weight.left(SIGNS)?;
+        z.write_on_host(&mut |mut z| {
+            for (i, d) in diagonal.iter().enumerate() {
+                let [bits, ..] = philox4x32([0; 2], [i as u32, 0, 0, 0]);
+                for j in 0..SIGNS {
+                    z[(i, j)] = T::from_f64(if bits >> j & 1 == 0 { d.sqrt() } else { -d.sqrt() });
+                }
+            }
+        })?;
+        let mut y = self.weight.right(SIGNS)?;
+        self.weight.apply_adjoint(&z, &mut y)?;
+        if y.norm_squared()? / SIGNS as f64 > MOST_CANCELLATION * g.trace()? {
+            drop(g);
+            return self.form_gram();
+        }
+        Ok(g)
     }
 }
 
-impl<T: Scalar, A: LinearOperator<T>, B: LinearOperator<T, Left = A::Right>> LinearOperator<T> for Product<T, A, B>
+/// `f` of the panel of `gram`, or of one from `make` that it is written to.
+fn with_panel<T: Scalar, P: Panel<T>, G: FromPanel<T, P>, R>(
+    gram: &mut G,
+    make: impl FnOnce() -> Result<P>,
+    f: impl FnOnce(&P) -> Result<R>,
+) -> Result<R> {
+    if let Some(panel) = gram.panel() {
+        return f(panel);
+    }
+    let mut panel = make()?;
+    gram.materialize(&mut panel)?;
+    f(&panel)
+}
+
+impl<T, P, W, L> LinearOperator<T> for Whitened<'_, T, W, L>
 where
-    B::Gram: FromPanel<T, B::Right>,
+    T: Scalar,
+    P: Panel<T>,
+    W: LinearOperator<T, Left = P, Right = P>,
+    W::Gram: FromPanel<T, P>,
+    L: LinearOperator<T, Left = P, Right = P>,
 {
-    type Left = A::Left;
-    type Right = B::Right;
-    type Gram = B::Gram;
+    type Left = P;
+    type Right = P;
+    type Gram = W::Gram;
 
     fn nrows(&self) -> usize {
-        self.first.nrows()
+        self.weight.nrows()
     }
 
     fn ncols(&self) -> usize {
-        self.second.ncols()
+        self.weight.ncols()
     }
 
     fn norm_squared(&self) -> f64 {
         self.norm_squared
     }
 
-    fn left(&self, l: usize) -> Result<A::Left> {
-        self.first.left(l)
+    fn left(&self, l: usize) -> Result<P> {
+        self.weight.left(l)
     }
 
-    fn image(&self, l: usize) -> Result<A::Left> {
-        self.first.image(l)
+    fn image(&self, l: usize) -> Result<P> {
+        if self.wide { self.weight.left(l) } else { self.weight.image(l) }
     }
 
-    fn right(&self, l: usize) -> Result<B::Right> {
-        self.second.right(l)
+    fn right(&self, l: usize) -> Result<P> {
+        self.weight.right(l)
     }
 
-    fn apply(&mut self, x: &B::Right, y: &mut A::Left) -> Result<()> {
+    fn apply(&mut self, x: &P, y: &mut P) -> Result<()> {
         let mut between = self.between(x.ncols())?;
-        self.second.apply(x, &mut between)?;
-        self.first.apply(&between, y)?;
+        if self.wide {
+            self.back(x, &mut between)?;
+            self.root()?.apply_adjoint(&between, y)?;
+        } else {
+            self.root()?.apply(x, &mut between)?;
+            self.forward(&between, y)?;
+        }
         self.between = Some(between);
         Ok(())
     }
 
-    fn apply_adjoint(&mut self, y: &A::Left, x: &mut B::Right) -> Result<()> {
+    fn apply_adjoint(&mut self, y: &P, x: &mut P) -> Result<()> {
         let mut between = self.between(y.ncols())?;
-        self.first.apply_adjoint(y, &mut between)?;
-        self.second.apply_adjoint(&between, x)?;
+        if self.wide {
+            self.root()?.apply(y, &mut between)?;
+            self.forward(&between, x)?;
+        } else {
+            self.back(y, &mut between)?;
+            self.root()?.apply_adjoint(&between, x)?;
+        }
         self.between = Some(between);
         Ok(())
     }
 
-    fn sketch(&mut self, omega: &AnySketch, y: &mut A::Left) -> Result<()> {
+    fn sketch(&mut self, omega: &AnySketch, y: &mut P) -> Result<()> {
         let mut between = self.between(y.ncols())?;
-        self.second.sketch(omega, &mut between)?;
-        self.first.apply(&between, y)?;
+        if self.wide {
+            self.weight.sketch(omega, &mut between)?;
+            self.root()?.apply_adjoint(&between, y)?;
+        } else {
+            self.root()?.sketch(omega, &mut between)?;
+            self.forward(&between, y)?;
+        }
         self.between = Some(between);
         Ok(())
     }
 
-    fn materialize(&mut self, y: &mut A::Left) -> Result<()> {
-        let mut between = self.first.right(self.second.ncols())?;
-        self.second.materialize(&mut between)?;
-        self.first.apply(&between, y)
+    fn materialize(&mut self, y: &mut P) -> Result<()> {
+        let mut between = self.inputs(y.ncols())?;
+        if self.wide {
+            self.weight.materialize(&mut between)?;
+            self.root()?.apply_adjoint(&between, y)
+        } else {
+            self.root()?.materialize(&mut between)?;
+            self.forward(&between, y)
+        }
     }
 
-    fn gram(&mut self) -> Result<B::Gram> {
+    fn gram(&mut self) -> Result<W::Gram> {
         match self.gram.take() {
             Some(gram) => Ok(gram),
-            None => B::Gram::from_panel(self.form_gram()?.0),
+            None => W::Gram::from_panel(self.form_gram()?),
         }
     }
 
     fn passes(&self) -> usize {
-        self.first.passes() + self.second.passes()
+        self.weight.passes()
     }
-}
-
-/// A square lower triangular or diagonal matrix, or its transpose, on host panels.
-pub struct Root<T: Scalar> {
-    entries: Entries<T>,
-    transposed: bool,
-    norm_squared: f64,
-    context: Arc<HostContext>,
-}
-
-/// By square tiles that stay in L1.
-fn transpose_in_place<T: Scalar>(mut a: MatMut<'_, T>) {
-    const TILE: usize = 32;
-    let n = a.ncols();
-    for first in (0..n).step_by(TILE) {
-        for top in (0..=first).step_by(TILE) {
-            for j in first..(first + TILE).min(n) {
-                for i in top..(top + TILE).min(j) {
-                    let (above, below) = (a[(i, j)], a[(j, i)]);
-                    (a[(i, j)], a[(j, i)]) = (below, above);
-                }
-            }
-        }
-    }
-}
-
-fn square<T: Element>(x: T) -> f64 {
-    x.to_f64() * x.to_f64()
 }
 
 /// What [`Root`] holds.
 pub(crate) enum Entries<T> {
-    /// The lower triangle; what is above is not read.
+    /// The lower triangle, zeros above.
     Lower(Mat<T>),
     /// The diagonal.
     Diagonal(Vec<T>),
 }
 
+impl<T: Scalar> Entries<T> {
+    /// All of the matrix.
+    pub(crate) fn dense(&self) -> Mat<T> {
+        match self {
+            Entries::Lower(l) => l.clone(),
+            Entries::Diagonal(d) => Mat::from_fn(d.len(), d.len(), |i, j| if i == j { d[i] } else { T::zeroed() }),
+        }
+    }
+}
+
+/// A square lower triangular or diagonal matrix on host panels.
+pub struct Root<T: Scalar> {
+    entries: Entries<T>,
+    context: Arc<HostContext>,
+}
+
 impl<T: Scalar> Root<T> {
-    pub(crate) fn new(entries: Entries<T>, transposed: bool, context: Arc<HostContext>) -> Self {
-        let norm_squared = match &entries {
-            Entries::Lower(l) => {
-                let column =
-                    |j: usize| (j..l.nrows()).map(move |i| l[(i, j)].to_f64() * l[(i, j)].to_f64()).sum::<f64>();
-                (0..l.ncols()).map(column).sum()
-            }
-            Entries::Diagonal(d) => d.iter().map(|&x| square(x)).sum(),
-        };
-        Root { entries, transposed, norm_squared, context }
+    pub(crate) fn new(entries: Entries<T>, context: Arc<HostContext>) -> Self {
+        Root { entries, context }
     }
 
     fn order(&self) -> usize {
@@ -270,29 +437,6 @@ impl<T: Scalar> Root<T> {
             }
         }
     }
-
-    /// All of it, zeros included.
-    fn dense(&self) -> Mat<T> {
-        self.entries.dense(self.transposed)
-    }
-}
-
-impl<T: Scalar> Entries<T> {
-    /// The matrix or its transpose, zeros included.
-    pub(crate) fn dense(&self, transposed: bool) -> Mat<T> {
-        let n = match self {
-            Entries::Lower(l) => l.nrows(),
-            Entries::Diagonal(d) => d.len(),
-        };
-        Mat::from_fn(n, n, |i, j| {
-            let (i, j) = if transposed { (j, i) } else { (i, j) };
-            match self {
-                Entries::Lower(l) if i >= j => l[(i, j)],
-                Entries::Diagonal(d) if i == j => d[i],
-                _ => T::zeroed(),
-            }
-        })
-    }
 }
 
 impl<T: Scalar> LinearOperator<T> for Root<T> {
@@ -309,7 +453,11 @@ impl<T: Scalar> LinearOperator<T> for Root<T> {
     }
 
     fn norm_squared(&self) -> f64 {
-        self.norm_squared
+        let square = |x: &T| Element::to_f64(*x) * Element::to_f64(*x);
+        match &self.entries {
+            Entries::Lower(l) => l.col_iter().map(|column| column.iter().map(square).sum::<f64>()).sum(),
+            Entries::Diagonal(d) => d.iter().map(square).sum(),
+        }
     }
 
     fn left(&self, l: usize) -> Result<HostPanel<T>> {
@@ -321,29 +469,49 @@ impl<T: Scalar> LinearOperator<T> for Root<T> {
     }
 
     fn apply(&mut self, x: &HostPanel<T>, y: &mut HostPanel<T>) -> Result<()> {
-        self.multiply(self.transposed, x.as_ref(), y.as_mut());
+        self.multiply(false, x.as_ref(), y.as_mut());
         Ok(())
     }
 
     fn apply_adjoint(&mut self, y: &HostPanel<T>, x: &mut HostPanel<T>) -> Result<()> {
-        self.multiply(!self.transposed, y.as_ref(), x.as_mut());
+        self.multiply(true, y.as_ref(), x.as_mut());
         Ok(())
     }
 
     fn sketch(&mut self, omega: &AnySketch, y: &mut HostPanel<T>) -> Result<()> {
-        omega.apply(self.dense().as_ref(), y.as_mut(), self.context.par())
+        let par = self.context.par();
+        match &self.entries {
+            Entries::Lower(l) => omega.apply(l.as_ref(), y.as_mut(), par),
+            Entries::Diagonal(_) => omega.apply(self.entries.dense().as_ref(), y.as_mut(), par),
+        }
     }
 
     fn materialize(&mut self, y: &mut HostPanel<T>) -> Result<()> {
-        y.as_mut().copy_from(self.dense());
+        y.as_mut().copy_from(self.entries.dense());
         Ok(())
     }
 
     fn gram(&mut self) -> Result<Dense<'static, T>> {
         let mut g = self.left(self.order())?;
-        symmetric_product(self.dense().transpose(), g.as_mut(), Accum::Replace, self.context.par());
+        symmetric_product(self.entries.dense().transpose(), g.as_mut(), Accum::Replace, self.context.par());
         mirror(g.as_mut());
         Dense::from_panel(g)
+    }
+
+    fn congruence(&mut self, s: &HostPanel<T>, g: &mut HostPanel<T>) -> Result<()> {
+        match &self.entries {
+            Entries::Lower(l) => congruence(s.as_ref(), l.as_ref(), true, g.as_mut(), &self.context),
+            Entries::Diagonal(d) => {
+                let (mut g, s) = (g.as_mut(), s.as_ref());
+                for j in 0..d.len() {
+                    for i in j..d.len() {
+                        g[(i, j)] = d[i] * s[(i, j)] * d[j];
+                    }
+                }
+                mirror(g);
+            }
+        }
+        Ok(())
     }
 
     /// It is no part of the data.

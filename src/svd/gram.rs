@@ -40,7 +40,7 @@ pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(
     par: Par,
 ) -> Result<Solution<T, O>> {
     let (basis, sketch) = match how {
-        Eigenvectors::Dense => (dense(op, width)?, None),
+        Eigenvectors::Dense => (dense(op, width)?.0, None),
         Eigenvectors::Iterated => (iterated(options, op, width(&[]))?, Some(options.sketch)),
     };
     let width = basis.ncols();
@@ -50,8 +50,11 @@ pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(
     Ok(Solution { triplets, rank, width, method: Method::Gram, sketch, certificate: None, notes })
 }
 
-/// The eigenvectors of the largest eigenvalues of G, from a dense solver on the host.
-fn dense<T: Scalar, O: LinearOperator<T>>(op: &mut O, width: impl FnOnce(&[T]) -> usize) -> Result<O::Right> {
+/// The eigenvectors of the largest eigenvalues of G, from a dense solver on the host, and all eigenvalues, nonincreasing.
+pub(super) fn dense<T: Scalar, O: LinearOperator<T>>(
+    op: &mut O,
+    width: impl FnOnce(&[T]) -> usize,
+) -> Result<(O::Right, Vec<T>)> {
     let n = op.ncols();
     let mut host = Mat::zeros(n, n);
     {
@@ -71,7 +74,7 @@ fn dense<T: Scalar, O: LinearOperator<T>>(op: &mut O, width: impl FnOnce(&[T]) -
     drop(vectors);
     // The dense solver's vectors are orthonormal to some 50 eps; the certificate and V deserve better.
     basis.orthonormalize(None)?;
-    Ok(basis)
+    Ok((basis, values))
 }
 
 /// A basis of the dominant eigenvectors of G, by subspace iteration where G lives.

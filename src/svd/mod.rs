@@ -383,7 +383,7 @@ impl TruncatedSvd {
         let mut op = op.watched(watch.clone());
         if self.weighting.is_active(self.rank) {
             let context = op.context().clone();
-            return whitened::factor(self, op, |l, transposed| Ok(Root::new(l, transposed, context)), view, par, start);
+            return whitened::factor(self, op, |l| Ok(Root::new(l, context)), view, par, start);
         }
         self.run(&mut op, plan, par, start)
     }
@@ -423,9 +423,8 @@ impl TruncatedSvd {
         let par = crate::current_par();
         if self.weighting.is_active(self.rank) {
             let device = op.device().clone();
-            let root = |l: crate::operator::Entries<T>, transposed| {
-                crate::cuda::DeviceMatrix::from_host(&device, l.dense(transposed).as_ref())
-            };
+            let root =
+                |l: crate::operator::Entries<T>| crate::cuda::DeviceMatrix::from_host(&device, l.dense().as_ref());
             return whitened::factor(self, op, root, view, par, start);
         }
         self.run(&mut op, plan, par, start)
@@ -447,7 +446,7 @@ impl TruncatedSvd {
             return Err(Error::option(
                 "calibration",
                 "an operator",
-                "a matrix in memory, or a Product of the operator with its root",
+                "a matrix in memory, or the operator as a Whitened one",
             ));
         }
         let plan = self.plan::<T>((m, n), T::DTYPE)?;
@@ -497,7 +496,8 @@ impl TruncatedSvd {
         };
         notes.extend(goal.and_then(|goal| goal.shortfall(k, certificate.relative_error)));
         let s = unscale(&spectrum[..k], scale)?;
-        let outcome = Outcome { by_qr: triplets.by_qr, probed: certificate.kind != ErrorKind::Exact };
+        let probed = certificate.kind != ErrorKind::Exact;
+        let outcome = Outcome { by_qr: triplets.by_qr, probed, rooted: true };
         let spectrum = spectrum.iter().map(|&s| s.to_f64() / scale).collect();
         let norm = op.norm_squared().sqrt() / scale;
         let report = Report {

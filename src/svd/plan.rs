@@ -232,8 +232,8 @@ impl Plan {
             return peak;
         }
         let whitened::Bytes { before, beside } = match self.precision {
-            DType::F64 => whitened::bytes::<f64>(self.shape, width, rank),
-            _ => whitened::bytes::<f32>(self.shape, width, rank),
+            DType::F64 => whitened::bytes::<f64>(self.shape, width, rank, outcome.rooted),
+            _ => whitened::bytes::<f32>(self.shape, width, rank, outcome.rooted),
         };
         before.max(peak + beside)
     }
@@ -242,6 +242,11 @@ impl Plan {
     pub(super) fn peak_bytes_of(&self, method: Method, width: usize, rank: usize, outcome: Outcome) -> usize {
         let after_fallback = if method == self.method { 0 } else { self.peak_bytes };
         self.bytes(method, self.detail, width, rank, outcome).max(after_fallback)
+    }
+
+    /// How the Gram route finds its eigenvectors.
+    pub(super) fn eigenvectors(&self) -> Option<Eigenvectors> {
+        self.detail
     }
 
     /// What the factors must reach, for an operator of this squared norm.
@@ -440,10 +445,12 @@ pub(super) struct Outcome {
     pub(super) by_qr: bool,
     /// The certificate is from probes.
     pub(super) probed: bool,
+    /// Calibration took the root of its moments.
+    pub(super) rooted: bool,
 }
 
 impl Outcome {
-    const WORST: Outcome = Outcome { by_qr: true, probed: true };
+    const WORST: Outcome = Outcome { by_qr: true, probed: true, rooted: true };
 }
 
 impl Footprint {

@@ -15,7 +15,7 @@
 //! to QR and an SVD of R, which keep U orthonormal to rounding whatever the spectrum. `m l²` flops in f64 and an
 //! eigendecomposition stand against `4 m l²` in f32 and an SVD (4096×266, 2 Zen 5 cores: see the bench `svd`).
 
-use faer::{Accum, Mat, MatMut, Par};
+use faer::{Mat, MatMut, Par};
 
 use super::small::{self, SmallSvd};
 use super::{Panel, note_orthonormalization};
@@ -34,15 +34,6 @@ pub(super) struct Vectors<T, P> {
 }
 
 impl<T: Scalar, P: Panel<T>> Vectors<T, P> {
-    /// The first `k` vectors as a panel.
-    pub(super) fn form(&self, k: usize, dst: &mut P) -> Result<()> {
-        let c = self.coefficients.as_ref().subcols(0, k);
-        match &self.panel {
-            Some(panel) => dst.multiply(Accum::Replace, panel, c, T::one()),
-            None => dst.copy_from_host(c),
-        }
-    }
-
     fn bring_home(&self, k: usize, mut dst: MatMut<'_, T>) -> Result<()> {
         let c = self.coefficients.as_ref().subcols(0, k);
         match &self.panel {
@@ -98,20 +89,20 @@ impl<T: Scalar, O: LinearOperator<T>> Triplets<T, O> {
 }
 
 /// The SVD of an image.
-struct Decomposition<T, P> {
+pub(super) struct Decomposition<T, P> {
     /// The singular vectors on the side of the image.
-    image: Vectors<T, P>,
-    s: Vec<T>,
+    pub(super) image: Vectors<T, P>,
+    pub(super) s: Vec<T>,
     /// `‖image‖_F²`.
-    captured: f64,
+    pub(super) captured: f64,
     /// Those on the side of the basis, in terms of it.
-    basis: Mat<T>,
-    rank: usize,
-    by_qr: bool,
-    notes: Vec<String>,
+    pub(super) basis: Mat<T>,
+    pub(super) rank: usize,
+    pub(super) by_qr: bool,
+    pub(super) notes: Vec<String>,
 }
 
-fn decompose<T: Scalar, P: Panel<T>>(
+pub(super) fn decompose<T: Scalar, P: Panel<T>>(
     mut image: P,
     choose: impl Fn(&[T], f64) -> usize,
     par: Par,
