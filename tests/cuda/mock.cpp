@@ -270,37 +270,41 @@ Status cuDeviceGetCount(int* n) {
     return OK;
 }
 Status cuDeviceGet(int* device, int ordinal) {
+    DRIVER_CALL;
     *device = ordinal;
     return ordinal < setting("MOCK_DEVICES", 1) ? OK : INVALID_DEVICE;
 }
 Status cuDeviceGetName(char* name, int n, int) {
+    DRIVER_CALL;
     snprintf(name, n, "SIMT emulator");
     return OK;
 }
 Status cuDeviceGetAttribute(int* value, int attribute, int) {
+    DRIVER_CALL;
     *value = attribute == 75 ? 8 : attribute == 76 ? 0 : attribute == 115 ? 1 : 0;  // sm_80 with memory pools
     return OK;
 }
 Status cuDeviceTotalMem_v2(size_t* bytes, int) {
+    DRIVER_CALL;
     *bytes = memory;
     return OK;
 }
 Status cuDevicePrimaryCtxRetain(Handle* context, int) {
-    LOCK;
-    if (!contexts) {
-        sticky = OK;
+    DRIVER_CALL;
+    if (!contexts++) {
         host.clear();
         streams = 1;
     }
-    ++contexts;
     *context = Handle(0x1000);
     return OK;
 }
 Status cuDevicePrimaryCtxRelease_v2(int) {
     LOCK;
-    if (contexts && --contexts == 0)
+    if (contexts && --contexts == 0) {
         for (auto left = allocations; auto& [at, _] : left)  // a context takes its memory with it
             release(at);
+        sticky = OK;  // the next one is new, and a driver that was lost is back
+    }
     return OK;
 }
 Status cuCtxSetCurrent(Handle) {
@@ -377,6 +381,7 @@ Status cuEventSynchronize(Handle e) {
     return sticky;
 }
 Status cuEventElapsedTime_v2(float* ms, Handle, Handle) {
+    DRIVER_CALL;
     *ms = 1;
     return OK;
 }
@@ -393,10 +398,12 @@ Status cuMemFreeAsync(Address at, Handle s) {
     });
 }
 Status cuDeviceGetDefaultMemPool(Handle* pool, int) {
+    DRIVER_CALL;
     *pool = Handle(0x2000);
     return OK;
 }
 Status cuMemPoolSetAttribute(Handle, int attribute, void*) {
+    DRIVER_CALL;
     return attribute == 4 ? OK : INVALID;  // the release threshold
 }
 Status cuMemPoolTrimTo(Handle, size_t) {
@@ -404,6 +411,7 @@ Status cuMemPoolTrimTo(Handle, size_t) {
 }
 Status cuMemHostAlloc(Handle* at, size_t bytes, unsigned) {
     DRIVER_CALL;
+    if (due(FAIL_ALLOCATION)) return OUT_OF_MEMORY;
     *at = aligned_alloc(4096, (bytes + 4095) & ~size_t(4095));
     pinned[Address(*at)] = bytes;
     return OK;
@@ -487,18 +495,18 @@ Status cuModuleGetFunction(Handle* function, Handle module, const char* name) {
     return OK;
 }
 Status cuFuncSetAttribute(Handle function, int attribute, int value) {
+    DRIVER_CALL;
     if (attribute == 8) static_cast<Function*>(function)->max_dynamic = value;
     return OK;
 }
-#ifndef OLD_DRIVER
 Status cuFuncGetParamInfo(Handle function, size_t i, size_t* offset, size_t* size) {
+    DRIVER_CALL;
     const auto& sizes = static_cast<Function*>(function)->kernel->sizes;
     if (i >= sizes.size()) return INVALID;
     *offset = 0;
     *size = sizes[i];
     return OK;
 }
-#endif
 Status cuLaunchKernel(Handle function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
                       unsigned shared, Handle s, void** parameters, void**) {
     DRIVER_CALL;
@@ -608,6 +616,7 @@ static Status solver_status(Status driver) {
 extern "C" {
 Status cublasCreate_v2(Handle* h) {
     LOCK;
+    if (gone()) return 1;  // not initialized
     *h = create<Library>();
     return OK;
 }
@@ -941,6 +950,7 @@ BOTH(S, float, F32)
 BOTH(D, double, F64)
 Status cusolverDnCreate(Handle* h) {
     LOCK;
+    if (gone()) return 1;  // not initialized
     *h = create<Library>();
     return OK;
 }
