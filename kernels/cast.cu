@@ -5,6 +5,8 @@
 //   split_f32_<half>         x = p_0 + 2^-s p_1 + 2^-2s p_2, p_i halves        for products on tensor cores
 //
 // Roofline, H100: bytes read + bytes written over 3.35 TB/s; 4096 × 4096 bf16 to f32: 101 MB, 30 us.
+// cast: 1.0 to 1.1 times a copy of as many bytes. transpose: 1.1 to 1.3, with 2-byte elements up to 2 (64 bytes a warp).
+// split: reads 4, writes 6 bytes; 4096 × 266: 11 MB, 3 us; both sides are narrow, 1.2 to 1.5.
 #include "dtype.cuh"
 
 // Line i begins at src + i·lds and dst + i·ldd and has `width` elements. A thread has as many at a time as the narrower of

@@ -4,7 +4,7 @@
 //   statistics_<dtype>       {max |x|, Σ x², number of NaN and infinities}, in f64, one triple for each block
 //
 // The host adds the triples in order, so the sum depends on the shape alone. Roofline, H100: bytes over 3.35 TB/s; the f64 units
-// (67 TFLOP/s) take 0.5 us for 4096 × 4096.
+// (67 TFLOP/s) take 0.5 us for 4096 × 4096. It should take 1.0 to 1.2 times the reading half of a copy.
 #include "dtype.cuh"
 #include "reduce.cuh"
 

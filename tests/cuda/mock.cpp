@@ -262,6 +262,8 @@ long long mock_live() {
 }
 
 Status cuInit(unsigned) {
+    LOCK;
+    if (!contexts) sticky = OK;  // a driver that was lost before there was a context is back, too
     return setting("MOCK_INIT", 0);
 }
 Status cuDeviceGetCount(int* n) {
