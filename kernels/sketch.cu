@@ -9,7 +9,9 @@
 // A is row-major with `lda` elements from row to row, Y column-major.
 //
 // Roofline, H100: srht reads A once and writes l of n: 4096 × 4096 bf16 at l = 266: 34 MB + 4 MB, 11 us; 12 additions for each
-// element, 200 M: 3 us. Philox for the signs: one block for 128 elements, in and out. It should run at 1.0 to 1.3 times a copy of A.
+// element, 200 M: 3 us. Philox for the signs: one block for 128 elements, but one for
+// each output in each piece of 2^t: n / 2^t · l · 100 integer operations a row, 7 us at one piece, 58 us at eight; only with few
+// pieces can it run at 1.0 to 1.3 times a copy of A.
 // srht_panel: two Philox blocks (200 integer operations, 15 T/s) for each ± 1: 4096 × 266 take 15 us; only for blocks that the
 // fused kernel has no instance for, and the product with the panel takes longer.
 // sparse_sign reads A once from memory and ζ times from L1; ζ m n additions. gaussian: about 50 instructions for a
@@ -20,7 +22,7 @@
 
 // Y(i, c) = factor · Σ_blocks ± (H x)_{sample[c]}, x the signed piece of row i. Input sign of column j: bit j of the
 // input stream; output sign of column c in block b: bit c % 128 of Philox block (c / 128) << 40 | b.
-// Launch: m blocks of T threads (struct Layout), max(SHARED, 2^t·sizeof(arithmetic)) + 2^t / 8 + 16·ceil(l / 128) +
+// Launch: m blocks of T threads (struct Layout), max(SHARED, 2^t·sizeof(arithmetic)) + 2^t / 8 +
 // l·sizeof(arithmetic) bytes.
 template <class E, int LOG_R>
 __device__ __forceinline__ void srht(const E* __restrict__ a, Arithmetic<E>* __restrict__ y,
@@ -32,9 +34,8 @@ __device__ __forceinline__ void srht(const E* __restrict__ a, Arithmetic<E>* __r
     constexpr int X_BYTES = L::N * sizeof(A) > L::SHARED ? L::N * sizeof(A) : L::SHARED;
     DYNAMIC_SHARED(unsigned char, shared);
     A* const x = reinterpret_cast<A*>(shared);  // the exchange, then the transform
+    A* const sums = reinterpret_cast<A*>(shared + X_BYTES + L::N / 8);
     u32* const signs = reinterpret_cast<u32*>(shared + X_BYTES);
-    u32* const output_signs = signs + L::N / 32;
-    A* const sums = reinterpret_cast<A*>(output_signs + (l + 127) / 128 * 4);
     const int thread = threadIdx.x;
     const E* const row = a + static_cast<i64>(blockIdx.x) * lda;
     const bool wide = aligned(a, lda);
@@ -48,13 +49,6 @@ __device__ __forceinline__ void srht(const E* __restrict__ a, Arithmetic<E>* __r
             signs[4 * i + 3] = w.w;
         }
         __syncthreads();  // the signs are there, and nobody gathers from x any more
-        for (int i = thread; i < (l + 127) / 128; i += L::T) {
-            const uint4 w = philox(seed, stream::SRHT_OUTPUT_SIGNS | stream, static_cast<u64>(i) << ROW_BITS | block);
-            output_signs[4 * i] = w.x;
-            output_signs[4 * i + 1] = w.y;
-            output_signs[4 * i + 2] = w.z;
-            output_signs[4 * i + 3] = w.w;
-        }
         A v[L::R];
 #pragma unroll
         for (int c = 0; c < L::C; ++c) {
@@ -77,9 +71,9 @@ __device__ __forceinline__ void srht(const E* __restrict__ a, Arithmetic<E>* __r
 #pragma unroll
             for (int i = 0; i < L::V; ++i) x[(c * L::T + slot) * L::V + i] = v[c * L::V + i];
         __syncthreads();
-#pragma unroll 1  // unrolled it takes the registers of two blocks
         for (int c = thread; c < l; c += L::T) {
-            const A term = flip(x[sample[c]], output_signs[c >> 5] >> (c & 31) & 1);
+            const u64 index = ((static_cast<u64>(c) / 128) << ROW_BITS | block) * 128 + c % 128;
+            const A term = flip(x[sample[c]], sign_bit(seed, stream::SRHT_OUTPUT_SIGNS | stream, index));
             sums[c] = first == 0 ? term : sums[c] + term;
         }
     }

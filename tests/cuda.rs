@@ -753,7 +753,9 @@ fn faults_in_the_middle_are_errors_and_leave_nothing() {
                 Err(Error::Device { fault: got, ref detail }) => {
                     assert_eq!(got, fault, "{what:?} {after} of {calls}: {detail}");
                 }
-                other => panic!("{what:?} {after} of {calls}: {other:?}"),
+                // Lost while buffers were freed, the factors at home.
+                Ok(f) if matches!(what, Fail::Driver) && moment == moments - 1 => assert_eq!(f.s(), want.s()),
+                other => panic!("{what:?} {after} of {calls}: {:?} instead of {fault:?}", other.err()),
             }
             // The same device goes on, or a new one takes its place.
             let device = Device::shared(0).unwrap();

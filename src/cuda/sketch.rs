@@ -67,8 +67,7 @@ impl<'o> Prepared<'o> {
                 let log2_r = sketch.block().ilog2();
                 let (arithmetic, vector) = (size_of::<T>(), 16 / tile.dtype.size());
                 let layout = RowLayout::new(log2_r, vector, arithmetic);
-                let signs = sketch.block() / 8 + 16 * l.div_ceil(128);
-                let shared = (sketch.block() * arithmetic).max(layout.shared) + signs + l * arithmetic;
+                let shared = (sketch.block() * arithmetic).max(layout.shared) + sketch.block() / 8 + l * arithmetic;
                 if !FUSED.contains(&log2_r) || shared > SHARED_BYTES {
                     return self.by_panels(tile, (first, count), y);
                 }
