@@ -69,7 +69,7 @@ fn rows<E: Element + PartialEq>(device: &Arc<Device>, side: usize, test: bool) {
         let zero = vec![E::zeroed(); m * n];
         let mut x = DeviceArray::new(device, &zero, m, n).expect("16 Mi elements fit");
         let ms = median(device, test, || fwht_rows(&mut x).expect("worked before"));
-        // Dao's kernel takes 1.0 to 1.2 of a copy up to 8192 points; another sweep for b > 1.
+        // Dao's kernel takes 1.0 to 1.2 of a copy up to 8192 points, HadaCore 1.0 to 1.3 over that; another sweep for b > 1.
         let paper = if n.is_power_of_two() { "1.0-1.2" } else { "2.0-2.4" };
         line(&format!("fwht_rows {} {m}×{n}", E::DTYPE), ms, bytes, copy, paper);
         if n == side {

@@ -6,12 +6,20 @@
 #pragma once
 #ifdef SIMT_EMULATOR
 #include "simt.hpp"
+inline void store16(uint4* p, uint4 x) { *p = x; }
 #else
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 extern __shared__ __align__(16) unsigned char dynamic_shared[];
 #define DYNAMIC_SHARED(T, name) T* const name = reinterpret_cast<T*>(dynamic_shared)
 #define KERNEL(name)
+// Spelled out, because nvcc takes a plain store apart where the scalar path beside it ends with the same elements: each
+// thread's last store was four. (__stwb, the intrinsic, is one store too, but a strong one.)
+__device__ __forceinline__ void store16(uint4* p, uint4 x) {
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(p)), "r"(x.x), "r"(x.y), "r"(x.z),
+                 "r"(x.w)
+                 : "memory");
+}
 #endif
 
 using u32 = unsigned;

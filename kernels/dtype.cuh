@@ -61,12 +61,13 @@ template <int N, class E> __device__ __forceinline__ void load(const E* p, Arith
     }
 }
 
+// The same the other way.
 template <int N, class E> __device__ __forceinline__ void store(E* p, const Arithmetic<E>* v, bool wide) {
     if (N * sizeof(E) == 16 && wide) {
         union { uint4 raw; E element[16 / sizeof(E)]; } line;
 #pragma unroll
         for (int i = 0; i < N; ++i) line.element[i] = Narrow<E>::from(v[i]);
-        *reinterpret_cast<uint4*>(p) = line.raw;
+        store16(reinterpret_cast<uint4*>(p), line.raw);
     } else {
 #pragma unroll
         for (int i = 0; i < N; ++i) p[i] = Narrow<E>::from(v[i]);

@@ -4,7 +4,7 @@
 //   statistics_<dtype>       {max |x|, Σ x², number of NaN and infinities}, in f64, one triple for each block
 //
 // The host adds the triples in order, so the sum depends on the shape alone. Roofline, H100: bytes over 3.35 TB/s; the f64 units
-// (67 TFLOP/s) take 0.5 us for 4096 × 4096.
+// (67 TFLOP/s) take 0.5 us for 4096 × 4096. It should take 1.0 to 1.2 times the reading half of a copy.
 #include "dtype.cuh"
 #include "reduce.cuh"
 
@@ -14,22 +14,36 @@ template <class E>
 __device__ __forceinline__ void statistics(const E* __restrict__ x, double* __restrict__ partial, i64 lines, i64 width,
                                            i64 ld) {
     DYNAMIC_SHARED(double, shared);
+    constexpr int V = 16 / sizeof(E);
     double largest = 0, squares = 0, bad = 0;
-    for (i64 i = blockIdx.x; i < lines; i += gridDim.x)
-        for (i64 j = threadIdx.x; j < width; j += blockDim.x) {
-            const double v = fabs(static_cast<double>(widen(x[i * ld + j])));
-            if (v < HUGE_VAL) {
-                largest = fmax(largest, v);
-                squares += v * v;
+    const auto take = [&](double x) {
+        const double v = fabs(x);
+        if (v < HUGE_VAL) {
+            largest = fmax(largest, v);
+            squares += v * v;
+        } else {
+            bad += 1;
+        }
+    };
+    const bool wide = aligned(x, ld);
+    for (i64 i = blockIdx.x; i < lines; i += gridDim.x) {
+        const E* const line = x + i * ld;
+        for (i64 j = static_cast<i64>(threadIdx.x) * V; j < width; j += static_cast<i64>(blockDim.x) * V) {
+            if (j + V <= width) {
+                Arithmetic<E> v[V];
+                load<V>(line + j, v, wide);
+#pragma unroll
+                for (int k = 0; k < V; ++k) take(v[k]);
             } else {
-                bad += 1;
+                for (i64 k = j; k < width; ++k) take(widen(line[k]));
             }
         }
+    }
     const auto add = [](double a, double b) { return a + b; };
     const auto most = [](double a, double b) { return fmax(a, b); };
     largest = reduce_block(largest, 0.0, shared, most);
-    squares = reduce_block(squares, 0.0, shared, add);
-    bad = reduce_block(bad, 0.0, shared, add);
+    squares = reduce_block(squares, 0.0, shared + 8, add);
+    bad = reduce_block(bad, 0.0, shared + 16, add);
     if (threadIdx.x == 0) {
         partial[3 * blockIdx.x] = largest;
         partial[3 * blockIdx.x + 1] = squares;

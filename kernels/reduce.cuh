@@ -8,12 +8,11 @@ template <class T, class Merge> __device__ __forceinline__ T reduce_warp(T x, Me
     return x;
 }
 
-// The result is thread 0's; `shared` has one place for each warp, and `neutral` fills the absent ones. Every thread
-// of the block takes part.
+// The result is thread 0's; `shared` has one place for each warp that nothing before has used, and `neutral` fills the
+// absent ones. Every thread of the block takes part.
 template <class T, class Merge> __device__ __forceinline__ T reduce_block(T x, T neutral, T* shared, Merge merge) {
     const int thread = threadIdx.x, warps = blockDim.x >> 5;
     x = reduce_warp(x, merge);
-    __syncthreads();
     if ((thread & 31) == 0) shared[thread >> 5] = x;
     __syncthreads();
     if (thread < 32) x = reduce_warp(thread < warps ? shared[thread] : neutral, merge);

@@ -9,15 +9,21 @@
 // A is row-major with `lda` elements from row to row, Y column-major.
 //
 // Roofline, H100: srht reads A once and writes l of n: 4096 × 4096 bf16 at l = 266: 34 MB + 4 MB, 11 us; 12 additions for each
-// element, 200 M: 3 us. Philox for the signs: one block for 128 elements. It should run at 1.0 to 1.3 times a copy of A.
-// sparse_sign reads A once from memory and ζ times from L1; ζ m n additions. gaussian: about 25 instructions for a
-// normal, n l of them: 4096 × 266 take under 1 us, against 130 us for the f32 product.
+// element, 200 M: 3 us. Philox for the signs: one block for 128 elements, but one for
+// each output in each piece of 2^t: n / 2^t · l · 100 integer operations a row, 7 us at one piece, 58 us at eight; only with few
+// pieces can it run at 1.0 to 1.3 times a copy of A.
+// srht_panel: two Philox blocks (200 integer operations, 15 T/s) for each ± 1: 4096 × 266 take 15 us; only for blocks that the
+// fused kernel has no instance for, and the product with the panel takes longer.
+// sparse_sign reads A once from memory and ζ times from L1; ζ m n additions. gaussian: about 50 instructions for a
+// normal, n l of them: 4096 × 266 take 3 us, against 130 us for the f32 product. philox_words writes 16 bytes for 100
+// integer operations: 0.7 of a fill.
 #include "fwht.cuh"
 #include "philox.cuh"
 
 // Y(i, c) = factor · Σ_blocks ± (H x)_{sample[c]}, x the signed piece of row i. Input sign of column j: bit j of the
 // input stream; output sign of column c in block b: bit c % 128 of Philox block (c / 128) << 40 | b.
-// Launch: m blocks of T threads (struct Layout), max(SHARED, 2^t·sizeof(arithmetic)) + l·sizeof(arithmetic) + 2^t / 8 bytes.
+// Launch: m blocks of T threads (struct Layout), max(SHARED, 2^t·sizeof(arithmetic)) + 2^t / 8 +
+// l·sizeof(arithmetic) bytes.
 template <class E, int LOG_R>
 __device__ __forceinline__ void srht(const E* __restrict__ a, Arithmetic<E>* __restrict__ y,
                                      const u32* __restrict__ sample, Arithmetic<E> factor, u64 seed, u64 stream, i64 n,

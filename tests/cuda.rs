@@ -43,10 +43,11 @@ fn device() -> Option<Arc<Device>> {
 /// Functions that only the tests' driver has.
 struct Mock {
     fail: unsafe extern "C" fn(i32, i64),
+    calls: unsafe extern "C" fn(i32) -> i64,
     live: unsafe extern "C" fn() -> i64,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 enum Fail {
     Allocation = 0,
     Launch = 1,
@@ -56,11 +57,12 @@ enum Fail {
 impl Mock {
     /// None on a GPU. The driver must have been found before.
     fn get() -> Option<Mock> {
-        // SAFETY: the two symbols have these types in tests/cuda/mock.cpp, and no other driver has them.
+        // SAFETY: the symbols have these types in tests/cuda/mock.cpp, and no other driver has them.
         unsafe {
             let library = cudarc::driver::sys::culib();
             Some(Mock {
                 fail: *library.get::<unsafe extern "C" fn(i32, i64)>(b"mock_fail").ok()?,
+                calls: *library.get::<unsafe extern "C" fn(i32) -> i64>(b"mock_calls").ok()?,
                 live: *library.get::<unsafe extern "C" fn() -> i64>(b"mock_live").ok()?,
             })
         }
@@ -69,6 +71,12 @@ impl Mock {
     fn fail_after(&self, what: Fail, calls: i64) {
         // SAFETY: takes a lock and sets a number.
         unsafe { (self.fail)(what as i32, calls) }
+    }
+
+    /// How many calls there have been that could fail.
+    fn calls(&self, what: Fail) -> i64 {
+        // SAFETY: takes a lock and reads a number.
+        unsafe { (self.calls)(what as i32) }
     }
 
     fn live(&self) -> i64 {
@@ -326,12 +334,26 @@ fn check_operator<T: Scalar>(device: &Arc<Device>, view: MatView<'_>, tolerance:
         assert_eq!(home(&da), home(&ha), "{what}: A");
     }
     drop((dx, dy));
+    let mut rows = Mat::<T>::zeros(m, n);
+    let mut given = 0;
+    on_device
+        .stream_rows(&mut |first, block| {
+            assert_eq!(first, given, "{what}: rows in order");
+            given += block.nrows();
+            rows.subrows_mut(first, block.nrows()).copy_from(block);
+            Ok(())
+        })
+        .unwrap();
+    let mut ha = on_host.left(n).unwrap();
+    on_host.materialize(&mut ha).unwrap();
+    let rows: Vec<T> = rows.col_iter().flat_map(|c| c.iter().copied().collect::<Vec<_>>()).collect();
+    assert_eq!((given, rows), (m, home(&ha)), "{what}: rows of A");
     let (mut dg, mut hg) = (on_device.gram().unwrap(), on_host.gram().unwrap());
     let (mut da, mut ha) = (dg.left(n).unwrap(), hg.left(n).unwrap());
     dg.materialize(&mut da).unwrap();
     hg.materialize(&mut ha).unwrap();
     close(&home(&da), &home(&ha), "AᵀA");
-    assert_eq!(on_device.passes(), if resident { 4 } else { 3 });
+    assert_eq!(on_device.passes(), if resident { 5 } else { 4 });
 }
 
 #[test]
@@ -579,6 +601,33 @@ fn singular_values_are_those_of_the_cpu() {
     Device::close_shared();
 }
 
+/// What the planner can choose runs on the device, and so do all policies of the rank.
+#[test]
+fn methods_and_ranks_are_those_of_the_cpu() {
+    let _one = one();
+    if device().is_none() {
+        return;
+    }
+    let (m, n) = (140, 90);
+    let w: Vec<bf16> = weight(m, n, 17).into_iter().map(bf16::from_f32).collect();
+    let tensor = || TensorRef::new(&w, &[m, n]).unwrap();
+    let methods = [Method::Krylov, Method::SinglePass, Method::Nystrom, Method::Auto];
+    let fixed = methods.map(|method| TruncatedSvd::new(Rank::Fixed(8)).method(method));
+    let found = [Rank::Energy(0.95), Rank::Tolerance(0.1), Rank::Ratio(2.0)].map(TruncatedSvd::new);
+    for svd in fixed.into_iter().chain(found) {
+        let svd = svd.seed(11);
+        let cpu = svd.factor::<f32>(tensor()).unwrap();
+        let gpu = svd.clone().device(tensorslim::Device::Cuda(0)).factor::<f32>(tensor()).unwrap();
+        assert_eq!(gpu.report().method, cpu.report().method);
+        assert_eq!(gpu.rank(), cpu.rank(), "{svd:?}");
+        let error = worst(gpu.s(), cpu.s());
+        assert!(error <= 1e-5, "{svd:?}: σ differ by {error:e} of σ_1");
+        let certificates = (gpu.report().relative_error, cpu.report().relative_error);
+        assert!((certificates.0 / certificates.1 - 1.0).abs() < 1e-3, "{svd:?}: {certificates:?}");
+    }
+    Device::close_shared();
+}
+
 #[test]
 fn whitened_singular_values_are_those_of_the_cpu() {
     let _one = one();
@@ -669,6 +718,13 @@ fn memory_is_limited_and_running_out_is_no_end() {
     assert!(worst(svd.factor_operator(&mut op).unwrap().s(), want.s()) <= 1e-5);
 }
 
+/// Each fault, at moments spread over everything that could have failed: from opening the device to the factors.
+const FAULTS: [(Fail, DeviceFault, i64); 3] = [
+    (Fail::Allocation, DeviceFault::OutOfMemory, 9),
+    (Fail::Launch, DeviceFault::Launch, 9),
+    (Fail::Driver, DeviceFault::Lost, 17),
+];
+
 #[test]
 fn faults_in_the_middle_are_errors_and_leave_nothing() {
     let _one = one();
@@ -679,33 +735,76 @@ fn faults_in_the_middle_are_errors_and_leave_nothing() {
     let w = weight(90, 40, 2);
     let tensor = || TensorRef::new(&w, &[90, 40]).unwrap();
     let svd = TruncatedSvd::new(Rank::Fixed(5)).method(Method::Randomized).device(tensorslim::Device::Cuda(0));
-    let cases = [
-        (Fail::Allocation, DeviceFault::OutOfMemory, [0, 1, 5, 12]),
-        (Fail::Launch, DeviceFault::Launch, [0, 1, 2, 2]),
-        (Fail::Driver, DeviceFault::Lost, [3, 40, 90, 150]),
-    ];
-    for (what, fault, moments) in cases {
-        for after in moments {
-            svd.factor::<f32>(tensor()).unwrap();
+    let want = svd.factor::<f32>(tensor()).unwrap();
+    for (what, fault, moments) in FAULTS {
+        Device::close_shared();
+        let before = mock.calls(what);
+        svd.factor::<f32>(tensor()).unwrap();
+        let calls = mock.calls(what) - before;
+        assert!(calls >= 3, "{what:?}: {calls} calls");
+        let moments = moments.min(calls);
+        for moment in 0..moments {
+            let after = moment * (calls - 1) / (moments - 1);
+            Device::close_shared();
             mock.fail_after(what, after);
             let answer = svd.factor::<f32>(tensor());
             mock.fail_after(what, -1);
             match answer {
-                Err(Error::Device { fault: got, ref detail }) => assert_eq!(got, fault, "after {after}: {detail}"),
-                other => panic!("after {after}: {other:?} instead of {fault:?}"),
+                Err(Error::Device { fault: got, ref detail }) => {
+                    assert_eq!(got, fault, "{what:?} {after} of {calls}: {detail}");
+                }
+                // Lost while buffers were freed, the factors at home.
+                Ok(f) if matches!(what, Fail::Driver) && moment == moments - 1 => assert_eq!(f.s(), want.s()),
+                other => panic!("{what:?} {after} of {calls}: {:?} instead of {fault:?}", other.err()),
             }
+            // The same device goes on, or a new one takes its place.
             let device = Device::shared(0).unwrap();
-            if fault == DeviceFault::OutOfMemory {
-                // The same device goes on.
-                assert!(!device.is_broken());
-                assert_eq!(device.used_memory(), 0, "after {after}");
-            }
+            assert!(!device.is_broken());
+            assert_eq!(device.used_memory(), 0, "{what:?} {after} of {calls}");
             drop(device);
-            svd.factor::<f32>(tensor()).unwrap();
+            assert_eq!(svd.factor::<f32>(tensor()).unwrap().s(), want.s());
+            Device::close_shared();
+            assert_eq!(mock.live(), 0, "{what:?} {after} of {calls}");
         }
     }
-    Device::close_shared();
-    assert_eq!(mock.live(), 0);
+}
+
+#[test]
+fn faults_in_a_batch_are_errors_and_leave_nothing() {
+    let _one = one();
+    let Some(first) = device() else { return };
+    let Some(mock) = Mock::get() else { return };
+    drop(first);
+    let weights: Vec<Vec<f32>> = (0..20).map(|i| weight(60, 30, i)).collect();
+    let tensors: Vec<TensorRef<'_>> = weights.iter().map(|w| TensorRef::new(w, &[60, 30]).unwrap()).collect();
+    let svd = TruncatedSvd::new(Rank::Fixed(4)).method(Method::Randomized).seed(3);
+    for (what, fault, _) in FAULTS {
+        let device = Device::try_new(0).unwrap();
+        let before = mock.calls(what);
+        let whole = cuda::factor_batch::<f32>(&svd, &device, &tensors);
+        assert!(whole.iter().all(Result::is_ok));
+        mock.fail_after(what, (mock.calls(what) - before) / 2);
+        let results = cuda::factor_batch::<f32>(&svd, &device, &tensors);
+        mock.fail_after(what, -1);
+        let failed: Vec<usize> = (0..20).filter(|&i| results[i].is_err()).collect();
+        for &i in &failed {
+            let error = results[i].as_ref().unwrap_err();
+            assert!(matches!(error, Error::Device { fault: got, .. } if *got == fault), "{what:?}, matrix {i}: {error}");
+        }
+        for i in (0..20).filter(|i| !failed.contains(i)) {
+            assert_eq!(results[i].as_ref().unwrap().s(), whole[i].as_ref().unwrap().s());
+        }
+        // One matrix that did not fit; but all that come after a context is gone.
+        match fault {
+            DeviceFault::OutOfMemory => assert_eq!(failed.len(), 1, "{failed:?}"),
+            _ => assert_eq!(failed, (failed[0]..20).collect::<Vec<_>>()),
+        }
+        assert!((1..20).contains(&failed[0]), "{what:?}: {failed:?}");
+        assert_eq!(device.is_broken(), fault != DeviceFault::OutOfMemory);
+        assert_eq!(device.used_memory(), 0);
+        drop(device);
+        assert_eq!(mock.live(), 0, "{what:?}");
+    }
 }
 
 #[test]

@@ -226,20 +226,21 @@ impl Device {
         }
         let mut blas = ptr::null_mut();
         // SAFETY: a place for the handle; the stream lives as long as the handle.
-        blas_status("cublasCreate", unsafe { cublas::cublasCreate_v2(&mut blas) })?;
+        let created = blas_status("cublasCreate", unsafe { cublas::cublasCreate_v2(&mut blas) });
+        created.map_err(|e| device.blame_driver("cublasCreate", e))?;
         *lock(&device.blas) = blas;
+        let (compute, mode) = (device.compute, cublas::cublasMath_t::CUBLAS_DEFAULT_MATH);
         // SAFETY: as above.
-        blas_status("cublasSetStream", unsafe { cublas::cublasSetStream_v2(blas, device.compute.cast()) })?;
+        device.blas("cublasSetStream", |h| unsafe { cublas::cublasSetStream_v2(h, compute.cast()) })?;
         // SAFETY: as above.
-        let mode = unsafe { cublas::cublasSetMathMode(blas, cublas::cublasMath_t::CUBLAS_DEFAULT_MATH) };
-        blas_status("cublasSetMathMode", mode)?;
+        device.blas("cublasSetMathMode", |h| unsafe { cublas::cublasSetMathMode(h, mode) })?;
         let mut solver = ptr::null_mut();
         // SAFETY: as above.
-        solver_status("cusolverDnCreate", unsafe { cusolver::cusolverDnCreate(&mut solver) })?;
+        let created = solver_status("cusolverDnCreate", unsafe { cusolver::cusolverDnCreate(&mut solver) });
+        created.map_err(|e| device.blame_driver("cusolverDnCreate", e))?;
         *lock(&device.solver) = solver;
         // SAFETY: as above.
-        let set = unsafe { cusolver::cusolverDnSetStream(solver, device.compute.cast()) };
-        solver_status("cusolverDnSetStream", set)?;
+        device.solver("cusolverDnSetStream", |h| unsafe { cusolver::cusolverDnSetStream(h, compute.cast()) })?;
         Ok(Arc::new(device))
     }
 
@@ -418,17 +419,29 @@ impl Device {
         }
         let name =
             CString::new(kernel).map_err(|_| Error::device(DeviceFault::NoKernels, "a kernel's name with a NUL"))?;
-        let found = self.modules.iter().find_map(|&module| {
+        let mut found = None;
+        for &module in &self.modules {
             // SAFETY: a loaded module.
-            unsafe { result::module::get_function(module, name.clone()) }.ok()
-        });
+            match unsafe { result::module::get_function(module, name.clone()) } {
+                Err(DriverError(sys::CUresult::CUDA_ERROR_NOT_FOUND)) => {}
+                answer => {
+                    found = Some(self.check(kernel, answer)?);
+                    break;
+                }
+            }
+        }
         let Some(handle) = found else {
             return Err(Error::device(DeviceFault::NoKernels, format_args!("this build has no kernel {kernel}")));
         };
         let mut parameters = Vec::new();
-        let (mut offset, mut size) = (0, 0);
-        // SAFETY: a function, and places for the answers; the first index that is none ends the list.
-        while unsafe { sys::cuFuncGetParamInfo(handle, parameters.len(), &mut offset, &mut size) }.result().is_ok() {
+        loop {
+            let (mut offset, mut size) = (0, 0);
+            // SAFETY: a function, and places for the answers.
+            match unsafe { sys::cuFuncGetParamInfo(handle, parameters.len(), &mut offset, &mut size) }.result() {
+                // The first index that is none.
+                Err(DriverError(sys::CUresult::CUDA_ERROR_INVALID_VALUE)) => break,
+                answer => self.check(kernel, answer)?,
+            }
             parameters.push(size);
         }
         let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
@@ -594,10 +607,12 @@ fn check_libraries() -> Result<()> {
         let driver = DRIVER.iter().find(|name| driver.get::<*mut c_void>(name.as_bytes()).is_err());
         let blas = CUBLAS.iter().find(|name| blas.get::<*mut c_void>(name.as_bytes()).is_err());
         let solver = CUSOLVER.iter().find(|name| solver.get::<*mut c_void>(name.as_bytes()).is_err());
-        driver.or(blas).or(solver)
+        driver.map(|name| (DeviceFault::DriverTooOld, "the driver", name)).or(blas
+            .map(|name| (DeviceFault::NoLibrary, "libcublas", name))
+            .or(solver.map(|name| (DeviceFault::NoLibrary, "libcusolver", name))))
     };
     match missing {
-        Some(name) => Err(Error::device(DeviceFault::DriverTooOld, format_args!("the driver has no {name}"))),
+        Some((fault, who, name)) => Err(Error::device(fault, format_args!("{who} has no {name}"))),
         None => Ok(()),
     }
 }

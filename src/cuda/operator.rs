@@ -20,7 +20,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 use bytemuck::Pod;
-use faer::MatRef;
+use faer::{Mat, MatRef};
 use rayon::prelude::*;
 
 use super::blas::{Operand, gemm};
@@ -363,6 +363,23 @@ impl<T: Scalar> LinearOperator<T> for DeviceMatrix<'_, T> {
         self.for_each_tile(|first, count, tile| {
             let from = (tile.dtype, tile.address(0, 0), tile.ld);
             transpose(&device, from, (T::DTYPE, y.address(first), y.ld()), (count, n), 1.0)
+        })
+    }
+
+    fn stream_rows(&mut self, f: &mut dyn FnMut(usize, MatRef<'_, T>) -> Result<()>) -> Result<()> {
+        let (device, n) = (self.device.clone(), self.ncols);
+        let step = (Pinned::capacity::<T>() / n).clamp(1, self.nrows);
+        let mut host = Mat::zeros(step, n);
+        self.for_each_tile(|first, count, tile| {
+            for row in (0..count).step_by(step) {
+                let rows = step.min(count - row);
+                let block = DevicePanel::<T>::zeros(&device, rows, n)?;
+                let from = (tile.dtype, tile.address(row, 0), tile.ld);
+                transpose(&device, from, (T::DTYPE, block.address(0), block.ld()), (rows, n), 1.0)?;
+                block.copy_to_host(host.subrows_mut(0, rows))?;
+                f(first + row, host.subrows(0, rows))?;
+            }
+            Ok(())
         })
     }
 

@@ -131,6 +131,37 @@ impl<T: Scalar> DevicePanel<T> {
         syrk(&device, (n, k), a.t(), beta, self.operand(0))
     }
 
+    /// The lower triangle of `selfᵀ self`, products and sums in f64; in f32, of blocks of rows that are widened.
+    fn gram_in_f64(&self, gram: MatMut<'_, f64>) -> Result<()> {
+        let (device, l) = (self.device(), self.ncols);
+        let mut product = DevicePanel::<f64>::zeros(device, l, l)?;
+        if T::DTYPE == DType::F64 {
+            product.gram_of(self.operand(0), self.nrows, 0.0)?;
+        } else {
+            let rows = WIDE_ROWS.min(self.nrows);
+            let wide = DevicePanel::<f64>::zeros(device, rows, l)?;
+            for first in (0..self.nrows).step_by(rows) {
+                let count = rows.min(self.nrows - first);
+                let grid = (count.div_ceil(1024), l.min(GRID_Y));
+                let mut arguments = Arguments::default()
+                    .pointer(self.address(first))
+                    .pointer(wide.address(0))
+                    .scalar(1.0)
+                    .size(l)
+                    .size(count)
+                    .size(self.ld)
+                    .size(wide.ld);
+                let kernel = format!("cast_{}_f64", T::DTYPE);
+                device.launch(&kernel, Launch { grid, block: (256, 1), shared: 0 }, &mut arguments)?;
+                product.gram_of(wide.operand(0), count, if first == 0 { 0.0 } else { 1.0 })?;
+            }
+        }
+        let mut host = Mat::<f64>::zeros(l, l);
+        product.copy_to_host(host.as_mut())?;
+        write_lower(host.as_ref(), gram);
+        Ok(())
+    }
+
     /// Copies the lower triangle to the upper one.
     pub(super) fn mirror(&mut self) -> Result<()> {
         let tiles = self.nrows.div_ceil(32);
@@ -207,6 +238,11 @@ impl<T: Scalar> Panel<T> for DevicePanel<T> {
             gemm(&device, shape, T::one(), self.operand(0).t(), other.operand(0), T::zeroed(), product.operand(0))?;
         }
         product.copy_to_host(c)
+    }
+
+    fn gram(&self, c: MatMut<'_, f64>) -> Result<f64> {
+        self.gram_in_f64(c)?;
+        Ok(f64::EPSILON)
     }
 
     fn orthonormalize(&mut self, r: Option<MatMut<'_, T>>) -> Result<Orthonormalization> {
@@ -290,29 +326,7 @@ impl<T: Scalar> Tall<T> for DevicePanel<T> {
     }
 
     fn wide_gram(&mut self, gram: MatMut<'_, f64>, _: &mut MemStack) -> Result<()> {
-        let (device, l) = (self.device().clone(), self.ncols);
-        let mut product = DevicePanel::<f64>::zeros(&device, l, l)?;
-        let rows = WIDE_ROWS.min(self.nrows);
-        let wide = DevicePanel::<f64>::zeros(&device, rows, l)?;
-        for first in (0..self.nrows).step_by(rows) {
-            let count = rows.min(self.nrows - first);
-            let grid = (count.div_ceil(1024), l.min(GRID_Y));
-            let mut arguments = Arguments::default()
-                .pointer(self.address(first))
-                .pointer(wide.address(0))
-                .scalar(1.0)
-                .size(l)
-                .size(count)
-                .size(self.ld)
-                .size(wide.ld);
-            let kernel = format!("cast_{}_f64", T::DTYPE);
-            device.launch(&kernel, Launch { grid, block: (256, 1), shared: 0 }, &mut arguments)?;
-            product.gram_of(wide.operand(0), count, if first == 0 { 0.0 } else { 1.0 })?;
-        }
-        let mut host = Mat::<f64>::zeros(l, l);
-        product.copy_to_host(host.as_mut())?;
-        write_lower(host.as_ref(), gram);
-        Ok(())
+        self.gram_in_f64(gram)
     }
 
     fn divide(&mut self, divisor: MatRef<'_, T>) -> Result<()> {

@@ -20,6 +20,7 @@ REGISTERS = {
     "fwht_columns_f32_5": 128, "fwht_columns_f16_5": 128, "fwht_columns_bf16_5": 128, "fwht_columns_f64_5": 168,
     "fwht_columns_f32_6": 255, "fwht_columns_f16_6": 255, "fwht_columns_bf16_6": 255,
     "srht_": 112, "srht_f64_": 128, "srht_panel_": 40,
+    "cast_f16_f64": 48, "cast_bf16_f64": 48,  # eight doubles at a time
     "": 40,
 }
 # sm_90 and later reserve 1 KiB of shared memory for each block.
@@ -47,13 +48,59 @@ def usage(image):
             kernel = None
 
 
-def instructions(image, kernel, architecture):
-    """How often each opcode occurs."""
+def instructions(image):
+    """How often each opcode occurs, by architecture and kernel."""
     count = {}
-    for line in run("cuobjdump", "-sass", "-arch", architecture, "-fun", kernel, image).splitlines():
-        if m := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z0-9_.]+)", line):
-            count[m[1]] = count.get(m[1], 0) + 1
+    architecture = kernel = None
+    for line in run("cuobjdump", "-sass", image).splitlines():
+        if m := re.match(r"\s*arch = (\S+)", line):
+            architecture = m[1]
+        elif m := re.search(r"Function : (\S+)", line):
+            kernel = count[architecture, m[1]] = {}
+        elif m := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z0-9_.]+)", line):
+            kernel[m[1]] = kernel.get(m[1], 0) + 1
     return count
+
+
+def made_of(kernel, ops):
+    """What a kernel is made of, and what is wrong with that: in a transform nothing is fused and there are as many additions as
+    butterflies need; what lies together in memory moves 16 bytes at a time."""
+    total = lambda *prefixes: sum(n for op, n in ops.items() if op.startswith(prefixes))
+    have = {
+        "add": total("FADD", "DADD"), "fma": total("FFMA", "DFMA"), "shuffle": total("SHFL"), "barrier": total("BAR"),
+        "load": total("LDG.E.128"), "store": total("STG.E.128"), "read": total("LDS.128"), "write": total("STS.128"),
+    }
+    wrong = []
+    size = {"f16": 2, "bf16": 2, "f32": 4, "f64": 8}
+    if m := re.fullmatch(r"(fwht_rows|srht)_(f16|bf16|f32|f64)_(\d+)", kernel):
+        # struct Layout of kernels/fwht.cuh.
+        k, vector, registers = int(m[3]), {"f32": 2, "f64": 1}.get(m[2], 3), 4 if m[2] == "f64" else 5
+        v = min(k, vector)
+        c = max(0, min(k - v - 5, registers - v))
+        threads = min(k - v - c, 9)
+        elements = 2 ** (k - threads)
+        want = {"fma": 0, "add": k * elements}
+        if k >= vector:
+            want["load"] = want["store"] = elements >> vector
+        if threads > 5:
+            want["read"] = want["write"] = elements * (8 if m[2] == "f64" else 4) // 16
+        if m[1] == "srht":
+            # One more addition, of the blocks; it gathers from shared memory and writes single elements.
+            want = {"fma": 0, "add": k * elements + 1, "load": elements >> vector}
+    elif m := re.fullmatch(r"cast_(\w+)_(\w+)", kernel):
+        unit = 16 // min(size[m[1]], size[m[2]])
+        want = {"load": unit * size[m[1]] // 16, "store": unit * size[m[2]] // 16}
+    elif kernel.startswith("statistics"):
+        want = {"load": 1}
+    else:
+        want = {"fma": 0} if kernel.startswith("hadamard") else {}
+    wrong = [f"{what} (not {n})" for what, n in want.items() if have[what] != n]
+    if m := re.fullmatch(r"fwht_columns_\w+_(\d+)", kernel):
+        # The body may be there more than once.
+        r = int(m[1])
+        if have["add"] == 0 or have["add"] % (r * 2**r) or have["fma"]:
+            wrong.append(f"add (no multiple of {r * 2**r}) or fma")
+    return have, wrong
 
 
 def main(images):
@@ -73,21 +120,18 @@ def main(images):
         print(f"{kernel:22} {limit:6} " + " ".join(f"{row.get(a, 'absent'):>7}" for a in columns))
         failures += len(row) != len(columns)
 
-    # 12 additions for each of a thread's 32 elements, none fused; 16-byte accesses to memory and to shared memory.
-    fwht = next(i for i in images if i.endswith("fwht.fatbin"))
-    for architecture in columns:
-        for kernel, adds in (("fwht_rows_f32_12", 12 * 32), ("fwht_rows_bf16_12", 12 * 32)):
-            ops = instructions(fwht, kernel, architecture)
-            total = lambda prefix: sum(n for op, n in ops.items() if op.startswith(prefix))
-            # f32: 32 elements in 8 loads; bf16: in 4. The scalar path for unaligned rows is there besides.
-            loads, stores = ops.get("LDG.E.128", 0), ops.get("STG.E.128", 0)
-            # (For sm_80 and sm_90 nvcc takes the last store apart.)
-            want = 8 if "_f32_" in kernel else 4
-            good = (total("FFMA"), total("FADD")) == (0, adds)
-            good &= loads >= want and stores >= want - 1 and total("LDS.128") >= 8
-            failures += not good
-            print(f"{'ok' if good else 'FAIL':4} {architecture:7} {kernel:18} FADD {total('FADD')}, FFMA {total('FFMA')}, "
-                  f"SHFL {total('SHFL')}, LDG.128 {loads}, STG.128 {stores}, LDS.128 {total('LDS.128')}, BAR {total('BAR')}")
+    checked = 0
+    print(f"\n{'instructions':22} {'':7}   add    fma  shuffle  barrier  16 bytes: load  store  shared read  write")
+    found = {key: ops for image in images for key, ops in instructions(image).items()}
+    for (architecture, kernel), ops in sorted(found.items(), key=lambda x: (x[0][1], int(x[0][0][3:]))):
+        have, wrong = made_of(kernel, ops)
+        checked += 1
+        failures += bool(wrong)
+        if wrong or re.search(r"_(f32|bf16|f64)_12$|fwht_\w+_f32_5$|hadamard_f32|cast_b?f\d+_f32|statistics_f32", kernel):
+            print(f"{kernel:22} {architecture:7} {have['add']:5} {have['fma']:6} {have['shuffle']:8} {have['barrier']:8} "
+                  f"{have['load']:14} {have['store']:6} {have['read']:12} {have['write']:6}  {'FAILS: ' + ', '.join(wrong) if wrong else ''}")
+    print(f"{checked} looked at (some are printed): transforms fuse nothing and add as often as butterflies need; rows, casts, norms and SRHT "
+          "move 16 bytes at a time")
     print(f"{kernels} kernels in {len(columns)} architectures, {failures} failures")
     return failures > 0
 

@@ -11,9 +11,15 @@
 //   MOCK_INIT        what cuInit answers (0)
 //   MOCK_SEED        order of threads and blocks
 //   MOCK_CHECK=0     emulation without the checker: faster
+//   MOCK_DEAF        stream: streams do not wait for events; host: nor does the host. The tests must miss it.
+//
+// Streams are checked as threads are: whatever uses an allocation must come after its last write, and a write or the
+// free after all reads, by the order of a stream, by events, or because the host waited. What the queues happened to do
+// decides nothing.
 //
 // For the tests: mock_fail(what, after) makes the call number `after` from now on fail, once for an allocation, for
-// good for a kernel or the driver; mock_live() counts what was created and not destroyed.
+// good for a kernel or the driver; mock_calls(what) counts the calls that could have; mock_live() counts what was
+// created and not destroyed.
 #include "simt.hpp"
 #undef threadIdx
 #undef blockIdx
@@ -56,11 +62,12 @@ static const bool lazy = setting("MOCK_LAZY", 0);
 
 // ---- faults and leaks
 enum { FAIL_ALLOCATION, FAIL_LAUNCH, FAIL_DRIVER, FAILURES };
-static long long countdown[FAILURES] = {-1, -1, -1};
+static long long countdown[FAILURES] = {-1, -1, -1}, calls[FAILURES] = {0, 0, 0};
 static Status sticky = OK;  // the first fault stays, as in a real context
 static std::set<void*> objects;
 
 static bool due(int what) {
+    ++calls[what];
     return countdown[what] >= 0 && countdown[what]-- == 0;
 }
 static void fail(Status status, const char* what) {
@@ -79,9 +86,9 @@ static bool gone() {
     LOCK;           \
     if (gone()) return sticky;
 
-template <class T>
-static T* create() {
-    T* object = new T;
+template <class T, class... A>
+static T* create(A... arguments) {
+    T* object = new T(arguments...);
     objects.insert(object);
     return object;
 }
@@ -92,21 +99,45 @@ static Status destroy(Handle h) {
     return OK;
 }
 
+// ---- order: of each stream, how many of its steps are known to be over
+using Clock = std::vector<uint32_t>;
+static Clock host;  // by the host
+static void merge(Clock& into, const Clock& from) {
+    if (into.size() < from.size()) into.resize(from.size());
+    for (size_t i = 0; i < from.size(); ++i)
+        into[i] = std::max(into[i], from[i]);
+}
+// A step of a stream: what it knows, itself included.
+struct Step {
+    int stream = 0;
+    Clock clock{0};
+    bool after(int other, uint32_t step) const {
+        return step == 0 || (size_t(other) < clock.size() && clock[other] >= step);
+    }
+};
+static Step running;
+
 // ---- memory: every allocation has its own pages
-static std::map<Address, size_t> allocations;
+struct Allocation {
+    size_t bytes;
+    int writer = 0;
+    uint32_t written = 0;
+    std::map<int, uint32_t> read;  // by stream, since then
+};
+static std::map<Address, Allocation> allocations;
 static size_t used = 0;
 static const size_t memory = setting("MOCK_MEMORY", 2ll << 30);
 static size_t pages(size_t bytes) {
     return (bytes + 8191) & ~size_t(4095);
 }
-static Status allocate(Address* at, size_t bytes) {
+static Status allocate(Address* at, size_t bytes, const Step& step) {
     if (!bytes) return INVALID;
     if (due(FAIL_ALLOCATION) || used + bytes > memory) return OUT_OF_MEMORY;
     void* p = mmap(nullptr, pages(bytes), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (p == MAP_FAILED) return OUT_OF_MEMORY;
     memset(p, 0xff, bytes);
     simt::mem_add(p, bytes, false);
-    allocations[Address(p)] = bytes;
+    allocations[Address(p)] = {bytes, step.stream, step.clock[step.stream], {}};
     used += bytes;
     *at = Address(p);
     return OK;
@@ -114,31 +145,59 @@ static Status allocate(Address* at, size_t bytes) {
 static Status release(Address at) {
     auto it = allocations.find(at);
     if (it == allocations.end()) return INVALID;
-    used -= it->second;
+    used -= it->second.bytes;
     simt::mem_del((void*)at);
-    munmap((void*)at, pages(it->second));
+    munmap((void*)at, pages(it->second.bytes));
     allocations.erase(it);
     return OK;
 }
-static bool inside(Address at, size_t bytes) {
-    auto it = allocations.upper_bound(at);
-    if (it == allocations.begin()) return false;
-    --it;
-    return at + bytes <= it->first + it->second;
+enum Use { IN = 1, OUT = 2, IN_OUT = 3 };
+// The step that runs uses an allocation.
+static void touch(Allocation& a, int use, const char* what) {
+    bool ordered = running.after(a.writer, a.written);
+    if (use & OUT)
+        for (auto& [stream, step] : a.read)
+            ordered = ordered && running.after(stream, step);
+    if (!ordered) {
+        fprintf(stderr, "mock: streams: nothing orders this after what another stream does to the same memory\n");
+        fail(ILLEGAL_ADDRESS, what);
+    }
+    const uint32_t step = running.clock[running.stream];
+    if (use & OUT) {
+        a.writer = running.stream;
+        a.written = step;
+        a.read.clear();
+    } else
+        a.read[running.stream] = step;
 }
-static bool check(Address at, size_t bytes, const char* what) {
-    if (!inside(at, bytes)) fail(ILLEGAL_ADDRESS, what);
+static bool check(Address at, size_t bytes, int use, const char* what) {
+    auto it = allocations.upper_bound(at);
+    if (it == allocations.begin() || (--it, at + bytes > it->first + it->second.bytes))
+        fail(ILLEGAL_ADDRESS, what);
+    else if (!sticky)
+        touch(it->second, use, what);
     return !sticky;
 }
 
 // ---- streams: a queue each; an event remembers how far a queue must have run
+static int streams = 1;
 struct Stream {
-    std::deque<std::function<void()>> queue;
+    std::deque<std::pair<std::function<void()>, Step>> queue;
     size_t done = 0, pushed = 0;
+    Step last;
+    explicit Stream(int number = 0) { last.stream = number; }
+    // The next step: after what the stream did, and after what the host has waited for.
+    const Step& next() {
+        merge(last.clock, host);
+        if (last.clock.size() <= size_t(last.stream)) last.clock.resize(last.stream + 1);
+        ++last.clock[last.stream];
+        return last;
+    }
 };
 struct Event {
     Stream* stream = nullptr;
     size_t upto = 0;
+    Clock clock;
 };
 static Stream* stream_of(Handle h) {
     static Stream null;
@@ -146,18 +205,30 @@ static Stream* stream_of(Handle h) {
 }
 static void drain(Stream* s, size_t upto) {
     while (s->done < upto && !s->queue.empty()) {
-        auto work = std::move(s->queue.front());
+        auto [work, step] = std::move(s->queue.front());
         s->queue.pop_front();
         ++s->done;
+        std::swap(running, step);
         work();
+        std::swap(running, step);
     }
 }
 static Status push(Handle h, std::function<void()> work) {
     Stream* s = stream_of(h);
-    s->queue.push_back(std::move(work));
+    s->queue.push_back({std::move(work), s->next()});
     ++s->pushed;
     if (!lazy) drain(s, s->pushed);
     return sticky;
+}
+// The host waits for all of a stream.
+static void wait_for(Handle h) {
+    Stream* s = stream_of(h);
+    drain(s, ~0ull);
+    merge(host, s->last.clock);
+}
+static bool deaf(const char* who) {
+    const char* text = getenv("MOCK_DEAF");
+    return text && !strcmp(text, who);
 }
 
 struct Function {
@@ -181,12 +252,18 @@ void mock_fail(int what, long long after) {
     LOCK;
     countdown[what] = after;
 }
+long long mock_calls(int what) {
+    LOCK;
+    return calls[what];
+}
 long long mock_live() {
     LOCK;
     return objects.size() + allocations.size() + pinned.size() + contexts;
 }
 
 Status cuInit(unsigned) {
+    LOCK;
+    if (!contexts) sticky = OK;  // a driver that was lost before there was a context is back, too
     return setting("MOCK_INIT", 0);
 }
 Status cuDeviceGetCount(int* n) {
@@ -195,33 +272,41 @@ Status cuDeviceGetCount(int* n) {
     return OK;
 }
 Status cuDeviceGet(int* device, int ordinal) {
+    DRIVER_CALL;
     *device = ordinal;
     return ordinal < setting("MOCK_DEVICES", 1) ? OK : INVALID_DEVICE;
 }
 Status cuDeviceGetName(char* name, int n, int) {
+    DRIVER_CALL;
     snprintf(name, n, "SIMT emulator");
     return OK;
 }
 Status cuDeviceGetAttribute(int* value, int attribute, int) {
+    DRIVER_CALL;
     *value = attribute == 75 ? 8 : attribute == 76 ? 0 : attribute == 115 ? 1 : 0;  // sm_80 with memory pools
     return OK;
 }
 Status cuDeviceTotalMem_v2(size_t* bytes, int) {
+    DRIVER_CALL;
     *bytes = memory;
     return OK;
 }
 Status cuDevicePrimaryCtxRetain(Handle* context, int) {
-    LOCK;
-    if (!contexts) sticky = OK;
-    ++contexts;
+    DRIVER_CALL;
+    if (!contexts++) {
+        host.clear();
+        streams = 1;
+    }
     *context = Handle(0x1000);
     return OK;
 }
 Status cuDevicePrimaryCtxRelease_v2(int) {
     LOCK;
-    if (contexts && --contexts == 0)
-        for (auto left = allocations; auto& [at, bytes] : left)  // a context takes its memory with it
+    if (contexts && --contexts == 0) {
+        for (auto left = allocations; auto& [at, _] : left)  // a context takes its memory with it
             release(at);
+        sticky = OK;  // the next one is new, and a driver that was lost is back
+    }
     return OK;
 }
 Status cuCtxSetCurrent(Handle) {
@@ -253,7 +338,7 @@ Status cuGetErrorName(int status, const char** name) {
 }
 Status cuStreamCreate(Handle* s, unsigned) {
     DRIVER_CALL;
-    *s = create<Stream>();
+    *s = create<Stream>(streams++);
     return OK;
 }
 Status cuStreamDestroy_v2(Handle s) {
@@ -263,12 +348,14 @@ Status cuStreamDestroy_v2(Handle s) {
 }
 Status cuStreamSynchronize(Handle s) {
     DRIVER_CALL;
-    drain(stream_of(s), ~0ull);
+    wait_for(s);
     return sticky;
 }
 Status cuStreamWaitEvent(Handle s, Handle e, unsigned) {
     DRIVER_CALL;
+    if (deaf("stream")) return OK;
     const Event event = *static_cast<Event*>(e);
+    merge(stream_of(s)->last.clock, event.clock);
     return push(s, [event] {
         if (event.stream && objects.count(event.stream)) drain(event.stream, event.upto);
     });
@@ -284,34 +371,41 @@ Status cuEventDestroy_v2(Handle e) {
 }
 Status cuEventRecord(Handle e, Handle s) {
     DRIVER_CALL;
-    *static_cast<Event*>(e) = {stream_of(s), stream_of(s)->pushed};
+    *static_cast<Event*>(e) = {stream_of(s), stream_of(s)->pushed, stream_of(s)->last.clock};
     return OK;
 }
 Status cuEventSynchronize(Handle e) {
     DRIVER_CALL;
     Event* event = static_cast<Event*>(e);
+    if (deaf("host")) return OK;
     if (event->stream) drain(event->stream, event->upto);
+    merge(host, event->clock);
     return sticky;
 }
 Status cuEventElapsedTime_v2(float* ms, Handle, Handle) {
+    DRIVER_CALL;
     *ms = 1;
     return OK;
 }
-Status cuMemAllocAsync(Address* at, size_t bytes, Handle) {
+Status cuMemAllocAsync(Address* at, size_t bytes, Handle s) {
     DRIVER_CALL;
-    return sticky ? sticky : allocate(at, bytes);
+    return sticky ? sticky : allocate(at, bytes, stream_of(s)->next());
 }
 Status cuMemFreeAsync(Address at, Handle s) {
     LOCK;
     return push(s, [at] {
+        auto it = allocations.find(at);
+        if (it != allocations.end() && !sticky) touch(it->second, OUT, "freed while in use");
         if (release(at)) fail(ILLEGAL_ADDRESS, "freed twice, or never allocated");
     });
 }
 Status cuDeviceGetDefaultMemPool(Handle* pool, int) {
+    DRIVER_CALL;
     *pool = Handle(0x2000);
     return OK;
 }
 Status cuMemPoolSetAttribute(Handle, int attribute, void*) {
+    DRIVER_CALL;
     return attribute == 4 ? OK : INVALID;  // the release threshold
 }
 Status cuMemPoolTrimTo(Handle, size_t) {
@@ -319,6 +413,7 @@ Status cuMemPoolTrimTo(Handle, size_t) {
 }
 Status cuMemHostAlloc(Handle* at, size_t bytes, unsigned) {
     DRIVER_CALL;
+    if (due(FAIL_ALLOCATION)) return OUT_OF_MEMORY;
     *at = aligned_alloc(4096, (bytes + 4095) & ~size_t(4095));
     pinned[Address(*at)] = bytes;
     return OK;
@@ -330,7 +425,7 @@ Status cuMemFreeHost(Handle at) {
     return OK;
 }
 static void to_device(Address dst, const void* src, size_t bytes) {
-    if (check(dst, bytes, "copy to the device out of bounds")) {
+    if (check(dst, bytes, OUT, "copy to the device")) {
         memcpy((void*)dst, src, bytes);
         simt::mem_init((void*)dst, bytes, true);
     }
@@ -345,25 +440,25 @@ Status cuMemcpyHtoDAsync_v2(Address dst, const void* src, size_t bytes, Handle s
 Status cuMemcpyDtoHAsync_v2(void* dst, Address src, size_t bytes, Handle s) {
     DRIVER_CALL;
     Status status = push(s, [=] {
-        if (!check(src, bytes, "copy to the host out of bounds")) return;
+        if (!check(src, bytes, IN, "copy to the host")) return;
         if (!simt::mem_is_init((void*)src, bytes))
             fail(ILLEGAL_ADDRESS, "copy to the host of memory that nothing was written to");
         memcpy(dst, (void*)src, bytes);
     });
     if (is_pinned(dst)) return status;
-    drain(stream_of(s), ~0ull);  // pageable: over when the call returns
+    wait_for(s);  // pageable: over when the call returns
     return sticky;
 }
 Status cuMemcpyDtoDAsync_v2(Address dst, Address src, size_t bytes, Handle s) {
     DRIVER_CALL;
     return push(s, [=] {
-        if (check(src, bytes, "copy out of bounds")) to_device(dst, (void*)src, bytes);
+        if (check(src, bytes, IN, "copy on the device")) to_device(dst, (void*)src, bytes);
     });
 }
 Status cuMemsetD8Async(Address dst, unsigned char value, size_t bytes, Handle s) {
     DRIVER_CALL;
     return push(s, [=] {
-        if (check(dst, bytes, "memset out of bounds")) {
+        if (check(dst, bytes, OUT, "memset")) {
             memset((void*)dst, value, bytes);
             simt::mem_init((void*)dst, bytes, true);
         }
@@ -402,18 +497,18 @@ Status cuModuleGetFunction(Handle* function, Handle module, const char* name) {
     return OK;
 }
 Status cuFuncSetAttribute(Handle function, int attribute, int value) {
+    DRIVER_CALL;
     if (attribute == 8) static_cast<Function*>(function)->max_dynamic = value;
     return OK;
 }
-#ifndef OLD_DRIVER
 Status cuFuncGetParamInfo(Handle function, size_t i, size_t* offset, size_t* size) {
+    DRIVER_CALL;
     const auto& sizes = static_cast<Function*>(function)->kernel->sizes;
     if (i >= sizes.size()) return INVALID;
     *offset = 0;
     *size = sizes[i];
     return OK;
 }
-#endif
 Status cuLaunchKernel(Handle function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
                       unsigned shared, Handle s, void** parameters, void**) {
     DRIVER_CALL;
@@ -440,6 +535,8 @@ Status cuLaunchKernel(Handle function, unsigned gx, unsigned gy, unsigned gz, un
         const auto report = simt::launch(*f->kernel, {gx, gy, gz}, {bx, by, bz}, shared, pointers.data(), options);
         for (auto& error : report.errors)
             fail(ILLEGAL_ADDRESS, error.c_str());
+        for (auto& [at, wrote] : report.touched)
+            if (!sticky) touch(allocations.at(at), wrote ? OUT : IN, f->kernel->name);
     });
 }
 }
@@ -471,15 +568,15 @@ static void set(void* p, int type, size_t i, double x) {
     else
         static_cast<float*>(p)[i] = float(x);
 }
-static bool need(const void* p, int ld, int rows, int columns, int type, bool read, const char* what) {
+static bool need(const void* p, int ld, int rows, int columns, int type, int use, const char* what) {
     if (ld < std::max(rows, 1)) {
         fail(ILLEGAL_ADDRESS, what);
         return false;
     }
     for (int j = 0; j < columns && rows > 0; ++j) {
         const char* at = static_cast<const char*>(p) + size_t(j) * ld * size_of(type);
-        if (!check(Address(at), rows * size_of(type), what)) return false;
-        if (read && !simt::mem_is_init(at, rows * size_of(type))) {
+        if (!check(Address(at), rows * size_of(type), use, what)) return false;
+        if ((use & IN) && !simt::mem_is_init(at, rows * size_of(type))) {
             fail(ILLEGAL_ADDRESS, what);
             return false;
         }
@@ -521,6 +618,7 @@ static Status solver_status(Status driver) {
 extern "C" {
 Status cublasCreate_v2(Handle* h) {
     LOCK;
+    if (gone()) return 1;  // not initialized
     *h = create<Library>();
     return OK;
 }
@@ -545,8 +643,8 @@ Status cublasGemmEx(Handle h, int ta, int tb, int m, int n, int k, const void* a
     if (!known) return BLAS_UNSUPPORTED;
     const double scale = get(alpha, ct, 0), keep = get(beta, ct, 0);
     return blas_status(push(static_cast<Library*>(h)->stream, [=] {
-        if (!need(a, lda, ta ? k : m, ta ? m : k, at, true, "gemm: A") ||
-            !need(b, ldb, tb ? n : k, tb ? k : n, bt, true, "gemm: B") || !need(c, ldc, m, n, ct, keep != 0, "gemm: C"))
+        if (!need(a, lda, ta ? k : m, ta ? m : k, at, IN, "gemm: A") ||
+            !need(b, ldb, tb ? n : k, tb ? k : n, bt, IN, "gemm: B") || !need(c, ldc, m, n, ct, keep != 0 ? IN_OUT : OUT, "gemm: C"))
             return;
         const auto x = by_rows(a, at, ta, m, k, lda), y = by_rows(b, bt, !tb, n, k, ldb);
         for (int j = 0; j < n; ++j)
@@ -569,8 +667,8 @@ static Status syrk(Handle h, int type, int uplo, int trans, int n, int k, const 
     if (uplo != 0) return BLAS_UNSUPPORTED;
     const double scale = get(alpha, type, 0), keep = get(beta, type, 0);
     return blas_status(push(static_cast<Library*>(h)->stream, [=] {
-        if (!need(a, lda, trans ? k : n, trans ? n : k, type, true, "syrk: A") ||
-            !need(c, ldc, n, n, type, keep != 0, "syrk: C"))
+        if (!need(a, lda, trans ? k : n, trans ? n : k, type, IN, "syrk: A") ||
+            !need(c, ldc, n, n, type, keep != 0 ? IN_OUT : OUT, "syrk: C"))
             return;
         const auto x = by_rows(a, type, trans, n, k, lda);
         for (int j = 0; j < n; ++j) {
@@ -594,7 +692,7 @@ static Status trsm(Handle h, int type, int side, int uplo, int trans, int diag, 
     if (side != 1 || uplo != 0 || trans != 1 || diag != 0) return BLAS_UNSUPPORTED;
     const double scale = get(alpha, type, 0);
     return blas_status(push(static_cast<Library*>(h)->stream, [=] {
-        if (!need(l, ldl, n, n, type, true, "trsm: L") || !need(b, ldb, m, n, type, true, "trsm: B")) return;
+        if (!need(l, ldl, n, n, type, IN, "trsm: L") || !need(b, ldb, m, n, type, IN_OUT, "trsm: B")) return;
         const auto t = matrix(l, type, n, n, ldl);
         auto x = matrix(b, type, m, n, ldb);
         for (int j = 0; j < n; ++j)
@@ -721,7 +819,7 @@ static Status solve(Handle h, std::function<void(int* info)> work, int* info) {
     LOCK;
     if (gone()) return 6;
     return solver_status(push(static_cast<Library*>(h)->stream, [=] {
-        if (!check(Address(info), 4, "info")) return;
+        if (!check(Address(info), 4, OUT, "info")) return;
         *info = 0;
         simt::mem_init(info, 4, true);
         work(info);
@@ -730,7 +828,7 @@ static Status solve(Handle h, std::function<void(int* info)> work, int* info) {
 static Status solve_potrf(Handle h, int type, int uplo, int n, void* a, int lda, int* info) {
     if (uplo != 0) return 3;
     auto work = [=](int* info) {
-        if (!need(a, lda, n, n, type, true, "potrf")) return;
+        if (!need(a, lda, n, n, type, IN_OUT, "potrf")) return;
         auto x = matrix(a, type, n, n, lda);
         potrf(x, n, info);
         store(a, type, n, n, lda, x.data());
@@ -739,7 +837,7 @@ static Status solve_potrf(Handle h, int type, int uplo, int n, void* a, int lda,
 }
 static Status solve_geqrf(Handle h, int type, int m, int n, void* a, int lda, void* tau, int* info) {
     auto work = [=](int*) {
-        if (!need(a, lda, m, n, type, true, "geqrf") || !need(tau, n, n, 1, type, false, "geqrf: tau")) return;
+        if (!need(a, lda, m, n, type, IN_OUT, "geqrf") || !need(tau, n, n, 1, type, OUT, "geqrf: tau")) return;
         auto x = matrix(a, type, m, n, lda);
         std::vector<double> t(n);
         geqrf(x, m, n, t);
@@ -751,7 +849,7 @@ static Status solve_geqrf(Handle h, int type, int m, int n, void* a, int lda, vo
 static Status solve_orgqr(Handle h, int type, int m, int n, int k, void* a, int lda, const void* tau, int* info) {
     if (k != n) return 3;
     auto work = [=](int*) {
-        if (!need(a, lda, m, n, type, true, "orgqr") || !need(tau, n, n, 1, type, true, "orgqr: tau")) return;
+        if (!need(a, lda, m, n, type, IN_OUT, "orgqr") || !need(tau, n, n, 1, type, IN, "orgqr: tau")) return;
         auto x = matrix(a, type, m, n, lda);
         orgqr(x, m, n, matrix(tau, type, n, 1, n));
         store(a, type, m, n, lda, x.data());
@@ -761,7 +859,7 @@ static Status solve_orgqr(Handle h, int type, int m, int n, int k, void* a, int 
 static Status solve_syevd(Handle h, int type, int job, int uplo, int n, void* a, int lda, void* w, int* info) {
     if (job != 1 || uplo != 0) return 3;
     auto work = [=](int*) {
-        if (!need(a, lda, n, n, type, true, "syevd") || !need(w, n, n, 1, type, false, "syevd: values")) return;
+        if (!need(a, lda, n, n, type, IN_OUT, "syevd") || !need(w, n, n, 1, type, OUT, "syevd: values")) return;
         auto x = matrix(a, type, n, n, lda);
         double bound = 0;
         for (int j = 0; j < n; ++j)
@@ -794,8 +892,8 @@ static Status solve_gesvdj(Handle h, int type, int job, int econ, int m, int n, 
                            int ldu, void* v, int ldv, int* info) {
     if (job != 1 || econ != 1 || m < n) return 3;
     auto work = [=](int*) {
-        if (!need(a, lda, m, n, type, true, "gesvdj") || !need(u, ldu, m, n, type, false, "gesvdj: U") ||
-            !need(v, ldv, n, n, type, false, "gesvdj: V") || !need(s, n, n, 1, type, false, "gesvdj: s"))
+        if (!need(a, lda, m, n, type, IN_OUT, "gesvdj") || !need(u, ldu, m, n, type, OUT, "gesvdj: U") ||
+            !need(v, ldv, n, n, type, OUT, "gesvdj: V") || !need(s, n, n, 1, type, OUT, "gesvdj: s"))
             return;
         auto x = matrix(a, type, m, n, lda), y = identity(n);
         std::vector<double> values(n);
@@ -854,6 +952,7 @@ BOTH(S, float, F32)
 BOTH(D, double, F64)
 Status cusolverDnCreate(Handle* h) {
     LOCK;
+    if (gone()) return 1;  // not initialized
     *h = create<Library>();
     return OK;
 }

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Removes each barrier of the kernels in turn and sees that the tests miss it.
+"""Removes each barrier of the kernels in turn, and the waits between streams, and sees that the tests miss them.
 
     mutate.py DIR TESTS      DIR/mock has the driver built by tests/cuda/build, TESTS is the executable of tests/cuda.rs
 
 A mutant is compiled with fewer sizes (-DEMULATE_FEW), takes the place of its original in a driver, and must make a test fail with a
-race. The unchanged sources, built the same way, must pass.
+race. The unchanged sources, built the same way, must pass. A driver that waits for no events must make a test fail, too.
 """
+import concurrent.futures
 import os
 import pathlib
 import re
@@ -43,40 +44,66 @@ def library(work, mock, kernels, source):
         link.symlink_to("libcuda.so.1")
 
 
-def run(work, tests, source):
-    """Output of the tests of a source, and whether they passed."""
-    env = dict(os.environ, LD_LIBRARY_PATH=str(work), REQUIRE_GPU="1", RUST_BACKTRACE="0")
-    done = subprocess.run([tests, "--quiet", "--test-threads", "1", *TESTS[source]], env=env, capture_output=True, text=True)
+def run(work, tests, names, **more):
+    """Output of the tests of these names, and whether they passed."""
+    env = dict(os.environ, LD_LIBRARY_PATH=str(work), REQUIRE_GPU="1", RUST_BACKTRACE="0", **more)
+    done = subprocess.run([tests, "--quiet", "--test-threads", "1", *names], env=env, capture_output=True, text=True)
     return done.stdout + done.stderr, done.returncode == 0
+
+
+def barrier(task):
+    """Whether a barrier was missed, and what to print."""
+    folder, tests, file, number, source = task
+    work = folder / f"mutant-{file.stem}-{file.suffix[1:]}-{number}-{pathlib.Path(source).stem}"
+    kernels = work / "kernels"
+    shutil.rmtree(work, ignore_errors=True)
+    shutil.copytree(KERNELS, kernels)
+    lines = file.read_text().splitlines(keepends=True)
+    lines[number] = BARRIER.sub(";", lines[number])
+    (kernels / file.name).write_text("".join(lines))
+    library(work, folder / "mock", kernels, source)
+    output, passed = run(work, tests, TESTS[source])
+    race = re.search(r"mock: (\w+): (race in \w+ memory: [^\n]*|read of uninit[^\n]*)", output)
+    shutil.rmtree(work)
+    return not passed and race is not None, f"{file.name}:{number + 1} in {source}: {race[0][6:] if race else output[-300:]}"
+
+
+def whole(task):
+    """Whether the tests of a source pass as it is, compiled as the mutants are."""
+    folder, tests, source = task
+    work = folder / f"mutant-{source}"
+    library(work, folder / "mock", KERNELS, source)
+    output, passed = run(work, tests, TESTS[source])
+    shutil.rmtree(work)
+    return passed, f"{source} as it is{'' if passed else ': ' + output}"
+
+
+def deaf(task):
+    """Whether it is missed that streams, or the host, no longer wait for events."""
+    folder, tests, who = task
+    # As late as CUDA allows: a host that waits for nothing overtakes the copies.
+    output, passed = run(folder / "mock", tests, ["operators_that_do_not_fit"], MOCK_DEAF=who, MOCK_LAZY="1")
+    why = re.search(r"mock: streams: [^\n]*" if who == "stream" else r"panicked at [^\n]*\n[^\n]*", output)
+    return not passed and why is not None, f"waits of the {who}: {why[0] if why else output[-300:]}".replace("\n", " ")
 
 
 def main(folder, tests):
     folder = pathlib.Path(folder)
-    mock, work, mutated = folder / "mock", folder / "mutant", folder / "mutated"
-    survivors = count = 0
-    for source in TESTS:
-        library(work, mock, KERNELS, source)
-        output, passed = run(work, tests, source)
-        if not passed:
-            print(output)
-            sys.exit(f"{source} fails as it is")
-    for file in sorted(KERNELS.iterdir()):
-        lines = file.read_text().splitlines(keepends=True)
-        for number, line in enumerate(lines):
-            if not BARRIER.search(line.split("//")[0]):
-                continue
-            shutil.rmtree(mutated, ignore_errors=True)
-            shutil.copytree(KERNELS, mutated)
-            (mutated / file.name).write_text("".join(lines[:number] + [BARRIER.sub(";", line)] + lines[number + 1:]))
-            for source in INCLUDES.get(file.name, [file.name]):
-                library(work, mock, mutated, source)
-                output, passed = run(work, tests, source)
-                race = re.search(r"mock: (\w+): (race in \w+ memory: [^\n]*|read of uninit[^\n]*)", output)
-                caught = not passed and race is not None
-                survivors += not caught
-                count += 1
-                print(f"{'caught  ' if caught else 'SURVIVES'} {file.name}:{number + 1} in {source}: {race[0][6:] if race else output[-300:]}")
-    print(f"{count - survivors} of {count} removed barriers caught")
+    tasks = [(barrier, (folder, tests, file, number, source))
+             for file in sorted(KERNELS.iterdir())
+             for number, line in enumerate(file.read_text().splitlines()) if BARRIER.search(line.split("//")[0])
+             for source in INCLUDES.get(file.name, [file.name])]
+    tasks += [(deaf, (folder, tests, who)) for who in ("stream", "host")]
+    survivors = 0
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        for good, text in pool.map(whole, [(folder, tests, source) for source in TESTS]):
+            print(f"{'passes  ' if good else 'FAILS   '} {text}")
+            if not good:
+                return 1
+        for good, text in pool.map(lambda task: task[0](task[1]), tasks):
+            survivors += not good
+            print(f"{'caught  ' if good else 'SURVIVES'} {text}", flush=True)
+    print(f"{len(tasks) - survivors} of {len(tasks)} caught: each barrier, and the waits between streams and host, left out in turn")
     return survivors > 0
 
 

@@ -68,6 +68,12 @@ struct Page {
     Cell c[4096 / GRANULE];
 };
 
+// Device memory, and which launch read and wrote it last.
+struct Region {
+    size_t bytes = 0;
+    uint32_t touched[2] = {0, 0};
+};
+
 Tid* cur = nullptr;
 static struct {
     std::vector<Fiber> fibers;
@@ -86,7 +92,7 @@ static struct {
     std::unordered_map<uintptr_t, std::unique_ptr<Page>> shadow;
     uintptr_t last_page = ~0ull;
     Page* last = nullptr;
-    std::map<uintptr_t, size_t> mem;
+    std::map<uintptr_t, Region> mem;
     std::set<std::string> seen;
     bool trapped = false;
 } machine;
@@ -368,7 +374,7 @@ bool mem_is_init(const void* p, size_t n) {
 }
 void mem_add(void* p, size_t n, bool init) {
     std::lock_guard<std::mutex> l(launch_mutex);
-    machine.mem[uintptr_t(p)] = n;
+    machine.mem[uintptr_t(p)] = {n};
     for (size_t i = 0; i < n; i += GRANULE)
         *cell(uintptr_t(p) + i) = Cell{};
     mem_init(p, n, init);
@@ -403,7 +409,11 @@ static void access(uintptr_t a, size_t n, bool write, bool atomic, void* pc) {
         bool ok = false;
         if (it != machine.mem.begin()) {
             --it;
-            ok = a + n <= it->first + it->second;
+            ok = a + n <= it->first + it->second.bytes;
+        }
+        if (ok && it->second.touched[write] != machine.launch_no) {
+            it->second.touched[write] = machine.launch_no;
+            machine.rep->touched.push_back({it->first, write});
         }
         if (!ok) {
             if (write || !machine.mem.empty())

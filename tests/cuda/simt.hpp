@@ -66,6 +66,7 @@ struct Options {
 struct Report {
     std::vector<std::string> errors;
     uint64_t accesses = 0, switches = 0;
+    std::vector<std::pair<uintptr_t, bool>> touched;  // allocations that the launch read, or (true) wrote
 };
 using Call = void (*)(void** params);
 struct Kernel {
