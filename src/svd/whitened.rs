@@ -24,7 +24,7 @@
 
 use std::time::Instant;
 
-use faer::{Mat, Par};
+use faer::{Mat, MatRef, Par};
 
 use super::triplets::Triplets;
 use super::{Plan, Solution, TruncatedSvd, certificate};
@@ -35,7 +35,7 @@ use crate::operator::{Dense, Entries, FromPanel, GramBy, HostPanel, LinearOperat
 use crate::quality;
 use crate::rank::Rank;
 use crate::simd::Scalar;
-use crate::tensor::{Element, MatView};
+use crate::tensor::{DType, Element, MatView};
 use crate::whiten::{self, Fill, Moments, Whitening};
 
 /// What calibration adds to a factorization to be.
@@ -61,6 +61,12 @@ impl Weighting {
     /// Whether the factorization goes through this file.
     pub(super) fn is_active(&self, rank: Rank) -> bool {
         self.calibration.is_some() || matches!(rank, Rank::Quality(_))
+    }
+
+    /// What measuring the outputs takes of a weight in tiles, unless the loss is that of the calibration itself: their root, three times in f64.
+    pub(super) fn bytes_in_tiles(&self, n: usize) -> usize {
+        let itself = self.quality_on.is_none() && self.whitening == Whitening::Full && self.blend == 1.0;
+        if itself { 0 } else { 3 * n * n * size_of::<f64>() }
     }
 
     fn check(&self, n: usize, rank: Rank) -> Result<()> {
@@ -117,6 +123,9 @@ trait Weighted<T: Scalar, Side>: LinearOperator<T> + Sized {
     /// `U_k` (m × k) from the solution, and `Bᵀ = Wᵀ U_k` (n × k).
     fn project(&mut self, solution: &Triplets<T, Self>, k: usize) -> Result<(Self::Panel, Self::Panel)>;
 
+    /// The operator of W, or of its transpose.
+    fn weight(&mut self) -> &mut Self::Weight;
+
     /// `‖Lᵀ x‖_F²` of an n × k panel.
     fn weighted_norm_squared(&mut self, x: &Self::Panel) -> Result<f64>;
 
@@ -141,6 +150,10 @@ where
         solution.left.form(k, &mut u)?;
         w.apply_adjoint(&u, &mut bt)?;
         Ok((u, bt))
+    }
+
+    fn weight(&mut self) -> &mut W {
+        self.parts_mut().0
     }
 
     fn weighted_norm_squared(&mut self, x: &P) -> Result<f64> {
@@ -174,6 +187,10 @@ where
         Ok((u, bt))
     }
 
+    fn weight(&mut self) -> &mut W {
+        self.parts_mut().1
+    }
+
     fn weighted_norm_squared(&mut self, x: &P) -> Result<f64> {
         let (root, _) = self.parts_mut();
         let mut weighted = root.left(x.ncols())?;
@@ -186,13 +203,38 @@ where
     }
 }
 
+/// Where the entries of W can be had besides its operator.
+#[derive(Clone, Copy)]
+pub(super) enum Weight<'a> {
+    /// In memory.
+    Whole(MatView<'a>),
+    /// Nowhere: W is read in tiles. Rows, columns and element type.
+    Tiles((usize, usize), DType),
+}
+
+impl Weight<'_> {
+    fn shape(&self) -> (usize, usize) {
+        match self {
+            Weight::Whole(w) => (w.nrows(), w.ncols()),
+            Weight::Tiles(shape, _) => *shape,
+        }
+    }
+
+    fn dtype(&self) -> DType {
+        match self {
+            Weight::Whole(w) => w.dtype(),
+            Weight::Tiles(_, dtype) => *dtype,
+        }
+    }
+}
+
 /// `svd.factor` for `op`, the tall one of W and Wᵀ; `w` is W. `root` makes the operator of L, or of Lᵀ if told so, on the same kind of
 /// panels.
 pub(super) fn factor<T, P, W, L>(
     svd: &TruncatedSvd,
     op: W,
     root: impl FnOnce(Entries<T>, bool) -> Result<L>,
-    w: MatView<'_>,
+    w: Weight<'_>,
     par: Par,
     start: Instant,
 ) -> Result<Factors<T>>
@@ -204,7 +246,7 @@ where
     W::Gram: FromPanel<T, P>,
     L::Gram: FromPanel<T, P>,
 {
-    let (m, n) = (w.nrows(), w.ncols());
+    let (m, n) = w.shape();
     // Of a loss that is a tenth of the norm, an error in the directions is ten times the part that it is of the norm.
     let svd = &svd.clone().power_iterations(svd.power_iterations + 1);
     let weighting = &svd.weighting;
@@ -213,7 +255,7 @@ where
         Some(c) => whiten::moments::<T>(c, weighting.whitening, weighting.blend, Fill::Visible, par)?,
         None => Moments::identity(n),
     };
-    let about = About { w, weight_scale: op.scale(), root_scale: moments.scale, notes: moments.notes, par, start };
+    let about = About { w, root_scale: moments.scale, notes: moments.notes, par, start };
     let root = root(moments.root, m < n)?;
     if m < n {
         project::<T, Wide, _>(svd, Product::new(root, op, GramBy::Image)?, about)
@@ -224,9 +266,7 @@ where
 
 /// What is known of the weight besides its operator.
 struct About<'a> {
-    w: MatView<'a>,
-    /// The operator is this times W.
-    weight_scale: f64,
+    w: Weight<'a>,
     /// `L Lᵀ` is this times the moments.
     root_scale: f64,
     notes: Vec<String>,
@@ -240,7 +280,7 @@ fn project<T: Scalar, Side, P: Weighted<T, Side>>(
     about: About<'_>,
 ) -> Result<Factors<T>> {
     let weighting = &svd.weighting;
-    let shape = (about.w.nrows(), about.w.ncols());
+    let shape = about.w.shape();
     let (plan, mut solution) = match svd.rank {
         Rank::Quality(q) => by_quality(svd, &mut product, &about, q)?,
         _ => {
@@ -268,7 +308,7 @@ fn project<T: Scalar, Side, P: Weighted<T, Side>>(
     };
 
     // Of one output vector, in the units of W and the inputs.
-    let unit = 1.0 / (about.weight_scale * about.root_scale.sqrt());
+    let unit = 1.0 / (op.scale() * about.root_scale.sqrt());
     let exact = weighting.whitening == Whitening::Full && weighting.blend == 1.0;
     let subtraction_says_something = lost > certificate::FLOOR_IN_EPS * T::EPSILON * norm_squared;
     let relative_error = if norm_squared == 0.0 || c.dead().count() == c.features() {
@@ -276,7 +316,21 @@ fn project<T: Scalar, Side, P: Weighted<T, Side>>(
     } else if exact && subtraction_says_something {
         (lost / norm_squared).sqrt()
     } else {
-        quality::expected_view(about.w, &factors, c)?.relative_error
+        match about.w {
+            Weight::Whole(w) => quality::expected_view(w, &factors, c)?.relative_error,
+            Weight::Tiles(..) => {
+                let (samples, _) = whiten::equivalent_samples(c, about.par)?;
+                let whole = output_norm_squared(&mut op, samples.as_ref())?;
+                let kept = quality::kept_norm_squared(&factors, samples.as_ref(), about.par);
+                let (rest, floor) = (1.0 - kept / whole, certificate::FLOOR_IN_EPS * T::EPSILON);
+                if rest <= floor {
+                    let note =
+                        format!("the output error is at most {:.1e}, which is what is seen out of core", floor.sqrt());
+                    factors.report_mut().notes.push(note);
+                }
+                rest.clamp(0.0, 1.0).sqrt()
+            }
+        }
     };
     let report = factors.report_mut();
     report.elapsed = about.start.elapsed();
@@ -292,6 +346,19 @@ fn project<T: Scalar, Side, P: Weighted<T, Side>>(
     Ok(factors)
 }
 
+/// `‖W Xᵀ‖_F²` of a tall W that is read in tiles, `tr X (WᵀW) Xᵀ`: one pass, rows of `x` as many as W has columns or fewer.
+fn output_norm_squared<T: Scalar, P, W>(op: &mut W, x: MatRef<'_, f64>) -> Result<f64>
+where
+    P: Panel<T>,
+    W: LinearOperator<T, Left = P, Right = P>,
+{
+    let host = Mat::from_fn(x.ncols(), x.nrows(), |i, j| <T as Element>::from_f64(x[(j, i)]));
+    let (mut inputs, mut image) = (op.right(x.nrows())?, op.right(x.nrows())?);
+    inputs.copy_from_host(host.as_ref())?;
+    op.gram()?.apply(&inputs, &mut image)?;
+    Ok(image.dot(&inputs)? / (op.scale() * op.scale()))
+}
+
 /// The smallest rank whose outputs have a cosine of at least `q` with the true ones.
 fn by_quality<T: Scalar, Side, P: Weighted<T, Side>>(
     svd: &TruncatedSvd,
@@ -300,7 +367,7 @@ fn by_quality<T: Scalar, Side, P: Weighted<T, Side>>(
     q: f64,
 ) -> Result<(Plan, Solution<T, P>)> {
     let weighting = &svd.weighting;
-    let shape = (about.w.nrows(), about.w.ncols());
+    let shape = about.w.shape();
     let par = about.par;
     let short = shape.0.min(shape.1);
     let most = svd.max_rank.unwrap_or(usize::MAX).clamp(1, short);
@@ -309,7 +376,10 @@ fn by_quality<T: Scalar, Side, P: Weighted<T, Side>>(
     let data = weighting.quality_on.as_ref().or(weighting.calibration.as_ref()).filter(|_| !itself);
     let samples = data.map(|data| whiten::equivalent_samples(data, par)).transpose()?;
     let whole = match &samples {
-        Some((samples, _)) => quality::output_norm_squared::<T>(about.w, samples.as_ref())?,
+        Some((samples, _)) => match about.w {
+            Weight::Whole(w) => quality::output_norm_squared::<T>(w, samples.as_ref())?,
+            Weight::Tiles(..) => output_norm_squared(product.weight(), samples.as_ref())?,
+        },
         None => product.norm_squared(),
     };
     let mut tried = short.div_ceil(QUALITY_FIRST).min(most);
@@ -323,7 +393,7 @@ fn by_quality<T: Scalar, Side, P: Weighted<T, Side>>(
                 let (_, bt) = product.project(&solution.triplets, tried)?;
                 let mut host = Mat::zeros(bt.nrows(), bt.ncols());
                 bt.copy_to_host(host.as_mut())?;
-                quality::output_gains(host.as_ref(), samples.as_ref(), about.weight_scale, par)
+                quality::output_gains(host.as_ref(), samples.as_ref(), product.weight().scale(), par)
             }
             None => solution.triplets.s.iter().take(tried).map(|&s| Element::to_f64(s).powi(2)).collect(),
         };
