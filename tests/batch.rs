@@ -518,6 +518,42 @@ mod cli {
         assert!(err[0].contains("w003") && err[0].contains("s.npy") && err[0].contains("torn"), "{err:?}");
     }
 
+    /// The first round measures, the second shares the budget among the weights of all shards: the same bytes as of one run, one weight that has no
+    /// spectrum included.
+    #[test]
+    fn shards_share_one_budget() {
+        let dir = Dir::new("budget-shards");
+        dir.fill(13, 60, 50);
+        let mut bytes = fs::read(dir.path("in/w005.npy")).unwrap();
+        let end = bytes.len();
+        bytes[end - 2..].copy_from_slice(&half::f16::NAN.to_le_bytes());
+        fs::write(dir.path("in/w005.npy"), bytes).unwrap();
+        let options = ["--budget", "2.5", "--seed", "3"];
+        let err = fails(&mut dir.batch("one", &options));
+        assert!(err[0].contains("w005") && err[0].contains("NaN"), "{err:?}");
+        let part = |part: &str, more: &str| {
+            let mut command = dir.batch("out", &options);
+            command.args(["--shard", part, more]);
+            command
+        };
+        // Two alone can no more than measure: the third has spectra that are not there.
+        assert!(run(&mut part("1/3", "--measure")).status.success());
+        let err = fails(dir.batch("out", &options).args(["--shard", "2/3"]));
+        assert!(err[0].contains("in other shards are missing") && err[0].contains("--measure"), "{err:?}");
+        assert!(run(&mut part("3/3", "--measure")).status.success());
+        let codes: Vec<_> = ["1/3", "2/3", "3/3"].map(|i| run(&mut part(i, "--resume")).status.code()).into();
+        assert_eq!(codes.iter().filter(|code| **code == Some(1)).count(), 1, "the shard with the NaN fails: {codes:?}");
+        let mut merge = Command::new(env!("CARGO_BIN_EXE_tensorslim"));
+        let err = fails(merge.arg("merge").arg(dir.path("out")).stdin(Stdio::null()));
+        assert!(err[0].contains("1 of 13 weights failed"), "{err:?}");
+        let (one, mut out) = (contents(&dir.path("one")), contents(&dir.path("out")));
+        out.retain(|path, _| {
+            let name = path.to_str().unwrap();
+            !name.starts_with("manifest-") && !name.starts_with("summary") && name != "index.html"
+        });
+        assert!(out == one, "{:?} against {:?}", out.keys(), one.keys());
+    }
+
     #[test]
     fn resume_redoes_what_is_torn_or_changed_and_refuses_other_options() {
         let dir = Dir::new("resume");

@@ -1066,3 +1066,129 @@ fn forms_of_the_factors() {
     }
     refused(2, &["factor", UP, "--rank", "9", "--form", "pivot"], &["--out"]);
 }
+
+/// Changes bytes of a file and leaves the time of change as it was.
+fn patch(path: &str, at: u64, bytes: &[u8]) {
+    use std::io::{Seek, SeekFrom, Write};
+    let mut file = fs::File::options().write(true).open(path).unwrap();
+    let changed = file.metadata().unwrap().modified().unwrap();
+    file.seek(SeekFrom::Start(at)).unwrap();
+    file.write_all(bytes).unwrap();
+    file.set_modified(changed).unwrap();
+}
+
+/// 41 MB of f16 from a few directions: elements by rows.
+fn large() -> Vec<u8> {
+    let direction = |seed: usize| (0..1024).map(|j| ((j * seed) as f32 * 0.37).sin()).collect::<Vec<_>>();
+    let directions: Vec<Vec<f32>> = (1..4).map(direction).collect();
+    let mut bytes = Vec::with_capacity(2 * 20_000 * 1024);
+    for i in 0..20_000 {
+        let c: Vec<f32> = (1..4).map(|r| ((i * r) as f32 * 0.11).cos() / r as f32).collect();
+        for j in 0..1024 {
+            let x: f32 = c.iter().zip(&directions).map(|(c, d)| c * d[j]).sum();
+            let noise = ((i * 1024 + j) as u32).wrapping_mul(2_654_435_761) >> 16;
+            bytes.extend(half::f16::from_f32(x + noise as f32 * 1e-6).to_le_bytes());
+        }
+    }
+    bytes
+}
+
+const NAN: [u8; 2] = half::f16::NAN.to_le_bytes();
+
+/// A pass that ends in the middle goes on from the state that it saved: it does not look again at the rows before, where there is a NaN by now, and
+/// ends in the bytes of a pass that went through. A state of a file that has changed since is passed over.
+#[test]
+fn a_single_pass_goes_on_from_its_checkpoint() {
+    let dir = Dir::new("checkpoint");
+    let w = dir.file("w.npy", &npy("<f2", "False", "(20000, 1024)", &large()));
+    let start = fs::metadata(&w).unwrap().len() - 2 * 20_000 * 1024;
+    let late = start + 2 * 1024 * 19_000;
+    let good = fs::read(&w).unwrap()[late as usize..][..2].to_vec();
+    let state = dir.path("state");
+    let args =
+        ["factor", &w, "--rank", "2", "--method", "single-pass", "--memory-limit", "48M", "--checkpoint", &state];
+    let (clean, hurt) = (dir.path("clean"), dir.path("hurt"));
+    let with = |out: &str, f: &dyn Fn(&[&str])| f(&[&args[..], &["--out", out]].concat());
+    with(&clean, &|args| drop(succeeds(args)));
+    assert!(!Path::new(&state).exists(), "a pass that is through leaves no state");
+
+    patch(&w, late, &NAN);
+    with(&hurt, &|args| refused(1, args, &["w.npy", "NaN", "19000", "goes on from --checkpoint"]));
+    patch(&w, late, &good);
+    patch(&w, start, &NAN);
+    with(&hurt, &|args| drop(succeeds(args)));
+    for file in ["u.npy", "s.npy", "vt.npy"] {
+        let read = |dir: &str| fs::read(Path::new(dir).join(file)).unwrap();
+        assert!(read(&clean) == read(&hurt), "{file}");
+    }
+    assert!(!Path::new(&state).exists());
+
+    patch(&w, start, &[0; 2]);
+    patch(&w, late, &NAN);
+    with(&hurt, &|args| refused(1, args, &["19000"]));
+    patch(&w, late, &good);
+    patch(&w, start, &NAN);
+    fs::File::options().write(true).open(&w).unwrap().set_modified(std::time::SystemTime::now()).unwrap();
+    with(&hurt, &|args| refused(1, args, &["NaN", "(0, 0)"]));
+
+    refused(1, &["factor", UP, "--rank", "2", "--checkpoint", &state], &["--checkpoint", "single-pass"]);
+    let fortran = dir.file("f.npy", &npy("<f4", "True", "(2, 3)", &[0; 24]));
+    refused(
+        1,
+        &["factor", &fortran, "--rank", "1", "--method", "nystrom", "--checkpoint", &state],
+        &["f.npy", "C order"],
+    );
+}
+
+/// The same of statistics, over two files.
+#[test]
+fn statistics_go_on_from_their_checkpoint() {
+    let dir = Dir::new("statistics");
+    let x = dir.file("x.npy", &npy("<f2", "False", "(80000, 256)", &large()));
+    let start = fs::metadata(&x).unwrap().len() - 2 * 80_000 * 256;
+    let late = start + 2 * 256 * 79_000;
+    let good = fs::read(&x).unwrap()[late as usize..][..2].to_vec();
+    let y = dir.file("y.npy", &f32_npy(500, 256, |i, j| ((i * j) as f32).sin()));
+    let (state, clean, hurt) = (dir.path("state"), dir.path("clean"), dir.path("hurt"));
+    let with = |out: &str, f: &dyn Fn(&[&str])| f(&["calibrate", &y, &x, "--checkpoint", &state, "--out", out]);
+    with(&clean, &|args| drop(succeeds(args)));
+    assert!(!Path::new(&state).exists());
+    patch(&x, late, &NAN);
+    with(&hurt, &|args| refused(1, args, &["x.npy", "NaN", "79000"]));
+    patch(&x, late, &good);
+    patch(&x, start, &NAN);
+    // Damaged, it is passed over: the NaN shows.
+    let whole = fs::read(&state).unwrap();
+    let mut torn = whole.clone();
+    torn.truncate(whole.len() - 9);
+    fs::write(&state, &torn).unwrap();
+    with(&hurt, &|args| refused(1, args, &["x.npy", "NaN"]));
+    fs::write(&state, &whole).unwrap();
+    with(&hurt, &|args| assert!(succeeds(args).contains("80500")));
+    assert!(fs::read(&clean).unwrap() == fs::read(&hurt).unwrap());
+    assert!(!Path::new(&state).exists());
+}
+
+/// A weight of 41 MB under calibration within 64 MiB, statistics and the program itself included, from samples of the same size.
+#[test]
+fn a_calibrated_weight_larger_than_the_limit() {
+    let dir = Dir::new("calibrated-tiles");
+    let w = dir.file("w.npy", &npy("<f2", "False", "(80000, 256)", &large()));
+    let args = ["factor", &w, "--rank", "3", "--calibration", &w];
+    let memory = report(&args);
+    for more in [&[][..], &["--whitening", "diagonal"], &["--blend", "0.5"]] {
+        let memory = if more.is_empty() { memory.clone() } else { report(&[&args, more].concat()) };
+        let tiles = report(&[&args, more, &["--memory-limit", "64M"]].concat());
+        assert!(tiles["reason"].as_str().unwrap().ends_with("read in tiles"), "{tiles}");
+        for field in ["/relative_error", "/calibration/relative_error"] {
+            near(number(&tiles, field), number(&memory, field), 1e-3 * number(&memory, field) + 1e-5);
+        }
+        assert!(number(&tiles, "/peak_rss_bytes") <= f64::from(64 << 20), "{tiles}");
+    }
+    refused(
+        1,
+        &[&args[..], &["--memory-limit", "27M"]].concat(),
+        &["w.npy", "memory limit", "the least that would do"],
+    );
+    refused(1, &[&args[..], &["--memory-limit", "64M", "--blend", "auto"]].concat(), &["w.npy", "--blend auto"]);
+}

@@ -14,7 +14,9 @@ use tensorslim::calibration::Calibration;
 use tensorslim::npy::{self, Array, Mapped, Stream};
 use tensorslim::operator::{self, Cancel, LinearOperator, RowSource, Tiled, Watch};
 use tensorslim::svd::Checkpoint;
-use tensorslim::{DType, Element, Error, Factors, Matrix, Method, Par, Rank, Scalar, Sketch, TensorRef, TruncatedSvd};
+use tensorslim::{
+    DType, Element, Error, Factors, Matrix, Method, Par, Rank, Scalar, Sketch, TensorRef, TruncatedSvd, Whitening,
+};
 
 /// A directory of its own for each test, removed at the end.
 struct Dir(PathBuf);
@@ -208,15 +210,122 @@ fn products_over_any_tiles_are_those_of_the_matrix() {
     }
 }
 
+/// The same of halves, which are converted block by block: shapes that straddle the blocks, against f64.
+#[test]
+fn products_of_halves_over_any_tiles_are_those_of_the_matrix() {
+    for (m, n) in [(1100, 530), (530, 1100), (1030, 2), (3, 700)] {
+        let wide = matrix(m, n, 0.9, 5);
+        let a = Matrix::<f16>::from_fn(m, n, |i, j| f16::from_f32(wide.row(i)[j]));
+        for column_major in [false, true] {
+            let stored = if column_major { Matrix::from_fn(n, m, |i, j| a.row(j)[i]) } else { a.clone() };
+            for lines in [1, 130, 2000] {
+                let what = format!("{m}×{n}, columns {column_major}, {lines} lines");
+                let mut source = Lines { data: stored.as_tensor().unwrap(), column_major };
+                let mut op = Tiled::<f32>::new(&mut source, lines, Par::rayon(0), Watch::default()).unwrap();
+                let tall = Mat::<f64>::from_fn(m.max(n), m.min(n), |i, j| {
+                    if m >= n { a.row(i)[j].to_f64() } else { a.row(j)[i].to_f64() }
+                });
+                let (mut x, mut y) = (op.right(7).unwrap(), op.left(7).unwrap());
+                x.as_mut().copy_from(Mat::<f32>::from_fn(m.min(n), 7, |i, j| ((i * 7 + j) as f32).sin()).as_ref());
+                // What is there before is not to show.
+                y.as_mut().fill(f32::NAN);
+                op.apply(&x, &mut y).unwrap();
+                // Sums of at most 1100 products: each within 1100 eps ‖a_i‖ ‖x_j‖.
+                let near = |a: &Mat<f64>, b: &Mat<f64>, scale: f64, what: &str| {
+                    assert!((a - b).norm_l2() <= 1100.0 * f64::from(f32::EPSILON) * scale, "{what}");
+                };
+                let (xf, yf) = (widen(x.as_ref()), widen(y.as_ref()));
+                near(&yf, &(&tall * &xf), tall.norm_l2() * xf.norm_l2(), &format!("{what}: apply"));
+                x.as_mut().fill(f32::NAN);
+                op.apply_adjoint(&y, &mut x).unwrap();
+                let scale = tall.norm_l2() * yf.norm_l2();
+                near(&widen(x.as_ref()), &(tall.transpose() * &yf), scale, &format!("{what}: adjoint"));
+                // By rows, as images are.
+                let mut by_rows = op.image(7).unwrap();
+                op.apply_adjoint(&y, &mut x).unwrap();
+                op.apply(&x, &mut by_rows).unwrap();
+                op.apply(&x, &mut y).unwrap();
+                let (a, b) = (widen(by_rows.as_ref()), widen(y.as_ref()));
+                near(&a, &b, tall.norm_l2() * widen(x.as_ref()).norm_l2(), &format!("{what}: image"));
+            }
+        }
+    }
+}
+
+/// A weight that is read in tiles loses as much of its outputs as one in memory: every whitening, rank rule and order.
+#[test]
+fn calibrated_in_tiles_is_calibrated_in_memory() {
+    let (m, n) = (900, 120);
+    let a = matrix(m, n, 0.9, 5);
+    let mut random = common::Random(9);
+    let scales: Vec<f64> = (0..n).map(|j| 0.97f64.powi(j as i32)).collect();
+    let mut samples = |count: usize| Matrix::<f32>::from_fn(count, n, |_, j| (scales[j] * random.normal()) as f32);
+    let statistics = |x: &Matrix<f32>| {
+        let mut c = Calibration::new(n).unwrap();
+        c.update(&x.as_tensor().unwrap()).unwrap();
+        c
+    };
+    let (c, held) = (statistics(&samples(400)), statistics(&samples(300)));
+    let base = |rank: Rank| TruncatedSvd::new(rank).calibration(&c).seed(4);
+    let cases = [
+        ("full", base(Rank::Fixed(9))),
+        ("energy", base(Rank::Energy(0.9))),
+        ("randomized", base(Rank::Fixed(9)).method(Method::Randomized)),
+        ("blend", base(Rank::Fixed(9)).blend(0.7)),
+        ("diagonal", base(Rank::Fixed(9)).whitening(Whitening::Diagonal)),
+        ("quality", base(Rank::Quality(0.9))),
+        ("quality elsewhere", base(Rank::Quality(0.9)).quality_on(&held)),
+        ("plain quality", TruncatedSvd::new(Rank::Quality(0.9)).quality_on(&held)),
+        // What the subtraction does not see.
+        ("nothing lost", base(Rank::Fixed(119)).blend(0.9)),
+    ];
+    for column_major in [false, true] {
+        let stored = if column_major { Matrix::from_fn(n, m, |i, j| a.row(j)[i]) } else { a.clone() };
+        for (what, svd) in &cases {
+            let what = format!("{what}, columns {column_major}");
+            let mut source = Lines { data: stored.as_tensor().unwrap(), column_major };
+            let least = match svd.clone().memory_limit(1).plan_rows::<f32>(&source) {
+                Err(Error::Memory { least, .. }) => least,
+                other => panic!("{what}: {other:?}"),
+            };
+            let limited = svd.clone().memory_limit(least);
+            let tiled = limited.factor_rows::<f32>(&mut source, &Watch::default()).unwrap();
+            // A limit may leave another method than the fastest: the same one is compared.
+            let svd = svd.clone().method(tiled.report().method);
+            let memory = svd.factor::<f32>(a.as_tensor().unwrap()).unwrap();
+            assert_eq!((tiled.rank(), tiled.report().method), (memory.rank(), memory.report().method), "{what}");
+            assert!(tiled.report().reason.ends_with("read in tiles"), "{what}");
+            let (e, f) = (tiled.report().relative_error, memory.report().relative_error);
+            assert!((e - f).abs() <= 1e-3 * f + 1e-5, "{what}: {e} {f}");
+            if let Some(there) = &memory.report().activation {
+                let here = tiled.report().activation.as_ref().unwrap();
+                // Within the floor of a subtraction in f32, √(256 eps), where next to nothing is lost.
+                let slack = if what.starts_with("nothing") { 5.6e-3 } else { 2e-3 * there.relative_error };
+                let (e, f) = (here.relative_error, there.relative_error);
+                assert!((e - f).abs() <= slack, "{what}: output error {e} against {f}");
+                assert!((here.norm - there.norm).abs() <= 1e-5 * there.norm, "{what}");
+                assert!(
+                    !what.starts_with("nothing") || tiled.report().notes.iter().any(|n| n.contains("at most 5.5e-3"))
+                );
+            }
+        }
+        // Its inputs' statistics would be larger than itself.
+        let wide = Matrix::<f32>::zeros(20, n);
+        let refused = base(Rank::Fixed(9)).factor_rows::<f32>(&mut wide.as_tensor().unwrap(), &Watch::default());
+        assert!(matches!(refused, Err(Error::Option { name: "calibration", .. })), "{refused:?}");
+    }
+}
+
 /// Any number of threads, the same bits: the tile is fixed, the sums go in its order.
 #[test]
 fn bits_do_not_depend_on_threads() {
-    let a = matrix(900, 200, 0.8, 11);
+    let wide = matrix(2000, 700, 0.8, 11);
+    let a = Matrix::<f16>::from_fn(2000, 700, |i, j| f16::from_f32(wide.row(i)[j]));
     let run = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| {
             let mut source = a.as_tensor().unwrap();
-            let svd = TruncatedSvd::new(Rank::Fixed(9)).memory_limit(3 << 20);
+            let svd = TruncatedSvd::new(Rank::Fixed(9)).method(Method::Randomized).memory_limit(7 << 20);
             svd.factor_rows::<f32>(&mut source, &Watch::default()).unwrap()
         })
     };
@@ -397,7 +506,7 @@ fn bytes_of_a_tile_are_those_of_its_buffers() {
     let source = a.as_tensor().unwrap();
     // Two read buffers of 10 lines, and a conversion buffer of the same lines in f32.
     assert_eq!(Tiled::<f32>::bytes(&source, 10), 2 * 10 * 300 * 2 + 10 * 300 * 4);
-    assert_eq!(Tiled::<f32>::lines_for(&source, 0), Err(2 * 1000 * 300 * 2 + 1000 * 300 * 4));
+    assert_eq!(Tiled::<f32>::lines_for(&source, 0, 1 << 20), Err(2 * 1000 * 300 * 2 + 1000 * 300 * 4));
 }
 
 /// A single pass that is stopped anywhere goes on where it was saved, to the bits of one that went through; what is damaged, or of

@@ -25,7 +25,8 @@ use tensorslim::batch::config::Config;
 use tensorslim::batch::manifest::{self, Manifest, parse_journal, tensor_name};
 use tensorslim::calibration::Calibration;
 use tensorslim::npy::{self, Array};
-use tensorslim::{DType, Matrix};
+use tensorslim::svd::SinglePass;
+use tensorslim::{DType, Matrix, Method, Rank, TruncatedSvd};
 
 thread_local! {
     static NOW: Cell<usize> = const { Cell::new(0) };
@@ -103,6 +104,19 @@ fn statistics() -> Vec<Vec<u8>> {
     let mut c = Calibration::new(4).unwrap();
     c.update(&x.as_tensor().unwrap()).unwrap();
     files.push(c.to_bytes());
+    files
+}
+
+fn state() -> SinglePass<f32> {
+    TruncatedSvd::new(Rank::Fixed(1)).method(Method::SinglePass).oversample(1).accumulator((12, 4)).unwrap()
+}
+
+fn states() -> Vec<Vec<u8>> {
+    let mut files = vec![state().to_bytes()];
+    let a = Matrix::<f32>::from_fn(5, 4, |i, j| (3 * i + j) as f32);
+    let mut some = state();
+    some.update(6, &a.as_tensor().unwrap()).unwrap();
+    files.push(some.to_bytes());
     files
 }
 
@@ -188,6 +202,29 @@ fn targets() -> Vec<Target> {
                 for bytes in [bytes, &sealed] {
                     if let Ok(c) = Calibration::from_bytes(bytes) {
                         assert_eq!(Calibration::from_bytes(&c.to_bytes()).unwrap().to_bytes(), c.to_bytes());
+                    }
+                }
+            },
+            fixed: 1 << 20,
+            factor: 64,
+        },
+        Target {
+            name: "state",
+            corpus: states(),
+            tokens: &["\0\0\0\0", "\u{7f}\u{7f}\u{7f}\u{7f}", "\x01", "\x02"],
+            parse: |bytes| {
+                let body = &bytes[..bytes.len().saturating_sub(4)];
+                let sealed = [body, &crc32fast::hash(body).to_le_bytes()].concat();
+                for bytes in [bytes, &sealed] {
+                    let mut state = state();
+                    match state.restore(bytes) {
+                        // Not to the byte: a signaling NaN comes back quiet.
+                        Ok(()) => {
+                            let (written, mut again) = (state.to_bytes(), self::state());
+                            again.restore(&written).unwrap();
+                            assert_eq!(again.to_bytes(), written);
+                        }
+                        Err(_) => assert_eq!(state.rows_given(), 0),
                     }
                 }
             },
@@ -427,4 +464,7 @@ fn the_corpus_is_right() {
     assert_eq!(Manifest::parse(&corpus("manifest.json")).unwrap().tensors.len(), 3);
     assert_eq!(parse_journal(&corpus("journal.jsonl")).unwrap().1.len(), 3);
     Config::parse(std::str::from_utf8(&corpus("options.toml")).unwrap()).unwrap();
+    for file in states() {
+        state().restore(&file).unwrap();
+    }
 }

@@ -26,6 +26,7 @@
 mod dense;
 mod host;
 mod product;
+mod stored;
 mod tiled;
 mod watch;
 mod whitened;

@@ -3,13 +3,13 @@
 //! ```text
 //!   source    line 0..b │ line b..2b │ ...        lines: rows, or the columns of a matrix in column-major order
 //!                │ reader thread: tile i + 1 into one buffer
-//!                ▼            meanwhile: tile i from the other ─> convert, a few lines at a time ─> GEMM
+//!                ▼            meanwhile: tile i from the other ─> convert, block by block ─> GEMM
 //!
 //!   lines are rows of A      Y_i = A_i X            X  += A_iᵀ Y_i         G += A_iᵀ A_i        Y_i  = A_i Ω
 //!   lines are columns of A   Y  += A_j X_j          X_j = A_jᵀ Y           (blocks across)      Y   += A_j Ω_j
 //! ```
 //!
-//! The panels are those of a matrix in memory, the algorithms too; only the products are here. Memory is two read buffers in
+//! The panels are those of a matrix in memory, the algorithms too; only the products are here (and in `stored.rs`). Memory is two read buffers in
 //! the element type of the source and one conversion buffer ([`Tiled::bytes`]); time is the larger of reading and computing, for
 //! reading runs one tile ahead on a thread of its own. Sums go in tile order, so the bits depend on the tile size and on
 //! nothing else: not on threads, not on the speed of the disk.
@@ -29,11 +29,13 @@ use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 use std::thread;
 
-use faer::{Accum, MatRef, Par};
+use faer::prelude::ReborrowMut as _;
+use faer::{Accum, MatMut, MatRef, Par};
 
 use super::dense::{Dense, Scan, TileParams, convert_tile, scale_for, scaled_norm_squared, scan};
 use super::host::{HostContext, HostPanel};
-use super::product::{add_gram, add_up, gram_groups, product};
+use super::product::{add_gram, add_up, gram_groups};
+use super::stored::{block_elements, stored_product};
 use super::{LinearOperator, Watch};
 use crate::error::{Error, Result};
 use crate::simd::Scalar;
@@ -106,16 +108,19 @@ impl RowSource for TensorRef<'_> {
 /// Sizes of the read buffers.
 #[derive(Debug, Clone, Copy)]
 pub struct ReadParams {
-    /// Bytes of one buffer where memory allows: 32 MiB is 32 conversion tiles or so, and a small part of any limit that a large matrix is
-    /// given (bench `batch`, out-of-core).
+    /// Bytes of one buffer where memory allows, for what is fed rows: sums as long as the matrix is wide grow once per block.
     pub bytes: usize,
+    /// The same for products with panels: two buffers that stay in L3 save a write and a read of memory for every byte read, which is more than the
+    /// panel costs that grows once per tile (bench `batch`, out-of-core: 3 MiB took 0.87 of the CPU time that 6 to 32 MiB took, 2 MiB 0.98; and a file
+    /// is read at 12 GB/s in pieces of 4 MiB, at 9 in those of 32).
+    pub product_bytes: usize,
     /// Bytes of one buffer below which a memory limit is refused rather than met.
     pub least_bytes: usize,
 }
 
 impl Default for ReadParams {
     fn default() -> Self {
-        ReadParams { bytes: 32 << 20, least_bytes: 1 << 20 }
+        ReadParams { bytes: 32 << 20, product_bytes: 4 << 20, least_bytes: 1 << 20 }
     }
 }
 
@@ -149,7 +154,8 @@ impl Layout {
 
     /// Elements of the conversion buffer beside tiles of `lines` lines.
     fn converted(&self, lines: usize) -> usize {
-        TileParams::default().rows(self.lines, self.width).min(lines) * self.width
+        let whole = TileParams::default().rows(self.lines, self.width).min(lines) * self.width;
+        whole.max(block_elements(lines, self.width))
     }
 
     fn bytes<T: Scalar>(&self, lines: usize) -> usize {
@@ -229,17 +235,22 @@ impl<'s, T: Scalar> Tiled<'s, T> {
         })
     }
 
+    /// The threads and scratch shared with its panels.
+    pub fn context(&self) -> &Arc<HostContext> {
+        &self.context
+    }
+
     /// Bytes of the buffers for tiles of `lines` lines.
     pub fn bytes(source: &dyn RowSource, lines: usize) -> usize {
         Layout::new(source).bytes::<T>(lines)
     }
 
-    /// The most lines, up to what [`ReadParams`] asks for, whose buffers take at most `bytes`; `Err` with the least bytes that
+    /// The most lines of at most `most` bytes (see [`ReadParams`]) whose buffers take at most `bytes`; `Err` with the least bytes that
     /// would do.
-    pub fn lines_for(source: &dyn RowSource, bytes: usize) -> std::result::Result<usize, usize> {
-        let (layout, params) = (Layout::new(source), ReadParams::default());
-        let least = layout.lines_in(params.least_bytes);
-        let (mut fits, mut over) = (least, layout.lines_in(params.bytes) + 1);
+    pub fn lines_for(source: &dyn RowSource, bytes: usize, most: usize) -> std::result::Result<usize, usize> {
+        let layout = Layout::new(source);
+        let least = layout.lines_in(ReadParams::default().least_bytes);
+        let (mut fits, mut over) = (least, layout.lines_in(most).max(least) + 1);
         if layout.bytes::<T>(least) > bytes {
             return Err(layout.bytes::<T>(least));
         }
@@ -342,6 +353,24 @@ impl<'s, T: Scalar> Tiled<'s, T> {
                         slab(first + start, convert_tile(view.subrows(start, count), buffer, scale, par));
                     }
                 }
+            }
+            Ok(())
+        })
+    }
+
+    /// `y <- A x`, or `Aᵀ x`.
+    fn multiply(&mut self, adjoint: bool, x: MatRef<'_, T>, mut y: MatMut<'_, T>) -> Result<()> {
+        let context = self.context.clone();
+        // Lines of the tile as rows of what is multiplied, or as its columns.
+        let lines_are_rows = self.layout.lines_are_rows != adjoint;
+        self.pass(Cut::Lines, |first, view, scale, converted, _| {
+            let lines = view.nrows();
+            if lines_are_rows {
+                let y = y.rb_mut().subrows_mut(first, lines);
+                stored_product(Accum::Replace, view, scale, x, y, converted, &context);
+            } else {
+                let x = x.subrows(first, lines);
+                stored_product(accum(first), view.transpose(), scale, x, y.rb_mut(), converted, &context);
             }
             Ok(())
         })
@@ -489,28 +518,11 @@ impl<T: Scalar> LinearOperator<T> for Tiled<'_, T> {
     }
 
     fn apply(&mut self, x: &HostPanel<T>, y: &mut HostPanel<T>) -> Result<()> {
-        let context = self.context.clone();
-        self.for_each_slab(Cut::Lines, |slab, _| match slab {
-            Slab::Rows(first, a) => {
-                product(Accum::Replace, a, x.as_ref(), y.as_mut().subrows_mut(first, a.nrows()), &context);
-            }
-            Slab::Columns(first, a) => {
-                product(accum(first), a, x.as_ref().subrows(first, a.ncols()), y.as_mut(), &context);
-            }
-        })
+        self.multiply(false, x.as_ref(), y.as_mut())
     }
 
     fn apply_adjoint(&mut self, y: &HostPanel<T>, x: &mut HostPanel<T>) -> Result<()> {
-        let context = self.context.clone();
-        self.for_each_slab(Cut::Lines, |slab, _| match slab {
-            Slab::Rows(first, a) => {
-                product(accum(first), a.transpose(), y.as_ref().subrows(first, a.nrows()), x.as_mut(), &context);
-            }
-            Slab::Columns(first, a) => {
-                let x = x.as_mut().subrows_mut(first, a.ncols());
-                product(Accum::Replace, a.transpose(), y.as_ref(), x, &context);
-            }
-        })
+        self.multiply(true, y.as_ref(), x.as_mut())
     }
 
     fn sketch(&mut self, omega: &AnySketch, y: &mut HostPanel<T>) -> Result<()> {

@@ -344,6 +344,16 @@ impl TruncatedSvd {
         self.factor_in_pool(&w, &Watch::default(), HostContext::within(workspace, crate::current_par()))
     }
 
+    /// Both.
+    pub(crate) fn factor_watched_with<T: Scalar>(
+        &self,
+        w: TensorRef<'_>,
+        watch: &Watch<'_>,
+        workspace: &mut Workspace,
+    ) -> Result<Factors<T>> {
+        self.factor_in_pool(&w, watch, HostContext::within(workspace, crate::current_par()))
+    }
+
     fn factor_in_pool<T: Scalar>(
         &self,
         w: &TensorRef<'_>,
@@ -383,7 +393,8 @@ impl TruncatedSvd {
         let mut op = op.watched(watch.clone());
         if self.weighting.is_active(self.rank) {
             let context = op.context().clone();
-            return whitened::factor(self, op, |l| Ok(Root::new(l, context)), view, par, start);
+            let root = |l| Ok(Root::new(l, context));
+            return whitened::factor(self, op, root, whitened::Weight::Whole(view), par, start);
         }
         self.run(&mut op, plan, par, start)
     }
@@ -425,7 +436,7 @@ impl TruncatedSvd {
             let device = op.device().clone();
             let root =
                 |l: crate::operator::Entries<T>| crate::cuda::DeviceMatrix::from_host(&device, l.dense().as_ref());
-            return whitened::factor(self, op, root, view, par, start);
+            return whitened::factor(self, op, root, whitened::Weight::Whole(view), par, start);
         }
         self.run(&mut op, plan, par, start)
     }

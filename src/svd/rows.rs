@@ -5,16 +5,19 @@
 //!             chosen first, with the least buffers beside it           what is left, up to ReadParams::bytes
 //! ```
 //!
+//! Under calibration the same, of a tall weight: its product with the root of the moments is that of `svd/whitened.rs`, and takes one pass for the norm and
+//! one for the projection besides those of the method. A wide one is refused: the statistics of its n inputs alone take `8 n²` bytes, more than it.
+//!
 //! The methods are those of a matrix in memory; what changes is what they cost. A method takes the larger of its arithmetic and
 //! `passes · bytes / read rate`, and one whose peak is over the limit is not in question.
 
 use std::fmt;
 use std::time::Instant;
 
-use super::{Device, Method, Plan, TruncatedSvd};
+use super::{Device, Method, Plan, TruncatedSvd, whitened};
 use crate::error::{Error, Result};
 use crate::factors::Factors;
-use crate::operator::{Dense, RowSource, Tiled, Watch, stream};
+use crate::operator::{Dense, ReadParams, Root, RowSource, Tiled, Watch, stream};
 use crate::simd::Scalar;
 
 /// Bytes of a matrix that are read for each byte of state that is saved.
@@ -74,6 +77,11 @@ impl TruncatedSvd {
     /// # Errors
     /// Those of [`plan`](Self::plan), and [`Error::Memory`] with the least limit that would do.
     pub fn plan_rows<T: Scalar>(&self, source: &dyn RowSource) -> Result<RowsPlan> {
+        self.plan_within::<T>(source).map(|(plan, _)| plan)
+    }
+
+    /// The plan, and the options that plan the same for a matrix in memory: with what the buffers leave of the limit, and the price of a pass.
+    fn plan_within<T: Scalar>(&self, source: &dyn RowSource) -> Result<(RowsPlan, TruncatedSvd)> {
         let (shape, dtype) = (source.shape(), source.dtype());
         if shape.0 == 0 || shape.1 == 0 {
             return Err(Error::Empty { shape: vec![shape.0, shape.1] });
@@ -82,9 +90,15 @@ impl TruncatedSvd {
             .and_then(|elements| elements.checked_mul(dtype.size()))
             .filter(|&bytes| bytes <= isize::MAX as usize)
             .ok_or(Error::TooLarge { shape: vec![shape.0, shape.1] })?;
-        // The plan counts the conversion buffer of a matrix in memory, which is not there.
-        let not_there = Dense::<T>::tile_bytes(shape.0.max(shape.1), shape.0.min(shape.1), dtype);
-        let least = Tiled::<T>::lines_for(source, 0).unwrap_or_else(|least| least);
+        let weighted = self.weighting.is_active(self.rank);
+        // The plan counts the conversion buffer of a matrix in memory, which is not there. (Where the root is what takes most, it does not.)
+        let not_there =
+            if weighted { 0 } else { Dense::<T>::tile_bytes(shape.0.max(shape.1), shape.0.min(shape.1), dtype) };
+        let beside = if weighted { self.weighting.bytes_in_tiles::<T>(shape.1) } else { 0 };
+        let once = matches!(self.method, Method::SinglePass | Method::Nystrom);
+        let params = ReadParams::default();
+        let most = if once { params.bytes } else { params.product_bytes };
+        let least = Tiled::<T>::lines_for(source, 0, most).unwrap_or_else(|least| least) + beside;
         let room = |limit: usize| (limit + not_there).saturating_sub(least);
         let mut options = self.clone();
         options.memory_limit = self.memory_limit.map(room);
@@ -95,19 +109,20 @@ impl TruncatedSvd {
             }
             (e, _) => e,
         })?;
-        let method = plan.peak_bytes - not_there;
+        let method = plan.peak_bytes - not_there + beside;
         let room = self.memory_limit.map_or(usize::MAX, |limit| limit - method);
-        let tile_lines = Tiled::<T>::lines_for(source, room)
+        let tile_lines = Tiled::<T>::lines_for(source, room, most)
             .map_err(|least| Error::Memory { limit: self.memory_limit.unwrap_or(usize::MAX), least: method + least })?;
         let tile_bytes = Tiled::<T>::bytes(source, tile_lines);
-        Ok(RowsPlan { plan, tile_lines, tile_bytes, peak_bytes: method + tile_bytes })
+        Ok((RowsPlan { plan, tile_lines, tile_bytes, peak_bytes: method + tile_bytes }, options))
     }
 
     /// As [`factor_rows`](Self::factor_rows); a method of a single pass keeps its state in `checkpoint` on the way and goes on from what is there. What
     /// is damaged, or of other options, is passed over and the pass starts anew. The other methods start anew in any case.
     ///
     /// States are saved between blocks, so that a run that goes on under the same memory limit is fed the same blocks and ends in the same
-    /// bits as one that went through. They are saved after every [`READ_PER_STATE`] times their own size, and so cost a small share of the reading.
+    /// bits as one that went through. They are saved after every [`READ_PER_STATE`] times their own size, and so cost a small share of the reading; and
+    /// when `watch` says to stop.
     ///
     /// # Errors
     /// As [`factor_rows`](Self::factor_rows); what [`Checkpoint::save`] reports.
@@ -117,7 +132,8 @@ impl TruncatedSvd {
         watch: &Watch<'_>,
         checkpoint: &dyn Checkpoint,
     ) -> Result<Factors<T>> {
-        if !matches!(self.method, Method::SinglePass | Method::Nystrom) || source.is_column_major() {
+        let once = matches!(self.method, Method::SinglePass | Method::Nystrom);
+        if !once || source.is_column_major() || self.weighting.is_active(self.rank) {
             return self.factor_rows(source, watch);
         }
         let RowsPlan { tile_lines, peak_bytes, .. } = self.plan_rows::<T>(source)?;
@@ -128,7 +144,7 @@ impl TruncatedSvd {
         }
         let line = source.shape().1 * source.dtype().size();
         let (mut unsaved, every) = (0, READ_PER_STATE * state.state_bytes());
-        stream(source, state.rows_given(), tile_lines * line, watch, |first, rows| {
+        let done = stream(source, state.rows_given(), tile_lines * line, watch, |first, rows| {
             state.update(first, &rows)?;
             unsaved += rows.shape()[0] * line;
             if unsaved >= every {
@@ -136,7 +152,11 @@ impl TruncatedSvd {
                 checkpoint.save(&state.to_bytes())?;
             }
             Ok(())
-        })?;
+        });
+        if done == Err(Error::Cancelled) && unsaved > 0 {
+            checkpoint.save(&state.to_bytes())?;
+        }
+        done?;
         let mut factors = state.finish()?;
         factors.report_mut().peak_bytes = peak_bytes;
         Ok(factors)
@@ -152,12 +172,25 @@ impl TruncatedSvd {
         if self.device != Device::Cpu {
             return Err(Error::option("device", "a matrix out of core", "cpu, or a matrix that fits into memory"));
         }
-        if self.weighting.is_active(self.rank) {
-            return Err(Error::option("calibration", "a matrix out of core", "a matrix that fits into memory"));
+        let (shape, dtype) = (source.shape(), source.dtype());
+        let weighted = self.weighting.is_active(self.rank);
+        if weighted && shape.0 < shape.1 {
+            let want = "a weight in memory: statistics of its inputs are larger than itself";
+            return Err(Error::option("calibration", "out of core, of a weight with fewer rows than columns", want));
         }
-        let RowsPlan { mut plan, tile_lines, peak_bytes, .. } = self.plan_rows::<T>(source)?;
+        let (RowsPlan { mut plan, tile_lines, peak_bytes, .. }, options) = self.plan_within::<T>(source)?;
         let par = crate::current_par();
         let mut op = Tiled::<T>::new(source, tile_lines, par, watch.clone())?;
+        if weighted {
+            let context = op.context().clone();
+            let root = |l| Ok(Root::new(l, context));
+            let weight = whitened::Weight::Tiles(shape, dtype);
+            let mut factors = whitened::factor(&options, op, root, weight, par, start)?;
+            let report = factors.report_mut();
+            report.peak_bytes = peak_bytes;
+            report.reason.push_str("; read in tiles");
+            return Ok(factors);
+        }
         // Where the spectrum decides the rank, the norm that it is measured by is needed first.
         if plan.rank.is_none() {
             op.check()?;

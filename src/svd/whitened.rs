@@ -55,7 +55,7 @@ use crate::range::filtered_iteration;
 use crate::rank::Rank;
 use crate::simd::Scalar;
 use crate::sketch::{AnySketch, Sketch};
-use crate::tensor::{Element, MatView};
+use crate::tensor::{DType, Element, MatView};
 use crate::whiten::{Fill, Moments, Whitening};
 
 /// What calibration adds to a factorization to be.
@@ -81,6 +81,13 @@ impl Weighting {
     /// Whether the factorization goes through this file.
     pub(super) fn is_active(&self, rank: Rank) -> bool {
         self.calibration.is_some() || matches!(rank, Rank::Quality(_))
+    }
+
+    /// What measuring the outputs takes of a weight in tiles, unless the loss is that of the calibration itself: their moments and the
+    /// Gram matrix of the weight.
+    pub(super) fn bytes_in_tiles<T: Scalar>(&self, n: usize) -> usize {
+        let itself = self.quality_on.is_none() && self.whitening == Whitening::Full && self.blend == 1.0;
+        if itself { 0 } else { n * n * (size_of::<f64>() + 3 * size_of::<T>()) }
     }
 
     fn check(&self, n: usize, rank: Rank) -> Result<()> {
@@ -141,12 +148,37 @@ struct Outputs<T, P> {
     notes: Vec<String>,
 }
 
+/// Where the entries of W can be had besides its operator.
+#[derive(Clone, Copy)]
+pub(super) enum Weight<'a> {
+    /// In memory.
+    Whole(MatView<'a>),
+    /// Nowhere: W is read in tiles. Rows, columns and element type.
+    Tiles((usize, usize), DType),
+}
+
+impl Weight<'_> {
+    fn shape(&self) -> (usize, usize) {
+        match self {
+            Weight::Whole(w) => (w.nrows(), w.ncols()),
+            Weight::Tiles(shape, _) => *shape,
+        }
+    }
+
+    fn dtype(&self) -> DType {
+        match self {
+            Weight::Whole(w) => w.dtype(),
+            Weight::Tiles(_, dtype) => *dtype,
+        }
+    }
+}
+
 /// `svd.factor` for `op`, the tall one of W and Wᵀ; `w` is W. `root` makes the operator of L on the same kind of panels.
 pub(super) fn factor<T, P, W, L>(
     svd: &TruncatedSvd,
     op: W,
     root: impl FnOnce(Entries<T>) -> Result<L>,
-    w: MatView<'_>,
+    w: Weight<'_>,
     par: Par,
     start: Instant,
 ) -> Result<Factors<T>>
@@ -157,7 +189,7 @@ where
     L: LinearOperator<T, Left = P, Right = P>,
     W::Gram: FromPanel<T, P>,
 {
-    let (m, n) = (w.nrows(), w.ncols());
+    let (m, n) = w.shape();
     // Of a loss that is a tenth of the norm, an error in the directions is ten times the part that it is of the norm: one step more.
     let svd = &svd.clone().power_iterations(svd.power_iterations + 1);
     let weighting = &svd.weighting;
@@ -183,7 +215,7 @@ where
 
 /// What is known of the weight besides its operator.
 struct About<'a> {
-    w: MatView<'a>,
+    w: Weight<'a>,
     /// The operator is this times W.
     weight_scale: f64,
     /// `L Lᵀ` is this times the moments.
@@ -202,7 +234,7 @@ where
     W::Gram: FromPanel<T, P>,
 {
     let weighting = &svd.weighting;
-    let shape = (about.w.nrows(), about.w.ncols());
+    let shape = about.w.shape();
     let (plan, outputs) = match svd.rank {
         Rank::Quality(q) => by_quality(svd, &mut op, &about, q)?,
         _ => {
@@ -262,10 +294,15 @@ where
     };
 
     let subtraction_says_something = share_lost > certificate::FLOOR_IN_EPS * T::EPSILON;
-    let relative_error = if share_lost == 0.0 || subtraction_says_something {
-        share_lost.sqrt()
-    } else {
-        quality::expected_view(about.w, &factors, c)?.relative_error
+    let relative_error = match about.w {
+        _ if share_lost == 0.0 || subtraction_says_something => share_lost.sqrt(),
+        Weight::Whole(w) => quality::expected_view(w, &factors, c)?.relative_error,
+        Weight::Tiles(..) => {
+            let floor = (certificate::FLOOR_IN_EPS * T::EPSILON).sqrt();
+            let note = format!("the output error is at most {floor:.1e}, which is what is seen out of core");
+            factors.report_mut().notes.push(note);
+            floor
+        }
     };
     // Of one output vector, in the units of W and the inputs.
     let unit = 1.0 / (about.weight_scale * about.root_scale.sqrt());
@@ -468,7 +505,7 @@ where
     W::Gram: FromPanel<T, P>,
 {
     let weighting = &svd.weighting;
-    let shape = (about.w.nrows(), about.w.ncols());
+    let shape = about.w.shape();
     let par = about.par;
     let short = shape.0.min(shape.1);
     let most = svd.max_rank.unwrap_or(usize::MAX).clamp(1, short);

@@ -97,6 +97,10 @@ pub(crate) struct FactorArgs {
     #[arg(long, value_name = "BYTES", allow_negative_numbers = true, value_parser = byte_count)]
     pub(crate) memory_limit: Option<usize>,
 
+    /// Keep the state of a single pass here while it runs, and go on from it if it is there (--method single-pass or nystrom)
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["calibration", "evaluate"])]
+    pub(crate) checkpoint: Option<PathBuf>,
+
     /// Weigh errors by these inputs of the layer: samples as rows, or statistics from `calibrate`; may be repeated
     #[arg(long, value_name = "X.npy|STATS")]
     pub(crate) calibration: Vec<PathBuf>,
@@ -176,6 +180,10 @@ pub(crate) struct CalibrateArgs {
     #[arg(long, value_name = "STATS")]
     pub(crate) out: PathBuf,
 
+    /// Keep what is gathered here while it runs, and go on from it if it is there
+    #[arg(long, value_name = "FILE")]
+    pub(crate) checkpoint: Option<PathBuf>,
+
     /// Multiply in f32: twice as fast, right to 1e-6
     #[arg(long, conflicts_with = "factor")]
     pub(crate) fast: bool,
@@ -246,6 +254,10 @@ pub(crate) struct BatchArgs {
     /// Share ranks so that the factors together are at least R times smaller than the weights together, at the least error
     #[arg(long, value_name = "R", allow_negative_numbers = true, value_parser = positive)]
     pub(crate) budget: Option<f64>,
+
+    /// Measure the spectra that --budget weighs, and stop: the first round of shards, which share one --out; the second has --resume instead
+    #[arg(long, requires = "budget")]
+    pub(crate) measure: bool,
 
     /// How to factor [default: auto]
     #[arg(long, value_parser = one_of::<Method>(&["auto", "full", "gram", "randomized", "single-pass", "nystrom"]))]

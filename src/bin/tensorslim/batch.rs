@@ -4,11 +4,14 @@
 //!   inputs ─> shard ─> skip what is done (--resume) ─> [spectra ─> ranks (--budget)] ─> Batch::factor ─> results, journal ─> manifest
 //! ```
 //!
+//! A budget is shared among the weights of all shards: each measures the spectra of its own into the one output directory and comes, once all are there,
+//! to the same division. In two rounds, so that no shard waits for one that the queue has not started.
+//!
 //! A weight that fails is reported with its reason, on one line, and the others go on; then the exit code is 1. SIGINT and SIGTERM stop the batch at
 //! the next product or tile; after [`GRACE`] the process ends in any case, which loses nothing: results appear by a rename, and
 //! the journal gets whole lines.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -58,6 +61,18 @@ struct Task<'a> {
     options: Options,
 }
 
+impl<'a> Task<'a> {
+    /// `None` for what is not to be factored.
+    fn new(weight: &'a Weight, config: &Config, given: &Options) -> Option<Self> {
+        match weight.kind {
+            Kind::Matrix { shape, dtype } if config.factors(&weight.name) => {
+                Some(Task { weight, shape, dtype, options: config.options(&weight.name, given) })
+            }
+            _ => None,
+        }
+    }
+}
+
 fn batch<T: Scalar>(args: &BatchArgs) -> Result<(), Failure> {
     let start = Instant::now();
     let config = config(args)?;
@@ -66,11 +81,6 @@ fn batch<T: Scalar>(args: &BatchArgs) -> Result<(), Failure> {
         Some(parts) => parts,
         None => slurm(|name| std::env::var(name).ok())?.unwrap_or([1, 1]),
     };
-    if args.budget.is_some() && parts[1] > 1 {
-        return Err(Failure(
-            "--budget weighs all weights against each other and cannot be divided; run it without --shard".into(),
-        ));
-    }
     let limit = args.memory_limit.map(limit_for_data).transpose()?.unwrap_or(usize::MAX);
 
     let weights = inputs::collect(&args.inputs, args.bf16)?;
@@ -93,17 +103,12 @@ fn batch<T: Scalar>(args: &BatchArgs) -> Result<(), Failure> {
     for &weight in &mine {
         let (status, why) = match &weight.kind {
             Kind::Matrix { .. } if !config.factors(&weight.name) => (Status::Kept, "not asked for".to_string()),
-            Kind::Matrix { shape, dtype } => {
+            Kind::Matrix { .. } => {
                 if args.budget.is_none() && lock(&results).has(&weight.name, weight.stamp) {
                     skipped += 1;
                     continue;
                 }
-                tasks.push(Task {
-                    weight,
-                    shape: *shape,
-                    dtype: *dtype,
-                    options: config.options(&weight.name, &given),
-                });
+                tasks.extend(Task::new(weight, &config, &given));
                 continue;
             }
             Kind::Kept(why) => (Status::Kept, why.clone()),
@@ -123,7 +128,9 @@ fn batch<T: Scalar>(args: &BatchArgs) -> Result<(), Failure> {
         skipped = tasks.iter().filter(|task| lock(&results).has(&task.weight.name, task.weight.stamp)).count();
         tasks.clear();
     } else if let Some(ratio) = args.budget {
-        tasks = allocated::<T>(args, tasks, ratio, (&runner, &cancel), &results, &places)?;
+        // All shards come to the same division of the budget, each from the spectra of all.
+        let every = weights.iter().filter_map(|weight| Task::new(weight, &config, &given)).collect();
+        tasks = allocated::<T>(args, (tasks, every), ratio, (&runner, &cancel), &results, &places)?;
         let all = tasks.len();
         tasks.retain(|task| !lock(&results).has(&task.weight.name, task.weight.stamp));
         skipped = all - tasks.len();
@@ -133,8 +140,8 @@ fn batch<T: Scalar>(args: &BatchArgs) -> Result<(), Failure> {
 
     let manifest = lock(&results).finish(&names)?;
     let stopped = cancel.is_cancelled() && !manifest.complete;
-    if manifest.complete && args.budget.is_some() {
-        // Left behind, they would only take space.
+    if manifest.complete && args.budget.is_some() && parts[1] == 1 {
+        // Left behind, they would only take space. Those of shards go with `merge`.
         let _ = fs::remove_dir_all(places.spectra());
     }
     let summary = Summary::new(&manifest.tensors, names.len(), skipped, start.elapsed());
@@ -145,6 +152,9 @@ fn batch<T: Scalar>(args: &BatchArgs) -> Result<(), Failure> {
     let failures: Vec<&Entry> = manifest.tensors.iter().filter(|e| e.status == Status::Failed).collect();
     for failure in &failures {
         complain(&format!("{}: {}", failure.name, failure.why.as_deref().unwrap_or("failed")));
+    }
+    if args.measure && !cancel.is_cancelled() {
+        return Ok(());
     }
     if stopped {
         let done = summary.done + summary.kept;
@@ -283,10 +293,11 @@ fn stop_on_signals(cancel: &Cancel, results: &Arc<Mutex<Results>>, names: &[Stri
     Ok(())
 }
 
-/// The tasks with a rank for each: what the budget buys. Those that stay whole, and those whose spectrum cannot be had, are recorded and gone.
+/// Of the tasks of this shard, with a rank for each, those that the budget does not leave whole; which it does, and whose spectrum cannot be had, is
+/// recorded. `every` has those of all shards.
 fn allocated<'a, T: Scalar>(
     args: &BatchArgs,
-    tasks: Vec<Task<'a>>,
+    (tasks, every): (Vec<Task<'a>>, Vec<Task<'a>>),
     ratio: f64,
     (runner, cancel): (&Batch<'_>, &Cancel),
     results: &Arc<Mutex<Results>>,
@@ -309,13 +320,28 @@ fn allocated<'a, T: Scalar>(
         .map(|task| Task { options: task.options.clone(), ..*task })
         .collect();
     factor::<T>(args, &missing, runner, results, places, Some((&dir, &file)))?;
-    if cancel.is_cancelled() {
+    if cancel.is_cancelled() || args.measure {
         // A budget that is shared among some of them is another one.
         return Ok(Vec::new());
     }
 
-    let found: Vec<(Task<'a>, Vec<f64>)> =
-        tasks.into_iter().filter_map(|task| read(&task).map(|numbers| (task, numbers))).collect();
+    let mine: HashSet<&str> = tasks.iter().map(|task| task.weight.name.as_str()).collect();
+    let mut found: Vec<(Task<'a>, Vec<f64>)> = Vec::new();
+    let mut unknown = Vec::new();
+    for task in every {
+        match read(&task) {
+            Some(numbers) => found.push((task, numbers)),
+            None if mine.contains(task.weight.name.as_str()) || dir.join(failed(&file(&task))).exists() => {}
+            None => unknown.push(&task.weight.name),
+        }
+    }
+    if let Some(first) = unknown.first() {
+        return Err(Failure(format!(
+            "--budget weighs all weights against each other, and the spectra of {} in other shards are missing, {first:?} the first; run all \
+             shards with --measure and one --out, then all with --resume",
+            unknown.len()
+        )));
+    }
     if found.is_empty() {
         return Ok(Vec::new());
     }
@@ -333,6 +359,9 @@ fn allocated<'a, T: Scalar>(
     drop(layers);
     let mut left = Vec::new();
     for ((mut task, _), share) in found.into_iter().zip(shares) {
+        if !mine.contains(task.weight.name.as_str()) {
+            continue;
+        }
         match share {
             Share::Rank(k) => {
                 task.options = Options { rank: Some(k), ..Options::default() }.or(&task.options);
@@ -345,6 +374,11 @@ fn allocated<'a, T: Scalar>(
         }
     }
     Ok(left)
+}
+
+/// The file that says, to other shards, that there is no spectrum; beside where it would be.
+fn failed(spectrum: &str) -> String {
+    format!("{spectrum}.failed")
 }
 
 /// Where spectra go, and the name of a task's file there.
@@ -412,6 +446,11 @@ fn factor<T: Scalar>(
             }
             Err(e) => {
                 results.record(entry(task.weight, Status::Failed, Some(e.to_string())))?;
+                if let Some((dir, file)) = spectra {
+                    let path = dir.join(failed(&file(task)));
+                    fs::write(&path, e.to_string())
+                        .map_err(|e| Error::file(&path, format_args!("cannot be written: {e}")))?;
+                }
                 Err(e)
             }
         }
@@ -521,6 +560,9 @@ impl Summary {
             if n > 0 {
                 rows.push((what, n.to_string()));
             }
+        }
+        if args.measure {
+            rows.push(("spectra", "measured; when those of all shards are, run them with --resume".into()));
         }
         rows.push(("parameters", format!("{} -> {} ({:.2}x)", self.params_before, self.params_after, self.ratio)));
         rows.push(("largest error", format!("{:.5}", self.worst_error)));

@@ -8,11 +8,14 @@ use std::time::Instant;
 use rayon::ThreadPoolBuilder;
 use serde::Serialize;
 use tensorslim::calibration::{Accumulation, Form, NonFinite};
+use tensorslim::npy::Stream;
 use tensorslim::operator::{self, ReadParams, RowSource, Watch};
-use tensorslim::{Calibration, CalibrationOptions, Error, TensorRef};
+use tensorslim::svd::READ_PER_STATE;
+use tensorslim::{Calibration, CalibrationOptions, Error};
 
 use crate::args::CalibrateArgs;
 use crate::report::{bytes, table};
+use crate::results::replace_whole;
 use crate::{Failure, about, emit, factor, inputs, output};
 
 /// Parts of the samples that `--blend auto` keeps aside, one after the other.
@@ -54,9 +57,13 @@ fn calibrate(args: &CalibrateArgs) -> Result<(), Failure> {
         accumulation: if args.fast { Accumulation::F32 } else { Accumulation::F64 },
         non_finite: if args.skip_non_finite { NonFinite::Skip } else { NonFinite::Refuse },
     };
-    let total = read(&args.inputs, args.bf16, options)?;
+    let keep = args.checkpoint.as_deref().map(|path| Keep::new(path, &args.inputs, options));
+    let total = gather(&args.inputs, args.bf16, options, ReadParams::default().bytes, keep.as_ref())?;
     let contents = total.to_bytes();
     output::replace_bytes(&args.out, &contents)?;
+    if let Some(keep) = keep {
+        keep.remove();
+    }
     let options = total.options();
     let report = Report {
         version: env!("CARGO_PKG_VERSION"),
@@ -88,20 +95,143 @@ fn calibrate(args: &CalibrateArgs) -> Result<(), Failure> {
     ]))
 }
 
-/// The statistics of all files together, each of samples (.npy) or of statistics.
-pub(crate) fn read(paths: &[PathBuf], bf16: bool, options: CalibrationOptions) -> Result<Calibration, Failure> {
-    let mut total: Option<Calibration> = None;
-    for path in paths {
+/// The statistics of all files together, each of samples (.npy) or of statistics; samples are read in two buffers of `buffer` bytes.
+pub(crate) fn read(
+    paths: &[PathBuf],
+    bf16: bool,
+    options: CalibrationOptions,
+    buffer: usize,
+) -> Result<Calibration, Failure> {
+    gather(paths, bf16, options, buffer, None)
+}
+
+/// How far a run is: the statistics of the files that are through, and of the first rows of the next one.
+#[derive(Default)]
+struct State {
+    files: usize,
+    total: Option<Calibration>,
+    rows: usize,
+    part: Option<Calibration>,
+}
+
+/// Where that is kept.
+struct Keep {
+    path: PathBuf,
+    /// Of the inputs as they are now, and the options.
+    crc32: u32,
+}
+
+impl Keep {
+    const MAGIC: [u8; 8] = *b"TSLIMCKP";
+
+    fn new(path: &Path, inputs: &[PathBuf], options: CalibrationOptions) -> Self {
+        let stamps: Vec<_> = inputs.iter().map(|path| (path, inputs::stamp(path))).collect();
+        let text = format!("{} {options:?} {stamps:?}", env!("CARGO_PKG_VERSION"));
+        Keep { path: path.to_path_buf(), crc32: crc32fast::hash(text.as_bytes()) }
+    }
+
+    /// What was saved, if it is of these inputs and options and whole: every part of it has a checksum.
+    fn load(&self) -> Option<State> {
+        let bytes = std::fs::read(&self.path).ok()?;
+        let mut rest = bytes.strip_prefix(&Keep::MAGIC)?.strip_prefix(&self.crc32.to_le_bytes())?;
+        let mut number = || {
+            let (head, tail) = rest.split_first_chunk::<8>()?;
+            rest = tail;
+            usize::try_from(u64::from_le_bytes(*head)).ok()
+        };
+        let (files, rows, length) = (number()?, number()?, number()?);
+        let (total, part) = rest.split_at_checked(length)?;
+        let statistics = |bytes: &[u8]| match bytes {
+            [] => Some(None),
+            _ => Calibration::from_bytes(bytes).ok().map(Some),
+        };
+        Some(State { files, total: statistics(total)?, rows, part: statistics(part)? })
+    }
+
+    /// Saves a state, and takes the statistics of the file that is being read as they were written: a run that goes on from there ends in the same bits.
+    fn save(&self, state: &mut State) -> tensorslim::Result<()> {
+        let bytes = |c: &Option<Calibration>| c.as_ref().map_or(Vec::new(), Calibration::to_bytes);
+        let (total, part) = (bytes(&state.total), bytes(&state.part));
+        let numbers = [state.files, state.rows, total.len()].map(|x| (x as u64).to_le_bytes()).concat();
+        replace_whole(&self.path, &[&Keep::MAGIC, &self.crc32.to_le_bytes(), &numbers, &total, &part])?;
+        if !part.is_empty() {
+            state.part = Some(Calibration::from_bytes(&part)?);
+        }
+        Ok(())
+    }
+
+    fn remove(&self) {
+        // Of a short run none was saved.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+fn gather(
+    paths: &[PathBuf],
+    bf16: bool,
+    options: CalibrationOptions,
+    buffer: usize,
+    keep: Option<&Keep>,
+) -> Result<Calibration, Failure> {
+    let mut state = keep.and_then(Keep::load).unwrap_or_default();
+    for path in paths.iter().skip(state.files) {
         let next = match statistics(path)? {
             Some(statistics) => statistics,
-            None => folds(path, bf16, options, 1)?.remove(0),
+            None => match lines(path, bf16) {
+                Some(mut stream) => {
+                    in_blocks(&mut stream, options, buffer, &mut state, keep).map_err(about(path))?;
+                    state.part.take().expect("what was read is there")
+                }
+                None => folds(path, bf16, options, 1)?.remove(0),
+            },
         };
-        match &mut total {
-            None => total = Some(next),
+        match &mut state.total {
+            None => state.total = Some(next),
             Some(total) => total.merge(&next).map_err(about(path))?,
         }
+        (state.files, state.rows) = (state.files + 1, 0);
+        if let Some(keep) = keep {
+            keep.save(&mut state)?;
+        }
     }
-    Ok(total.expect("the command line asks for a file at least"))
+    Ok(state.total.expect("the command line asks for a file at least"))
+}
+
+/// The file as a source of rows, if it is one: samples of two axes, one after the other.
+fn lines(path: &Path, bf16: bool) -> Option<Stream> {
+    inputs::stream(path, bf16).ok().filter(|stream| stream.dims().len() == 2 && !stream.is_column_major())
+}
+
+/// The rows of a file of any size into `state.part`, from row `state.rows` on, in two buffers.
+fn in_blocks(
+    stream: &mut Stream,
+    options: CalibrationOptions,
+    buffer: usize,
+    state: &mut State,
+    keep: Option<&Keep>,
+) -> tensorslim::Result<()> {
+    let features = RowSource::shape(stream).1;
+    if state.part.is_none() {
+        state.part = Some(Calibration::with(features, options)?);
+    }
+    let line = features * stream.dtype().size();
+    // The bytes of a state are those of a triangle, nearly.
+    let (mut unsaved, every) = (0, READ_PER_STATE * 4 * features * features);
+    operator::stream(stream, state.rows, buffer, &Watch::default(), |first, rows| {
+        let count = rows.shape()[0];
+        let part = state.part.as_mut().expect("made above");
+        part.update(&rows).map_err(|e| match e {
+            Error::NotFinite { row, col, value } => Error::NotFinite { row: first + row, col, value },
+            e => e,
+        })?;
+        state.rows = first + count;
+        unsaved += count * line;
+        if let Some(keep) = keep.filter(|_| unsaved >= every) {
+            unsaved = 0;
+            keep.save(state)?;
+        }
+        Ok(())
+    })
 }
 
 /// The samples of all files in [`FOLDS`] parts, each with its share of every file.
@@ -148,22 +278,6 @@ fn statistics(path: &Path) -> Result<Option<Calibration>, Failure> {
 
 /// The samples of a .npy file, all axes but the last as rows.
 fn folds(path: &Path, bf16: bool, options: CalibrationOptions, count: usize) -> Result<Vec<Calibration>, Failure> {
-    if count == 1
-        && let Ok(mut stream) = inputs::stream(path, bf16)
-        && stream.dims().len() == 2
-        && !stream.is_column_major()
-    {
-        let mut c = Calibration::with(RowSource::shape(&stream).1, options).map_err(about(path))?;
-        // A file of any size in two buffers.
-        let add = |first: usize, rows: TensorRef<'_>| {
-            c.update(&rows).map_err(|e| match e {
-                Error::NotFinite { row, col, value } => Error::NotFinite { row: first + row, col, value },
-                e => e,
-            })
-        };
-        operator::stream(&mut stream, 0, ReadParams::default().bytes, &Watch::default(), add).map_err(about(path))?;
-        return Ok(vec![c]);
-    }
     let file = factor::read(path, bf16)?;
     let tensor = file.tensor().map_err(about(path))?;
     let x = factor::matrix(path, &tensor, tensor.shape().len().saturating_sub(1))?;

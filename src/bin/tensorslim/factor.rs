@@ -5,16 +5,20 @@ use std::path::Path;
 use std::time::Duration;
 
 use rayon::ThreadPoolBuilder;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 use tensorslim::calibration::NonFinite;
 use tensorslim::npy::{Array, Stream};
-use tensorslim::operator::{RowSource, Watch};
-use tensorslim::svd::ErrorKind;
+use tensorslim::operator::{Cancel, ReadParams, RowSource, Watch};
+use tensorslim::svd::{Checkpoint, ErrorKind};
 use tensorslim::{
-    Calibration, CalibrationOptions, DType, Factors, Rank, Scalar, TensorRef, TruncatedSvd, quality, rank_saves_memory,
+    Calibration, CalibrationOptions, DType, Factors, Method, Rank, Scalar, TensorRef, TruncatedSvd, quality,
+    rank_saves_memory,
 };
 
 use crate::args::{Blend, FactorArgs, Form};
 use crate::report::{Calibrated, Evaluated, Report, Written, peak_rss};
+use crate::results::Stamped;
 use crate::{Failure, about, calibrate, emit, inputs, output};
 
 pub(crate) fn run(args: &FactorArgs) -> Result<(), Failure> {
@@ -50,8 +54,11 @@ fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
         svd = svd.sketch(sketch);
     }
     let plain = svd.clone();
-    let blends = calibrate(args, &mut svd)?;
-    let mut weight = Weight::open::<T>(args, &mut svd)?;
+    if args.checkpoint.is_some() {
+        check_checkpoint(args)?;
+    }
+    let (blends, beside) = calibrate(args, &mut svd)?;
+    let mut weight = Weight::open::<T>(args, &mut svd, beside)?;
     let (tensor_shape, shape, dtype_in) = weight.shape(path)?;
     let inputs = args.evaluate.as_deref().map(|x| read(x, args.bf16).map(|file| (x, file))).transpose()?;
     let x = inputs.as_ref().map(|(path, file)| samples(path, file, &args.weight, shape[1])).transpose()?;
@@ -72,7 +79,7 @@ fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
             Some(choice.candidates)
         }
         (Some(_), Weight::Tiles(_)) => {
-            let why = "does not fit the memory limit, and --calibration needs it whole";
+            let why = "does not fit the memory limit, and --blend auto needs it whole";
             return Err(Failure(format!("{}: {why}", path.display())));
         }
     };
@@ -83,7 +90,7 @@ fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
             Weight::Whole(_) => svd.plan::<T>((shape[0], shape[1]), dtype_in).map(|plan| plan.to_string()),
             Weight::Tiles(stream) => svd.plan_rows::<T>(stream).map(|plan| plan.to_string()),
         };
-        let text = text.map_err(whole_limit).map_err(about(path))?;
+        let text = text.map_err(|e| whole_limit_beside(e, beside)).map_err(about(path))?;
         if args.json {
             plan = Some(text.lines().map(str::to_owned).collect());
         } else {
@@ -91,10 +98,11 @@ fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
         }
     }
 
-    let mut factors = weight.factor::<T>(path, &svd)?;
+    let checkpoint = args.checkpoint.as_deref().map(|file| Stamped::new(file, path));
+    let mut factors = weight.factor::<T>(path, &svd, beside, checkpoint.as_ref())?;
     let mut elapsed = vec![factors.report().elapsed];
     for _ in 1..args.repeat {
-        factors = weight.factor::<T>(path, &svd)?;
+        factors = weight.factor::<T>(path, &svd, beside, None)?;
         elapsed.push(factors.report().elapsed);
     }
     let (activation, activation_plain) = match (&x, &weight) {
@@ -209,13 +217,34 @@ fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
             _ => output::write(dir, dtype, &factors, &text)?,
         }
     }
+    if let Some(checkpoint) = checkpoint {
+        checkpoint.remove();
+    }
     emit(&if args.json { json(serde_json::to_string(&report))? } else { report.table() })
 }
 
-/// Gives the calibration to `svd`; for `--blend auto` the parts of its samples come back.
-fn calibrate(args: &FactorArgs, svd: &mut TruncatedSvd) -> Result<Option<Vec<Calibration>>, Failure> {
+/// A single pass has a state to keep, and a file by columns no rows to feed it.
+fn check_checkpoint(args: &FactorArgs) -> Result<(), Failure> {
+    if !matches!(args.method, Method::SinglePass | Method::Nystrom) {
+        return Err(Failure(format!(
+            "--checkpoint keeps the state of a single pass, and method {} looks again; give --method single-pass or nystrom",
+            args.method
+        )));
+    }
+    match inputs::stream(&args.weight, args.bf16) {
+        Ok(stream) if stream.is_column_major() => Err(Failure(format!(
+            "{}: lies by columns, and --checkpoint needs rows; save it in C order",
+            args.weight.display()
+        ))),
+        // The errors of a file are those of reading it.
+        _ => Ok(()),
+    }
+}
+
+/// Gives the calibration to `svd`; for `--blend auto` the parts of its samples come back, and in any case the bytes that it takes.
+fn calibrate(args: &FactorArgs, svd: &mut TruncatedSvd) -> Result<(Option<Vec<Calibration>>, usize), Failure> {
     if args.calibration.is_empty() {
-        return Ok(None);
+        return Ok((None, 0));
     }
     let non_finite = if args.skip_non_finite { NonFinite::Skip } else { NonFinite::Refuse };
     let options = CalibrationOptions { non_finite, ..Default::default() };
@@ -226,13 +255,22 @@ fn calibrate(args: &FactorArgs, svd: &mut TruncatedSvd) -> Result<Option<Vec<Cal
         others.iter().try_for_each(|other| total.merge(other))?;
         (total, Some(folds))
     } else {
-        (calibrate::read(&args.calibration, args.bf16, options)?, None)
+        let most = ReadParams::default().bytes;
+        let buffer = args.memory_limit.map_or(most, |limit| most.min(limit / 16));
+        let mut total = calibrate::read(&args.calibration, args.bf16, options, buffer)?;
+        if args.memory_limit.is_some() {
+            // Without the rows that wait for a block to be full, which every look at the statistics would have to add to a copy.
+            total = Calibration::from_bytes(&total.to_bytes())?;
+        }
+        (total, None)
     };
+    let n = total.features();
+    let bytes = (n * n + 3 * n) * size_of::<f64>();
     *svd = svd.clone().calibration(&total).whitening(args.whitening);
     if let Some(Blend::Fixed(b)) = args.blend {
         *svd = svd.clone().blend(b);
     }
-    Ok(folds)
+    Ok((folds, bytes))
 }
 
 /// What the program itself takes beside its data: code, stacks of threads, buffers of the GEMM. A batch of small weights has 10 to 15 MiB
@@ -256,6 +294,16 @@ pub(crate) fn whole_limit(e: tensorslim::Error) -> tensorslim::Error {
     }
 }
 
+/// The same, where the program holds `beside` more than the factorization knows of.
+fn whole_limit_beside(e: tensorslim::Error, beside: usize) -> tensorslim::Error {
+    whole_limit(match e {
+        tensorslim::Error::Memory { limit, least } => {
+            tensorslim::Error::Memory { limit: limit + beside, least: least + beside }
+        }
+        e => e,
+    })
+}
+
 /// The weight, in memory if it fits there.
 enum Weight {
     Whole(Array),
@@ -264,13 +312,18 @@ enum Weight {
 
 impl Weight {
     /// Opens it, and gives the factorization what is left of the memory limit.
-    fn open<T: Scalar>(args: &FactorArgs, svd: &mut TruncatedSvd) -> Result<Self, Failure> {
+    fn open<T: Scalar>(args: &FactorArgs, svd: &mut TruncatedSvd, beside: usize) -> Result<Self, Failure> {
         let path = &args.weight;
-        let Some(limit) = args.memory_limit else { return Ok(Weight::Whole(read(path, args.bf16)?)) };
-        let limit = limit_for_data(limit)?;
+        let Some(limit) = args.memory_limit else {
+            return match inputs::stream(path, args.bf16) {
+                Ok(stream) if args.checkpoint.is_some() => Ok(Weight::Tiles(stream)),
+                _ => Ok(Weight::Whole(read(path, args.bf16)?)),
+            };
+        };
+        let limit = limit_for_data(limit)?.saturating_sub(beside);
         // The errors of a file are those of reading it, whatever the limit.
         let Ok(stream) = inputs::stream(path, args.bf16) else { return Ok(Weight::Whole(read(path, args.bf16)?)) };
-        let room = limit.checked_sub(stream.bytes());
+        let room = limit.checked_sub(stream.bytes()).filter(|_| args.checkpoint.is_none());
         let fits = room.filter(|&room| {
             svd.clone().memory_limit(room).plan::<T>(RowSource::shape(&stream), stream.dtype()).is_ok()
         });
@@ -308,17 +361,41 @@ impl Weight {
         }
     }
 
-    fn factor<T: Scalar>(&mut self, path: &Path, svd: &TruncatedSvd) -> Result<Factors<T>, Failure> {
+    fn factor<T: Scalar>(
+        &mut self,
+        path: &Path,
+        svd: &TruncatedSvd,
+        beside: usize,
+        checkpoint: Option<&Stamped>,
+    ) -> Result<Factors<T>, Failure> {
         match self {
             Weight::Whole(file) => {
                 let tensor = file.tensor().map_err(about(path))?;
                 svd.factor(matrix(path, &tensor, 1)?).map_err(about(path))
             }
             Weight::Tiles(stream) => {
-                svd.factor_rows(stream, &Watch::default()).map_err(whole_limit).map_err(about(path))
+                let limit = |e| whole_limit_beside(e, beside);
+                let Some(checkpoint) = checkpoint else {
+                    return svd.factor_rows(stream, &Watch::default()).map_err(limit).map_err(about(path));
+                };
+                let cancel = Cancel::new();
+                stop_on_signals(&cancel)?;
+                let factors = svd.factor_rows_resumable(stream, &Watch::new(cancel), checkpoint);
+                factors.map_err(limit).map_err(about(path)).map_err(|Failure(line)| match checkpoint.load() {
+                    Some(_) => Failure(format!("{line}; the same command goes on from --checkpoint")),
+                    None => Failure(line),
+                })
             }
         }
     }
+}
+
+/// SIGINT and SIGTERM ask to stop, which saves the state.
+fn stop_on_signals(cancel: &Cancel) -> Result<(), Failure> {
+    let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(|e| Failure(format!("cannot catch signals: {e}")))?;
+    let cancel = cancel.clone();
+    std::thread::spawn(move || signals.forever().for_each(|_| cancel.cancel()));
+    Ok(())
 }
 
 /// Reads a file; with `bf16`, two-byte elements without a type are bfloat16.

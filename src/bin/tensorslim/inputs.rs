@@ -20,7 +20,7 @@ use crate::Failure;
 pub(crate) struct Weight {
     pub(crate) name: String,
     pub(crate) path: PathBuf,
-    /// Length and time of change, in nanoseconds since 1970.
+    /// See [`stamp`].
     pub(crate) stamp: (u64, u64),
     pub(crate) kind: Kind,
 }
@@ -46,9 +46,7 @@ pub(crate) fn collect(paths: &[PathBuf], bf16: bool) -> Result<Vec<Weight>, Fail
             let (a, b) = (other.display(), path.display());
             return Err(Failure(format!("{a} and {b} would both be written as {name:?}; give their common directory")));
         }
-        let meta = fs::metadata(&path).ok();
-        let changed = meta.as_ref().and_then(|meta| meta.modified().ok()?.duration_since(UNIX_EPOCH).ok());
-        let stamp = (meta.map_or(0, |meta| meta.len()), changed.map_or(0, |t| t.as_nanos() as u64));
+        let stamp = stamp(&path);
         let kind = kind.unwrap_or_else(|| header(&path, bf16));
         found.insert(name.clone(), Weight { name, path, stamp, kind });
         Ok(())
@@ -84,6 +82,13 @@ pub(crate) fn collect(paths: &[PathBuf], bf16: bool) -> Result<Vec<Weight>, Fail
         }
     }
     Ok(found.into_values().collect())
+}
+
+/// Length and time of change of a file, in nanoseconds since 1970; zeros if they cannot be had.
+pub(crate) fn stamp(path: &Path) -> (u64, u64) {
+    let meta = fs::metadata(path).ok();
+    let changed = meta.as_ref().and_then(|meta| meta.modified().ok()?.duration_since(UNIX_EPOCH).ok());
+    (meta.map_or(0, |meta| meta.len()), changed.map_or(0, |t| t.as_nanos() as u64))
 }
 
 fn header(path: &Path, bf16: bool) -> Kind {

@@ -14,7 +14,7 @@ use tensorslim::batch::manifest::{Entry, Header, Manifest, Status, directory, pa
 use crate::args::MergeArgs;
 use crate::bench::escape;
 use crate::report::{bytes, table};
-use crate::results::shard_file;
+use crate::results::{SPECTRA, shard_file};
 use crate::{Failure, emit, output};
 
 /// A shard as it was found.
@@ -81,6 +81,11 @@ pub(crate) fn run(args: &MergeArgs) -> Result<(), Failure> {
         [("summary.csv", csv(&rows).map_err(|e| failed(&e))?), ("summary.json", json), ("index.html", page(&rows))];
     let texts: Vec<(&str, &str)> = texts.iter().map(|(name, text)| (*name, text.as_str())).collect();
     output::write_texts(out, &texts, "manifest.json", &merged.text().map_err(Failure)?)?;
+
+    for dir in &args.dirs {
+        // What the shards of a budget weighed: all are through.
+        let _ = fs::remove_dir_all(dir.join(SPECTRA));
+    }
 
     let mut lines = facts(&rows);
     lines.push(("shards", shards.len().to_string()));

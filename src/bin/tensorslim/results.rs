@@ -13,6 +13,10 @@ use tensorslim::svd::Checkpoint;
 use tensorslim::{DType, Error, Factors, Matrix, Scalar, npy};
 
 use crate::Failure;
+use crate::inputs::stamp;
+
+/// The directory of what a budget weighs.
+pub(crate) const SPECTRA: &str = ".spectra";
 
 /// The output directory of one run.
 pub(crate) struct Results {
@@ -147,7 +151,7 @@ impl Places {
 
     /// What was measured of a weight's spectrum, kept for a run that goes on: a file of f64 in the hidden directory of its own.
     pub(crate) fn spectra(&self) -> PathBuf {
-        self.out.join(".spectra")
+        self.out.join(SPECTRA)
     }
 }
 
@@ -159,6 +163,7 @@ impl StateFile {
     pub(crate) fn remove(&self) {
         // What is not there need not go; a directory with other states stays.
         let _ = fs::remove_file(&self.0);
+        let _ = fs::remove_file(part_of(&self.0));
         let _ = self.0.parent().map(fs::remove_dir);
     }
 }
@@ -169,14 +174,61 @@ impl Checkpoint for StateFile {
     }
 
     fn save(&self, state: &[u8]) -> tensorslim::Result<()> {
-        let part = self.0.with_extension("part");
-        let put = || {
-            self.0.parent().map_or(Ok(()), fs::create_dir_all)?;
-            fs::write(&part, state)?;
-            fs::rename(&part, &self.0)
-        };
-        put().map_err(|e| unwritable(&self.0, &e))
+        self.0.parent().map_or(Ok(()), fs::create_dir_all).map_err(|e| unwritable(&self.0, &e))?;
+        replace_whole(&self.0, &[state])
     }
+}
+
+/// The state of a single pass over one file, in a place that the user has named: with the length and time of change of the file in front.
+pub(crate) struct Stamped {
+    path: PathBuf,
+    stamp: [u8; 16],
+}
+
+impl Stamped {
+    pub(crate) fn new(path: &Path, input: &Path) -> Self {
+        let (bytes, changed) = stamp(input);
+        let mut stamp = [0; 16];
+        stamp[..8].copy_from_slice(&bytes.to_le_bytes());
+        stamp[8..].copy_from_slice(&changed.to_le_bytes());
+        Stamped { path: path.to_path_buf(), stamp }
+    }
+
+    /// The factors are there: the state is of no more use.
+    pub(crate) fn remove(&self) {
+        // Of a short pass none was saved.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+impl Checkpoint for Stamped {
+    fn load(&self) -> Option<Vec<u8>> {
+        let mut bytes = fs::read(&self.path).ok().filter(|bytes| bytes.starts_with(&self.stamp))?;
+        bytes.drain(..self.stamp.len());
+        Some(bytes)
+    }
+
+    fn save(&self, state: &[u8]) -> tensorslim::Result<()> {
+        replace_whole(&self.path, &[&self.stamp, state])
+    }
+}
+
+/// The name under which a file is written.
+fn part_of(path: &Path) -> PathBuf {
+    let mut part = path.as_os_str().to_owned();
+    part.push(".part");
+    part.into()
+}
+
+/// Writes a file that is whole at any time.
+pub(crate) fn replace_whole(path: &Path, parts: &[&[u8]]) -> tensorslim::Result<()> {
+    let part = part_of(path);
+    let put = || {
+        let mut file = File::create(&part)?;
+        parts.iter().try_for_each(|bytes| file.write_all(bytes))?;
+        fs::rename(&part, path)
+    };
+    put().map_err(|e| unwritable(path, &e))
 }
 
 fn matrix<T: Scalar>(w: &mut Summed, dtype: DType, shape: &[usize], a: &[T]) -> io::Result<()> {
