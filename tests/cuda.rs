@@ -172,9 +172,9 @@ fn fwht_columns_of_matrices() {
     }
 }
 
-/// The sizes that the mutation run compiles: one warp, several warps in one round and in two, f64; and the fused SRHT.
+/// The sizes that the mutation run compiles: one warp, several warps in one round and in two, f64.
 #[test]
-fn few_sizes() {
+fn few_rows() {
     let _one = one();
     let Some(device) = device() else { return };
     check_fwht::<f32>(&device, 1, 1 << 13, true, 1e-6);
@@ -182,6 +182,13 @@ fn few_sizes() {
     check_fwht::<f64>(&device, 3, 1 << 11, true, 1e-14);
     check_fwht::<bf16>(&device, 2, 1 << 11, true, 1e-3);
     check_fwht::<f32>(&device, 3, 12 * 32, true, 1e-6);
+}
+
+/// And those of the fused SRHT.
+#[test]
+fn few_sketches() {
+    let _one = one();
+    let Some(device) = device() else { return };
     check_sketches::<f32, f32>(&device, &[(257, 256, 100), (33, 33, 3)], 2e-6);
     // Two blocks of 2^10, two warps each.
     check_sketches::<f64, f64>(&device, &[(1101, 1100, 30)], 1e-14);
@@ -789,7 +796,10 @@ fn faults_in_a_batch_are_errors_and_leave_nothing() {
         let failed: Vec<usize> = (0..20).filter(|&i| results[i].is_err()).collect();
         for &i in &failed {
             let error = results[i].as_ref().unwrap_err();
-            assert!(matches!(error, Error::Device { fault: got, .. } if *got == fault), "{what:?}, matrix {i}: {error}");
+            assert!(
+                matches!(error, Error::Device { fault: got, .. } if *got == fault),
+                "{what:?}, matrix {i}: {error}"
+            );
         }
         for i in (0..20).filter(|i| !failed.contains(i)) {
             assert_eq!(results[i].as_ref().unwrap().s(), whole[i].as_ref().unwrap().s());

@@ -71,6 +71,7 @@ pub(super) fn stored_product<T: Scalar>(
     }
     let (m, n, l) = (a.nrows(), a.ncols(), x.ncols());
     let params = if with_view!(a, a => is_by_rows(a)) { ALONG } else { ACROSS };
+    assert!(params.rows.min(m) * params.depth.min(n) <= scratch.len(), "no room to convert a block");
     let groups = (PARTIAL_ROWS / m).clamp(1, n.div_ceil(GROUP));
     let span = n.div_ceil(groups).next_multiple_of(params.depth);
     let mut work = Vec::new();

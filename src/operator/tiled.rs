@@ -225,7 +225,8 @@ impl<'s, T: Scalar> Tiled<'s, T> {
             layout,
             buffers: Vec::new(),
             words,
-            converted: vec![T::zeroed(); layout.converted(tile_lines)],
+            // Lines shorter than a word: a buffer holds more of them.
+            converted: vec![T::zeroed(); layout.converted((8 * words / layout.line_bytes()).clamp(1, layout.lines))],
             scale: None,
             norm_squared: None,
             largest: f64::NAN,

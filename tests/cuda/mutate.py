@@ -19,8 +19,8 @@ KERNELS = HERE.parent.parent / "kernels"
 BARRIER = re.compile(r"__sync(threads|warp)\(\w*\);")
 # Which tests run a source, and under which name; a header is tried in each source that includes it.
 TESTS = {
-    "fwht.cu": ["few_"],
-    "sketch.cu": ["few_"],
+    "fwht.cu": ["few_rows"],
+    "sketch.cu": ["few_sketches"],
     "cast.cu": ["operators_of_every"],
     "norms.cu": ["panels"],
     "whiten.cu": ["panels"],
