@@ -391,10 +391,10 @@ pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(
         rank: s.len(),
         triplets: Triplets {
             by_qr: false,
-            left: Vectors { panel: None, coefficients: u },
+            left: Vectors::Small(u),
             s,
             captured,
-            right: Vectors { panel: None, coefficients: v },
+            right: Vectors::Small(v),
         },
         width,
         method: plan.method,
