@@ -90,29 +90,24 @@ pub fn filtered_iteration<T: Scalar, P: Panel<T>, G: LinearOperator<T, Left = P,
     g.apply(v, w)?;
     for step in 1..=steps {
         // Smallest root first: the later the estimate, the better, and the large roots need it more.
-        filter(g, trace, (step as f64 - 0.5) / steps as f64, v, w)?;
+        filter((trace, g.norm_squared()), (step as f64 - 0.5) / steps as f64, v, w)?;
         std::mem::swap(v, w);
         g.apply(v, w)?;
     }
     Ok(())
 }
 
-/// `w <- orth(G V − c V)` from `w = G V`: a factor of the filter of which c is the root at this part of the half circle.
+/// `w <- orth(G V − c V)` from `w = G V`: a factor of the filter of which c is the root at this part of the half circle. `sums` are the
+/// trace of G and `‖G‖_F²`.
 ///
 /// # Errors
 /// What the operator reports.
-pub fn filter<T: Scalar, P: Panel<T>, G: LinearOperator<T, Left = P, Right = P>>(
-    g: &G,
-    trace: f64,
-    part: f64,
-    v: &P,
-    w: &mut P,
-) -> Result<()> {
+pub fn filter<T: Scalar, P: Panel<T>>((trace, squares): (f64, f64), part: f64, v: &P, w: &mut P) -> Result<()> {
     let residual_trace = trace - w.dot(v)?;
-    let residual_squares = g.norm_squared() - w.norm_squared()?;
+    let residual_squares = squares - w.norm_squared()?;
     // Both are differences of sums that carry some eps of f32; where less is left, powers converge anyway. The same for f64, so
     // that it takes the same steps.
-    if residual_trace > RESOLVED * trace && residual_squares > RESOLVED * g.norm_squared() {
+    if residual_trace > RESOLVED * trace && residual_squares > RESOLVED * squares {
         let end = CUTOFF * residual_squares / residual_trace;
         w.add_scaled(v, T::from_f64(-0.5 * end * (1.0 - (std::f64::consts::PI * part).cos())))?;
     }

@@ -13,7 +13,7 @@ use faer::{Accum, MatMut, MatRef, Par, unzip, zip};
 use rayon::prelude::*;
 
 use super::Panel;
-use super::product::{mirror, product, wide_gram, wide_gram_scratch};
+use super::product::{mirror, product, threads, wide_gram, wide_gram_scratch};
 use crate::error::Result;
 use crate::qr::{self, Orthonormalization};
 use crate::simd::{self, Scalar};
@@ -253,7 +253,7 @@ impl<T: Scalar> Panel<T> for HostPanel<T> {
     }
 
     fn multiply(&mut self, accum: Accum, a: &Self, c: MatRef<'_, T>, alpha: T) -> Result<()> {
-        let par = self.context.par;
+        let par = threads(self.nrows * self.ncols * a.ncols, self.context.par);
         matmul(self.as_mut(), accum, a.as_ref(), c, alpha, par);
         Ok(())
     }
@@ -264,15 +264,17 @@ impl<T: Scalar> Panel<T> for HostPanel<T> {
             symmetric_product(a.transpose(), c.as_mut(), Accum::Replace, self.context.par);
             mirror(c);
         } else {
-            matmul(c, Accum::Replace, a.transpose(), b, T::one(), self.context.par);
+            let par = threads(self.nrows * self.ncols * other.ncols, self.context.par);
+            matmul(c, Accum::Replace, a.transpose(), b, T::one(), par);
         }
         Ok(())
     }
 
     fn orthonormalize(&mut self, r: Option<MatMut<'_, T>>) -> Result<Orthonormalization> {
         let context = self.context.clone();
-        let req = Self::orthonormalize_scratch(self.nrows, self.ncols, context.par);
-        context.with_scratch(req, |stack| qr::orthonormalize(self.as_mut(), r, context.par, stack))
+        let par = threads(self.nrows * self.ncols * self.ncols, context.par);
+        let req = Self::orthonormalize_scratch(self.nrows, self.ncols, par);
+        context.with_scratch(req, |stack| qr::orthonormalize(self.as_mut(), r, par, stack))
     }
 
     fn norm_squared(&self) -> Result<f64> {

@@ -49,6 +49,8 @@ pub(super) enum Eigenvectors {
 
 /// The factors come from G alone while σ_l is above this part of σ_1.
 const CLEAR: f64 = 1.0 / 32.0;
+/// And are not looked at while it is above this one: `σ_1² / σ_l²` is 36 then, of the 50 that are allowed.
+const PLAIN: f64 = 1.0 / 6.0;
 /// Random combinations of columns that are looked at.
 const LOOKS: usize = 8;
 /// How far from orthonormal they may show U to be, in units of `eps √k`: entries of UᵀU are below that then (they are allowed 50 of it).
@@ -119,17 +121,18 @@ fn iterated<T: Scalar, O: LinearOperator<T>>(
     par: Par,
 ) -> Result<Iterated<T, O>> {
     let mut g = op.gram()?;
-    let trace = op.norm_squared();
+    let sums = (op.norm_squared(), g.norm_squared());
     let omega = AnySketch::new(options.sketch, op.ncols(), width, options.seed, stream::RANGE)?;
     let (mut v, mut w) = (op.right(width)?, op.right(width)?);
     let steps = options.power_iterations.saturating_sub(1);
-    filtered_iteration(&mut g, trace, &omega, steps, &mut v, &mut w)?;
+    filtered_iteration(&mut g, sums.0, &omega, steps, &mut v, &mut w)?;
+    drop(g);
     if let Some((triplets, rank, notes)) = project(op, &v, &w, goal, par)? {
         let sketch = Some(options.sketch);
         let method = Method::Gram;
         return Ok(Iterated::Done(Solution { triplets, rank, width, method, sketch, certificate: None, notes }));
     }
-    filter(&g, trace, 0.5, &v, &mut w)?;
+    filter(sums, 0.5, &v, &mut w)?;
     Ok(Iterated::Basis(w))
 }
 
@@ -149,24 +152,40 @@ fn project<T: Scalar, O: LinearOperator<T>>(
     let mut image = op.right(v.ncols())?;
     image.multiply(Accum::Replace, w, narrow.as_ref(), T::one())?;
     let choose = |s: &[T], captured| goal.rank(s, captured);
-    let Decomposition { image: right, s, captured, basis, rank, by_qr, notes } = decompose(image, choose, par)?;
-    if s[s.len() - 1].to_f64() < CLEAR * s[0].to_f64() {
+    let Decomposition { image, s, captured, basis, rank, by_qr, notes } = decompose(image, choose, par)?;
+    let decay = s[s.len() - 1].to_f64() / s[0].to_f64();
+    // Not for a NaN either.
+    if !(decay >= CLEAR) {
         return Ok(None);
     }
-    let wide = Mat::<f64>::from_fn(basis.nrows(), rank, |i, j| basis[(i, j)].to_f64());
+    let mut directions = op.right(rank)?;
+    image.form(rank, &mut directions)?;
+    drop(image);
+    let mut right = Mat::<T>::zeros(op.ncols(), rank);
+    directions.copy_to_host(right.as_mut())?;
+    // The sign that an SVD leaves open is settled before the long side is formed.
+    let signs: Vec<f64> = right.col_iter().map(|v| if largest(v.iter()) < T::zeroed() { -1.0 } else { 1.0 }).collect();
+    for (j, _) in signs.iter().enumerate().filter(|(_, sign)| **sign < 0.0) {
+        right.col_mut(j).iter_mut().for_each(|x| *x = -*x);
+    }
+    let wide = Mat::<f64>::from_fn(basis.nrows(), rank, |i, j| signs[j] * basis[(i, j)].to_f64());
     let mut product = Mat::<f64>::zeros(basis.nrows(), rank);
     let (upper, full) = (BlockStructure::TriangularUpper, BlockStructure::Rectangular);
     let inverse = inverse.transpose();
-    triangular::matmul(product.as_mut(), full, Accum::Replace, inverse, upper, wide.as_ref(), full, 1.0, par);
+    triangular::matmul(product.as_mut(), full, Accum::Replace, inverse, upper, wide.as_ref(), full, 1.0, Par::Seq);
     let combination = Mat::<T>::from_fn(product.nrows(), rank, |i, j| T::from_f64(product[(i, j)]));
-    let mut directions = op.right(rank)?;
     directions.multiply(Accum::Replace, v, combination.as_ref(), T::one())?;
     let mut u = op.image(rank)?;
     op.apply(&directions, &mut u)?;
-    if defect(op, &u)? > DEFECT * (rank as f64).sqrt() * T::EPSILON {
+    if decay < PLAIN && defect(op, &u)? > DEFECT * (rank as f64).sqrt() * T::EPSILON {
         return Ok(None);
     }
-    Ok(Some((Triplets { left: Vectors::Panel(u), s, captured, right, by_qr }, rank, notes)))
+    Ok(Some((Triplets { left: Vectors::Panel(u), s, captured, right: Vectors::Small(right), by_qr }, rank, notes)))
+}
+
+/// The entry of largest modulus, the first of them.
+fn largest<'a, T: Scalar>(entries: impl Iterator<Item = &'a T>) -> T {
+    entries.fold(T::zeroed(), |best, &x| if x.abs() > best.abs() { x } else { best })
 }
 
 /// `L⁻¹` with `H = L Lᵀ`, if H is far from singular. Of H, what is not symmetric is rounding.

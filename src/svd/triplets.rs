@@ -15,7 +15,7 @@
 //! to QR and an SVD of R, which keep U orthonormal to rounding whatever the spectrum. `m l²` flops in f64 and an
 //! eigendecomposition stand against `4 m l²` in f32 and an SVD (4096×266, 2 Zen 5 cores: see the bench `svd`).
 
-use faer::{Accum, Mat, MatMut, Par};
+use faer::{Accum, Mat, MatMut, Par, unzip, zip};
 
 use super::small::{self, SmallSvd};
 use super::{Panel, note_orthonormalization};
@@ -180,14 +180,20 @@ fn by_gram<T: Scalar, P: Panel<T>>(image: &P, choose: impl Fn(&[T], f64) -> usiz
     squares.iter_mut().for_each(|x| *x *= unit);
     // Nonincreasing from here on.
     squares.reverse();
-    let vectors = vectors.as_ref().reverse_cols();
     let s: Vec<T> = squares.iter().map(|&x| T::from_f64(x.max(0.0).sqrt())).collect();
     let rank = choose(&s, captured);
     if squares[rank - 1] <= CLEAR * CLEAR * squares[0] {
         return Ok(None);
     }
-    let basis = Mat::from_fn(l, l, |i, j| T::from_f64(vectors[(i, j)]));
-    // Columns that are not kept are not used.
-    let divided = |i, j| if j < rank { T::from_f64(vectors[(i, j)] / squares[j].sqrt()) } else { T::zeroed() };
-    Ok(Some(Spectrum { captured, s, rank, divided: Mat::from_fn(l, l, divided), basis }))
+    let (mut basis, mut divided) = (Mat::zeros(l, l), Mat::zeros(l, l));
+    for j in 0..l {
+        let vector = vectors.col(l - 1 - j);
+        zip!(basis.col_mut(j), vector).for_each(|unzip!(to, x)| *to = T::from_f64(*x));
+        // Columns that are not kept are not used.
+        if j < rank {
+            let length = 1.0 / squares[j].sqrt();
+            zip!(divided.col_mut(j), vector).for_each(|unzip!(to, x)| *to = T::from_f64(*x * length));
+        }
+    }
+    Ok(Some(Spectrum { captured, s, rank, divided, basis }))
 }
