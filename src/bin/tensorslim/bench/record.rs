@@ -72,7 +72,11 @@ impl Panel {
         let mut ours: Vec<&Point> = self.points.iter().filter(|p| p.ours).collect();
         ours.sort_by(|a, b| a.ms.total_cmp(&b.ms));
         let mut least = f64::INFINITY;
-        ours.retain(|p| std::mem::replace(&mut least, least.min(p.error)) > p.error);
+        ours.retain(|p| {
+            let better = p.error < least;
+            least = least.min(p.error);
+            better
+        });
         ours
     }
 
