@@ -266,7 +266,7 @@ fn certificate<T: Scalar>(f: &Factors<T>, truth: &Mat<f64>) -> Result<(), TestCa
     // The subtraction takes ‖UΣVᵀ‖² for Σσ²: it is off by what the vectors of the large σ are off from length 1, and a panel of l
     // columns by √l of what is allowed to one. The rest is rounding of the sums.
     let lengths = |q: Mat<f64>| q.col_iter().map(|x| (x.squared_norm_l2() - 1.0).abs()).collect::<Vec<f64>>();
-    let squares: Vec<f64> = f.s().iter().map(|s| s.to_f64() * s.to_f64()).collect();
+    let squares: Vec<f64> = f.s().iter().map(|&s| Element::to_f64(s).powi(2)).collect();
     let off = lengths(exact(f.u())).iter().zip(lengths(exact(f.vt()).transpose().to_owned())).zip(&squares);
     let off = off.map(|((u, v), s)| (u + v) * s).sum::<f64>() / truth.squared_norm_l2();
     let slack = match f.report().error_kind {

@@ -3,8 +3,8 @@
 //! ```text
 //!   dense      G = V Λ Vᵀ by faer,  A ≈ (A V) Vᵀ                                            the optimum
 //!
-//!   iterated   V = orth(p(G) Ω),  W = G V                            degree q,              G only
-//!              H = VᵀW = (A V)ᵀ(A V) = RᵀR                           Q = A V R⁻¹            never formed
+//!   iterated   V = p(G) Ω, conditioned,  W = G V                     degree q,              G only
+//!              H = VᵀW = (A V)ᵀ(A V) = RᵀR                           Q = A V R⁻¹            never formed, orthonormal whatever V
 //!              F = W R⁻¹ = AᵀQ = V̂ Σ Ŵᵀ                              A ≈ Q QᵀA = (Q Ŵ) Σ V̂ᵀ
 //!              U = A (V R⁻¹ Ŵ_k)                                     2 m n k,               the second pass
 //! ```
@@ -23,10 +23,7 @@
 //! and certificate are right in any case. Only eigenvectors whose `σ_i` is under about `√eps σ_1` are then still noise: when `σ_k` comes out near
 //! that floor, [`reaches_floor`] says so and the caller takes another method.
 
-use faer::linalg::cholesky::llt::factor as llt;
 use faer::linalg::matmul::triangular::{self, BlockStructure};
-use faer::linalg::triangular_inverse;
-use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::{Accum, Mat, Par};
 
 use super::goal::Goal;
@@ -34,7 +31,7 @@ use super::triplets::{Decomposition, Triplets, Vectors, decompose};
 use super::{Method, Solution, TruncatedSvd, small, stream};
 use crate::error::Result;
 use crate::operator::{LinearOperator, Panel};
-use crate::range::{filter, filtered_iteration};
+use crate::range::{Factor, filter, filtered_iteration};
 use crate::simd::Scalar;
 use crate::sketch::AnySketch;
 
@@ -133,6 +130,7 @@ fn iterated<T: Scalar, O: LinearOperator<T>>(
         return Ok(Iterated::Done(Solution { triplets, rank, width, method, sketch, certificate: None, notes }));
     }
     filter(sums, 0.5, &v, &mut w)?;
+    w.orthonormalize(None)?;
     Ok(Iterated::Basis(w))
 }
 
@@ -146,11 +144,11 @@ fn project<T: Scalar, O: LinearOperator<T>>(
 ) -> Result<Option<(Triplets<T, O>, usize, Vec<String>)>> {
     let mut h = Mat::<T>::zeros(v.ncols(), v.ncols());
     v.inner(w, h.as_mut())?;
-    let Some(inverse) = inverse_factor(&h) else { return Ok(None) };
-    // R⁻¹ = L⁻ᵀ
-    let narrow = Mat::<T>::from_fn(h.nrows(), h.ncols(), |i, j| T::from_f64(inverse[(j, i)]));
+    // V is orthonormal enough for the pivots of H to tell that σ_l is too small.
+    let Some(factor) = Factor::of(&h).filter(|factor| factor.least >= CLEAR * CLEAR) else { return Ok(None) };
+    drop(h);
     let mut image = op.right(v.ncols())?;
-    image.multiply(Accum::Replace, w, narrow.as_ref(), T::one())?;
+    image.multiply(Accum::Replace, w, factor.inverse::<T>().as_ref(), T::one())?;
     let choose = |s: &[T], captured| goal.rank(s, captured);
     let Decomposition { image, s, captured, basis, rank, by_qr, notes } = decompose(image, choose, par)?;
     let decay = s[s.len() - 1].to_f64() / s[0].to_f64();
@@ -171,8 +169,8 @@ fn project<T: Scalar, O: LinearOperator<T>>(
     let wide = Mat::<f64>::from_fn(basis.nrows(), rank, |i, j| signs[j] * basis[(i, j)].to_f64());
     let mut product = Mat::<f64>::zeros(basis.nrows(), rank);
     let (upper, full) = (BlockStructure::TriangularUpper, BlockStructure::Rectangular);
-    let inverse = inverse.transpose();
-    triangular::matmul(product.as_mut(), full, Accum::Replace, inverse, upper, wide.as_ref(), full, 1.0, Par::Seq);
+    let inverse = factor.inverse::<f64>();
+    triangular::matmul(product.as_mut(), full, Accum::Replace, inverse.as_ref(), upper, wide.as_ref(), full, 1.0, Par::Seq);
     let combination = Mat::<T>::from_fn(product.nrows(), rank, |i, j| T::from_f64(product[(i, j)]));
     directions.multiply(Accum::Replace, v, combination.as_ref(), T::one())?;
     let mut u = op.image(rank)?;
@@ -186,23 +184,6 @@ fn project<T: Scalar, O: LinearOperator<T>>(
 /// The entry of largest modulus, the first of them.
 fn largest<'a, T: Scalar>(entries: impl Iterator<Item = &'a T>) -> T {
     entries.fold(T::zeroed(), |best, &x| if x.abs() > best.abs() { x } else { best })
-}
-
-/// `L⁻¹` with `H = L Lᵀ`, if H is far from singular. Of H, what is not symmetric is rounding.
-fn inverse_factor<T: Scalar>(h: &Mat<T>) -> Option<Mat<f64>> {
-    let l = h.nrows();
-    let largest = (0..l).map(|j| h[(j, j)].to_f64()).fold(0.0, f64::max);
-    let mut factor = Mat::from_fn(l, l, |i, j| if i < j { 0.0 } else { 0.5 * (h[(i, j)].to_f64() + h[(j, i)].to_f64()) });
-    let mut buffer = MemBuffer::new(llt::cholesky_in_place_scratch::<f64>(l, Par::Seq, Default::default()));
-    let stack = MemStack::new(&mut buffer);
-    llt::cholesky_in_place(factor.as_mut(), Default::default(), Par::Seq, stack, Default::default()).ok()?;
-    // No pivot is below σ_l, and no diagonal entry of H above σ_1².
-    if (0..l).any(|j| factor[(j, j)] < CLEAR * largest.sqrt()) {
-        return None;
-    }
-    let mut inverse = Mat::zeros(l, l);
-    triangular_inverse::invert_lower_triangular(inverse.as_mut(), factor.as_ref(), Par::Seq);
-    Some(inverse)
 }
 
 /// The largest entry of `(UᵀU − I) X` for columns X of random signs: about the length of the worst row of `UᵀU − I`.
