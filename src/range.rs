@@ -126,7 +126,7 @@ pub(crate) struct Factor {
     scale: Vec<f64>,
     /// The smallest square of a pivot of `D H D`.
     pub(crate) least_scaled: f64,
-    /// That of H over its largest diagonal entry: the inverse of the condition of H is at most l times that.
+    /// That of H over its largest diagonal entry, which the inverse of the condition of H does not exceed.
     pub(crate) least: f64,
 }
 

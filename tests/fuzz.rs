@@ -267,7 +267,7 @@ fn certificate<T: Scalar>(f: &Factors<T>, truth: &Mat<f64>) -> Result<(), TestCa
     // columns by √l of what is allowed to one. The rest is rounding of the sums.
     let lengths = |q: Mat<f64>| q.col_iter().map(|x| (x.squared_norm_l2() - 1.0).abs()).collect::<Vec<f64>>();
     let squares: Vec<f64> = f.s().iter().map(|&s| Element::to_f64(s).powi(2)).collect();
-    let off = lengths(exact(f.u())).iter().zip(lengths(exact(f.vt()).transpose().to_owned())).zip(&squares);
+    let off = lengths(exact(f.u())).into_iter().zip(lengths(exact(f.vt()).transpose().to_owned())).zip(&squares);
     let off = off.map(|((u, v), s)| (u + v) * s).sum::<f64>() / truth.squared_norm_l2();
     let slack = match f.report().error_kind {
         ErrorKind::Exact => (16.0 * T::EPSILON + off) / (2.0 * reported.max(T::EPSILON)),

@@ -170,7 +170,17 @@ fn project<T: Scalar, O: LinearOperator<T>>(
     let mut product = Mat::<f64>::zeros(basis.nrows(), rank);
     let (upper, full) = (BlockStructure::TriangularUpper, BlockStructure::Rectangular);
     let inverse = factor.inverse::<f64>();
-    triangular::matmul(product.as_mut(), full, Accum::Replace, inverse.as_ref(), upper, wide.as_ref(), full, 1.0, Par::Seq);
+    triangular::matmul(
+        product.as_mut(),
+        full,
+        Accum::Replace,
+        inverse.as_ref(),
+        upper,
+        wide.as_ref(),
+        full,
+        1.0,
+        Par::Seq,
+    );
     let combination = Mat::<T>::from_fn(product.nrows(), rank, |i, j| T::from_f64(product[(i, j)]));
     directions.multiply(Accum::Replace, v, combination.as_ref(), T::one())?;
     let mut u = op.image(rank)?;

@@ -504,7 +504,11 @@ impl Footprint {
                     let combine = 3 * small(l, l) + 4 * wide(l, l) + panel(n, k) + small(n, k);
                     let home = small(l, l) + image(k) + small(n, k);
                     let alive = 2 * panel(n, l);
-                    scratch + (alive + panel(n, l) + eigen).max(alive + combine).max(alive + home + panel(n, k)).max(home + out)
+                    scratch
+                        + (alive + panel(n, l) + eigen)
+                            .max(alive + combine)
+                            .max(alive + home + panel(n, k))
+                            .max(home + out)
                 } else {
                     decompose(m, l).max(orthonormalize(n, l)) + panel(n, l) + image(l) + finish(m, l)
                 };

@@ -45,9 +45,7 @@ impl<T: Scalar, P: Panel<T>> Vectors<T, P> {
                 dst.multiply(Accum::Replace, panel, select.as_ref(), T::one())
             }
             Vectors::Small(c) => dst.copy_from_host(c.as_ref().subcols(0, k)),
-            Vectors::Combined(panel, c) => {
-                dst.multiply(Accum::Replace, panel, c.as_ref().subcols(0, k), T::one())
-            }
+            Vectors::Combined(panel, c) => dst.multiply(Accum::Replace, panel, c.as_ref().subcols(0, k), T::one()),
         }
     }
 
@@ -145,15 +143,7 @@ pub(super) fn decompose<T: Scalar, P: Panel<T>>(
     let mut notes = Vec::new();
     note_orthonormalization(&mut notes, "QR of the projected matrix", &how);
     let rank = choose(&s, captured);
-    Ok(Decomposition {
-        image: Vectors::Combined(image, u),
-        s,
-        captured,
-        basis: v,
-        rank,
-        by_qr: true,
-        notes,
-    })
+    Ok(Decomposition { image: Vectors::Combined(image, u), s, captured, basis: v, rank, by_qr: true, notes })
 }
 
 /// What the Gram matrix of an image tells.

@@ -4,9 +4,9 @@ use std::fmt::Write;
 
 use plotters::style::RGBColor;
 
-use super::{plots, record};
 use super::results::{SKETCHES, Suite, title};
 use super::tables::{Table, escape, label, powers};
+use super::{plots, record};
 use crate::Failure;
 
 const STYLE: &str = "
