@@ -116,9 +116,7 @@ fn compare(m: usize, n: usize, k: usize, decay: f32, rounds: usize, (gemm, syrk)
     let best = (1..methods.len()).filter(kept).map(|i| medians[i]).fold(f64::INFINITY, f64::min);
     let (mf, nf, l) = (m.max(n) as f64, m.min(n) as f64, (k + 10) as f64);
     let floor = match reports[0].method {
-        Method::Gram => {
-            mf * nf * nf / syrk + (2.0 * nf * nf * l * 2.0 + 2.0 * mf * nf * l + 2.0 * mf * l * k as f64) / gemm
-        }
+        Method::Gram => mf * nf * nf / syrk + (2.0 * nf * nf * l * 2.0 + 2.0 * mf * nf * k as f64) / gemm,
         Method::Krylov => 2.0 * mf * nf * (l / 2.0) * 7.0 / gemm,
         _ => 2.0 * mf * nf * l * 5.0 / gemm,
     };

@@ -10,9 +10,10 @@ use faer::dyn_stack::{MemBuffer, MemStack, StackReq};
 use faer::linalg::matmul::matmul;
 use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::{Accum, MatMut, MatRef, Par, unzip, zip};
+use rayon::prelude::*;
 
 use super::Panel;
-use super::product::{mirror, product, wide_gram, wide_gram_scratch};
+use super::product::{mirror, product, threads, wide_gram, wide_gram_scratch};
 use crate::error::Result;
 use crate::qr::{self, Orthonormalization};
 use crate::simd::{self, Scalar};
@@ -252,7 +253,7 @@ impl<T: Scalar> Panel<T> for HostPanel<T> {
     }
 
     fn multiply(&mut self, accum: Accum, a: &Self, c: MatRef<'_, T>, alpha: T) -> Result<()> {
-        let par = self.context.par;
+        let par = threads(self.nrows * self.ncols * a.ncols, self.context.par);
         matmul(self.as_mut(), accum, a.as_ref(), c, alpha, par);
         Ok(())
     }
@@ -263,15 +264,17 @@ impl<T: Scalar> Panel<T> for HostPanel<T> {
             symmetric_product(a.transpose(), c.as_mut(), Accum::Replace, self.context.par);
             mirror(c);
         } else {
-            matmul(c, Accum::Replace, a.transpose(), b, T::one(), self.context.par);
+            let par = threads(self.nrows * self.ncols * other.ncols, self.context.par);
+            matmul(c, Accum::Replace, a.transpose(), b, T::one(), par);
         }
         Ok(())
     }
 
     fn orthonormalize(&mut self, r: Option<MatMut<'_, T>>) -> Result<Orthonormalization> {
         let context = self.context.clone();
-        let req = Self::orthonormalize_scratch(self.nrows, self.ncols, context.par);
-        context.with_scratch(req, |stack| qr::orthonormalize(self.as_mut(), r, context.par, stack))
+        let par = threads(self.nrows * self.ncols * self.ncols, context.par);
+        let req = Self::orthonormalize_scratch(self.nrows, self.ncols, par);
+        context.with_scratch(req, |stack| qr::orthonormalize(self.as_mut(), r, par, stack))
     }
 
     fn norm_squared(&self) -> Result<f64> {
@@ -299,9 +302,16 @@ impl<T: Scalar> Panel<T> for HostPanel<T> {
     }
 
     fn dot(&self, other: &Self) -> Result<f64> {
-        let (a, b) = (self.as_ref(), other.as_ref());
-        let column = |j| a.col(j).iter().zip(b.col(j).iter()).map(|(&x, &y)| x.to_f64() * y.to_f64()).sum::<f64>();
-        Ok((0..self.ncols).map(column).sum())
+        if self.by_rows != other.by_rows {
+            let (a, b) = (self.as_ref(), other.as_ref());
+            let column = |j| a.col(j).iter().zip(b.col(j).iter()).map(|(&x, &y)| x.to_f64() * y.to_f64()).sum::<f64>();
+            return Ok((0..self.ncols).map(column).sum());
+        }
+        let (length, lines) = self.lines();
+        let line = |j: usize| {
+            simd::reduce::dot(&self.data[j * self.stride..][..length], &other.data[j * other.stride..][..length])
+        };
+        Ok((0..lines).map(line).sum())
     }
 
     fn product_to_host(&self, c: MatRef<'_, T>, dst: MatMut<'_, T>) -> Result<()> {
@@ -309,8 +319,8 @@ impl<T: Scalar> Panel<T> for HostPanel<T> {
         Ok(())
     }
 
-    fn copy_to_host(&self, mut dst: MatMut<'_, T>) -> Result<()> {
-        dst.copy_from(self.as_ref());
+    fn copy_to_host(&self, dst: MatMut<'_, T>) -> Result<()> {
+        copy(self.as_ref(), dst, self.context.par);
         Ok(())
     }
 
@@ -328,6 +338,23 @@ impl<T: Scalar> Panel<T> for HostPanel<T> {
         let a = self.as_ref();
         Ok((0..self.ncols).map(|i| a[(i, i)].to_f64()).sum())
     }
+}
+
+/// `dst <- src`, in blocks of rows: fresh memory is slower to touch than to copy, and each thread touches its own.
+fn copy<T: Scalar>(src: MatRef<'_, T>, mut dst: MatMut<'_, T>, par: Par) {
+    const ELEMENTS: usize = 1 << 16;
+    let (m, n) = src.shape();
+    if matches!(par, Par::Seq) || m * n <= 2 * ELEMENTS {
+        return dst.copy_from(src);
+    }
+    let rows = (ELEMENTS / n).max(1);
+    let mut blocks = Vec::with_capacity(m.div_ceil(rows));
+    for first in (0..m).step_by(rows) {
+        let (block, rest) = dst.split_at_row_mut(rows.min(m - first));
+        blocks.push((first, block));
+        dst = rest;
+    }
+    blocks.into_par_iter().for_each(|(first, mut block)| block.copy_from(src.subrows(first, block.nrows())));
 }
 
 /// The lower triangle of `g <- [g +] a aᵀ` (SYRK).

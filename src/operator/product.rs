@@ -13,6 +13,16 @@
 //! 28.2 against 14.3 ms; 4096×1024, l = 266: 5.7 against 5.2), and SYRK over all rows streams G through the caches once per
 //! packing (1536×384: 0.84 against 0.60 ms; 4096×1024: 13.9 against 10.8 ms).
 //!
+//! A block of a Gram matrix is formed in strips of rows of G, one GEMM each (gigaflops by faer's triangular product and here, two threads:
+//! 1536×384 242 and 270, 3072×768 305 and 325, 4096×1024 308 and 328, 30522×384 210 and 276; strips of 48 and 192 rows and of columns
+//! are behind on one of them or the other):
+//!
+//! ```text
+//!   G  [ x . . .           ]   what a strip writes above the diagonal is never read
+//!      [ x x x x . .       ]
+//!      [ x x x x x x . .   ]
+//! ```
+//!
 //! Every block is done by one thread, whatever their number: the same bits, and no thread waits for another inside a GEMM
 //! (where one of two cores is busy with something else, GEMMs that share their packed operands take ten times as long).
 
@@ -21,7 +31,7 @@ use std::sync::Arc;
 
 use faer::linalg::matmul::matmul;
 use faer::linalg::matmul::triangular::{self, BlockStructure};
-use faer::prelude::ReborrowMut as _;
+use faer::prelude::{Reborrow as _, ReborrowMut as _};
 use faer::{Accum, Mat, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
@@ -40,9 +50,26 @@ struct Params {
     max_gram_columns: usize,
     /// Partial Gram matrices, at most.
     max_groups: usize,
+    /// Bytes of a row of G's strip, one tile of the GEMM: 96 rows of f32.
+    strip_bytes: usize,
+    /// A product of fewer multiplications, some 30 µs, is left to one thread.
+    min_parallel: usize,
 }
 
-const PARAMS: Params = Params { rows: 512, min_rows: 96, gram_rows: 128, max_gram_columns: 1536, max_groups: 8 };
+const PARAMS: Params = Params {
+    rows: 512,
+    min_rows: 96,
+    gram_rows: 128,
+    max_gram_columns: 1536,
+    max_groups: 8,
+    strip_bytes: 384,
+    min_parallel: 1 << 22,
+};
+
+/// The threads for a product of so many multiplications; the blocks, and so the bits, are the same.
+pub(super) fn threads(multiplications: usize, par: Par) -> Par {
+    if multiplications < PARAMS.min_parallel { Par::Seq } else { par }
+}
 
 /// Whether the elements of a row are closer to each other than those of a column.
 pub(super) fn is_by_rows<E>(a: MatRef<'_, E>) -> bool {
@@ -67,8 +94,8 @@ pub(super) fn product<T: Scalar>(
     mut y: MatMut<'_, T>,
     context: &HostContext,
 ) {
-    let par = context.par();
     let (m, l) = y.shape();
+    let par = threads(m * l * a.ncols(), context.par());
     let rows = block_rows(m);
     if m <= rows {
         return matmul(y, accum, a, x, T::one(), Par::Seq);
@@ -137,15 +164,28 @@ pub(super) fn add_gram<T: Scalar>(a: MatRef<'_, T>, g: MatMut<'_, T>, parts: &mu
     let sums =
         std::iter::once(g).chain(parts.chunks_exact_mut(n * n).map(|g| MatMut::from_column_major_slice_mut(g, n, n)));
     let work: Vec<_> = sums.enumerate().take_while(|(i, _)| i * rows < m).collect();
-    let run = |(i, mut g): (usize, MatMut<'_, T>), par| {
+    let run = |(i, mut g): (usize, MatMut<'_, T>)| {
         let a = a.subrows(i * rows, rows.min(m - i * rows));
         for first in (0..a.nrows()).step_by(PARAMS.gram_rows) {
-            syrk(a.subrows(first, PARAMS.gram_rows.min(a.nrows() - first)), g.rb_mut(), par);
+            strips(a.subrows(first, PARAMS.gram_rows.min(a.nrows() - first)), g.rb_mut());
         }
     };
-    match par {
-        Par::Seq => work.into_iter().for_each(|group| run(group, Par::Seq)),
-        Par::Rayon(_) => work.into_par_iter().for_each(|group| run(group, Par::Seq)),
+    match threads(m * n * n / 2, par) {
+        Par::Seq => work.into_iter().for_each(run),
+        Par::Rayon(_) => work.into_par_iter().for_each(run),
+    }
+}
+
+/// The lower triangle of `g += aᵀa` by one thread; leaves something above the diagonal.
+fn strips<T: Scalar>(a: MatRef<'_, T>, mut g: MatMut<'_, T>) {
+    let (n, strip) = (a.ncols(), PARAMS.strip_bytes / size_of::<T>());
+    let mut first = 0;
+    while first < n {
+        // The first strip, which is the shortest, takes the remainder.
+        let end = if first == 0 { (n - 1) % strip + 1 } else { first + strip };
+        let to = g.rb_mut().submatrix_mut(first, 0, end - first, end);
+        matmul(to, Accum::Add, a.subcols(first, end - first).transpose(), a.subcols(0, end), T::one(), Par::Seq);
+        first = end;
     }
 }
 
@@ -176,16 +216,16 @@ pub(crate) fn mirror<T: Scalar>(mut g: MatMut<'_, T>) {
         let cols = SQUARE.min(n - j);
         for i in (j..n).step_by(SQUARE) {
             let rows = SQUARE.min(n - i);
-            for (c, column) in square[..cols].iter_mut().enumerate() {
-                for (r, x) in column[..rows].iter_mut().enumerate() {
-                    *x = g[(i + r, j + c)];
-                }
+            for (c, x) in square[..cols].iter_mut().enumerate() {
+                let column = g.rb().col(j + c).try_as_col_major().expect("column-major").as_slice();
+                x[..rows].copy_from_slice(&column[i..i + rows]);
             }
             for r in 0..rows {
-                for (c, column) in square[..cols].iter().enumerate() {
-                    if i + r > j + c {
-                        g[(j + c, i + r)] = column[r];
-                    }
+                let column = g.rb_mut().col_mut(i + r).try_as_col_major_mut().expect("column-major").as_slice_mut();
+                // On the diagonal only what is above it.
+                let above = cols.min(i + r - j);
+                for (x, from) in column[j..j + above].iter_mut().zip(&square) {
+                    *x = from[r];
                 }
             }
         }
@@ -295,7 +335,8 @@ const WIDE_ROWS: usize = 128;
 
 /// Partial Gram matrices of [`wide_gram`].
 fn wide_groups(m: usize, l: usize) -> usize {
-    1 << (m / (4 * l.max(WIDE_ROWS))).clamp(1, PARAMS.max_groups).ilog2()
+    let least = if m >= 2 * WIDE_ROWS { 2 } else { 1 };
+    1 << (m / (8 * l.max(WIDE_ROWS))).clamp(least, PARAMS.max_groups).ilog2()
 }
 
 /// Elements of f64 that [`wide_gram`] takes.
@@ -317,19 +358,19 @@ pub(super) fn wide_gram<T: Scalar>(y: MatRef<'_, T>, mut h: MatMut<'_, f64>, wor
         let y = y.subrows((group * rows).min(m), rows.min(m.saturating_sub(group * rows)));
         for first in (0..y.nrows()).step_by(WIDE_ROWS) {
             let y = y.subrows(first, WIDE_ROWS.min(y.nrows() - first));
-            syrk(widen(y, wide), sum.rb_mut(), Par::Seq);
+            strips(widen(y, wide), sum.rb_mut());
         }
     };
-    match par {
+    match threads(m * l * l / 2, par) {
         Par::Seq => work.chunks_exact_mut(each).take(groups).enumerate().for_each(run),
         Par::Rayon(_) => work.par_chunks_exact_mut(each).take(groups).enumerate().for_each(run),
     }
-    h.fill(0.0);
-    for work in work.chunks_exact(each).take(groups) {
-        let sum = MatRef::from_column_major_slice(&work[..l * l], l, l);
-        for j in 0..l {
-            for i in j..l {
-                h[(i, j)] += sum[(i, j)];
+    for j in 0..l {
+        let column = h.rb_mut().col_mut(j).try_as_col_major_mut().expect("column-major").as_slice_mut();
+        column.fill(0.0);
+        for work in work.chunks_exact(each).take(groups) {
+            for (sum, x) in column[j..].iter_mut().zip(&work[j * l + j..(j + 1) * l]) {
+                *sum += x;
             }
         }
     }

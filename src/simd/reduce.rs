@@ -6,6 +6,7 @@
 
 use pulp::NullaryFnOnce;
 
+use super::Scalar;
 use super::convert::convert;
 use crate::tensor::{DType, Element};
 
@@ -68,6 +69,31 @@ pub fn statistics_of_lines<'a, E: Element>(lines: impl Iterator<Item = &'a [E]>)
             }
             total.finish()
         }
+    }
+}
+
+/// `Σ x_i y_i` in f64; the order of additions is fixed by the length alone.
+pub fn dot<T: Scalar>(x: &[T], y: &[T]) -> f64 {
+    assert_eq!(x.len(), y.len(), "vectors of one length");
+    pulp::Arch::new().dispatch(Dot(x, y))
+}
+
+struct Dot<'a, T>(&'a [T], &'a [T]);
+
+impl<T: Scalar> NullaryFnOnce for Dot<'_, T> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn call(self) -> f64 {
+        let mut sums = [0.0; LANES];
+        let ((xs, x_rest), (ys, y_rest)) = (self.0.as_chunks::<LANES>(), self.1.as_chunks::<LANES>());
+        for (x, y) in xs.iter().zip(ys) {
+            for lane in 0..LANES {
+                sums[lane] += x[lane].to_f64() * y[lane].to_f64();
+            }
+        }
+        let rest: f64 = x_rest.iter().zip(y_rest).map(|(x, y)| (*x).to_f64() * (*y).to_f64()).sum();
+        sums.iter().sum::<f64>() + rest
     }
 }
 

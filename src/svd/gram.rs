@@ -1,22 +1,37 @@
-//! The Gram route for tall matrices: `G = AᵀA` once (SYRK, `m n²` flops, one pass), its dominant eigenvectors `V`, then
-//! the image `A V` (one more pass).
+//! The Gram route for tall matrices: `G = AᵀA` once (SYRK, `m n²` flops, one pass), all else on panels of n rows, and one more pass for U.
+//!
+//! ```text
+//!   dense      G = V Λ Vᵀ by faer,  A ≈ (A V) Vᵀ                                            the optimum
+//!
+//!   iterated   V = p(G) Ω, conditioned,  W = G V                     degree q,              G only
+//!              H = VᵀW = (A V)ᵀ(A V) = RᵀR                           Q = A V R⁻¹            never formed, orthonormal whatever V
+//!              F = W R⁻¹ = AᵀQ = V̂ Σ Ŵᵀ                              A ≈ Q QᵀA = (Q Ŵ) Σ V̂ᵀ
+//!              U = A (V R⁻¹ Ŵ_k)                                     2 m n k,               the second pass
+//! ```
 //!
 //! With G at hand an iteration costs `2 n² l` flops and no pass over A, where the randomized method pays `4 m n l`. For
-//! small n the eigenvectors are computed outright and the result is the optimum; otherwise by a sketch and
-//! [q filtered products](crate::range) with G, which come closer to it than q power iterations on A.
+//! small n the eigenvectors are computed outright; otherwise by a sketch and [filtered products](crate::range) with G. The projection is
+//! on the left side, of the range of `A V`, which costs less than the one on the right and is better by one power of the singular values:
+//! `W = G V` has all of it (the Nyström approximation of G, taken apart: Gittens and Mahoney 2016; Tropp, Yurtsever, Udell, Cevher
+//! 2017). `q − 1` steps of the filter make it `σ^(2q+1)`, what q power iterations on A give. Only the k columns that are kept meet A
+//! again; the Gram matrix and the eigenproblem are those of F, n × l.
 //!
-//! Forming G squares the condition number: eigenvectors whose `σ_i` is under about `√eps σ_1` are noise. The image
-//! is computed from A itself, so the singular values and the certificate are right in any case, and show it:
-//! when `σ_k` comes out near that floor, [`reaches_floor`] says so and the caller takes another method.
+//! Forming G squares the condition number. H is off by eps σ_1² and the columns of U from orthogonal by `eps σ_1² / (σ_i σ_j)`, at worst; G
+//! rounds in all directions, so that some `n^-1/2` of it is seen. While σ_l is above [`CLEAR`]` · σ_1` that is no more than what other
+//! steps do. It is [measured](defect) all the same, and if U is not orthonormal to rounding, or the spectrum steeper, W becomes the basis
+//! V (filtered, so that nothing is lost), and the factors come from the image `A V`, computed from A itself: its singular values
+//! and certificate are right in any case. Only eigenvectors whose `σ_i` is under about `√eps σ_1` are then still noise: when `σ_k` comes out near
+//! that floor, [`reaches_floor`] says so and the caller takes another method.
 
-use faer::{Mat, Par};
+use faer::linalg::matmul::triangular::{self, BlockStructure};
+use faer::{Accum, Mat, Par};
 
 use super::goal::Goal;
-use super::triplets::Triplets;
+use super::triplets::{Decomposition, Triplets, Vectors, decompose};
 use super::{Method, Solution, TruncatedSvd, small, stream};
 use crate::error::Result;
 use crate::operator::{LinearOperator, Panel};
-use crate::range::filtered_iteration;
+use crate::range::{Factor, filter, filtered_iteration};
 use crate::simd::Scalar;
 use crate::sketch::AnySketch;
 
@@ -28,6 +43,15 @@ pub(super) enum Eigenvectors {
     /// The dominant ones, by subspace iteration.
     Iterated,
 }
+
+/// The factors come from G alone while σ_l is above this part of σ_1.
+const CLEAR: f64 = 1.0 / 32.0;
+/// And are not looked at while it is above this one: `σ_1² / σ_l²` is 36 then, of the 50 that are allowed.
+const PLAIN: f64 = 1.0 / 6.0;
+/// Random combinations of columns that are looked at.
+const LOOKS: usize = 8;
+/// How far from orthonormal they may show U to be, in units of `eps √k`: entries of UᵀU are below that then (they are allowed 50 of it).
+const DEFECT: f64 = 32.0;
 
 /// The Gram route. `width` gives the number of columns of the panels, from the squared singular values (nonincreasing)
 /// where the dense solver computes them.
@@ -41,7 +65,10 @@ pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(
 ) -> Result<Solution<T, O>> {
     let (basis, sketch) = match how {
         Eigenvectors::Dense => (dense(op, width)?.0, None),
-        Eigenvectors::Iterated => (iterated(options, op, width(&[]))?, Some(options.sketch)),
+        Eigenvectors::Iterated => match iterated(options, op, width(&[]), goal, par)? {
+            Iterated::Done(solution) => return Ok(solution),
+            Iterated::Basis(basis) => (basis, Some(options.sketch)),
+        },
     };
     let width = basis.ncols();
     let mut image = op.image(width)?;
@@ -77,13 +104,117 @@ pub(super) fn dense<T: Scalar, O: LinearOperator<T>>(
     Ok((basis, values))
 }
 
-/// A basis of the dominant eigenvectors of G, by subspace iteration where G lives.
-fn iterated<T: Scalar, O: LinearOperator<T>>(options: &TruncatedSvd, op: &mut O, width: usize) -> Result<O::Right> {
+/// Where the iteration ends.
+enum Iterated<T: Scalar, O: LinearOperator<T>> {
+    /// With the factors.
+    Done(Solution<T, O>),
+    /// With an orthonormal basis of the dominant eigenvectors.
+    Basis(O::Right),
+}
+
+/// Subspace iteration where G lives.
+fn iterated<T: Scalar, O: LinearOperator<T>>(
+    options: &TruncatedSvd,
+    op: &mut O,
+    width: usize,
+    goal: &Goal,
+    par: Par,
+) -> Result<Iterated<T, O>> {
     let mut g = op.gram()?;
+    let sums = (op.norm_squared(), g.norm_squared());
     let omega = AnySketch::new(options.sketch, op.ncols(), width, options.seed, stream::RANGE)?;
     let (mut v, mut w) = (op.right(width)?, op.right(width)?);
-    filtered_iteration(&mut g, op.norm_squared(), &omega, options.power_iterations, &mut v, &mut w)?;
-    Ok(v)
+    let steps = options.power_iterations.saturating_sub(1);
+    filtered_iteration(&mut g, sums.0, &omega, steps, &mut v, &mut w)?;
+    drop(g);
+    if let Some((triplets, rank, notes)) = project(op, &v, &w, goal, par)? {
+        let sketch = Some(options.sketch);
+        let method = Method::Gram;
+        return Ok(Iterated::Done(Solution { triplets, rank, width, method, sketch, certificate: None, notes }));
+    }
+    filter(sums, 0.5, &v, &mut w)?;
+    w.orthonormalize(None)?;
+    Ok(Iterated::Basis(w))
+}
+
+/// The factors of `Q QᵀA` from `w = G V`, unless they are not good enough.
+fn project<T: Scalar, O: LinearOperator<T>>(
+    op: &mut O,
+    v: &O::Right,
+    w: &O::Right,
+    goal: &Goal,
+    par: Par,
+) -> Result<Option<(Triplets<T, O>, usize, Vec<String>)>> {
+    let mut h = Mat::<T>::zeros(v.ncols(), v.ncols());
+    v.inner(w, h.as_mut())?;
+    // V is orthonormal enough for the pivots of H to tell that σ_l is too small.
+    let Some(factor) = Factor::of(&h).filter(|factor| factor.least >= CLEAR * CLEAR) else { return Ok(None) };
+    drop(h);
+    let mut image = op.right(v.ncols())?;
+    image.multiply(Accum::Replace, w, factor.inverse::<T>().as_ref(), T::one())?;
+    let choose = |s: &[T], captured| goal.rank(s, captured);
+    let Decomposition { image, s, captured, basis, rank, by_qr, notes } = decompose(image, choose, par)?;
+    let decay = s[s.len() - 1].to_f64() / s[0].to_f64();
+    // Not for a NaN either.
+    if !(decay >= CLEAR) {
+        return Ok(None);
+    }
+    let mut directions = op.right(rank)?;
+    image.form(rank, &mut directions)?;
+    drop(image);
+    let mut right = Mat::<T>::zeros(op.ncols(), rank);
+    directions.copy_to_host(right.as_mut())?;
+    // The sign that an SVD leaves open is settled before the long side is formed.
+    let signs: Vec<f64> = right.col_iter().map(|v| if largest(v.iter()) < T::zeroed() { -1.0 } else { 1.0 }).collect();
+    for (j, _) in signs.iter().enumerate().filter(|(_, sign)| **sign < 0.0) {
+        right.col_mut(j).iter_mut().for_each(|x| *x = -*x);
+    }
+    let wide = Mat::<f64>::from_fn(basis.nrows(), rank, |i, j| signs[j] * basis[(i, j)].to_f64());
+    let mut product = Mat::<f64>::zeros(basis.nrows(), rank);
+    let (upper, full) = (BlockStructure::TriangularUpper, BlockStructure::Rectangular);
+    let inverse = factor.inverse::<f64>();
+    triangular::matmul(
+        product.as_mut(),
+        full,
+        Accum::Replace,
+        inverse.as_ref(),
+        upper,
+        wide.as_ref(),
+        full,
+        1.0,
+        Par::Seq,
+    );
+    let combination = Mat::<T>::from_fn(product.nrows(), rank, |i, j| T::from_f64(product[(i, j)]));
+    directions.multiply(Accum::Replace, v, combination.as_ref(), T::one())?;
+    let mut u = op.image(rank)?;
+    op.apply(&directions, &mut u)?;
+    if decay < PLAIN && defect(op, &u)? > DEFECT * (rank as f64).sqrt() * T::EPSILON {
+        return Ok(None);
+    }
+    Ok(Some((Triplets { left: Vectors::Panel(u), s, captured, right: Vectors::Small(right), by_qr }, rank, notes)))
+}
+
+/// The entry of largest modulus, the first of them.
+fn largest<'a, T: Scalar>(entries: impl Iterator<Item = &'a T>) -> T {
+    entries.fold(T::zeroed(), |best, &x| if x.abs() > best.abs() { x } else { best })
+}
+
+/// The largest entry of `(UᵀU − I) X` for columns X of random signs: about the length of the worst row of `UᵀU − I`.
+fn defect<T: Scalar, O: LinearOperator<T>>(op: &O, u: &O::Left) -> Result<f64> {
+    let k = u.ncols();
+    let sign = |i: usize, j: usize| {
+        let bits = (i * LOOKS + j + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15_u64 as usize);
+        if (bits ^ (bits >> 29)).count_ones() % 2 == 0 { T::one() } else { -T::one() }
+    };
+    let x = Mat::<T>::from_fn(k, LOOKS, sign);
+    let mut combined = op.left(LOOKS)?;
+    combined.multiply(Accum::Replace, u, x.as_ref(), T::one())?;
+    let mut back = Mat::<T>::zeros(k, LOOKS);
+    u.inner(&combined, back.as_mut())?;
+    Ok((0..LOOKS)
+        .flat_map(|j| (0..k).map(move |i| (i, j)))
+        .map(|(i, j)| (back[(i, j)].to_f64() - x[(i, j)].to_f64()).abs())
+        .fold(0.0, f64::max))
 }
 
 /// Whether `σ_k` is so small against `σ_1` that the rounding of G, `eps σ_1²`, is felt in its eigenvector.

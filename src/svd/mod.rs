@@ -53,7 +53,7 @@ use crate::whiten::Whitening;
 use certificate::Certificate;
 use goal::Goal;
 use plan::Outcome;
-use triplets::Triplets;
+use triplets::{Triplets, Vectors};
 
 /// How the factorization is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -495,6 +495,7 @@ impl TruncatedSvd {
         let (left, right) =
             if wide { (vt.as_mut().transpose_mut(), u.as_mut()) } else { (u.as_mut(), vt.as_mut().transpose_mut()) };
         triplets.bring_home(k, left, right)?;
+        let by_image = !matches!(triplets.left, Vectors::Panel(_));
         let spectrum = triplets.s;
         drop((triplets.left, triplets.right)); // panels: the certificate's probes take their place
         fix_signs(&mut u, &mut vt);
@@ -508,7 +509,7 @@ impl TruncatedSvd {
         notes.extend(goal.and_then(|goal| goal.shortfall(k, certificate.relative_error)));
         let s = unscale(&spectrum[..k], scale)?;
         let probed = certificate.kind != ErrorKind::Exact;
-        let outcome = Outcome { by_qr: triplets.by_qr, probed, rooted: true };
+        let outcome = Outcome { by_qr: triplets.by_qr, probed, rooted: true, by_image };
         let spectrum = spectrum.iter().map(|&s| s.to_f64() / scale).collect();
         let norm = op.norm_squared().sqrt() / scale;
         let report = Report {
@@ -579,6 +580,9 @@ fn fix_signs<T: Scalar>(u: &mut Matrix<T>, vt: &mut Matrix<T>) {
             if largest < T::zeroed() { -T::one() } else { T::one() }
         })
         .collect();
+    if signs.iter().all(|&sign| sign == T::one()) {
+        return;
+    }
     for (row, &sign) in vt.as_mut_slice().chunks_exact_mut(n).zip(&signs) {
         row.iter_mut().for_each(|x| *x *= sign);
     }

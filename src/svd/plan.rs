@@ -6,11 +6,11 @@
 //! |---|---|---|---|---|
 //! | full | | m × n | SVD n³ | 1 |
 //! | gram, dense | syrk m n², A V 2mnl | m × l | EVD n³, SVD l³ | 2 |
-//! | gram, iterated | syrk m n², G V 2n²l, 2q + 1 times, A V 2mnl | n × l, 2q + 2 times, m × l | SVD l³ | 2 |
+//! | gram, iterated | syrk m n², G V 2n²l, q times, A T 2mnk | n × l, q times | EVD l³ | 2 |
 //! | randomized | 2mnl, 2q + 1 times, and a sketch | (m + n) × l, q + 1 times | SVD l³ | 2q + 2 |
 //!
 //! `Auto` never takes a method that is less accurate than randomized with the same p and q: full and gram (dense) are the
-//! optimum, gram (iterated) has the higher exponent. The loss of digits that a Gram matrix can bring is not visible
+//! optimum, gram (iterated) has the same exponent and a filter. The loss of digits that a Gram matrix can bring is not visible
 //! before the spectrum is: it is detected afterwards, and the factorization falls back (see [`gram`](super::gram)).
 //!
 //! [`Plan::peak_bytes`] is the sum of what is alive at the fullest moment of the method, counted by the functions that
@@ -384,8 +384,11 @@ fn estimate<T: Scalar>(
         }
         (Method::Gram, _) => {
             let g = mf * nf * nf / rates.syrk + nf * nf / rates.sketch;
-            let iterations = steps * product(nf, nf) + (steps + 1.0) * orthonormalize(nf, lf);
-            (g + iterations + product(mf, nf) + finish(mf, lf), 2)
+            let iterations = steps.max(1.0) * (product(nf, nf) + orthonormalize(nf, lf));
+            // H, F, V̂ and what meets A; the eigenproblem of F; U.
+            let k = l.saturating_sub(options.oversample).max(1) as f64;
+            let projection = 4.0 * product(nf, lf) + nf * lf * lf / (0.5 * rates.syrk) + rates.eigen * lf.powi(3);
+            (g + iterations + projection + 2.0 * mf * nf * k / rates.gemm, 2)
         }
         (Method::Krylov, _) if blocks.is_some() => {
             let blocks = blocks.expect("just seen");
@@ -447,10 +450,12 @@ pub(super) struct Outcome {
     pub(super) probed: bool,
     /// Calibration took the root of its moments.
     pub(super) rooted: bool,
+    /// The factors come from an image of A, where the Gram matrix alone may do.
+    pub(super) by_image: bool,
 }
 
 impl Outcome {
-    const WORST: Outcome = Outcome { by_qr: true, probed: true, rooted: true };
+    const WORST: Outcome = Outcome { by_qr: true, probed: true, rooted: true, by_image: true };
 }
 
 impl Footprint {
@@ -500,7 +505,20 @@ impl Footprint {
                     }
                     _ => orthonormalize(n, l) + panel(n, n) + 2 * panel(n, l),
                 };
-                let finish = decompose(m, l).max(orthonormalize(n, l)) + panel(n, l) + image(l) + finish(m, l);
+                let finish = if how == Some(Eigenvectors::Iterated) && !self.outcome.by_image {
+                    let scratch = orthonormalize(n, l).max(decompose(n, l));
+                    let eigen = 3 * small(l, l) + wide(l, l) + finish(n, l) - out;
+                    let combine = 3 * small(l, l) + 4 * wide(l, l) + panel(n, k) + small(n, k);
+                    let home = small(l, l) + image(k) + small(n, k);
+                    let alive = 2 * panel(n, l);
+                    scratch
+                        + (alive + panel(n, l) + eigen)
+                            .max(alive + combine)
+                            .max(alive + home + panel(n, k))
+                            .max(home + out)
+                } else {
+                    decompose(m, l).max(orthonormalize(n, l)) + panel(n, l) + image(l) + finish(m, l)
+                };
                 g.max(Dense::<T>::gram_bytes(m, n)).max(finish)
             }
             (Method::Krylov, _) if blocks.is_some() => {

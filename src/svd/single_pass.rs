@@ -389,13 +389,7 @@ pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(
     let captured = s.iter().map(|&s| s.to_f64() * s.to_f64()).sum();
     Ok(Solution {
         rank: s.len(),
-        triplets: Triplets {
-            by_qr: false,
-            left: Vectors { panel: None, coefficients: u },
-            s,
-            captured,
-            right: Vectors { panel: None, coefficients: v },
-        },
+        triplets: Triplets { by_qr: false, left: Vectors::Small(u), s, captured, right: Vectors::Small(v) },
         width,
         method: plan.method,
         sketch: Some(options.sketch),

@@ -15,7 +15,7 @@
 //! to QR and an SVD of R, which keep U orthonormal to rounding whatever the spectrum. `m l²` flops in f64 and an
 //! eigendecomposition stand against `4 m l²` in f32 and an SVD (4096×266, 2 Zen 5 cores: see the bench `svd`).
 
-use faer::{Mat, MatMut, Par};
+use faer::{Accum, Mat, MatMut, Par, unzip, zip};
 
 use super::small::{self, SmallSvd};
 use super::{Panel, note_orthonormalization};
@@ -26,22 +26,38 @@ use crate::simd::Scalar;
 /// Singular vectors come from the Gram matrix of the image while `σ_k` is above this part of `σ_1`.
 pub(super) const CLEAR: f64 = 1.0 / 256.0;
 
-/// Orthonormal panel times small orthogonal matrix; without a panel, the small matrix itself. Or the panel of an image
-/// times what makes it orthonormal.
-pub(super) struct Vectors<T, P> {
-    pub(super) panel: Option<P>,
-    pub(super) coefficients: Mat<T>,
+/// Singular vectors, one column each.
+pub(super) enum Vectors<T, P> {
+    /// As they are.
+    Panel(P),
+    /// On the host, because the basis was the identity.
+    Small(Mat<T>),
+    /// Orthonormal panel times small orthogonal matrix, or the panel of an image times what makes it orthonormal.
+    Combined(P, Mat<T>),
 }
 
 impl<T: Scalar, P: Panel<T>> Vectors<T, P> {
+    /// The first `k` vectors as a panel.
+    pub(super) fn form(&self, k: usize, dst: &mut P) -> Result<()> {
+        match self {
+            Vectors::Panel(panel) => {
+                let select = Mat::identity(panel.ncols(), k);
+                dst.multiply(Accum::Replace, panel, select.as_ref(), T::one())
+            }
+            Vectors::Small(c) => dst.copy_from_host(c.as_ref().subcols(0, k)),
+            Vectors::Combined(panel, c) => dst.multiply(Accum::Replace, panel, c.as_ref().subcols(0, k), T::one()),
+        }
+    }
+
     fn bring_home(&self, k: usize, mut dst: MatMut<'_, T>) -> Result<()> {
-        let c = self.coefficients.as_ref().subcols(0, k);
-        match &self.panel {
-            Some(panel) => panel.product_to_host(c, dst),
-            None => {
-                dst.copy_from(c);
+        match self {
+            Vectors::Panel(panel) if panel.ncols() == k => panel.copy_to_host(dst),
+            Vectors::Panel(panel) => panel.product_to_host(Mat::identity(panel.ncols(), k).as_ref(), dst),
+            Vectors::Small(c) => {
+                dst.copy_from(c.as_ref().subcols(0, k));
                 Ok(())
             }
+            Vectors::Combined(panel, c) => panel.product_to_host(c.as_ref().subcols(0, k), dst),
         }
     }
 }
@@ -67,7 +83,11 @@ impl<T: Scalar, O: LinearOperator<T>> Triplets<T, O> {
         par: Par,
     ) -> Result<(Self, usize, Vec<String>)> {
         let Decomposition { image: left, s, captured, basis: v, rank, by_qr, notes } = decompose(image, choose, par)?;
-        Ok((Triplets { left, s, captured, right: Vectors { panel: basis, coefficients: v }, by_qr }, rank, notes))
+        let right = match basis {
+            Some(basis) => Vectors::Combined(basis, v),
+            None => Vectors::Small(v),
+        };
+        Ok((Triplets { left, s, captured, right, by_qr }, rank, notes))
     }
 
     /// From `image = Aᵀ · basis`.
@@ -78,7 +98,7 @@ impl<T: Scalar, O: LinearOperator<T>> Triplets<T, O> {
         par: Par,
     ) -> Result<(Self, usize, Vec<String>)> {
         let Decomposition { image: right, s, captured, basis: v, rank, by_qr, notes } = decompose(image, choose, par)?;
-        Ok((Triplets { left: Vectors { panel: Some(basis), coefficients: v }, s, captured, right, by_qr }, rank, notes))
+        Ok((Triplets { left: Vectors::Combined(basis, v), s, captured, right, by_qr }, rank, notes))
     }
 
     /// The first `k` singular vectors into `u` (`m × k`) and `v` (`n × k`), of any layout.
@@ -111,10 +131,10 @@ pub(super) fn decompose<T: Scalar, P: Panel<T>>(
     // The Gram matrix has to be of a higher precision than its panel.
     if size_of::<T>() == size_of::<f32>()
         && l < image.nrows()
-        && let Some(mut decomposition) = by_gram(&image, &choose)?
+        && let Some(Spectrum { captured, s, rank, divided, basis }) = by_gram(&image, &choose)?
     {
-        decomposition.image.panel = Some(image);
-        return Ok(decomposition);
+        let image = Vectors::Combined(image, divided);
+        return Ok(Decomposition { image, s, captured, basis, rank, by_qr: false, notes: Vec::new() });
     }
     let captured = image.norm_squared()?;
     let mut r = Mat::zeros(l, l);
@@ -123,22 +143,22 @@ pub(super) fn decompose<T: Scalar, P: Panel<T>>(
     let mut notes = Vec::new();
     note_orthonormalization(&mut notes, "QR of the projected matrix", &how);
     let rank = choose(&s, captured);
-    Ok(Decomposition {
-        image: Vectors { panel: Some(image), coefficients: u },
-        s,
-        captured,
-        basis: v,
-        rank,
-        by_qr: true,
-        notes,
-    })
+    Ok(Decomposition { image: Vectors::Combined(image, u), s, captured, basis: v, rank, by_qr: true, notes })
 }
 
-/// From the eigenvectors of the image's Gram matrix, unless they are not good enough. The panel is left to the caller.
-fn by_gram<T: Scalar, P: Panel<T>>(
-    image: &P,
-    choose: impl Fn(&[T], f64) -> usize,
-) -> Result<Option<Decomposition<T, P>>> {
+/// What the Gram matrix of an image tells.
+struct Spectrum<T> {
+    captured: f64,
+    s: Vec<T>,
+    rank: usize,
+    /// `V̂ Σ⁻¹`.
+    divided: Mat<T>,
+    /// `V̂`.
+    basis: Mat<T>,
+}
+
+/// From the eigenvectors of the image's Gram matrix, unless they are not good enough.
+fn by_gram<T: Scalar, P: Panel<T>>(image: &P, choose: impl Fn(&[T], f64) -> usize) -> Result<Option<Spectrum<T>>> {
     let l = image.ncols();
     let mut h = Mat::<f64>::zeros(l, l);
     if image.gram(h.as_mut())? > f64::EPSILON {
@@ -150,15 +170,20 @@ fn by_gram<T: Scalar, P: Panel<T>>(
     squares.iter_mut().for_each(|x| *x *= unit);
     // Nonincreasing from here on.
     squares.reverse();
-    let vectors = vectors.as_ref().reverse_cols();
     let s: Vec<T> = squares.iter().map(|&x| T::from_f64(x.max(0.0).sqrt())).collect();
     let rank = choose(&s, captured);
     if squares[rank - 1] <= CLEAR * CLEAR * squares[0] {
         return Ok(None);
     }
-    let basis = Mat::from_fn(l, l, |i, j| T::from_f64(vectors[(i, j)]));
-    // Columns that are not kept are not used.
-    let divided = |i, j| if j < rank { T::from_f64(vectors[(i, j)] / squares[j].sqrt()) } else { T::zeroed() };
-    let image = Vectors { panel: None, coefficients: Mat::from_fn(l, l, divided) };
-    Ok(Some(Decomposition { image, s, captured, basis, rank, by_qr: false, notes: Vec::new() }))
+    let (mut basis, mut divided) = (Mat::zeros(l, l), Mat::zeros(l, l));
+    for j in 0..l {
+        let vector = vectors.col(l - 1 - j);
+        zip!(basis.col_mut(j), vector).for_each(|unzip!(to, x)| *to = T::from_f64(*x));
+        // Columns that are not kept are not used.
+        if j < rank {
+            let length = 1.0 / squares[j].sqrt();
+            zip!(divided.col_mut(j), vector).for_each(|unzip!(to, x)| *to = T::from_f64(*x * length));
+        }
+    }
+    Ok(Some(Spectrum { captured, s, rank, divided, basis }))
 }

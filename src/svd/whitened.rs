@@ -273,7 +273,7 @@ where
         decompose(bt, |s, _| s.len(), about.par)?;
     let mut turned = Mat::zeros(coefficients.nrows(), k);
     matmul(turned.as_mut(), Accum::Replace, coefficients, basis.as_ref(), T::one(), about.par);
-    let u = Vectors { panel: Some(panel), coefficients: turned };
+    let u = Vectors::Combined(panel, turned);
     let (left, right) = if op.is_wide() { (image, u) } else { (u, image) };
     let rooted = op.has_root();
     let (mut weight, root_notes) = op.into_parts();
@@ -286,7 +286,7 @@ where
     let mut factors = svd.finish(&mut weight, plan.clone(), solution, None, about.start)?;
     if !rooted {
         let probed = factors.report().error_kind != ErrorKind::Exact;
-        let outcome = Outcome { by_qr, probed, rooted };
+        let outcome = Outcome { by_qr, probed, rooted, by_image: true };
         factors.report_mut().peak_bytes = plan.peak_bytes_of(method, width, k, outcome);
     }
     let (Some(c), Some(share_lost)) = (&weighting.calibration, share_lost) else {
@@ -357,12 +357,16 @@ where
     let Triplets { left, s, right, by_qr, .. } = triplets;
     let vectors = if op.is_wide() { right } else { left };
     let (panel, coefficients) = match vectors {
-        Vectors { panel: Some(panel), coefficients } => (panel, coefficients),
-        Vectors { panel: None, coefficients } => {
-            let l = coefficients.ncols();
-            let mut panel = op.outputs(l)?;
-            panel.copy_from_host(coefficients.as_ref())?;
-            (panel, Mat::identity(l, l))
+        Vectors::Combined(panel, coefficients) => (panel, coefficients),
+        Vectors::Panel(panel) => {
+            let k = panel.ncols();
+            (panel, Mat::identity(k, k))
+        }
+        Vectors::Small(vectors) => {
+            let k = vectors.ncols();
+            let mut panel = op.outputs(k)?;
+            panel.copy_from_host(vectors.as_ref())?;
+            (panel, Mat::identity(k, k))
         }
     };
     // The panel is the image of the other basis, the last product there was, unless it went through a QR.

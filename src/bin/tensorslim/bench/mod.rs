@@ -4,6 +4,7 @@
 //!   matrices.rs   made matrices, optimum known        results.rs   what was measured, as plain data
 //!   measure.rs    rounds, checks, ratios              words.rs     what the numbers say
 //!   tables.rs     tables for terminal and page, CSV   plots.rs  page.rs   SVG, HTML
+//!   record.rs     our methods and their peers in other languages, as recorded
 //! ```
 //!
 //! Files that cannot be measured are refused before the first minute is spent.
@@ -12,6 +13,7 @@ mod matrices;
 mod measure;
 mod page;
 mod plots;
+mod record;
 mod results;
 mod tables;
 mod words;

@@ -4,9 +4,9 @@ use std::fmt::Write;
 
 use plotters::style::RGBColor;
 
-use super::plots;
 use super::results::{SKETCHES, Suite, title};
 use super::tables::{Table, escape, label, powers};
+use super::{plots, record};
 use crate::Failure;
 
 const STYLE: &str = "
@@ -101,6 +101,28 @@ pub(super) fn html(suite: &Suite, tables: &[Table]) -> Result<String, Failure> {
             }
             *out += "</div>\n";
         }
+    }
+    *out += "</div>\n";
+
+    section(
+        out,
+        "All methods and their peers",
+        "From the record of benches/peers/compare.py, which runs both on the same matrices by turns: the line is the front of \
+         our methods (single pass, randomized and Gram with q = 0, 1, 2, Krylov, full), crosses are PyTorch, scikit-learn and fbpca \
+         at q = 2, and PyTorch's full SVD. What lies above and to the right of the line is beaten in both. Not measured by this run.",
+    );
+    let entries = [(plots::FRONT, "ours"), (plots::PEERS, "peers")].map(|(c, name)| (Mark::Circle, c, name.to_owned()));
+    legend(out, entries.iter());
+    *out += "<div class=\"grid\">\n";
+    for panel in record::panels()? {
+        let unbeaten: Vec<&str> = panel.unbeaten().iter().map(|p| p.who.as_str()).collect();
+        let verdict = match &unbeaten[..] {
+            [] => "every peer is above the front".to_owned(),
+            some => format!("below the front: {}", some.join(", ")),
+        };
+        let _ = writeln!(out, "<div><h3>{}: {}</h3>", escape(&panel.title), escape(&verdict));
+        *out += &plots::front(&panel)?;
+        *out += "</div>\n";
     }
     *out += "</div>\n";
 

@@ -9,6 +9,7 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 use tensorslim::Sketch;
 
+use super::record::Panel;
 use super::results::{Case, Input, POWERS, SKETCHES, State, Suite};
 use super::tables::{label, three};
 use crate::Failure;
@@ -20,6 +21,9 @@ type Drawn<T = ()> = Result<T, Box<dyn std::error::Error + 'static>>;
 const INK: RGBColor = RGBColor(0x1a, 0x1a, 0x1a);
 const GRID: RGBColor = RGBColor(0xdd, 0xdd, 0xdd);
 pub(super) const READ: RGBColor = RGBColor(0x70, 0x70, 0x70);
+/// Our methods beside their peers.
+pub(super) const FRONT: RGBColor = RGBColor(0x00, 0x72, 0xb2);
+pub(super) const PEERS: RGBColor = RGBColor(0xd5, 0x5e, 0x00);
 pub(super) const GEMM: RGBColor = RGBColor(0x1a, 0x1a, 0x1a);
 /// Of the bars of the speed-ups: the sketch alone, then q = 0, 1, 2.
 pub(super) const SHADES: [RGBColor; 4] =
@@ -247,6 +251,54 @@ pub(super) fn pareto(case: &Case, input: &Input) -> Result<Option<String>, Failu
         Ok(())
     });
     drawn.map(Some)
+}
+
+/// The front of our methods with all its points, and the peers.
+pub(super) fn front(panel: &Panel) -> Result<String, Failure> {
+    let widen = |(low, high): (f64, f64), by: f64| (low / (1.0 + by), high * (1.0 + by));
+    let (x0, x1) = widen(span(panel.points.iter().map(|p| p.ms)), 0.3);
+    let (y0, y1) = widen(span(panel.points.iter().map(|p| p.error)), 0.5);
+    svg((520, 330), |root| {
+        let mut chart = ChartBuilder::on(root)
+            .margin_top(10)
+            .margin_right(14)
+            .y_label_area_size(76)
+            .x_label_area_size(52)
+            .build_cartesian_2d(
+                (x0..x1).log_scale().with_key_points(ticks(x0, x1)),
+                (y0..y1).log_scale().with_key_points(ticks(y0, y1)),
+            )?;
+        (chart.configure_mesh())
+            .light_line_style(TRANSPARENT)
+            .bold_line_style(GRID)
+            .axis_style(INK)
+            .x_desc("time of the factorization in ms")
+            .y_desc("error over the optimum in %")
+            .x_labels(40)
+            .y_labels(40)
+            .x_label_formatter(&|x| plain(*x))
+            .y_label_formatter(&|y| plain(*y))
+            .label_style(font(16))
+            .axis_desc_style(font(16))
+            .draw()?;
+        // Steps: until the next point is fast enough, the last one is the best there is.
+        let mut steps = Vec::new();
+        for p in panel.front() {
+            steps.extend(steps.last().map(|&(_, error)| (p.ms, error)));
+            steps.push((p.ms, p.error));
+        }
+        chart.draw_series([PathElement::new(steps, FRONT.stroke_width(2))])?;
+        for p in &panel.points {
+            let at = (p.ms, p.error);
+            let label = Text::new(p.who.clone(), (7, -5), font(11).pos(Pos::new(HPos::Left, VPos::Bottom)));
+            if p.ours {
+                chart.draw_series([EmptyElement::at(at) + Circle::new((0, 0), 4, FRONT.filled()) + label])?;
+            } else {
+                chart.draw_series([EmptyElement::at(at) + Cross::new((0, 0), 5, PEERS.stroke_width(2)) + label])?;
+            }
+        }
+        Ok(())
+    })
 }
 
 /// Draws on white. The size is a ratio: the page scales plots to its width.
