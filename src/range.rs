@@ -76,7 +76,8 @@ const CUTOFF: f64 = 0.75;
 const RESOLVED: f64 = 1e-3;
 
 /// A well-conditioned basis V of the dominant space of the positive semidefinite operator `g` in `v`, orthonormal to a few percent, and
-/// `G V` in `w`: a sketch, then the Chebyshev filter of degree `steps`, then the product. `trace` is that of `g` (`‖A‖_F²` for `AᵀA`).
+/// `G V` in `w`: a sketch, then the Chebyshev filter of degree `steps`, then the product. `trace` is that of `g` (`‖A‖_F²` for `AᵀA`). Returns whether a panel took
+/// a full orthonormalization.
 ///
 /// # Errors
 /// What the operator reports.
@@ -87,23 +88,24 @@ pub fn filtered_iteration<T: Scalar, P: Panel<T>, G: LinearOperator<T, Left = P,
     steps: usize,
     v: &mut P,
     w: &mut P,
-) -> Result<()> {
+) -> Result<bool> {
     g.sketch(omega, v)?;
-    condition(v, w)?;
+    let mut orthonormalized = condition(v, w)?;
     g.apply(v, w)?;
     for step in 1..=steps {
         // Smallest root first: the later the estimate, the better, and the large roots need it more.
         filter((trace, g.norm_squared()), (step as f64 - 0.5) / steps as f64, v, w)?;
-        condition(w, v)?;
+        orthonormalized |= condition(w, v)?;
         std::mem::swap(v, w);
         g.apply(v, w)?;
     }
-    Ok(())
+    Ok(orthonormalized)
 }
 
 /// Makes the columns of `y` orthonormal to a few percent, with `spare` as a second panel of its shape: one pass of CholeskyQR, half of what
-/// a basis takes that has to be right to rounding (384×106 0.19 ms of 0.3). Panels that it cannot do are orthonormalized.
-fn condition<T: Scalar, P: Panel<T>>(y: &mut P, spare: &mut P) -> Result<()> {
+/// a basis takes that has to be right to rounding (384×106 0.19 ms of 0.3). Panels that it cannot do are orthonormalized, and then
+/// it says so: that takes more scratch.
+fn condition<T: Scalar, P: Panel<T>>(y: &mut P, spare: &mut P) -> Result<bool> {
     let l = y.ncols();
     let mut gram = Mat::<T>::zeros(l, l);
     y.inner(y, gram.as_mut())?;
@@ -112,10 +114,10 @@ fn condition<T: Scalar, P: Panel<T>>(y: &mut P, spare: &mut P) -> Result<()> {
         Some(factor) if factor.least_scaled > 4.0 * l as f64 * T::EPSILON => {
             spare.multiply(Accum::Replace, y, factor.inverse::<T>().as_ref(), T::one())?;
             std::mem::swap(y, spare);
+            Ok(false)
         }
-        _ => _ = y.orthonormalize(None)?,
+        _ => y.orthonormalize(None).map(|_| true),
     }
-    Ok(())
 }
 
 /// The Cholesky factor of a positive definite matrix, `H = RᵀR`, inverted.

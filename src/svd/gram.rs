@@ -125,11 +125,13 @@ fn iterated<T: Scalar, O: LinearOperator<T>>(
     let omega = AnySketch::new(options.sketch, op.ncols(), width, options.seed, stream::RANGE)?;
     let (mut v, mut w) = (op.right(width)?, op.right(width)?);
     let steps = options.power_iterations.saturating_sub(1);
-    filtered_iteration(&mut g, sums.0, &omega, steps, &mut v, &mut w)?;
+    let orthonormalized = filtered_iteration(&mut g, sums.0, &omega, steps, &mut v, &mut w)?;
     drop(g);
-    if let Some((triplets, rank, notes)) = project(op, &v, &w, goal, par)? {
+    if let Some((mut triplets, rank, notes)) = project(op, &v, &w, goal, par)? {
         let sketch = Some(options.sketch);
         let method = Method::Gram;
+        // What counts is the scratch.
+        triplets.by_qr |= orthonormalized;
         return Ok(Iterated::Done(Solution { triplets, rank, width, method, sketch, certificate: None, notes }));
     }
     filter(sums, 0.5, &v, &mut w)?;

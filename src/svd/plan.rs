@@ -503,10 +503,14 @@ impl Footprint {
                         let home = (2 * panel(n, n) + small(n, n)).max(2 * small(n, n) + eigen);
                         home.max(small(n, n) + panel(n, l))
                     }
-                    _ => orthonormalize(n, l) + panel(n, n) + 2 * panel(n, l),
+                    _ if self.outcome.by_qr || self.outcome.by_image => {
+                        orthonormalize(n, l) + panel(n, n) + 2 * panel(n, l)
+                    }
+                    _ => panel(n, n) + 2 * panel(n, l) + 3 * wide(l, l) + Dense::<T>::product_bytes(n, l),
                 };
                 let finish = if how == Some(Eigenvectors::Iterated) && !self.outcome.by_image {
-                    let scratch = orthonormalize(n, l).max(decompose(n, l));
+                    let scratch =
+                        if self.outcome.by_qr { orthonormalize(n, l).max(decompose(n, l)) } else { decompose(n, l) };
                     let eigen = 3 * small(l, l) + wide(l, l) + finish(n, l) - out;
                     let combine = 3 * small(l, l) + 4 * wide(l, l) + panel(n, k) + small(n, k);
                     let home = small(l, l) + image(k) + small(n, k);
