@@ -36,6 +36,7 @@ use clap::error::ErrorKind as Clap;
 use args::{Cli, Command};
 
 /// Why the work failed: the line for stderr.
+#[derive(Debug)]
 struct Failure(String);
 
 impl From<tensorslim::Error> for Failure {
