@@ -518,7 +518,7 @@ impl Footprint {
                     scratch
                         + (alive + panel(n, l) + eigen)
                             .max(alive + combine)
-                            .max(alive + home + panel(n, k))
+                            .max(alive + combine + image(k))
                             .max(home + out)
                 } else {
                     decompose(m, l).max(orthonormalize(n, l)) + panel(n, l) + image(l) + finish(m, l)
