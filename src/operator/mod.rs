@@ -39,7 +39,7 @@ pub(crate) use product::mirror;
 pub use tiled::{ReadParams, RowSource, Tiled, stream};
 pub use watch::{Cancel, Watch};
 pub(crate) use whitened::Entries;
-pub use whitened::{FromPanel, Root, Whitened};
+pub use whitened::{FromPanel, Given, Root, Whitened};
 
 use faer::prelude::ReborrowMut as _;
 use faer::{Accum, Mat, MatMut, MatRef, unzip, zip};

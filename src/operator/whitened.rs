@@ -57,6 +57,9 @@ const SIGNS: usize = 4;
 /// How a root is made, and what had to be done for it.
 type MakeRoot<'a, L> = Box<dyn FnOnce() -> Result<(L, Vec<String>)> + 'a>;
 
+/// What writes the lower triangle of a symmetric matrix, and its diagonal.
+pub type Given<'a, T> = (&'a mut dyn FnMut(MatMut<'_, T>), &'a [f64]);
+
 /// `W L`, or its transpose where W is wide.
 pub struct Whitened<'a, T: Scalar, W: LinearOperator<T>, L> {
     /// The tall one of W and Wᵀ.
@@ -90,7 +93,7 @@ where
         weight: W,
         wide: bool,
         make: impl FnOnce() -> Result<(L, Vec<String>)> + 'a,
-        moments: Option<(&mut dyn FnMut(MatMut<'_, T>), &[f64])>,
+        moments: Option<Given<'_, T>>,
     ) -> Result<Self> {
         let mut whitened = Whitened {
             weight,

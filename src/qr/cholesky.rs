@@ -489,8 +489,8 @@ fn sum_groups<T: Scalar, W: Scalar>(
     let (mut sum, stack) = temp_mat_zeroed::<W, _, _>(l, l, stack);
     let mut sum = sum.as_mat_mut();
     let tree = Sum { rows, buffer_rows, par, add };
-    let (mut bytes, _) = stack.make_uninit::<u8>(node_bytes::<W>(l, count, buffer_rows));
-    tree.node(y, sum.rb_mut(), count, &mut bytes);
+    let (bytes, _) = stack.make_uninit::<u8>(node_bytes::<W>(l, count, buffer_rows));
+    tree.node(y, sum.rb_mut(), count, bytes);
     for j in 0..l {
         let to = &mut column_mut(gram.rb_mut(), j)[j..];
         to.iter_mut().zip(&column(sum.rb(), j)[j..]).for_each(|(to, x)| *to = (*x).to_f64());
@@ -531,12 +531,12 @@ impl<F> Sum<'_, F> {
         let (upper, lower) = y.split_at_row_mut(half * self.rows);
         let (mut other, stack) = temp_mat_zeroed::<W, _, _>(l, l, MemStack::new(bytes));
         let mut other = other.as_mat_mut();
-        let (mut bytes, stack) = stack.make_uninit::<u8>(node_bytes::<W>(l, half, self.buffer_rows));
-        let (mut other_bytes, _) = stack.make_uninit::<u8>(node_bytes::<W>(l, count - half, self.buffer_rows));
+        let (bytes, stack) = stack.make_uninit::<u8>(node_bytes::<W>(l, half, self.buffer_rows));
+        let (other_bytes, _) = stack.make_uninit::<u8>(node_bytes::<W>(l, count - half, self.buffer_rows));
         join(
             self.par,
-            || self.node(upper, sum.rb_mut(), half, &mut bytes),
-            || self.node(lower, other.rb_mut(), count - half, &mut other_bytes),
+            || self.node(upper, sum.rb_mut(), half, bytes),
+            || self.node(lower, other.rb_mut(), count - half, other_bytes),
         );
         for j in 0..l {
             let to = &mut column_mut(sum.rb_mut(), j)[j..];

@@ -24,6 +24,8 @@
 //! and certificate are right in any case. Only eigenvectors whose `σ_i` is under about `√eps σ_1` are then still noise: when `σ_k` comes out near
 //! that floor, [`reaches_floor`] says so and the caller takes another method.
 
+use std::ops::ControlFlow;
+
 use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::{Accum, Mat, Par};
 
@@ -67,8 +69,8 @@ pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(
     let (basis, sketch) = match how {
         Eigenvectors::Dense => (dense(op, width)?.0, None),
         Eigenvectors::Iterated => match iterated(options, op, width(&[]), goal, par)? {
-            Iterated::Done(solution) => return Ok(solution),
-            Iterated::Basis(basis) => (basis, Some(options.sketch)),
+            ControlFlow::Break(solution) => return Ok(solution),
+            ControlFlow::Continue(basis) => (basis, Some(options.sketch)),
         },
     };
     let width = basis.ncols();
@@ -105,38 +107,29 @@ pub(super) fn dense<T: Scalar, O: LinearOperator<T>>(
     Ok((basis, values))
 }
 
-/// Where the iteration ends.
-enum Iterated<T: Scalar, O: LinearOperator<T>> {
-    /// With the factors.
-    Done(Solution<T, O>),
-    /// With an orthonormal basis of the dominant eigenvectors.
-    Basis(O::Right),
-}
-
-/// Subspace iteration where G lives.
+/// Subspace iteration where G lives. Breaks off with the factors, or goes on with an orthonormal basis of the dominant eigenvectors.
 fn iterated<T: Scalar, O: LinearOperator<T>>(
     options: &TruncatedSvd,
     op: &mut O,
     width: usize,
     goal: &Goal,
     par: Par,
-) -> Result<Iterated<T, O>> {
+) -> Result<ControlFlow<Solution<T, O>, O::Right>> {
     let mut g = op.gram()?;
     let sums = (op.norm_squared(), g.norm_squared());
     let omega = AnySketch::new(options.sketch, op.ncols(), width, options.seed, stream::RANGE)?;
     let (mut v, mut w) = (op.right(width)?, op.right(width)?);
     let orthonormalized = filtered_iteration(&mut g, sums.0, &omega, options.power_iterations, &mut v, &mut w)?;
     drop(g);
-    if let Some((mut triplets, rank, notes)) = project(op, &v, &w, goal, par)? {
-        let sketch = Some(options.sketch);
-        let method = Method::Gram;
+    if let Some(mut solution) = project(op, &v, &w, goal, par)? {
+        solution.sketch = Some(options.sketch);
         // What counts is the scratch.
-        triplets.by_qr |= orthonormalized;
-        return Ok(Iterated::Done(Solution { triplets, rank, width, method, sketch, certificate: None, notes }));
+        solution.triplets.by_qr |= orthonormalized;
+        return Ok(ControlFlow::Break(solution));
     }
     filter(sums, 0.5, &v, &mut w)?;
     w.orthonormalize(None)?;
-    Ok(Iterated::Basis(w))
+    Ok(ControlFlow::Continue(w))
 }
 
 /// The factors of `Q QᵀA` from `w = G V`, unless they are not good enough.
@@ -146,7 +139,7 @@ fn project<T: Scalar, O: LinearOperator<T>>(
     w: &O::Right,
     goal: &Goal,
     par: Par,
-) -> Result<Option<(Triplets<T, O>, usize, Vec<String>)>> {
+) -> Result<Option<Solution<T, O>>> {
     let mut h = Mat::<T>::zeros(v.ncols(), v.ncols());
     v.inner(w, h.as_mut())?;
     // V is orthonormal enough for the pivots of H to tell that σ_l is too small.
@@ -157,8 +150,7 @@ fn project<T: Scalar, O: LinearOperator<T>>(
     let choose = |s: &[T], captured| goal.rank(s, captured);
     let Decomposition { image, s, captured, basis, rank, by_qr, notes } = decompose(image, choose, par)?;
     let decay = s[s.len() - 1].to_f64() / s[0].to_f64();
-    // Not for a NaN either.
-    if !(decay >= CLEAR) {
+    if decay.is_nan() || decay < CLEAR {
         return Ok(None);
     }
     let mut directions = op.right(rank)?;
@@ -193,7 +185,9 @@ fn project<T: Scalar, O: LinearOperator<T>>(
     if decay < PLAIN && defect(op, &u)? > DEFECT * (rank as f64).sqrt() * T::EPSILON {
         return Ok(None);
     }
-    Ok(Some((Triplets { left: Vectors::Panel(u), s, captured, right: Vectors::Small(right), by_qr }, rank, notes)))
+    let triplets = Triplets { left: Vectors::Panel(u), s, captured, right: Vectors::Small(right), by_qr };
+    let (width, method) = (v.ncols(), Method::Gram);
+    Ok(Some(Solution { triplets, rank, width, method, sketch: None, certificate: None, notes }))
 }
 
 /// The entry of largest modulus, the first of them.
@@ -206,7 +200,7 @@ fn defect<T: Scalar, O: LinearOperator<T>>(op: &O, u: &O::Left) -> Result<f64> {
     let k = u.ncols();
     let sign = |i: usize, j: usize| {
         let bits = (i * LOOKS + j + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15_u64 as usize);
-        if (bits ^ (bits >> 29)).count_ones() % 2 == 0 { T::one() } else { -T::one() }
+        if (bits ^ (bits >> 29)).count_ones().is_multiple_of(2) { T::one() } else { -T::one() }
     };
     let x = Mat::<T>::from_fn(k, LOOKS, sign);
     let mut combined = op.left(LOOKS)?;

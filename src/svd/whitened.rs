@@ -49,7 +49,7 @@ use super::{ErrorKind, Method, Plan, Solution, TruncatedSvd, certificate, small,
 use crate::calibration::Calibration;
 use crate::error::{Error, Result};
 use crate::factors::{ActivationReport, Factors};
-use crate::operator::{Dense, Entries, FromPanel, HostPanel, LinearOperator, Panel, Whitened};
+use crate::operator::{Dense, Entries, FromPanel, Given, HostPanel, LinearOperator, Panel, Whitened};
 use crate::quality;
 use crate::range::filtered_iteration;
 use crate::rank::Rank;
@@ -205,8 +205,7 @@ where
     let weight_scale = op.scale();
     let mut write = |dst: faer::MatMut<'_, T>| moments.write_lower(dst, par);
     let diagonal = moments.diagonal();
-    let matrix: Option<(&mut dyn FnMut(faer::MatMut<'_, T>), &[f64])> =
-        if moments.are_a_matrix() { Some((&mut write, &diagonal)) } else { None };
+    let matrix: Option<Given<'_, T>> = if moments.are_a_matrix() { Some((&mut write, &diagonal)) } else { None };
     let op = Whitened::new(op, m < n, make, matrix)?;
     let notes = moments.note(weighting.calibration.is_some()).into_iter().collect();
     let about = About { w, weight_scale, root_scale: moments.scale(), notes, par, start };

@@ -19,7 +19,7 @@ pub(crate) struct Cli {
 #[derive(Subcommand)]
 pub(crate) enum Command {
     /// Factors one weight: W ≈ U · diag(s) · Vᵀ.
-    Factor(FactorArgs),
+    Factor(Box<FactorArgs>),
     /// Factors every weight in files and directories; can be stopped and gone on with, and divided among machines.
     Batch(Box<BatchArgs>),
     /// Checks the shards of a batch and writes one summary: CSV, JSON and an HTML page.
