@@ -131,7 +131,8 @@ fn orthonormalize_in<T: Scalar>(
     if let (Par::Rayon(_), true) = (par, m * l * l < MIN_SHARED) {
         return orthonormalize_in(y, r, Par::Seq, stack);
     }
-    in_pool(par, || orthonormalize_checked(y, r, par, stack))
+    // From outside each `join` takes two more threads to wake, 100 µs instead of 30.
+    crate::in_pool(par, || orthonormalize_checked(y, r, par, stack))
 }
 
 fn orthonormalize_checked<T: Scalar>(
@@ -340,14 +341,6 @@ fn reflect_scratch<T: Scalar>(m: usize, l: usize, par: Par) -> StackReq {
             .and(householder::factor_scratch::<T>(m, l, par).or(householder::form_q_scratch::<T>(m, l, par)))
     };
     temp_mat_scratch::<T>(l, l).and(work.or(temp_mat_scratch::<f64>(l, l)))
-}
-
-/// Runs `f` in the pool if it is parallel. From outside each `join` takes two more threads to wake, 100 µs instead of 30.
-fn in_pool<R: Send>(par: Par, f: impl FnOnce() -> R + Send) -> R {
-    match par {
-        Par::Seq => f(),
-        Par::Rayon(_) => rayon::scope(|_| f()),
-    }
 }
 
 /// Both, at the same time if `par` is parallel.

@@ -360,14 +360,9 @@ impl TruncatedSvd {
         watch: &Watch<'_>,
         context: Arc<HostContext>,
     ) -> Result<Factors<T>> {
-        match context.par() {
-            // From inside of the pool: every parallel step would otherwise wake it up anew and put the caller to sleep
-            // (1536×384 after a pause, 2 threads: 5.2 ms against 3.8).
-            Par::Rayon(_) if rayon::current_thread_index().is_none() => {
-                rayon::scope(|_| self.factor_in(w, watch, context))
-            }
-            _ => self.factor_in(w, watch, context),
-        }
+        // 1536×384 after a pause, 2 threads: 3.8 ms against 5.2 from outside.
+        let par = context.par();
+        crate::in_pool(par, || self.factor_in(w, watch, context))
     }
 
     fn factor_in<T: Scalar>(

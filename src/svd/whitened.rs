@@ -34,7 +34,7 @@
 //!
 //! Milliseconds beside the plain factorization of 3072 × 768 at k = 192 (two Zen 5 cores, bench `whiten`): Cholesky and its copies 2.1 on
 //! first use, the congruence 2.3, the second SVD 3.2, `Wᵀ P` and B 1.2, the loss 0.4.
-//!
+
 use std::time::Instant;
 
 use faer::linalg::matmul::matmul;

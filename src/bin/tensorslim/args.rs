@@ -260,7 +260,7 @@ pub(crate) struct BatchArgs {
     pub(crate) measure: bool,
 
     /// How to factor [default: auto]
-    #[arg(long, value_parser = one_of::<Method>(&["auto", "full", "gram", "randomized", "single-pass", "nystrom"]))]
+    #[arg(long, value_parser = one_of::<Method>(&["auto", "full", "gram", "randomized", "krylov", "single-pass", "nystrom"]))]
     pub(crate) method: Option<Method>,
 
     /// Random matrix that the gram and randomized methods start from [default: srht]
