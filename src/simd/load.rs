@@ -102,10 +102,10 @@ pub(crate) fn write<S: Lanes, T: Scalar>(s: S, src: &[T], dst: &mut [T], add: bo
     }
 }
 
-/// `sum += Σ lines[k]` over the `k` of `which`, in that order.
+/// `sum += Σ ±lines[k]` over the `2k + minus` of `which`, in that order.
 ///
 /// # Panics
-/// If one of them is no line.
+/// If a `k` is no line.
 #[inline(always)]
 pub(crate) fn add_lines<S: Lanes, T: Scalar, const W: usize>(s: S, lines: &[[T; W]], which: &[u32], sum: &mut [T; W]) {
     let lanes = T::lanes::<S>();
@@ -136,16 +136,18 @@ fn add_registers<const R: usize, S: Lanes, T: Scalar, const W: usize>(
 ) {
     let lanes = T::lanes::<S>();
     assert!(first + R * lanes <= W);
+    let signs = [T::from_f64(1.0), T::from_f64(-1.0)];
     let mut sums = [T::vsplat(s, T::zeroed()); R];
     for (i, v) in sums.iter_mut().enumerate() {
         // SAFETY: the assertion.
         *v = unsafe { T::vload::<S, T>(s, sum.as_ptr().add(first + i * lanes)) };
     }
     for &k in which {
-        let line = &lines[k as usize];
+        let (line, sign) = (&lines[(k >> 1) as usize], T::vsplat(s, signs[(k & 1) as usize]));
         for (i, v) in sums.iter_mut().enumerate() {
             // SAFETY: the assertion.
-            *v = T::vadd(s, *v, unsafe { T::vload::<S, T>(s, line.as_ptr().add(first + i * lanes)) });
+            let x = unsafe { T::vload::<S, T>(s, line.as_ptr().add(first + i * lanes)) };
+            *v = T::vfma(s, x, sign, *v);
         }
     }
     for (i, &v) in sums.iter().enumerate() {

@@ -6,24 +6,37 @@
 //! ```
 //! Two lane exchanges and two blends for each pair: half an operation per element for L = 16.
 
+use faer::MatRef;
+
 use super::{Lanes, Scalar};
+use crate::tensor::Element;
 
 /// Largest side of a square.
 pub(crate) const MAX_SIDE: usize = 16;
 
-/// `dst[j·dst_step + i] = src[i·src_step + j]` for `i, j` below the number of lanes of `T`.
+/// `dst[j·dst_step + i] = factor · src(i, j)`, widened to `T` (or rounded to it) before the product, for `i, j` below the
+/// number of lanes of `T`.
 ///
 /// # Panics
-/// If the slices are too short.
+/// If there are fewer rows or columns, those rows are not contiguous, or `dst` is too short.
 #[inline(always)]
-pub(crate) fn transpose_square<S: Lanes, T: Scalar>(s: S, src: &[T], src_step: usize, dst: &mut [T], dst_step: usize) {
+pub(crate) fn transpose_square<S: Lanes, E: Element, T: Scalar>(
+    s: S,
+    src: MatRef<'_, E>,
+    factor: T,
+    dst: &mut [T],
+    dst_step: usize,
+) {
     let lanes = T::lanes::<S>();
     assert!(lanes <= MAX_SIDE);
-    assert!(src.len() >= (lanes - 1) * src_step + lanes && dst.len() >= (lanes - 1) * dst_step + lanes);
-    let mut rows = [T::vsplat(s, T::zeroed()); MAX_SIDE];
+    assert!(src.nrows() >= lanes && src.ncols() >= lanes && (src.col_stride() == 1 || lanes == 1));
+    assert!(dst.len() >= (lanes - 1) * dst_step + lanes);
+    let factor = T::vsplat(s, factor);
+    let mut rows = [factor; MAX_SIDE];
     for (i, row) in rows[..lanes].iter_mut().enumerate() {
-        // SAFETY: the assertion: `lanes` elements from `i · src_step` on lie inside `src`.
-        *row = unsafe { T::vload::<S, T>(s, src.as_ptr().add(i * src_step)) };
+        // SAFETY: the assertions: `lanes` contiguous elements of row `i < nrows` of the view.
+        let x = unsafe { T::vload::<S, E>(s, src.as_ptr().offset(i as isize * src.row_stride())) };
+        *row = T::vmul(s, x, factor);
     }
     if lanes > 1 {
         exchange::<1, S, T>(s, &mut rows, lanes);

@@ -23,8 +23,7 @@
 //! lines 1.7; tiles transposed by loops that the compiler was to turn into shuffles 1.3; the addition written over
 //! references, which the compiler cannot prove distinct and leaves scalar, 4.
 
-use std::ops::Range;
-
+use faer::prelude::ReborrowMut as _;
 use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
@@ -33,7 +32,7 @@ use super::{
 };
 use crate::error::{Error, Result};
 use crate::rng::{Philox, stream};
-use crate::simd::load::{add_lines, load_scaled};
+use crate::simd::load::{add_lines, write};
 use crate::simd::transpose::transpose_square;
 use crate::simd::{self, Kernel, Lanes, Scalar};
 use crate::tensor::Element;
@@ -58,7 +57,7 @@ struct Params {
     /// Bytes of a row of a tile.
     width_bytes: usize,
 }
-const PARAMS: Params = Params { rows: 4096, depth: 128, width_bytes: 128 };
+const PARAMS: Params = Params { rows: 4096, depth: 128, width_bytes: 256 };
 
 impl SparseSign {
     /// ζ distinct columns in each row, uniformly drawn, with independent signs (SASO). ζ = 8 and `l >= 2k` do well.
@@ -217,7 +216,8 @@ impl SparseSign {
             let make = |table: &mut Vec<u32>, (i, plan): (usize, &mut [u32])| {
                 let table = &mut table[..zeta * depth.min(count - i * depth)];
                 self.nonzeros(first + i * depth, table);
-                Plan::build(l, zeta, table, plan);
+                let every = (i + 1) * depth >= count;
+                Plan::build(l, zeta, table, every, plan);
             };
             if let Par::Seq = par {
                 let mut table = table();
@@ -238,18 +238,20 @@ impl SparseSign {
 }
 
 /// The nonzeros of `depth` rows of `Ω`, by columns: for each column that has any, those with fewer first, its number, how
-/// many, and for each of them `2·row + minus`. A 0 for "how many" ends it.
+/// many, and for each of them `2·row + minus`. The last plan of a product has every column. [`Plan::END`] ends it.
 struct Plan;
 
 impl Plan {
+    /// No column: `l < 2^24`.
+    const END: u32 = u32::MAX;
+
     /// Words of a plan.
     fn size(l: usize, zeta: usize) -> usize {
-        let nonzeros = PARAMS.depth * zeta;
-        nonzeros + 2 * (l.min(nonzeros) + 1)
+        PARAMS.depth * zeta + 2 * (l + 1)
     }
 
-    /// From the nonzeros by rows, `column << 1 | minus`, ζ to a row.
-    fn build(l: usize, zeta: usize, table: &[u32], plan: &mut [u32]) {
+    /// From the nonzeros by rows, `column << 1 | minus`, ζ to a row; columns that have none too if `every`.
+    fn build(l: usize, zeta: usize, table: &[u32], every: bool, plan: &mut [u32]) {
         let mut counts = vec![0u32; l];
         table.iter().for_each(|&nz| counts[(nz >> 1) as usize] += 1);
         // Columns in the order of their counts, by counting those.
@@ -269,12 +271,12 @@ impl Plan {
         let mut at = 0;
         for &c in &order {
             let count = std::mem::replace(&mut counts[c as usize], at as u32 + 2);
-            if count > 0 {
+            if count > 0 || every {
                 plan[at..at + 2].copy_from_slice(&[c, count]);
                 at += 2 + count as usize;
             }
         }
-        plan[at..at + 2].fill(0);
+        plan[at..at + 2].copy_from_slice(&[Self::END, 0]);
         for (j, row) in table.chunks_exact(zeta).enumerate() {
             for &nz in row {
                 let at = &mut counts[(nz >> 1) as usize];
@@ -289,7 +291,7 @@ impl Plan {
     fn split(plan: &[u32]) -> Option<(usize, &[u32], &[u32])> {
         let &[c, count, ref rest @ ..] = plan else { return None };
         let (nonzeros, rest) = rest.split_at_checked(count as usize)?;
-        (count > 0).then_some((c as usize, nonzeros, rest))
+        (c != Self::END).then_some((c as usize, nonzeros, rest))
     }
 }
 
@@ -314,12 +316,18 @@ fn gather<E: Element, T: Scalar, const W: usize>(
     let scratch = || Scratch::<T, W> {
         sums: Lines::new(l),
         rows: vec![T::zeroed(); W * PARAMS.depth],
-        tile: Lines::new(2 * PARAMS.depth),
+        tile: Lines::new(PARAMS.depth),
     };
-    for_row_chunks(y, W, par, scratch, |first, y, scratch| {
-        simd::dispatch(isa, Gather { plans, source, first, count: y.nrows(), scratch });
-        let sums = MatRef::from_column_major_slice(scratch.sums.as_flattened(), W, l);
-        store(y, sums.subrows(0, sums.nrows().min(source.a.nrows() - first)), accumulate);
+    for_row_chunks(y, W, par, scratch, |first, mut y, scratch| {
+        let count = y.nrows();
+        // Columns of Y take their sums as soon as these are complete; rows of Y take them all at once.
+        let columns = if y.row_stride() == 1 { Some((y.rb_mut(), accumulate)) } else { None };
+        let stored = columns.is_some();
+        simd::dispatch(isa, Gather { plans, source, first, count, columns, scratch });
+        if !stored {
+            let sums = MatRef::from_column_major_slice(scratch.sums.as_flattened(), W, l);
+            store(y, sums.subrows(0, count), accumulate);
+        }
     });
 }
 
@@ -339,6 +347,8 @@ struct Gather<'a, E, T, const W: usize> {
     source: Source<'a, E>,
     first: usize,
     count: usize,
+    /// These rows of `Y`, if its columns are contiguous.
+    columns: Option<(MatMut<'a, T>, Accum)>,
     scratch: &'a mut Scratch<T, W>,
 }
 
@@ -347,109 +357,63 @@ impl<E: Element, T: Scalar, const W: usize> Kernel for Gather<'_, E, T, W> {
 
     #[inline(always)]
     fn run<S: Lanes>(self, s: S) {
-        let Gather { plans, source, first, count, scratch: Scratch { sums, rows, tile } } = self;
+        let Gather { plans, source, first, count, mut columns, scratch: Scratch { sums, rows, tile } } = self;
         let (sums, tile) = (&mut sums[..], &mut tile[..]);
+        let (m, n) = (source.a.nrows(), source.a.ncols());
         let by_columns = Layout::of(source.a) == Layout::Columns;
-        let factor = source.factor();
+        let by_rows = source.transpose();
+        let factor = source.factor::<T>() * T::from_f64(1.0 / (plans.zeta as f64).sqrt());
         sums.fill([T::zeroed(); W]);
-        for (k, mut plan) in (0..source.a.ncols()).step_by(PARAMS.depth).zip(plans.of.chunks_exact(plans.block)) {
-            let depth = PARAMS.depth.min(source.a.ncols() - k);
-            let lines = tile.as_chunks_mut::<2>().0;
+        for (k, mut plan) in (0..n).step_by(PARAMS.depth).zip(plans.of.chunks_exact(plans.block)) {
+            let end = n.min(k + PARAMS.depth);
+            let depth = end - k;
             if by_columns {
-                for (j, [plus, _]) in lines[..depth].iter_mut().enumerate() {
-                    source.column(s, k + j, first, factor, &mut plus[..count]);
+                for (j, line) in tile[..depth].iter_mut().enumerate() {
+                    source.column(s, k + j, first, factor, &mut line[..count]);
                 }
+            } else if let Some(a) = source.rows(first..first + W, k..k + PARAMS.depth) {
+                transpose(s, a, factor, tile);
             } else {
-                let by_rows = source.transpose();
                 for (i, row) in rows.chunks_exact_mut(PARAMS.depth).take(count).enumerate() {
                     by_rows.column(s, first + i, k, factor, &mut row[..depth]);
                 }
-                transpose(s, rows, lines);
+                transpose(s, MatRef::from_row_major_slice(rows, W, PARAMS.depth), T::one(), tile);
             }
-            for [plus, minus] in &mut lines[..depth] {
-                load_scaled(s, &*plus, T::from_f64(-1.0), minus);
-            }
-            // The next tile comes from memory while this one is worked on: so many of its lines with each column.
-            let (rows, columns) = (first..first + count, k + depth..source.a.ncols().min(k + depth + PARAMS.depth));
-            let mut ahead = match by_columns {
-                true => Ahead::new(&source.transpose(), columns, rows),
-                false => Ahead::new(&source, rows, columns),
-            };
-            let step = ahead.lines().div_ceil(sums.len().min(depth * plans.zeta));
+            // The next tile comes from memory while this one is worked on, spread evenly over the columns of Y: of these
+            // rows, or the first one of the next.
+            let last = end == n;
+            let (down, across) = if last { (first + W..m.min(first + 2 * W), 0..n.min(PARAMS.depth)) } else { (first..first + count, end..n.min(end + PARAMS.depth)) };
+            let (lines, along, next) = if by_columns { (across, down, &by_rows) } else { (down, across, &source) };
+            let (share, whole) = (lines.len(), sums.len().min(depth * plans.zeta));
+            let (mut due, mut line) = (0, lines.start);
+            let mut columns = if last { columns.as_mut() } else { None };
             while let Some((c, nonzeros, rest)) = Plan::split(plan) {
-                for line in ahead.by_ref().take(step) {
-                    s.prefetch(line);
+                due += share;
+                while due >= whole {
+                    next.prefetch_row(s, line, along.clone());
+                    line += 1;
+                    due -= whole;
                 }
                 add_lines(s, tile, nonzeros, &mut sums[c]);
+                if let Some((y, accumulate)) = &mut columns
+                    && let Some(y) = y.rb_mut().col_mut(c).try_as_col_major_mut()
+                {
+                    write(s, &sums[c][..count], y.as_slice_mut(), *accumulate == Accum::Add);
+                }
                 plan = rest;
             }
         }
-        let c = T::from_f64(1.0 / (plans.zeta as f64).sqrt());
-        sums.as_flattened_mut().iter_mut().for_each(|x| *x *= c);
     }
 }
 
-/// Where the cache lines of a submatrix begin, row by row.
-struct Ahead {
-    at: *const u8,
-    /// Rows left, this one included.
-    rows: usize,
-    /// Lines of a row, and those left of this one.
-    lines: usize,
-    left: usize,
-    /// Bytes from the last line of a row to the first of the next.
-    step: isize,
-}
-
-impl Ahead {
-    const LINE: usize = 64;
-
-    /// Rows and columns of `source`; nothing if elements of a row are not adjacent.
-    fn new<E: Element>(source: &Source<'_, E>, rows: Range<usize>, columns: Range<usize>) -> Self {
-        let lines = (columns.len() * size_of::<E>()).div_ceil(Self::LINE);
-        let adjacent = lines > 0 && source.a.col_stride() == 1;
-        let stride = source.a.row_stride() * size_of::<E>() as isize;
-        Ahead {
-            at: source.address(rows.start, columns.start),
-            rows: if adjacent { rows.len() } else { 0 },
-            lines,
-            left: lines,
-            step: stride - (lines.saturating_sub(1) * Self::LINE) as isize,
-        }
-    }
-
-    fn lines(&self) -> usize {
-        self.rows * self.lines
-    }
-}
-
-impl Iterator for Ahead {
-    type Item = *const u8;
-    #[inline(always)]
-    fn next(&mut self) -> Option<*const u8> {
-        if self.rows == 0 {
-            return None;
-        }
-        let at = self.at;
-        self.left -= 1;
-        let step = if self.left > 0 { Self::LINE as isize } else { self.step };
-        if self.left == 0 {
-            self.rows -= 1;
-            self.left = self.lines;
-        }
-        self.at = at.wrapping_offset(step);
-        Some(at)
-    }
-}
-
-/// `tile[j].plus[w] = rows[w][j]`, in squares whose side divides `W` and `depth`.
+/// `tile[j][w] = factor · rows(w, j)`, in squares whose side divides `W` and `depth`.
 #[inline(always)]
-fn transpose<S: Lanes, T: Scalar, const W: usize>(s: S, rows: &[T], tile: &mut [[[T; W]; 2]]) {
-    let (side, depth) = (T::lanes::<S>(), PARAMS.depth);
-    let tile = tile.as_flattened_mut().as_flattened_mut();
+fn transpose<S: Lanes, E: Element, T: Scalar, const W: usize>(s: S, rows: MatRef<'_, E>, factor: T, tile: &mut [[T; W]]) {
+    let side = T::lanes::<S>();
+    let tile = tile.as_flattened_mut();
     for w in (0..W).step_by(side) {
-        for j in (0..depth).step_by(side) {
-            transpose_square(s, &rows[w * depth + j..], depth, &mut tile[2 * W * j + w..], 2 * W);
+        for j in (0..PARAMS.depth).step_by(side) {
+            transpose_square(s, rows.submatrix(w, j, side, side), factor, &mut tile[W * j + w..], W);
         }
     }
 }
