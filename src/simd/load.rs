@@ -76,6 +76,31 @@ pub(crate) fn add_times<S: Lanes, T: Scalar>(s: S, src: &[T], factors: &[T], dst
     }
 }
 
+/// `dst[i] += factor · src[i]`.
+///
+/// # Panics
+/// If the lengths differ.
+#[inline(always)]
+pub(crate) fn add_scaled<S: Lanes, T: Scalar>(s: S, src: &[T], factor: T, dst: &mut [T]) {
+    let len = dst.len();
+    assert_eq!(src.len(), len);
+    let lanes = T::lanes::<S>();
+    let f = T::vsplat(s, factor);
+    let mut i = 0;
+    while i + lanes <= len {
+        // SAFETY: `lanes` elements from `i` on lie inside both slices.
+        unsafe {
+            let x = T::vload::<S, T>(s, src.as_ptr().add(i));
+            let sum = T::vload::<S, T>(s, dst.as_ptr().add(i));
+            T::vstore::<S, T>(s, dst.as_mut_ptr().add(i), T::vfma(s, x, f, sum));
+        }
+        i += lanes;
+    }
+    for (d, &x) in dst[i..].iter_mut().zip(&src[i..]) {
+        *d += x * factor;
+    }
+}
+
 /// `dst[i] = src[i]`, or `dst[i] += src[i]`.
 ///
 /// # Panics

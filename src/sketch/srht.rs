@@ -54,7 +54,7 @@ use super::{
 use crate::error::{Error, Result};
 use crate::fwht::{transform_panel, transform_rows};
 use crate::rng::{Philox, stream};
-use crate::simd::load::add_times;
+use crate::simd::load::{add_scaled, add_times};
 use crate::simd::{self, Kernel, Lanes, Scalar};
 use crate::tensor::Element;
 
@@ -93,13 +93,14 @@ struct Params {
     rows: usize,
     /// Bytes of the rows that are transformed by one call, if a row is shorter.
     rows_bytes: usize,
-    /// Bytes of a panel's row.
+    /// Bytes of a line of a panel: wide if a panel and its sums then take no more than so many bytes, half of L2.
+    wide_bytes: usize,
+    narrow_bytes: usize,
     panel_bytes: usize,
-    /// Longest transform whose panels are twice as wide: 0.8 of the time at 1024, but up to 1.4 at 4096, where such
-    /// a panel takes half of L2.
-    wide_panel: usize,
-    /// Lines of a panel between the one asked for and the one loaded.
-    lines_ahead: usize,
+    /// Longest piece of a panel, unless `l` is longer.
+    panel: usize,
+    /// Bytes of lines of a panel between the one asked for and the one loaded.
+    ahead_bytes: usize,
     /// Time of a gathered value, in additions of a transform.
     gather: usize,
     /// Time of beginning a transform, in the same unit.
@@ -109,9 +110,11 @@ const PARAMS: Params = Params {
     block: 4096,
     rows: 128,
     rows_bytes: 16384,
-    panel_bytes: 64,
-    wide_panel: 1024,
-    lines_ahead: 32,
+    wide_bytes: 512,
+    narrow_bytes: 128,
+    panel_bytes: 1 << 19,
+    panel: 256,
+    ahead_bytes: 4096,
     gather: 28,
     call: 4000,
 };
@@ -187,12 +190,13 @@ impl Srht {
         ((t as u64 / 128) << ROW_BITS | block as u64) * 128 + t as u64 % 128
     }
 
-    /// The pieces of a range of rows of `Ω`.
-    fn pieces(&self, rows: Range<usize>) -> impl Iterator<Item = Piece> {
+    /// The pieces of a range of rows of `Ω`, of at most the power of two `longest`.
+    fn pieces(&self, rows: Range<usize>, longest: usize) -> impl Iterator<Item = Piece> {
         let r = self.block();
-        (rows.start / r..rows.end.div_ceil(r)).map(move |block| {
-            let base = block * r;
-            let (p0, p1) = (rows.start.max(base) - base, rows.end.min(base + r) - base);
+        let cell = r.min(longest);
+        (rows.start / cell..rows.end.div_ceil(cell)).map(move |i| {
+            let (block, base) = (i * cell / r, i * cell / r * r);
+            let (p0, p1) = (rows.start.max(i * cell) - base, rows.end.min((i + 1) * cell) - base);
             // The smallest s = 2^u with p0 and p1 - 1 in one aligned subcube.
             let differ = (p0 ^ (p1 - 1)) as u64;
             let s = 1usize << (64 - differ.leading_zeros());
@@ -303,22 +307,24 @@ impl SketchOperator for Srht {
     fn product<E: Element, T: Scalar>(&self, a: MatRef<'_, E>, product: Product<'_, T>) {
         let Product { rows, scale, accumulate, y, par } = product;
         let (source, l, isa) = (Source::new::<T>(a, scale), self.l, simd::isa());
-        let longest = self.pieces(rows.clone()).map(|p| p.s).max().unwrap_or(0);
         if Layout::of(a) == Layout::Columns {
-            let wide = longest <= PARAMS.wide_panel;
+            let longest = PARAMS.panel.max(l.next_power_of_two());
+            let wide = (longest + l) * PARAMS.wide_bytes <= PARAMS.panel_bytes;
             let product = Product { rows, scale, accumulate, y, par };
-            return match PARAMS.panel_bytes / size_of::<T>() * (1 + usize::from(wide)) {
+            return match if wide { PARAMS.wide_bytes } else { PARAMS.narrow_bytes } / size_of::<T>() {
+                128 => self.columns::<E, T, 128>(source, longest, product),
+                64 => self.columns::<E, T, 64>(source, longest, product),
                 32 => self.columns::<E, T, 32>(source, longest, product),
-                16 => self.columns::<E, T, 16>(source, longest, product),
-                _ => self.columns::<E, T, 8>(source, longest, product),
+                _ => self.columns::<E, T, 16>(source, longest, product),
             };
         }
+        let longest = self.pieces(rows.clone(), usize::MAX).map(|p| p.s).max().unwrap_or(0);
         let count = PARAMS.rows.min(y.nrows());
         let together = (PARAMS.rows_bytes / size_of::<T>()).max(longest);
         let scratch = || Scratch::<T, 1>::new(together, count * l, l);
         for_row_chunks(y, count, par, scratch, |first, y, scratch| {
             scratch.out.fill([T::zeroed()]);
-            for piece in self.pieces(rows.clone()) {
+            for piece in self.pieces(rows.clone(), usize::MAX) {
                 scratch.prepare(self, &piece, source.factor());
                 simd::dispatch(isa, RowsOfPiece { source, first, count: y.nrows(), piece, scratch });
             }
@@ -338,10 +344,11 @@ impl Srht {
     ) {
         let Product { rows, accumulate, y, par, .. } = product;
         let (l, isa) = (self.l, simd::isa());
-        let scratch = || Scratch::<T, W>::new(longest, l, l);
+        let piece = self.pieces(rows.clone(), longest).map(|p| p.s).max().unwrap_or(0);
+        let scratch = || Scratch::<T, W>::new(piece, l, l);
         for_row_chunks(y, W, par, scratch, |first, y, scratch| {
             scratch.out.fill([T::zeroed(); W]);
-            for piece in self.pieces(rows.clone()) {
+            for piece in self.pieces(rows.clone(), longest) {
                 scratch.prepare(self, &piece, source.factor());
                 simd::dispatch(isa, PanelOfPiece { source, first, count: y.nrows(), piece, scratch });
             }
@@ -417,19 +424,14 @@ impl<E: Element, T: Scalar, const W: usize> Kernel for PanelOfPiece<'_, E, T, W>
         x[lead + count..].fill([T::zeroed(); W]);
         for (p, (line, &sign)) in x[lead..lead + count].iter_mut().zip(&*signs).enumerate() {
             // One line from each of many pages: nothing but this foresees it.
-            let ahead = column + p + PARAMS.lines_ahead;
+            let ahead = column + p + PARAMS.ahead_bytes / size_of_val(line);
             self.source.transpose().prefetch_row(s, ahead, self.first..self.first + self.count);
             self.source.column(s, column + p, self.first, sign, &mut line[..self.count]);
             line[self.count..].fill(T::zeroed());
         }
         transform_panel(x.as_flattened_mut(), W);
         for ((out, &k), &c) in out.iter_mut().zip(&*index).zip(&*factor) {
-            // By value: the compiler cannot know that the two do not overlap.
-            let (mut line, sum) = (x[k as usize], *out);
-            for w in 0..W {
-                line[w] = line[w] * c + sum[w];
-            }
-            *out = line;
+            add_scaled(s, &x[k as usize], c, out);
         }
     }
 }
