@@ -2,24 +2,26 @@
 //! SparseStack, Camaño, Epperly, Meyer, Tropp, arXiv 2508.21189: ζ CountSketches side by side).
 //!
 //! ```text
-//!   tile: ±A[W rows, depth columns]ᵀ, in L1          sums: l × W
-//!     j,+ [a a a a ...]  ──┐
-//!     j,− [−a −a −a ...]    ├─ + ──►  row c            for each column c of Y: the nonzeros of column c of these rows of Ω
+//!   tile: A[W rows, depth columns]ᵀ, in L1          sums: l × W
+//!     j   [a a a a ...]  ──┐
+//!     j'  [a a a a ...]     ├─ × ±1, + ──►  row c      for each column c of Y: the nonzeros of column c of these rows of Ω
 //!     …                  ──┘
 //! ```
 //! `y(i, c) += ± a(i, j)` along a row is a scatter, which no vector unit likes; along a column it is a vector
-//! addition. So `A` goes through cache in tiles of a few lines of rows, transposed, and one nonzero of `Ω` costs one vector
-//! addition for each register of rows. Nonzeros are taken column by column of `Ω`, so that the sum stays in registers: a
-//! load each, where row by row needs two and a store (1.0 to 1.16 times as long, all in all). Columns are taken in the order of
-//! their number of nonzeros in the tile, which is thus foreseen. The tile holds `a` and `−a`, so the sign is part of
-//! an address.
+//! addition. So `A` goes through cache in tiles of a few lines of rows, transposed on the way, and one nonzero of `Ω` costs one
+//! vector multiply-add by ±1 for each register of rows. Nonzeros are taken column by column of `Ω`, so that the sum stays in
+//! registers: a load each, where row by row needs two and a store (1.0 to 1.16 times as long, all in all). Columns are taken
+//! in the order of their number of nonzeros in the tile, which is thus foreseen. Columns of `Y` take their sums while the
+//! last tile is worked on; what comes from memory next is asked for meanwhile.
 //!
 //! The nonzeros of a block of rows of `Ω` are regenerated once per call, sorted, and shared by all threads; state O(1).
 //! Positions by Floyd's algorithm (SASO): ζ words give a uniform ζ-subset of the columns, off by at most `l 2^-32`.
 //!
 //! Cost: `m n ζ` additions, `A` read once.
 //!
-//! Tried, as multiples of the time when nonzeros went row by row: lines of 64 bytes 1.2 to 1.6; sums and tiles that do not begin at cache
+//! Measured on a Zen 5 server, 3072×768, l = 202: a negative of each line in the tile instead of the factor, rows converted before they
+//! are transposed, and sums stored at the end: 1.25 times as long with two threads, 1.6 at 4096×4096. Lines of 128 bytes 1.15, depths of 64
+//! 1.13 and of 256 1.0. Tried, as multiples of the time when nonzeros went row by row: sums and tiles that do not begin at cache
 //! lines 1.7; tiles transposed by loops that the compiler was to turn into shuffles 1.3; the addition written over
 //! references, which the compiler cannot prove distinct and leaves scalar, 4.
 
@@ -52,9 +54,9 @@ pub struct SparseSign {
 struct Params {
     /// Rows of `Ω` whose nonzeros are held at a time.
     rows: usize,
-    /// Columns of `A` in a tile. 256: 1.0 to 1.05 of the time.
+    /// Columns of `A` in a tile.
     depth: usize,
-    /// Bytes of a row of a tile.
+    /// Bytes of a line of a tile.
     width_bytes: usize,
 }
 const PARAMS: Params = Params { rows: 4096, depth: 128, width_bytes: 256 };
@@ -382,7 +384,11 @@ impl<E: Element, T: Scalar, const W: usize> Kernel for Gather<'_, E, T, W> {
             // The next tile comes from memory while this one is worked on, spread evenly over the columns of Y: of these
             // rows, or the first one of the next.
             let last = end == n;
-            let (down, across) = if last { (first + W..m.min(first + 2 * W), 0..n.min(PARAMS.depth)) } else { (first..first + count, end..n.min(end + PARAMS.depth)) };
+            let (down, across) = if last {
+                (first + W..m.min(first + 2 * W), 0..n.min(PARAMS.depth))
+            } else {
+                (first..first + count, end..n.min(end + PARAMS.depth))
+            };
             let (lines, along, next) = if by_columns { (across, down, &by_rows) } else { (down, across, &source) };
             let (share, whole) = (lines.len(), sums.len().min(depth * plans.zeta));
             let (mut due, mut line) = (0, lines.start);
@@ -408,7 +414,12 @@ impl<E: Element, T: Scalar, const W: usize> Kernel for Gather<'_, E, T, W> {
 
 /// `tile[j][w] = factor · rows(w, j)`, in squares whose side divides `W` and `depth`.
 #[inline(always)]
-fn transpose<S: Lanes, E: Element, T: Scalar, const W: usize>(s: S, rows: MatRef<'_, E>, factor: T, tile: &mut [[T; W]]) {
+fn transpose<S: Lanes, E: Element, T: Scalar, const W: usize>(
+    s: S,
+    rows: MatRef<'_, E>,
+    factor: T,
+    tile: &mut [[T; W]],
+) {
     let side = T::lanes::<S>();
     let tile = tile.as_flattened_mut();
     for w in (0..W).step_by(side) {
