@@ -35,7 +35,7 @@ pub(super) struct Effort {
 }
 
 /// How often all shapes are gone through.
-pub(super) const SWEEPS: usize = 4;
+pub(super) const SWEEPS: usize = 8;
 /// Fewest and most rounds of sketches in a sweep.
 const SKETCH_ROUNDS: (usize, usize) = (4, 120);
 /// Most rounds of factorizations in a sweep.

@@ -69,9 +69,9 @@ fn measured(args: &BenchArgs, files: &[(&Path, Array)]) -> Result<(), Failure> {
     let start = Instant::now();
     let seeds = args.seeds.unwrap_or(if args.quick { 3 } else { 5 }) as usize;
     let effort = if args.quick {
-        Effort { sketch_seconds: 0.6, factor_seconds: 1.3 }
+        Effort { sketch_seconds: 0.6, factor_seconds: 1.2 }
     } else {
-        Effort { sketch_seconds: 1.5, factor_seconds: 4.0 }
+        Effort { sketch_seconds: 0.8, factor_seconds: 2.0 }
     };
     let shapes = args.shapes.clone().unwrap_or_else(|| {
         let large = if args.quick { &[][..] } else { &LARGE_SHAPES };

@@ -58,7 +58,7 @@ pub(super) fn html(suite: &Suite, tables: &[Table]) -> Result<String, Failure> {
     let made = "The error is set against the optimum, the error of the best approximation of that rank. Made matrices \
                 have known singular values (power law: σ_i = i^(−1/2); noise: those of a matrix of independent normals, \
                 which has nothing to compress), files have theirs from a full SVD.";
-    let rounds = "Times are medians over interleaved rounds, in four sweeps over all shapes; ratios are medians of the ratios within a round; thin \
+    let rounds = "Times are medians over interleaved rounds, in several sweeps over all shapes; ratios are medians of the ratios within a round; thin \
                   lines and brackets run from the least to the greatest median of a seed. Two floors are measured in the same rounds: reading \
                   A once, and the bare matrix product with Ω given.";
     let _ = writeln!(out, "<p>{made}</p>\n<p>{rounds}</p>");
@@ -113,7 +113,6 @@ pub(super) fn html(suite: &Suite, tables: &[Table]) -> Result<String, Failure> {
     );
     let entries = [(plots::FRONT, "ours"), (plots::PEERS, "peers")].map(|(c, name)| (Mark::Circle, c, name.to_owned()));
     legend(out, entries.iter());
-    *out += "<div class=\"grid\">\n";
     for panel in record::panels()? {
         let unbeaten: Vec<&str> = panel.unbeaten().iter().map(|p| p.who.as_str()).collect();
         let verdict = match &unbeaten[..] {
@@ -124,7 +123,6 @@ pub(super) fn html(suite: &Suite, tables: &[Table]) -> Result<String, Failure> {
         *out += &plots::front(&panel)?;
         *out += "</div>\n";
     }
-    *out += "</div>\n";
 
     section(
         out,

@@ -4,7 +4,7 @@
 //! 5 of each decade (1 alone over many decades), since most plots span a decade or two. Legends stand in the page.
 
 use plotters::coord::Shift;
-use plotters::coord::combinators::BindKeyPoints;
+use plotters::coord::combinators::{BindKeyPoints, WithKeyPoints};
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 use tensorslim::Sketch;
@@ -200,28 +200,7 @@ pub(super) fn pareto(case: &Case, input: &Input) -> Result<Option<String>, Failu
     let (x0, x1) = widen(span(points().map(|p| p.ms)), 0.12);
     let (y0, y1) = widen(span(points().flat_map(|p| [p.spread.0, p.spread.1])), 0.12);
     let drawn = svg((520, 330), |root| {
-        let mut chart = ChartBuilder::on(root)
-            .margin_top(10)
-            .margin_right(14)
-            .y_label_area_size(76)
-            .x_label_area_size(52)
-            .build_cartesian_2d(
-                (x0..x1).log_scale().with_key_points(ticks(x0, x1)),
-                (y0..y1).log_scale().with_key_points(ticks(y0, y1)),
-            )?;
-        (chart.configure_mesh())
-            .light_line_style(TRANSPARENT)
-            .bold_line_style(GRID)
-            .axis_style(INK)
-            .x_desc("time of the factorization in ms")
-            .y_desc("error over the optimum in %")
-            .x_labels(40)
-            .y_labels(40)
-            .x_label_formatter(&|x| plain(*x))
-            .y_label_formatter(&|y| plain(*y))
-            .label_style(font(16))
-            .axis_desc_style(font(16))
-            .draw()?;
+        let mut chart = accuracy_chart(root, (x0, x1), (y0, y1))?;
         for (sketch, points) in &curves {
             let colour = colour(*sketch);
             let line: Vec<_> = points.iter().map(|p| (p.ms, p.error)).collect();
@@ -256,31 +235,10 @@ pub(super) fn pareto(case: &Case, input: &Input) -> Result<Option<String>, Failu
 /// The front of our methods with all its points, and the peers.
 pub(super) fn front(panel: &Panel) -> Result<String, Failure> {
     let widen = |(low, high): (f64, f64), by: f64| (low / (1.0 + by), high * (1.0 + by));
-    let (x0, x1) = widen(span(panel.points.iter().map(|p| p.ms)), 0.3);
-    let (y0, y1) = widen(span(panel.points.iter().map(|p| p.error)), 0.5);
-    svg((520, 330), |root| {
-        let mut chart = ChartBuilder::on(root)
-            .margin_top(10)
-            .margin_right(14)
-            .y_label_area_size(76)
-            .x_label_area_size(52)
-            .build_cartesian_2d(
-                (x0..x1).log_scale().with_key_points(ticks(x0, x1)),
-                (y0..y1).log_scale().with_key_points(ticks(y0, y1)),
-            )?;
-        (chart.configure_mesh())
-            .light_line_style(TRANSPARENT)
-            .bold_line_style(GRID)
-            .axis_style(INK)
-            .x_desc("time of the factorization in ms")
-            .y_desc("error over the optimum in %")
-            .x_labels(40)
-            .y_labels(40)
-            .x_label_formatter(&|x| plain(*x))
-            .y_label_formatter(&|y| plain(*y))
-            .label_style(font(16))
-            .axis_desc_style(font(16))
-            .draw()?;
+    let (x0, x1) = widen(span(panel.points.iter().map(|p| p.ms)), 0.35);
+    let (y0, y1) = widen(span(panel.points.iter().map(|p| p.error)), 1.2);
+    svg((1080, 470), |root| {
+        let mut chart = accuracy_chart(root, (x0, x1), (y0, y1))?;
         // Steps: until the next point is fast enough, the last one is the best there is.
         let mut steps = Vec::new();
         for p in panel.front() {
@@ -288,17 +246,92 @@ pub(super) fn front(panel: &Panel) -> Result<String, Failure> {
             steps.push((p.ms, p.error));
         }
         chart.draw_series([PathElement::new(steps, FRONT.stroke_width(2))])?;
-        for p in &panel.points {
+        let points: Vec<_> =
+            panel.points.iter().map(|p| (chart.backend_coord(&(p.ms, p.error)), p.who.as_str())).collect();
+        let (across, down) = chart.plotting_area().get_pixel_range();
+        let labels = place_labels(&points, (across.start, down.start), (across.end, down.end));
+        for (p, (dx, dy)) in panel.points.iter().zip(labels) {
             let at = (p.ms, p.error);
-            let label = Text::new(p.who.clone(), (7, -5), font(11).pos(Pos::new(HPos::Left, VPos::Bottom)));
+            let colour = if p.ours { FRONT } else { PEERS };
+            if dy.abs() > NEAR {
+                let leader = PathElement::new([(0, 0), (dx, dy)], colour.stroke_width(1));
+                chart.draw_series([EmptyElement::at(at) + leader])?;
+            }
+            let style = font(LABEL_FONT).color(&colour).pos(Pos::new(HPos::Left, VPos::Center));
+            let label = Text::new(p.who.clone(), (dx, dy), style);
             if p.ours {
-                chart.draw_series([EmptyElement::at(at) + Circle::new((0, 0), 4, FRONT.filled()) + label])?;
+                chart.draw_series([EmptyElement::at(at) + Circle::new((0, 0), 5, FRONT.filled()) + label])?;
             } else {
                 chart.draw_series([EmptyElement::at(at) + Cross::new((0, 0), 5, PEERS.stroke_width(2)) + label])?;
             }
         }
         Ok(())
     })
+}
+
+const LABEL_FONT: u32 = 15;
+/// Labels no further up or down than this have no line to their point.
+const NEAR: i32 = 16;
+
+/// Offsets of the left middle of each label from its point, so that none lies on another one or on a point, as long as there is room
+/// within the corners.
+fn place_labels(points: &[((i32, i32), &str)], low: (i32, i32), high: (i32, i32)) -> Vec<(i32, i32)> {
+    const HALF: i32 = 7;
+    let clear = |a: &[i32; 4], b: &[i32; 4]| a[2] <= b[0] || b[2] <= a[0] || a[3] <= b[1] || b[3] <= a[1];
+    let mut taken: Vec<[i32; 4]> = points.iter().map(|&((x, y), _)| [x - 6, y - 6, x + 6, y + 6]).collect();
+    let mut offsets = vec![(9, 0); points.len()];
+    let mut order: Vec<usize> = (0..points.len()).collect();
+    order.sort_by_key(|&i| points[i].0);
+    for i in order {
+        let ((x, y), text) = points[i];
+        let width = 7 * text.chars().count() as i32;
+        let rows = (0..12).flat_map(|row| [-2 * HALF * row, 2 * HALF * row]);
+        let candidates = rows.flat_map(|dy| [(9, dy), (-9 - width, dy)]);
+        let boxed = |(dx, dy): (i32, i32)| [x + dx, y + dy - HALF, x + dx + width, y + dy + HALF];
+        let free = |&at: &(i32, i32)| {
+            let label = boxed(at);
+            let inside = label[0] >= low.0 && label[1] >= low.1 && label[2] <= high.0 && label[3] <= high.1;
+            inside && taken.iter().all(|other| clear(&label, other))
+        };
+        if let Some(at) = candidates.into_iter().find(free) {
+            offsets[i] = at;
+        }
+        taken.push(boxed(offsets[i]));
+    }
+    offsets
+}
+
+type LogLog = Cartesian2d<WithKeyPoints<LogCoord<f64>>, WithKeyPoints<LogCoord<f64>>>;
+
+/// Axes of error against time.
+fn accuracy_chart<'a, 'b>(
+    root: &'a Area<'b>,
+    (x0, x1): (f64, f64),
+    (y0, y1): (f64, f64),
+) -> Drawn<ChartContext<'a, SVGBackend<'b>, LogLog>> {
+    let mut chart = ChartBuilder::on(root)
+        .margin_top(10)
+        .margin_right(14)
+        .y_label_area_size(76)
+        .x_label_area_size(52)
+        .build_cartesian_2d(
+            (x0..x1).log_scale().with_key_points(ticks(x0, x1)),
+            (y0..y1).log_scale().with_key_points(ticks(y0, y1)),
+        )?;
+    (chart.configure_mesh())
+        .light_line_style(TRANSPARENT)
+        .bold_line_style(GRID)
+        .axis_style(INK)
+        .x_desc("time of the factorization in ms")
+        .y_desc("error over the optimum in %")
+        .x_labels(40)
+        .y_labels(40)
+        .x_label_formatter(&|x| plain(*x))
+        .y_label_formatter(&|y| plain(*y))
+        .label_style(font(16))
+        .axis_desc_style(font(16))
+        .draw()?;
+    Ok(chart)
 }
 
 /// Draws on white. The size is a ratio: the page scales plots to its width.
@@ -363,7 +396,7 @@ fn plain(x: f64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{plain, short, span, ticks};
+    use super::{place_labels, plain, short, span, ticks};
 
     #[test]
     fn ticks_fit_the_span() {
@@ -377,5 +410,18 @@ mod tests {
             ["0.05", "2", "1000", "0.001", "1.2"]
         );
         assert_eq!(span([3.0, 0.5].into_iter()), (0.5, 3.0));
+    }
+
+    #[test]
+    fn labels_keep_clear_of_each_other() {
+        let points: Vec<_> = (0..8).map(|i| ((100 + 3 * i, 200), "randomized q=1")).collect();
+        let labels = place_labels(&points, (0, 0), (800, 400));
+        for i in 0..8 {
+            for j in 0..i {
+                let at = |i: usize| (points[i].0.0 + labels[i].0, points[i].0.1 + labels[i].1);
+                let apart = |a: i32, b: i32, size: i32| (a - b).abs() >= size;
+                assert!(apart(at(i).0, at(j).0, 98) || apart(at(i).1, at(j).1, 14), "{i} on {j}: {labels:?}");
+            }
+        }
     }
 }
