@@ -45,7 +45,7 @@ const ALONG: Params = Params { rows: 128, depth: 1024 };
 /// Where columns are.
 const ACROSS: Params = Params { rows: 1024, depth: 128 };
 /// Depth of a group, at least.
-const GROUP: usize = 4096;
+const GROUP: usize = 2048;
 /// Rows of all partial sums together, at most: what [`product`] takes for a matrix that is large enough to have groups.
 const PARTIAL_ROWS: usize = 1024;
 

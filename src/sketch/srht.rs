@@ -91,6 +91,8 @@ struct Params {
     block: usize,
     /// Rows of `Y` that a thread accumulates at a time.
     rows: usize,
+    /// The least of them, where `Y` has few: signs are drawn again for each chunk.
+    least_rows: usize,
     /// Bytes of the rows that are transformed by one call, if a row is shorter.
     rows_bytes: usize,
     /// Bytes of a panel's row.
@@ -108,6 +110,7 @@ struct Params {
 const PARAMS: Params = Params {
     block: 4096,
     rows: 128,
+    least_rows: 32,
     rows_bytes: 16384,
     panel_bytes: 64,
     wide_panel: 1024,
@@ -313,7 +316,8 @@ impl SketchOperator for Srht {
                 _ => self.columns::<E, T, 8>(source, longest, product),
             };
         }
-        let count = PARAMS.rows.min(y.nrows());
+        // Few long rows, as tiles out of core have them, are shared as well.
+        let count = y.nrows().div_ceil(4).clamp(PARAMS.least_rows, PARAMS.rows).min(y.nrows());
         let together = (PARAMS.rows_bytes / size_of::<T>()).max(longest);
         let scratch = || Scratch::<T, 1>::new(together, count * l, l);
         for_row_chunks(y, count, par, scratch, |first, y, scratch| {
