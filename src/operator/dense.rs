@@ -284,9 +284,16 @@ fn for_each_line<T: Send>(buffer: &mut [T], width: usize, par: Par, f: impl Fn(u
 }
 
 /// What one look at all elements tells.
+#[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Scan {
     pub(super) largest: f64,
     pub(super) norm_squared: f64,
+}
+
+impl Scan {
+    pub(super) fn merge(self, other: Scan) -> Scan {
+        Scan { largest: self.largest.max(other.largest), norm_squared: self.norm_squared + other.norm_squared }
+    }
 }
 
 /// One pass over `view`: refuses what is not finite, and returns `max |a|` and `‖A‖_F²`.
