@@ -10,8 +10,9 @@
 //! under one lock, so that each sees the tiles in order; who has a slot works on it alone. What the parts of a tile give is put together by
 //! the thread that ends the last of them. So neither sums nor bits depend on the number of threads or their speed.
 //!
-//! With a fork and a join for each tile instead, tiles of a millisecond cost a tenth of the time of two threads: for one that waits for
-//! the other, and to be woken.
+//! A fork and a join for each tile of a millisecond instead makes every thread wait for the slowest and for being woken, a thousand times in a
+//! pass: four times as many changes of context, and 1.08 of the time of a factorization of 65536×32768 f16 on two threads where other machines
+//! of the host take the memory (a file read at 11 GB/s); the same where they do not (24 GB/s). A third and a fourth buffer bring nothing.
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
