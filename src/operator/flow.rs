@@ -11,8 +11,8 @@
 //! the thread that ends the last of them. So neither sums nor bits depend on the number of threads or their speed.
 //!
 //! A fork and a join for each tile of a millisecond instead makes every thread wait for the slowest and for being woken, a thousand times in a
-//! pass: four times as many changes of context, and 1.08 of the time of a factorization of 65536×32768 f16 on two threads where other machines
-//! of the host take the memory (a file read at 11 GB/s); the same where they do not (24 GB/s). A third and a fourth buffer bring nothing.
+//! pass: four times as many changes of context, and 1.07 of the time of a factorization of 65536×32768 f16 on two threads (a file read at 20 GB/s; 1.08
+//! where other machines of the host leave 11). A third and a fourth buffer bring nothing.
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -11,7 +11,7 @@
 //!
 //! The panels are those of a matrix in memory, the algorithms too; only the products are here (and in `stored.rs`). Memory is two read buffers in
 //! the element type of the source and one conversion buffer ([`Tiled::bytes`]); time is the larger of reading and computing, for
-//! reading runs one tile ahead on a thread of its own. Sums go in tile order, so the bits depend on the tile size and on
+//! reading runs one tile ahead on a thread of its own, and threads that multiply go from tile to tile without waiting (`flow.rs`). Sums go in tile order, so the bits depend on the tile size and on
 //! nothing else: not on threads, not on the speed of the disk.
 //!
 //! A pass is the expensive thing. The input check (finite? `max |a|`, `‖A‖_F²`) therefore rides on the first product, while the tile is in
