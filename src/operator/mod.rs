@@ -24,6 +24,7 @@
 //! Wide matrices are handed over transposed (`m >= n` by construction), never by a second code path.
 
 mod dense;
+mod flow;
 mod host;
 mod product;
 mod stored;

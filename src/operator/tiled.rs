@@ -11,7 +11,7 @@
 //!
 //! The panels are those of a matrix in memory, the algorithms too; only the products are here (and in `stored.rs`). Memory is two read buffers in
 //! the element type of the source and one conversion buffer ([`Tiled::bytes`]); time is the larger of reading and computing, for
-//! reading runs one tile ahead on a thread of its own. Sums go in tile order, so the bits depend on the tile size and on
+//! reading runs one tile ahead on a thread of its own, and threads that multiply go from tile to tile without waiting (`flow.rs`). Sums go in tile order, so the bits depend on the tile size and on
 //! nothing else: not on threads, not on the speed of the disk.
 //!
 //! A pass is the expensive thing. The input check (finite? `max |a|`, `‖A‖_F²`) therefore rides on the first product, while the tile is in
@@ -25,17 +25,19 @@
 //! where a read returns an error.
 
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use faer::prelude::ReborrowMut as _;
-use faer::{Accum, MatMut, MatRef, Par};
+use faer::{Accum, MatMut, MatRef, Par, unzip, zip};
+use rayon::prelude::*;
 
 use super::dense::{Dense, Scan, TileParams, convert_tile, scale_for, scaled_norm_squared, scan};
+use super::flow::{Flow, Read, Tiles};
 use super::host::{HostContext, HostPanel};
 use super::product::{add_gram, add_up, gram_groups};
-use super::stored::{block_elements, stored_product};
+use super::stored::{Bands, Chunks, block_elements, split_rows, stored_product, submatrix};
 use super::{LinearOperator, Watch};
 use crate::error::{Error, Result};
 use crate::simd::Scalar;
@@ -277,8 +279,25 @@ impl<'s, T: Scalar> Tiled<'s, T> {
         cut: Cut,
         mut f: impl FnMut(usize, MatView<'_>, f64, &mut [T], Par) -> Result<()>,
     ) -> Result<()> {
+        self.scaled(|op| op.read_all(cut, &mut f))
+    }
+
+    /// As [`pass`](Self::pass) over lines, whose tiles are done in parts (see [`flow`](super::flow)): `work` gets the part's slot, the first line
+    /// of the tile, the tile as stored, the scale and room to convert a block; `finish` the lines of a tile and what its parts have given.
+    fn pass_in_parts<P: Send, R: Send>(
+        &mut self,
+        parts: Vec<P>,
+        work: impl Fn(&mut P, usize, MatView<'_>, f64, &mut [T]) -> R + Sync,
+        finish: impl Fn(Range<usize>, Vec<R>) + Sync,
+    ) -> Result<()> {
+        let slots: Vec<_> = parts.into_iter().map(Mutex::new).collect();
+        self.scaled(|op| op.read_parts(&slots, &work, &finish))
+    }
+
+    /// One pass, or two if the first finds that the matrix needs a scale.
+    fn scaled(&mut self, mut pass: impl FnMut(&mut Self) -> Result<Scan>) -> Result<()> {
         loop {
-            let total = self.read_all(cut, &mut f)?;
+            let total = pass(self)?;
             self.passes += 1;
             if self.norm_squared.is_none() {
                 let known = self.scale.is_some();
@@ -291,6 +310,65 @@ impl<'s, T: Scalar> Tiled<'s, T> {
             }
             return Ok(());
         }
+    }
+
+    /// Lines of a tile. Those shorter than a word: a buffer holds more of them.
+    fn tile_lines(&self) -> usize {
+        (8 * self.words / self.layout.line_bytes()).clamp(1, self.layout.lines)
+    }
+
+    fn read_parts<P: Send, R: Send>(
+        &mut self,
+        slots: &[Mutex<P>],
+        work: &(impl Fn(&mut P, usize, MatView<'_>, f64, &mut [T]) -> R + Sync),
+        finish: &(impl Fn(Range<usize>, Vec<R>) + Sync),
+    ) -> Result<Scan> {
+        let tile = self.tile_lines();
+        let Tiled { source, layout, buffers, words, converted, watch, .. } = self;
+        let (Layout { lines, width, dtype, .. }, line_bytes) = (*layout, layout.line_bytes());
+        let (scale, known, par) = (self.scale, self.norm_squared.is_some(), self.context.par());
+        let column_major = source.is_column_major();
+        let scans = Mutex::new(vec![Scan::default(); lines.div_ceil(tile)]);
+
+        buffers.resize_with(2, || vec![0; *words]);
+        read_ahead(*source, Cut::Lines, (0..lines, tile), line_bytes, buffers, &mut |tiles| {
+            let flow = Flow::new(tiles, slots, watch);
+            let part_by_part = |scratch: &mut [T]| {
+                let part = |slot: &mut P, part: usize, Read { first, count, buffer }: &Read| {
+                    let bytes = &bytemuck::cast_slice(buffer)[..count * line_bytes];
+                    let view = TensorRef::from_bytes(dtype, &[*count, width], bytes)?.view()?;
+                    let mut seen = Scan::default();
+                    if !known {
+                        let share = part * count / slots.len()..(part + 1) * count / slots.len();
+                        let share = view.subrows(share.start, share.len());
+                        seen = match scale {
+                            // The first in the tile is named, whichever part has seen one.
+                            None | Some(1.0) => scan(share, Par::Seq)
+                                .or_else(|_| scan(view, Par::Seq))
+                                .map_err(|e| place(e, Cut::Lines, *first, column_major))?,
+                            Some(s) => Scan { largest: 0.0, norm_squared: scaled_norm_squared(share, s, Par::Seq) },
+                        };
+                    }
+                    Ok((seen, work(slot, *first, view, scale.unwrap_or(1.0), scratch)))
+                };
+                flow.run(part, &|index, read, results| {
+                    let (seen, results): (Vec<_>, Vec<_>) = results.into_iter().unzip();
+                    let total = seen.into_iter().fold(Scan::default(), Scan::merge);
+                    scans.lock().unwrap_or_else(PoisonError::into_inner)[index] = total;
+                    finish(read.first..read.first + read.count, results);
+                    watch.read((read.count * line_bytes) as u64);
+                });
+            };
+            match par {
+                Par::Seq => part_by_part(converted),
+                Par::Rayon(_) => {
+                    converted.par_chunks_exact_mut(block_elements(tile, width)).for_each(part_by_part);
+                }
+            }
+            flow.end()
+        })?;
+        let scans = scans.into_inner().unwrap_or_else(PoisonError::into_inner);
+        Ok(scans.into_iter().fold(Scan::default(), Scan::merge))
     }
 
     fn read_all(
@@ -308,10 +386,10 @@ impl<'s, T: Scalar> Tiled<'s, T> {
         };
         let tile = (8 * *words / step_bytes).clamp(1, steps);
         let column_major = source.is_column_major();
-        let mut total = Scan { largest: 0.0, norm_squared: 0.0 };
+        let mut total = Scan::default();
 
         buffers.resize_with(2, || vec![0; *words]);
-        read_ahead(*source, cut, (0..steps, tile), step_bytes, buffers, &mut |first, bytes| {
+        let mut done = |first, bytes: &[u8]| {
             watch.check()?;
             let count = bytes.len() / step_bytes;
             let shape = match cut {
@@ -324,12 +402,14 @@ impl<'s, T: Scalar> Tiled<'s, T> {
                     None | Some(1.0) => scan(view, par).map_err(|e| place(e, cut, first, column_major))?,
                     Some(s) => Scan { largest: 0.0, norm_squared: scaled_norm_squared(view, s, par) },
                 };
-                total.largest = total.largest.max(part.largest);
-                total.norm_squared += part.norm_squared;
+                total = total.merge(part);
             }
             f(first, view, scale.unwrap_or(1.0), converted, par)?;
             watch.read(bytes.len() as u64);
             Ok(())
+        };
+        read_ahead(*source, cut, (0..steps, tile), step_bytes, buffers, &mut |tiles| {
+            tiles.in_order(step_bytes, &mut done)
         })?;
         Ok(total)
     }
@@ -360,21 +440,79 @@ impl<'s, T: Scalar> Tiled<'s, T> {
     }
 
     /// `y <- A x`, or `Aᵀ x`.
-    fn multiply(&mut self, adjoint: bool, x: MatRef<'_, T>, mut y: MatMut<'_, T>) -> Result<()> {
-        let context = self.context.clone();
+    fn multiply(&mut self, adjoint: bool, x: MatRef<'_, T>, y: MatMut<'_, T>) -> Result<()> {
         // Lines of the tile as rows of what is multiplied, or as its columns.
-        let lines_are_rows = self.layout.lines_are_rows != adjoint;
-        self.pass(Cut::Lines, |first, view, scale, converted, _| {
-            let lines = view.nrows();
-            if lines_are_rows {
-                let y = y.rb_mut().subrows_mut(first, lines);
-                stored_product(Accum::Replace, view, scale, x, y, converted, &context);
-            } else {
-                let x = x.subrows(first, lines);
-                stored_product(accum(first), view.transpose(), scale, x, y.rb_mut(), converted, &context);
-            }
-            Ok(())
-        })
+        if self.layout.lines_are_rows != adjoint { self.multiply_rows(x, y) } else { self.multiply_columns(x, y) }
+    }
+
+    /// Each tile has its own rows of y.
+    fn multiply_rows(&mut self, x: MatRef<'_, T>, y: MatMut<'_, T>) -> Result<()> {
+        let (context, width, l) = (self.context.clone(), self.layout.width, x.ncols());
+        let bands = Bands::new(self.tile_lines(), width);
+        let by_rows = y.row_stride() != 1;
+        let y = Mutex::new(y);
+        let rows_of_y = |rows: Range<usize>, f: &mut dyn FnMut(MatMut<'_, T>)| {
+            let mut y = y.lock().unwrap_or_else(PoisonError::into_inner);
+            f(y.rb_mut().subrows_mut(rows.start, rows.len()));
+        };
+        self.pass_in_parts(
+            (0..bands.parts()).collect(),
+            |part, first, view, scale, scratch| {
+                let (rows, columns) = bands.part(*part, view.nrows(), width);
+                let mut sum = context.buffer::<T>(rows.len() * l);
+                let a = submatrix(view, rows.clone(), columns.clone());
+                let mut to = panel_mut(&mut sum, rows.len(), l, by_rows);
+                stored_product(Accum::Replace, a, scale, x.subrows(columns.start, columns.len()), to.rb_mut(), scratch);
+                if bands.groups > 1 {
+                    return sum;
+                }
+                rows_of_y(first + rows.start..first + rows.end, &mut |mut y| y.copy_from(to.as_ref()));
+                context.buffer(0)
+            },
+            |lines, sums| {
+                for (part, mut sum) in sums.into_iter().enumerate().filter(|_| bands.groups > 1) {
+                    let (rows, columns) = bands.part(part, lines.len(), width);
+                    let sum = panel_mut(&mut sum, rows.len(), l, by_rows);
+                    rows_of_y(lines.start + rows.start..lines.start + rows.end, &mut |y| {
+                        add(accum(columns.start), y, sum.as_ref());
+                    });
+                }
+            },
+        )
+    }
+
+    /// Every tile adds to all rows of y.
+    fn multiply_columns(&mut self, x: MatRef<'_, T>, mut y: MatMut<'_, T>) -> Result<()> {
+        let (m, l) = y.shape();
+        let chunks = Chunks::new(m, self.tile_lines());
+        let by_rows = y.row_stride() != 1;
+        let context = self.context.clone();
+        let mut sums = context.buffer::<T>(if chunks.groups > 1 { chunks.groups * m * l } else { 0 });
+        let slots: Vec<_> = if chunks.groups > 1 {
+            (sums.chunks_exact_mut(m * l))
+                .flat_map(|sum| split_rows(panel_mut(sum, m, l, by_rows), chunks.rows))
+                .enumerate()
+                .collect()
+        } else {
+            split_rows(y.rb_mut(), chunks.rows).into_iter().enumerate().collect()
+        };
+        self.pass_in_parts(
+            slots,
+            |(part, y), first, view, scale, scratch| {
+                let (rows, lines) = chunks.part(*part, m, view.nrows());
+                // Some groups have none of the last lines.
+                if !lines.is_empty() {
+                    let a = submatrix(view, lines.clone(), rows).transpose();
+                    let x = x.subrows(first + lines.start, lines.len());
+                    stored_product(accum(first), a, scale, x, y.rb_mut(), scratch);
+                }
+            },
+            |_, _| {},
+        )?;
+        for (group, sum) in sums.chunks_exact_mut(m * l).enumerate() {
+            add(accum(group), y.rb_mut(), panel_mut(sum, m, l, by_rows).as_ref());
+        }
+        Ok(())
     }
 
     /// The cut whose tiles are rows of the operator.
@@ -383,23 +521,23 @@ impl<'s, T: Scalar> Tiled<'s, T> {
     }
 }
 
-/// Reads `steps` in tiles of `tile` of them, one tile ahead on a thread of its own, and calls `f(first step, bytes)` for each in order.
-/// The two buffers come back but for those that were under way when a read or `f` failed.
+/// Reads `steps` in tiles of `tile` of them, one tile ahead on a thread of its own, while `work` takes them.
+/// The two buffers come back but for those that were under way when a read or `work` failed.
 fn read_ahead(
     source: &mut dyn RowSource,
     cut: Cut,
     (steps, tile): (Range<usize>, usize),
     step_bytes: usize,
     buffers: &mut Vec<Vec<u64>>,
-    f: &mut dyn FnMut(usize, &[u8]) -> Result<()>,
+    work: &mut dyn FnMut(Tiles) -> Result<()>,
 ) -> Result<()> {
     let (free, to_fill) = sync_channel::<Vec<u64>>(2);
-    let (filled, to_use) = sync_channel(1);
+    let (filled, read) = sync_channel(1);
     for buffer in buffers.drain(..) {
         free.send(buffer).expect("the channel holds both buffers");
     }
     thread::scope(|scope| {
-        let read = move || {
+        let reader = move || {
             for first in steps.clone().step_by(tile) {
                 // Either channel is closed when the other side has ended, with its own error or this one's.
                 let Ok(mut buffer) = to_fill.recv() else { break };
@@ -409,27 +547,15 @@ fn read_ahead(
                     Cut::Lines => source.read_rows(first, bytes),
                     Cut::Across => source.read_block(first..first + count, bytes),
                 };
-                if filled.send(done.map(|()| (first, count, buffer))).is_err() {
+                if filled.send(done.map(|()| Read { first, count, buffer })).is_err() {
                     break;
                 }
             }
             to_fill
         };
-        let reader = (thread::Builder::new().name("tensorslim-read".into()).spawn_scoped(scope, read))
+        let reader = (thread::Builder::new().name("tensorslim-read".into()).spawn_scoped(scope, reader))
             .map_err(|e| Error::Internal { what: format!("no thread that reads: {e}") })?;
-        let mut work = || -> Result<()> {
-            for tile in to_use.iter() {
-                let (first, count, buffer) = tile?;
-                f(first, &bytemuck::cast_slice(&buffer)[..count * step_bytes])?;
-                // The reader may have ended: then nobody needs the buffer but the next pass.
-                if let Err(back) = free.send(buffer) {
-                    buffers.push(back.0);
-                }
-            }
-            Ok(())
-        };
-        let done = work();
-        drop((free, to_use));
+        let done = work(Tiles { read, free });
         let rest = reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         buffers.extend(rest.iter());
         done
@@ -456,11 +582,14 @@ pub fn stream(
     let (dtype, line) = (source.dtype(), n * source.dtype().size());
     let tile = (bytes / line.max(1)).max(1);
     let mut buffers = vec![vec![0; (tile.min(m) * line).div_ceil(8)]; 2];
-    read_ahead(source, Cut::Lines, (from.min(m)..m, tile), line, &mut buffers, &mut |first, bytes| {
+    let mut rows = |first, bytes: &[u8]| {
         watch.check()?;
         f(first, TensorRef::from_bytes(dtype, &[bytes.len() / line, n], bytes)?)?;
         watch.read(bytes.len() as u64);
         Ok(())
+    };
+    read_ahead(source, Cut::Lines, (from.min(m)..m, tile), line, &mut buffers, &mut |tiles| {
+        tiles.in_order(line, &mut rows)
     })
 }
 
@@ -478,6 +607,23 @@ fn place(error: Error, cut: Cut, first: usize, column_major: bool) -> Error {
 /// Sums start with the first block.
 fn accum(first: usize) -> Accum {
     if first == 0 { Accum::Replace } else { Accum::Add }
+}
+
+/// A panel over a buffer.
+fn panel_mut<T: Scalar>(buffer: &mut [T], m: usize, l: usize, by_rows: bool) -> MatMut<'_, T> {
+    if by_rows {
+        MatMut::from_row_major_slice_mut(buffer, m, l)
+    } else {
+        MatMut::from_column_major_slice_mut(buffer, m, l)
+    }
+}
+
+/// `y <- [y +] part`.
+fn add<T: Scalar>(accum: Accum, mut y: MatMut<'_, T>, part: MatRef<'_, T>) {
+    match accum {
+        Accum::Replace => y.copy_from(part),
+        Accum::Add => zip!(y, part).for_each(|unzip!(sum, x)| *sum += *x),
+    }
 }
 
 impl<T: Scalar> LinearOperator<T> for Tiled<'_, T> {

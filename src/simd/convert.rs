@@ -15,7 +15,12 @@ use crate::tensor::{DType, Element};
 /// # Panics
 /// If the lengths differ.
 pub fn convert<E: Element, T: Scalar>(src: &[E], dst: &mut [T], scale: f64) {
-    convert_any(src, dst, scale);
+    convert_any(src, &[], dst, scale);
+}
+
+/// As [`convert`], after asking for the cache lines of `next`, which is to be converted soon.
+pub(crate) fn convert_before<E: Element, T: Scalar>(src: &[E], next: &[E], dst: &mut [T], scale: f64) {
+    convert_any(src, next, dst, scale);
 }
 
 /// The reverse of [`convert`]: arithmetic to storage.
@@ -23,16 +28,17 @@ pub fn convert<E: Element, T: Scalar>(src: &[E], dst: &mut [T], scale: f64) {
 /// # Panics
 /// If the lengths differ.
 pub fn convert_back<T: Scalar, E: Element>(src: &[T], dst: &mut [E], scale: f64) {
-    convert_any(src, dst, scale);
+    convert_any(src, &[], dst, scale);
 }
 
-fn convert_any<A: Element, B: Element>(src: &[A], dst: &mut [B], scale: f64) {
+fn convert_any<A: Element, B: Element>(src: &[A], next: &[A], dst: &mut [B], scale: f64) {
     assert_eq!(src.len(), dst.len(), "convert: lengths differ");
-    dispatch(isa(), Convert { src, dst, scale });
+    dispatch(isa(), Convert { src, next, dst, scale });
 }
 
 struct Convert<'a, A, B> {
     src: &'a [A],
+    next: &'a [A],
     dst: &'a mut [B],
     scale: f64,
 }
@@ -41,7 +47,10 @@ impl<A: Element, B: Element> Kernel for Convert<'_, A, B> {
     type Output = ();
     #[inline(always)]
     fn run<S: Lanes>(self, s: S) {
-        let Convert { src, dst, scale } = self;
+        let Convert { src, next, dst, scale } = self;
+        for line in next.chunks(64 / size_of::<A>()) {
+            s.prefetch(line.as_ptr().cast());
+        }
         match (A::DTYPE, B::DTYPE) {
             (DType::F64, DType::F64) => same::<S, f64, A, B>(s, src, dst, scale),
             (DType::F64, _) => from_f64::<S, A, B>(s, src, dst, scale),

@@ -94,6 +94,8 @@ struct Params {
     block: usize,
     /// Rows of `Y` that a thread accumulates at a time.
     rows: usize,
+    /// The least of them, where `Y` has few: signs are drawn again for each chunk.
+    least_rows: usize,
     /// Bytes of the rows that are transformed by one call, if a row is shorter.
     rows_bytes: usize,
     /// Bytes of a line of a panel: wide if a panel and its sums then take no more than so many bytes, half of L2.
@@ -112,6 +114,7 @@ struct Params {
 const PARAMS: Params = Params {
     block: 4096,
     rows: 128,
+    least_rows: 32,
     rows_bytes: 16384,
     wide_bytes: 512,
     narrow_bytes: 128,
@@ -312,7 +315,9 @@ impl SketchOperator for Srht {
         let (source, l, isa) = (Source::new::<T>(a, scale), self.l, simd::isa());
         if Layout::of(a) == Layout::Columns {
             let longest = PARAMS.panel.max(l.next_power_of_two());
-            let wide = (longest + l) * PARAMS.wide_bytes <= PARAMS.panel_bytes;
+            // Few rows are shared among threads as well.
+            let rows_bytes = y.nrows() * size_of::<T>();
+            let wide = (longest + l) * PARAMS.wide_bytes <= PARAMS.panel_bytes && rows_bytes >= 4 * PARAMS.wide_bytes;
             let product = Product { rows, scale, accumulate, y, par };
             return match if wide { PARAMS.wide_bytes } else { PARAMS.narrow_bytes } / size_of::<T>() {
                 128 => self.columns::<E, T, 128>(source, longest, product),
@@ -322,7 +327,8 @@ impl SketchOperator for Srht {
             };
         }
         let longest = self.pieces(rows.clone(), usize::MAX).map(|p| p.s).max().unwrap_or(0);
-        let count = PARAMS.rows.min(y.nrows());
+        // Few long rows, as tiles out of core have them, are shared as well.
+        let count = y.nrows().div_ceil(4).clamp(PARAMS.least_rows, PARAMS.rows).min(y.nrows());
         let together = (PARAMS.rows_bytes / size_of::<T>()).max(longest);
         let scratch = || Scratch::<T, 1>::new(together, count * l, l);
         for_row_chunks(y, count, par, scratch, |first, y, scratch| {

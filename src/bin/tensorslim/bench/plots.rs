@@ -245,11 +245,12 @@ pub(super) fn front(panel: &Panel) -> Result<String, Failure> {
             steps.extend(steps.last().map(|&(_, error)| (p.ms, error)));
             steps.push((p.ms, p.error));
         }
-        chart.draw_series([PathElement::new(steps, FRONT.stroke_width(2))])?;
+        chart.draw_series([PathElement::new(steps.clone(), FRONT.stroke_width(2))])?;
         let points: Vec<_> =
             panel.points.iter().map(|p| (chart.backend_coord(&(p.ms, p.error)), p.who.as_str())).collect();
         let (across, down) = chart.plotting_area().get_pixel_range();
-        let labels = place_labels(&points, (across.start, down.start), (across.end, down.end));
+        let corners: Vec<_> = steps.iter().map(|at| chart.backend_coord(at)).collect();
+        let labels = place_labels(&points, &corners, (across.start, down.start), (across.end, down.end));
         for (p, (dx, dy)) in panel.points.iter().zip(labels) {
             let at = (p.ms, p.error);
             let colour = if p.ours { FRONT } else { PEERS };
@@ -273,12 +274,22 @@ const LABEL_FONT: u32 = 15;
 /// Labels no further up or down than this have no line to their point.
 const NEAR: i32 = 16;
 
-/// Offsets of the left middle of each label from its point, so that none lies on another one or on a point, as long as there is room
-/// within the corners.
-fn place_labels(points: &[((i32, i32), &str)], low: (i32, i32), high: (i32, i32)) -> Vec<(i32, i32)> {
+/// Offsets of the left middle of each label from its point, so that none lies on another one, on a point or on the path of steps, as
+/// long as there is room within the last two corners.
+fn place_labels(
+    points: &[((i32, i32), &str)],
+    steps: &[(i32, i32)],
+    low: (i32, i32),
+    high: (i32, i32),
+) -> Vec<(i32, i32)> {
     const HALF: i32 = 7;
     let clear = |a: &[i32; 4], b: &[i32; 4]| a[2] <= b[0] || b[2] <= a[0] || a[3] <= b[1] || b[3] <= a[1];
-    let mut taken: Vec<[i32; 4]> = points.iter().map(|&((x, y), _)| [x - 6, y - 6, x + 6, y + 6]).collect();
+    let line = |ends: &[(i32, i32)]| {
+        let ((x, y), (to_x, to_y)) = (ends[0], ends[1]);
+        [x.min(to_x) - 2, y.min(to_y) - 2, x.max(to_x) + 2, y.max(to_y) + 2]
+    };
+    let marker = |&((x, y), _): &((i32, i32), &str)| [x - 6, y - 6, x + 6, y + 6];
+    let mut taken: Vec<[i32; 4]> = points.iter().map(marker).chain(steps.windows(2).map(line)).collect();
     let mut offsets = vec![(9, 0); points.len()];
     let mut order: Vec<usize> = (0..points.len()).collect();
     order.sort_by_key(|&i| points[i].0);
@@ -415,12 +426,13 @@ mod tests {
     #[test]
     fn labels_keep_clear_of_each_other() {
         let points: Vec<_> = (0..8).map(|i| ((100 + 3 * i, 200), "randomized q=1")).collect();
-        let labels = place_labels(&points, (0, 0), (800, 400));
+        let labels = place_labels(&points, &[(0, 200), (400, 200)], (0, 0), (800, 400));
         for i in 0..8 {
-            for j in 0..i {
+            for j in 0..8 {
                 let at = |i: usize| (points[i].0.0 + labels[i].0, points[i].0.1 + labels[i].1);
                 let apart = |a: i32, b: i32, size: i32| (a - b).abs() >= size;
-                assert!(apart(at(i).0, at(j).0, 98) || apart(at(i).1, at(j).1, 14), "{i} on {j}: {labels:?}");
+                assert!(apart(at(i).1, 200, 7), "{i} on the line: {labels:?}");
+                assert!(apart(at(i).0, at(j).0, 98) || apart(at(i).1, at(j).1, 14) || i == j, "{i} on {j}: {labels:?}");
             }
         }
     }
