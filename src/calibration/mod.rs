@@ -148,8 +148,8 @@ pub struct Calibration {
     largest: Vec<f64>,
     /// The lower triangle of G, or R, of all samples but the waiting ones; zeros in the other triangle.
     matrix: Arc<Mat<f64>>,
-    /// Rows of samples, one after the other.
-    waiting: Vec<f64>,
+    /// Rows of samples, one after the other; shared with clones, which every factorization takes.
+    waiting: Arc<Vec<f64>>,
     /// What was made of the samples, shared with clones.
     derived: Arc<Mutex<Derived>>,
 }
@@ -214,7 +214,7 @@ impl Calibration {
             squares: vec![0.0; n],
             largest: vec![0.0; n],
             matrix: Arc::new(Mat::zeros(n, n)),
-            waiting: Vec::new(),
+            waiting: Arc::default(),
             derived: Arc::default(),
         })
     }
@@ -341,8 +341,9 @@ impl Calibration {
                 continue;
             }
             let old = self.waiting.len();
-            self.waiting.resize(old + now.len() * n, 0.0);
-            let rows = self.waiting[old..].chunks_mut(n).zip(now).collect::<Vec<_>>();
+            let waiting = Arc::make_mut(&mut self.waiting);
+            waiting.resize(old + now.len() * n, 0.0);
+            let rows = waiting[old..].chunks_mut(n).zip(now).collect::<Vec<_>>();
             with_view!(x, a => for_each(rows, par, |(dst, &i)| copy_row(a, i, dst)));
             if self.waiting.len() == self.block_rows() * n {
                 self.flush(par);
@@ -454,7 +455,7 @@ impl Calibration {
         if self.waiting.is_empty() {
             return Cow::Borrowed(self);
         }
-        Cow::Owned(Calibration { matrix: self.matrix(), waiting: Vec::new(), ..self.clone() })
+        Cow::Owned(Calibration { matrix: self.matrix(), waiting: Arc::default(), ..self.clone() })
     }
 
     /// Rows of a block.
@@ -483,7 +484,10 @@ impl Calibration {
             }
             (Form::Factor, _) => absorb_rows(matrix, x, par),
         }
-        self.waiting.clear();
+        match Arc::get_mut(&mut self.waiting) {
+            Some(waiting) => waiting.clear(),
+            None => self.waiting = Arc::default(),
+        }
     }
 }
 
