@@ -158,6 +158,14 @@ impl HostContext {
         Buffer { words, len, shared: self.shared.clone(), element: PhantomData }
     }
 
+    /// Frees the scratch, unless it is kept for the next call.
+    pub fn release(&self) {
+        if !self.shared.keep {
+            let mut scratch = self.shared.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+            *scratch = Scratch { buffer: MemBuffer::new(StackReq::EMPTY), bytes: 0 };
+        }
+    }
+
     /// Runs `f` on a stack of at least `req`. Calls do not nest.
     pub fn with_scratch<R>(&self, req: StackReq, f: impl FnOnce(&mut MemStack) -> R) -> R {
         let mut scratch = self.shared.scratch.lock().unwrap_or_else(PoisonError::into_inner);
@@ -237,6 +245,11 @@ impl<T: Scalar> HostPanel<T> {
         qr::orthonormalize_scratch::<T>(nrows, ncols, par)
     }
 
+    /// Scratch that [`Panel::orthonormalize_sparingly`] takes from the context.
+    pub fn orthonormalize_sparingly_scratch(nrows: usize, ncols: usize, par: Par) -> StackReq {
+        qr::orthonormalize_sparingly_scratch::<T>(nrows, ncols, par)
+    }
+
     /// Scratch that [`Panel::gram`] takes from the context.
     pub fn gram_scratch(nrows: usize, ncols: usize) -> StackReq {
         StackReq::new::<f64>(wide_gram_scratch(nrows, ncols))
@@ -277,9 +290,20 @@ impl<T: Scalar> Panel<T> for HostPanel<T> {
         context.with_scratch(req, |stack| qr::orthonormalize(self.as_mut(), r, par, stack))
     }
 
+    fn orthonormalize_sparingly(&mut self, r: Option<MatMut<'_, T>>) -> Result<Orthonormalization> {
+        let context = self.context.clone();
+        let par = threads(self.nrows * self.ncols * self.ncols, context.par);
+        let req = Self::orthonormalize_sparingly_scratch(self.nrows, self.ncols, par);
+        context.with_scratch(req, |stack| qr::orthonormalize_sparingly(self.as_mut(), r, par, stack))
+    }
+
+    fn release(&self) {
+        self.context.release();
+    }
+
     fn norm_squared(&self) -> Result<f64> {
         let (length, lines) = self.lines();
-        Ok((0..lines).map(|j| simd::reduce::statistics(&self.data[j * self.stride..][..length]).sum_squares).sum())
+        Ok(simd::reduce::statistics_of_lines((0..lines).map(|j| &self.data[j * self.stride..][..length])).sum_squares)
     }
 
     fn gram(&self, c: MatMut<'_, f64>) -> Result<f64> {

@@ -32,7 +32,7 @@ mod watch;
 mod whitened;
 
 pub(crate) use dense::first_not_finite;
-pub use dense::{Dense, TileParams};
+pub use dense::{Dense, Pass, TileParams};
 pub(crate) use host::symmetric_product;
 pub use host::{HostContext, HostPanel, Workspace};
 pub(crate) use product::mirror;
@@ -117,6 +117,18 @@ pub trait Panel<T: Scalar>: Sized {
     /// # Errors
     /// [`Shape`](crate::Error::Shape) if the panel is wider than tall.
     fn orthonormalize(&mut self, r: Option<MatMut<'_, T>>) -> Result<Orthonormalization>;
+
+    /// As [`orthonormalize`](Self::orthonormalize), in little scratch, for a way out that is rarely taken and must not be what a factorization needs
+    /// memory for.
+    ///
+    /// # Errors
+    /// As [`orthonormalize`](Self::orthonormalize).
+    fn orthonormalize_sparingly(&mut self, r: Option<MatMut<'_, T>>) -> Result<Orthonormalization> {
+        self.orthonormalize(r)
+    }
+
+    /// Frees what the backend keeps as scratch for its next call, unless it keeps that for the next factorization.
+    fn release(&self) {}
 
     /// `‖self‖_F²`, accumulated in f64.
     ///

@@ -115,7 +115,7 @@ pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(
         true => goal.rank_given(s, missing),
         false => goal.rank(s, captured),
     };
-    let (triplets, rank, notes) = Triplets::from_right(Some(basis), image, choose, par)?;
+    let (triplets, rank, notes) = Triplets::from_right(Some(basis), image, false, choose, par)?;
     Ok(Solution {
         triplets,
         rank,

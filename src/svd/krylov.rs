@@ -29,7 +29,7 @@ use super::goal::Goal;
 use super::triplets::Triplets;
 use super::{Method, Solution, TruncatedSvd, stream};
 use crate::error::Result;
-use crate::operator::LinearOperator;
+use crate::operator::{LinearOperator, Panel as _};
 use crate::simd::Scalar;
 use crate::sketch::AnySketch;
 
@@ -86,9 +86,10 @@ pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(
         op.apply(&images[images.len() - 1], &mut y)?;
         orthonormalize_against(&basis, &mut y, &mut overlap)?;
     }
+    basis[0].release();
     let basis = side_by_side(basis, op.left(blocks.columns())?)?;
     let image = side_by_side(images, op.right(blocks.columns())?)?;
-    let (triplets, rank, notes) = Triplets::from_left(basis, image, |s, captured| goal.rank(s, captured), par)?;
+    let (triplets, rank, notes) = Triplets::from_left(basis, image, false, |s, captured| goal.rank(s, captured), par)?;
     Ok(Solution {
         triplets,
         rank,

@@ -25,13 +25,13 @@ use super::certificate::Certificate;
 use super::goal::Goal;
 use super::gram::{self, Eigenvectors};
 use super::single_pass::Sizes;
-use super::triplets::Triplets;
+use super::triplets::{Triplets, decompose_bytes};
 use super::{
-    Method, Solution, TruncatedSvd, blocked, certificate, full, krylov, randomized, single_pass, small, whitened,
+    Method, Solution, TruncatedSvd, blocked, certificate, full, krylov, randomized, single_pass, whitened,
 };
 use crate::error::{Error, Result};
 use crate::factors::Report;
-use crate::operator::{Dense, HostPanel, LinearOperator};
+use crate::operator::{Dense, HostPanel, LinearOperator, Pass};
 use crate::rank::Rank;
 use crate::simd::Scalar;
 use crate::sketch::Sketch;
@@ -108,6 +108,8 @@ pub struct Plan {
     max_rank: usize,
     /// Calibration weighs the error.
     weighted: bool,
+    /// A matrix of another type goes through a buffer that is counted here.
+    converts: bool,
 }
 
 impl Plan {
@@ -144,6 +146,7 @@ impl Plan {
             rank_rule: options.rank,
             max_rank,
             weighted: options.weighting.is_active(options.rank),
+            converts: options.converts,
         };
         let all = [
             (Method::Full, None),
@@ -173,7 +176,7 @@ impl Plan {
             let expected = if rank.is_some() || looks_once { width } else { width.div_ceil(4).max(32).min(width) };
             let (arithmetic, passes) = estimate::<T>(options, m, n, expected, method, detail);
             let seconds = arithmetic.max(passes as f64 * options.pass_seconds);
-            let peak_bytes = plan.bytes(method, detail, width, rank.unwrap_or(max_rank), Outcome::WORST);
+            let peak_bytes = plan.bytes(method, detail, width, rank.unwrap_or(max_rank), true);
             candidates.push((arithmetic, Candidate { method, detail, seconds, passes, peak_bytes }));
         }
         // Where reading decides and they tie, arithmetic does.
@@ -209,39 +212,46 @@ impl Plan {
         Ok(plan)
     }
 
+    /// Peak bytes, the same whatever the values are. `rooted` says that calibration takes the root of its moments.
     fn bytes(
         &self,
         method: Method,
         detail: Option<Eigenvectors>,
         width: usize,
         rank: usize,
-        outcome: Outcome,
+        rooted: bool,
     ) -> usize {
         let (m, n) = (self.shape.0.max(self.shape.1), self.shape.0.min(self.shape.1));
         let by_rows = self.shape.0 >= self.shape.1;
         let power_iterations = self.power_iterations;
-        let (shifted, storage) = (self.shifted, self.dtype);
-        let footprint = Footprint { m, n, width, rank, power_iterations, shifted, by_rows, outcome, storage };
+        let (shifted, searched, storage) = (self.shifted, self.rank.is_none(), self.converts.then_some(self.dtype));
+        let footprint = Footprint { m, n, width, rank, power_iterations, shifted, by_rows, searched, storage };
+        let once = matches!(method, Method::SinglePass | Method::Nystrom);
         let counted = match self.precision {
             DType::F64 => footprint.peak::<f64>(method, detail),
             _ => footprint.peak::<f32>(method, detail),
         };
-        // Columns padded to cache lines, the sketches' scratch, the report: at most this (`tests/memory.rs`).
-        let peak = counted + counted / 64 + (64 << 10);
+        // Columns padded to cache lines, the report, what sketches take beside each other: at most this (`tests/memory.rs`).
+        let rest = counted / 128 + (32 << 10);
+        let peak = counted + if once { 2 * rest } else { rest };
         if !self.weighted {
             return peak;
         }
         let whitened::Bytes { before, beside } = match self.precision {
-            DType::F64 => whitened::bytes::<f64>(self.shape, width, rank, outcome.rooted),
-            _ => whitened::bytes::<f32>(self.shape, width, rank, outcome.rooted),
+            DType::F64 => whitened::bytes::<f64>(self.shape, width, rank, rooted),
+            _ => whitened::bytes::<f32>(self.shape, width, rank, rooted),
         };
         before.max(peak + beside)
     }
 
-    /// Peak bytes of a factorization that ended with this method, panel width and rank, in this way.
-    pub(super) fn peak_bytes_of(&self, method: Method, width: usize, rank: usize, outcome: Outcome) -> usize {
+    /// Peak bytes of a factorization that ended with this method, panel width and rank.
+    pub(super) fn peak_bytes_of(&self, method: Method, width: usize, rank: usize, rooted: bool) -> usize {
+        // A fallback is within what its method may take.
+        if method != self.method && self.rank.is_some() {
+            return self.peak_bytes;
+        }
         let after_fallback = if method == self.method { 0 } else { self.peak_bytes };
-        self.bytes(method, self.detail, width, rank, outcome).max(after_fallback)
+        self.bytes(method, self.detail, width, rank, rooted).max(after_fallback)
     }
 
     /// How the Gram route finds its eigenvectors.
@@ -300,8 +310,8 @@ impl Plan {
         goal: &Goal,
         par: Par,
     ) -> Result<Solution<T, O>> {
-        let randomized = |op: &mut O| match self.rank {
-            Some(_) => randomized::solve(options, op, self.width, goal, par),
+        let randomized = |op: &mut O, sparing: bool| match self.rank {
+            Some(_) => randomized::solve(options, op, self.width, goal, sparing, par),
             None => blocked::solve(options, op, goal, self.width, par),
         };
         match self.method {
@@ -322,7 +332,8 @@ impl Plan {
                 if short || gram::reaches_floor(s, solution.rank) && op.norm_squared() > 0.0 {
                     let rank = solution.rank;
                     drop(solution);
-                    let mut next = randomized(op)?;
+                    // Within the memory of this route.
+                    let mut next = randomized(op, true)?;
                     next.notes.push(format!(
                         "σ_{rank} is near the rounding of the Gram matrix (√eps σ_1); fell back to {}",
                         next.method
@@ -335,13 +346,13 @@ impl Plan {
                 match krylov::Blocks::new(self.width, options.power_iterations, op.ncols()) {
                     Some(blocks) => krylov::solve(options, op, blocks, self.width, goal, par),
                     None => {
-                        let mut next = randomized(op)?;
+                        let mut next = randomized(op, false)?;
                         next.notes.push("block Krylov would span the whole space; took randomized".to_owned());
                         Ok(next)
                     }
                 }
             }
-            Method::Randomized | Method::Krylov => randomized(op),
+            Method::Randomized | Method::Krylov => randomized(op, false),
             Method::SinglePass | Method::Nystrom => single_pass::solve(options, op, self, goal, par),
             Method::Auto => unreachable!("a plan names a method"),
         }
@@ -427,124 +438,103 @@ fn estimate<T: Scalar>(
 }
 
 /// The sizes that memory depends on.
-struct Footprint {
-    m: usize,
-    n: usize,
-    width: usize,
-    rank: usize,
+pub(super) struct Footprint {
+    pub(super) m: usize,
+    pub(super) n: usize,
+    pub(super) width: usize,
+    pub(super) rank: usize,
     power_iterations: usize,
     /// The power iterations have a second left panel.
     shifted: bool,
     /// The matrix lies by rows once it stands tall.
     by_rows: bool,
-    outcome: Outcome,
-    storage: DType,
-}
-
-/// What memory depends on and only the values of the matrix decide.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Outcome {
-    /// The small problem goes by QR in f32, too.
-    pub(super) by_qr: bool,
-    /// The certificate is from probes.
-    pub(super) probed: bool,
-    /// Calibration took the root of its moments.
-    pub(super) rooted: bool,
-    /// The factors come from an image of A, where the Gram matrix alone may do.
-    pub(super) by_image: bool,
-}
-
-impl Outcome {
-    const WORST: Outcome = Outcome { by_qr: true, probed: true, rooted: true, by_image: true };
+    /// The spectrum decides the rank.
+    searched: bool,
+    /// What is converted on the way in; none if that is counted elsewhere.
+    storage: Option<DType>,
 }
 
 impl Footprint {
+    /// Bytes of U, s and Vᵀ.
+    pub(super) fn factors<T: Scalar>(&self) -> usize {
+        (self.m + self.n) * self.rank * size_of::<T>()
+    }
+
+    /// Bytes of bringing the factors home, beside the panel of the long side: the panel of the short one, or the long factor.
+    pub(super) fn home<T: Scalar>(&self, right: usize) -> usize {
+        self.n * self.rank * size_of::<T>() + right.max(self.m * self.rank * size_of::<T>())
+    }
+
+    /// Bytes of an image of `l` columns, which lies as the matrix does.
+    pub(super) fn image<T: Scalar>(&self, l: usize) -> usize {
+        if self.by_rows { HostPanel::<T>::bytes(l, self.m) } else { HostPanel::<T>::bytes(self.m, l) }
+    }
+
+    /// Bytes of a conversion buffer.
+    pub(super) fn tile<T: Scalar>(&self, pass: Pass) -> usize {
+        self.storage.map_or(0, |storage| Dense::<T>::tile_bytes(pass, (self.m, self.n), storage))
+    }
+
     /// Bytes alive at the fullest moment.
     fn peak<T: Scalar>(&self, method: Method, detail: Option<Eigenvectors>) -> usize {
-        let &Footprint { m, n, width: l, rank: k, storage, .. } = self;
-        let par = Par::Seq;
+        let &Footprint { m, n, width: l, rank: k, .. } = self;
         let panel = |rows: usize, cols: usize| HostPanel::<T>::bytes(rows, cols);
         let small = |rows: usize, cols: usize| rows * cols * size_of::<T>();
-        let orthonormalize = |rows: usize, cols: usize| {
-            HostPanel::<T>::orthonormalize_scratch(rows, cols, par).unaligned_bytes_required()
-        };
-        let tile = Dense::<T>::tile_bytes(m, n, storage);
-        let gram = |rows: usize, cols: usize| HostPanel::<T>::gram_scratch(rows, cols).unaligned_bytes_required();
-        let wide = |rows: usize, cols: usize| rows * cols * size_of::<f64>();
-        let out = small(m + n, k);
-        // The Gram matrix of the image, its eigenvectors, and the bases beside the factors; or R, its SVD and those. What
-        // the context keeps as scratch is counted with the panels.
-        let by_gram = |rows: usize, l: usize| size_of::<T>() == size_of::<f32>() && l < rows && !self.outcome.by_qr;
-        let finish = |rows: usize, l: usize| {
-            let bases = 2 * small(l, l) + out;
-            if by_gram(rows, l) {
-                let eigen = small::symmetric_eigen_scratch::<f64>(l).unaligned_bytes_required();
-                (2 * wide(l, l) + eigen.max(2 * small(l, l))).max(bases)
-            } else {
-                let svd = small::svd_scratch::<T>(l).unaligned_bytes_required();
-                (3 * small(l, l) + svd).max(5 * small(l, l)).max(bases)
-            }
-        };
-        let decompose = |rows: usize, l: usize| {
-            if by_gram(rows, l) { gram(rows, l) } else { orthonormalize(rows, l).max(gram(rows, l)) }
-        };
+        let out = self.factors::<T>();
         // After the panels are gone.
-        let probes = panel(m, certificate::PROBES) + small(m + n + k, certificate::PROBES);
-        let certify = if self.outcome.probed { out + probes } else { out };
-        // An image lies as the matrix does.
-        let image = |l: usize| if self.by_rows { panel(l, m) } else { panel(m, l) };
-        let blocks = krylov::Blocks::new(l, self.power_iterations, n);
-        let solve = match (method, detail) {
-            (Method::Full, _) => decompose(m, n) + panel(m, n) + finish(m, n),
-            (Method::Gram, how) => {
-                let g = match how {
-                    Some(Eigenvectors::Dense) => {
-                        let eigen = small::symmetric_eigen_scratch::<T>(n).unaligned_bytes_required();
-                        let home = (2 * panel(n, n) + small(n, n)).max(2 * small(n, n) + eigen);
-                        home.max(small(n, n) + panel(n, l))
-                    }
-                    _ if self.outcome.by_qr || self.outcome.by_image => {
-                        orthonormalize(n, l) + panel(n, n) + 2 * panel(n, l)
-                    }
-                    _ => panel(n, n) + 2 * panel(n, l) + 3 * wide(l, l) + Dense::<T>::product_bytes(n, l),
-                };
-                let finish = if how == Some(Eigenvectors::Iterated) && !self.outcome.by_image {
-                    let scratch =
-                        if self.outcome.by_qr { orthonormalize(n, l).max(decompose(n, l)) } else { decompose(n, l) };
-                    let eigen = 3 * small(l, l) + wide(l, l) + finish(n, l) - out;
-                    let combine = 3 * small(l, l) + 4 * wide(l, l) + panel(n, k) + small(n, k);
-                    let home = small(l, l) + image(k) + small(n, k);
-                    let alive = 2 * panel(n, l);
-                    scratch
-                        + (alive + panel(n, l) + eigen)
-                            .max(alive + combine)
-                            .max(alive + combine + image(k))
-                            .max(home + out)
-                } else {
-                    decompose(m, l).max(orthonormalize(n, l)) + panel(n, l) + image(l) + finish(m, l)
-                };
-                g.max(Dense::<T>::gram_bytes(m, n)).max(finish)
+        let certify = out + panel(m, certificate::PROBES) + small(m + n + k, certificate::PROBES);
+        let solve = match (method, krylov::Blocks::new(l, self.power_iterations, n)) {
+            (Method::Full, _) => {
+                panel(m, n) + self.tile::<T>(Pass::Whole).max(decompose_bytes::<T>(m, n, false, 0)).max(small(n, n) + self.home::<T>(small(n, n)))
             }
-            (Method::Krylov, _) if blocks.is_some() => {
-                let krylov::Blocks { count, width: b } = blocks.expect("just seen");
-                let scratch = orthonormalize(m, b);
+            (Method::Gram, _) => {
+                let gram = gram::peak_bytes::<T>(detail.expect("the Gram route has a detail"), self);
+                gram.max(self.by_products::<T>(!self.searched))
+            }
+            (Method::Krylov, Some(krylov::Blocks { count, width: b })) => {
+                let scratch = HostPanel::<T>::orthonormalize_scratch(m, b, Par::Seq).unaligned_bytes_required();
                 // Each side is put together while the other's blocks are still apart.
                 let (left, right) = (panel(m, count * b), panel(n, count * b));
-                let together = scratch + left + right + left.max(right);
-                together.max(scratch.max(decompose(n, count * b)) + left + right + finish(n, count * b))
+                let after = left.max(right).max(decompose_bytes::<T>(n, count * b, false, 0));
+                let home = small(count * b, count * b) + self.home::<T>(right + small(count * b, count * b));
+                (left + right + self.pass::<T>(scratch, b).max(after)).max(left + home)
             }
             (Method::SinglePass | Method::Nystrom, _) => {
-                return tile + single_pass::peak_bytes::<T>((m, n), Sizes::with_range(method, l), k);
+                let tile = self.tile::<T>(Pass::Rows);
+                return single_pass::peak_bytes::<T>((m, n), Sizes::with_range(method, l), k, tile);
             }
-            _ => {
-                let scratch = orthonormalize(m, l).max(orthonormalize(n, l));
-                // A panel, R in two types, and the shift.
-                let second = if self.shifted { panel(m, l) + 2 * small(l, l) + wide(l, l) } else { 0 };
-                let iterate = scratch + panel(m, l) + second + panel(n, l) + Dense::<T>::product_bytes(m, l);
-                iterate.max(scratch.max(decompose(n, l)) + panel(m, l) + panel(n, l) + finish(n, l))
-            }
+            _ => self.by_products::<T>(false),
         };
-        tile + solve.max(certify)
+        solve.max(certify)
+    }
+
+    /// Products with panels of `l` columns between orthonormalizations: a conversion buffer takes the place of their scratch, while other
+    /// memory that a product takes is beside it.
+    fn pass<T: Scalar>(&self, scratch: usize, l: usize) -> usize {
+        // What is written across the lines of the matrix.
+        let product = Dense::<T>::product_bytes(if self.by_rows { self.m } else { self.n }, l);
+        let tile = self.tile::<T>(Pass::Product(l));
+        let direct = self.storage.is_none_or(|storage| storage == T::DTYPE);
+        scratch.max(tile + product) + if direct { product.min(scratch) } else { 0 }
+    }
+
+    /// The randomized method, in little scratch where the Gram route falls back to it.
+    fn by_products<T: Scalar>(&self, sparing: bool) -> usize {
+        let &Footprint { m, n, width: l, .. } = self;
+        let panel = |rows: usize, cols: usize| HostPanel::<T>::bytes(rows, cols);
+        let (small, wide) = (l * l * size_of::<T>(), l * l * size_of::<f64>());
+        let scratch = |rows: usize| match sparing {
+            true => HostPanel::<T>::orthonormalize_sparingly_scratch(rows, l, Par::Seq).unaligned_bytes_required(),
+            false => HostPanel::<T>::orthonormalize_scratch(rows, l, Par::Seq).unaligned_bytes_required(),
+        };
+        let scratch = scratch(m).max(scratch(n));
+        // A panel, R in two types, and the shift.
+        let second = if self.shifted && !sparing { panel(m, l) + 2 * small + wide } else { 0 };
+        // A rank that is searched for ends with an image of the long side.
+        let searched = if self.searched { decompose_bytes::<T>(m, l, sparing, scratch) } else { 0 };
+        let after = decompose_bytes::<T>(n, l, sparing, scratch).max(searched);
+        let solved = panel(m, l) + panel(n, l) + (second + self.pass::<T>(scratch, l)).max(after);
+        solved.max(panel(m, l) + small + self.home::<T>(panel(n, l) + small))
     }
 }
 
