@@ -16,7 +16,7 @@ use faer::linalg::matmul::matmul;
 use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::{Accum, Mat, MatMut, MatRef, Par};
 use tensorslim::sketch::{AnySketch, SketchOperator};
-use tensorslim::{Element, Matrix, Method, Rank, Scalar, Sketch, TruncatedSvd, qr};
+use tensorslim::{Matrix, Method, Rank, Scalar, Sketch, TruncatedSvd, qr};
 
 /// Uniform in (-1/2, 1/2): SplitMix64 of the index.
 fn noise(index: u64) -> f32 {
@@ -92,6 +92,8 @@ fn rates(par: Par, rounds: usize, scale: usize) -> (f64, f64) {
 struct Shown {
     /// Time of Auto over that of the best method that keeps its promise.
     over_best: f64,
+    /// Its error over that of the randomized method, less 1.
+    excess: f64,
     /// The plan's estimate over the time, of the methods that ran in rounds.
     estimates: Vec<f64>,
 }
@@ -155,9 +157,8 @@ fn compare<T: Scalar>(a: &Matrix<T>, k: usize, what: &str, budget: f64, (gemm, s
         println!("  {method:<11} {:8.2} ms   once", 1e3 * seconds[0]);
     }
     println!("  auto / best {:.2}; auto / floor of its products {:.2}", medians[0] / best, medians[0] / floor);
-    assert!(kept(auto.relative_error), "{m}×{n} k = {k}: Auto's error is above that of the randomized method");
     let estimates = rows().map(|(method, seconds, _)| estimate(method) / seconds).collect();
-    Shown { over_best: medians[0] / best, estimates }
+    Shown { over_best: medians[0] / best, excess: auto.relative_error / baseline - 1.0, estimates }
 }
 
 /// How many times as long as the fastest method takes one that is timed once.
@@ -202,7 +203,10 @@ fn promise(test: bool, rates: (f64, f64)) {
     off.sort_by(f64::total_cmp);
     let at = |share: f64| off[((off.len() - 1) as f64 * share) as usize];
     println!("\nworst auto / best {worst:.2}, promised 1.15");
+    let excess = shown.iter().map(|s| s.excess).fold(f64::NEG_INFINITY, f64::max);
+    println!("largest error over that of randomized: {:+.3} %, promised 0.1", 100.0 * excess);
     println!("estimates off by {:.2} in the median, {:.2} at 90 %, {:.2} at worst", at(0.5), at(0.9), at(1.0));
+    assert!(excess <= 1e-3, "Auto's error is above that of the randomized method");
 }
 
 fn main() {

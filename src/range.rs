@@ -151,7 +151,7 @@ fn condition<T: Scalar, P: Panel<T>>(y: &mut P, spare: &mut P) -> Result<()> {
 /// Bytes alive at the fullest moment of [`filtered_iteration`] with panels in memory, beside the two panels and G.
 pub(crate) fn filtered_iteration_bytes<T: Scalar>(n: usize, l: usize) -> usize {
     let gram = l * l * size_of::<T>();
-    let reflected = HostPanel::<T>::orthonormalize_sparingly_scratch(n, l, Par::Seq).unaligned_bytes_required();
+    let reflected = HostPanel::<T>::orthonormalize_sparingly_scratch(n, l, false, Par::Seq).unaligned_bytes_required();
     (gram + Factor::bytes(l).max(reflected)).max(Dense::<T>::product_bytes(n, l))
 }
 

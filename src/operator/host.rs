@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use faer::dyn_stack::{MemBuffer, MemStack, StackReq};
 use faer::linalg::matmul::matmul;
 use faer::linalg::matmul::triangular::{self, BlockStructure};
-use faer::{Accum, MatMut, MatRef, Par, unzip, zip};
+use faer::prelude::Reborrow as _;
+use faer::{Accum, Mat, MatMut, MatRef, Par, unzip, zip};
 use rayon::prelude::*;
 
 use super::Panel;
@@ -119,6 +120,17 @@ impl<T: Scalar> std::ops::Deref for Buffer<T> {
 impl<T: Scalar> std::ops::DerefMut for Buffer<T> {
     fn deref_mut(&mut self) -> &mut [T] {
         &mut bytemuck::cast_slice_mut(&mut self.words)[..self.len]
+    }
+}
+
+impl<T> Buffer<T> {
+    /// Gives back what is beyond `len` elements, unless it is kept.
+    fn shrink(&mut self, len: usize) {
+        self.len = len;
+        if !self.shared.keep {
+            self.words.truncate((len * size_of::<T>()).div_ceil(size_of::<f64>()));
+            self.words.shrink_to_fit();
+        }
     }
 }
 
@@ -246,8 +258,8 @@ impl<T: Scalar> HostPanel<T> {
     }
 
     /// Scratch that [`Panel::orthonormalize_sparingly`] takes from the context.
-    pub fn orthonormalize_sparingly_scratch(nrows: usize, ncols: usize, par: Par) -> StackReq {
-        qr::orthonormalize_sparingly_scratch::<T>(nrows, ncols, par)
+    pub fn orthonormalize_sparingly_scratch(nrows: usize, ncols: usize, with_r: bool, par: Par) -> StackReq {
+        qr::orthonormalize_sparingly_scratch::<T>(nrows, ncols, with_r, par)
     }
 
     /// Scratch that [`Panel::gram`] takes from the context.
@@ -293,12 +305,46 @@ impl<T: Scalar> Panel<T> for HostPanel<T> {
     fn orthonormalize_sparingly(&mut self, r: Option<MatMut<'_, T>>) -> Result<Orthonormalization> {
         let context = self.context.clone();
         let par = threads(self.nrows * self.ncols * self.ncols, context.par);
-        let req = Self::orthonormalize_sparingly_scratch(self.nrows, self.ncols, par);
+        let req = Self::orthonormalize_sparingly_scratch(self.nrows, self.ncols, r.is_some(), par);
         context.with_scratch(req, |stack| qr::orthonormalize_sparingly(self.as_mut(), r, par, stack))
     }
 
     fn release(&self) {
         self.context.release();
+    }
+
+    fn turn(&mut self, c: MatRef<'_, T>) -> Result<bool> {
+        const ROWS: usize = 256;
+        let (k, rows) = (c.ncols(), self.nrows);
+        let par = threads(rows * self.ncols * k, self.context.par);
+        let mut blocks = Vec::with_capacity(rows.div_ceil(ROWS));
+        let mut rest = self.as_mut();
+        while rest.nrows() > 0 {
+            let (block, below) = { let cut = ROWS.min(rest.nrows()); rest.split_at_row_mut(cut) };
+            blocks.push(block);
+            rest = below;
+        }
+        let run = |block: MatMut<'_, T>| {
+            let mut turned = Mat::zeros(block.nrows(), k);
+            matmul(turned.as_mut(), Accum::Replace, block.rb(), c, T::one(), Par::Seq);
+            block.subcols_mut(0, k).copy_from(turned);
+        };
+        match par {
+            Par::Seq => blocks.into_iter().for_each(run),
+            Par::Rayon(_) => blocks.into_par_iter().for_each(run),
+        }
+        if self.by_rows {
+            let stride = leading_dimension::<T>(k).min(self.stride);
+            for i in 1..rows {
+                let from = i * self.stride;
+                self.data.copy_within(from..from + k, i * stride);
+            }
+            self.stride = stride;
+        }
+        self.ncols = k;
+        let (_, lines) = self.lines();
+        self.data.shrink(self.stride * lines);
+        Ok(true)
     }
 
     fn norm_squared(&self) -> Result<f64> {

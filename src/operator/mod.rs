@@ -127,6 +127,14 @@ pub trait Panel<T: Scalar>: Sized {
         self.orthonormalize(r)
     }
 
+    /// `self <- self · c` in its own memory, of which what is over is given back; false, and nothing is done, if the backend cannot.
+    ///
+    /// # Errors
+    /// What the backend reports.
+    fn turn(&mut self, _c: MatRef<'_, T>) -> Result<bool> {
+        Ok(false)
+    }
+
     /// Frees what the backend keeps as scratch for its next call, unless it keeps that for the next factorization.
     fn release(&self) {}
 

@@ -146,6 +146,11 @@ enum Source {
     Wide,
 }
 
+/// Rows of an f32 panel that are widened at a time, fewer where scratch is to be saved.
+fn wide_rows(most_groups: usize) -> usize {
+    if most_groups > 1 { PARAMS.block_rows } else { PARAMS.sum_rows }
+}
+
 /// Row groups: a pure function of the shape.
 struct Groups {
     count: usize,
@@ -377,7 +382,7 @@ pub(super) fn iterate<T: Scalar, Y: Tall<T>>(
 pub(crate) fn iterate_scratch<T: Scalar>(m: usize, l: usize, most_groups: usize, sketch: bool) -> StackReq {
     let gram = |m: usize| groups(m, l, most_groups).count;
     let wide = match T::DTYPE {
-        DType::F32 => gram_scratch::<f64>(l, gram(m), PARAMS.block_rows),
+        DType::F32 => gram_scratch::<f64>(l, gram(m), wide_rows(most_groups)),
         _ => StackReq::EMPTY,
     };
     let sketch = match sketch_rows(m, l) {
@@ -478,12 +483,13 @@ fn wide_gram<T: Scalar>(
     par: Par,
     stack: &mut MemStack,
 ) {
-    sum_groups::<T, f64>(y, gram, (most_groups, PARAMS.block_rows), par, stack, &|y, mut g, stack| {
+    let rows = wide_rows(most_groups);
+    sum_groups::<T, f64>(y, gram, (most_groups, rows), par, stack, &|y, mut g, stack| {
         let (m, l) = y.shape();
-        let (mut wide, _) = temp_mat_zeroed::<f64, _, _>(PARAMS.block_rows, l, stack);
+        let (mut wide, _) = temp_mat_zeroed::<f64, _, _>(rows, l, stack);
         let mut wide = wide.as_mat_mut();
-        for i in (0..m).step_by(PARAMS.block_rows) {
-            let block = y.rb().subrows(i, PARAMS.block_rows.min(m - i));
+        for i in (0..m).step_by(rows) {
+            let block = y.rb().subrows(i, rows.min(m - i));
             let mut wide = wide.rb_mut().subrows_mut(0, block.nrows());
             widen(wide.rb_mut(), block);
             syrk(g.rb_mut(), wide.rb());

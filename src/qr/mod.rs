@@ -209,12 +209,12 @@ fn orthonormalize_checked<T: Scalar>(
 
 /// Scratch for [`orthonormalize`] of an m×l panel.
 pub fn orthonormalize_scratch<T: Scalar>(m: usize, l: usize, par: Par) -> StackReq {
-    scratch_with::<T>(m, l, false, par)
+    temp_mat_scratch::<f64>(l, l).and(scratch_with::<T>(m, l, false, par))
 }
 
-/// Scratch for [`orthonormalize_sparingly`] of an m×l panel.
-pub fn orthonormalize_sparingly_scratch<T: Scalar>(m: usize, l: usize, par: Par) -> StackReq {
-    scratch_with::<T>(m, l, true, par)
+/// Scratch for [`orthonormalize_sparingly`] of an m×l panel, with R or without.
+pub fn orthonormalize_sparingly_scratch<T: Scalar>(m: usize, l: usize, with_r: bool, par: Par) -> StackReq {
+    temp_mat_scratch::<f64>(if with_r { l } else { 0 }, l).and(scratch_with::<T>(m, l, true, par))
 }
 
 /// Groups of rows that have a Gram matrix of their own.
@@ -223,13 +223,12 @@ fn most_groups(sparing: bool) -> usize {
 }
 
 fn scratch_with<T: Scalar>(m: usize, l: usize, sparing: bool, par: Par) -> StackReq {
-    let acc = temp_mat_scratch::<f64>(l, l);
     let exponents = StackReq::new::<i32>(l);
     let work = StackReq::any_of(&[
         cholesky::iterate_scratch::<T>(m, l, most_groups(sparing), !sparing),
         reflect_scratch::<T>(m, l, sparing, par),
     ]);
-    StackReq::all_of(&[acc, exponents, work])
+    exponents.and(work)
 }
 
 fn check_shapes<T: Scalar>(op: &'static str, y: MatRef<'_, T>, r: Option<MatRef<'_, T>>) -> Result<()> {

@@ -37,7 +37,6 @@ use crate::error::Result;
 use crate::operator::{Dense, HostPanel, LinearOperator, Panel, Pass};
 use crate::range::{Factor, filter, filtered_iteration, filtered_iteration_bytes};
 use crate::simd::Scalar;
-use crate::sketch::AnySketch;
 
 /// How the eigenvectors of G are found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,7 +118,7 @@ fn iterated<T: Scalar, O: LinearOperator<T>>(
 ) -> Result<ControlFlow<Solution<T, O>, O::Right>> {
     let mut g = op.gram()?;
     let sums = (op.norm_squared(), g.norm_squared());
-    let omega = AnySketch::new(options.sketch, op.ncols(), width, options.seed, stream::RANGE)?;
+    let omega = options.omega(op.ncols(), width, stream::RANGE)?;
     let (mut v, mut w) = (op.right(width)?, op.right(width)?);
     filtered_iteration(&mut g, sums.0, &omega, options.power_iterations, &mut v, &mut w)?;
     drop(g);
@@ -201,7 +200,8 @@ pub(super) fn peak_bytes<T: Scalar>(how: Eigenvectors, f: &Footprint) -> usize {
     let tile = |l: usize| f.tile::<T>(Pass::Product(l));
     // From a basis and the image of A on it.
     let imaged = panel(n, l) + tile(l).max(decompose_bytes::<T>(m, l, true, 0));
-    let by_image = f.image::<T>(l) + imaged.max(small + f.home::<T>(panel(n, l) + small));
+    let right = panel(n, l) + small;
+    let by_image = (f.image::<T>(l) + imaged.max(small + n * k * size_of::<T>() + right)).max(f.image::<T>(k) + f.factors::<T>());
     if how == Eigenvectors::Dense {
         let found = (2 * panel(n, n) + square).max(square + small::symmetric_eigen_bytes::<T>(n));
         return forming.max(found).max(square + panel(n, l)).max(panel(n, l) + orthonormalize).max(by_image);

@@ -47,7 +47,7 @@ use crate::operator::{Dense, HostContext, LinearOperator, Panel, Root, Watch, Wo
 use crate::qr::{Algorithm, Orthonormalization};
 use crate::rank::Rank;
 use crate::simd::Scalar;
-use crate::sketch::Sketch;
+use crate::sketch::{AnySketch, Sketch};
 use crate::tensor::{DType, Matrix, TensorRef};
 use crate::whiten::Whitening;
 use certificate::Certificate;
@@ -487,18 +487,22 @@ impl TruncatedSvd {
         let Solution { triplets, rank: k, width, method, sketch, certificate, mut notes } = solution;
 
         // The short side first, and its panel goes before the long side comes: that is what most memory is needed for.
-        let Triplets { left, s: spectrum, captured, right, .. } = triplets;
+        let Triplets { mut left, s: spectrum, captured, right, .. } = triplets;
         let (mut u, mut vt);
+        // Where most matrices never see an image of all l columns.
+        let reduce = method == Method::Gram;
         if wide {
             u = Matrix::zeros(m, k);
             right.bring_home(k, u.as_mut())?;
             drop(right);
+            left = if reduce { left.reduced(k)? } else { left };
             vt = Matrix::zeros(k, n);
             left.bring_home(k, vt.as_mut().transpose_mut())?;
         } else {
             vt = Matrix::zeros(k, n);
             right.bring_home(k, vt.as_mut().transpose_mut())?;
             drop(right);
+            left = if reduce { left.reduced(k)? } else { left };
             u = Matrix::zeros(m, k);
             left.bring_home(k, u.as_mut())?;
         }
@@ -524,6 +528,15 @@ impl TruncatedSvd {
             ..plan.report(self, (k, width), spectrum, norm, &certificate, start.elapsed())
         };
         Ok(Factors::new(u, s, vt, report))
+    }
+}
+
+impl TruncatedSvd {
+    /// The random matrix of a stream. One as wide as it is long is a random square matrix, which may be singular, or nearly; one of normals is as well conditioned
+    /// as any.
+    fn omega(&self, length: usize, columns: usize, stream: u64) -> Result<AnySketch> {
+        let kind = if columns < length { self.sketch } else { Sketch::Gaussian };
+        AnySketch::new(kind, length, columns, self.seed, stream)
     }
 }
 

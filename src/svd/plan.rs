@@ -524,7 +524,7 @@ impl Footprint {
         let panel = |rows: usize, cols: usize| HostPanel::<T>::bytes(rows, cols);
         let (small, wide) = (l * l * size_of::<T>(), l * l * size_of::<f64>());
         let scratch = |rows: usize| match sparing {
-            true => HostPanel::<T>::orthonormalize_sparingly_scratch(rows, l, Par::Seq).unaligned_bytes_required(),
+            true => HostPanel::<T>::orthonormalize_sparingly_scratch(rows, l, false, Par::Seq).unaligned_bytes_required(),
             false => HostPanel::<T>::orthonormalize_scratch(rows, l, Par::Seq).unaligned_bytes_required(),
         };
         let scratch = scratch(m).max(scratch(n));

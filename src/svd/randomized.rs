@@ -10,7 +10,6 @@ use crate::error::Result;
 use crate::operator::LinearOperator;
 use crate::range::{power_iteration, shifted_power_iteration, sparing_power_iteration};
 use crate::simd::Scalar;
-use crate::sketch::AnySketch;
 
 /// `sparing` keeps to little scratch, where another method that took less has failed; without a shift, which has a panel of its own.
 pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(
@@ -21,7 +20,7 @@ pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(
     sparing: bool,
     par: Par,
 ) -> Result<Solution<T, O>> {
-    let omega = AnySketch::new(options.sketch, op.ncols(), width, options.seed, stream::RANGE)?;
+    let omega = options.omega(op.ncols(), width, stream::RANGE)?;
     let (mut y, mut x) = (op.left(width)?, op.right(width)?);
     if sparing {
         sparing_power_iteration(op, &omega, options.power_iterations, &mut y, &mut x)?;

@@ -154,12 +154,7 @@ impl<T: Scalar> SinglePass<T> {
     /// For rows of a matrix of this shape, which is the plan's or its transpose.
     fn new(options: &TruncatedSvd, plan: Plan, (m, n): (usize, usize)) -> Result<Self> {
         let sizes = plan.sizes(options, (m, n));
-        let sketch = |length, columns, stream| {
-            // A sketch as wide as it is long is a random square matrix, which may be singular to rounding; a wider one of
-            // normals is as well conditioned as any.
-            let kind = if columns < length { options.sketch } else { Sketch::Gaussian };
-            AnySketch::new(kind, length, columns, options.seed, stream)
-        };
+        let sketch = |length, columns, stream| options.omega(length, columns, stream);
         let s = sizes.core;
         let core = match s {
             0 => None,

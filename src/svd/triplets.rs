@@ -50,6 +50,17 @@ impl<T: Scalar, P: Panel<T>> Vectors<T, P> {
         }
     }
 
+    /// The first `k` vectors in the memory of the panel, of which the rest is given back, where that can be.
+    pub(super) fn reduced(self, k: usize) -> Result<Self> {
+        Ok(match self {
+            Vectors::Combined(mut panel, c) => match panel.turn(c.as_ref().subcols(0, k))? {
+                true => Vectors::Panel(panel),
+                false => Vectors::Combined(panel, c),
+            },
+            vectors => vectors,
+        })
+    }
+
     /// The first `k` vectors into `dst`, of any layout.
     pub(super) fn bring_home(&self, k: usize, mut dst: MatMut<'_, T>) -> Result<()> {
         match self {
@@ -165,7 +176,7 @@ pub(super) fn decompose_bytes<T: Scalar>(rows: usize, l: usize, sparing: bool, k
     if !sparing && !may_go_by_gram::<T>(rows, l) {
         return by_qr(HostPanel::<T>::orthonormalize_scratch(rows, l, Par::Seq));
     }
-    let by_qr = by_qr(HostPanel::<T>::orthonormalize_sparingly_scratch(rows, l, Par::Seq));
+    let by_qr = by_qr(HostPanel::<T>::orthonormalize_sparingly_scratch(rows, l, true, Par::Seq));
     if !may_go_by_gram::<T>(rows, l) {
         return by_qr;
     }

@@ -53,7 +53,7 @@ use crate::quality;
 use crate::range::filtered_iteration;
 use crate::rank::Rank;
 use crate::simd::Scalar;
-use crate::sketch::{AnySketch, Sketch};
+use crate::sketch::Sketch;
 use crate::tensor::{DType, Element, MatView};
 use crate::whiten::{Fill, Moments, Whitening};
 
@@ -408,7 +408,7 @@ where
     } else {
         let l = plan.width;
         let mut g = op.gram()?;
-        let omega = AnySketch::new(svd.sketch, op.ncols(), l, svd.seed, stream::RANGE)?;
+        let omega = svd.omega(op.ncols(), l, stream::RANGE)?;
         let (mut v, mut image) = (op.right(l)?, op.right(l)?);
         filtered_iteration(&mut g, op.norm_squared(), &omega, svd.power_iterations, &mut v, &mut image)?;
         g.apply(&v, &mut image)?;
