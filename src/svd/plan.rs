@@ -1,13 +1,14 @@
 //! The planner: what each method would cost, and which one `Method::Auto` takes.
 //!
-//! Estimates are flops over measured rates ([`Rates`]); only their ratios decide. With `l = k + p`, `m >= n`:
+//! Estimates are work over measured rates ([`Rates`]); only their ratios decide. With `l = k + p`, `m >= n`, and Krylov blocks of `b = l/2` columns:
 //!
-//! | method | products | orthonormalizations | small problem | passes |
+//! | method | products | orthonormalizations | small problem (f32) | passes |
 //! |---|---|---|---|---|
-//! | full | | m × n | SVD n³ | 1 |
-//! | gram, dense | syrk m n², A V 2mnl | m × l | EVD n³, SVD l³ | 2 |
-//! | gram, iterated | syrk m n², G V 2n²l, q times, A T 2mnk | n × l, q times | EVD l³ | 2 |
-//! | randomized | 2mnl, 2q + 1 times, and a sketch | (m + n) × l, q + 1 times | SVD l³ | 2q + 2 |
+//! | full | | | EVD n³ | 1 |
+//! | gram, dense | syrk m n², A V 2mnl | n × l | EVD n³, EVD l³ | 2 |
+//! | gram, iterated | syrk m n², G V 2n²l, q + 1 times, A T 2mnk | n × l, q + 1 times, half | EVD l³ | 2 |
+//! | randomized | 2mnl, 2q + 1 times, and a sketch | m × l, q + 1 times, n × l, q times | EVD l³ | 2q + 2 |
+//! | krylov | 2mnb, 2q + 3 times, and a sketch | m × b, 2q + 3 times, against blocks | EVD (qb + 2b)³ | 2q + 4 |
 //!
 //! `Auto` never takes a method that is less accurate than randomized with the same p and q: full and gram (dense) are the
 //! optimum, gram (iterated) has the same exponent and a filter. The loss of digits that a Gram matrix can bring is not visible
@@ -37,29 +38,56 @@ use crate::simd::Scalar;
 use crate::sketch::Sketch;
 use crate::tensor::DType;
 
-/// What the machine does of each kind of work, in f32; f64 is taken at half of it. The defaults were measured by the
-/// bench `svd` on two Zen 5 cores; another machine shifts all of them by much the same factor.
+/// What the machine does of each kind of work, in f32; products, sketches and copies in f64 are taken at half of it. The defaults are a fit to the times of
+/// the bench `svd` on two Zen 5 cores (14 shapes × 3 spectra, f32 and f64, every method): off by 6 % in the median, 18 % at nine of ten. Another
+/// machine shifts all of them by much the same factor.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rates {
     /// GEMM, flops per second.
     pub gemm: f64,
     /// SYRK, flops per second (`m n²` for the Gram matrix of `m × n`).
     pub syrk: f64,
-    /// Orthonormalization with explicit Q, flops per second of the nominal `4 m l²`.
+    /// SYRK of an f32 panel in f64.
+    pub wide: f64,
+    /// The part of an orthonormalization with explicit Q that grows with the panel, flops per second of the nominal `4 m l²`.
     pub orthonormalize: f64,
-    /// Dense SVD of an `l × l` triangle, seconds per `l³`.
+    /// What it does on `l × l` matrices, by one thread, seconds per `l³`.
+    pub cholesky: f64,
+    /// Dense SVD of an `l × l` triangle in f64, seconds per `l³`.
     pub svd: f64,
     /// Dense symmetric eigenvectors, seconds per `n³`.
     pub eigen: f64,
+    /// And seconds per `n²`: what weighs up to a thousand.
+    pub tridiagonal: f64,
     /// A sketch from an operator in memory, elements of `A` per second.
     pub sketch: f64,
+    /// The check of the input, elements per second.
+    pub scan: f64,
+    /// Elements per second that are copied into fresh memory.
+    pub copy: f64,
+    /// Seconds that an orthonormalization or a product takes besides: threads that wake, buffers.
+    pub call: f64,
     /// Reading a matrix that is not in memory, bytes per second: a file in the page cache, or a good disk.
     pub read: f64,
 }
 
 impl Default for Rates {
     fn default() -> Self {
-        Rates { gemm: 380e9, syrk: 330e9, orthonormalize: 180e9, svd: 5e-10, eigen: 1.5e-10, sketch: 4e9, read: 2e9 }
+        Rates {
+            gemm: 387e9,
+            syrk: 363e9,
+            wide: 191e9,
+            orthonormalize: 545e9,
+            cholesky: 2.95e-11,
+            svd: 4.7e-10,
+            eigen: 5.0e-11,
+            tridiagonal: 6.5e-8,
+            sketch: 2.1e9,
+            scan: 5.2e9,
+            copy: 1.42e9,
+            call: 2.5e-5,
+            read: 2e9,
+        }
     }
 }
 
@@ -359,7 +387,7 @@ impl Plan {
     }
 }
 
-/// Seconds and passes of a method.
+/// Seconds and passes of a method: what it does of each kind of work, over the rates.
 fn estimate<T: Scalar>(
     options: &TruncatedSvd,
     m: usize,
@@ -370,71 +398,82 @@ fn estimate<T: Scalar>(
 ) -> (f64, usize) {
     let rates = &options.rates;
     let q = options.power_iterations;
-    let slow = if size_of::<T>() == 8 { 2.0 } else { 1.0 };
+    let double = size_of::<T>() == 8;
+    let slow = if double { 2.0 } else { 1.0 };
     let (mf, nf, lf) = (m as f64, n as f64, l as f64);
-    let product = |rows: f64, cols: f64| 2.0 * rows * cols * lf / rates.gemm;
-    let orthonormalize = |rows: f64, cols: f64| 4.0 * rows * cols * cols / rates.orthonormalize;
-    // From a basis of l columns and its image of that many rows to the factors.
-    let finish = |rows: f64, lf: f64| {
-        let small = if size_of::<T>() == size_of::<f32>() {
-            rows * lf * lf / (0.5 * rates.syrk) + rates.eigen * lf.powi(3)
-        } else {
-            orthonormalize(rows, lf) + rates.svd * lf.powi(3)
-        };
-        small + 2.0 * (mf + nf) * lf * lf.min(l as f64) / rates.gemm
+    let k = l.saturating_sub(options.oversample).max(1) as f64;
+    let flops = |flops: f64| slow * flops / rates.gemm;
+    let copy = |elements: f64| slow * elements / rates.copy;
+    let product = |rows: f64, cols: f64| flops(2.0 * rows * cols * lf);
+    let sketch = |rows: f64, cols: f64| slow * rows * cols / rates.sketch;
+    let orthonormalize = |rows: f64, cols: f64| {
+        slow * 4.0 * rows * cols * cols / rates.orthonormalize + rates.cholesky * cols.powi(3) + rates.call
     };
+    let eigen = |cols: f64| rates.eigen * cols.powi(3) + rates.tridiagonal * cols * cols;
+    // The singular values and vectors of an image of so many rows.
+    let decompose = |rows: f64, cols: f64| match double {
+        true => orthonormalize(rows, cols) + rates.svd * cols.powi(3) + rates.tridiagonal * cols * cols,
+        false => rows * cols * cols / rates.wide + eigen(cols) + rates.call,
+    };
+    // From a basis of so many columns to the factors.
+    let home = |cols: f64| copy((mf + nf) * k) + flops(2.0 * (mf + nf) * cols * k);
+    let finish = |rows: f64, cols: f64| decompose(rows, cols) + home(cols);
     let steps = q as f64;
     let blocks = (method == Method::Krylov && options.rank.allowed_loss().is_none())
         .then(|| krylov::Blocks::new(l, q, n))
         .flatten();
+    let syrk = slow * mf * nf * nf / rates.syrk + copy(nf * nf);
     let (seconds, passes) = match (method, detail) {
-        (Method::Full, _) => (finish(mf, nf), 1),
+        (Method::Full, _) => (copy(mf * nf) + finish(mf, nf), 1),
         (Method::Gram, Some(Eigenvectors::Dense)) => {
-            let g = mf * nf * nf / rates.syrk + rates.eigen * nf.powi(3);
-            (g + product(mf, nf) + finish(mf, lf), 2)
+            (syrk + eigen(nf) + product(mf, nf) + orthonormalize(nf, lf) + finish(mf, lf), 2)
         }
         (Method::Gram, _) => {
-            let g = mf * nf * nf / rates.syrk + nf * nf / rates.sketch;
-            let iterations = steps.max(1.0) * (product(nf, nf) + orthonormalize(nf, lf));
-            // H, F, V̂ and what meets A; the eigenproblem of F; U.
-            let k = l.saturating_sub(options.oversample).max(1) as f64;
-            let projection = 4.0 * product(nf, lf) + nf * lf * lf / (0.5 * rates.syrk) + rates.eigen * lf.powi(3);
-            (g + iterations + projection + 2.0 * mf * nf * k / rates.gemm, 2)
+            // One pass of CholeskyQR by a product with the inverse, and the product with G.
+            let step = flops(3.0 * nf * lf * lf) + rates.cholesky * lf.powi(3) + product(nf, nf) + 2.0 * rates.call;
+            let iterations = sketch(nf, nf) + (steps + 1.0) * step;
+            // H, F and its decomposition, the directions, U.
+            let projection = flops(4.0 * nf * lf * lf + 4.0 * nf * lf * k + 2.0 * mf * nf * k)
+                + rates.cholesky * lf.powi(3)
+                + decompose(nf, lf)
+                + copy((mf + nf) * k)
+                + 4.0 * rates.call;
+            (syrk + iterations + projection, 2)
         }
         (Method::Krylov, _) if blocks.is_some() => {
             let blocks = blocks.expect("just seen");
             let (count, width, columns) = (blocks.count as f64, blocks.width as f64, blocks.columns() as f64);
-            let products = (2.0 * count - 1.0) * 2.0 * mf * nf * width / rates.gemm + mf * nf / rates.sketch;
-            // Each block against those before it, twice.
-            let orths = 2.0 * count * orthonormalize(mf, width) + 4.0 * mf * columns * columns / rates.gemm;
-            (products + orths + finish(nf, columns), 2 * blocks.count)
+            let products = sketch(mf, nf) + flops((2.0 * count - 1.0) * 2.0 * mf * nf * width);
+            // Each block twice, and against those before it.
+            let against = flops(2.0 * mf * width * width * count * (count - 1.0)) + copy(2.0 * (mf + nf) * columns);
+            let orths = (2.0 * count - 1.0) * orthonormalize(mf, width) + 0.5 * count * (count - 1.0) * rates.call;
+            (products + against + orths + finish(nf, columns), 2 * blocks.count)
         }
         (Method::SinglePass | Method::Nystrom, _) => {
             let Sizes { range, corange, core } = Sizes::with_range(method, l);
-            let sketch = |columns: usize| match options.sketch {
-                Sketch::Gaussian => 2.0 * mf * nf * columns as f64 / rates.gemm,
-                _ => mf * nf / rates.sketch,
+            let sketched = |columns: usize| match options.sketch {
+                Sketch::Gaussian => flops(2.0 * mf * nf * columns as f64),
+                _ => sketch(mf, nf),
             };
             let (rf, sf) = (range as f64, core.max(corange) as f64);
-            let core = if core > 0 { sketch(core) + sketch(core) * core as f64 / nf } else { 0.0 };
+            let core = if core > 0 { sketched(core) + sketched(core) * core as f64 / nf } else { 0.0 };
             let orths = orthonormalize(mf, rf) + orthonormalize(nf, rf) + 2.0 * orthonormalize(sf, rf);
-            (sketch(range) + sketch(corange) + core + orths + finish(rf, rf), 1)
+            (sketched(range) + sketched(corange) + core + orths + finish(rf, rf), 1)
         }
         _ if options.rank.allowed_loss().is_some() => {
             // Every round of every block is made orthogonal to the blocks before it, twice.
             let rounds = steps.max(1.0);
             let products = (2.0 * rounds + 1.0) * product(mf, nf);
-            let orths =
-                rounds * (orthonormalize(mf, lf) + 4.0 * mf * lf * lf / rates.gemm) + 2.0 * orthonormalize(nf, lf);
+            let orths = rounds * (orthonormalize(mf, lf) + flops(4.0 * mf * lf * lf)) + 2.0 * orthonormalize(nf, lf);
             (products + orths + finish(mf, lf), blocked::passes(l, q))
         }
         _ => {
-            let products = (2.0 * steps + 1.0) * product(mf, nf) + mf * nf / rates.sketch;
+            let products = sketch(mf, nf) + (2.0 * steps + 1.0) * product(mf, nf) + (2.0 * steps + 2.0) * rates.call;
             let orths = (steps + 1.0) * orthonormalize(mf, lf) + steps * orthonormalize(nf, lf);
             (products + orths + finish(nf, lf), 2 * q + 2)
         }
     };
-    (slow * seconds, passes)
+    (seconds + slow * mf * nf / rates.scan + rates.call, passes)
 }
 
 /// The sizes that memory depends on.
