@@ -186,7 +186,7 @@ fn promise(test: bool, rates: (f64, f64)) {
             (4096, 4096, 128),
         ]
     };
-    let budget = if test { 0.0 } else { 0.4 };
+    let budget = if test { 0.0 } else { 1.0 };
     let mut shown = Vec::new();
     for &(m, n, k) in shapes {
         for decay in [0.0, 0.5, 1.0] {

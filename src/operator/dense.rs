@@ -130,15 +130,7 @@ impl<'a, T: Scalar> Dense<'a, T> {
             Some(a) if scale == 1.0 => Data::Direct(a),
             _ => Data::Tiled(view),
         };
-        Dense {
-            data,
-            scale,
-            largest: largest * scale,
-            norm_squared,
-            context,
-            passes: 0,
-            watch: Watch::default(),
-        }
+        Dense { data, scale, largest: largest * scale, norm_squared, context, passes: 0, watch: Watch::default() }
     }
 
     /// `max |a|` of what the operator stands for.
@@ -495,15 +487,7 @@ impl<T: Scalar> FromPanel<T, HostPanel<T>> for Dense<'static, T> {
         let norm_squared = g.norm_squared()?;
         let context = g.context().clone();
         let data = Data::Owned(g);
-        Ok(Dense {
-            data,
-            scale: 1.0,
-            largest: f64::NAN,
-            norm_squared,
-            context,
-            passes: 0,
-            watch: Watch::default(),
-        })
+        Ok(Dense { data, scale: 1.0, largest: f64::NAN, norm_squared, context, passes: 0, watch: Watch::default() })
     }
 
     fn panel(&self) -> Option<&HostPanel<T>> {

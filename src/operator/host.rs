@@ -320,7 +320,10 @@ impl<T: Scalar> Panel<T> for HostPanel<T> {
         let mut blocks = Vec::with_capacity(rows.div_ceil(ROWS));
         let mut rest = self.as_mut();
         while rest.nrows() > 0 {
-            let (block, below) = { let cut = ROWS.min(rest.nrows()); rest.split_at_row_mut(cut) };
+            let (block, below) = {
+                let cut = ROWS.min(rest.nrows());
+                rest.split_at_row_mut(cut)
+            };
             blocks.push(block);
             rest = below;
         }

@@ -476,13 +476,7 @@ fn gram_of<T: Scalar>(
 }
 
 /// The lower triangle of `YᵀY` in f64.
-fn wide_gram<T: Scalar>(
-    y: MatMut<'_, T>,
-    gram: MatMut<'_, f64>,
-    most_groups: usize,
-    par: Par,
-    stack: &mut MemStack,
-) {
+fn wide_gram<T: Scalar>(y: MatMut<'_, T>, gram: MatMut<'_, f64>, most_groups: usize, par: Par, stack: &mut MemStack) {
     let rows = wide_rows(most_groups);
     sum_groups::<T, f64>(y, gram, (most_groups, rows), par, stack, &|y, mut g, stack| {
         let (m, l) = y.shape();

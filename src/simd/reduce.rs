@@ -43,12 +43,7 @@ impl Statistics {
     pub fn merge(self, other: Self) -> Self {
         let (sum, lost) = two_sum(self.sum_squares, other.sum_squares);
         let (sum_squares, lost) = two_sum(sum, lost + self.lost + other.lost);
-        Statistics {
-            largest: self.largest.max(other.largest),
-            sum_squares,
-            finite: self.finite && other.finite,
-            lost,
-        }
+        Statistics { largest: self.largest.max(other.largest), sum_squares, finite: self.finite && other.finite, lost }
     }
 }
 

@@ -76,7 +76,8 @@ pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(
     let width = basis.ncols();
     let mut image = op.image(width)?;
     op.apply(&basis, &mut image)?;
-    let (triplets, rank, notes) = Triplets::from_right(Some(basis), image, true, |s, captured| goal.rank(s, captured), par)?;
+    let (triplets, rank, notes) =
+        Triplets::from_right(Some(basis), image, true, |s, captured| goal.rank(s, captured), par)?;
     Ok(Solution { triplets, rank, width, method: Method::Gram, sketch, certificate: None, notes })
 }
 
@@ -201,7 +202,8 @@ pub(super) fn peak_bytes<T: Scalar>(how: Eigenvectors, f: &Footprint) -> usize {
     // From a basis and the image of A on it.
     let imaged = panel(n, l) + tile(l).max(decompose_bytes::<T>(m, l, true, 0));
     let right = panel(n, l) + small;
-    let by_image = (f.image::<T>(l) + imaged.max(small + n * k * size_of::<T>() + right)).max(f.image::<T>(k) + f.factors::<T>());
+    let by_image =
+        (f.image::<T>(l) + imaged.max(small + n * k * size_of::<T>() + right)).max(f.image::<T>(k) + f.factors::<T>());
     if how == Eigenvectors::Dense {
         let found = (2 * panel(n, n) + square).max(square + small::symmetric_eigen_bytes::<T>(n));
         return forming.max(found).max(square + panel(n, l)).max(panel(n, l) + orthonormalize).max(by_image);

@@ -27,9 +27,7 @@ use super::goal::Goal;
 use super::gram::{self, Eigenvectors};
 use super::single_pass::Sizes;
 use super::triplets::{Triplets, decompose_bytes};
-use super::{
-    Method, Solution, TruncatedSvd, blocked, certificate, full, krylov, randomized, single_pass, whitened,
-};
+use super::{Method, Solution, TruncatedSvd, blocked, certificate, full, krylov, randomized, single_pass, whitened};
 use crate::error::{Error, Result};
 use crate::factors::Report;
 use crate::operator::{Dense, HostPanel, LinearOperator, Pass};
@@ -45,6 +43,8 @@ use crate::tensor::DType;
 pub struct Rates {
     /// GEMM, flops per second.
     pub gemm: f64,
+    /// Reading and packing the matrix for it, elements of `A` per second: what decides a product with few columns.
+    pub pack: f64,
     /// SYRK, flops per second (`m n²` for the Gram matrix of `m × n`).
     pub syrk: f64,
     /// SYRK of an f32 panel in f64.
@@ -74,18 +74,19 @@ pub struct Rates {
 impl Default for Rates {
     fn default() -> Self {
         Rates {
-            gemm: 387e9,
-            syrk: 363e9,
-            wide: 191e9,
-            orthonormalize: 545e9,
-            cholesky: 2.95e-11,
-            svd: 4.7e-10,
-            eigen: 5.0e-11,
-            tridiagonal: 6.5e-8,
-            sketch: 2.1e9,
-            scan: 5.2e9,
-            copy: 1.42e9,
-            call: 2.5e-5,
+            gemm: 444e9,
+            pack: 50e9,
+            syrk: 394e9,
+            wide: 309e9,
+            orthonormalize: 393e9,
+            cholesky: 2.24e-11,
+            svd: 5.35e-10,
+            eigen: 2.71e-11,
+            tridiagonal: 7.85e-8,
+            sketch: 3e9,
+            scan: 3.35e9,
+            copy: 0.95e9,
+            call: 2.26e-5,
             read: 2e9,
         }
     }
@@ -241,14 +242,7 @@ impl Plan {
     }
 
     /// Peak bytes, the same whatever the values are. `rooted` says that calibration takes the root of its moments.
-    fn bytes(
-        &self,
-        method: Method,
-        detail: Option<Eigenvectors>,
-        width: usize,
-        rank: usize,
-        rooted: bool,
-    ) -> usize {
+    fn bytes(&self, method: Method, detail: Option<Eigenvectors>, width: usize, rank: usize, rooted: bool) -> usize {
         let (m, n) = (self.shape.0.max(self.shape.1), self.shape.0.min(self.shape.1));
         let by_rows = self.shape.0 >= self.shape.1;
         let power_iterations = self.power_iterations;
@@ -404,7 +398,7 @@ fn estimate<T: Scalar>(
     let k = l.saturating_sub(options.oversample).max(1) as f64;
     let flops = |flops: f64| slow * flops / rates.gemm;
     let copy = |elements: f64| slow * elements / rates.copy;
-    let product = |rows: f64, cols: f64| flops(2.0 * rows * cols * lf);
+    let product = |rows: f64, cols: f64, l: f64| flops(2.0 * rows * cols * l) + slow * rows * cols / rates.pack;
     let sketch = |rows: f64, cols: f64| slow * rows * cols / rates.sketch;
     let orthonormalize = |rows: f64, cols: f64| {
         slow * 4.0 * rows * cols * cols / rates.orthonormalize + rates.cholesky * cols.powi(3) + rates.call
@@ -426,14 +420,15 @@ fn estimate<T: Scalar>(
     let (seconds, passes) = match (method, detail) {
         (Method::Full, _) => (copy(mf * nf) + finish(mf, nf), 1),
         (Method::Gram, Some(Eigenvectors::Dense)) => {
-            (syrk + eigen(nf) + product(mf, nf) + orthonormalize(nf, lf) + finish(mf, lf), 2)
+            (syrk + eigen(nf) + product(mf, nf, lf) + orthonormalize(nf, lf) + finish(mf, lf), 2)
         }
         (Method::Gram, _) => {
             // One pass of CholeskyQR by a product with the inverse, and the product with G.
-            let step = flops(3.0 * nf * lf * lf) + rates.cholesky * lf.powi(3) + product(nf, nf) + 2.0 * rates.call;
+            let step = flops(3.0 * nf * lf * lf) + rates.cholesky * lf.powi(3) + product(nf, nf, lf) + 2.0 * rates.call;
             let iterations = sketch(nf, nf) + (steps + 1.0) * step;
             // H, F and its decomposition, the directions, U.
-            let projection = flops(4.0 * nf * lf * lf + 4.0 * nf * lf * k + 2.0 * mf * nf * k)
+            let projection = flops(4.0 * nf * lf * lf + 4.0 * nf * lf * k)
+                + product(mf, nf, k)
                 + rates.cholesky * lf.powi(3)
                 + decompose(nf, lf)
                 + copy((mf + nf) * k)
@@ -443,7 +438,7 @@ fn estimate<T: Scalar>(
         (Method::Krylov, _) if blocks.is_some() => {
             let blocks = blocks.expect("just seen");
             let (count, width, columns) = (blocks.count as f64, blocks.width as f64, blocks.columns() as f64);
-            let products = sketch(mf, nf) + flops((2.0 * count - 1.0) * 2.0 * mf * nf * width);
+            let products = sketch(mf, nf) + (2.0 * count - 1.0) * product(mf, nf, width);
             // Each block twice, and against those before it.
             let against = flops(2.0 * mf * width * width * count * (count - 1.0)) + copy(2.0 * (mf + nf) * columns);
             let orths = (2.0 * count - 1.0) * orthonormalize(mf, width) + 0.5 * count * (count - 1.0) * rates.call;
@@ -463,12 +458,13 @@ fn estimate<T: Scalar>(
         _ if options.rank.allowed_loss().is_some() => {
             // Every round of every block is made orthogonal to the blocks before it, twice.
             let rounds = steps.max(1.0);
-            let products = (2.0 * rounds + 1.0) * product(mf, nf);
+            let products = (2.0 * rounds + 1.0) * product(mf, nf, lf);
             let orths = rounds * (orthonormalize(mf, lf) + flops(4.0 * mf * lf * lf)) + 2.0 * orthonormalize(nf, lf);
             (products + orths + finish(mf, lf), blocked::passes(l, q))
         }
         _ => {
-            let products = sketch(mf, nf) + (2.0 * steps + 1.0) * product(mf, nf) + (2.0 * steps + 2.0) * rates.call;
+            let products =
+                sketch(mf, nf) + (2.0 * steps + 1.0) * product(mf, nf, lf) + (2.0 * steps + 2.0) * rates.call;
             let orths = (steps + 1.0) * orthonormalize(mf, lf) + steps * orthonormalize(nf, lf);
             (products + orths + finish(nf, lf), 2 * q + 2)
         }
@@ -524,7 +520,11 @@ impl Footprint {
         let certify = out + panel(m, certificate::PROBES) + small(m + n + k, certificate::PROBES);
         let solve = match (method, krylov::Blocks::new(l, self.power_iterations, n)) {
             (Method::Full, _) => {
-                panel(m, n) + self.tile::<T>(Pass::Whole).max(decompose_bytes::<T>(m, n, false, 0)).max(small(n, n) + self.home::<T>(small(n, n)))
+                panel(m, n)
+                    + self
+                        .tile::<T>(Pass::Whole)
+                        .max(decompose_bytes::<T>(m, n, false, 0))
+                        .max(small(n, n) + self.home::<T>(small(n, n)))
             }
             (Method::Gram, _) => {
                 let gram = gram::peak_bytes::<T>(detail.expect("the Gram route has a detail"), self);
@@ -563,7 +563,9 @@ impl Footprint {
         let panel = |rows: usize, cols: usize| HostPanel::<T>::bytes(rows, cols);
         let (small, wide) = (l * l * size_of::<T>(), l * l * size_of::<f64>());
         let scratch = |rows: usize| match sparing {
-            true => HostPanel::<T>::orthonormalize_sparingly_scratch(rows, l, false, Par::Seq).unaligned_bytes_required(),
+            true => {
+                HostPanel::<T>::orthonormalize_sparingly_scratch(rows, l, false, Par::Seq).unaligned_bytes_required()
+            }
             false => HostPanel::<T>::orthonormalize_scratch(rows, l, Par::Seq).unaligned_bytes_required(),
         };
         let scratch = scratch(m).max(scratch(n));

@@ -103,9 +103,7 @@ impl TruncatedSvd {
         options.memory_limit = self.memory_limit.map(room);
         options.pass_seconds = bytes as f64 / self.rates.read;
         let plan = options.plan::<T>(shape, dtype).map_err(|e| match (e, self.memory_limit) {
-            (Error::Memory { least: method, .. }, Some(limit)) => {
-                Error::Memory { limit, least: method + least }
-            }
+            (Error::Memory { least: method, .. }, Some(limit)) => Error::Memory { limit, least: method + least },
             (e, _) => e,
         })?;
         let method = plan.peak_bytes + beside;

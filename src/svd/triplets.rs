@@ -96,7 +96,8 @@ impl<T: Scalar, O: LinearOperator<T>> Triplets<T, O> {
         choose: impl Fn(&[T], f64) -> usize,
         par: Par,
     ) -> Result<(Self, usize, Vec<String>)> {
-        let Decomposition { image: left, s, captured, basis: v, rank, by_qr, notes } = decompose(image, sparing, choose, par)?;
+        let Decomposition { image: left, s, captured, basis: v, rank, by_qr, notes } =
+            decompose(image, sparing, choose, par)?;
         let right = match basis {
             Some(basis) => Vectors::Combined(basis, v),
             None => Vectors::Small(v),
@@ -112,10 +113,10 @@ impl<T: Scalar, O: LinearOperator<T>> Triplets<T, O> {
         choose: impl Fn(&[T], f64) -> usize,
         par: Par,
     ) -> Result<(Self, usize, Vec<String>)> {
-        let Decomposition { image: right, s, captured, basis: v, rank, by_qr, notes } = decompose(image, sparing, choose, par)?;
+        let Decomposition { image: right, s, captured, basis: v, rank, by_qr, notes } =
+            decompose(image, sparing, choose, par)?;
         Ok((Triplets { left: Vectors::Combined(basis, v), s, captured, right, by_qr }, rank, notes))
     }
-
 }
 
 /// The SVD of an image.
@@ -141,9 +142,7 @@ pub(super) fn decompose<T: Scalar, P: Panel<T>>(
 ) -> Result<Decomposition<T, P>> {
     let l = image.ncols();
     let by_gram_first = may_go_by_gram::<T>(image.nrows(), l);
-    if by_gram_first
-        && let Some(Spectrum { captured, s, rank, divided, basis }) = by_gram(&image, &choose)?
-    {
+    if by_gram_first && let Some(Spectrum { captured, s, rank, divided, basis }) = by_gram(&image, &choose)? {
         let image = Vectors::Combined(image, divided);
         return Ok(Decomposition { image, s, captured, basis, rank, by_qr: false, notes: Vec::new() });
     }
