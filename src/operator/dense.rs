@@ -213,12 +213,12 @@ pub enum Pass {
     Rows,
 }
 
-/// Rows of a tile of an `m × n` matrix: half of what a panel of the pass takes where that is what there is room for.
+/// Rows of a tile of an `m × n` matrix: a quarter of what a panel of the pass takes where that is what there is room for.
 fn tile_rows(pass: Pass, (m, n): (usize, usize), scaled_only: bool) -> usize {
     let most = TileParams::default().rows(m, n);
     match pass {
         _ if !scaled_only => most,
-        Pass::Product(l) => (m * l / (2 * n)).clamp(16.min(most), most),
+        Pass::Product(l) => (m * l / (4 * n)).clamp(32.min(most), most),
         Pass::Whole => (n / 16).clamp(64.min(most), most),
         Pass::Rows => most.min(64),
     }

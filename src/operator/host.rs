@@ -407,6 +407,11 @@ impl<T: Scalar> Panel<T> for HostPanel<T> {
         Ok(())
     }
 
+    fn use_up_on_host(mut self, use_up: &mut dyn FnMut(MatMut<'_, T>)) -> Result<()> {
+        use_up(self.as_mut());
+        Ok(())
+    }
+
     fn trace(&self) -> Result<f64> {
         let a = self.as_ref();
         Ok((0..self.ncols).map(|i| a[(i, i)].to_f64()).sum())

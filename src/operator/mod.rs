@@ -172,6 +172,18 @@ pub trait Panel<T: Scalar>: Sized {
         self.copy_from_host(host.as_ref())
     }
 
+    /// Lets `use_up` have the panel as a matrix on the host, in place where it lives there.
+    ///
+    /// # Errors
+    /// What the backend reports.
+    fn use_up_on_host(self, use_up: &mut dyn FnMut(MatMut<'_, T>)) -> Result<()> {
+        let mut host = Mat::zeros(self.nrows(), self.ncols());
+        self.copy_to_host(host.as_mut())?;
+        drop(self);
+        use_up(host.as_mut());
+        Ok(())
+    }
+
     /// The trace of a square panel, in f64.
     ///
     /// # Errors

@@ -490,7 +490,7 @@ impl TruncatedSvd {
         let Triplets { mut left, s: spectrum, captured, right, .. } = triplets;
         let (mut u, mut vt);
         // Where most matrices never see an image of all l columns.
-        let reduce = method == Method::Gram;
+        let reduce = plan.method == Method::Gram;
         if wide {
             u = Matrix::zeros(m, k);
             right.bring_home(k, u.as_mut())?;
