@@ -177,6 +177,9 @@ fn the_promise_is_what_is_measured() {
                 _ => 1e-3,
             });
             check("steep", measure::<f32>(&svd, steep.as_tensor().unwrap()));
+            if m * n > 1 << 23 {
+                continue;
+            }
             let dependent = single(&|i, j| ((i % 7) * (j % 5)) as f64);
             check("dependent columns", measure::<f32>(&svd, dependent.as_tensor().unwrap()));
             let zero = Matrix::<f32>::zeros(m, n);

@@ -206,9 +206,19 @@ pub struct HostPanel<T> {
 
 /// Elements from one column to the next.
 fn leading_dimension<T>(nrows: usize) -> usize {
-    let line = 64 / size_of::<T>();
-    let padded = nrows.next_multiple_of(line);
-    if (padded * size_of::<T>()).is_multiple_of(4096) { padded + line } else { padded }
+    padded::<T>(nrows, 64)
+}
+
+/// Elements from one row to the next where lines are rows: they are short, and to pad 50 of them to whole cache lines would take a quarter more memory.
+fn row_stride<T>(ncols: usize) -> usize {
+    padded::<T>(ncols, 16)
+}
+
+/// A multiple of so many bytes, but not of a page.
+fn padded<T>(length: usize, bytes: usize) -> usize {
+    let unit = bytes / size_of::<T>();
+    let padded = length.next_multiple_of(unit);
+    if (padded * size_of::<T>()).is_multiple_of(4096) { padded + unit } else { padded }
 }
 
 impl<T: Scalar> HostPanel<T> {
@@ -220,12 +230,18 @@ impl<T: Scalar> HostPanel<T> {
 
     /// A row-major panel of zeros: what a product with a row-major matrix writes fastest.
     pub fn by_rows(nrows: usize, ncols: usize, context: Arc<HostContext>) -> Self {
-        HostPanel { nrows, ncols, by_rows: true, ..Self::zeros(ncols, nrows, context) }
+        let stride = row_stride::<T>(ncols);
+        HostPanel { data: context.buffer(stride * nrows), nrows, ncols, stride, by_rows: true, context }
     }
 
     /// Bytes of a panel of this shape.
     pub fn bytes(nrows: usize, ncols: usize) -> usize {
         leading_dimension::<T>(nrows) * ncols * size_of::<T>()
+    }
+
+    /// Bytes of one by rows.
+    pub fn bytes_by_rows(nrows: usize, ncols: usize) -> usize {
+        row_stride::<T>(ncols) * nrows * size_of::<T>()
     }
 
     /// As a faer view.
@@ -337,7 +353,7 @@ impl<T: Scalar> Panel<T> for HostPanel<T> {
             Par::Rayon(_) => blocks.into_par_iter().for_each(run),
         }
         if self.by_rows {
-            let stride = leading_dimension::<T>(k).min(self.stride);
+            let stride = row_stride::<T>(k).min(self.stride);
             for i in 1..rows {
                 let from = i * self.stride;
                 self.data.copy_within(from..from + k, i * stride);

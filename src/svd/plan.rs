@@ -261,8 +261,8 @@ impl Plan {
             _ => footprint.peak::<f32>(method, detail),
         };
         // Columns padded to cache lines, the report, what sketches take beside each other: at most this (`tests/memory.rs`).
-        let rest = counted / 128 + (16 << 10);
-        let peak = counted + if once { 2 * rest + (32 << 10) } else { rest };
+        let rest = counted / 256 + (16 << 10);
+        let peak = counted + if once { 4 * rest } else { rest };
         if !self.weighted {
             return peak;
         }
@@ -513,7 +513,7 @@ impl Footprint {
 
     /// Bytes of an image of `l` columns, which lies as the matrix does.
     pub(super) fn image<T: Scalar>(&self, l: usize) -> usize {
-        if self.by_rows { HostPanel::<T>::bytes(l, self.m) } else { HostPanel::<T>::bytes(self.m, l) }
+        if self.by_rows { HostPanel::<T>::bytes_by_rows(self.m, l) } else { HostPanel::<T>::bytes(self.m, l) }
     }
 
     /// Bytes of a conversion buffer; of what a product takes beside tiles that bring their own.
