@@ -217,6 +217,7 @@ pub enum Pass {
 fn tile_rows(pass: Pass, (m, n): (usize, usize), scaled_only: bool) -> usize {
     let most = TileParams::default().rows(m, n);
     match pass {
+        Pass::Rows if !scaled_only => most.div_ceil(2),
         _ if !scaled_only => most,
         Pass::Product(l) => (m * l / (4 * n)).clamp(32.min(most), most),
         Pass::Whole => (n / 16).clamp(64.min(most), most),

@@ -551,7 +551,8 @@ impl Footprint {
                 let (left, right) = (panel(m, count * b), panel(n, count * b));
                 let after = left.max(right).max(decompose_bytes::<T>(n, count * b, false, 0));
                 let home = small(count * b, count * b) + self.home::<T>(right + small(count * b, count * b));
-                (left + right + self.pass::<T>(scratch, b).max(after)).max(left + home)
+                // With the overlap of two blocks.
+                (left + right + small(b, b) + self.pass::<T>(scratch, b).max(after)).max(left + home)
             }
             (Method::SinglePass | Method::Nystrom, _) => {
                 let tile = self.tile::<T>(Pass::Rows);

@@ -183,9 +183,14 @@ fn svd_scratch(l: usize) -> StackReq {
     svd::svd_scratch::<f64>(l, l, thin, thin, Par::Seq, Default::default())
 }
 
+/// Bytes of an l × l matrix, whose columns begin at cache lines.
+pub(super) fn square_bytes<T>(l: usize) -> usize {
+    l.next_multiple_of(64 / size_of::<T>()) * l * size_of::<T>()
+}
+
 /// Bytes alive at the fullest moment of [`svd`], its results included.
 pub(super) fn svd_bytes<T: Scalar>(l: usize) -> usize {
-    let square = l * l * size_of::<f64>();
+    let square = square_bytes::<f64>(l);
     let most = if T::DTYPE == DType::F32 {
         let block = householder::block_size(l, l) * l * size_of::<f64>();
         let reflections = block + householder::factor_scratch::<f64>(l, l, Par::Seq).unaligned_bytes_required();
@@ -242,7 +247,7 @@ fn symmetric_eigen_in<T: Scalar>(g: MatRef<'_, T>) -> Result<(Vec<T>, Mat<T>)> {
 
 /// Bytes alive in [`symmetric_eigen`], its results included.
 pub(super) fn symmetric_eigen_bytes<T: Scalar>(n: usize) -> usize {
-    (n * n + n) * size_of::<T>() + symmetric_eigen_scratch::<T>(n).unaligned_bytes_required()
+    square_bytes::<T>(n) + n * size_of::<T>() + symmetric_eigen_scratch::<T>(n).unaligned_bytes_required()
 }
 
 fn symmetric_eigen_scratch<T: Scalar>(n: usize) -> StackReq {

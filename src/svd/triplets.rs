@@ -174,7 +174,7 @@ fn may_go_by_gram<T: Scalar>(rows: usize, l: usize) -> bool {
 /// Bytes alive at the fullest moment of [`decompose`] of a panel in memory, beside the image: of the usual way, and of that by QR, after which R and what
 /// comes of it remain. Scratch that was kept may be used, and is gone at the end.
 pub(super) fn decompose_bytes<T: Scalar>(rows: usize, l: usize, sparing: bool, kept: usize) -> usize {
-    let (small, wide) = (l * l * size_of::<T>(), l * l * size_of::<f64>());
+    let (small, wide) = (small::square_bytes::<T>(l), small::square_bytes::<f64>(l));
     let bytes = |scratch: StackReq| scratch.unaligned_bytes_required().max(kept);
     let by_qr = |scratch: StackReq| (small + bytes(scratch)).max(small + small::svd_bytes::<T>(l));
     if !sparing && !may_go_by_gram::<T>(rows, l) {
