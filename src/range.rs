@@ -43,7 +43,8 @@ use faer::linalg::triangular_inverse;
 use faer::{Accum, Mat, MatRef, Par, unzip, zip};
 
 use crate::error::Result;
-use crate::operator::{LinearOperator, Panel};
+use crate::operator::{Dense, HostPanel, LinearOperator, Panel};
+use crate::qr::Orthonormalization;
 use crate::simd::Scalar;
 use crate::sketch::{AnySketch, SketchOperator};
 
@@ -59,13 +60,39 @@ pub fn power_iteration<T: Scalar, O: LinearOperator<T>>(
     y: &mut O::Left,
     x: &mut O::Right,
 ) -> Result<()> {
+    iterate_with(op, omega, power_iterations, (y, x), |y| y.orthonormalize(None), |x| x.orthonormalize(None))
+}
+
+/// The same in little scratch, see [`Panel::orthonormalize_sparingly`].
+///
+/// # Errors
+/// What the operator reports.
+pub fn sparing_power_iteration<T: Scalar, O: LinearOperator<T>>(
+    op: &mut O,
+    omega: &AnySketch,
+    power_iterations: usize,
+    y: &mut O::Left,
+    x: &mut O::Right,
+) -> Result<()> {
+    let (left, right) = (O::Left::orthonormalize_sparingly, O::Right::orthonormalize_sparingly);
+    iterate_with(op, omega, power_iterations, (y, x), |y| left(y, None), |x| right(x, None))
+}
+
+fn iterate_with<T: Scalar, O: LinearOperator<T>>(
+    op: &mut O,
+    omega: &AnySketch,
+    power_iterations: usize,
+    (y, x): (&mut O::Left, &mut O::Right),
+    left: impl Fn(&mut O::Left) -> Result<Orthonormalization>,
+    right: impl Fn(&mut O::Right) -> Result<Orthonormalization>,
+) -> Result<()> {
     op.sketch(omega, y)?;
-    y.orthonormalize(None)?;
+    left(y)?;
     for _ in 0..power_iterations {
         op.apply_adjoint(y, x)?;
-        x.orthonormalize(None)?;
+        right(x)?;
         op.apply(x, y)?;
-        y.orthonormalize(None)?;
+        left(y)?;
     }
     Ok(())
 }
@@ -76,8 +103,7 @@ const CUTOFF: f64 = 0.75;
 const RESOLVED: f64 = 1e-3;
 
 /// A well-conditioned basis V of the dominant space of the positive semidefinite operator `g` in `v`, orthonormal to a few percent, and
-/// `G V` in `w`: a sketch, then the Chebyshev filter of degree `steps`, then the product. `trace` is that of `g` (`‖A‖_F²` for `AᵀA`). Returns whether a panel took
-/// a full orthonormalization.
+/// `G V` in `w`: a sketch, then the Chebyshev filter of degree `steps`, then the product. `trace` is that of `g` (`‖A‖_F²` for `AᵀA`).
 ///
 /// # Errors
 /// What the operator reports.
@@ -88,24 +114,23 @@ pub fn filtered_iteration<T: Scalar, P: Panel<T>, G: LinearOperator<T, Left = P,
     steps: usize,
     v: &mut P,
     w: &mut P,
-) -> Result<bool> {
+) -> Result<()> {
     g.sketch(omega, v)?;
-    let mut orthonormalized = condition(v, w)?;
+    condition(v, w)?;
     g.apply(v, w)?;
     for step in 1..=steps {
         // Smallest root first: the later the estimate, the better, and the large roots need it more.
         filter((trace, g.norm_squared()), (step as f64 - 0.5) / steps as f64, v, w)?;
-        orthonormalized |= condition(w, v)?;
+        condition(w, v)?;
         std::mem::swap(v, w);
         g.apply(v, w)?;
     }
-    Ok(orthonormalized)
+    Ok(())
 }
 
 /// Makes the columns of `y` orthonormal to a few percent, with `spare` as a second panel of its shape: one pass of CholeskyQR, half of what
-/// a basis takes that has to be right to rounding (384×106 0.19 ms of 0.3). Panels that it cannot do are orthonormalized, and then
-/// it says so: that takes more scratch.
-fn condition<T: Scalar, P: Panel<T>>(y: &mut P, spare: &mut P) -> Result<bool> {
+/// a basis takes that has to be right to rounding (384×106 0.19 ms of 0.3). Panels that it cannot do are orthonormalized.
+fn condition<T: Scalar, P: Panel<T>>(y: &mut P, spare: &mut P) -> Result<()> {
     let l = y.ncols();
     let mut gram = Mat::<T>::zeros(l, l);
     y.inner(y, gram.as_mut())?;
@@ -114,10 +139,20 @@ fn condition<T: Scalar, P: Panel<T>>(y: &mut P, spare: &mut P) -> Result<bool> {
         Some(factor) if factor.least_scaled > 4.0 * l as f64 * T::EPSILON => {
             spare.multiply(Accum::Replace, y, factor.inverse::<T>().as_ref(), T::one())?;
             std::mem::swap(y, spare);
-            Ok(false)
         }
-        _ => y.orthonormalize(None).map(|_| true),
+        _ => {
+            y.orthonormalize_sparingly(None)?;
+            y.release();
+        }
     }
+    Ok(())
+}
+
+/// Bytes alive at the fullest moment of [`filtered_iteration`] with panels in memory, beside the two panels and G.
+pub(crate) fn filtered_iteration_bytes<T: Scalar>(n: usize, l: usize) -> usize {
+    let gram = l * l * size_of::<T>();
+    let reflected = HostPanel::<T>::orthonormalize_sparingly_scratch(n, l, false, Par::Seq).unaligned_bytes_required();
+    (gram + Factor::bytes(l).max(reflected)).max(Dense::<T>::product_bytes(n, l))
 }
 
 /// The Cholesky factor of a positive definite matrix, `H = RᵀR`, inverted.
@@ -156,6 +191,12 @@ impl Factor {
         let mut lower = Mat::zeros(l, l);
         triangular_inverse::invert_lower_triangular(lower.as_mut(), factor.as_ref(), Par::Seq);
         Some(Factor { lower, scale, least_scaled, least })
+    }
+
+    /// Bytes alive in [`of`](Self::of), of an l × l matrix; one matrix and a half remain, with an [`inverse`](Self::inverse).
+    pub(crate) fn bytes(l: usize) -> usize {
+        let cholesky = llt::cholesky_in_place_scratch::<f64>(l, Par::Seq, Default::default());
+        2 * l * l * size_of::<f64>() + cholesky.unaligned_bytes_required()
     }
 
     /// `R⁻¹`, upper triangular.

@@ -11,7 +11,9 @@
 //!              │   ...   │                                                    G   += bufferᵀ buffer
 //! ```
 //!
-//! No full-size copy is made: the buffer holds [`TileParams::elements`] elements. The power of two `2^e` is exact; the
+//! No full-size copy is made: the buffer holds [`TileParams::elements`] elements, for the time of the pass and in place of the scratch of the panels, which
+//! are not orthonormalized meanwhile. Where storage is `T` and only the values ask for a tile, it is no larger than that scratch: nobody knows of it
+//! before the call. The power of two `2^e` is exact; the
 //! operator then stands for `2^e A` and the driver multiplies the singular values by `2^-e`.
 //!
 //! Construction reads `A` once: it refuses NaN and infinities with their position, and takes `max |a|` and `‖A‖_F²`
@@ -24,9 +26,9 @@ use std::sync::Arc;
 use faer::{Accum, MatRef, Par};
 use rayon::prelude::*;
 
-use super::host::{Buffer, HostContext, HostPanel};
+use super::host::{HostContext, HostPanel};
 use super::product::{add_gram, add_up, congruence, gram_groups, is_by_rows, mirror, product, product_bytes};
-use super::{FromPanel, LinearOperator, Watch};
+use super::{FromPanel, LinearOperator, Panel as _, Watch};
 use crate::error::{Error, Result};
 use crate::simd::Scalar;
 use crate::simd::convert::{convert, convert_before};
@@ -63,8 +65,6 @@ pub struct Dense<'a, T: Scalar> {
     scale: f64,
     largest: f64,
     norm_squared: f64,
-    tile: Buffer<T>,
-    tile_rows: usize,
     context: Arc<HostContext>,
     passes: usize,
     watch: Watch<'a>,
@@ -124,25 +124,13 @@ impl<'a, T: Scalar> Dense<'a, T> {
     }
 
     fn scaled(view: MatView<'a>, Scan { largest, norm_squared }: Scan, scale: f64, context: Arc<HostContext>) -> Self {
-        let (m, n) = (view.nrows(), view.ncols());
         // 2^-e · (2^-e · ‖A‖²) would overflow at its first factor when ‖A‖² itself does: scan again, scaled.
         let norm_squared = if scale == 1.0 { norm_squared } else { scaled_norm_squared(view, scale, context.par()) };
         let data = match view.typed::<T>() {
             Some(a) if scale == 1.0 => Data::Direct(a),
             _ => Data::Tiled(view),
         };
-        let tile_rows = if matches!(data, Data::Tiled(_)) { TileParams::default().rows(m, n) } else { 0 };
-        Dense {
-            data,
-            scale,
-            largest: largest * scale,
-            norm_squared,
-            tile: context.buffer(tile_rows * n),
-            tile_rows,
-            context,
-            passes: 0,
-            watch: Watch::default(),
-        }
+        Dense { data, scale, largest: largest * scale, norm_squared, context, passes: 0, watch: Watch::default() }
     }
 
     /// `max |a|` of what the operator stands for.
@@ -185,13 +173,14 @@ impl<'a, T: Scalar> Dense<'a, T> {
         product_bytes::<T>(m, l)
     }
 
-    /// Bytes of the conversion buffer for an `m × n` matrix of storage `E` (as a [`DType`](crate::DType)) in arithmetic `T`.
-    pub fn tile_bytes(m: usize, n: usize, storage: crate::DType) -> usize {
-        if storage == T::DTYPE { 0 } else { TileParams::default().rows(m, n) * n * size_of::<T>() }
+    /// Bytes of the conversion buffer for an `m × n` matrix of storage `E` (as a [`DType`](crate::DType)) in arithmetic `T`, at most: where they are the
+    /// same, values that have to be scaled may need one.
+    pub fn tile_bytes(pass: Pass, (m, n): (usize, usize), storage: crate::DType) -> usize {
+        tile_rows(pass, (m, n), storage == T::DTYPE) * n * size_of::<T>()
     }
 
     /// Calls `f(first_row, rows of A as T)` for the whole matrix at once, or tile by tile in order.
-    fn for_each_tile(&mut self, mut f: impl FnMut(usize, MatRef<'_, T>, Par)) -> Result<()> {
+    fn for_each_tile(&mut self, pass: Pass, mut f: impl FnMut(usize, MatRef<'_, T>, Par)) -> Result<()> {
         self.begin_pass()?;
         let par = self.context.par();
         match &self.data {
@@ -199,14 +188,40 @@ impl<'a, T: Scalar> Dense<'a, T> {
             Data::Owned(a) => f(0, a.as_ref(), par),
             Data::Tiled(view) => {
                 let (m, n) = (view.nrows(), view.ncols());
-                for first in (0..m).step_by(self.tile_rows) {
-                    let rows = self.tile_rows.min(m - first);
-                    let buffer = &mut self.tile[..rows * n];
+                let tile_rows = tile_rows(pass, (m, n), view.dtype() == T::DTYPE);
+                self.context.release();
+                let mut tile = self.context.buffer::<T>(tile_rows * n);
+                for first in (0..m).step_by(tile_rows) {
+                    let rows = tile_rows.min(m - first);
+                    let buffer = &mut tile[..rows * n];
                     f(first, convert_tile(view.subrows(first, rows), buffer, self.scale, par), par);
                 }
             }
         }
         Ok(())
+    }
+}
+
+/// What the tiles of a pass are for.
+#[derive(Debug, Clone, Copy)]
+pub enum Pass {
+    /// A product with a panel of this many columns.
+    Product(usize),
+    /// The Gram matrix, or a copy.
+    Whole,
+    /// Rows that are handed on.
+    Rows,
+}
+
+/// Rows of a tile of an `m × n` matrix: a quarter of what a panel of the pass takes where that is what there is room for.
+fn tile_rows(pass: Pass, (m, n): (usize, usize), scaled_only: bool) -> usize {
+    let most = TileParams::default().rows(m, n);
+    match pass {
+        Pass::Rows if !scaled_only => most.div_ceil(2),
+        _ if !scaled_only => most,
+        Pass::Product(l) => (m * l / (4 * n)).clamp(32.min(most), most),
+        Pass::Whole => (n / 16).clamp(64.min(most), most),
+        Pass::Rows => most.min(64),
     }
 }
 
@@ -418,14 +433,14 @@ impl<T: Scalar> LinearOperator<T> for Dense<'_, T> {
 
     fn apply(&mut self, x: &HostPanel<T>, y: &mut HostPanel<T>) -> Result<()> {
         let context = self.context.clone();
-        self.for_each_tile(|first, a, _| {
+        self.for_each_tile(Pass::Product(x.ncols()), |first, a, _| {
             product(Accum::Replace, a, x.as_ref(), y.as_mut().subrows_mut(first, a.nrows()), &context);
         })
     }
 
     fn apply_adjoint(&mut self, y: &HostPanel<T>, x: &mut HostPanel<T>) -> Result<()> {
         let context = self.context.clone();
-        self.for_each_tile(|first, a, _| {
+        self.for_each_tile(Pass::Product(y.ncols()), |first, a, _| {
             let accum = if first == 0 { Accum::Replace } else { Accum::Add };
             product(accum, a.transpose(), y.as_ref().subrows(first, a.nrows()), x.as_mut(), &context);
         })
@@ -445,12 +460,12 @@ impl<T: Scalar> LinearOperator<T> for Dense<'_, T> {
     }
 
     fn materialize(&mut self, y: &mut HostPanel<T>) -> Result<()> {
-        self.for_each_tile(|first, a, _| y.as_mut().subrows_mut(first, a.nrows()).copy_from(a))
+        self.for_each_tile(Pass::Whole, |first, a, _| y.as_mut().subrows_mut(first, a.nrows()).copy_from(a))
     }
 
     fn stream_rows(&mut self, f: &mut dyn FnMut(usize, MatRef<'_, T>) -> Result<()>) -> Result<()> {
         let mut result = Ok(());
-        self.for_each_tile(|first, rows, _| {
+        self.for_each_tile(Pass::Rows, |first, rows, _| {
             if result.is_ok() {
                 result = f(first, rows);
             }
@@ -462,7 +477,7 @@ impl<T: Scalar> LinearOperator<T> for Dense<'_, T> {
         let (m, n) = (self.nrows(), self.ncols());
         let mut g = HostPanel::zeros(n, n, self.context.clone());
         let mut parts = self.context.buffer((gram_groups(m, n) - 1) * n * n);
-        self.for_each_tile(|_, a, par| add_gram(a, g.as_mut(), &mut parts, par))?;
+        self.for_each_tile(Pass::Whole, |_, a, par| add_gram(a, g.as_mut(), &mut parts, par))?;
         add_up(g.as_mut(), &parts);
         Dense::from_gram(g, &self.watch)
     }
@@ -475,7 +490,7 @@ impl<T: Scalar> LinearOperator<T> for Dense<'_, T> {
             congruence(s.as_ref(), whole.as_ref(), false, g.as_mut(), &context);
             return Ok(());
         }
-        self.for_each_tile(|_, a, _| congruence(s.as_ref(), a, false, g.as_mut(), &context))
+        self.for_each_tile(Pass::Whole, |_, a, _| congruence(s.as_ref(), a, false, g.as_mut(), &context))
     }
 
     fn passes(&self) -> usize {
@@ -485,20 +500,10 @@ impl<T: Scalar> LinearOperator<T> for Dense<'_, T> {
 
 impl<T: Scalar> FromPanel<T, HostPanel<T>> for Dense<'static, T> {
     fn from_panel(g: HostPanel<T>) -> Result<Self> {
-        let norm_squared = super::Panel::norm_squared(&g)?;
+        let norm_squared = g.norm_squared()?;
         let context = g.context().clone();
         let data = Data::Owned(g);
-        Ok(Dense {
-            data,
-            scale: 1.0,
-            largest: f64::NAN,
-            norm_squared,
-            tile: context.buffer(0),
-            tile_rows: 0,
-            context,
-            passes: 0,
-            watch: Watch::default(),
-        })
+        Ok(Dense { data, scale: 1.0, largest: f64::NAN, norm_squared, context, passes: 0, watch: Watch::default() })
     }
 
     fn panel(&self) -> Option<&HostPanel<T>> {

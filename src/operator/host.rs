@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use faer::dyn_stack::{MemBuffer, MemStack, StackReq};
 use faer::linalg::matmul::matmul;
 use faer::linalg::matmul::triangular::{self, BlockStructure};
-use faer::{Accum, MatMut, MatRef, Par, unzip, zip};
+use faer::prelude::Reborrow as _;
+use faer::{Accum, Mat, MatMut, MatRef, Par, unzip, zip};
 use rayon::prelude::*;
 
 use super::Panel;
@@ -122,6 +123,17 @@ impl<T: Scalar> std::ops::DerefMut for Buffer<T> {
     }
 }
 
+impl<T> Buffer<T> {
+    /// Gives back what is beyond `len` elements, unless it is kept.
+    fn shrink(&mut self, len: usize) {
+        self.len = len;
+        if !self.shared.keep {
+            self.words.truncate((len * size_of::<T>()).div_ceil(size_of::<f64>()));
+            self.words.shrink_to_fit();
+        }
+    }
+}
+
 impl<T> Drop for Buffer<T> {
     fn drop(&mut self) {
         if self.shared.keep && !self.words.is_empty() {
@@ -158,6 +170,14 @@ impl HostContext {
         Buffer { words, len, shared: self.shared.clone(), element: PhantomData }
     }
 
+    /// Frees the scratch, unless it is kept for the next call.
+    pub fn release(&self) {
+        if !self.shared.keep {
+            let mut scratch = self.shared.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+            *scratch = Scratch { buffer: MemBuffer::new(StackReq::EMPTY), bytes: 0 };
+        }
+    }
+
     /// Runs `f` on a stack of at least `req`. Calls do not nest.
     pub fn with_scratch<R>(&self, req: StackReq, f: impl FnOnce(&mut MemStack) -> R) -> R {
         let mut scratch = self.shared.scratch.lock().unwrap_or_else(PoisonError::into_inner);
@@ -186,9 +206,19 @@ pub struct HostPanel<T> {
 
 /// Elements from one column to the next.
 fn leading_dimension<T>(nrows: usize) -> usize {
-    let line = 64 / size_of::<T>();
-    let padded = nrows.next_multiple_of(line);
-    if (padded * size_of::<T>()).is_multiple_of(4096) { padded + line } else { padded }
+    padded::<T>(nrows, 64)
+}
+
+/// Elements from one row to the next where lines are rows: they are short, and to pad 50 of them to whole cache lines would take a quarter more memory.
+fn row_stride<T>(ncols: usize) -> usize {
+    padded::<T>(ncols, 16)
+}
+
+/// A multiple of so many bytes, but not of a page.
+fn padded<T>(length: usize, bytes: usize) -> usize {
+    let unit = bytes / size_of::<T>();
+    let padded = length.next_multiple_of(unit);
+    if (padded * size_of::<T>()).is_multiple_of(4096) { padded + unit } else { padded }
 }
 
 impl<T: Scalar> HostPanel<T> {
@@ -200,12 +230,18 @@ impl<T: Scalar> HostPanel<T> {
 
     /// A row-major panel of zeros: what a product with a row-major matrix writes fastest.
     pub fn by_rows(nrows: usize, ncols: usize, context: Arc<HostContext>) -> Self {
-        HostPanel { nrows, ncols, by_rows: true, ..Self::zeros(ncols, nrows, context) }
+        let stride = row_stride::<T>(ncols);
+        HostPanel { data: context.buffer(stride * nrows), nrows, ncols, stride, by_rows: true, context }
     }
 
     /// Bytes of a panel of this shape.
     pub fn bytes(nrows: usize, ncols: usize) -> usize {
         leading_dimension::<T>(nrows) * ncols * size_of::<T>()
+    }
+
+    /// Bytes of one by rows.
+    pub fn bytes_by_rows(nrows: usize, ncols: usize) -> usize {
+        row_stride::<T>(ncols) * nrows * size_of::<T>()
     }
 
     /// As a faer view.
@@ -235,6 +271,11 @@ impl<T: Scalar> HostPanel<T> {
     /// Scratch that [`Panel::orthonormalize`] takes from the context.
     pub fn orthonormalize_scratch(nrows: usize, ncols: usize, par: Par) -> StackReq {
         qr::orthonormalize_scratch::<T>(nrows, ncols, par)
+    }
+
+    /// Scratch that [`Panel::orthonormalize_sparingly`] takes from the context.
+    pub fn orthonormalize_sparingly_scratch(nrows: usize, ncols: usize, with_r: bool, par: Par) -> StackReq {
+        qr::orthonormalize_sparingly_scratch::<T>(nrows, ncols, with_r, par)
     }
 
     /// Scratch that [`Panel::gram`] takes from the context.
@@ -277,9 +318,57 @@ impl<T: Scalar> Panel<T> for HostPanel<T> {
         context.with_scratch(req, |stack| qr::orthonormalize(self.as_mut(), r, par, stack))
     }
 
+    fn orthonormalize_sparingly(&mut self, r: Option<MatMut<'_, T>>) -> Result<Orthonormalization> {
+        let context = self.context.clone();
+        let par = threads(self.nrows * self.ncols * self.ncols, context.par);
+        let req = Self::orthonormalize_sparingly_scratch(self.nrows, self.ncols, r.is_some(), par);
+        context.with_scratch(req, |stack| qr::orthonormalize_sparingly(self.as_mut(), r, par, stack))
+    }
+
+    fn release(&self) {
+        self.context.release();
+    }
+
+    fn turn(&mut self, c: MatRef<'_, T>) -> Result<bool> {
+        const ROWS: usize = 256;
+        let (k, rows) = (c.ncols(), self.nrows);
+        let par = threads(rows * self.ncols * k, self.context.par);
+        let mut blocks = Vec::with_capacity(rows.div_ceil(ROWS));
+        let mut rest = self.as_mut();
+        while rest.nrows() > 0 {
+            let (block, below) = {
+                let cut = ROWS.min(rest.nrows());
+                rest.split_at_row_mut(cut)
+            };
+            blocks.push(block);
+            rest = below;
+        }
+        let run = |block: MatMut<'_, T>| {
+            let mut turned = Mat::zeros(block.nrows(), k);
+            matmul(turned.as_mut(), Accum::Replace, block.rb(), c, T::one(), Par::Seq);
+            block.subcols_mut(0, k).copy_from(turned);
+        };
+        match par {
+            Par::Seq => blocks.into_iter().for_each(run),
+            Par::Rayon(_) => blocks.into_par_iter().for_each(run),
+        }
+        if self.by_rows {
+            let stride = row_stride::<T>(k).min(self.stride);
+            for i in 1..rows {
+                let from = i * self.stride;
+                self.data.copy_within(from..from + k, i * stride);
+            }
+            self.stride = stride;
+        }
+        self.ncols = k;
+        let (_, lines) = self.lines();
+        self.data.shrink(self.stride * lines);
+        Ok(true)
+    }
+
     fn norm_squared(&self) -> Result<f64> {
         let (length, lines) = self.lines();
-        Ok((0..lines).map(|j| simd::reduce::statistics(&self.data[j * self.stride..][..length]).sum_squares).sum())
+        Ok(simd::reduce::statistics_of_lines((0..lines).map(|j| &self.data[j * self.stride..][..length])).sum_squares)
     }
 
     fn gram(&self, c: MatMut<'_, f64>) -> Result<f64> {
@@ -331,6 +420,11 @@ impl<T: Scalar> Panel<T> for HostPanel<T> {
 
     fn write_on_host(&mut self, write: &mut dyn FnMut(MatMut<'_, T>)) -> Result<()> {
         write(self.as_mut());
+        Ok(())
+    }
+
+    fn use_up_on_host(mut self, use_up: &mut dyn FnMut(MatMut<'_, T>)) -> Result<()> {
+        use_up(self.as_mut());
         Ok(())
     }
 

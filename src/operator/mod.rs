@@ -33,7 +33,7 @@ mod watch;
 mod whitened;
 
 pub(crate) use dense::first_not_finite;
-pub use dense::{Dense, TileParams};
+pub use dense::{Dense, Pass, TileParams};
 pub(crate) use host::symmetric_product;
 pub use host::{HostContext, HostPanel, Workspace};
 pub(crate) use product::mirror;
@@ -119,6 +119,26 @@ pub trait Panel<T: Scalar>: Sized {
     /// [`Shape`](crate::Error::Shape) if the panel is wider than tall.
     fn orthonormalize(&mut self, r: Option<MatMut<'_, T>>) -> Result<Orthonormalization>;
 
+    /// As [`orthonormalize`](Self::orthonormalize), in little scratch, for a way out that is rarely taken and must not be what a factorization needs
+    /// memory for.
+    ///
+    /// # Errors
+    /// As [`orthonormalize`](Self::orthonormalize).
+    fn orthonormalize_sparingly(&mut self, r: Option<MatMut<'_, T>>) -> Result<Orthonormalization> {
+        self.orthonormalize(r)
+    }
+
+    /// `self <- self · c` in its own memory, of which what is over is given back; false, and nothing is done, if the backend cannot.
+    ///
+    /// # Errors
+    /// What the backend reports.
+    fn turn(&mut self, _c: MatRef<'_, T>) -> Result<bool> {
+        Ok(false)
+    }
+
+    /// Frees what the backend keeps as scratch for its next call, unless it keeps that for the next factorization.
+    fn release(&self) {}
+
     /// `‖self‖_F²`, accumulated in f64.
     ///
     /// # Errors
@@ -151,6 +171,18 @@ pub trait Panel<T: Scalar>: Sized {
         let mut host = Mat::zeros(self.nrows(), self.ncols());
         write(host.as_mut());
         self.copy_from_host(host.as_ref())
+    }
+
+    /// Lets `use_up` have the panel as a matrix on the host, in place where it lives there.
+    ///
+    /// # Errors
+    /// What the backend reports.
+    fn use_up_on_host(self, use_up: &mut dyn FnMut(MatMut<'_, T>)) -> Result<()> {
+        let mut host = Mat::zeros(self.nrows(), self.ncols());
+        self.copy_to_host(host.as_mut())?;
+        drop(self);
+        use_up(host.as_mut());
+        Ok(())
     }
 
     /// The trace of a square panel, in f64.

@@ -146,16 +146,22 @@ enum Source {
     Wide,
 }
 
+/// Rows of an f32 panel that are widened at a time, fewer where scratch is to be saved.
+fn wide_rows(most_groups: usize) -> usize {
+    if most_groups > 1 { PARAMS.block_rows } else { PARAMS.sum_rows }
+}
+
 /// Row groups: a pure function of the shape.
 struct Groups {
     count: usize,
     rows: usize,
 }
 
-fn groups(m: usize, l: usize) -> Groups {
+/// At most `most` of them.
+fn groups(m: usize, l: usize, most: usize) -> Groups {
     let blocks = m.div_ceil(PARAMS.block_rows);
     // All partial Gram matrices together are at most as large as the panel.
-    let most = (m / l).min(blocks).clamp(1, PARAMS.max_groups);
+    let most = (m / l).min(blocks).clamp(1, most);
     let power = 1 << most.ilog2();
     let rows = m.div_ceil(power).next_multiple_of(16);
     Groups { count: m.div_ceil(rows), rows }
@@ -196,7 +202,8 @@ pub fn cholesky_qr<T: Scalar>(
     let (mut acc, stack) = identity(l, r.is_some(), stack);
     let mut acc = r.is_some().then(|| acc.as_mat_mut());
     let acc_mut = acc.as_mut().map(|acc| acc.rb_mut());
-    match iterate(&mut InMemory { y, par }, acc_mut, start == Start::Sketch, stack)? {
+    let mut panel = InMemory { y, par, most_groups: PARAMS.max_groups };
+    match iterate(&mut panel, acc_mut, start == Start::Sketch, stack)? {
         Outcome::Done(report) => {
             if let (Some(r), Some(acc)) = (r, acc) {
                 write_r(r, acc.rb(), None)?;
@@ -209,13 +216,15 @@ pub fn cholesky_qr<T: Scalar>(
 
 /// Scratch for [`cholesky_qr`] of an m×l panel.
 pub fn cholesky_qr_scratch<T: Scalar>(m: usize, l: usize, _par: Par) -> StackReq {
-    temp_mat_scratch::<f64>(l, l).and(iterate_scratch::<T>(m, l))
+    temp_mat_scratch::<f64>(l, l).and(iterate_scratch::<T>(m, l, PARAMS.max_groups, true))
 }
 
 /// A panel in memory, as CholeskyQR sees it.
 pub(super) struct InMemory<'a, T> {
     pub(super) y: MatMut<'a, T>,
     pub(super) par: Par,
+    /// Groups of rows at most: each has a Gram matrix of its own.
+    pub(super) most_groups: usize,
 }
 
 impl<T: Scalar> Tall<T> for InMemory<'_, T> {
@@ -224,12 +233,12 @@ impl<T: Scalar> Tall<T> for InMemory<'_, T> {
     }
 
     fn gram(&mut self, divisor: Option<MatRef<'_, T>>, gram: MatMut<'_, f64>, stack: &mut MemStack) -> Result<()> {
-        gram_of(self.y.rb_mut(), divisor, gram, self.par, stack);
+        gram_of(self.y.rb_mut(), divisor, gram, self.most_groups, self.par, stack);
         Ok(())
     }
 
     fn wide_gram(&mut self, gram: MatMut<'_, f64>, stack: &mut MemStack) -> Result<()> {
-        wide_gram(self.y.rb_mut(), gram, self.par, stack);
+        wide_gram(self.y.rb_mut(), gram, self.most_groups, self.par, stack);
         Ok(())
     }
 
@@ -369,16 +378,22 @@ pub(super) fn iterate<T: Scalar, Y: Tall<T>>(
     }
 }
 
-/// Scratch for [`iterate`].
-pub(crate) fn iterate_scratch<T: Scalar>(m: usize, l: usize) -> StackReq {
-    let wide = if T::DTYPE == DType::F32 { gram_scratch::<f64>(m, l, PARAMS.block_rows) } else { StackReq::EMPTY };
-    let sketch = match sketch_rows(m, l) {
-        0 => StackReq::EMPTY,
-        p => {
-            StackReq::all_of(&[StackReq::new::<T>(m), temp_mat_scratch::<f64>(p, 2 * l), gram_scratch::<f64>(p, l, 0)])
-        }
+/// Scratch for [`iterate`], with so many groups and with a sketch or without.
+pub(crate) fn iterate_scratch<T: Scalar>(m: usize, l: usize, most_groups: usize, sketch: bool) -> StackReq {
+    let gram = |m: usize| groups(m, l, most_groups).count;
+    let wide = match T::DTYPE {
+        DType::F32 => gram_scratch::<f64>(l, gram(m), wide_rows(most_groups)),
+        _ => StackReq::EMPTY,
     };
-    let panel = StackReq::any_of(&[gram_scratch::<T>(m, l, 0), wide, sketch]);
+    let sketch = match sketch_rows(m, l) {
+        p if sketch && p > 0 => StackReq::all_of(&[
+            StackReq::new::<T>(m),
+            temp_mat_scratch::<f64>(p, 2 * l),
+            gram_scratch::<f64>(l, gram(p), 0),
+        ]),
+        _ => StackReq::EMPTY,
+    };
+    let panel = StackReq::any_of(&[gram_scratch::<T>(l, gram(m), 0), wide, sketch]);
     decide_scratch::<T>(l).or(matrices_scratch::<T>(l).and(panel))
 }
 
@@ -391,8 +406,8 @@ fn matrices_scratch<T: Scalar>(l: usize) -> StackReq {
     StackReq::all_of(&[temp_mat_scratch::<f64>(l, l), temp_mat_scratch::<f64>(l, l), temp_mat_scratch::<T>(l, l)])
 }
 
-fn gram_scratch<W: Scalar>(m: usize, l: usize, buffer_rows: usize) -> StackReq {
-    temp_mat_scratch::<W>(l, l).and(StackReq::new::<u8>(node_bytes::<W>(l, groups(m, l).count, buffer_rows)))
+fn gram_scratch<W: Scalar>(l: usize, groups: usize, buffer_rows: usize) -> StackReq {
+    temp_mat_scratch::<W>(l, l).and(StackReq::new::<u8>(node_bytes::<W>(l, groups, buffer_rows)))
 }
 
 /// Whether squares of the entries neither overflowed nor lost digits to underflow.
@@ -444,10 +459,11 @@ fn gram_of<T: Scalar>(
     y: MatMut<'_, T>,
     divisor: Option<MatRef<'_, T>>,
     gram: MatMut<'_, f64>,
+    most_groups: usize,
     par: Par,
     stack: &mut MemStack,
 ) {
-    sum_groups::<T, T>(y, gram, 0, par, stack, &|mut y, mut g, _| {
+    sum_groups::<T, T>(y, gram, (most_groups, 0), par, stack, &|mut y, mut g, _| {
         let m = y.nrows();
         for i in (0..m).step_by(PARAMS.block_rows) {
             let mut block = y.rb_mut().subrows_mut(i, PARAMS.block_rows.min(m - i));
@@ -460,13 +476,14 @@ fn gram_of<T: Scalar>(
 }
 
 /// The lower triangle of `YᵀY` in f64.
-fn wide_gram<T: Scalar>(y: MatMut<'_, T>, gram: MatMut<'_, f64>, par: Par, stack: &mut MemStack) {
-    sum_groups::<T, f64>(y, gram, PARAMS.block_rows, par, stack, &|y, mut g, stack| {
+fn wide_gram<T: Scalar>(y: MatMut<'_, T>, gram: MatMut<'_, f64>, most_groups: usize, par: Par, stack: &mut MemStack) {
+    let rows = wide_rows(most_groups);
+    sum_groups::<T, f64>(y, gram, (most_groups, rows), par, stack, &|y, mut g, stack| {
         let (m, l) = y.shape();
-        let (mut wide, _) = temp_mat_zeroed::<f64, _, _>(PARAMS.block_rows, l, stack);
+        let (mut wide, _) = temp_mat_zeroed::<f64, _, _>(rows, l, stack);
         let mut wide = wide.as_mat_mut();
-        for i in (0..m).step_by(PARAMS.block_rows) {
-            let block = y.rb().subrows(i, PARAMS.block_rows.min(m - i));
+        for i in (0..m).step_by(rows) {
+            let block = y.rb().subrows(i, rows.min(m - i));
             let mut wide = wide.rb_mut().subrows_mut(0, block.nrows());
             widen(wide.rb_mut(), block);
             syrk(g.rb_mut(), wide.rb());
@@ -479,13 +496,13 @@ fn wide_gram<T: Scalar>(y: MatMut<'_, T>, gram: MatMut<'_, f64>, par: Par, stack
 fn sum_groups<T: Scalar, W: Scalar>(
     y: MatMut<'_, T>,
     mut gram: MatMut<'_, f64>,
-    buffer_rows: usize,
+    (most_groups, buffer_rows): (usize, usize),
     par: Par,
     stack: &mut MemStack,
     add: &(impl Fn(MatMut<'_, T>, MatMut<'_, W>, &mut MemStack) + Sync),
 ) {
     let (m, l) = y.shape();
-    let Groups { count, rows } = groups(m, l);
+    let Groups { count, rows } = groups(m, l, most_groups);
     let (mut sum, stack) = temp_mat_zeroed::<W, _, _>(l, l, stack);
     let mut sum = sum.as_mat_mut();
     let tree = Sum { rows, buffer_rows, par, add };
@@ -575,7 +592,7 @@ fn sketch_gram<T: Scalar, W: Scalar>(y: MatMut<'_, T>, gram: MatMut<'_, f64>, pa
     let (mut folded, stack) = temp_mat_zeroed::<W, _, _>(p, 2 * l, stack);
     let (mut folded, mut other) = folded.as_mat_mut().split_at_col_mut(l);
     // By halves, as the Gram matrix of the panel will be formed: its rows stay in the cache of their thread.
-    let Groups { count, rows } = groups(m, l);
+    let Groups { count, rows } = groups(m, l, PARAMS.max_groups);
     let cut = count / 2 * rows;
     let (upper, lower) = y.split_at_row_mut(cut);
     join(
@@ -591,7 +608,7 @@ fn sketch_gram<T: Scalar, W: Scalar>(y: MatMut<'_, T>, gram: MatMut<'_, f64>, pa
             to.iter_mut().zip(column(other.rb(), j)).for_each(|(to, x)| *to += *x);
         }
     });
-    gram_of(folded, None, gram, par, stack);
+    gram_of(folded, None, gram, PARAMS.max_groups, par, stack);
     true
 }
 

@@ -75,7 +75,11 @@ pub fn factor<T: Scalar>(mut a: MatMut<'_, T>, mut t: MatMut<'_, T>, par: Par, s
 
 /// Scratch for [`factor`] of an m×n matrix with the block size of [`block_size`].
 pub fn factor_scratch<T: Scalar>(m: usize, n: usize, _par: Par) -> StackReq {
-    let nb = block_size(m, n);
+    blocked_scratch::<T>(m, n, block_size(m, n))
+}
+
+/// Scratch for [`factor`] and [`form_q`] with blocks of nb columns.
+pub(crate) fn blocked_scratch<T: Scalar>(m: usize, n: usize, nb: usize) -> StackReq {
     temp_mat_scratch::<T>(m, nb).and(temp_mat_scratch::<T>(nb, nb).or(apply_block_scratch::<T>(nb, n)))
 }
 

@@ -32,6 +32,9 @@ use crate::error::{Error, Result};
 use crate::simd::Scalar;
 use crate::tensor::{ArithmeticMut, arithmetic_mut};
 
+/// Columns of the blocks of reflections where scratch is to be saved: a block is copied.
+const SPARING_BLOCK: usize = 8;
+
 /// Leaves from which on a panel that CholeskyQR could not do goes to TSQR rather than to plain Householder.
 const TSQR_LEAVES: usize = 4;
 
@@ -89,11 +92,35 @@ pub fn orthonormalize<T: Scalar>(
     par: Par,
     stack: &mut MemStack,
 ) -> Result<Orthonormalization> {
+    orthonormalize_with(y, r, false, par, stack)
+}
+
+/// As [`orthonormalize`], in a scratch of a few l×l matrices and slices of the panel: for what is rarely needed and must not be what a whole
+/// factorization needs memory for. Gram matrices are summed by one thread, without a sketch, and reflections are in narrow blocks.
+///
+/// # Errors
+/// As [`orthonormalize`].
+pub fn orthonormalize_sparingly<T: Scalar>(
+    y: MatMut<'_, T>,
+    r: Option<MatMut<'_, T>>,
+    par: Par,
+    stack: &mut MemStack,
+) -> Result<Orthonormalization> {
+    orthonormalize_with(y, r, true, par, stack)
+}
+
+fn orthonormalize_with<T: Scalar>(
+    y: MatMut<'_, T>,
+    r: Option<MatMut<'_, T>>,
+    sparing: bool,
+    par: Par,
+    stack: &mut MemStack,
+) -> Result<Orthonormalization> {
     match (arithmetic_mut(y), r.map(arithmetic_mut)) {
-        (ArithmeticMut::F32(y), None) => orthonormalize_f32(y, None, par, stack),
-        (ArithmeticMut::F64(y), None) => orthonormalize_f64(y, None, par, stack),
-        (ArithmeticMut::F32(y), Some(ArithmeticMut::F32(r))) => orthonormalize_f32(y, Some(r), par, stack),
-        (ArithmeticMut::F64(y), Some(ArithmeticMut::F64(r))) => orthonormalize_f64(y, Some(r), par, stack),
+        (ArithmeticMut::F32(y), None) => orthonormalize_f32(y, None, sparing, par, stack),
+        (ArithmeticMut::F64(y), None) => orthonormalize_f64(y, None, sparing, par, stack),
+        (ArithmeticMut::F32(y), Some(ArithmeticMut::F32(r))) => orthonormalize_f32(y, Some(r), sparing, par, stack),
+        (ArithmeticMut::F64(y), Some(ArithmeticMut::F64(r))) => orthonormalize_f64(y, Some(r), sparing, par, stack),
         _ => unreachable!("Y and R are of one type"),
     }
 }
@@ -103,10 +130,11 @@ pub fn orthonormalize<T: Scalar>(
 fn orthonormalize_f32(
     y: MatMut<'_, f32>,
     r: Option<MatMut<'_, f32>>,
+    sparing: bool,
     par: Par,
     stack: &mut MemStack,
 ) -> Result<Orthonormalization> {
-    orthonormalize_in(y, r, par, stack)
+    orthonormalize_in(y, r, sparing, par, stack)
 }
 
 /// Compiled once, here.
@@ -114,42 +142,46 @@ fn orthonormalize_f32(
 fn orthonormalize_f64(
     y: MatMut<'_, f64>,
     r: Option<MatMut<'_, f64>>,
+    sparing: bool,
     par: Par,
     stack: &mut MemStack,
 ) -> Result<Orthonormalization> {
-    orthonormalize_in(y, r, par, stack)
+    orthonormalize_in(y, r, sparing, par, stack)
 }
 
 fn orthonormalize_in<T: Scalar>(
     y: MatMut<'_, T>,
     r: Option<MatMut<'_, T>>,
+    sparing: bool,
     par: Par,
     stack: &mut MemStack,
 ) -> Result<Orthonormalization> {
     check_shapes("orthonormalize", y.rb(), r.as_ref().map(|r| r.rb()))?;
     let (m, l) = y.shape();
     if let (Par::Rayon(_), true) = (par, m * l * l < MIN_SHARED) {
-        return orthonormalize_in(y, r, Par::Seq, stack);
+        return orthonormalize_in(y, r, sparing, Par::Seq, stack);
     }
     // From outside each `join` takes two more threads to wake, 100 µs instead of 30.
-    crate::in_pool(par, || orthonormalize_checked(y, r, par, stack))
+    crate::in_pool(par, || orthonormalize_checked(y, r, sparing, par, stack))
 }
 
 fn orthonormalize_checked<T: Scalar>(
     mut y: MatMut<'_, T>,
     r: Option<MatMut<'_, T>>,
+    sparing: bool,
     par: Par,
     stack: &mut MemStack,
 ) -> Result<Orthonormalization> {
     let l = y.ncols();
+    let most_groups = most_groups(sparing);
     let (mut acc, stack) = identity(l, r.is_some(), stack);
     let mut acc = r.is_some().then(|| acc.as_mat_mut());
     let (mut exponents, stack) = stack.make_with(l, |_| 0_i32);
 
     let iterate = |y: MatMut<'_, T>, acc: Option<MatMut<'_, f64>>, sketch, stack: &mut MemStack| {
-        cholesky::iterate(&mut cholesky::InMemory { y, par }, acc, sketch, stack)
+        cholesky::iterate(&mut cholesky::InMemory { y, par, most_groups }, acc, sketch, stack)
     };
-    let mut outcome = iterate(y.rb_mut(), acc.as_mut().map(|a| a.rb_mut()), true, stack)?;
+    let mut outcome = iterate(y.rb_mut(), acc.as_mut().map(|a| a.rb_mut()), !sparing, stack)?;
     if let cholesky::Outcome::Range = outcome {
         let nonzero = equilibrate(y.rb_mut(), &mut exponents)?;
         outcome = if nonzero {
@@ -161,7 +193,7 @@ fn orthonormalize_checked<T: Scalar>(
     let report = match outcome {
         cholesky::Outcome::Done(report) => report,
         cholesky::Outcome::Range | cholesky::Outcome::Breakdown(_) => {
-            let algorithm = reflect(y.rb_mut(), acc.as_mut().map(|a| a.rb_mut()), par, stack)?;
+            let algorithm = reflect(y.rb_mut(), acc.as_mut().map(|a| a.rb_mut()), sparing, par, stack)?;
             // Reflections round by up to m eps where all errors have one sign (a panel of ones, 1000×100: 160 eps);
             // one more pass, on a panel that is orthonormal but for that, brings it to the level of the others.
             iterate(y.rb_mut(), acc.as_mut().map(|a| a.rb_mut()), false, stack)?;
@@ -177,10 +209,26 @@ fn orthonormalize_checked<T: Scalar>(
 
 /// Scratch for [`orthonormalize`] of an m×l panel.
 pub fn orthonormalize_scratch<T: Scalar>(m: usize, l: usize, par: Par) -> StackReq {
-    let acc = temp_mat_scratch::<f64>(l, l);
+    temp_mat_scratch::<f64>(l, l).and(scratch_with::<T>(m, l, false, par))
+}
+
+/// Scratch for [`orthonormalize_sparingly`] of an m×l panel, with R or without.
+pub fn orthonormalize_sparingly_scratch<T: Scalar>(m: usize, l: usize, with_r: bool, par: Par) -> StackReq {
+    temp_mat_scratch::<f64>(if with_r { l } else { 0 }, l).and(scratch_with::<T>(m, l, true, par))
+}
+
+/// Groups of rows that have a Gram matrix of their own.
+fn most_groups(sparing: bool) -> usize {
+    if sparing { 1 } else { cholesky::PARAMS.max_groups }
+}
+
+fn scratch_with<T: Scalar>(m: usize, l: usize, sparing: bool, par: Par) -> StackReq {
     let exponents = StackReq::new::<i32>(l);
-    let work = StackReq::any_of(&[cholesky::iterate_scratch::<T>(m, l), reflect_scratch::<T>(m, l, par)]);
-    StackReq::all_of(&[acc, exponents, work])
+    let work = StackReq::any_of(&[
+        cholesky::iterate_scratch::<T>(m, l, most_groups(sparing), !sparing),
+        reflect_scratch::<T>(m, l, sparing, par),
+    ]);
+    exponents.and(work)
 }
 
 fn check_shapes<T: Scalar>(op: &'static str, y: MatRef<'_, T>, r: Option<MatRef<'_, T>>) -> Result<()> {
@@ -289,17 +337,18 @@ fn exponent(x: f64) -> i32 {
 fn reflect<T: Scalar>(
     mut y: MatMut<'_, T>,
     acc: Option<MatMut<'_, f64>>,
+    sparing: bool,
     par: Par,
     stack: &mut MemStack,
 ) -> Result<Algorithm> {
     let (m, l) = y.shape();
     let (mut r, stack) = temp_mat_zeroed::<T, _, _>(l, l, stack);
     let mut r = r.as_mat_mut();
-    let algorithm = if tsqr::leaves(m, l) >= TSQR_LEAVES {
+    let algorithm = if goes_to_tsqr(m, l, sparing) {
         tsqr::tsqr(y.rb_mut(), r.rb_mut(), par, stack)?;
         Algorithm::Tsqr
     } else {
-        let (mut t, stack) = temp_mat_zeroed::<T, _, _>(householder::block_size(m, l), l, stack);
+        let (mut t, stack) = temp_mat_zeroed::<T, _, _>(reflector_block(m, l, sparing), l, stack);
         let mut t = t.as_mat_mut();
         householder::factor(y.rb_mut(), t.rb_mut(), par, stack);
         for j in 0..l {
@@ -333,12 +382,23 @@ fn reflect<T: Scalar>(
     Ok(algorithm)
 }
 
-fn reflect_scratch<T: Scalar>(m: usize, l: usize, par: Par) -> StackReq {
-    let work = if tsqr::leaves(m, l) >= TSQR_LEAVES {
+/// Whether the panel is reflected in parts, which takes a copy.
+fn goes_to_tsqr(m: usize, l: usize, sparing: bool) -> bool {
+    !sparing && tsqr::leaves(m, l) >= TSQR_LEAVES
+}
+
+/// Columns of a block of reflections.
+fn reflector_block(m: usize, l: usize, sparing: bool) -> usize {
+    let block = householder::block_size(m, l);
+    if sparing { block.min(SPARING_BLOCK) } else { block }
+}
+
+fn reflect_scratch<T: Scalar>(m: usize, l: usize, sparing: bool, par: Par) -> StackReq {
+    let work = if goes_to_tsqr(m, l, sparing) {
         tsqr::tsqr_scratch::<T>(m, l, par)
     } else {
-        temp_mat_scratch::<T>(householder::block_size(m, l), l)
-            .and(householder::factor_scratch::<T>(m, l, par).or(householder::form_q_scratch::<T>(m, l, par)))
+        let block = reflector_block(m, l, sparing);
+        temp_mat_scratch::<T>(block, l).and(householder::blocked_scratch::<T>(m, l, block))
     };
     temp_mat_scratch::<T>(l, l).and(work.or(temp_mat_scratch::<f64>(l, l)))
 }

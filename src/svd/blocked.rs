@@ -82,7 +82,7 @@ pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(
     while width < limit && (width == 0 || !goal.is_within_reach::<T>(missing)) {
         let block = PARAMS.next(width, limit - width);
         let stream = stream::BLOCKS + left.len() as u64;
-        let omega = AnySketch::new(options.sketch, op.ncols(), block, options.seed, stream)?;
+        let omega = options.omega(op.ncols(), block, stream)?;
         let (mut y, mut x) = (op.left(block)?, op.right(block)?);
         op.sketch(&omega, &mut y)?;
         orthonormalize_against(&left, &mut y, &mut overlap)?;
@@ -115,7 +115,7 @@ pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(
         true => goal.rank_given(s, missing),
         false => goal.rank(s, captured),
     };
-    let (triplets, rank, notes) = Triplets::from_right(Some(basis), image, choose, par)?;
+    let (triplets, rank, notes) = Triplets::from_right(Some(basis), image, false, choose, par)?;
     Ok(Solution {
         triplets,
         rank,

@@ -17,7 +17,9 @@
 //!
 //! with the standard deviation over the probes beside it. The probes are taken in f64 sums and cost one pass over A.
 
-use faer::{Accum, Mat, MatRef};
+use faer::linalg::matmul::matmul;
+use faer::prelude::{Reborrow as _, ReborrowMut as _};
+use faer::{Accum, Mat, MatRef, Par};
 
 use super::stream;
 use crate::error::Result;
@@ -90,15 +92,17 @@ pub(super) fn certify<T: Scalar, O: LinearOperator<T>>(
     let omega = AnySketch::new(Sketch::Gaussian, op.ncols(), PROBES, seed, stream::PROBES)?;
     let mut y = op.left(PROBES)?;
     op.sketch(&omega, &mut y)?;
-    let mut residual = Mat::<T>::zeros(op.nrows(), PROBES);
-    y.copy_to_host(residual.as_mut())?;
     let omega = omega.to_dense::<T>();
     let mut c = v.transpose() * &omega;
     for (i, s) in s.iter().enumerate() {
         c.row_mut(i).iter_mut().for_each(|x| *x *= *s);
     }
-    faer::linalg::matmul::matmul(residual.as_mut(), Accum::Add, u, c.as_ref(), -T::one(), faer::Par::Seq);
-    Ok(Spread::of_columns(residual.as_ref(), norm_squared).certificate())
+    let mut spread = None;
+    y.use_up_on_host(&mut |mut residual| {
+        matmul(residual.rb_mut(), Accum::Add, u, c.as_ref(), -T::one(), Par::Seq);
+        spread = Some(Spread::of_columns(residual.rb(), norm_squared));
+    })?;
+    Ok(spread.expect("it was used").certificate())
 }
 
 /// Probes of a residual: the mean over the probes of `‖R g‖² / ‖A‖²`, and the standard deviation of that mean.

@@ -30,13 +30,13 @@ use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::{Accum, Mat, Par};
 
 use super::goal::Goal;
-use super::triplets::{Decomposition, Triplets, Vectors, decompose};
+use super::plan::Footprint;
+use super::triplets::{Decomposition, Triplets, Vectors, decompose, decompose_bytes};
 use super::{Method, Solution, TruncatedSvd, small, stream};
 use crate::error::Result;
-use crate::operator::{LinearOperator, Panel};
-use crate::range::{Factor, filter, filtered_iteration};
+use crate::operator::{Dense, HostPanel, LinearOperator, Panel, Pass};
+use crate::range::{Factor, filter, filtered_iteration, filtered_iteration_bytes};
 use crate::simd::Scalar;
-use crate::sketch::AnySketch;
 
 /// How the eigenvectors of G are found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,7 +76,8 @@ pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(
     let width = basis.ncols();
     let mut image = op.image(width)?;
     op.apply(&basis, &mut image)?;
-    let (triplets, rank, notes) = Triplets::from_right(Some(basis), image, |s, captured| goal.rank(s, captured), par)?;
+    let (triplets, rank, notes) =
+        Triplets::from_right(Some(basis), image, true, |s, captured| goal.rank(s, captured), par)?;
     Ok(Solution { triplets, rank, width, method: Method::Gram, sketch, certificate: None, notes })
 }
 
@@ -104,6 +105,7 @@ pub(super) fn dense<T: Scalar, O: LinearOperator<T>>(
     drop(vectors);
     // The dense solver's vectors are orthonormal to some 50 eps; the certificate and V deserve better.
     basis.orthonormalize(None)?;
+    basis.release();
     Ok((basis, values))
 }
 
@@ -117,18 +119,17 @@ fn iterated<T: Scalar, O: LinearOperator<T>>(
 ) -> Result<ControlFlow<Solution<T, O>, O::Right>> {
     let mut g = op.gram()?;
     let sums = (op.norm_squared(), g.norm_squared());
-    let omega = AnySketch::new(options.sketch, op.ncols(), width, options.seed, stream::RANGE)?;
+    let omega = options.omega(op.ncols(), width, stream::RANGE)?;
     let (mut v, mut w) = (op.right(width)?, op.right(width)?);
-    let orthonormalized = filtered_iteration(&mut g, sums.0, &omega, options.power_iterations, &mut v, &mut w)?;
+    filtered_iteration(&mut g, sums.0, &omega, options.power_iterations, &mut v, &mut w)?;
     drop(g);
     if let Some(mut solution) = project(op, &v, &w, goal, par)? {
         solution.sketch = Some(options.sketch);
-        // What counts is the scratch.
-        solution.triplets.by_qr |= orthonormalized;
         return Ok(ControlFlow::Break(solution));
     }
     filter(sums, 0.5, &v, &mut w)?;
     w.orthonormalize(None)?;
+    w.release();
     Ok(ControlFlow::Continue(w))
 }
 
@@ -148,7 +149,7 @@ fn project<T: Scalar, O: LinearOperator<T>>(
     let mut image = op.right(v.ncols())?;
     image.multiply(Accum::Replace, w, factor.inverse::<T>().as_ref(), T::one())?;
     let choose = |s: &[T], captured| goal.rank(s, captured);
-    let Decomposition { image, s, captured, basis, rank, by_qr, notes } = decompose(image, choose, par)?;
+    let Decomposition { image, s, captured, basis, rank, by_qr, notes } = decompose(image, true, choose, par)?;
     let decay = s[s.len() - 1].to_f64() / s[0].to_f64();
     if decay.is_nan() || decay < CLEAR {
         return Ok(None);
@@ -163,23 +164,10 @@ fn project<T: Scalar, O: LinearOperator<T>>(
     for (j, _) in signs.iter().enumerate().filter(|(_, sign)| **sign < 0.0) {
         right.col_mut(j).iter_mut().for_each(|x| *x = -*x);
     }
-    let wide = Mat::<f64>::from_fn(basis.nrows(), rank, |i, j| signs[j] * basis[(i, j)].to_f64());
-    let mut product = Mat::<f64>::zeros(basis.nrows(), rank);
-    let (upper, full) = (BlockStructure::TriangularUpper, BlockStructure::Rectangular);
-    let inverse = factor.inverse::<f64>();
-    triangular::matmul(
-        product.as_mut(),
-        full,
-        Accum::Replace,
-        inverse.as_ref(),
-        upper,
-        wide.as_ref(),
-        full,
-        1.0,
-        Par::Seq,
-    );
-    let combination = Mat::<T>::from_fn(product.nrows(), rank, |i, j| T::from_f64(product[(i, j)]));
+    let combination = combination(factor, &basis, &signs);
+    drop(basis);
     directions.multiply(Accum::Replace, v, combination.as_ref(), T::one())?;
+    drop(combination);
     let mut u = op.image(rank)?;
     op.apply(&directions, &mut u)?;
     if decay < PLAIN && defect(op, &u)? > DEFECT * (rank as f64).sqrt() * T::EPSILON {
@@ -188,6 +176,48 @@ fn project<T: Scalar, O: LinearOperator<T>>(
     let triplets = Triplets { left: Vectors::Panel(u), s, captured, right: Vectors::Small(right), by_qr };
     let (width, method) = (v.ncols(), Method::Gram);
     Ok(Some(Solution { triplets, rank, width, method, sketch: None, certificate: None, notes }))
+}
+
+/// `R⁻¹ Ŵ_k`, with signs.
+fn combination<T: Scalar>(factor: Factor, basis: &Mat<T>, signs: &[f64]) -> Mat<T> {
+    let (l, k) = (basis.nrows(), signs.len());
+    let wide = Mat::<f64>::from_fn(l, k, |i, j| signs[j] * basis[(i, j)].to_f64());
+    let mut product = Mat::<f64>::zeros(l, k);
+    let inverse = factor.inverse::<f64>();
+    drop(factor);
+    let (upper, full) = (BlockStructure::TriangularUpper, BlockStructure::Rectangular);
+    let (dst, inverse, wide) = (product.as_mut(), inverse.as_ref(), wide.as_ref());
+    triangular::matmul(dst, full, Accum::Replace, inverse, upper, wide, full, 1.0, Par::Seq);
+    Mat::from_fn(l, k, |i, j| T::from_f64(product[(i, j)]))
+}
+
+/// Bytes alive at the fullest moment of [`solve`] in memory, whichever way it goes, and of bringing the factors home.
+pub(super) fn peak_bytes<T: Scalar>(how: Eigenvectors, f: &Footprint) -> usize {
+    let &Footprint { m, n, width: l, rank: k, .. } = f;
+    let panel = |rows: usize, cols: usize| HostPanel::<T>::bytes(rows, cols);
+    let (small, wide, square) = (l * l * size_of::<T>(), l * l * size_of::<f64>(), n * n * size_of::<T>());
+    let forming = Dense::<T>::gram_bytes(m, n) + f.tile::<T>(Pass::Whole);
+    let orthonormalize = HostPanel::<T>::orthonormalize_scratch(n, l, Par::Seq).unaligned_bytes_required();
+    let tile = |l: usize| f.tile::<T>(Pass::Product(l));
+    // From a basis and the image of A on it.
+    let imaged = panel(n, l) + tile(l).max(decompose_bytes::<T>(m, l, true, 0));
+    let right = panel(n, l) + small;
+    let by_image =
+        (f.image::<T>(l) + imaged.max(small + n * k * size_of::<T>() + right)).max(f.image::<T>(k) + f.factors::<T>());
+    if how == Eigenvectors::Dense {
+        let found = (2 * panel(n, n) + square).max(square + small::symmetric_eigen_bytes::<T>(n));
+        return forming.max(found).max(square + panel(n, l)).max(panel(n, l) + orthonormalize).max(by_image);
+    }
+    // V and W are kept throughout.
+    let pair = 2 * panel(n, l);
+    let iterated = panel(n, n) + filtered_iteration_bytes::<T>(n, l);
+    let factored = small + Factor::bytes(l);
+    let decomposed = panel(n, l) + wide + small.max(decompose_bytes::<T>(n, l, true, 0)).max(2 * small + panel(n, k));
+    let combined = 2 * panel(n, k) + small + 2 * wide + l * k * (2 * size_of::<f64>() + size_of::<T>());
+    let formed = 2 * panel(n, k) + f.image::<T>(k) + tile(k).max(panel(m, LOOKS));
+    let projected = [iterated, factored, decomposed, combined, formed, orthonormalize].into_iter().fold(0, usize::max);
+    let at_home = f.image::<T>(k) + f.home::<T>(panel(n, k));
+    forming.max(pair + projected).max(at_home).max(by_image)
 }
 
 /// The entry of largest modulus, the first of them.

@@ -47,13 +47,12 @@ use crate::operator::{Dense, HostContext, LinearOperator, Panel, Root, Watch, Wo
 use crate::qr::{Algorithm, Orthonormalization};
 use crate::rank::Rank;
 use crate::simd::Scalar;
-use crate::sketch::Sketch;
+use crate::sketch::{AnySketch, Sketch};
 use crate::tensor::{DType, Matrix, TensorRef};
 use crate::whiten::Whitening;
 use certificate::Certificate;
 use goal::Goal;
-use plan::Outcome;
-use triplets::{Triplets, Vectors};
+use triplets::Triplets;
 
 /// How the factorization is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -161,6 +160,8 @@ pub struct TruncatedSvd {
     pass_seconds: f64,
     weighting: whitened::Weighting,
     device: Device,
+    /// The matrix goes through a buffer of converted elements if it must: not where it is read in tiles, which bring their own.
+    converts: bool,
 }
 
 impl TruncatedSvd {
@@ -180,6 +181,7 @@ impl TruncatedSvd {
             pass_seconds: 0.0,
             weighting: whitened::Weighting::default(),
             device: Device::Cpu,
+            converts: true,
         }
     }
 
@@ -294,9 +296,8 @@ impl TruncatedSvd {
     }
 
     /// Peak bytes that [`factor`](Self::factor) allocates for such a matrix, its result included: never less than what is
-    /// used. What is not known beforehand is taken for its larger case, a rank that the spectrum decides for the largest
-    /// possible one, and in f32 a small problem that may need QR for one that does; [`Report::peak_bytes`] tells what it came
-    /// to. The buffers that the GEMM keeps for each thread, once and for all, are not counted.
+    /// used, whatever the values are. A rank that the spectrum decides is taken for the largest possible one; [`Report::peak_bytes`] tells
+    /// what it came to. The buffers that the GEMM keeps for each thread, once and for all, are not counted.
     ///
     /// # Errors
     /// As [`plan`](Self::plan).
@@ -485,37 +486,57 @@ impl TruncatedSvd {
         let wide = m < n;
         let Solution { triplets, rank: k, width, method, sketch, certificate, mut notes } = solution;
 
-        let mut u = Matrix::zeros(m, k);
-        let mut vt = Matrix::zeros(k, n);
-        let (left, right) =
-            if wide { (vt.as_mut().transpose_mut(), u.as_mut()) } else { (u.as_mut(), vt.as_mut().transpose_mut()) };
-        triplets.bring_home(k, left, right)?;
-        let by_image = !matches!(triplets.left, Vectors::Panel(_));
-        let spectrum = triplets.s;
-        drop((triplets.left, triplets.right)); // panels: the certificate's probes take their place
+        // The short side first, and its panel goes before the long side comes: that is what most memory is needed for.
+        let Triplets { mut left, s: spectrum, captured, right, .. } = triplets;
+        let (mut u, mut vt);
+        // Where most matrices never see an image of all l columns.
+        let reduce = plan.method == Method::Gram;
+        if wide {
+            u = Matrix::zeros(m, k);
+            right.bring_home(k, u.as_mut())?;
+            drop(right);
+            left = if reduce { left.reduced(k)? } else { left };
+            vt = Matrix::zeros(k, n);
+            left.bring_home(k, vt.as_mut().transpose_mut())?;
+        } else {
+            vt = Matrix::zeros(k, n);
+            right.bring_home(k, vt.as_mut().transpose_mut())?;
+            drop(right);
+            left = if reduce { left.reduced(k)? } else { left };
+            u = Matrix::zeros(m, k);
+            left.bring_home(k, u.as_mut())?;
+        }
+        drop(left); // the certificate's probes take the place of the panels
         fix_signs(&mut u, &mut vt);
         let (left, right) =
             if wide { (vt.as_ref().transpose(), u.as_ref()) } else { (u.as_ref(), vt.as_ref().transpose()) };
         let scale = op.scale();
         let certificate = match certificate {
             Some(certificate) => certificate,
-            None => certificate::certify(op, left, spectrum.split_at(k), right, triplets.captured, self.seed)?,
+            None => certificate::certify(op, left, spectrum.split_at(k), right, captured, self.seed)?,
         };
         notes.extend(goal.and_then(|goal| goal.shortfall(k, certificate.relative_error)));
         let s = unscale(&spectrum[..k], scale)?;
-        let probed = certificate.kind != ErrorKind::Exact;
-        let outcome = Outcome { by_qr: triplets.by_qr, probed, rooted: true, by_image };
         let spectrum = spectrum.iter().map(|&s| s.to_f64() / scale).collect();
         let norm = op.norm_squared().sqrt() / scale;
         let report = Report {
             method,
-            peak_bytes: plan.peak_bytes_of(method, width, k, outcome),
+            peak_bytes: plan.peak_bytes_of(method, width, k, true),
             sketch,
             passes: op.passes(),
             notes,
             ..plan.report(self, (k, width), spectrum, norm, &certificate, start.elapsed())
         };
         Ok(Factors::new(u, s, vt, report))
+    }
+}
+
+impl TruncatedSvd {
+    /// The random matrix of a stream. One as wide as it is long is a random square matrix, which may be singular, or nearly; one of normals is as well conditioned
+    /// as any.
+    fn omega(&self, length: usize, columns: usize, stream: u64) -> Result<AnySketch> {
+        let kind = if columns < length { self.sketch } else { Sketch::Gaussian };
+        AnySketch::new(kind, length, columns, self.seed, stream)
     }
 }
 

@@ -1,20 +1,22 @@
 //! The planner: what each method would cost, and which one `Method::Auto` takes.
 //!
-//! Estimates are flops over measured rates ([`Rates`]); only their ratios decide. With `l = k + p`, `m >= n`:
+//! Estimates are work over measured rates ([`Rates`]); only their ratios decide. With `l = k + p`, `m >= n`, and Krylov blocks of `b = l/2` columns:
 //!
-//! | method | products | orthonormalizations | small problem | passes |
+//! | method | products | orthonormalizations | small problem (f32) | passes |
 //! |---|---|---|---|---|
-//! | full | | m × n | SVD n³ | 1 |
-//! | gram, dense | syrk m n², A V 2mnl | m × l | EVD n³, SVD l³ | 2 |
-//! | gram, iterated | syrk m n², G V 2n²l, q times, A T 2mnk | n × l, q times | EVD l³ | 2 |
-//! | randomized | 2mnl, 2q + 1 times, and a sketch | (m + n) × l, q + 1 times | SVD l³ | 2q + 2 |
+//! | full | | | EVD n³ | 1 |
+//! | gram, dense | syrk m n², A V 2mnl | n × l | EVD n³, EVD l³ | 2 |
+//! | gram, iterated | syrk m n², G V 2n²l, q + 1 times, A T 2mnk | n × l, q + 1 times, half | EVD l³ | 2 |
+//! | randomized | 2mnl, 2q + 1 times, and a sketch | m × l, q + 1 times, n × l, q times | EVD l³ | 2q + 2 |
+//! | krylov | 2mnb, 2q + 3 times, and a sketch | m × b, 2q + 3 times, against blocks | EVD (qb + 2b)³ | 2q + 4 |
 //!
 //! `Auto` never takes a method that is less accurate than randomized with the same p and q: full and gram (dense) are the
 //! optimum, gram (iterated) has the same exponent and a filter. The loss of digits that a Gram matrix can bring is not visible
 //! before the spectrum is: it is detected afterwards, and the factorization falls back (see [`gram`](super::gram)).
 //!
-//! [`Plan::peak_bytes`] is the sum of what is alive at the fullest moment of the method, counted by the functions that
-//! size the buffers.
+//! [`Plan::peak_bytes`] is what is alive at the fullest moment of the method, counted by the functions that size the buffers. It holds whatever the values
+//! are: every way out that only they can decide (QR of an image, the Gram route's image and its fallback, a conversion buffer for values out of range)
+//! is made to take about the memory of the usual way, so that the promise is near what most matrices need, too.
 
 use std::fmt;
 use std::time::Duration;
@@ -25,41 +27,75 @@ use super::certificate::Certificate;
 use super::goal::Goal;
 use super::gram::{self, Eigenvectors};
 use super::single_pass::Sizes;
-use super::triplets::Triplets;
-use super::{
-    Method, Solution, TruncatedSvd, blocked, certificate, full, krylov, randomized, single_pass, small, whitened,
-};
+use super::triplets::{Triplets, decompose_bytes};
+use super::{Method, Solution, TruncatedSvd, blocked, certificate, full, krylov, randomized, single_pass, whitened};
 use crate::error::{Error, Result};
 use crate::factors::Report;
-use crate::operator::{Dense, HostPanel, LinearOperator};
+use crate::operator::{Dense, HostPanel, LinearOperator, Pass};
 use crate::rank::Rank;
 use crate::simd::Scalar;
 use crate::sketch::Sketch;
 use crate::tensor::DType;
 
-/// What the machine does of each kind of work, in f32; f64 is taken at half of it. The defaults were measured by the
-/// bench `svd` on two Zen 5 cores; another machine shifts all of them by much the same factor.
+/// What the machine does of each kind of work, in f32; products, sketches and copies in f64 are taken at half of it. The defaults are a fit to the times of
+/// the bench `svd` on two Zen 5 cores (14 shapes × 3 spectra, f32 and f64, every method): off by 8 % in the median, 17 % at nine of ten. Another
+/// machine shifts all of them by much the same factor.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rates {
     /// GEMM, flops per second.
     pub gemm: f64,
+    /// Reading and packing the matrix for it, elements of `A` per second: what decides a product with few columns.
+    pub pack: f64,
+    /// Elements that stay in a cache from one product to the next.
+    pub cache: f64,
+    /// Elements of a larger matrix that are read per second: all that counts where panels are narrow.
+    pub memory: f64,
     /// SYRK, flops per second (`m n²` for the Gram matrix of `m × n`).
     pub syrk: f64,
-    /// Orthonormalization with explicit Q, flops per second of the nominal `4 m l²`.
+    /// SYRK of an f32 panel in f64.
+    pub wide: f64,
+    /// The part of an orthonormalization with explicit Q that grows with the panel, flops per second of the nominal `4 m l²`.
     pub orthonormalize: f64,
-    /// Dense SVD of an `l × l` triangle, seconds per `l³`.
+    /// What it does on `l × l` matrices, by one thread, seconds per `l³`.
+    pub cholesky: f64,
+    /// Dense SVD of an `l × l` triangle in f64, seconds per `l³`.
     pub svd: f64,
     /// Dense symmetric eigenvectors, seconds per `n³`.
     pub eigen: f64,
+    /// And seconds per `n²`: what weighs up to a thousand.
+    pub tridiagonal: f64,
     /// A sketch from an operator in memory, elements of `A` per second.
     pub sketch: f64,
+    /// The check of the input, elements per second.
+    pub scan: f64,
+    /// Elements per second that are copied into fresh memory.
+    pub copy: f64,
+    /// Seconds that an orthonormalization or a product takes besides: threads that wake, buffers.
+    pub call: f64,
     /// Reading a matrix that is not in memory, bytes per second: a file in the page cache, or a good disk.
     pub read: f64,
 }
 
 impl Default for Rates {
     fn default() -> Self {
-        Rates { gemm: 380e9, syrk: 330e9, orthonormalize: 180e9, svd: 5e-10, eigen: 1.5e-10, sketch: 4e9, read: 2e9 }
+        Rates {
+            gemm: 444e9,
+            pack: 50e9,
+            cache: 8e6,
+            memory: 6e9,
+            syrk: 394e9,
+            wide: 309e9,
+            orthonormalize: 393e9,
+            cholesky: 2.24e-11,
+            svd: 5.35e-10,
+            eigen: 2.71e-11,
+            tridiagonal: 7.85e-8,
+            sketch: 3e9,
+            scan: 3.35e9,
+            copy: 0.95e9,
+            call: 2.26e-5,
+            read: 2e9,
+        }
     }
 }
 
@@ -108,6 +144,8 @@ pub struct Plan {
     max_rank: usize,
     /// Calibration weighs the error.
     weighted: bool,
+    /// A matrix of another type goes through a buffer that is counted here.
+    converts: bool,
 }
 
 impl Plan {
@@ -144,6 +182,7 @@ impl Plan {
             rank_rule: options.rank,
             max_rank,
             weighted: options.weighting.is_active(options.rank),
+            converts: options.converts,
         };
         let all = [
             (Method::Full, None),
@@ -173,7 +212,7 @@ impl Plan {
             let expected = if rank.is_some() || looks_once { width } else { width.div_ceil(4).max(32).min(width) };
             let (arithmetic, passes) = estimate::<T>(options, m, n, expected, method, detail);
             let seconds = arithmetic.max(passes as f64 * options.pass_seconds);
-            let peak_bytes = plan.bytes(method, detail, width, rank.unwrap_or(max_rank), Outcome::WORST);
+            let peak_bytes = plan.bytes(method, detail, width, rank.unwrap_or(max_rank), true);
             candidates.push((arithmetic, Candidate { method, detail, seconds, passes, peak_bytes }));
         }
         // Where reading decides and they tie, arithmetic does.
@@ -209,39 +248,39 @@ impl Plan {
         Ok(plan)
     }
 
-    fn bytes(
-        &self,
-        method: Method,
-        detail: Option<Eigenvectors>,
-        width: usize,
-        rank: usize,
-        outcome: Outcome,
-    ) -> usize {
+    /// Peak bytes, the same whatever the values are. `rooted` says that calibration takes the root of its moments.
+    fn bytes(&self, method: Method, detail: Option<Eigenvectors>, width: usize, rank: usize, rooted: bool) -> usize {
         let (m, n) = (self.shape.0.max(self.shape.1), self.shape.0.min(self.shape.1));
         let by_rows = self.shape.0 >= self.shape.1;
         let power_iterations = self.power_iterations;
-        let (shifted, storage) = (self.shifted, self.dtype);
-        let footprint = Footprint { m, n, width, rank, power_iterations, shifted, by_rows, outcome, storage };
+        let (shifted, searched, storage) = (self.shifted, self.rank.is_none(), self.converts.then_some(self.dtype));
+        let footprint = Footprint { m, n, width, rank, power_iterations, shifted, by_rows, searched, storage };
+        let once = matches!(method, Method::SinglePass | Method::Nystrom);
         let counted = match self.precision {
             DType::F64 => footprint.peak::<f64>(method, detail),
             _ => footprint.peak::<f32>(method, detail),
         };
-        // Columns padded to cache lines, the sketches' scratch, the report: at most this (`tests/memory.rs`).
-        let peak = counted + counted / 64 + (64 << 10);
+        // Columns padded to cache lines, the report, what sketches take beside each other: at most this (`tests/memory.rs`).
+        let rest = counted / 256 + (16 << 10);
+        let peak = counted + if once { 4 * rest } else { rest };
         if !self.weighted {
             return peak;
         }
         let whitened::Bytes { before, beside } = match self.precision {
-            DType::F64 => whitened::bytes::<f64>(self.shape, width, rank, outcome.rooted),
-            _ => whitened::bytes::<f32>(self.shape, width, rank, outcome.rooted),
+            DType::F64 => whitened::bytes::<f64>(self.shape, width, rank, rooted),
+            _ => whitened::bytes::<f32>(self.shape, width, rank, rooted),
         };
         before.max(peak + beside)
     }
 
-    /// Peak bytes of a factorization that ended with this method, panel width and rank, in this way.
-    pub(super) fn peak_bytes_of(&self, method: Method, width: usize, rank: usize, outcome: Outcome) -> usize {
+    /// Peak bytes of a factorization that ended with this method, panel width and rank.
+    pub(super) fn peak_bytes_of(&self, method: Method, width: usize, rank: usize, rooted: bool) -> usize {
+        // A fallback is within what its method may take.
+        if method != self.method && self.rank.is_some() {
+            return self.peak_bytes;
+        }
         let after_fallback = if method == self.method { 0 } else { self.peak_bytes };
-        self.bytes(method, self.detail, width, rank, outcome).max(after_fallback)
+        self.bytes(method, self.detail, width, rank, rooted).max(after_fallback)
     }
 
     /// How the Gram route finds its eigenvectors.
@@ -300,8 +339,8 @@ impl Plan {
         goal: &Goal,
         par: Par,
     ) -> Result<Solution<T, O>> {
-        let randomized = |op: &mut O| match self.rank {
-            Some(_) => randomized::solve(options, op, self.width, goal, par),
+        let randomized = |op: &mut O, sparing: bool| match self.rank {
+            Some(_) => randomized::solve(options, op, self.width, goal, sparing, par),
             None => blocked::solve(options, op, goal, self.width, par),
         };
         match self.method {
@@ -322,7 +361,8 @@ impl Plan {
                 if short || gram::reaches_floor(s, solution.rank) && op.norm_squared() > 0.0 {
                     let rank = solution.rank;
                     drop(solution);
-                    let mut next = randomized(op)?;
+                    // Within the memory of this route.
+                    let mut next = randomized(op, true)?;
                     next.notes.push(format!(
                         "σ_{rank} is near the rounding of the Gram matrix (√eps σ_1); fell back to {}",
                         next.method
@@ -335,20 +375,20 @@ impl Plan {
                 match krylov::Blocks::new(self.width, options.power_iterations, op.ncols()) {
                     Some(blocks) => krylov::solve(options, op, blocks, self.width, goal, par),
                     None => {
-                        let mut next = randomized(op)?;
+                        let mut next = randomized(op, false)?;
                         next.notes.push("block Krylov would span the whole space; took randomized".to_owned());
                         Ok(next)
                     }
                 }
             }
-            Method::Randomized | Method::Krylov => randomized(op),
+            Method::Randomized | Method::Krylov => randomized(op, false),
             Method::SinglePass | Method::Nystrom => single_pass::solve(options, op, self, goal, par),
             Method::Auto => unreachable!("a plan names a method"),
         }
     }
 }
 
-/// Seconds and passes of a method.
+/// Seconds and passes of a method: what it does of each kind of work, over the rates.
 fn estimate<T: Scalar>(
     options: &TruncatedSvd,
     m: usize,
@@ -359,192 +399,207 @@ fn estimate<T: Scalar>(
 ) -> (f64, usize) {
     let rates = &options.rates;
     let q = options.power_iterations;
-    let slow = if size_of::<T>() == 8 { 2.0 } else { 1.0 };
+    let double = size_of::<T>() == 8;
+    let slow = if double { 2.0 } else { 1.0 };
     let (mf, nf, lf) = (m as f64, n as f64, l as f64);
-    let product = |rows: f64, cols: f64| 2.0 * rows * cols * lf / rates.gemm;
-    let orthonormalize = |rows: f64, cols: f64| 4.0 * rows * cols * cols / rates.orthonormalize;
-    // From a basis of l columns and its image of that many rows to the factors.
-    let finish = |rows: f64, lf: f64| {
-        let small = if size_of::<T>() == size_of::<f32>() {
-            rows * lf * lf / (0.5 * rates.syrk) + rates.eigen * lf.powi(3)
-        } else {
-            orthonormalize(rows, lf) + rates.svd * lf.powi(3)
-        };
-        small + 2.0 * (mf + nf) * lf * lf.min(l as f64) / rates.gemm
+    let k = l.saturating_sub(options.oversample).max(1) as f64;
+    let flops = |flops: f64| slow * flops / rates.gemm;
+    let copy = |elements: f64| slow * elements / rates.copy;
+    let product = |rows: f64, cols: f64, l: f64| {
+        let elements = slow * rows * cols;
+        let from_memory = if elements > rates.cache { elements / rates.memory } else { 0.0 };
+        flops(2.0 * rows * cols * l).max(from_memory) + elements / rates.pack
     };
+    let sketch = |rows: f64, cols: f64| slow * rows * cols / rates.sketch;
+    let orthonormalize = |rows: f64, cols: f64| {
+        slow * 4.0 * rows * cols * cols / rates.orthonormalize + rates.cholesky * cols.powi(3) + rates.call
+    };
+    let eigen = |cols: f64| rates.eigen * cols.powi(3) + rates.tridiagonal * cols * cols;
+    // The singular values and vectors of an image of so many rows.
+    let decompose = |rows: f64, cols: f64| match double {
+        true => orthonormalize(rows, cols) + rates.svd * cols.powi(3) + rates.tridiagonal * cols * cols,
+        false => rows * cols * cols / rates.wide + eigen(cols) + rates.call,
+    };
+    // From a basis of so many columns to the factors.
+    let home = |cols: f64| copy((mf + nf) * k) + flops(2.0 * (mf + nf) * cols * k);
+    let finish = |rows: f64, cols: f64| decompose(rows, cols) + home(cols);
     let steps = q as f64;
     let blocks = (method == Method::Krylov && options.rank.allowed_loss().is_none())
         .then(|| krylov::Blocks::new(l, q, n))
         .flatten();
+    let syrk = slow * mf * nf * nf / rates.syrk + copy(nf * nf);
     let (seconds, passes) = match (method, detail) {
-        (Method::Full, _) => (finish(mf, nf), 1),
+        (Method::Full, _) => (copy(mf * nf) + finish(mf, nf), 1),
         (Method::Gram, Some(Eigenvectors::Dense)) => {
-            let g = mf * nf * nf / rates.syrk + rates.eigen * nf.powi(3);
-            (g + product(mf, nf) + finish(mf, lf), 2)
+            (syrk + eigen(nf) + product(mf, nf, lf) + orthonormalize(nf, lf) + finish(mf, lf), 2)
         }
         (Method::Gram, _) => {
-            let g = mf * nf * nf / rates.syrk + nf * nf / rates.sketch;
-            let iterations = steps.max(1.0) * (product(nf, nf) + orthonormalize(nf, lf));
-            // H, F, V̂ and what meets A; the eigenproblem of F; U.
-            let k = l.saturating_sub(options.oversample).max(1) as f64;
-            let projection = 4.0 * product(nf, lf) + nf * lf * lf / (0.5 * rates.syrk) + rates.eigen * lf.powi(3);
-            (g + iterations + projection + 2.0 * mf * nf * k / rates.gemm, 2)
+            // One pass of CholeskyQR by a product with the inverse, and the product with G.
+            let step = flops(3.0 * nf * lf * lf) + rates.cholesky * lf.powi(3) + product(nf, nf, lf) + 2.0 * rates.call;
+            let iterations = sketch(nf, nf) + (steps + 1.0) * step;
+            // H, F and its decomposition, the directions, U.
+            let projection = flops(4.0 * nf * lf * lf + 4.0 * nf * lf * k)
+                + product(mf, nf, k)
+                + rates.cholesky * lf.powi(3)
+                + decompose(nf, lf)
+                + copy((mf + nf) * k)
+                + 4.0 * rates.call;
+            (syrk + iterations + projection, 2)
         }
         (Method::Krylov, _) if blocks.is_some() => {
             let blocks = blocks.expect("just seen");
             let (count, width, columns) = (blocks.count as f64, blocks.width as f64, blocks.columns() as f64);
-            let products = (2.0 * count - 1.0) * 2.0 * mf * nf * width / rates.gemm + mf * nf / rates.sketch;
-            // Each block against those before it, twice.
-            let orths = 2.0 * count * orthonormalize(mf, width) + 4.0 * mf * columns * columns / rates.gemm;
-            (products + orths + finish(nf, columns), 2 * blocks.count)
+            let products = sketch(mf, nf) + (2.0 * count - 1.0) * product(mf, nf, width);
+            // Each block twice, and against those before it.
+            let against = flops(2.0 * mf * width * width * count * (count - 1.0)) + copy(2.0 * (mf + nf) * columns);
+            let orths = (2.0 * count - 1.0) * orthonormalize(mf, width) + 0.5 * count * (count - 1.0) * rates.call;
+            (products + against + orths + finish(nf, columns), 2 * blocks.count)
         }
         (Method::SinglePass | Method::Nystrom, _) => {
             let Sizes { range, corange, core } = Sizes::with_range(method, l);
-            let sketch = |columns: usize| match options.sketch {
-                Sketch::Gaussian => 2.0 * mf * nf * columns as f64 / rates.gemm,
-                _ => mf * nf / rates.sketch,
+            let sketched = |columns: usize| match options.sketch {
+                Sketch::Gaussian => flops(2.0 * mf * nf * columns as f64),
+                _ => sketch(mf, nf),
             };
             let (rf, sf) = (range as f64, core.max(corange) as f64);
-            let core = if core > 0 { sketch(core) + sketch(core) * core as f64 / nf } else { 0.0 };
+            let core = if core > 0 { sketched(core) + sketched(core) * core as f64 / nf } else { 0.0 };
             let orths = orthonormalize(mf, rf) + orthonormalize(nf, rf) + 2.0 * orthonormalize(sf, rf);
-            (sketch(range) + sketch(corange) + core + orths + finish(rf, rf), 1)
+            (sketched(range) + sketched(corange) + core + orths + finish(rf, rf), 1)
         }
         _ if options.rank.allowed_loss().is_some() => {
             // Every round of every block is made orthogonal to the blocks before it, twice.
             let rounds = steps.max(1.0);
-            let products = (2.0 * rounds + 1.0) * product(mf, nf);
-            let orths =
-                rounds * (orthonormalize(mf, lf) + 4.0 * mf * lf * lf / rates.gemm) + 2.0 * orthonormalize(nf, lf);
+            let products = (2.0 * rounds + 1.0) * product(mf, nf, lf);
+            let orths = rounds * (orthonormalize(mf, lf) + flops(4.0 * mf * lf * lf)) + 2.0 * orthonormalize(nf, lf);
             (products + orths + finish(mf, lf), blocked::passes(l, q))
         }
         _ => {
-            let products = (2.0 * steps + 1.0) * product(mf, nf) + mf * nf / rates.sketch;
+            let products =
+                sketch(mf, nf) + (2.0 * steps + 1.0) * product(mf, nf, lf) + (2.0 * steps + 2.0) * rates.call;
             let orths = (steps + 1.0) * orthonormalize(mf, lf) + steps * orthonormalize(nf, lf);
             (products + orths + finish(nf, lf), 2 * q + 2)
         }
     };
-    (slow * seconds, passes)
+    (seconds + slow * mf * nf / rates.scan + rates.call, passes)
 }
 
 /// The sizes that memory depends on.
-struct Footprint {
-    m: usize,
-    n: usize,
-    width: usize,
-    rank: usize,
+pub(super) struct Footprint {
+    pub(super) m: usize,
+    pub(super) n: usize,
+    pub(super) width: usize,
+    pub(super) rank: usize,
     power_iterations: usize,
     /// The power iterations have a second left panel.
     shifted: bool,
     /// The matrix lies by rows once it stands tall.
     by_rows: bool,
-    outcome: Outcome,
-    storage: DType,
-}
-
-/// What memory depends on and only the values of the matrix decide.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Outcome {
-    /// The small problem goes by QR in f32, too.
-    pub(super) by_qr: bool,
-    /// The certificate is from probes.
-    pub(super) probed: bool,
-    /// Calibration took the root of its moments.
-    pub(super) rooted: bool,
-    /// The factors come from an image of A, where the Gram matrix alone may do.
-    pub(super) by_image: bool,
-}
-
-impl Outcome {
-    const WORST: Outcome = Outcome { by_qr: true, probed: true, rooted: true, by_image: true };
+    /// The spectrum decides the rank.
+    searched: bool,
+    /// What is converted on the way in; none if that is counted elsewhere.
+    storage: Option<DType>,
 }
 
 impl Footprint {
+    /// Bytes of U, s and Vᵀ.
+    pub(super) fn factors<T: Scalar>(&self) -> usize {
+        (self.m + self.n) * self.rank * size_of::<T>()
+    }
+
+    /// Bytes of bringing the factors home, beside the panel of the long side: the panel of the short one, or the long factor.
+    pub(super) fn home<T: Scalar>(&self, right: usize) -> usize {
+        self.n * self.rank * size_of::<T>() + right.max(self.m * self.rank * size_of::<T>())
+    }
+
+    /// Bytes of an image of `l` columns, which lies as the matrix does.
+    pub(super) fn image<T: Scalar>(&self, l: usize) -> usize {
+        if self.by_rows { HostPanel::<T>::bytes_by_rows(self.m, l) } else { HostPanel::<T>::bytes(self.m, l) }
+    }
+
+    /// Bytes of a conversion buffer; of what a product takes beside tiles that bring their own.
+    pub(super) fn tile<T: Scalar>(&self, pass: Pass) -> usize {
+        match (self.storage, pass) {
+            (Some(storage), pass) => Dense::<T>::tile_bytes(pass, (self.m, self.n), storage),
+            (None, Pass::Product(l)) => Dense::<T>::product_bytes(self.m, l),
+            (None, _) => 0,
+        }
+    }
+
     /// Bytes alive at the fullest moment.
     fn peak<T: Scalar>(&self, method: Method, detail: Option<Eigenvectors>) -> usize {
-        let &Footprint { m, n, width: l, rank: k, storage, .. } = self;
-        let par = Par::Seq;
+        let &Footprint { m, n, width: l, rank: k, .. } = self;
         let panel = |rows: usize, cols: usize| HostPanel::<T>::bytes(rows, cols);
         let small = |rows: usize, cols: usize| rows * cols * size_of::<T>();
-        let orthonormalize = |rows: usize, cols: usize| {
-            HostPanel::<T>::orthonormalize_scratch(rows, cols, par).unaligned_bytes_required()
-        };
-        let tile = Dense::<T>::tile_bytes(m, n, storage);
-        let gram = |rows: usize, cols: usize| HostPanel::<T>::gram_scratch(rows, cols).unaligned_bytes_required();
-        let wide = |rows: usize, cols: usize| rows * cols * size_of::<f64>();
-        let out = small(m + n, k);
-        // The Gram matrix of the image, its eigenvectors, and the bases beside the factors; or R, its SVD and those. What
-        // the context keeps as scratch is counted with the panels.
-        let by_gram = |rows: usize, l: usize| size_of::<T>() == size_of::<f32>() && l < rows && !self.outcome.by_qr;
-        let finish = |rows: usize, l: usize| {
-            let bases = 2 * small(l, l) + out;
-            if by_gram(rows, l) {
-                let eigen = small::symmetric_eigen_scratch::<f64>(l).unaligned_bytes_required();
-                (2 * wide(l, l) + eigen.max(2 * small(l, l))).max(bases)
-            } else {
-                let svd = small::svd_scratch::<T>(l).unaligned_bytes_required();
-                (3 * small(l, l) + svd).max(5 * small(l, l)).max(bases)
+        let out = self.factors::<T>();
+        // After the panels are gone: the residual, the probes.
+        let certify = out + panel(m, certificate::PROBES) + small(n + k, certificate::PROBES);
+        let solve = match (method, krylov::Blocks::new(l, self.power_iterations, n)) {
+            (Method::Full, _) => {
+                panel(m, n)
+                    + self
+                        .tile::<T>(Pass::Whole)
+                        .max(decompose_bytes::<T>(m, n, false, 0))
+                        .max(small(n, n) + self.home::<T>(small(n, n)))
             }
-        };
-        let decompose = |rows: usize, l: usize| {
-            if by_gram(rows, l) { gram(rows, l) } else { orthonormalize(rows, l).max(gram(rows, l)) }
-        };
-        // After the panels are gone.
-        let probes = panel(m, certificate::PROBES) + small(m + n + k, certificate::PROBES);
-        let certify = if self.outcome.probed { out + probes } else { out };
-        // An image lies as the matrix does.
-        let image = |l: usize| if self.by_rows { panel(l, m) } else { panel(m, l) };
-        let blocks = krylov::Blocks::new(l, self.power_iterations, n);
-        let solve = match (method, detail) {
-            (Method::Full, _) => decompose(m, n) + panel(m, n) + finish(m, n),
-            (Method::Gram, how) => {
-                let g = match how {
-                    Some(Eigenvectors::Dense) => {
-                        let eigen = small::symmetric_eigen_scratch::<T>(n).unaligned_bytes_required();
-                        let home = (2 * panel(n, n) + small(n, n)).max(2 * small(n, n) + eigen);
-                        home.max(small(n, n) + panel(n, l))
-                    }
-                    _ if self.outcome.by_qr || self.outcome.by_image => {
-                        orthonormalize(n, l) + panel(n, n) + 2 * panel(n, l)
-                    }
-                    _ => panel(n, n) + 2 * panel(n, l) + 3 * wide(l, l) + Dense::<T>::product_bytes(n, l),
-                };
-                let finish = if how == Some(Eigenvectors::Iterated) && !self.outcome.by_image {
-                    let scratch =
-                        if self.outcome.by_qr { orthonormalize(n, l).max(decompose(n, l)) } else { decompose(n, l) };
-                    let eigen = 3 * small(l, l) + wide(l, l) + finish(n, l) - out;
-                    let combine = 3 * small(l, l) + 4 * wide(l, l) + panel(n, k) + small(n, k);
-                    let home = small(l, l) + image(k) + small(n, k);
-                    let alive = 2 * panel(n, l);
-                    scratch
-                        + (alive + panel(n, l) + eigen)
-                            .max(alive + combine)
-                            .max(alive + combine + image(k))
-                            .max(home + out)
-                } else {
-                    decompose(m, l).max(orthonormalize(n, l)) + panel(n, l) + image(l) + finish(m, l)
-                };
-                g.max(Dense::<T>::gram_bytes(m, n)).max(finish)
+            (Method::Gram, _) => {
+                let gram = gram::peak_bytes::<T>(detail.expect("the Gram route has a detail"), self);
+                gram.max(self.by_products::<T>(!self.searched))
             }
-            (Method::Krylov, _) if blocks.is_some() => {
-                let krylov::Blocks { count, width: b } = blocks.expect("just seen");
-                let scratch = orthonormalize(m, b);
+            (Method::Krylov, Some(krylov::Blocks { count, width: b })) => {
+                let scratch = HostPanel::<T>::orthonormalize_scratch(m, b, Par::Seq).unaligned_bytes_required();
                 // Each side is put together while the other's blocks are still apart.
                 let (left, right) = (panel(m, count * b), panel(n, count * b));
-                let together = scratch + left + right + left.max(right);
-                together.max(scratch.max(decompose(n, count * b)) + left + right + finish(n, count * b))
+                let after = left.max(right).max(decompose_bytes::<T>(n, count * b, false, 0));
+                let home = small(count * b, count * b) + self.home::<T>(right + small(count * b, count * b));
+                // With the overlap of two blocks.
+                (left + right + small(b, b) + self.pass::<T>(scratch, b).max(after)).max(left + home)
             }
             (Method::SinglePass | Method::Nystrom, _) => {
-                return tile + single_pass::peak_bytes::<T>((m, n), Sizes::with_range(method, l), k);
+                let tile = self.tile::<T>(Pass::Rows);
+                return single_pass::peak_bytes::<T>((m, n), Sizes::with_range(method, l), k, tile);
             }
-            _ => {
-                let scratch = orthonormalize(m, l).max(orthonormalize(n, l));
-                // A panel, R in two types, and the shift.
-                let second = if self.shifted { panel(m, l) + 2 * small(l, l) + wide(l, l) } else { 0 };
-                let iterate = scratch + panel(m, l) + second + panel(n, l) + Dense::<T>::product_bytes(m, l);
-                iterate.max(scratch.max(decompose(n, l)) + panel(m, l) + panel(n, l) + finish(n, l))
-            }
+            _ => self.by_products::<T>(false),
         };
-        tile + solve.max(certify)
+        solve.max(certify)
+    }
+
+    /// Products with panels of `l` columns between orthonormalizations: a conversion buffer takes the place of their scratch, while other
+    /// memory that a product takes is beside it.
+    fn pass<T: Scalar>(&self, scratch: usize, l: usize) -> usize {
+        // What is written across the lines of the matrix.
+        let product = Dense::<T>::product_bytes(if self.by_rows { self.m } else { self.n }, l);
+        let tile = self.tile::<T>(Pass::Product(l));
+        let direct = self.storage.is_none_or(|storage| storage == T::DTYPE);
+        scratch.max(tile + product) + if direct { product.min(scratch) } else { 0 }
+    }
+
+    /// The randomized method, in little scratch where the Gram route falls back to it.
+    fn by_products<T: Scalar>(&self, sparing: bool) -> usize {
+        let &Footprint { m, n, width: l, .. } = self;
+        let panel = |rows: usize, cols: usize| HostPanel::<T>::bytes(rows, cols);
+        let (small, wide) = (l * l * size_of::<T>(), l * l * size_of::<f64>());
+        let scratch = |rows: usize| match sparing {
+            true => {
+                HostPanel::<T>::orthonormalize_sparingly_scratch(rows, l, false, Par::Seq).unaligned_bytes_required()
+            }
+            false => HostPanel::<T>::orthonormalize_scratch(rows, l, Par::Seq).unaligned_bytes_required(),
+        };
+        let scratch = scratch(m).max(scratch(n));
+        // A panel, R in two types, and the shift.
+        let second = if self.shifted && !sparing { panel(m, l) + 2 * small + wide } else { 0 };
+        // A rank that is searched for ends with an image of the long side.
+        let searched = if self.searched { decompose_bytes::<T>(m, l, sparing, scratch) } else { 0 };
+        let after = decompose_bytes::<T>(n, l, sparing, scratch).max(searched);
+        let solved = panel(m, l) + panel(n, l) + (second + self.pass::<T>(scratch, l)).max(after);
+        let home = panel(m, l) + small;
+        match sparing {
+            // The long side is combined in its own memory.
+            true => {
+                let right = home + self.n * self.rank * size_of::<T>() + panel(n, l) + small;
+                solved.max(right).max(panel(m, self.rank) + self.factors::<T>())
+            }
+            false => solved.max(home + self.home::<T>(panel(n, l) + small)),
+        }
     }
 }
 

@@ -8,27 +8,30 @@ use super::triplets::Triplets;
 use super::{Method, Solution, TruncatedSvd, stream};
 use crate::error::Result;
 use crate::operator::LinearOperator;
-use crate::range::{power_iteration, shifted_power_iteration};
+use crate::range::{power_iteration, shifted_power_iteration, sparing_power_iteration};
 use crate::simd::Scalar;
-use crate::sketch::AnySketch;
 
+/// `sparing` keeps to little scratch, where another method that took less has failed; without a shift, which has a panel of its own.
 pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(
     options: &TruncatedSvd,
     op: &mut O,
     width: usize,
     goal: &Goal,
+    sparing: bool,
     par: Par,
 ) -> Result<Solution<T, O>> {
-    let omega = AnySketch::new(options.sketch, op.ncols(), width, options.seed, stream::RANGE)?;
+    let omega = options.omega(op.ncols(), width, stream::RANGE)?;
     let (mut y, mut x) = (op.left(width)?, op.right(width)?);
-    if options.dynamic_shift && options.power_iterations > 0 {
+    if sparing {
+        sparing_power_iteration(op, &omega, options.power_iterations, &mut y, &mut x)?;
+    } else if options.dynamic_shift && options.power_iterations > 0 {
         let mut z = op.left(width)?;
         shifted_power_iteration(op, &omega, options.power_iterations, &mut y, &mut x, &mut z)?;
     } else {
         power_iteration(op, &omega, options.power_iterations, &mut y, &mut x)?;
     }
     op.apply_adjoint(&y, &mut x)?;
-    let (triplets, rank, notes) = Triplets::from_left(y, x, |s, captured| goal.rank(s, captured), par)?;
+    let (triplets, rank, notes) = Triplets::from_left(y, x, sparing, |s, captured| goal.rank(s, captured), par)?;
     Ok(Solution {
         triplets,
         rank,

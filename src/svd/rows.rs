@@ -17,7 +17,7 @@ use std::time::Instant;
 use super::{Device, Method, Plan, TruncatedSvd, whitened};
 use crate::error::{Error, Result};
 use crate::factors::Factors;
-use crate::operator::{Dense, ReadParams, Root, RowSource, Tiled, Watch, stream};
+use crate::operator::{ReadParams, Root, RowSource, Tiled, Watch, stream};
 use crate::simd::Scalar;
 
 /// Bytes of a matrix that are read for each byte of state that is saved.
@@ -91,25 +91,22 @@ impl TruncatedSvd {
             .filter(|&bytes| bytes <= isize::MAX as usize)
             .ok_or(Error::TooLarge { shape: vec![shape.0, shape.1] })?;
         let weighted = self.weighting.is_active(self.rank);
-        // The plan counts the conversion buffer of a matrix in memory, which is not there. (Where the root is what takes most, it does not.)
-        let not_there =
-            if weighted { 0 } else { Dense::<T>::tile_bytes(shape.0.max(shape.1), shape.0.min(shape.1), dtype) };
         let beside = if weighted { self.weighting.bytes_in_tiles::<T>(shape.1) } else { 0 };
         let once = matches!(self.method, Method::SinglePass | Method::Nystrom);
         let params = ReadParams::default();
         let most = if once { params.bytes } else { params.product_bytes };
         let least = Tiled::<T>::lines_for(source, 0, most).unwrap_or_else(|least| least) + beside;
-        let room = |limit: usize| (limit + not_there).saturating_sub(least);
+        let room = |limit: usize| limit.saturating_sub(least);
         let mut options = self.clone();
+        // Tiles have a buffer of their own.
+        options.converts = false;
         options.memory_limit = self.memory_limit.map(room);
         options.pass_seconds = bytes as f64 / self.rates.read;
         let plan = options.plan::<T>(shape, dtype).map_err(|e| match (e, self.memory_limit) {
-            (Error::Memory { least: method, .. }, Some(limit)) => {
-                Error::Memory { limit, least: method + least - not_there.min(method) }
-            }
+            (Error::Memory { least: method, .. }, Some(limit)) => Error::Memory { limit, least: method + least },
             (e, _) => e,
         })?;
-        let method = plan.peak_bytes - not_there + beside;
+        let method = plan.peak_bytes + beside;
         let room = self.memory_limit.map_or(usize::MAX, |limit| limit - method);
         let tile_lines = Tiled::<T>::lines_for(source, room, most)
             .map_err(|least| Error::Memory { limit: self.memory_limit.unwrap_or(usize::MAX), least: method + least })?;

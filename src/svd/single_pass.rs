@@ -154,12 +154,7 @@ impl<T: Scalar> SinglePass<T> {
     /// For rows of a matrix of this shape, which is the plan's or its transpose.
     fn new(options: &TruncatedSvd, plan: Plan, (m, n): (usize, usize)) -> Result<Self> {
         let sizes = plan.sizes(options, (m, n));
-        let sketch = |length, columns, stream| {
-            // A sketch as wide as it is long is a random square matrix, which may be singular to rounding; a wider one of
-            // normals is as well conditioned as any.
-            let kind = if columns < length { options.sketch } else { Sketch::Gaussian };
-            AnySketch::new(kind, length, columns, options.seed, stream)
-        };
+        let sketch = |length, columns, stream| options.omega(length, columns, stream);
         let s = sizes.core;
         let core = match s {
             0 => None,
@@ -447,15 +442,15 @@ fn solve_scratch<T: Scalar>((m, n): (usize, usize), sizes: Sizes) -> StackReq {
     StackReq::any_of(&[orthonormalize(m, range), orthonormalize(n, range), orthonormalize(embedded, range)])
 }
 
-/// Bytes alive at the fullest moment of [`solve`], the factors included, apart from tiles of A.
-pub(super) fn peak_bytes<T: Scalar>((m, n): (usize, usize), sizes: Sizes, k: usize) -> usize {
+/// Bytes alive at the fullest moment of [`solve`], the factors included; rows come in tiles of so many bytes.
+pub(super) fn peak_bytes<T: Scalar>((m, n): (usize, usize), sizes: Sizes, k: usize, tile: usize) -> usize {
     let Sizes { range: l, corange: c, core: s } = sizes;
     let mat = |rows: usize, cols: usize| rows * cols * size_of::<T>();
     let error = mat(n, PROBES);
     let state = mat(m, l) + mat(n, c) + mat(s, s) + error;
     // The panel that a Gaussian sketch generates.
     let panel = |l: usize| mat(512.min(m), l);
-    let fed = state + mat(CORE_ROWS.min(m), s) + panel(c.max(s));
+    let fed = tile + state + mat(CORE_ROWS.min(m), s) + panel(c.max(s));
     let scratch = solve_scratch::<T>((m, n), sizes).unaligned_bytes_required();
     let projected = if s > 0 {
         let first = state + mat(s, l) + (mat(l, l) + mat(l, s)).max(panel(s));
@@ -466,7 +461,7 @@ pub(super) fn peak_bytes<T: Scalar>((m, n): (usize, usize), sizes: Sizes, k: usi
             .max(mat(m, l) + error + 2 * mat(n, l) + 2 * mat(l, l))
     };
     let bases = mat(m, l) + mat(n, l) + error;
-    let svd = bases + (5 * mat(l, l)).max(3 * mat(l, l) + small::svd_scratch::<T>(l).unaligned_bytes_required());
+    let svd = bases + mat(l, l) + small::svd_bytes::<T>(l);
     let combined = bases + 2 * mat(l, l) + mat(m, k);
     let home = 2 * mat(m + n, k);
     fed.max(scratch + projected).max(svd).max(combined).max(home)

@@ -36,14 +36,12 @@ use faer::diag::DiagMut;
 use faer::dyn_stack::{MemBuffer, MemStack, StackReq};
 use faer::linalg::matmul::matmul;
 use faer::linalg::{evd, svd};
-use faer::linalg::{temp_mat_scratch, temp_mat_zeroed};
-use faer::mat::AsMatMut;
 use faer::prelude::*;
 use faer::{Accum, Mat, MatMut, MatRef, Par, unzip, zip};
 
 use crate::error::{Error, Result};
 use crate::operator::symmetric_product;
-use crate::qr;
+use crate::qr::householder;
 use crate::simd::Scalar;
 use crate::tensor::{DType, MatView};
 
@@ -75,22 +73,25 @@ pub(super) fn svd<T: Scalar>(a: MatRef<'_, T>, par: Par) -> Result<SmallSvd<T>> 
 #[inline(never)]
 fn svd_f32(a: MatRef<'_, f32>, par: Par) -> Result<SmallSvd<f32>> {
     let l = a.nrows();
-    let (mut u, mut v) = (Mat::zeros(l, l), Mat::zeros(l, l));
-    let mut buffer = MemBuffer::new(svd_scratch::<f32>(l));
-    let stack = MemStack::new(&mut buffer);
-    let (mut lengths, stack) = stack.make_with(l, |_| 0.0_f64);
-    let (mut wide, stack) = temp_mat_zeroed::<f64, _, _>(l, l, stack);
-    let (mut image, stack) = temp_mat_zeroed::<f64, _, _>(l, l, stack);
-    let (mut vectors, stack) = temp_mat_zeroed::<f64, _, _>(l, l, stack);
-    let (mut wide, mut image, mut vectors) = (wide.as_mat_mut(), image.as_mat_mut(), vectors.as_mat_mut());
-    zip!(wide.rb_mut(), a).for_each(|unzip!(to, from)| *to = f64::from(*from));
-    symmetric_product(wide.rb().transpose(), image.rb_mut(), Accum::Replace, par);
-    normalize(image.rb_mut());
-    eigen(image.rb(), &mut lengths, vectors.rb_mut(), stack)?;
-    matmul(image.rb_mut(), Accum::Replace, wide.rb(), vectors.rb().reverse_cols(), 1.0, par);
+    let widened = |a: MatRef<'_, f32>, mut to: MatMut<'_, f64>| {
+        zip!(to.rb_mut(), a).for_each(|unzip!(to, from)| *to = f64::from(*from));
+    };
+    let mut gram = Mat::<f64>::zeros(l, l);
+    {
+        // Widened twice: beside the eigensolver it would decide how much memory a factorization takes.
+        let mut wide = Mat::zeros(l, l);
+        widened(a, wide.as_mut());
+        symmetric_product(wide.as_ref().transpose(), gram.as_mut(), Accum::Replace, par);
+    }
+    normalize(gram.as_mut());
+    let (mut lengths, vectors) = symmetric_eigen_f64(gram.as_ref())?;
+    let mut wide = gram;
+    widened(a, wide.as_mut());
+    let mut image = Mat::zeros(l, l);
+    matmul(image.as_mut(), Accum::Replace, wide.as_ref(), vectors.as_ref().reverse_cols(), 1.0, par);
 
     for (j, length) in lengths.iter_mut().enumerate() {
-        *length = image.rb().col(j).norm_l2();
+        *length = image.col(j).norm_l2();
     }
     let largest = lengths.iter().fold(0.0_f64, |a, x| a.max(*x));
     // Columns are orthogonal up to eps σ_1² / (σ_i σ_j): nothing in f32 while that is small, and a matter of one more QR
@@ -99,31 +100,45 @@ fn svd_f32(a: MatRef<'_, f32>, par: Par) -> Result<SmallSvd<f32>> {
         for (j, length) in lengths.iter_mut().enumerate() {
             if *length > 0.0 {
                 let scale = 1.0 / *length;
-                image.rb_mut().col_mut(j).iter_mut().for_each(|x| *x *= scale);
+                image.col_mut(j).iter_mut().for_each(|x| *x *= scale);
             }
         }
-        // The triangle's diagonal is what is left of a column after those before it.
-        qr::orthonormalize(image.rb_mut(), Some(wide.rb_mut()), Par::Seq, stack)?;
-        for (j, length) in lengths.iter_mut().enumerate() {
-            *length *= wide[(j, j)];
-        }
+        orthonormalize_in_place(image.as_mut(), &mut lengths);
     } else {
         for (j, length) in lengths.iter().enumerate() {
             let scale = 1.0 / length;
-            image.rb_mut().col_mut(j).iter_mut().for_each(|x| *x *= scale);
+            image.col_mut(j).iter_mut().for_each(|x| *x *= scale);
         }
     }
+    drop(wide);
     // Values that tie to rounding may have changed places.
-    let (mut order, _) = stack.make_with(l, |i| i);
+    let mut order: Vec<usize> = (0..l).collect();
     order.sort_by(|&i, &j| lengths[j].total_cmp(&lengths[i]));
-    for (to, &from) in order.iter().enumerate() {
-        let pairs = [(u.as_mut(), image.rb().col(from)), (v.as_mut(), vectors.rb().col(l - 1 - from))];
-        for (dst, src) in pairs {
-            zip!(dst.col_mut(to), src).for_each(|unzip!(to, from)| *to = *from as f32);
-        }
-    }
+    let sorted = |from: MatRef<'_, f64>| Mat::from_fn(l, l, |i, j| from[(i, order[j])] as f32);
+    let u = sorted(image.as_ref());
+    drop(image);
+    let v = sorted(vectors.as_ref().reverse_cols());
     let s = order.iter().map(|&i| lengths[i] as f32).collect();
     Ok(SmallSvd { u, s, v })
+}
+
+/// Q of the reflections takes the place of `a`, its columns with the sign that makes R's diagonal positive; `lengths` are multiplied by that diagonal:
+/// what is left of a column after those before it.
+fn orthonormalize_in_place(mut a: MatMut<'_, f64>, lengths: &mut [f64]) {
+    let l = a.ncols();
+    let block = householder::block_size(l, l);
+    let mut t = Mat::zeros(block, l);
+    let mut buffer = MemBuffer::new(householder::factor_scratch::<f64>(l, l, Par::Seq));
+    let stack = MemStack::new(&mut buffer);
+    householder::factor(a.rb_mut(), t.as_mut(), Par::Seq, stack);
+    let diagonal: Vec<f64> = (0..l).map(|j| a[(j, j)]).collect();
+    householder::form_q(a.rb_mut(), t.as_ref(), Par::Seq, stack);
+    for (j, (length, r)) in lengths.iter_mut().zip(diagonal).enumerate() {
+        *length *= r.abs();
+        if r < 0.0 {
+            a.rb_mut().col_mut(j).iter_mut().for_each(|x| *x = -*x);
+        }
+    }
 }
 
 /// `x` itself, known by another name of its type.
@@ -138,7 +153,7 @@ fn svd_f64(a: MatRef<'_, f64>, par: Par) -> Result<SmallSvd<f64>> {
     let (mut u, mut v) = (Mat::zeros(l, l), Mat::zeros(l, l));
     let mut s = vec![0.0; l];
     {
-        let mut buffer = MemBuffer::new(svd_scratch::<f64>(l));
+        let mut buffer = MemBuffer::new(svd_scratch(l));
         let stack = MemStack::new(&mut buffer);
         let s = DiagMut::from_slice_mut(&mut s);
         svd::svd(a, s, Some(u.as_mut()), Some(v.as_mut()), Par::Seq, stack, Default::default())
@@ -163,18 +178,29 @@ fn svd_f64(a: MatRef<'_, f64>, par: Par) -> Result<SmallSvd<f64>> {
     Ok(SmallSvd { u, s, v })
 }
 
-/// Scratch of [`svd`], beside its three results and one more `l × l` matrix.
-pub(super) fn svd_scratch<T: Scalar>(l: usize) -> StackReq {
-    if T::DTYPE == DType::F32 {
-        let work = StackReq::any_of(&[
-            symmetric_eigen_scratch::<f64>(l),
-            qr::orthonormalize_scratch::<f64>(l, l, Par::Seq),
-            StackReq::new::<usize>(l),
-        ]);
-        return StackReq::all_of(&[StackReq::new::<f64>(l), temp_mat_scratch::<f64>(l, l).array(3), work]);
-    }
+fn svd_scratch(l: usize) -> StackReq {
     let thin = svd::ComputeSvdVectors::Thin;
-    svd::svd_scratch::<T>(l, l, thin, thin, Par::Seq, Default::default())
+    svd::svd_scratch::<f64>(l, l, thin, thin, Par::Seq, Default::default())
+}
+
+/// Bytes of an l × l matrix, whose columns begin at cache lines.
+pub(super) fn square_bytes<T>(l: usize) -> usize {
+    l.next_multiple_of(64 / size_of::<T>()) * l * size_of::<T>()
+}
+
+/// Bytes alive at the fullest moment of [`svd`], its results included.
+pub(super) fn svd_bytes<T: Scalar>(l: usize) -> usize {
+    let square = square_bytes::<f64>(l);
+    let most = if T::DTYPE == DType::F32 {
+        let block = householder::block_size(l, l) * l * size_of::<f64>();
+        let reflections = block + householder::factor_scratch::<f64>(l, l, Par::Seq).unaligned_bytes_required();
+        // The Gram matrix and its eigenvectors; these and two more, of which the results of half the size take the place.
+        square + symmetric_eigen_bytes::<f64>(l).max(2 * square + reflections)
+    } else {
+        // The results; what repairs them.
+        2 * square + (2 * square).max(svd_scratch(l).unaligned_bytes_required())
+    };
+    most + 3 * l * size_of::<f64>()
 }
 
 /// Scales a Gram matrix by a power of two to a largest entry between 1 and 4, and returns what undoes that in its eigenvalues:
@@ -219,8 +245,12 @@ fn symmetric_eigen_in<T: Scalar>(g: MatRef<'_, T>) -> Result<(Vec<T>, Mat<T>)> {
     Ok((values, vectors))
 }
 
-/// Scratch of [`symmetric_eigen`], beside its results.
-pub(super) fn symmetric_eigen_scratch<T: Scalar>(n: usize) -> StackReq {
+/// Bytes alive in [`symmetric_eigen`], its results included.
+pub(super) fn symmetric_eigen_bytes<T: Scalar>(n: usize) -> usize {
+    square_bytes::<T>(n) + n * size_of::<T>() + symmetric_eigen_scratch::<T>(n).unaligned_bytes_required()
+}
+
+fn symmetric_eigen_scratch<T: Scalar>(n: usize) -> StackReq {
     evd::self_adjoint_evd_scratch::<T>(n, evd::ComputeEigenvectors::Yes, Par::Seq, Default::default())
 }
 

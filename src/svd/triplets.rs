@@ -14,13 +14,19 @@
 //! by `eps σ_1 / σ_j`, in random directions. Down to [`CLEAR`]` · σ_1` that is no more than what other steps do to U; a smaller σ_k sends B
 //! to QR and an SVD of R, which keep U orthonormal to rounding whatever the spectrum. `m l²` flops in f64 and an
 //! eigendecomposition stand against `4 m l²` in f32 and an SVD (4096×266, 2 Zen 5 cores: see the bench `svd`).
+//!
+//! **Memory.** Which way it goes only the values tell, and the peak is promised before they are seen. So the way by QR takes what the other one takes: scratch is
+//! freed before the eigensolver asks for its own, QR is [in little scratch](Panel::orthonormalize_sparingly), and the SVD of R keeps no copy of R beside its solver.
+//! What is left is R itself (2048×2048 and k = 64: 1.01 of the usual way by Krylov, 3000×500 in full 1.06, 275×175 in full 1.08). Before that the other way
+//! took up to 2.2 times as much (1536×384, full), and the usual one 1.4.
 
+use faer::dyn_stack::StackReq;
 use faer::{Accum, Mat, MatMut, Par, unzip, zip};
 
 use super::small::{self, SmallSvd};
 use super::{Panel, note_orthonormalization};
 use crate::error::Result;
-use crate::operator::LinearOperator;
+use crate::operator::{HostPanel, LinearOperator};
 use crate::simd::Scalar;
 
 /// Singular vectors come from the Gram matrix of the image while `σ_k` is above this part of `σ_1`.
@@ -49,7 +55,19 @@ impl<T: Scalar, P: Panel<T>> Vectors<T, P> {
         }
     }
 
-    fn bring_home(&self, k: usize, mut dst: MatMut<'_, T>) -> Result<()> {
+    /// The first `k` vectors in the memory of the panel, of which the rest is given back, where that can be.
+    pub(super) fn reduced(self, k: usize) -> Result<Self> {
+        Ok(match self {
+            Vectors::Combined(mut panel, c) => match panel.turn(c.as_ref().subcols(0, k))? {
+                true => Vectors::Panel(panel),
+                false => Vectors::Combined(panel, c),
+            },
+            vectors => vectors,
+        })
+    }
+
+    /// The first `k` vectors into `dst`, of any layout.
+    pub(super) fn bring_home(&self, k: usize, mut dst: MatMut<'_, T>) -> Result<()> {
         match self {
             Vectors::Panel(panel) if panel.ncols() == k => panel.copy_to_host(dst),
             Vectors::Panel(panel) => panel.product_to_host(Mat::identity(panel.ncols(), k).as_ref(), dst),
@@ -79,10 +97,12 @@ impl<T: Scalar, O: LinearOperator<T>> Triplets<T, O> {
     pub(super) fn from_right(
         basis: Option<O::Right>,
         image: O::Left,
+        sparing: bool,
         choose: impl Fn(&[T], f64) -> usize,
         par: Par,
     ) -> Result<(Self, usize, Vec<String>)> {
-        let Decomposition { image: left, s, captured, basis: v, rank, by_qr, notes } = decompose(image, choose, par)?;
+        let Decomposition { image: left, s, captured, basis: v, rank, by_qr, notes } =
+            decompose(image, sparing, choose, par)?;
         let right = match basis {
             Some(basis) => Vectors::Combined(basis, v),
             None => Vectors::Small(v),
@@ -94,17 +114,13 @@ impl<T: Scalar, O: LinearOperator<T>> Triplets<T, O> {
     pub(super) fn from_left(
         basis: O::Left,
         image: O::Right,
+        sparing: bool,
         choose: impl Fn(&[T], f64) -> usize,
         par: Par,
     ) -> Result<(Self, usize, Vec<String>)> {
-        let Decomposition { image: right, s, captured, basis: v, rank, by_qr, notes } = decompose(image, choose, par)?;
+        let Decomposition { image: right, s, captured, basis: v, rank, by_qr, notes } =
+            decompose(image, sparing, choose, par)?;
         Ok((Triplets { left: Vectors::Combined(basis, v), s, captured, right, by_qr }, rank, notes))
-    }
-
-    /// The first `k` singular vectors into `u` (`m × k`) and `v` (`n × k`), of any layout.
-    pub(super) fn bring_home(&self, k: usize, u: MatMut<'_, T>, v: MatMut<'_, T>) -> Result<()> {
-        self.left.bring_home(k, u)?;
-        self.right.bring_home(k, v)
     }
 }
 
@@ -122,28 +138,55 @@ pub(super) struct Decomposition<T, P> {
     pub(super) notes: Vec<String>,
 }
 
+/// The SVD of an image. `sparing` keeps to little scratch where the route that asks has taken little.
 pub(super) fn decompose<T: Scalar, P: Panel<T>>(
     mut image: P,
+    sparing: bool,
     choose: impl Fn(&[T], f64) -> usize,
     par: Par,
 ) -> Result<Decomposition<T, P>> {
     let l = image.ncols();
-    // The Gram matrix has to be of a higher precision than its panel.
-    if size_of::<T>() == size_of::<f32>()
-        && l < image.nrows()
-        && let Some(Spectrum { captured, s, rank, divided, basis }) = by_gram(&image, &choose)?
-    {
+    let by_gram_first = may_go_by_gram::<T>(image.nrows(), l);
+    if by_gram_first && let Some(Spectrum { captured, s, rank, divided, basis }) = by_gram(&image, &choose)? {
         let image = Vectors::Combined(image, divided);
         return Ok(Decomposition { image, s, captured, basis, rank, by_qr: false, notes: Vec::new() });
     }
     let captured = image.norm_squared()?;
     let mut r = Mat::zeros(l, l);
-    let how = image.orthonormalize(Some(r.as_mut()))?;
+    // What is rarely needed is not what memory is needed for.
+    let how = match sparing || by_gram_first {
+        true => image.orthonormalize_sparingly(Some(r.as_mut()))?,
+        false => image.orthonormalize(Some(r.as_mut()))?,
+    };
+    image.release();
     let SmallSvd { u, s, v } = small::svd(r.as_ref(), par)?;
     let mut notes = Vec::new();
     note_orthonormalization(&mut notes, "QR of the projected matrix", &how);
     let rank = choose(&s, captured);
     Ok(Decomposition { image: Vectors::Combined(image, u), s, captured, basis: v, rank, by_qr: true, notes })
+}
+
+/// Whether the Gram matrix of an image of this shape can be of a higher precision than the image.
+fn may_go_by_gram<T: Scalar>(rows: usize, l: usize) -> bool {
+    size_of::<T>() == size_of::<f32>() && l < rows
+}
+
+/// Bytes alive at the fullest moment of [`decompose`] of a panel in memory, beside the image: of the usual way, and of that by QR, after which R and what
+/// comes of it remain. Scratch that was kept may be used, and is gone at the end.
+pub(super) fn decompose_bytes<T: Scalar>(rows: usize, l: usize, sparing: bool, kept: usize) -> usize {
+    let (small, wide) = (small::square_bytes::<T>(l), small::square_bytes::<f64>(l));
+    let bytes = |scratch: StackReq| scratch.unaligned_bytes_required().max(kept);
+    let by_qr = |scratch: StackReq| (small + bytes(scratch)).max(small + small::svd_bytes::<T>(l));
+    if !sparing && !may_go_by_gram::<T>(rows, l) {
+        return by_qr(HostPanel::<T>::orthonormalize_scratch(rows, l, Par::Seq));
+    }
+    let by_qr = by_qr(HostPanel::<T>::orthonormalize_sparingly_scratch(rows, l, true, Par::Seq));
+    if !may_go_by_gram::<T>(rows, l) {
+        return by_qr;
+    }
+    let gram = wide + bytes(HostPanel::<T>::gram_scratch(rows, l));
+    let eigen = wide + small::symmetric_eigen_bytes::<f64>(l).max(wide + 2 * small);
+    gram.max(eigen).max(by_qr)
 }
 
 /// What the Gram matrix of an image tells.
@@ -161,7 +204,9 @@ struct Spectrum<T> {
 fn by_gram<T: Scalar, P: Panel<T>>(image: &P, choose: impl Fn(&[T], f64) -> usize) -> Result<Option<Spectrum<T>>> {
     let l = image.ncols();
     let mut h = Mat::<f64>::zeros(l, l);
-    if image.gram(h.as_mut())? > f64::EPSILON {
+    let exact_to = image.gram(h.as_mut())?;
+    image.release();
+    if exact_to > f64::EPSILON {
         return Ok(None);
     }
     let captured = (0..l).map(|j| h[(j, j)]).sum::<f64>();

@@ -43,9 +43,8 @@ use faer::{Accum, Mat, Par};
 
 use super::goal::Goal;
 use super::gram::{self, Eigenvectors};
-use super::plan::Outcome;
 use super::triplets::{Decomposition, Triplets, Vectors, decompose};
-use super::{ErrorKind, Method, Plan, Solution, TruncatedSvd, certificate, small, stream};
+use super::{Method, Plan, Solution, TruncatedSvd, certificate, small, stream};
 use crate::calibration::Calibration;
 use crate::error::{Error, Result};
 use crate::factors::{ActivationReport, Factors};
@@ -54,7 +53,7 @@ use crate::quality;
 use crate::range::filtered_iteration;
 use crate::rank::Rank;
 use crate::simd::Scalar;
-use crate::sketch::{AnySketch, Sketch};
+use crate::sketch::Sketch;
 use crate::tensor::{DType, Element, MatView};
 use crate::whiten::{Fill, Moments, Whitening};
 
@@ -269,7 +268,7 @@ where
     };
 
     let Decomposition { image, s: values, captured, basis, by_qr, notes: small, .. } =
-        decompose(bt, |s, _| s.len(), about.par)?;
+        decompose(bt, false, |s, _| s.len(), about.par)?;
     let mut turned = Mat::zeros(coefficients.nrows(), k);
     matmul(turned.as_mut(), Accum::Replace, coefficients, basis.as_ref(), T::one(), about.par);
     let u = Vectors::Combined(panel, turned);
@@ -284,9 +283,7 @@ where
     let solution = Solution { triplets, rank: k, width, method, sketch, certificate: None, notes };
     let mut factors = svd.finish(&mut weight, plan.clone(), solution, None, about.start)?;
     if !rooted {
-        let probed = factors.report().error_kind != ErrorKind::Exact;
-        let outcome = Outcome { by_qr, probed, rooted, by_image: true };
-        factors.report_mut().peak_bytes = plan.peak_bytes_of(method, width, k, outcome);
+        factors.report_mut().peak_bytes = plan.peak_bytes_of(method, width, k, rooted);
     }
     let (Some(c), Some(share_lost)) = (&weighting.calibration, share_lost) else {
         return Ok(factors);
@@ -411,7 +408,7 @@ where
     } else {
         let l = plan.width;
         let mut g = op.gram()?;
-        let omega = AnySketch::new(svd.sketch, op.ncols(), l, svd.seed, stream::RANGE)?;
+        let omega = svd.omega(op.ncols(), l, stream::RANGE)?;
         let (mut v, mut image) = (op.right(l)?, op.right(l)?);
         filtered_iteration(&mut g, op.norm_squared(), &omega, svd.power_iterations, &mut v, &mut image)?;
         g.apply(&v, &mut image)?;
