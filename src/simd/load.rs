@@ -76,7 +76,7 @@ pub(crate) fn add_times<S: Lanes, T: Scalar>(s: S, src: &[T], factors: &[T], dst
     }
 }
 
-/// `dst[i] += factor · src[i]`.
+/// `dst[i] += factor · src[i]`, rounded twice: the same on every instruction set.
 ///
 /// # Panics
 /// If the lengths differ.
@@ -92,7 +92,7 @@ pub(crate) fn add_scaled<S: Lanes, T: Scalar>(s: S, src: &[T], factor: T, dst: &
         unsafe {
             let x = T::vload::<S, T>(s, src.as_ptr().add(i));
             let sum = T::vload::<S, T>(s, dst.as_ptr().add(i));
-            T::vstore::<S, T>(s, dst.as_mut_ptr().add(i), T::vfma(s, x, f, sum));
+            T::vstore::<S, T>(s, dst.as_mut_ptr().add(i), T::vadd(s, sum, T::vmul(s, x, f)));
         }
         i += lanes;
     }

@@ -25,6 +25,8 @@
 //! lines 1.7; tiles transposed by loops that the compiler was to turn into shuffles 1.3; the addition written over
 //! references, which the compiler cannot prove distinct and leaves scalar, 4.
 
+use std::ops::Range;
+
 use faer::prelude::ReborrowMut as _;
 use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
@@ -35,7 +37,7 @@ use super::{
 use crate::error::{Error, Result};
 use crate::rng::{Philox, stream};
 use crate::simd::load::{add_lines, write};
-use crate::simd::transpose::transpose_square;
+use crate::simd::transpose::{MAX_SIDE, transpose_square};
 use crate::simd::{self, Kernel, Lanes, Scalar};
 use crate::tensor::Element;
 
@@ -315,11 +317,7 @@ fn gather<E: Element, T: Scalar, const W: usize>(
     par: Par,
 ) {
     let (l, isa) = (y.ncols(), simd::isa());
-    let scratch = || Scratch::<T, W> {
-        sums: Lines::new(l),
-        rows: vec![T::zeroed(); W * PARAMS.depth],
-        tile: Lines::new(PARAMS.depth),
-    };
+    let scratch = || Scratch::<T, W> { sums: Lines::new(l), tile: Lines::new(PARAMS.depth) };
     for_row_chunks(y, W, par, scratch, |first, mut y, scratch| {
         let count = y.nrows();
         // Columns of Y take their sums as soon as these are complete; rows of Y take them all at once.
@@ -337,9 +335,7 @@ fn gather<E: Element, T: Scalar, const W: usize>(
 struct Scratch<T, const W: usize> {
     /// Column `c` of `Y`.
     sums: Lines<T, W>,
-    /// `W` rows of `A`, `depth` elements of each.
-    rows: Vec<T>,
-    /// Column `j` of `A`, and its negative.
+    /// Column `j` of `A`.
     tile: Lines<T, W>,
 }
 
@@ -359,7 +355,7 @@ impl<E: Element, T: Scalar, const W: usize> Kernel for Gather<'_, E, T, W> {
 
     #[inline(always)]
     fn run<S: Lanes>(self, s: S) {
-        let Gather { plans, source, first, count, mut columns, scratch: Scratch { sums, rows, tile } } = self;
+        let Gather { plans, source, first, count, mut columns, scratch: Scratch { sums, tile } } = self;
         let (sums, tile) = (&mut sums[..], &mut tile[..]);
         let (m, n) = (source.a.nrows(), source.a.ncols());
         let by_columns = Layout::of(source.a) == Layout::Columns;
@@ -376,10 +372,7 @@ impl<E: Element, T: Scalar, const W: usize> Kernel for Gather<'_, E, T, W> {
             } else if let Some(a) = source.rows(first..first + W, k..k + PARAMS.depth) {
                 transpose(s, a, factor, tile);
             } else {
-                for (i, row) in rows.chunks_exact_mut(PARAMS.depth).take(count).enumerate() {
-                    by_rows.column(s, first + i, k, factor, &mut row[..depth]);
-                }
-                transpose(s, MatRef::from_row_major_slice(rows, W, PARAMS.depth), T::one(), tile);
+                convert_transposed(s, &by_rows, (first..first + count, k..end), factor, tile);
             }
             // The next tile comes from memory while this one is worked on, spread evenly over the columns of Y: of these
             // rows, or the first one of the next.
@@ -425,6 +418,30 @@ fn transpose<S: Lanes, E: Element, T: Scalar, const W: usize>(
     for w in (0..W).step_by(side) {
         for j in (0..PARAMS.depth).step_by(side) {
             transpose_square(s, rows.submatrix(w, j, side, side), factor, &mut tile[W * j + w..], W);
+        }
+    }
+}
+
+/// [`transpose`] of what is at an edge or has to be scaled before it is rounded: `source` is that of the transpose.
+#[inline(always)]
+fn convert_transposed<S: Lanes, E: Element, T: Scalar, const W: usize>(
+    s: S,
+    source: &Source<'_, E>,
+    (rows, columns): (Range<usize>, Range<usize>),
+    factor: T,
+    tile: &mut [[T; W]],
+) {
+    let side = T::lanes::<S>();
+    let tile = tile.as_flattened_mut();
+    let mut square = [T::zeroed(); MAX_SIDE * MAX_SIDE];
+    for (w, first) in rows.clone().step_by(side).enumerate() {
+        for (j, from) in columns.clone().step_by(side).enumerate() {
+            let (height, width) = (side.min(rows.end - first), side.min(columns.end - from));
+            for (i, row) in square.chunks_exact_mut(side).take(height).enumerate() {
+                source.column(s, first + i, from, factor, &mut row[..width]);
+            }
+            let square = MatRef::from_row_major_slice(&square[..side * side], side, side);
+            transpose_square(s, square, T::one(), &mut tile[side * (W * j + w)..], W);
         }
     }
 }

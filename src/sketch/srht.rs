@@ -23,7 +23,7 @@
 //! **Rows** (row-major `A`): a row's piece is read once, converted and given signs into an L1 scratch, transformed
 //! there, and `l` values are gathered into the accumulators of a chunk of rows of `Y`.
 //! **Columns** (column-major `A`, the transpose of a row-major one): memory gives lines of 512 bytes at half the speed of a stream, and
-//! single cache lines at a fifth. A panel so wide does not fit L2 as a whole; a piece of 256 lines of it does, and goes
+//! single cache lines at a fifth. A panel so wide does not fit L2 as a whole; a piece of 128 lines of it does, and goes
 //! through vertical transforms there. Each gathered line of it is `width` values of one column of `Y`: `l` sums over the pieces take the
 //! place of the last stages.
 //!
@@ -43,8 +43,8 @@
 //! - gathering values first and scaling them as vectors: 0.92 to 1; 128 rows of `Y` at a time, not 64: 0.9 at 3072×768;
 //! - `n = 768`, `l = 202` as one block of 1024 and not as pieces of 512 and 256: 0.8 for rows, where beginning a
 //!   transform and gathering weigh most;
-//! - columns in pieces of 256 lines of 512 bytes, not in whole blocks of 64 to 128 bytes: 0.5 at 4096×4096, 0.62 at 3072×768; 128
-//!   lines, and asking for 2 to 8 KiB ahead, within 5 % of that;
+//! - columns in pieces of 128 lines of 512 bytes, not in whole blocks of 64 to 128 bytes: 0.52 at 4096×4096, 0.65 at 3072×768; 256
+//!   lines are up to 8 % faster and take twice the memory, asking for 2 to 8 KiB ahead is all the same;
 //! - lost: `Y` by columns stored by strided reads of the sums, 1.15 of the time with register squares.
 
 use std::ops::Range;
@@ -119,7 +119,7 @@ const PARAMS: Params = Params {
     wide_bytes: 512,
     narrow_bytes: 128,
     panel_bytes: 1 << 19,
-    panel: 256,
+    panel: 128,
     ahead_bytes: 4096,
     gather: 28,
     call: 4000,

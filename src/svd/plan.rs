@@ -148,6 +148,9 @@ pub struct Plan {
     converts: bool,
 }
 
+/// Scratch of the sketch of a small matrix on two threads. It goes before what is alive later, which exceeds it where that is sixteen times as much.
+const SKETCH_BYTES: usize = 40 << 10;
+
 impl Plan {
     pub(super) fn new<T: Scalar>(options: &TruncatedSvd, shape: (usize, usize), dtype: DType) -> Result<Self> {
         let (rows, cols) = shape;
@@ -255,14 +258,19 @@ impl Plan {
         let power_iterations = self.power_iterations;
         let (shifted, searched, storage) = (self.shifted, self.rank.is_none(), self.converts.then_some(self.dtype));
         let footprint = Footprint { m, n, width, rank, power_iterations, shifted, by_rows, searched, storage };
-        let once = matches!(method, Method::SinglePass | Method::Nystrom);
         let counted = match self.precision {
             DType::F64 => footprint.peak::<f64>(method, detail),
             _ => footprint.peak::<f32>(method, detail),
         };
-        // Columns padded to cache lines, the report, what sketches take beside each other: at most this (`tests/memory.rs`).
+        // Columns padded to cache lines, the report, and what sketches take of small matrices, where no later moment is fuller: at most
+        // this (`tests/memory.rs`).
         let rest = counted / 256 + (16 << 10);
-        let peak = counted + if once { 4 * rest } else { rest };
+        let peak = counted
+            + match method {
+                Method::Full => rest,
+                Method::SinglePass | Method::Nystrom => 4 * rest,
+                _ => rest + SKETCH_BYTES.saturating_sub(counted / 16),
+            };
         if !self.weighted {
             return peak;
         }
