@@ -33,12 +33,10 @@
 //! * A pass is the last one if the variance inflation factors `‖R⁻¹ e_j‖²` are small, since the elementwise error of
 //!   `QᵀQ` is `u` times them. Panels whose sketch has small ones take one pass.
 //!
-//! Where the time goes, 4096×266 in f32 at condition 1e3, two Zen 5 cores: the floor of `3 m l²` flops at the rate of one
-//! GEMM of this shape is 2.15 ms. Sketch 0.60, its factor 0.34, division with syrk 2.0, factor 0.24, division 0.85, 4.0 ms in
-//! all, came down to 3.4 by three things: syrk in strips of rows (1.13 times as fast as faer's triangular product at 266
-//! columns, 1.26 at 202, 1.16 at 106 than strips of columns), row groups of equal size (the sketch's 576 rows had been cut
-//! 512 and 64), and no inverse of the sketch's factor where its diagonal says enough. What is left above the floor is the
-//! work on l×l by one thread, the sketch, and the triangular solve at 190 of GEMM's 250 GFLOP/s per core.
+//! The floor is `3 m l²` flops at the rate of a GEMM of this shape (4096×266, two Zen 5 cores: 2.15 ms). Above it are the work on l×l by
+//! one thread, the sketch, and the triangular solve at 190 of GEMM's 250 GFLOP/s per core. Syrk in strips of rows is 1.13 times as
+//! fast as faer's triangular product at 266 columns, 1.26 at 202, 1.16 at 106, and so than strips of columns; row groups are of equal
+//! size (576 rows cut into 512 and 64 leave a thread idle); the sketch's factor is not inverted where its diagonal says enough.
 //!
 //! The panel is divided by R with a triangular solve, not multiplied by R⁻¹: a solve is backward stable row by row
 //! (`Q R = Y` to rounding whatever the condition), a product with the inverse is not, and here it is slower too
