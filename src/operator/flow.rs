@@ -169,3 +169,72 @@ impl<'a, P, R> Flow<'a, P, R> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::sync::mpsc::sync_channel;
+    use std::thread;
+
+    use super::{Flow, Read, Tiles, Watch};
+    use crate::error::{Error, Result};
+
+    const PARTS: usize = 5;
+
+    /// Three threads over 40 tiles of which `bad` cannot be worked on: what each slot saw, the tiles that were finished, and how it went.
+    fn pass(bad: &[usize]) -> (Vec<Vec<usize>>, Vec<(usize, Vec<usize>)>, Result<()>) {
+        let (free, to_fill) = sync_channel(2);
+        let (filled, read) = sync_channel(1);
+        (0..2).for_each(|_| free.send(Vec::new()).unwrap());
+        let reader = thread::spawn(move || {
+            for first in 0..40 {
+                let Ok(buffer) = to_fill.recv() else { break };
+                if filled.send(Ok(Read { first, count: 1, buffer })).is_err() {
+                    break;
+                }
+            }
+        });
+        let slots: Vec<_> = (0..PARTS).map(|_| Mutex::new(Vec::new())).collect();
+        let finished = Mutex::new(Vec::new());
+        let watch = Watch::default();
+        let flow = Flow::new(Tiles { read, free }, &slots, &watch);
+        thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    let work = |seen: &mut Vec<usize>, part: usize, tile: &Read| {
+                        seen.push(tile.first);
+                        // Parts end in another order than they begin.
+                        (0..(7 * part + tile.first) % 11).for_each(|_| thread::yield_now());
+                        match bad.contains(&tile.first) {
+                            true => Err(Error::Internal { what: tile.first.to_string() }),
+                            false => Ok(10 * tile.first + part),
+                        }
+                    };
+                    flow.run(work, &|index, _, results| finished.lock().unwrap().push((index, results)));
+                });
+            }
+        });
+        let done = flow.end();
+        reader.join().unwrap();
+        let mut finished = finished.into_inner().unwrap();
+        finished.sort();
+        (slots.into_iter().map(|slot| slot.into_inner().unwrap()).collect(), finished, done)
+    }
+
+    #[test]
+    fn slots_see_tiles_in_order_and_each_tile_is_finished_once() {
+        let (seen, finished, done) = pass(&[]);
+        assert_eq!(done, Ok(()));
+        assert!(seen.iter().all(|tiles| *tiles == (0..40).collect::<Vec<_>>()), "{seen:?}");
+        let whole = (0..40).map(|tile| (tile, (0..PARTS).map(|part| 10 * tile + part).collect())).collect::<Vec<_>>();
+        assert_eq!(finished, whole);
+    }
+
+    #[test]
+    fn the_first_tile_that_fails_is_named() {
+        let (_, finished, done) = pass(&[17, 18, 30]);
+        assert_eq!(done, Err(Error::Internal { what: "17".into() }));
+        assert!(finished.iter().all(|(tile, _)| *tile < 19), "{finished:?}");
+        assert_eq!(finished.iter().filter(|(tile, _)| *tile < 17).count(), 17);
+    }
+}
