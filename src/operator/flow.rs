@@ -181,8 +181,11 @@ mod tests {
 
     const PARTS: usize = 5;
 
+    /// Indices of tiles, with the results of their parts.
+    type Finished = Vec<(usize, Vec<usize>)>;
+
     /// Three threads over 40 tiles of which `bad` cannot be worked on: what each slot saw, the tiles that were finished, and how it went.
-    fn pass(bad: &[usize]) -> (Vec<Vec<usize>>, Vec<(usize, Vec<usize>)>, Result<()>) {
+    fn pass(bad: &[usize]) -> (Vec<Vec<usize>>, Finished, Result<()>) {
         let (free, to_fill) = sync_channel(2);
         let (filled, read) = sync_channel(1);
         (0..2).for_each(|_| free.send(Vec::new()).unwrap());
