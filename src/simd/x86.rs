@@ -10,6 +10,17 @@ use pulp::{cast, f32x8, f32x16, f64x4, f64x8};
 
 use super::{Isa, Lanes};
 
+/// Words 1, 3, 5, ... of a register, in its lower half.
+const UPPER: [u16; 32] = {
+    let mut words = [0; 32];
+    let mut i = 0;
+    while i < 16 {
+        words[i] = 2 * i as u16 + 1;
+        i += 1;
+    }
+    words
+};
+
 const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
 
 pulp::simd_type! {
@@ -141,14 +152,17 @@ impl Lanes for Avx512 {
     /// As `f32_to_bf16` of the portable lanes. The instruction of AVX512-BF16 takes subnormals for zero.
     #[inline(always)]
     unsafe fn store_bf16(self, dst: *mut bf16, a: f32x16) {
-        let f = self.avx512f;
-        let (u, splat) = (cast!(a), |x| f._mm512_set1_epi32(x));
-        let upper = f._mm512_srli_epi32::<16>(u);
-        let half = f._mm512_add_epi32(splat(0x7fff), f._mm512_and_si512(upper, splat(1)));
-        let rounded = f._mm512_srli_epi32::<16>(f._mm512_add_epi32(u, half));
+        let (f, splat) = (self.avx512f, |x| self.avx512f._mm512_set1_epi32(x));
+        let u = cast!(a);
+        // u + 0x7fff, and 1 more where the last bit that is kept is set: ties go to even.
+        let odd = f._mm512_test_epi32_mask(u, splat(0x1_0000));
+        let down = f._mm512_add_epi32(u, splat(0x7fff));
+        let rounded = f._mm512_mask_sub_epi32(down, odd, down, splat(-1));
         let nan = f._mm512_cmp_ps_mask::<_CMP_UNORD_Q>(cast!(a), cast!(a));
-        let x = f._mm512_mask_or_epi32(rounded, nan, upper, splat(0x40));
+        let x = f._mm512_mask_or_epi32(rounded, nan, u, splat(0x40_0000));
+        // The upper halves side by side.
+        let x = f._mm512_castsi512_si256(self.avx512bw._mm512_permutexvar_epi16(cast!(UPPER), x));
         // SAFETY: 16 bf16 are writable.
-        unsafe { dst.cast::<__m256i>().write_unaligned(f._mm512_cvtepi32_epi16(x)) }
+        unsafe { dst.cast::<__m256i>().write_unaligned(x) }
     }
 }
