@@ -27,12 +27,13 @@ pub(crate) fn load_times<S: Lanes, E: Element, T: Scalar>(s: S, src: &[E], facto
     }
 }
 
-/// `dst[i] = factor · src[i]`, widened to `T` (or rounded to it) before the product.
+/// `dst[i] = factor · src[i]`, widened to `T` (or rounded to it) before the product, or `dst[i] +=` that, rounded twice: the same on
+/// every instruction set.
 ///
 /// # Panics
 /// If the lengths differ.
 #[inline(always)]
-pub(crate) fn load_scaled<S: Lanes, E: Element, T: Scalar>(s: S, src: &[E], factor: T, dst: &mut [T]) {
+pub(crate) fn load_scaled<S: Lanes, E: Element, T: Scalar>(s: S, src: &[E], factor: T, dst: &mut [T], add: bool) {
     let len = dst.len();
     assert_eq!(src.len(), len);
     let lanes = T::lanes::<S>();
@@ -41,13 +42,17 @@ pub(crate) fn load_scaled<S: Lanes, E: Element, T: Scalar>(s: S, src: &[E], fact
     while i + lanes <= len {
         // SAFETY: `lanes` elements from `i` on lie inside both slices.
         unsafe {
-            let x = T::vload::<S, E>(s, src.as_ptr().add(i));
-            T::vstore::<S, T>(s, dst.as_mut_ptr().add(i), T::vmul(s, x, f));
+            let mut x = T::vmul(s, T::vload::<S, E>(s, src.as_ptr().add(i)), f);
+            if add {
+                x = T::vadd(s, x, T::vload::<S, T>(s, dst.as_ptr().add(i)));
+            }
+            T::vstore::<S, T>(s, dst.as_mut_ptr().add(i), x);
         }
         i += lanes;
     }
     for (d, x) in dst[i..].iter_mut().zip(&src[i..]) {
-        *d = T::from_f64(x.to_f64()) * factor;
+        let x = T::from_f64(x.to_f64()) * factor;
+        *d = if add { *d + x } else { x };
     }
 }
 
@@ -73,31 +78,6 @@ pub(crate) fn add_times<S: Lanes, T: Scalar>(s: S, src: &[T], factors: &[T], dst
     }
     for ((d, x), &f) in dst[i..].iter_mut().zip(&src[i..]).zip(&factors[i..]) {
         *d += *x * f;
-    }
-}
-
-/// `dst[i] += factor · src[i]`, rounded twice: the same on every instruction set.
-///
-/// # Panics
-/// If the lengths differ.
-#[inline(always)]
-pub(crate) fn add_scaled<S: Lanes, T: Scalar>(s: S, src: &[T], factor: T, dst: &mut [T]) {
-    let len = dst.len();
-    assert_eq!(src.len(), len);
-    let lanes = T::lanes::<S>();
-    let f = T::vsplat(s, factor);
-    let mut i = 0;
-    while i + lanes <= len {
-        // SAFETY: `lanes` elements from `i` on lie inside both slices.
-        unsafe {
-            let x = T::vload::<S, T>(s, src.as_ptr().add(i));
-            let sum = T::vload::<S, T>(s, dst.as_ptr().add(i));
-            T::vstore::<S, T>(s, dst.as_mut_ptr().add(i), T::vadd(s, sum, T::vmul(s, x, f)));
-        }
-        i += lanes;
-    }
-    for (d, &x) in dst[i..].iter_mut().zip(&src[i..]) {
-        *d += x * factor;
     }
 }
 

@@ -520,7 +520,7 @@ impl<'a, E: Element> Source<'a, E> {
     fn column<S: Lanes, T: Scalar>(&self, s: S, j: usize, first: usize, factor: T, out: &mut [T]) {
         let column = self.a.col(j).subrows(first, out.len());
         match column.try_as_col_major() {
-            Some(column) if self.fused => load_scaled(s, column.as_slice(), factor, out),
+            Some(column) if self.fused => load_scaled(s, column.as_slice(), factor, out, false),
             Some(column) => {
                 convert(column.as_slice(), out, self.scale);
                 out.iter_mut().for_each(|x| *x *= factor);

@@ -57,7 +57,7 @@ use super::{
 use crate::error::{Error, Result};
 use crate::fwht::{transform_panel, transform_rows};
 use crate::rng::{Philox, stream};
-use crate::simd::load::{add_scaled, add_times};
+use crate::simd::load::{add_times, load_scaled};
 use crate::simd::{self, Kernel, Lanes, Scalar};
 use crate::tensor::Element;
 
@@ -440,7 +440,7 @@ impl<E: Element, T: Scalar, const W: usize> Kernel for PanelOfPiece<'_, E, T, W>
         }
         transform_panel(x.as_flattened_mut(), W);
         for ((out, &k), &c) in out.iter_mut().zip(&*index).zip(&*factor) {
-            add_scaled(s, &x[k as usize], c, out);
+            load_scaled(s, &x[k as usize], c, out, true);
         }
     }
 }
