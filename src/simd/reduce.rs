@@ -212,3 +212,17 @@ fn tree_sum(mut x: [f64; LANES]) -> f64 {
     }
     x[0]
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Statistics;
+
+    /// Plain addition leaves `2^54` as it is, a thousand times.
+    #[test]
+    fn small_parts_behind_a_large_one_count() {
+        let part = |sum_squares| Statistics { sum_squares, ..Statistics::default() };
+        let large = 2f64.powi(54);
+        let total = (0..1000).fold(part(large), |total, _| total.merge(part(1.0)));
+        assert_eq!(total.sum_squares, large + 1000.0);
+    }
+}
