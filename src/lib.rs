@@ -111,3 +111,21 @@ pub(crate) fn in_pool<R: Send>(par: Par, f: impl FnOnce() -> R + Send) -> R {
         _ => f(),
     }
 }
+
+/// `work` on another thread, if there is one, while this one does `here`, which need not be able to move between threads.
+pub(crate) fn beside<R: Send>(
+    par: Par,
+    work: impl FnOnce() -> R + Send,
+    here: impl FnOnce() -> Result<()>,
+) -> Result<R> {
+    if matches!(par, Par::Seq) {
+        here()?;
+        return Ok(work());
+    }
+    let mut result = None;
+    rayon::in_place_scope(|scope| {
+        scope.spawn(|_| result = Some(work()));
+        here()
+    })?;
+    Ok(result.expect("the scope waits for it"))
+}

@@ -24,13 +24,14 @@ use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::cholesky::llt::factor as llt;
 use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::linalg::triangular_solve;
+use faer::prelude::ReborrowMut as _;
 use faer::{Accum, Mat, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
 use crate::calibration::{CachedRoot, Calibration, for_each};
 use crate::error::{Error, Result};
-use crate::operator::Entries;
-use crate::qr::householder;
+use crate::operator::{Entries, Triangle};
+use crate::qr::{column, householder};
 use crate::simd::Scalar;
 use crate::tensor::Element;
 
@@ -176,7 +177,7 @@ impl<'c> Moments<'c> {
         for_each(columns, par, |(j, dst)| {
             let dst = dst.try_as_col_major_mut().expect("panels are column-major").as_slice_mut();
             if whole {
-                let src = &g.col(j).try_as_col_major().expect("an owned matrix").as_slice()[j..];
+                let src = &column(Mat::as_ref(&g), j)[j..];
                 dst[j..].iter_mut().zip(src).for_each(|(d, s)| *d = <T as Element>::from_f64(self.trust * s));
                 dst[j] = <T as Element>::from_f64(self.trust * src[0] + self.shift);
             } else {
@@ -197,16 +198,17 @@ impl<'c> Moments<'c> {
             }
         };
         let (trust, shift) = (self.trust, self.shift);
-        let CachedRoot { l, notes, .. } = match c.cached_root(trust, shift) {
+        let CachedRoot { l, notes, .. } = match c.cached_root(trust, shift, T::DTYPE) {
             Some(root) => root,
             None => {
                 let (l, notes) = triangular_root(c, (trust, shift, self.mean), par)?;
-                let root = CachedRoot { trust, shift, l: Arc::new(l), notes };
+
+                let root = CachedRoot { trust, shift, l: Arc::new(l.kept_in::<T>(par)), notes };
                 c.cache_root(root.clone());
                 root
             }
         };
-        Ok((lower(Mat::as_ref(&l), par), notes))
+        Ok((Entries::Lower(l), notes))
     }
 }
 
@@ -215,7 +217,7 @@ fn triangular_root(
     c: &Calibration,
     (trust, shift, mean): (f64, f64, f64),
     par: Par,
-) -> Result<(Mat<f64>, Vec<String>)> {
+) -> Result<(Triangle, Vec<String>)> {
     let n = c.features();
     if let Some(r) = c.factor() {
         let mut stacked = Mat::zeros(2 * n, n);
@@ -228,22 +230,26 @@ fn triangular_root(
         let mut t = Mat::zeros(householder::block_size(2 * n, n), n);
         let mut scratch = MemBuffer::new(householder::factor_scratch::<f64>(2 * n, n, par));
         householder::factor(stacked.as_mut(), t.as_mut(), par, MemStack::new(&mut scratch));
-        return Ok((stacked.as_ref().subrows(0, n).transpose().to_owned(), Vec::new()));
+        let mut l = Triangle::zeros(n);
+        for (j, column) in l.columns().enumerate() {
+            column[j..].iter_mut().zip(stacked.row(j).iter().skip(j)).for_each(|(l, r)| *l = *r);
+        }
+        return Ok((l, Vec::new()));
     }
     let own = CHOLESKY_SHIFT * n as f64 * f64::EPSILON / 2.0;
     let g = c.gram_lower(par);
     let attempt = |attempt: i32| {
-        let mut l = Mat::zeros(n, n);
+        let mut l = Triangle::zeros(n);
         let more = 1000f64.powi(attempt) * own;
         let gained = shift + if attempt == 0 { 0.0 } else { more * mean };
-        let columns: Vec<_> = l.as_mut().col_iter_mut().zip(g.col_iter()).enumerate().collect();
+        let columns: Vec<_> = l.columns().zip(g.col_iter()).enumerate().collect();
         for_each(columns, par, |(j, (l, g))| {
-            let l = &mut l.try_as_col_major_mut().expect("an owned matrix").as_slice_mut()[j..];
+            let l = &mut l[j..];
             let g = &g.try_as_col_major().expect("an owned matrix").as_slice()[j..];
             l.iter_mut().zip(g).for_each(|(l, g)| *l = trust * g);
             l[0] += gained + more * l[0];
         });
-        cholesky(&mut l, par).then_some((l, attempt))
+        cholesky(l.as_mut(), par).then_some((l, attempt))
     };
     let (l, attempt) = (0..ATTEMPTS).find_map(attempt).ok_or(Error::NoConvergence {
         op: "Cholesky of the calibration statistics (they are not those of any samples)",
@@ -266,7 +272,7 @@ pub(crate) fn equivalent_samples(c: &Calibration, par: Par) -> Result<(Mat<f64>,
     }
     let moments = Moments::of::<f64>(c)?;
     match moments.root::<f64>(par)?.0 {
-        Entries::Lower(l) => Ok((l.transpose().to_owned(), moments.scale())),
+        Entries::Lower(l) => Ok((l.entries::<f64>().transpose().to_owned(), moments.scale())),
         Entries::Diagonal(_) => unreachable!("full moments have a triangular root"),
     }
 }
@@ -278,28 +284,16 @@ pub(crate) fn check_blend(blend: f64) -> Result<()> {
     Err(Error::option("blend", blend, "a number from 0 (plain) to 1 (fully whitened)"))
 }
 
-/// The lower triangle of `l`, zeros above.
-fn lower<T: Scalar>(l: MatRef<'_, f64>, par: Par) -> Entries<T> {
-    let mut dst = Mat::zeros(l.nrows(), l.ncols());
-    let columns: Vec<_> = dst.as_mut().col_iter_mut().zip(l.col_iter()).enumerate().collect();
-    for_each(columns, par, |(j, (dst, src))| {
-        let src = &src.try_as_col_major().expect("an owned matrix").as_slice()[j..];
-        let dst = &mut dst.try_as_col_major_mut().expect("an owned matrix").as_slice_mut()[j..];
-        dst.iter_mut().zip(src).for_each(|(d, s)| *d = <T as Element>::from_f64(*s));
-    });
-    Entries::Lower(dst)
-}
-
 /// `a <- L` in the lower triangle; false if a pivot was not positive. Right-looking by blocks of columns: faer's factorization for
 /// the block on the diagonal, its triangular solve for groups of the rows below, SYRK for the rest, so that the bits do not depend on
 /// the number of threads.
-fn cholesky(a: &mut Mat<f64>, par: Par) -> bool {
+fn cholesky(mut a: MatMut<'_, f64>, par: Par) -> bool {
     let n = a.nrows();
     let scratch = llt::cholesky_in_place_scratch::<f64>(CHOLESKY.block.min(n), Par::Seq, Default::default());
     let mut scratch = MemBuffer::new(scratch);
     for first in (0..n).step_by(CHOLESKY.block) {
         let width = CHOLESKY.block.min(n - first);
-        let (left, mut rest) = a.as_mut().submatrix_mut(first, first, n - first, n - first).split_at_col_mut(width);
+        let (left, mut rest) = a.rb_mut().submatrix_mut(first, first, n - first, n - first).split_at_col_mut(width);
         let (mut diagonal, mut below) = left.split_at_row_mut(width);
         let stack = MemStack::new(&mut scratch);
         if llt::cholesky_in_place(diagonal.as_mut(), Default::default(), Par::Seq, stack, Default::default()).is_err() {

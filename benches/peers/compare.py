@@ -5,8 +5,9 @@
     python benches/peers/compare.py [--csv benches/record/svd_peers.csv] [--data DIR] [ROW ...]
 
 Everyone gets the same float32 array, rank k and, where it can be said, k + 10 columns and 2 power iterations, on all
-cores. They take turns (a, b, a, b, ...): a pause in which the threads of the last one come to rest, a call to warm up, then one
-that is timed (three of a small matrix); the table has medians. The slow ones (fbpca, the full SVD) sit out most rounds. An error is that of the factors that
+cores. They take turns (a, b, a, b, ...): a pause in which the threads of the last one come to rest, calls to warm up, then one
+that is timed (three of a small matrix); the table has medians. (One call does not warm up a pool that slept: Linux may
+leave both of its threads on one CPU for 10 ms or more, which takes 4 ms instead of 2.5 at 1536×384.) The slow ones (fbpca, the full SVD) sit out most rounds. An error is that of the factors that
 came back, over that of the best approximation of rank k, in percent above it.
 
 `floor` is the time that the products of our plan take as bare matrix products (torch.mm with `out=`, the same shapes, in the same
@@ -39,7 +40,8 @@ from sklearn.utils.extmath import randomized_svd
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 METHODS = ["auto", "full", "gram", "randomized", "krylov", "single-pass", "nystrom"]  # Method::ALL
 OVERSAMPLE, POWER = 10, 2
-PAUSE = 0.02  # seconds; OpenMP's threads spin for some ms after their last work
+PAUSE = 0.06  # seconds; after their last work OpenMP's threads spin for some ms, OpenBLAS's for some 30
+WARM = 0.1  # seconds, at least one call
 # Ours beside the default, for the front of accuracy against time.
 VARIANTS = [
     *(("gram", q) for q in (0, 1, 2)),
@@ -226,7 +228,10 @@ def measure(runs, rounds, burst):
         for name, (call, every) in runs.items():
             if i % every == 0:
                 time.sleep(PAUSE)
+                end = time.perf_counter() + WARM
                 call()
+                while time.perf_counter() < end:
+                    call()
                 for _ in range(burst):
                     start = time.perf_counter()
                     call()

@@ -32,7 +32,7 @@ use faer::{Accum, Mat, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
-use crate::operator::{mirror, symmetric_product};
+use crate::operator::{Triangle, mirror, symmetric_product};
 use crate::qr::householder;
 use crate::simd::convert::convert;
 use crate::tensor::{DType, Element, MatView, Matrix, TensorRef, with_view};
@@ -168,7 +168,7 @@ struct Derived {
 pub(crate) struct CachedRoot {
     pub(crate) trust: f64,
     pub(crate) shift: f64,
-    pub(crate) l: Arc<Mat<f64>>,
+    pub(crate) l: Arc<Triangle>,
     pub(crate) notes: Vec<String>,
 }
 
@@ -422,9 +422,10 @@ impl Calibration {
         (self.options.form == Form::Factor).then(|| self.matrix())
     }
 
-    /// The latest root, if it was made with these.
-    pub(crate) fn cached_root(&self, trust: f64, shift: f64) -> Option<CachedRoot> {
-        self.derived().root.clone().filter(|root| (root.trust, root.shift) == (trust, shift))
+    /// The latest root, if it was made with these and is kept in that type.
+    pub(crate) fn cached_root(&self, trust: f64, shift: f64, dtype: DType) -> Option<CachedRoot> {
+        let of_these = |root: &CachedRoot| (root.trust, root.shift, root.l.dtype()) == (trust, shift, dtype);
+        self.derived().root.clone().filter(of_these)
     }
 
     /// Keeps a root for the next weight with these inputs.

@@ -459,6 +459,18 @@ impl<T: Scalar> LinearOperator<T> for Dense<'_, T> {
         }
     }
 
+    fn sketch_shifted(&mut self, omega: &AnySketch, shift: f64, y: &mut HostPanel<T>) -> Result<bool> {
+        let Data::Owned(a) = &mut self.data else { return Ok(false) };
+        let mut a = a.as_mut();
+        let kept: Vec<T> = (0..a.ncols()).map(|j| a[(j, j)]).collect();
+        kept.iter().enumerate().for_each(|(j, x)| a[(j, j)] = T::from_f64((*x).to_f64() - shift));
+        self.sketch(omega, y)?;
+        let Data::Owned(a) = &mut self.data else { unreachable!("it was just now") };
+        let mut a = a.as_mut();
+        kept.into_iter().enumerate().for_each(|(j, x)| a[(j, j)] = x);
+        Ok(true)
+    }
+
     fn materialize(&mut self, y: &mut HostPanel<T>) -> Result<()> {
         self.for_each_tile(Pass::Whole, |first, a, _| y.as_mut().subrows_mut(first, a.nrows()).copy_from(a))
     }

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use faer::dyn_stack::{MemBuffer, MemStack, StackReq};
 use faer::linalg::matmul::matmul;
 use faer::linalg::matmul::triangular::{self, BlockStructure};
-use faer::prelude::Reborrow as _;
+use faer::prelude::{Reborrow as _, ReborrowMut as _};
 use faer::{Accum, Mat, MatMut, MatRef, Par, unzip, zip};
 use rayon::prelude::*;
 
@@ -205,7 +205,7 @@ pub struct HostPanel<T> {
 }
 
 /// Elements from one column to the next.
-fn leading_dimension<T>(nrows: usize) -> usize {
+pub(super) fn leading_dimension<T>(nrows: usize) -> usize {
     padded::<T>(nrows, 64)
 }
 
@@ -332,7 +332,7 @@ impl<T: Scalar> Panel<T> for HostPanel<T> {
     fn turn(&mut self, c: MatRef<'_, T>) -> Result<bool> {
         const ROWS: usize = 256;
         let (k, rows) = (c.ncols(), self.nrows);
-        let par = threads(rows * self.ncols * k, self.context.par);
+        let (par, by_rows) = (threads(rows * self.ncols * k, self.context.par), self.by_rows);
         let mut blocks = Vec::with_capacity(rows.div_ceil(ROWS));
         let mut rest = self.as_mut();
         while rest.nrows() > 0 {
@@ -344,8 +344,11 @@ impl<T: Scalar> Panel<T> for HostPanel<T> {
             rest = below;
         }
         let run = |block: MatMut<'_, T>| {
-            let mut turned = Mat::zeros(block.nrows(), k);
-            matmul(turned.as_mut(), Accum::Replace, block.rb(), c, T::one(), Par::Seq);
+            // Laid out as the panel is.
+            let (height, width) = if by_rows { (k, block.nrows()) } else { (block.nrows(), k) };
+            let mut turned = Mat::zeros(height, width);
+            let mut turned = if by_rows { turned.as_mut().transpose_mut() } else { turned.as_mut() };
+            matmul(turned.rb_mut(), Accum::Replace, block.rb(), c, T::one(), Par::Seq);
             block.subcols_mut(0, k).copy_from(turned);
         };
         match par {

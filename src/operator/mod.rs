@@ -39,7 +39,7 @@ pub use host::{HostContext, HostPanel, Workspace};
 pub(crate) use product::mirror;
 pub use tiled::{ReadParams, RowSource, Tiled, stream};
 pub use watch::{Cancel, Watch};
-pub(crate) use whitened::Entries;
+pub(crate) use whitened::{Entries, Triangle};
 pub use whitened::{FromPanel, Given, Root, Whitened};
 
 use faer::prelude::ReborrowMut as _;
@@ -257,6 +257,14 @@ pub trait LinearOperator<T: Scalar> {
     /// # Errors
     /// What the backend reports.
     fn sketch(&mut self, omega: &AnySketch, y: &mut Self::Left) -> Result<()>;
+
+    /// `Y = (A − shift I) Ω` of a square operator for the price of a sketch; false, and nothing is done, if the backend has no such way.
+    ///
+    /// # Errors
+    /// What the backend reports.
+    fn sketch_shifted(&mut self, _omega: &AnySketch, _shift: f64, _y: &mut Self::Left) -> Result<bool> {
+        Ok(false)
+    }
 
     /// `Y = A` itself as a panel of `n` columns.
     ///

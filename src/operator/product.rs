@@ -36,6 +36,7 @@ use faer::{Accum, Mat, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
 use super::host::{Buffer, HostContext, HostPanel};
+use crate::qr::{column, column_mut};
 use crate::simd::Scalar;
 
 /// Sizes of the blocks.
@@ -199,7 +200,7 @@ fn syrk<T: Scalar>(a: MatRef<'_, T>, g: MatMut<'_, T>, par: Par) {
 pub(super) fn add_up<T: Scalar>(mut g: MatMut<'_, T>, parts: &[T]) {
     let n = g.ncols();
     for j in 0..n {
-        let sum = &mut g.rb_mut().col_mut(j).try_as_col_major_mut().expect("column-major").as_slice_mut()[j..];
+        let sum = &mut column_mut(g.rb_mut(), j)[j..];
         for part in parts.chunks_exact(n * n) {
             for (s, x) in sum.iter_mut().zip(&part[j * n + j..(j + 1) * n]) {
                 *s += *x;
@@ -217,11 +218,10 @@ pub(crate) fn mirror<T: Scalar>(mut g: MatMut<'_, T>) {
         for i in (j..n).step_by(SQUARE) {
             let rows = SQUARE.min(n - i);
             for (c, x) in square[..cols].iter_mut().enumerate() {
-                let column = g.rb().col(j + c).try_as_col_major().expect("column-major").as_slice();
-                x[..rows].copy_from_slice(&column[i..i + rows]);
+                x[..rows].copy_from_slice(&column(g.rb(), j + c)[i..i + rows]);
             }
             for r in 0..rows {
-                let column = g.rb_mut().col_mut(i + r).try_as_col_major_mut().expect("column-major").as_slice_mut();
+                let column = column_mut(g.rb_mut(), i + r);
                 // On the diagonal only what is above it.
                 let above = cols.min(i + r - j);
                 for (x, from) in column[j..j + above].iter_mut().zip(&square) {
@@ -233,7 +233,7 @@ pub(crate) fn mirror<T: Scalar>(mut g: MatMut<'_, T>) {
 }
 
 /// Side of the tiles of [`congruence`].
-const TILE: usize = 128;
+const TILE: usize = 96;
 
 /// `g <- bᵀ s b`, n × n times n × c, both triangles, for a symmetric `s` of which the lower triangle is read. `lower` says that b is a lower
 /// triangle with zeros above.
@@ -243,7 +243,7 @@ const TILE: usize = 128;
 ///                   g = bᵀE + Eᵀb          g_IJ = Σ_K b_KIᵀ E_KJ + E_KIᵀ b_KJ       only K >= I, I >= J
 /// ```
 ///
-/// `c n² + 2 c² n` flops, `n³` for a triangle. Every tile is done by one thread: the same bits for any number of them.
+/// `c n² + 2 c² n` flops, `n³` for a triangle, and what tiles on the diagonal do beside. Every tile is done by one thread: the same bits for any number of them.
 pub(super) fn congruence<T: Scalar>(
     s: MatRef<'_, T>,
     b: MatRef<'_, T>,
@@ -296,15 +296,29 @@ pub(super) fn congruence<T: Scalar>(
         let (b, e) = (b.subrows(first, n - first), e.subrows(first, n - first));
         let (b_i, e_i) = (b.subcols(top, rows).transpose(), e.subcols(top, rows).transpose());
         matmul(g.rb_mut(), Accum::Replace, b_i, e.subcols(left, cols), T::one(), Par::Seq);
-        matmul(g.rb_mut(), Accum::Add, e_i, b.subcols(left, cols), T::one(), Par::Seq);
-        if let Some(mut mirrored) = mirrored {
-            mirrored.copy_from(g.transpose());
+        match mirrored {
+            Some(mut mirrored) => {
+                matmul(g.rb_mut(), Accum::Add, e_i, b.subcols(left, cols), T::one(), Par::Seq);
+                mirrored.copy_from(g.transpose());
+            }
+            // On the diagonal the second product is the transpose of the first.
+            None => add_transpose(g),
         }
     });
 }
 
+/// `g <- g + gᵀ`.
+fn add_transpose<T: Scalar>(mut g: MatMut<'_, T>) {
+    for j in 0..g.ncols() {
+        for i in j..g.nrows() {
+            let sum = g[(i, j)] + g[(j, i)];
+            (g[(i, j)], g[(j, i)]) = (sum, sum);
+        }
+    }
+}
+
 /// `f` of each item, one task each.
-fn for_each<I: Send>(items: Vec<I>, par: Par, f: impl Fn(I) + Sync + Send) {
+pub(super) fn for_each<I: Send>(items: Vec<I>, par: Par, f: impl Fn(I) + Sync + Send) {
     match par {
         Par::Seq => items.into_iter().for_each(f),
         Par::Rayon(_) => items.into_par_iter().with_max_len(1).for_each(f),
@@ -366,7 +380,7 @@ pub(super) fn wide_gram<T: Scalar>(y: MatRef<'_, T>, mut h: MatMut<'_, f64>, wor
         Par::Rayon(_) => work.par_chunks_exact_mut(each).take(groups).enumerate().for_each(run),
     }
     for j in 0..l {
-        let column = h.rb_mut().col_mut(j).try_as_col_major_mut().expect("column-major").as_slice_mut();
+        let column = column_mut(h.rb_mut(), j);
         column.fill(0.0);
         for work in work.chunks_exact(each).take(groups) {
             for (sum, x) in column[j..].iter_mut().zip(&work[j * l + j..(j + 1) * l]) {

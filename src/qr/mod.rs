@@ -281,14 +281,14 @@ fn write_r<T: Scalar>(mut r: MatMut<'_, T>, acc: MatRef<'_, f64>, exponents: Opt
     Ok(())
 }
 
-/// Column j of a scratch matrix.
-fn column<W>(a: MatRef<'_, W>, j: usize) -> &[W] {
-    a.col(j).try_as_col_major().expect("scratch is column-major").as_slice()
+/// Column j of a column-major matrix.
+pub(crate) fn column<W>(a: MatRef<'_, W>, j: usize) -> &[W] {
+    a.col(j).try_as_col_major().expect("a column-major matrix").as_slice()
 }
 
-/// Column j of a scratch matrix.
-fn column_mut<W>(a: MatMut<'_, W>, j: usize) -> &mut [W] {
-    a.col_mut(j).try_as_col_major_mut().expect("scratch is column-major").as_slice_mut()
+/// The same, to be written.
+pub(crate) fn column_mut<W>(a: MatMut<'_, W>, j: usize) -> &mut [W] {
+    a.col_mut(j).try_as_col_major_mut().expect("a column-major matrix").as_slice_mut()
 }
 
 /// `2^e x` without intermediate overflow.

@@ -26,17 +26,20 @@
 
 use std::ops::ControlFlow;
 
+use faer::linalg::matmul::matmul;
 use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::{Accum, Mat, Par};
 
 use super::goal::Goal;
 use super::plan::Footprint;
-use super::triplets::{Decomposition, Triplets, Vectors, decompose, decompose_bytes};
-use super::{Method, Solution, TruncatedSvd, small, stream};
+use super::triplets::{Decomposition, Triplets, Vectors, decompose_bytes, decompose_while};
+use super::{Method, Solution, TruncatedSvd, points_down, small, stream};
 use crate::error::Result;
 use crate::operator::{Dense, HostPanel, LinearOperator, Panel, Pass};
+use crate::qr::{column, column_mut};
 use crate::range::{Factor, filter, filtered_iteration, filtered_iteration_bytes};
 use crate::simd::Scalar;
+use crate::tensor::Element;
 
 /// How the eigenvectors of G are found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -143,13 +146,30 @@ fn project<T: Scalar, O: LinearOperator<T>>(
 ) -> Result<Option<Solution<T, O>>> {
     let mut h = Mat::<T>::zeros(v.ncols(), v.ncols());
     v.inner(w, h.as_mut())?;
+    // What is not symmetric is rounding.
+    for j in 0..v.ncols() {
+        for i in j + 1..v.ncols() {
+            h[(i, j)] = <T as Element>::from_f64(0.5) * (h[(i, j)] + h[(j, i)]);
+        }
+    }
     // V is orthonormal enough for the pivots of H to tell that σ_l is too small.
     let Some(factor) = Factor::of(&h).filter(|factor| factor.least >= CLEAR * CLEAR) else { return Ok(None) };
     drop(h);
     let mut image = op.right(v.ncols())?;
     image.multiply(Accum::Replace, w, factor.inverse::<T>().as_ref(), T::one())?;
     let choose = |s: &[T], captured| goal.rank(s, captured);
-    let Decomposition { image, s, captured, basis, rank, by_qr, notes } = decompose(image, true, choose, par)?;
+    let early = is_imaged_early((op.nrows(), op.ncols()), v.ncols());
+    let mut imaged = None;
+    let meanwhile = || {
+        if early {
+            let mut panel = op.image(v.ncols())?;
+            op.apply(v, &mut panel)?;
+            imaged = Some(panel);
+        }
+        Ok(())
+    };
+    let Decomposition { image, s, captured, basis, rank, by_qr, notes } =
+        decompose_while(image, true, choose, par, meanwhile)?;
     let decay = s[s.len() - 1].to_f64() / s[0].to_f64();
     if decay.is_nan() || decay < CLEAR {
         return Ok(None);
@@ -160,20 +180,26 @@ fn project<T: Scalar, O: LinearOperator<T>>(
     let mut right = Mat::<T>::zeros(op.ncols(), rank);
     directions.copy_to_host(right.as_mut())?;
     // The sign that an SVD leaves open is settled before the long side is formed.
-    let signs: Vec<f64> = right.col_iter().map(|v| if largest(v.iter()) < T::zeroed() { -1.0 } else { 1.0 }).collect();
+    let signs: Vec<f64> = (0..rank).map(|j| if points_down(column(right.as_ref(), j)) { -1.0 } else { 1.0 }).collect();
     for (j, _) in signs.iter().enumerate().filter(|(_, sign)| **sign < 0.0) {
-        right.col_mut(j).iter_mut().for_each(|x| *x = -*x);
+        column_mut(right.as_mut(), j).iter_mut().for_each(|x| *x = -*x);
     }
     let combination = combination(factor, &basis, &signs);
     drop(basis);
-    directions.multiply(Accum::Replace, v, combination.as_ref(), T::one())?;
-    drop(combination);
-    let mut u = op.image(rank)?;
-    op.apply(&directions, &mut u)?;
-    if decay < PLAIN && defect(op, &u)? > DEFECT * (rank as f64).sqrt() * T::EPSILON {
+    let u = match imaged {
+        Some(image) => Vectors::Combined(image, combination),
+        None => {
+            directions.multiply(Accum::Replace, v, combination.as_ref(), T::one())?;
+            drop(combination);
+            let mut u = op.image(rank)?;
+            op.apply(&directions, &mut u)?;
+            Vectors::Panel(u)
+        }
+    };
+    if decay < PLAIN && defect(op, &u, rank)? > DEFECT * (rank as f64).sqrt() * T::EPSILON {
         return Ok(None);
     }
-    let triplets = Triplets { left: Vectors::Panel(u), s, captured, right: Vectors::Small(right), by_qr };
+    let triplets = Triplets { left: u, s, captured, right: Vectors::Small(right), by_qr };
     let (width, method) = (v.ncols(), Method::Gram);
     Ok(Some(Solution { triplets, rank, width, method, sketch: None, certificate: None, notes }))
 }
@@ -181,14 +207,23 @@ fn project<T: Scalar, O: LinearOperator<T>>(
 /// `R⁻¹ Ŵ_k`, with signs.
 fn combination<T: Scalar>(factor: Factor, basis: &Mat<T>, signs: &[f64]) -> Mat<T> {
     let (l, k) = (basis.nrows(), signs.len());
-    let wide = Mat::<f64>::from_fn(l, k, |i, j| signs[j] * basis[(i, j)].to_f64());
+    let mut wide = Mat::<f64>::zeros(l, k);
+    for (j, sign) in signs.iter().enumerate() {
+        let from = column(basis.as_ref(), j).iter();
+        column_mut(wide.as_mut(), j).iter_mut().zip(from).for_each(|(to, x)| *to = sign * (*x).to_f64());
+    }
     let mut product = Mat::<f64>::zeros(l, k);
     let inverse = factor.inverse::<f64>();
     drop(factor);
     let (upper, full) = (BlockStructure::TriangularUpper, BlockStructure::Rectangular);
     let (dst, inverse, wide) = (product.as_mut(), inverse.as_ref(), wide.as_ref());
     triangular::matmul(dst, full, Accum::Replace, inverse, upper, wide, full, 1.0, Par::Seq);
-    Mat::from_fn(l, k, |i, j| T::from_f64(product[(i, j)]))
+    let mut combination = Mat::zeros(l, k);
+    for j in 0..k {
+        let from = column(product.as_ref(), j).iter();
+        column_mut(combination.as_mut(), j).iter_mut().zip(from).for_each(|(to, x)| *to = <T as Element>::from_f64(*x));
+    }
+    combination
 }
 
 /// Bytes alive at the fullest moment of [`solve`] in memory, whichever way it goes, and of bringing the factors home.
@@ -214,29 +249,58 @@ pub(super) fn peak_bytes<T: Scalar>(how: Eigenvectors, f: &Footprint) -> usize {
     let factored = small + Factor::bytes(l);
     let decomposed = panel(n, l) + wide + small.max(decompose_bytes::<T>(n, l, true, 0)).max(2 * small + panel(n, k));
     let combined = 2 * panel(n, k) + small + 2 * wide + l * k * (2 * size_of::<f64>() + size_of::<T>());
-    let formed = 2 * panel(n, k) + f.image::<T>(k) + tile(k).max(panel(m, LOOKS));
-    let projected = [iterated, factored, decomposed, combined, formed, orthonormalize].into_iter().fold(0, usize::max);
-    let at_home = f.image::<T>(k) + f.home::<T>(panel(n, k));
+    // The image comes with all columns before these, or with those that are kept after them.
+    let early = is_imaged_early((m, n), l);
+    let (before, after) = if early { (f.image::<T>(l), 0) } else { (0, f.image::<T>(k)) };
+    let multiplying = if early { tile(l) } else { 0 };
+    let formed = 2 * panel(n, k) + after + tile(k).max(panel(m, LOOKS));
+    let with_image = (decomposed + multiplying).max(combined).max(formed) + before;
+    let projected = [iterated, factored, with_image, orthonormalize].into_iter().fold(0, usize::max);
+    let at_home = before + after + f.home::<T>(panel(n, k));
     forming.max(pair + projected).max(at_home).max(by_image)
 }
 
-/// The entry of largest modulus, the first of them.
-fn largest<'a, T: Scalar>(entries: impl Iterator<Item = &'a T>) -> T {
-    entries.fold(T::zeroed(), |best, &x| if x.abs() > best.abs() { x } else { best })
+/// Whether A meets all of V while the eigensolver has one thread, and the columns that are kept come of the image: `2 m l²` flops and those of
+/// l − k columns more for half of the solver's time, `l²` of 53 ns (l = 106, 202: 0.6, 2.0 ms). A pure function of the shape, so that the bits do not
+/// depend on the threads; what one thread would do at once anyway is not worth it.
+pub(super) fn is_imaged_early((m, n): (usize, usize), l: usize) -> bool {
+    m <= EARLY.rows && m * n * l >= EARLY.multiplications
 }
 
+/// Limits of [`is_imaged_early`].
+struct EarlyParams {
+    /// Rows, at most.
+    rows: usize,
+    /// Multiplications of the product, at least.
+    multiplications: usize,
+}
+
+/// Bench `svd`.
+const EARLY: EarlyParams = EarlyParams { rows: 4096, multiplications: 1 << 24 };
+
 /// The largest entry of `(UᵀU − I) X` for columns X of random signs: about the length of the worst row of `UᵀU − I`.
-fn defect<T: Scalar, O: LinearOperator<T>>(op: &O, u: &O::Left) -> Result<f64> {
-    let k = u.ncols();
+fn defect<T: Scalar, O: LinearOperator<T>>(op: &O, u: &Vectors<T, O::Left>, k: usize) -> Result<f64> {
     let sign = |i: usize, j: usize| {
         let bits = (i * LOOKS + j + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15_u64 as usize);
         if (bits ^ (bits >> 29)).count_ones().is_multiple_of(2) { T::one() } else { -T::one() }
     };
     let x = Mat::<T>::from_fn(k, LOOKS, sign);
     let mut combined = op.left(LOOKS)?;
-    combined.multiply(Accum::Replace, u, x.as_ref(), T::one())?;
     let mut back = Mat::<T>::zeros(k, LOOKS);
-    u.inner(&combined, back.as_mut())?;
+    match u {
+        Vectors::Panel(u) => {
+            combined.multiply(Accum::Replace, u, x.as_ref(), T::one())?;
+            u.inner(&combined, back.as_mut())?;
+        }
+        Vectors::Combined(panel, c) => {
+            let turned = c * &x;
+            combined.multiply(Accum::Replace, panel, turned.as_ref(), T::one())?;
+            let mut inner = turned;
+            panel.inner(&combined, inner.as_mut())?;
+            matmul(back.as_mut(), Accum::Replace, c.transpose(), inner.as_ref(), T::one(), Par::Seq);
+        }
+        Vectors::Small(_) => unreachable!("the long side is a panel"),
+    }
     Ok((0..LOOKS)
         .flat_map(|j| (0..k).map(move |i| (i, j)))
         .map(|(i, j)| (back[(i, j)].to_f64() - x[(i, j)].to_f64()).abs())

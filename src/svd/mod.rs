@@ -29,6 +29,7 @@ mod small;
 mod triplets;
 mod whitened;
 
+use std::cmp::Ordering;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -490,7 +491,7 @@ impl TruncatedSvd {
         let Triplets { mut left, s: spectrum, captured, right, .. } = triplets;
         let (mut u, mut vt);
         // Where most matrices never see an image of all l columns.
-        let reduce = plan.method == Method::Gram;
+        let reduce = plan.method == Method::Gram && !gram::is_imaged_early((m.max(n), m.min(n)), width);
         if wide {
             u = Matrix::zeros(m, k);
             right.bring_home(k, u.as_mut())?;
@@ -586,16 +587,7 @@ fn note_orthonormalization(notes: &mut Vec<String>, what: &str, o: &Orthonormali
 /// the same on every machine.
 fn fix_signs<T: Scalar>(u: &mut Matrix<T>, vt: &mut Matrix<T>) {
     let (k, n) = (vt.nrows(), vt.ncols());
-    let signs: Vec<T> = (0..k)
-        .map(|i| {
-            let row = vt.row(i);
-            let mut largest = row[0];
-            for &x in row {
-                largest = if x.abs() > largest.abs() { x } else { largest };
-            }
-            if largest < T::zeroed() { -T::one() } else { T::one() }
-        })
-        .collect();
+    let signs: Vec<T> = (0..k).map(|i| if points_down(vt.row(i)) { -T::one() } else { T::one() }).collect();
     if signs.iter().all(|&sign| sign == T::one()) {
         return;
     }
@@ -604,6 +596,27 @@ fn fix_signs<T: Scalar>(u: &mut Matrix<T>, vt: &mut Matrix<T>) {
     }
     for row in u.as_mut_slice().chunks_exact_mut(k) {
         row.iter_mut().zip(&signs).for_each(|(x, &sign)| *x *= sign);
+    }
+}
+
+/// Whether the entry of largest modulus, the first of them, is negative.
+fn points_down<T: Scalar>(line: &[T]) -> bool {
+    const LANES: usize = 16;
+    let (mut most, mut least) = ([T::zeroed(); LANES], [T::zeroed(); LANES]);
+    let (body, tail) = line.as_chunks::<LANES>();
+    for chunk in body {
+        for lane in 0..LANES {
+            let x = chunk[lane];
+            most[lane] = if x > most[lane] { x } else { most[lane] };
+            least[lane] = if x < least[lane] { x } else { least[lane] };
+        }
+    }
+    let most = most.iter().chain(tail).copied().fold(T::zeroed(), |a, x| if x > a { x } else { a });
+    let least = least.iter().chain(tail).copied().fold(T::zeroed(), |a, x| if x < a { x } else { a });
+    match most.partial_cmp(&-least) {
+        Some(Ordering::Greater) => false,
+        Some(Ordering::Less) => true,
+        _ => line.iter().find(|x| x.abs() == most).is_some_and(|x| *x < T::zeroed()),
     }
 }
 

@@ -48,7 +48,7 @@ use super::{Method, Plan, Solution, TruncatedSvd, certificate, small, stream};
 use crate::calibration::Calibration;
 use crate::error::{Error, Result};
 use crate::factors::{ActivationReport, Factors};
-use crate::operator::{Dense, Entries, FromPanel, Given, HostPanel, LinearOperator, Panel, Whitened};
+use crate::operator::{Dense, Entries, FromPanel, Given, HostPanel, LinearOperator, Panel, Triangle, Whitened};
 use crate::quality;
 use crate::range::filtered_iteration;
 use crate::rank::Rank;
@@ -111,11 +111,11 @@ pub(super) struct Bytes {
     pub(super) beside: usize,
 }
 
-/// The root in f64 (which the statistics keep for the next weight) and in T; the Gram matrices of W and of `W L`, with what a congruence takes;
+/// The root (which the statistics keep for the next weight); the Gram matrices of W and of `W L`, with what a congruence takes;
 /// the panel between W and L; `Wᵀ P` and B.
 pub(super) fn bytes<T: Scalar>((m, n): (usize, usize), width: usize, rank: usize, rooted: bool) -> Bytes {
     let panel = |rows: usize, cols: usize| HostPanel::<T>::bytes(rows, cols);
-    let roots = if rooted { n * n * size_of::<f64>() + n * n * size_of::<T>() } else { 0 };
+    let roots = if rooted { Triangle::bytes(n) } else { 0 };
     let short = m.min(n);
     // Moments go before a root is made, if one is.
     let forming =
@@ -332,7 +332,7 @@ where
 {
     let goal = plan.goal(op.norm_squared());
     let solution = if op.is_wide() && plan.method == Method::Gram {
-        match from_moments(svd, plan, op, &goal)? {
+        match from_moments(svd, plan, op, &goal, par)? {
             Ok(outputs) => return Ok(outputs),
             Err(note) => {
                 let mut randomized = plan.clone();
@@ -350,7 +350,10 @@ where
         plan.solve(svd, op, &goal, par)?
     };
     let Solution { triplets, rank, width, method, sketch, notes, .. } = solution;
-    let Triplets { left, s, right, by_qr, .. } = triplets;
+    let Triplets { left, s, captured, right, by_qr } = triplets;
+    // These factors are those of `Q QᵀA`, as the route from the Gram matrix alone leaves them: what they keep is what was captured.
+    let kept = (method == Method::Gram && !op.is_wide() && matches!(right, Vectors::Small(_)))
+        .then(|| captured - s[rank..].iter().map(|&s| Element::to_f64(s).powi(2)).sum::<f64>());
     let vectors = if op.is_wide() { right } else { left };
     let (panel, coefficients) = match vectors {
         Vectors::Combined(panel, coefficients) => (panel, coefficients),
@@ -376,7 +379,7 @@ where
             back
         }
     };
-    Ok(Outputs { panel, coefficients, back, s, rank, width, kept: None, method, sketch, notes })
+    Ok(Outputs { panel, coefficients, back, s, rank, width, kept, method, sketch, notes })
 }
 
 /// The Gram route of a wide weight: the eigenvectors of `W M Wᵀ` are the answer, and need no image. Or why not.
@@ -385,6 +388,7 @@ fn from_moments<T, P, W, L>(
     plan: &Plan,
     op: &mut Whitened<'_, T, W, L>,
     goal: &Goal,
+    par: Par,
 ) -> Result<std::result::Result<Outputs<T, P>, String>>
 where
     T: Scalar,
@@ -396,7 +400,7 @@ where
     let roots = |squares: &[T]| -> Vec<T> {
         squares.iter().map(|&x| <T as Element>::from_f64(Element::to_f64(x).max(0.0).sqrt())).collect()
     };
-    let (panel, coefficients, s, captured, sketch) = if plan.eigenvectors() == Some(Eigenvectors::Dense) {
+    let (panel, coefficients, s, captured, sketch, back) = if plan.eigenvectors() == Some(Eigenvectors::Dense) {
         let width = |squares: &[T]| match plan.rank {
             Some(_) => plan.width,
             None => (goal.rank_given(&roots(squares), 0.0) + svd.oversample).min(plan.width),
@@ -404,7 +408,7 @@ where
         let (basis, squares) = gram::dense(op, width)?;
         let l = basis.ncols();
         let captured = squares[..l].iter().map(|&x| Element::to_f64(x)).sum();
-        (basis, Mat::identity(l, l), roots(&squares[..l]), captured, None)
+        (basis, Mat::identity(l, l), roots(&squares[..l]), captured, None, None)
     } else {
         let l = plan.width;
         let mut g = op.gram()?;
@@ -419,10 +423,11 @@ where
         let mut h = Mat::from_fn(l, l, |i, j| Element::to_f64(h[(i.max(j), i.min(j))]));
         let captured = (0..l).map(|i| h[(i, i)]).sum();
         let unit = small::normalize(h.as_mut());
-        let (squares, vectors) = small::symmetric_eigen(h.as_ref())?;
+        let mut back = op.inputs(l)?;
+        let (squares, vectors) = crate::beside(par, || small::symmetric_eigen(h.as_ref()), || op.back(&v, &mut back))??;
         let squares: Vec<T> = squares.iter().rev().map(|x| <T as Element>::from_f64(x * unit)).collect();
         let coefficients = Mat::from_fn(l, l, |i, j| <T as Element>::from_f64(vectors[(i, l - 1 - j)]));
-        (v, coefficients, roots(&squares), captured, Some(svd.sketch))
+        (v, coefficients, roots(&squares), captured, Some(svd.sketch), Some(back))
     };
     let width = panel.ncols();
     let rank = goal.rank(&s, captured);
@@ -431,8 +436,14 @@ where
         return Ok(Err(format!("σ_{rank} is near the rounding of the Gram matrix (√eps σ_1)")));
     }
     let kept = s[..rank].iter().map(|&s| Element::to_f64(s).powi(2)).sum();
-    let mut back = op.inputs(width)?;
-    op.back(&panel, &mut back)?;
+    let back = match back {
+        Some(back) => back,
+        None => {
+            let mut back = op.inputs(width)?;
+            op.back(&panel, &mut back)?;
+            back
+        }
+    };
     Ok(Ok(Outputs {
         panel,
         coefficients,
