@@ -268,6 +268,15 @@ impl<T: Scalar> HostPanel<T> {
         &self.context
     }
 
+    /// Rows that [`Panel::turn`] takes at a time.
+    const TURNED_ROWS: usize = 256;
+
+    /// Bytes that [`Panel::turn`] to k columns allocates while it runs, on two threads.
+    pub(crate) fn turn_bytes(nrows: usize, ncols: usize, k: usize) -> usize {
+        let at_once = if matches!(threads(nrows * ncols * k, Par::rayon(2)), Par::Seq) { 1 } else { 2 };
+        (at_once * Self::bytes(Self::TURNED_ROWS, k)).min(Self::bytes(nrows, k))
+    }
+
     /// Scratch that [`Panel::orthonormalize`] takes from the context.
     pub fn orthonormalize_scratch(nrows: usize, ncols: usize, par: Par) -> StackReq {
         qr::orthonormalize_scratch::<T>(nrows, ncols, par)
@@ -330,14 +339,13 @@ impl<T: Scalar> Panel<T> for HostPanel<T> {
     }
 
     fn turn(&mut self, c: MatRef<'_, T>) -> Result<bool> {
-        const ROWS: usize = 256;
         let (k, rows) = (c.ncols(), self.nrows);
         let (par, by_rows) = (threads(rows * self.ncols * k, self.context.par), self.by_rows);
-        let mut blocks = Vec::with_capacity(rows.div_ceil(ROWS));
+        let mut blocks = Vec::with_capacity(rows.div_ceil(Self::TURNED_ROWS));
         let mut rest = self.as_mut();
         while rest.nrows() > 0 {
             let (block, below) = {
-                let cut = ROWS.min(rest.nrows());
+                let cut = Self::TURNED_ROWS.min(rest.nrows());
                 rest.split_at_row_mut(cut)
             };
             blocks.push(block);

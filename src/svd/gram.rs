@@ -32,7 +32,7 @@ use faer::{Accum, Mat, Par};
 
 use super::goal::Goal;
 use super::plan::Footprint;
-use super::triplets::{Decomposition, Triplets, Vectors, decompose_bytes, decompose_while};
+use super::triplets::{Decomposition, Triplets, Vectors, decompose_bytes, decompose_clear, decompose_clear_bytes};
 use super::{Method, Solution, TruncatedSvd, points_down, small, stream};
 use crate::error::Result;
 use crate::operator::{Dense, HostPanel, LinearOperator, Panel, Pass};
@@ -126,39 +126,72 @@ fn iterated<T: Scalar, O: LinearOperator<T>>(
     let (mut v, mut w) = (op.right(width)?, op.right(width)?);
     filtered_iteration(&mut g, sums.0, &omega, options.power_iterations, &mut v, &mut w)?;
     drop(g);
-    if let Some(mut solution) = project(op, &v, &w, goal, par)? {
-        solution.sketch = Some(options.sketch);
-        return Ok(ControlFlow::Break(solution));
-    }
-    filter(sums, 0.5, &v, &mut w)?;
-    w.orthonormalize(None)?;
-    w.release();
-    Ok(ControlFlow::Continue(w))
+    // V is orthonormal enough for the pivots of H to tell that σ_l is too small.
+    let Some(factor) = factor(&v, &w)?.filter(|factor| factor.least >= CLEAR * CLEAR) else {
+        filter(sums, 0.5, &v, &mut w)?;
+        w.orthonormalize(None)?;
+        w.release();
+        return Ok(ControlFlow::Continue(w));
+    };
+    // In place, where an image is to come beside; otherwise W is kept for the other way.
+    let inverse = factor.inverse::<T>();
+    let in_place = is_imaged_early::<T>((op.nrows(), op.ncols()), width) && w.turn(inverse.as_ref())?;
+    let (image, kept) = if in_place {
+        (w, None)
+    } else {
+        let mut image = op.right(width)?;
+        image.multiply(Accum::Replace, &w, inverse.as_ref(), T::one())?;
+        (image, Some(w))
+    };
+    drop(inverse);
+    Ok(match project(op, &v, image, factor, goal, par)? {
+        ControlFlow::Break(mut solution) => {
+            solution.sketch = Some(options.sketch);
+            ControlFlow::Break(solution)
+        }
+        ControlFlow::Continue(image) => {
+            let mut basis = match (kept, image) {
+                (Some(mut w), _) => {
+                    filter(sums, 0.5, &v, &mut w)?;
+                    w
+                }
+                (None, Some(image)) => image,
+                (None, None) => unreachable!("one of the two is kept"),
+            };
+            basis.orthonormalize(None)?;
+            basis.release();
+            ControlFlow::Continue(basis)
+        }
+    })
 }
 
-/// The factors of `Q QᵀA` from `w = G V`, unless they are not good enough.
-fn project<T: Scalar, O: LinearOperator<T>>(
-    op: &mut O,
-    v: &O::Right,
-    w: &O::Right,
-    goal: &Goal,
-    par: Par,
-) -> Result<Option<Solution<T, O>>> {
-    let mut h = Mat::<T>::zeros(v.ncols(), v.ncols());
+/// That of `VᵀW`, of which what is not symmetric is rounding.
+fn factor<T: Scalar, P: Panel<T>>(v: &P, w: &P) -> Result<Option<Factor>> {
+    let l = v.ncols();
+    let mut h = Mat::<T>::zeros(l, l);
     v.inner(w, h.as_mut())?;
-    // What is not symmetric is rounding.
-    for j in 0..v.ncols() {
-        for i in j + 1..v.ncols() {
+    for j in 0..l {
+        for i in j + 1..l {
             h[(i, j)] = <T as Element>::from_f64(0.5) * (h[(i, j)] + h[(j, i)]);
         }
     }
-    // V is orthonormal enough for the pivots of H to tell that σ_l is too small.
-    let Some(factor) = Factor::of(&h).filter(|factor| factor.least >= CLEAR * CLEAR) else { return Ok(None) };
-    drop(h);
-    let mut image = op.right(v.ncols())?;
-    image.multiply(Accum::Replace, w, factor.inverse::<T>().as_ref(), T::one())?;
+    Ok(Factor::of(&h))
+}
+
+/// The factors, or F.
+type Projected<T, O> = ControlFlow<Solution<T, O>, Option<<O as LinearOperator<T>>::Right>>;
+
+/// The factors of `Q QᵀA` from V and F, unless they are not good enough. F is given back then where it has taken the place of W.
+fn project<T: Scalar, O: LinearOperator<T>>(
+    op: &mut O,
+    v: &O::Right,
+    image: O::Right,
+    factor: Factor,
+    goal: &Goal,
+    par: Par,
+) -> Result<Projected<T, O>> {
     let choose = |s: &[T], captured| goal.rank(s, captured);
-    let early = is_imaged_early((op.nrows(), op.ncols()), v.ncols());
+    let early = is_imaged_early::<T>((op.nrows(), op.ncols()), v.ncols());
     let mut imaged = None;
     let meanwhile = || {
         if early {
@@ -168,17 +201,26 @@ fn project<T: Scalar, O: LinearOperator<T>>(
         }
         Ok(())
     };
-    let Decomposition { image, s, captured, basis, rank, by_qr, notes } =
-        decompose_while(image, true, choose, par, meanwhile)?;
+    let found = match decompose_clear(image, choose, par, meanwhile)? {
+        ControlFlow::Break(found) => found,
+        ControlFlow::Continue(image) => return Ok(ControlFlow::Continue(Some(image))),
+    };
+    let Decomposition { image: Vectors::Combined(image, divided), s, captured, basis, rank, by_qr, notes } = found
+    else {
+        unreachable!("an image is combined")
+    };
     let decay = s[s.len() - 1].to_f64() / s[0].to_f64();
     if decay.is_nan() || decay < CLEAR {
-        return Ok(None);
+        return Ok(ControlFlow::Continue(Some(image)));
     }
     let mut directions = op.right(rank)?;
-    image.form(rank, &mut directions)?;
-    drop(image);
+    directions.multiply(Accum::Replace, &image, divided.as_ref().subcols(0, rank), T::one())?;
+    drop(divided);
     let mut right = Mat::<T>::zeros(op.ncols(), rank);
     directions.copy_to_host(right.as_mut())?;
+    let image = early.then_some(image);
+    // Needed once more where the image of V is still to come.
+    let directions = imaged.is_none().then_some(directions);
     // The sign that an SVD leaves open is settled before the long side is formed.
     let signs: Vec<f64> = (0..rank).map(|j| if points_down(column(right.as_ref(), j)) { -1.0 } else { 1.0 }).collect();
     for (j, _) in signs.iter().enumerate().filter(|(_, sign)| **sign < 0.0) {
@@ -186,9 +228,10 @@ fn project<T: Scalar, O: LinearOperator<T>>(
     }
     let combination = combination(factor, &basis, &signs);
     drop(basis);
-    let u = match imaged {
-        Some(image) => Vectors::Combined(image, combination),
-        None => {
+    let u = match (imaged, directions) {
+        (Some(panel), _) => Vectors::Combined(panel, combination),
+        (None, None) => unreachable!("one of the two is there"),
+        (None, Some(mut directions)) => {
             directions.multiply(Accum::Replace, v, combination.as_ref(), T::one())?;
             drop(combination);
             let mut u = op.image(rank)?;
@@ -197,24 +240,24 @@ fn project<T: Scalar, O: LinearOperator<T>>(
         }
     };
     if decay < PLAIN && defect(op, &u, rank)? > DEFECT * (rank as f64).sqrt() * T::EPSILON {
-        return Ok(None);
+        return Ok(ControlFlow::Continue(image));
     }
     let triplets = Triplets { left: u, s, captured, right: Vectors::Small(right), by_qr };
     let (width, method) = (v.ncols(), Method::Gram);
-    Ok(Some(Solution { triplets, rank, width, method, sketch: None, certificate: None, notes }))
+    Ok(ControlFlow::Break(Solution { triplets, rank, width, method, sketch: None, certificate: None, notes }))
 }
 
 /// `R⁻¹ Ŵ_k`, with signs.
 fn combination<T: Scalar>(factor: Factor, basis: &Mat<T>, signs: &[f64]) -> Mat<T> {
     let (l, k) = (basis.nrows(), signs.len());
+    let inverse = factor.inverse::<f64>();
+    drop(factor);
     let mut wide = Mat::<f64>::zeros(l, k);
     for (j, sign) in signs.iter().enumerate() {
         let from = column(basis.as_ref(), j).iter();
         column_mut(wide.as_mut(), j).iter_mut().zip(from).for_each(|(to, x)| *to = sign * (*x).to_f64());
     }
     let mut product = Mat::<f64>::zeros(l, k);
-    let inverse = factor.inverse::<f64>();
-    drop(factor);
     let (upper, full) = (BlockStructure::TriangularUpper, BlockStructure::Rectangular);
     let (dst, inverse, wide) = (product.as_mut(), inverse.as_ref(), wide.as_ref());
     triangular::matmul(dst, full, Accum::Replace, inverse, upper, wide, full, 1.0, Par::Seq);
@@ -243,40 +286,53 @@ pub(super) fn peak_bytes<T: Scalar>(how: Eigenvectors, f: &Footprint) -> usize {
         let found = (2 * panel(n, n) + square).max(square + small::symmetric_eigen_bytes::<T>(n));
         return forming.max(found).max(square + panel(n, l)).max(panel(n, l) + orthonormalize).max(by_image);
     }
-    // V and W are kept throughout.
+    // V and W are kept throughout, F beside them or in place of W.
     let pair = 2 * panel(n, l);
     let iterated = panel(n, n) + filtered_iteration_bytes::<T>(n, l);
     let factored = small + Factor::bytes(l);
-    let decomposed = panel(n, l) + wide + small.max(decompose_bytes::<T>(n, l, true, 0)).max(2 * small + panel(n, k));
-    let combined = 2 * panel(n, k) + small + 2 * wide + l * k * (2 * size_of::<f64>() + size_of::<T>());
-    // The image comes with all columns before these, or with those that are kept after them.
-    let early = is_imaged_early((m, n), l);
+    // The image of V comes while the eigensolver runs, or that of the columns that are kept at the end.
+    let early = is_imaged_early::<T>((m, n), l);
+    let image = if early { 0 } else { panel(n, l) };
+    let turned = wide + small + if early { HostPanel::<T>::turn_bytes(n, l, l) } else { image };
     let (before, after) = if early { (f.image::<T>(l), 0) } else { (0, f.image::<T>(k)) };
-    let multiplying = if early { tile(l) } else { 0 };
-    let formed = 2 * panel(n, k) + after + tile(k).max(panel(m, LOOKS));
-    let with_image = (decomposed + multiplying).max(combined).max(formed) + before;
-    let projected = [iterated, factored, with_image, orthonormalize].into_iter().fold(0, usize::max);
-    let at_home = before + after + f.home::<T>(panel(n, k));
+    // An image lies as the matrix does: it is written in place, unless the matrix is converted.
+    let converted = |l: usize| if f.storage.is_some() { tile(l) } else { 0 };
+    let multiplying = if early { converted(l) } else { 0 };
+    let (gathered, solved) = decompose_clear_bytes::<T>(n, l);
+    let solved = solved.max(2 * small + panel(n, k)) + multiplying;
+    // With an early image the panel that brought the right factor home has gone.
+    let brought = if early { panel(n, k) } else { 2 * panel(n, k) };
+    let combined = brought + small + l * k * (2 * size_of::<f64>() + size_of::<T>());
+    let formed = 2 * panel(n, k) + after + converted(k).max(panel(m, LOOKS));
+    let decomposed = image + wide + gathered.max(solved + before);
+    let projected = decomposed.max(wide + combined + before).max(formed + before);
+    let projected = [iterated, factored, turned, projected, orthonormalize].into_iter().fold(0, usize::max);
+    let combination = if early { l * k * size_of::<T>() } else { 0 };
+    let at_home = before + after + combination + f.home::<T>(panel(n, k));
     forming.max(pair + projected).max(at_home).max(by_image)
 }
 
 /// Whether A meets all of V while the eigensolver has one thread, and the columns that are kept come of the image: `2 m l²` flops and those of
 /// l − k columns more for half of the solver's time, `l²` of 53 ns (l = 106, 202: 0.6, 2.0 ms). A pure function of the shape, so that the bits do not
 /// depend on the threads; what one thread would do at once anyway is not worth it.
-pub(super) fn is_imaged_early((m, n): (usize, usize), l: usize) -> bool {
-    m <= EARLY.rows && m * n * l >= EARLY.multiplications
+/// Where m is not several times n, V and F beside the image would be more memory than all else takes.
+pub(super) fn is_imaged_early<T: Scalar>((m, n): (usize, usize), l: usize) -> bool {
+    let has_eigensolver = size_of::<T>() == size_of::<f32>();
+    has_eigensolver && m <= EARLY.rows && m >= EARLY.tall * n && m * n * l >= EARLY.multiplications
 }
 
 /// Limits of [`is_imaged_early`].
 struct EarlyParams {
     /// Rows, at most.
     rows: usize,
+    /// Rows over columns, at least.
+    tall: usize,
     /// Multiplications of the product, at least.
     multiplications: usize,
 }
 
 /// Bench `svd`.
-const EARLY: EarlyParams = EarlyParams { rows: 4096, multiplications: 1 << 24 };
+const EARLY: EarlyParams = EarlyParams { rows: 4096, tall: 3, multiplications: 1 << 24 };
 
 /// The largest entry of `(UᵀU − I) X` for columns X of random signs: about the length of the worst row of `UᵀU − I`.
 fn defect<T: Scalar, O: LinearOperator<T>>(op: &O, u: &Vectors<T, O::Left>, k: usize) -> Result<f64> {

@@ -491,7 +491,7 @@ impl TruncatedSvd {
         let Triplets { mut left, s: spectrum, captured, right, .. } = triplets;
         let (mut u, mut vt);
         // Where most matrices never see an image of all l columns.
-        let reduce = plan.method == Method::Gram && !gram::is_imaged_early((m.max(n), m.min(n)), width);
+        let reduce = plan.method == Method::Gram && !gram::is_imaged_early::<T>((m.max(n), m.min(n)), width);
         if wide {
             u = Matrix::zeros(m, k);
             right.bring_home(k, u.as_mut())?;

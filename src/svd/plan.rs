@@ -505,7 +505,7 @@ pub(super) struct Footprint {
     /// The spectrum decides the rank.
     searched: bool,
     /// What is converted on the way in; none if that is counted elsewhere.
-    storage: Option<DType>,
+    pub(super) storage: Option<DType>,
 }
 
 impl Footprint {

@@ -19,8 +19,10 @@
 //! freed before the eigensolver asks for its own, QR is [in little scratch](Panel::orthonormalize_sparingly), and the SVD of R keeps no copy of R beside its solver.
 //! What is left is R itself (3000×500 in full: 1.06 of the usual way, which without all this took 1.3 and the other one 2.7 times as much).
 
+use std::ops::ControlFlow;
+
 use faer::dyn_stack::StackReq;
-use faer::{Accum, Mat, MatMut, Par};
+use faer::{Mat, MatMut, Par};
 
 use super::small::{self, SmallSvd};
 use super::{Panel, note_orthonormalization};
@@ -43,18 +45,6 @@ pub(super) enum Vectors<T, P> {
 }
 
 impl<T: Scalar, P: Panel<T>> Vectors<T, P> {
-    /// The first `k` vectors as a panel.
-    pub(super) fn form(&self, k: usize, dst: &mut P) -> Result<()> {
-        match self {
-            Vectors::Panel(panel) => {
-                let select = Mat::identity(panel.ncols(), k);
-                dst.multiply(Accum::Replace, panel, select.as_ref(), T::one())
-            }
-            Vectors::Small(c) => dst.copy_from_host(c.as_ref().subcols(0, k)),
-            Vectors::Combined(panel, c) => dst.multiply(Accum::Replace, panel, c.as_ref().subcols(0, k), T::one()),
-        }
-    }
-
     /// The first `k` vectors in the memory of the panel, of which the rest is given back, where that can be.
     pub(super) fn reduced(self, k: usize) -> Result<Self> {
         Ok(match self {
@@ -145,35 +135,47 @@ pub(super) fn decompose<T: Scalar, P: Panel<T>>(
     choose: impl Fn(&[T], f64) -> usize,
     par: Par,
 ) -> Result<Decomposition<T, P>> {
-    decompose_while(image, sparing, choose, par, || Ok(()))
+    let by_gram_first = may_go_by_gram::<T>(image.nrows(), image.ncols());
+    let image = match by_gram_first {
+        true => match by_gram(image, &choose, par, || Ok(()))? {
+            ControlFlow::Break(found) => return Ok(found),
+            ControlFlow::Continue(image) => image,
+        },
+        false => image,
+    };
+    // What is rarely needed is not what memory is needed for.
+    by_qr(image, sparing || by_gram_first, choose, par)
 }
 
-/// The same, with something to do while the eigensolver has one thread.
-pub(super) fn decompose_while<T: Scalar, P: Panel<T>>(
+/// The SVD of an image for one who has another way where the Gram matrix is not clear enough: the image back. `meanwhile` is for the time in which
+/// the eigensolver has one thread; it is not called where there is no eigensolver.
+pub(super) fn decompose_clear<T: Scalar, P: Panel<T>>(
+    image: P,
+    choose: impl Fn(&[T], f64) -> usize,
+    par: Par,
+    meanwhile: impl FnOnce() -> Result<()>,
+) -> Result<ControlFlow<Decomposition<T, P>, P>> {
+    if may_go_by_gram::<T>(image.nrows(), image.ncols()) {
+        return by_gram(image, choose, par, meanwhile);
+    }
+    by_qr(image, true, choose, par).map(ControlFlow::Break)
+}
+
+fn by_qr<T: Scalar, P: Panel<T>>(
     mut image: P,
     sparing: bool,
     choose: impl Fn(&[T], f64) -> usize,
     par: Par,
-    meanwhile: impl FnOnce() -> Result<()>,
 ) -> Result<Decomposition<T, P>> {
     let l = image.ncols();
-    let by_gram_first = may_go_by_gram::<T>(image.nrows(), l);
-    let mut meanwhile = Some(meanwhile);
-    let mut once = || meanwhile.take().map_or(Ok(()), |f| f());
-    if by_gram_first && let Some(spectrum) = by_gram(&image, &choose, par, &mut once)? {
-        let Spectrum { captured, s, rank, divided, basis } = spectrum;
-        let image = Vectors::Combined(image, divided);
-        return Ok(Decomposition { image, s, captured, basis, rank, by_qr: false, notes: Vec::new() });
-    }
     let captured = image.norm_squared()?;
     let mut r = Mat::zeros(l, l);
-    // What is rarely needed is not what memory is needed for.
-    let how = match sparing || by_gram_first {
+    let how = match sparing {
         true => image.orthonormalize_sparingly(Some(r.as_mut()))?,
         false => image.orthonormalize(Some(r.as_mut()))?,
     };
     image.release();
-    let SmallSvd { u, s, v } = crate::beside(par, || small::svd(r.as_ref(), par), once)??;
+    let SmallSvd { u, s, v } = small::svd(r.as_ref(), par)?;
     let mut notes = Vec::new();
     note_orthonormalization(&mut notes, "QR of the projected matrix", &how);
     let rank = choose(&s, captured);
@@ -188,7 +190,7 @@ fn may_go_by_gram<T: Scalar>(rows: usize, l: usize) -> bool {
 /// Bytes alive at the fullest moment of [`decompose`] of a panel in memory, beside the image: of the usual way, and of that by QR, after which R and what
 /// comes of it remain. Scratch that was kept may be used, and is gone at the end.
 pub(super) fn decompose_bytes<T: Scalar>(rows: usize, l: usize, sparing: bool, kept: usize) -> usize {
-    let (small, wide) = (small::square_bytes::<T>(l), small::square_bytes::<f64>(l));
+    let small = small::square_bytes::<T>(l);
     let bytes = |scratch: StackReq| scratch.unaligned_bytes_required().max(kept);
     let by_qr = |scratch: StackReq| (small + bytes(scratch)).max(small + small::svd_bytes::<T>(l));
     if !sparing && !may_go_by_gram::<T>(rows, l) {
@@ -198,35 +200,38 @@ pub(super) fn decompose_bytes<T: Scalar>(rows: usize, l: usize, sparing: bool, k
     if !may_go_by_gram::<T>(rows, l) {
         return by_qr;
     }
-    let gram = wide + bytes(HostPanel::<T>::gram_scratch(rows, l));
-    let eigen = wide + small::symmetric_eigen_bytes::<f64>(l).max(wide + 2 * small);
-    gram.max(eigen).max(by_qr)
+    let (before, eigen) = by_gram_bytes::<T>(rows, l, kept);
+    before.max(eigen).max(by_qr)
 }
 
-/// What the Gram matrix of an image tells.
-struct Spectrum<T> {
-    captured: f64,
-    s: Vec<T>,
-    rank: usize,
-    /// `V̂ Σ⁻¹`.
-    divided: Mat<T>,
-    /// `V̂`.
-    basis: Mat<T>,
+/// The same of the way by the Gram matrix alone: until the eigensolver has what it needs, and from then on.
+fn by_gram_bytes<T: Scalar>(rows: usize, l: usize, kept: usize) -> (usize, usize) {
+    let (small, wide) = (small::square_bytes::<T>(l), small::square_bytes::<f64>(l));
+    let before = wide + HostPanel::<T>::gram_scratch(rows, l).unaligned_bytes_required().max(kept);
+    (before, wide + small::symmetric_eigen_bytes::<f64>(l).max(wide + 2 * small))
+}
+
+/// The same of [`decompose_clear`]: before it calls `meanwhile`, and then.
+pub(super) fn decompose_clear_bytes<T: Scalar>(rows: usize, l: usize) -> (usize, usize) {
+    match may_go_by_gram::<T>(rows, l) {
+        true => by_gram_bytes::<T>(rows, l, 0),
+        false => (decompose_bytes::<T>(rows, l, true, 0), 0),
+    }
 }
 
 /// From the eigenvectors of the image's Gram matrix, unless they are not good enough.
 fn by_gram<T: Scalar, P: Panel<T>>(
-    image: &P,
+    image: P,
     choose: impl Fn(&[T], f64) -> usize,
     par: Par,
-    meanwhile: &mut impl FnMut() -> Result<()>,
-) -> Result<Option<Spectrum<T>>> {
+    meanwhile: impl FnOnce() -> Result<()>,
+) -> Result<ControlFlow<Decomposition<T, P>, P>> {
     let l = image.ncols();
     let mut h = Mat::<f64>::zeros(l, l);
     let exact_to = image.gram(h.as_mut())?;
     image.release();
     if exact_to > f64::EPSILON {
-        return Ok(None);
+        return Ok(ControlFlow::Continue(image));
     }
     let captured = (0..l).map(|j| h[(j, j)]).sum::<f64>();
     let unit = small::normalize(h.as_mut());
@@ -237,7 +242,7 @@ fn by_gram<T: Scalar, P: Panel<T>>(
     let s: Vec<T> = squares.iter().map(|&x| T::from_f64(x.max(0.0).sqrt())).collect();
     let rank = choose(&s, captured);
     if squares[rank - 1] <= CLEAR * CLEAR * squares[0] {
-        return Ok(None);
+        return Ok(ControlFlow::Continue(image));
     }
     let (mut basis, mut divided) = (Mat::zeros(l, l), Mat::zeros(l, l));
     for j in 0..l {
@@ -249,5 +254,6 @@ fn by_gram<T: Scalar, P: Panel<T>>(
             column_mut(divided.as_mut(), j).iter_mut().zip(vector).for_each(|(to, x)| *to = T::from_f64(*x * length));
         }
     }
-    Ok(Some(Spectrum { captured, s, rank, divided, basis }))
+    let (image, notes) = (Vectors::Combined(image, divided), Vec::new());
+    Ok(ControlFlow::Break(Decomposition { image, s, captured, basis, rank, by_qr: false, notes }))
 }
