@@ -7,14 +7,16 @@
 //!              H = VᵀW = (A V)ᵀ(A V) = RᵀR                           Q = A V R⁻¹            never formed, orthonormal whatever V
 //!              F = W R⁻¹ = AᵀQ = V̂ Σ Ŵᵀ                              A ≈ Q QᵀA = (Q Ŵ) Σ V̂ᵀ
 //!              U = A (V R⁻¹ Ŵ_k)                                     2 m n k,               the second pass
+//!                = (A V) (R⁻¹ Ŵ_k)                                   2 m n l + 2 m l k,     with A V while one thread has the eigensolver
 //! ```
 //!
 //! With G at hand an iteration costs `2 n² l` flops and no pass over A, where the randomized method pays `4 m n l`. For
 //! small n the eigenvectors are computed outright; otherwise by a sketch and [filtered products](crate::range) with G. The projection is
 //! on the left side, of the range of `A V`, which costs less than the one on the right and is better by one power of the singular values:
 //! `W = G V` has all of it (the Nyström approximation of G, taken apart: Gittens and Mahoney 2016; Tropp, Yurtsever, Udell, Cevher
-//! 2017). q steps of the filter make it `σ^(2q+3)`, where q power iterations on A give `σ^(2q+1)`. (One step less would do for that; on
-//! `ffn_up` at ratio 3.2 and q = 2 it leaves the outputs 2.1 % above the optimum, and these 0.5.) Only the k columns that are kept meet A
+//! 2017). q steps of the filter make it `σ^(2q+1)` to `σ^(2q+3)`, as it begins with the sketch or after it, where q power iterations on A
+//! give `σ^(2q+1)` without the filter. (One step after a plain sketch costs as much as two from it; on `ffn_up` at ratio 3.2 and q = 2 it leaves the
+//! outputs 2.1 % above the optimum, these 1.0, two after the sketch 0.7.) Only the k columns that are kept meet A
 //! again; the Gram matrix and the eigenproblem are those of F, n × l.
 //!
 //! Forming G squares the condition number. H is off by eps σ_1² and the columns of U from orthogonal by `eps σ_1² / (σ_i σ_j)`, at worst; G
