@@ -129,3 +129,26 @@ pub(crate) fn beside<R: Send>(
     })?;
     Ok(result.expect("the scope waits for it"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn beside_gives_both() {
+        for par in [Par::Seq, Par::rayon(2)] {
+            let mut here = 0;
+            let there = beside(
+                par,
+                || 6 * 7,
+                || {
+                    here = 1;
+                    Ok(())
+                },
+            );
+            assert_eq!((there.unwrap(), here), (42, 1));
+            let failed = beside(par, || 0, || Err(Error::Cancelled));
+            assert!(matches!(failed, Err(Error::Cancelled)));
+        }
+    }
+}

@@ -388,3 +388,55 @@ fn back_substitute(r: MatRef<'_, f64>, x: &mut [f64]) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::operator::{FromPanel as _, HostContext};
+
+    /// Spectra of which the mean beyond l is known: exponential, flat; and those of which nothing is said.
+    #[test]
+    fn tail_of_an_exponential_spectrum() {
+        let n = 4000;
+        let tail = |values: &[f64], l: usize| {
+            let squares: f64 = values.iter().map(|x| x * x).sum();
+            tail_of_exponential((values.iter().sum(), squares), n, l)
+        };
+        for decay in [0.5_f64, 2.0, 8.0] {
+            let values: Vec<f64> = (0..n).map(|i| 7.0 * (-decay * (i as f64 + 0.5) / n as f64).exp()).collect();
+            for l in [1, 400, 3000] {
+                let rest = &values[l..];
+                let want = rest.iter().map(|x| x * x).sum::<f64>() / rest.iter().sum::<f64>();
+                let got = tail(&values, l).expect("a mild decay");
+                assert!((got / want - 1.0).abs() < 1e-3, "decay {decay}, l = {l}: {got} for {want}");
+            }
+        }
+        assert!((tail(&vec![3.0; n], 100).expect("flat") / 3.0 - 1.0).abs() < 1e-6);
+        let mut spike = vec![1.0; n];
+        spike[0] = 1e4;
+        assert_eq!(tail(&spike, 100), None);
+        assert_eq!(tail(&vec![0.0; n], 100), None);
+    }
+
+    /// `(G − c I) Ω`, and G as it was.
+    #[test]
+    fn shifted_sketch() {
+        let context = HostContext::new(Par::Seq);
+        let (n, l, c) = (60, 7, 0.8125);
+        let mut g = HostPanel::<f64>::zeros(n, n, context.clone());
+        for j in 0..n {
+            for i in 0..n {
+                g.as_mut()[(i, j)] = ((i * j + i + j) % 17) as f64 / 16.0;
+            }
+        }
+        let before = g.as_ref().to_owned();
+        let mut g = Dense::from_panel(g).unwrap();
+        let omega = AnySketch::new(crate::Sketch::Gaussian, n, l, 3, 0).unwrap();
+        let mut y = HostPanel::zeros(n, l, context);
+        assert!(g.sketch_shifted(&omega, c, &mut y).unwrap());
+        let dense = omega.to_dense::<f64>();
+        let want = &before * &dense - &dense * faer::Scale(c);
+        assert!((y.as_ref() - want).norm_max() < 1e-13);
+        assert_eq!(g.panel().expect("it is held as one").as_ref(), before.as_ref());
+    }
+}

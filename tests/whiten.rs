@@ -444,6 +444,25 @@ fn whitened_factors_do_not_depend_on_threads() {
     }
 }
 
+/// The root that statistics keep is of one type at a time: factors do not depend on what was factored before, nor on which clone was used.
+#[test]
+fn kept_roots_are_of_the_right_type() {
+    let real = up();
+    let x = first_rows(&real.calibration, 500);
+    fn factors<T: Scalar>(w: &Matrix<f16>, c: &Calibration) -> (Matrix<T>, Vec<T>, Matrix<T>) {
+        let svd = TruncatedSvd::new(Rank::Fixed(20)).calibration(c);
+        let f = svd.factor::<T>(w.as_tensor().unwrap()).unwrap();
+        (f.u().clone(), f.s().to_vec(), f.vt().clone())
+    }
+    let fresh = || calibrated(&x);
+    let (single, double) = (factors::<f32>(&real.w, &fresh()), factors::<f64>(&real.w, &fresh()));
+    let used = fresh();
+    for _ in 0..2 {
+        assert!(factors::<f32>(&real.w, &used) == single, "f32 after f64");
+        assert!(factors::<f64>(&real.w, &used.clone()) == double, "f64 after f32");
+    }
+}
+
 #[test]
 fn bytes_survive_the_trip_and_nothing_else_does() {
     let mut x = rounded::<f32>(gaussian(40, 6, 10).as_ref());

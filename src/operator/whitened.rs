@@ -611,3 +611,39 @@ impl<T: Scalar> LinearOperator<T> for Root<T> {
         0
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kept<T: Scalar>(n: usize, par: Par) {
+        let entry = |i: usize, j: usize| 1.0 / (1.0 + (i * 31 + j * 17) as f64);
+        let mut triangle = Triangle::zeros(n);
+        for (j, column) in triangle.columns().enumerate() {
+            for (i, x) in column.iter_mut().enumerate() {
+                // What is above the diagonal is not L.
+                *x = if i < j { f64::NAN } else { entry(i, j) };
+            }
+        }
+        let triangle = triangle.kept_in::<T>(par);
+        assert_eq!(triangle.dtype(), T::DTYPE);
+        let l = triangle.entries::<T>();
+        for j in 0..n {
+            for i in 0..n {
+                let want = if i < j { T::zeroed() } else { <T as Element>::from_f64(entry(i, j)) };
+                assert!(l[(i, j)] == want, "{n}: ({i}, {j}) is {}", Element::to_f64(l[(i, j)]));
+            }
+        }
+    }
+
+    /// In the memory of the f64 entries, none of which may be overwritten before it is read: whole chunks, parts, one column.
+    #[test]
+    fn triangles_are_kept_in_place() {
+        for n in [1, 2, 63, 64, 65, 130, 512] {
+            for par in [Par::Seq, Par::rayon(2)] {
+                kept::<f32>(n, par);
+                kept::<f64>(n, par);
+            }
+        }
+    }
+}

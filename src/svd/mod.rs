@@ -629,3 +629,26 @@ fn unscale<T: Scalar>(s: &[T], scale: f64) -> Result<Vec<T>> {
     }
     Ok(s.iter().map(|&s| T::from_f64(s.to_f64() / scale)).collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::points_down;
+
+    /// Against the first entry of largest modulus, one by one; ties, zeros, and lines that lanes do not fill.
+    #[test]
+    fn sign_of_the_largest_entry() {
+        let by_one = |line: &[f32]| {
+            let largest = line.iter().fold(0.0, |a: f32, x| a.max(x.abs()));
+            line.iter().find(|x| x.abs() == largest).is_some_and(|x| *x < 0.0)
+        };
+        for n in [1, 2, 15, 16, 17, 100] {
+            for seed in 0..50 {
+                // Few values, so that most lines have ties.
+                let line: Vec<f32> = (0..n).map(|i| ((i * 7 + seed * 13 + i * i * seed) % 5) as f32 - 2.0).collect();
+                assert_eq!(points_down(&line), by_one(&line), "{line:?}");
+            }
+        }
+        assert!(!points_down(&[0.0_f32; 20]));
+        assert!(points_down(&[-1.0_f64]));
+    }
+}
