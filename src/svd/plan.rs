@@ -444,7 +444,9 @@ fn estimate<T: Scalar>(
         (Method::Gram, _) => {
             // One pass of CholeskyQR by a product with the inverse, and the product with G.
             let step = flops(3.0 * nf * lf * lf) + rates.cholesky * lf.powi(3) + product(nf, nf, lf) + 2.0 * rates.call;
-            let iterations = sketch(nf, nf) + (steps + 1.0) * step;
+            // The sketch is a step of the filter, if the spectrum allows it, which is not known yet.
+            let after = if q > 1 { steps } else { steps + 1.0 };
+            let iterations = sketch(nf, nf) + after * step;
             // H, F and its decomposition, the directions, U.
             let projection = flops(4.0 * nf * lf * lf + 4.0 * nf * lf * k)
                 + product(mf, nf, k)
