@@ -127,7 +127,7 @@ fn compare<T: Scalar>(a: &Matrix<T>, k: usize, what: &str, budget: f64, (gemm, s
     let each: f64 = tried.iter().map(|(_, seconds, _)| seconds[0]).sum();
     // Medians of fewer say nothing here.
     let least = if budget > 0.0 { 5 } else { 1 };
-    let rounds = ((budget / each) as usize).clamp(least, 15);
+    let rounds = ((budget / each) as usize).clamp(least, 61);
     for _ in 0..rounds {
         for (method, times, _) in &mut tried {
             times.push(timed(*method).0);
@@ -188,7 +188,7 @@ fn promise(test: bool, rates: (f64, f64)) {
             (4096, 4096, 128),
         ]
     };
-    let budget = if test { 0.0 } else { 2.0 };
+    let budget = if test { 0.0 } else { 1.5 };
     let mut shown = Vec::new();
     for &(m, n, k) in shapes {
         for decay in [0.0, 0.5, 1.0] {
