@@ -168,11 +168,11 @@ fn root(end: f64, part: f64) -> f64 {
 /// ```
 ///
 /// Of weights, embeddings and noise that is 0.75 to 1.1 of the true one. None where r is large: some eigenvalues tower above the others then, and the two sums
-/// say nothing of what comes after.
+/// say nothing of what comes after; and where nothing comes after.
 fn tail_of_exponential((sum, squares): (f64, f64), n: usize, l: usize) -> Option<f64> {
     let mean = sum / n as f64;
     let r = squares / (mean * sum);
-    if r.is_nan() || r > MOST_SPREAD {
+    if r.is_nan() || r > MOST_SPREAD || l >= n {
         return None;
     }
     // a/2 coth(a/2) rises with a, and is more than a/2.
@@ -416,6 +416,7 @@ mod tests {
         spike[0] = 1e4;
         assert_eq!(tail(&spike, 100), None);
         assert_eq!(tail(&vec![0.0; n], 100), None);
+        assert_eq!(tail(&vec![3.0; n], n), None, "nothing is beyond all of them");
     }
 
     /// `(G − c I) Ω`, and G as it was.
