@@ -147,22 +147,23 @@ pub fn filtered_iteration<T: Scalar, P: Panel<T>, G: LinearOperator<T, Left = P,
     }
     condition(v, w)?;
     g.apply(v, w)?;
+    let mut advance = |v: &mut P, w: &mut P| {
+        condition(w, v)?;
+        std::mem::swap(v, w);
+        g.apply(v, w)
+    };
     if let Some(tail) = guess.filter(|_| shifted)
         && trace - w.dot(v)? < CREDIBLE * tail.part * trace
     {
         // Less is left than was guessed, where V can only have missed more: a spectrum that ends (exact low rank, a step). What the shift has
         // brought in of directions without eigenvalues goes by a plain step.
-        condition(w, v)?;
-        std::mem::swap(v, w);
-        g.apply(v, w)?;
+        advance(v, w)?;
         shifted = false;
     }
     for step in if shifted { 2 } else { 1 }..=steps {
         // Smallest root first: the later the estimate, the better, and the large roots need it more.
         filter(sums, part(step), v, w)?;
-        condition(w, v)?;
-        std::mem::swap(v, w);
-        g.apply(v, w)?;
+        advance(v, w)?;
     }
     Ok(())
 }

@@ -202,7 +202,6 @@ impl<'c> Moments<'c> {
             Some(root) => root,
             None => {
                 let (l, notes) = triangular_root(c, (trust, shift, self.mean), par)?;
-
                 let root = CachedRoot { trust, shift, l: Arc::new(l.kept_in::<T>(par)), notes };
                 c.cache_root(root.clone());
                 root

@@ -416,7 +416,19 @@ mod tests {
         let entry =
             |seed: usize, i: usize, j: usize| ((i * 7919 + j * 104_729 + seed * 31) % 1009) as f64 / 504.0 - 1.0;
         let context = HostContext::new(Par::rayon(2));
-        for (n, c) in [(1, 1), (127, 127), (128, 128), (129, 129), (300, 300), (300, 7), (257, 200), (130, 129)] {
+        for (n, c) in [
+            (1, 1),
+            (127, 127),
+            (128, 128),
+            (129, 129),
+            (95, 95),
+            (96, 96),
+            (97, 97),
+            (300, 300),
+            (300, 7),
+            (257, 200),
+            (130, 129),
+        ] {
             let s = Mat::from_fn(n, n, |i, j| if i >= j { entry(1, i, j) } else { f64::NAN });
             let whole = Mat::from_fn(n, n, |i, j| entry(1, i.max(j), i.min(j)));
             for lower in [false, true] {

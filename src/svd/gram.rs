@@ -215,14 +215,10 @@ fn project<T: Scalar, O: LinearOperator<T>>(
     if decay.is_nan() || decay < CLEAR {
         return Ok(ControlFlow::Continue(Some(image)));
     }
-    let mut directions = op.right(rank)?;
-    directions.multiply(Accum::Replace, &image, divided.as_ref().subcols(0, rank), T::one())?;
-    drop(divided);
     let mut right = Mat::<T>::zeros(op.ncols(), rank);
-    directions.copy_to_host(right.as_mut())?;
+    image.product_to_host(divided.as_ref().subcols(0, rank), right.as_mut())?;
+    drop(divided);
     let image = early.then_some(image);
-    // Needed once more where the image of V is still to come.
-    let directions = imaged.is_none().then_some(directions);
     // The sign that an SVD leaves open is settled before the long side is formed.
     let signs: Vec<f64> = (0..rank).map(|j| if points_down(column(right.as_ref(), j)) { -1.0 } else { 1.0 }).collect();
     for (j, _) in signs.iter().enumerate().filter(|(_, sign)| **sign < 0.0) {
@@ -230,10 +226,10 @@ fn project<T: Scalar, O: LinearOperator<T>>(
     }
     let combination = combination(factor, &basis, &signs);
     drop(basis);
-    let u = match (imaged, directions) {
-        (Some(panel), _) => Vectors::Combined(panel, combination),
-        (None, None) => unreachable!("one of the two is there"),
-        (None, Some(mut directions)) => {
+    let u = match imaged {
+        Some(panel) => Vectors::Combined(panel, combination),
+        None => {
+            let mut directions = op.right(rank)?;
             directions.multiply(Accum::Replace, v, combination.as_ref(), T::one())?;
             drop(combination);
             let mut u = op.image(rank)?;
@@ -302,9 +298,7 @@ pub(super) fn peak_bytes<T: Scalar>(how: Eigenvectors, f: &Footprint) -> usize {
     let multiplying = if early { converted(l) } else { 0 };
     let (gathered, solved) = decompose_clear_bytes::<T>(n, l);
     let solved = solved.max(2 * small + panel(n, k)) + multiplying;
-    // With an early image the panel that brought the right factor home has gone.
-    let brought = if early { panel(n, k) } else { 2 * panel(n, k) };
-    let combined = brought + small + l * k * (2 * size_of::<f64>() + size_of::<T>());
+    let combined = panel(n, k) + small + l * k * (2 * size_of::<f64>() + size_of::<T>());
     let formed = 2 * panel(n, k) + after + converted(k).max(panel(m, LOOKS));
     let decomposed = image + wide + gathered.max(solved + before);
     let projected = decomposed.max(wide + combined + before).max(formed + before);

@@ -408,7 +408,9 @@ where
         let (basis, squares) = gram::dense(op, width)?;
         let l = basis.ncols();
         let captured = squares[..l].iter().map(|&x| Element::to_f64(x)).sum();
-        (basis, Mat::identity(l, l), roots(&squares[..l]), captured, None, None)
+        let mut back = op.inputs(l)?;
+        op.back(&basis, &mut back)?;
+        (basis, Mat::identity(l, l), roots(&squares[..l]), captured, None, back)
     } else {
         let l = plan.width;
         let mut g = op.gram()?;
@@ -427,7 +429,7 @@ where
         let (squares, vectors) = crate::beside(par, || small::symmetric_eigen(h.as_ref()), || op.back(&v, &mut back))??;
         let squares: Vec<T> = squares.iter().rev().map(|x| <T as Element>::from_f64(x * unit)).collect();
         let coefficients = Mat::from_fn(l, l, |i, j| <T as Element>::from_f64(vectors[(i, l - 1 - j)]));
-        (v, coefficients, roots(&squares), captured, Some(svd.sketch), Some(back))
+        (v, coefficients, roots(&squares), captured, Some(svd.sketch), back)
     };
     let width = panel.ncols();
     let rank = goal.rank(&s, captured);
@@ -436,14 +438,6 @@ where
         return Ok(Err(format!("σ_{rank} is near the rounding of the Gram matrix (√eps σ_1)")));
     }
     let kept = s[..rank].iter().map(|&s| Element::to_f64(s).powi(2)).sum();
-    let back = match back {
-        Some(back) => back,
-        None => {
-            let mut back = op.inputs(width)?;
-            op.back(&panel, &mut back)?;
-            back
-        }
-    };
     Ok(Ok(Outputs {
         panel,
         coefficients,
