@@ -173,6 +173,7 @@ impl<'a, P, R> Flow<'a, P, R> {
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;
+    use std::sync::atomic::{AtomicBool, Ordering};
     use std::sync::mpsc::sync_channel;
     use std::thread;
 
@@ -184,8 +185,9 @@ mod tests {
     /// Indices of tiles, with the results of their parts.
     type Finished = Vec<(usize, Vec<usize>)>;
 
-    /// Three threads over 40 tiles of which `bad` cannot be worked on: what each slot saw, the tiles that were finished, and how it went.
-    fn pass(bad: &[usize]) -> (Vec<Vec<usize>>, Finished, Result<()>) {
+    /// Three threads over 40 tiles of which some parts fail, the first of `bad` after the second (or after a while, if that does not come): what each
+    /// slot saw, the tiles that were finished, and how it went.
+    fn pass(bad: &[(usize, usize)]) -> (Vec<Vec<usize>>, Finished, Result<()>) {
         let (free, to_fill) = sync_channel(2);
         let (filled, read) = sync_channel(1);
         (0..2).for_each(|_| free.send(Vec::new()).unwrap());
@@ -199,6 +201,7 @@ mod tests {
         });
         let slots: Vec<_> = (0..PARTS).map(|_| Mutex::new(Vec::new())).collect();
         let finished = Mutex::new(Vec::new());
+        let second_failed = AtomicBool::new(false);
         let watch = Watch::default();
         let flow = Flow::new(Tiles { read, free }, &slots, &watch);
         thread::scope(|scope| {
@@ -208,7 +211,16 @@ mod tests {
                         seen.push(tile.first);
                         // Parts end in another order than they begin.
                         (0..(7 * part + tile.first) % 11).for_each(|_| thread::yield_now());
-                        match bad.contains(&tile.first) {
+                        let at = bad.iter().position(|bad| *bad == (tile.first, part));
+                        match at {
+                            Some(0) => {
+                                let failed = || second_failed.load(Ordering::Relaxed);
+                                (0..1_000_000).take_while(|_| !failed()).for_each(|_| thread::yield_now());
+                            }
+                            Some(1) => second_failed.store(true, Ordering::Relaxed),
+                            _ => {}
+                        }
+                        match at.is_some() {
                             true => Err(Error::Internal { what: tile.first.to_string() }),
                             false => Ok(10 * tile.first + part),
                         }
@@ -235,7 +247,7 @@ mod tests {
 
     #[test]
     fn the_first_tile_that_fails_is_named() {
-        let (_, finished, done) = pass(&[17, 18, 30]);
+        let (_, finished, done) = pass(&[(17, PARTS - 1), (18, 0), (30, 1)]);
         assert_eq!(done, Err(Error::Internal { what: "17".into() }));
         assert!(finished.iter().all(|(tile, _)| *tile < 19), "{finished:?}");
         assert_eq!(finished.iter().filter(|(tile, _)| *tile < 17).count(), 17);
