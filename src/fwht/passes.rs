@@ -7,8 +7,9 @@
 //!   base         b rows: b² multiply-adds by ±1, inputs copied to L1 first
 //! ```
 //!
-//! A long vector goes through memory once for each pass until a block of it fits into L2, in 8 streams that the hardware prefetches. The outer six
-//! stages in one sweep instead, panels of 64 rows through scratch in L1 or L2, cost a sweep less and took 1.05 to 1.4 times as long from 2^22 on (rows of
+//! A long vector goes through memory once for each pass until a block of it fits into L2, in 8 streams. The hardware does not
+//! prefetch them far enough: from 32 MiB on each pass asks for what it will read 2 KiB later in every stream (0.73 to 0.92 of
+//! the time; shorter vectors, which L3 holds, took 1.02 to 1.1 times as long with it). The outer six stages in one sweep instead, panels of 64 rows through scratch in L1 or L2, cost a sweep less and took 1.05 to 1.4 times as long from 2^22 on (rows of
 //! 128 bytes to 4 KiB, the next panel prefetched): 64 streams are too many.
 //!
 //! Every pass reads one type and writes another, so that the first pass of a half-precision vector widens and the
@@ -174,6 +175,11 @@ struct Ahead {
 
 impl Ahead {
     const NOTHING: Ahead = Ahead { bytes: 0, half: false };
+
+    /// Of a pass over rows `h` elements apart: what `plan` says.
+    fn of(plan: &Plan, h: usize) -> Ahead {
+        Ahead { bytes: if h >= plan.far { plan.ahead as isize } else { 0 }, half: false }
+    }
 }
 
 /// [`radix_pass`] on each of the `h` interleaved sets of rows of `blocks` blocks of `R / B · h` rows.
@@ -550,7 +556,7 @@ pub(super) unsafe fn blocks<S: Lanes, T: Scalar, A: Element, B: Element>(
         };
         let h = 1usize << plan.bits() >> first.rows;
         let (from, to) = (Rows { ptr: src, stride: h as isize }, Rows { ptr: work, stride: h as isize });
-        let asked = Ahead { bytes: ahead.unwrap_or(0), half: true };
+        let asked = ahead.map_or(Ahead::of(plan, h), |bytes| Ahead { bytes, half: true });
         radix_passes::<S, T, A, T>(s, first, count, 1, from, to, h, lanes, asked);
         below::<S, T, B>(s, plan, 1, count << first.rows, h, dst, work, ahead);
     }
@@ -568,11 +574,11 @@ pub(super) unsafe fn first_pass<S: Lanes, T: Scalar, A: Element>(
     width: usize,
 ) {
     let (first, lanes) = (plan.inner[0], T::lanes::<S>());
-    let stride = 1isize << (plan.bits() - u32::from(first.rows));
+    let h = 1usize << plan.bits() >> first.rows;
     // SAFETY: the caller's.
     unsafe {
-        let (src, work) = (Rows { ptr: src, stride }, Rows { ptr: work, stride });
-        radix_passes::<S, T, A, T>(s, first, 1, 1, src, work, width, lanes, Ahead::NOTHING)
+        let (src, work) = (Rows { ptr: src, stride: h as isize }, Rows { ptr: work, stride: h as isize });
+        radix_passes::<S, T, A, T>(s, first, 1, 1, src, work, width, lanes, Ahead::of(plan, h))
     }
 }
 
@@ -608,7 +614,7 @@ pub(super) unsafe fn below<S: Lanes, T: Scalar, B: Element>(
         };
         let h = len >> radix.rows;
         let all = Rows { ptr: work, stride: h as isize };
-        radix_passes::<S, T, T, T>(s, radix, blocks, 1, all, all, h, run, Ahead::NOTHING);
+        radix_passes::<S, T, T, T>(s, radix, blocks, 1, all, all, h, run, Ahead::of(plan, h));
         below::<S, T, B>(s, plan, done + 1, blocks << radix.rows, h, dst, work, ahead);
     }
 }

@@ -68,6 +68,12 @@ pub(crate) struct Params {
     pub(crate) l1_bytes: usize,
     /// Bytes of a block from which a pass over its rows fetches the next ones ahead.
     pub(crate) ahead_bytes: usize,
+    /// Bytes of a vector from which its passes ask memory for what they read next,
+    pub(crate) long_bytes: usize,
+    /// so many bytes ahead,
+    pub(crate) long_ahead_bytes: usize,
+    /// in passes over rows at least so many bytes apart.
+    pub(crate) far_bytes: usize,
     /// Bytes, in arithmetic, of one row of a panel of columns: whole cache lines.
     pub(crate) panel_row_bytes: usize,
     /// The same for a panel that goes through scratch.
@@ -88,11 +94,14 @@ impl Default for Params {
             alias_bytes: 4 << 10,
             l1_bytes: 16 << 10,
             ahead_bytes: 256 << 10,
+            long_bytes: 32 << 20,
+            long_ahead_bytes: 2 << 10,
+            far_bytes: 16 << 10,
             panel_row_bytes: 1024,
             scratch_row_bytes: 256,
             scratch_bytes: 2 << 20,
             task_len: 1 << 16,
-            long_len: 1 << 17,
+            long_len: 1 << 18,
             long_bits: 14,
         }
     }
@@ -217,6 +226,10 @@ pub struct Plan {
     pub lanes: u32,
     /// Elements of a block above which passes go depth first.
     pub l1: usize,
+    /// Passes over rows so many elements apart, or more, ask memory
+    pub far: usize,
+    /// for what lies so many bytes behind what they read: 0 where caches hold the vector.
+    pub ahead: usize,
 }
 
 impl Plan {
@@ -226,7 +239,9 @@ impl Plan {
         let lane_bits = lanes.ilog2().min(k);
         let crowded = |h: usize| h * size >= params.alias_bytes;
         let (inner, leaf) = Radices::staged(k, lane_bits, top, top.saturating_sub(3), crowded).split_last();
-        Plan { order, isa, inner, leaf, lanes: lane_bits, l1: params.l1_bytes / size }
+        let ahead = if order.len() * size < params.long_bytes { 0 } else { params.long_ahead_bytes };
+        let (l1, far) = (params.l1_bytes / size, params.far_bytes / size);
+        Plan { order, isa, inner, leaf, lanes: lane_bits, l1, far, ahead }
     }
 
     /// log2 of the elements that its passes transform: `k`.
