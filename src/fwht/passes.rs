@@ -260,7 +260,7 @@ unsafe fn radix_passes<S: Lanes, T: Scalar, X: Element, Y: Element>(
 }
 
 /// The vertical transform of `2^Σradices` rows of `width`. The first pass reads `src`, the last writes `dst`; in
-/// between the rows live in `work`, depth first.
+/// between the rows live in `work`, depth first. The first asks for rows of `src` ahead if these are many.
 ///
 /// # Safety
 /// All three have `2^Σradices` rows of `width`; any two are equal (address, stride and type) or disjoint.
@@ -271,6 +271,7 @@ pub(super) unsafe fn columns<S: Lanes, T: Scalar, A: Element, B: Element>(
     dst: Rows<B>,
     work: Rows<T>,
     width: usize,
+    params: &Params,
 ) {
     let rows = 1usize << radices.iter().map(|r| u32::from(r.rows)).sum::<u32>();
     // SAFETY: each pass covers all rows.
@@ -280,9 +281,12 @@ pub(super) unsafe fn columns<S: Lanes, T: Scalar, A: Element, B: Element>(
             [only] => radix_passes::<S, T, A, B>(s, only, 1, 1, src, dst, width, 0, Ahead::NOTHING),
             [first, ref rest @ ..] => {
                 let h = rows >> first.rows;
-                radix_passes::<S, T, A, T>(s, first, 1, h, src, work, width, 0, Ahead::NOTHING);
+                let many = src.stride != work.stride && rows * width * size_of::<A>() > params.ahead_bytes;
+                let ahead = Ahead { bytes: if many { src.stride * size_of::<A>() as isize } else { 0 }, half: false };
+                radix_passes::<S, T, A, T>(s, first, 1, h, src, work, width, 0, ahead);
                 for block in 0..rows / h {
-                    columns::<S, T, T, B>(s, rest, work.at(block * h), dst.at(block * h), work.at(block * h), width);
+                    let work = work.at(block * h);
+                    columns::<S, T, T, B>(s, rest, work, dst.at(block * h), work, width, params);
                 }
             }
         }

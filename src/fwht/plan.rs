@@ -68,7 +68,8 @@ pub(crate) struct Params {
     pub(crate) l1_bytes: usize,
     /// Bytes of a block from which a pass over its rows fetches the next ones ahead.
     pub(crate) ahead_bytes: usize,
-    /// Bytes of a vector from which its passes ask memory for what they read next,
+    /// Bytes from which a vector or a batch does not stay in the caches; the passes of such a vector ask memory for what they
+    /// read next
     pub(crate) long_bytes: usize,
     /// so many bytes ahead,
     pub(crate) long_ahead_bytes: usize,
@@ -76,7 +77,7 @@ pub(crate) struct Params {
     pub(crate) far_bytes: usize,
     /// Bytes, in arithmetic, of one row of a panel of columns: whole cache lines.
     pub(crate) panel_row_bytes: usize,
-    /// The same for a panel that goes through scratch.
+    /// The least for a panel that goes through scratch.
     pub(crate) scratch_row_bytes: usize,
     /// Bytes of scratch for as many vectors as lanes; longer ones go one at a time.
     pub(crate) scratch_bytes: usize,

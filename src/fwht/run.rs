@@ -69,8 +69,9 @@ pub(super) unsafe fn batch<T: Scalar, E: Element>(mut x: Batch<E>, order: Order,
     }
     let (isa, params) = (simd::isa(), Params::default());
     let elements = x.n * x.count;
+    let far = elements * size_of::<E>() >= params.long_bytes;
     if par == Par::Seq || elements < 2 * params.task_len {
-        return simd::dispatch(isa, Task::<T, E> { x, order, params, plain: PhantomData });
+        return simd::dispatch(isa, Task::<T, E> { x, order, far, params, plain: PhantomData });
     }
     let plan = simd::dispatch(isa, PlanOf::<T> { order, params, plain: PhantomData });
     if x.n_stride == 1
@@ -85,14 +86,14 @@ pub(super) unsafe fn batch<T: Scalar, E: Element>(mut x: Batch<E>, order: Order,
     let mut vectors = (params.task_len / x.n).max(1);
     if x.n_stride != 1 {
         // Whole panels, unless that leaves threads without work.
-        vectors = vectors.max(panel_width::<T, E>(&params).min(x.count / (2 * rayon::current_num_threads())));
+        vectors = vectors.max(panel_width::<T, E>(x.n, &params).min(x.count / (2 * rayon::current_num_threads())));
     }
     let vectors = vectors.next_multiple_of(granule);
     // All tasks but the first begin at a cache line.
     let lead = lead::<T, E>(x, &params);
     (0..(x.count - lead).div_ceil(vectors)).into_par_iter().for_each(|i| {
         let (first, count) = if i == 0 { (0, lead + vectors) } else { (lead + i * vectors, vectors) };
-        simd::dispatch(isa, Task::<T, E> { x: x.part(first, count), order, params, plain: PhantomData });
+        simd::dispatch(isa, Task::<T, E> { x: x.part(first, count), order, far, params, plain: PhantomData });
     });
 }
 
@@ -103,7 +104,7 @@ fn lead<T: Scalar, E: Element>(x: Batch<E>, params: &Params) -> usize {
     let size = size_of::<E>();
     let lined = x.stride == 1 && (x.n_stride.unsigned_abs() * size).is_multiple_of(size_of::<Line>());
     let short = x.n * size_of::<Line>() <= params.scratch_bytes;
-    if !(lined && short && x.count >= 2 * panel_width::<T, E>(params)) {
+    if !(lined && short && x.count >= 2 * panel_width::<T, E>(x.n, params)) {
         return 0;
     }
     (x.ptr as usize).wrapping_neg() % size_of::<Line>() / size
@@ -219,6 +220,8 @@ pub(super) fn plan<T: Scalar>(order: Order) -> Plan {
 struct Task<T, E> {
     x: Batch<E>,
     order: Order,
+    /// The whole batch, of which this is a part, does not fit into the caches.
+    far: bool,
     params: Params,
     plain: PhantomData<T>,
 }
@@ -226,13 +229,13 @@ struct Task<T, E> {
 impl<T: Scalar, E: Element> Kernel for Task<T, E> {
     type Output = ();
     fn run<S: Lanes>(self, s: S) {
-        let Task { x, order, params, .. } = self;
+        let Task { x, order, far, params, .. } = self;
         let lanes = T::lanes::<S>();
         let split = order.base() > 1 && 1 << order.log2() < lanes;
         // SAFETY: that of `batch`, which makes the tasks.
         unsafe {
             if x.n_stride == 1 && !split {
-                rows::<S, T, E>(s, x, &plan_of::<S, T>(order, &params));
+                rows::<S, T, E>(s, x, far, &plan_of::<S, T>(order, &params));
             } else if x.stride == 1 {
                 panels::<S, T, E>(s, x, order, &params);
             } else {
@@ -242,11 +245,12 @@ impl<T: Scalar, E: Element> Kernel for Task<T, E> {
     }
 }
 
-/// Vectors of adjacent elements, one after the other.
+/// Vectors of adjacent elements, one after the other; from afar if they are not in a cache: then each asks for the next one
+/// from its first pass on, and not in its leaves alone (0.9 of the time).
 ///
 /// # Safety
 /// As [`batch`].
-unsafe fn rows<S: Lanes, T: Scalar, E: Element>(s: S, x: Batch<E>, plan: &Plan) {
+unsafe fn rows<S: Lanes, T: Scalar, E: Element>(s: S, x: Batch<E>, far: bool, plan: &Plan) {
     let same = E::DTYPE == T::DTYPE;
     let base = if plan.order.base() > 1 { passes::base_scratch::<S, T>(plan.order.base()) } else { 0 };
     // Adjacent short vectors share their passes.
@@ -261,7 +265,8 @@ unsafe fn rows<S: Lanes, T: Scalar, E: Element>(s: S, x: Batch<E>, plan: &Plan) 
         unsafe {
             let all = if same { x.cast::<T>() } else { scratch.add(base) };
             if plan.order.base() == 1 {
-                passes::blocks::<S, T, E, E>(s, plan, count, x, x, all, None);
+                let ahead = (far && adjacent).then_some((count * plan.order.len() * size_of::<E>()) as isize);
+                passes::blocks::<S, T, E, E>(s, plan, count, x, x, all, ahead);
             } else {
                 based::<S, T, E>(s, plan, x, all, scratch);
             }
@@ -297,10 +302,11 @@ unsafe fn based<S: Lanes, T: Scalar, E: Element>(s: S, plan: &Plan, x: *mut E, a
     }
 }
 
-/// Columns of a panel.
-fn panel_width<T: Scalar, E: Element>(params: &Params) -> usize {
-    let bytes = if E::DTYPE == T::DTYPE { params.panel_row_bytes } else { params.scratch_row_bytes };
-    bytes / size_of::<T>()
+/// Columns of a panel of `n` rows. One that goes through scratch is the wider the shorter its columns.
+fn panel_width<T: Scalar, E: Element>(n: usize, params: &Params) -> usize {
+    let (least, most) = (params.scratch_row_bytes, params.panel_row_bytes);
+    let bytes = if E::DTYPE == T::DTYPE { most } else { (KEPT_BYTES / n).clamp(least, most) };
+    bytes / least * (least / size_of::<T>())
 }
 
 /// Vectors side by side.
@@ -309,7 +315,7 @@ fn panel_width<T: Scalar, E: Element>(params: &Params) -> usize {
 /// As [`batch`]; `x.stride` is 1.
 unsafe fn panels<S: Lanes, T: Scalar, E: Element>(s: S, x: Batch<E>, order: Order, params: &Params) {
     let lanes = T::lanes::<S>();
-    let panel = panel_width::<T, E>(params).max(lanes);
+    let panel = panel_width::<T, E>(x.n, params).max(lanes);
     let lead = lead::<T, E>(x, params);
     let whole = x.count - (x.count - lead) % lanes;
     let radices = radices::<S, T, E>(x.n_stride, order, params);
@@ -364,11 +370,11 @@ unsafe fn one_panel<S: Lanes, T: Scalar, E: Element>(
         } else {
             let work = Rows { ptr: scratch.add(base), stride: width as isize };
             if b == 1 {
-                return passes::columns::<S, T, E, E>(s, radices, rows, rows, work, width);
+                return passes::columns::<S, T, E, E>(s, radices, rows, rows, work, width, params);
             }
             for i in 0..b {
                 let work = work.at(i * h);
-                passes::columns::<S, T, E, T>(s, radices, rows.at(i * h), work, work, width);
+                passes::columns::<S, T, E, T>(s, radices, rows.at(i * h), work, work, width, params);
             }
             work
         };
@@ -420,7 +426,7 @@ unsafe fn gathered<S: Lanes, T: Scalar, E: Element>(s: S, x: Batch<E>, order: Or
         }
         let one = Batch { ptr: vector.as_mut_ptr(), n: x.n, n_stride: 1, count: 1, stride: 1 };
         // SAFETY: all of `vector`.
-        unsafe { rows::<S, T, T>(s, one, &plan_of::<S, T>(order, params)) };
+        unsafe { rows::<S, T, T>(s, one, false, &plan_of::<S, T>(order, params)) };
         for (i, value) in vector.iter().enumerate() {
             // SAFETY: element `i` of vector `j`.
             unsafe { *x.element(i, j) = E::from_f64(Element::to_f64(*value)) };
@@ -439,7 +445,7 @@ unsafe impl Zeroable for Line {}
 unsafe impl Pod for Line {}
 
 /// Scratch above this is not kept for the next call.
-const KEPT_BYTES: usize = 2 << 20;
+const KEPT_BYTES: usize = 4 << 20;
 
 thread_local! {
     static SCRATCH: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };
