@@ -66,7 +66,7 @@ pub(crate) struct Params {
     pub(crate) alias_bytes: usize,
     /// Bytes of a block whose passes, one after the other, find it in L1.
     pub(crate) l1_bytes: usize,
-    /// Bytes of a block from which a pass over its rows fetches the next ones ahead.
+    /// Bytes of a block from which a pass over its rows fetches the next ones ahead, and up to which a vector fetches the next one.
     pub(crate) ahead_bytes: usize,
     /// Bytes from which a vector or a batch does not stay in the caches; the passes of such a vector ask memory for what they
     /// read next

@@ -69,7 +69,7 @@ pub(super) unsafe fn batch<T: Scalar, E: Element>(mut x: Batch<E>, order: Order,
     }
     let (isa, params) = (simd::isa(), Params::default());
     let elements = x.n * x.count;
-    let far = elements * size_of::<E>() >= params.long_bytes;
+    let far = elements * size_of::<E>() >= params.long_bytes && x.n * size_of::<E>() <= params.ahead_bytes;
     if par == Par::Seq || elements < 2 * params.task_len {
         return simd::dispatch(isa, Task::<T, E> { x, order, far, params, plain: PhantomData });
     }
@@ -220,7 +220,7 @@ pub(super) fn plan<T: Scalar>(order: Order) -> Plan {
 struct Task<T, E> {
     x: Batch<E>,
     order: Order,
-    /// The whole batch, of which this is a part, does not fit into the caches.
+    /// The whole batch, of which this is a part, does not fit into the caches, but its vectors do.
     far: bool,
     params: Params,
     plain: PhantomData<T>,
@@ -245,8 +245,8 @@ impl<T: Scalar, E: Element> Kernel for Task<T, E> {
     }
 }
 
-/// Vectors of adjacent elements, one after the other; from afar if they are not in a cache: then each asks for the next one
-/// from its first pass on, and not in its leaves alone (0.9 of the time).
+/// Vectors of adjacent elements, one after the other. Where they come from memory (`far`), each asks for the next one from its
+/// first pass on, and not in its leaves alone: 0.9 of the time.
 ///
 /// # Safety
 /// As [`batch`].
