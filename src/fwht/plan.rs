@@ -93,7 +93,7 @@ impl Default for Params {
     fn default() -> Self {
         Params {
             alias_bytes: 4 << 10,
-            l1_bytes: 16 << 10,
+            l1_bytes: 32 << 10,
             ahead_bytes: 256 << 10,
             long_bytes: 32 << 20,
             long_ahead_bytes: 2 << 10,

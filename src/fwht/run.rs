@@ -253,9 +253,9 @@ impl<T: Scalar, E: Element> Kernel for Task<T, E> {
 unsafe fn rows<S: Lanes, T: Scalar, E: Element>(s: S, x: Batch<E>, far: bool, plan: &Plan) {
     let same = E::DTYPE == T::DTYPE;
     let base = if plan.order.base() > 1 { passes::base_scratch::<S, T>(plan.order.base()) } else { 0 };
-    // Adjacent short vectors share their passes.
+    // Adjacent short vectors share their passes, as many as leave room in L1 for those that are asked for.
     let adjacent = x.stride == x.n as isize && plan.order.base() == 1;
-    let group = if adjacent { (plan.l1 / x.n).clamp(1, x.count) } else { 1 };
+    let group = if adjacent { (plan.l1 / 2 / x.n).clamp(1, x.count) } else { 1 };
     let vectors = if same { 0 } else { x.n * group };
     let mut scratch = Scratch::<T>::new(base + vectors);
     let scratch = scratch.as_mut_ptr();
