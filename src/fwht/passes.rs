@@ -188,6 +188,12 @@ impl Ahead {
     fn of(plan: &Plan, h: usize) -> Ahead {
         Ahead { bytes: if h >= plan.far { plan.ahead as isize } else { 0 }, half: false }
     }
+
+    /// Of a pass over a panel of `bytes`: of each row the next one. No other prefetcher foresees rows that lie far apart.
+    fn next_row<E>(rows: Rows<E>, bytes: usize, params: &Params) -> Ahead {
+        let next = if bytes > params.ahead_bytes { rows.stride * size_of::<E>() as isize } else { 0 };
+        Ahead { bytes: next, half: false }
+    }
 }
 
 /// [`radix_pass`] on each of the `h` interleaved sets of rows of `blocks` blocks of `R / B · h` rows.
@@ -289,8 +295,11 @@ pub(super) unsafe fn columns<S: Lanes, T: Scalar, A: Element, B: Element>(
             [only] => radix_passes::<S, T, A, B>(s, only, 1, 1, src, dst, width, 0, Ahead::NOTHING),
             [first, ref rest @ ..] => {
                 let h = rows >> first.rows;
-                let many = src.stride != work.stride && rows * width * size_of::<A>() > params.ahead_bytes;
-                let ahead = Ahead { bytes: if many { src.stride * size_of::<A>() as isize } else { 0 }, half: false };
+                // What has the type of the arithmetic lies in `work`, row after row.
+                let ahead = match A::DTYPE == T::DTYPE {
+                    true => Ahead::NOTHING,
+                    false => Ahead::next_row(src, rows * width * size_of::<A>(), params),
+                };
                 radix_passes::<S, T, A, T>(s, first, 1, h, src, work, width, 0, ahead);
                 for block in 0..rows / h {
                     let work = work.at(block * h);
@@ -326,9 +335,7 @@ pub(super) unsafe fn columns_in_place<S: Lanes, T: Scalar>(
         }
         let Some((&first, rest)) = radices.split_first() else { return };
         let h = len >> first.rows;
-        // Of each row the next one: no other prefetcher foresees rows that lie far apart.
-        let next = if bytes > params.ahead_bytes { rows.stride * size_of::<T>() as isize } else { 0 };
-        let ahead = Ahead { bytes: next, half: false };
+        let ahead = Ahead::next_row(rows, bytes, params);
         radix_passes::<S, T, T, T>(s, first, blocks, h, rows, rows, width, 0, ahead);
         columns_in_place::<S, T>(s, rest, blocks << first.rows, h, rows, width, params);
     }

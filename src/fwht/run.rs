@@ -69,9 +69,9 @@ pub(super) unsafe fn batch<T: Scalar, E: Element>(mut x: Batch<E>, order: Order,
     }
     let (isa, params) = (simd::isa(), Params::default());
     let elements = x.n * x.count;
-    let far = elements * size_of::<E>() >= params.long_bytes && x.n * size_of::<E>() <= params.ahead_bytes;
+    let from_memory = elements * size_of::<E>() >= params.long_bytes && x.n * size_of::<E>() <= params.ahead_bytes;
     if par == Par::Seq || elements < 2 * params.task_len {
-        return simd::dispatch(isa, Task::<T, E> { x, order, far, params, plain: PhantomData });
+        return simd::dispatch(isa, Task::<T, E> { x, order, from_memory, params, plain: PhantomData });
     }
     let plan = simd::dispatch(isa, PlanOf::<T> { order, params, plain: PhantomData });
     if x.n_stride == 1
@@ -93,7 +93,7 @@ pub(super) unsafe fn batch<T: Scalar, E: Element>(mut x: Batch<E>, order: Order,
     let lead = lead::<T, E>(x, &params);
     (0..(x.count - lead).div_ceil(vectors)).into_par_iter().for_each(|i| {
         let (first, count) = if i == 0 { (0, lead + vectors) } else { (lead + i * vectors, vectors) };
-        simd::dispatch(isa, Task::<T, E> { x: x.part(first, count), order, far, params, plain: PhantomData });
+        simd::dispatch(isa, Task::<T, E> { x: x.part(first, count), order, from_memory, params, plain: PhantomData });
     });
 }
 
@@ -221,7 +221,7 @@ struct Task<T, E> {
     x: Batch<E>,
     order: Order,
     /// The whole batch, of which this is a part, does not fit into the caches, but its vectors do.
-    far: bool,
+    from_memory: bool,
     params: Params,
     plain: PhantomData<T>,
 }
@@ -229,13 +229,13 @@ struct Task<T, E> {
 impl<T: Scalar, E: Element> Kernel for Task<T, E> {
     type Output = ();
     fn run<S: Lanes>(self, s: S) {
-        let Task { x, order, far, params, .. } = self;
+        let Task { x, order, from_memory, params, .. } = self;
         let lanes = T::lanes::<S>();
         let split = order.base() > 1 && 1 << order.log2() < lanes;
         // SAFETY: that of `batch`, which makes the tasks.
         unsafe {
             if x.n_stride == 1 && !split {
-                rows::<S, T, E>(s, x, far, &plan_of::<S, T>(order, &params));
+                rows::<S, T, E>(s, x, from_memory, &plan_of::<S, T>(order, &params));
             } else if x.stride == 1 {
                 panels::<S, T, E>(s, x, order, &params);
             } else {
@@ -245,12 +245,12 @@ impl<T: Scalar, E: Element> Kernel for Task<T, E> {
     }
 }
 
-/// Vectors of adjacent elements, one after the other. Where they come from memory (`far`), each asks for the next one from its
+/// Vectors of adjacent elements, one after the other. Where they come `from_memory`, each asks for the next one from its
 /// first pass on, and not in its leaves alone: 0.9 of the time.
 ///
 /// # Safety
 /// As [`batch`].
-unsafe fn rows<S: Lanes, T: Scalar, E: Element>(s: S, x: Batch<E>, far: bool, plan: &Plan) {
+unsafe fn rows<S: Lanes, T: Scalar, E: Element>(s: S, x: Batch<E>, from_memory: bool, plan: &Plan) {
     let same = E::DTYPE == T::DTYPE;
     let base = if plan.order.base() > 1 { passes::base_scratch::<S, T>(plan.order.base()) } else { 0 };
     // Adjacent short vectors share their passes, as many as leave room in L1 for those that are asked for.
@@ -265,7 +265,7 @@ unsafe fn rows<S: Lanes, T: Scalar, E: Element>(s: S, x: Batch<E>, far: bool, pl
         unsafe {
             let all = if same { x.cast::<T>() } else { scratch.add(base) };
             if plan.order.base() == 1 {
-                let ahead = (far && adjacent).then_some((count * plan.order.len() * size_of::<E>()) as isize);
+                let ahead = (from_memory && adjacent).then_some((count * plan.order.len() * size_of::<E>()) as isize);
                 passes::blocks::<S, T, E, E>(s, plan, count, x, x, all, ahead);
             } else {
                 based::<S, T, E>(s, plan, x, all, scratch);
