@@ -21,70 +21,82 @@
 #include "philox.cuh"
 
 // Y(i, c) = factor · Σ_blocks ± (H x)_{sample[c]}, x the signed piece of row i. Input sign of column j: bit j of the
-// input stream; output sign of column c in block b: bit c % 128 of Philox block (c / 128) << 40 | b.
-// Launch: m blocks of T threads (struct Layout), max(SHARED, 2^t·sizeof(arithmetic)) + 2^t / 8 +
-// l·sizeof(arithmetic) bytes.
+// input stream; output sign of column c in block b: bit c % 128 of Philox block (c / 128) << 40 | b. A block has `rows`
+// adjacent rows, for which it draws the signs once, and whose sums are adjacent in Y.
+// Launch: ceil(m / rows) blocks of T threads (struct Layout), max(SHARED, 2^t·sizeof(arithmetic)) + 2^t / 8 +
+// 16·ceil(l / 128) + rows·l·sizeof(arithmetic) bytes.
 template <class E, int LOG_R>
 __device__ __forceinline__ void srht(const E* __restrict__ a, Arithmetic<E>* __restrict__ y,
-                                     const u32* __restrict__ sample, Arithmetic<E> factor, u64 seed, u64 stream, i64 n,
-                                     int l, i64 lda, i64 ldy) {
+                                     const u32* __restrict__ sample, Arithmetic<E> factor, u64 seed, u64 stream, i64 m,
+                                     i64 n, int l, int rows, i64 lda, i64 ldy) {
     using L = Layout<E, LOG_R>;
     using A = Arithmetic<E>;
     static_assert(L::LOG_T >= 5, "a block is whole warps");
     constexpr int X_BYTES = L::N * sizeof(A) > L::SHARED ? L::N * sizeof(A) : L::SHARED;
     DYNAMIC_SHARED(unsigned char, shared);
     A* const x = reinterpret_cast<A*>(shared);  // the exchange, then the transform
-    A* const sums = reinterpret_cast<A*>(shared + X_BYTES + L::N / 8);
     u32* const signs = reinterpret_cast<u32*>(shared + X_BYTES);
+    const int blocks = (l + 127) / 128;
+    u32* const output_signs = signs + L::N / 32;
+    A* const sums = reinterpret_cast<A*>(output_signs + 4 * blocks);
     const int thread = threadIdx.x;
-    const E* const row = a + static_cast<i64>(blockIdx.x) * lda;
+    const i64 top = static_cast<i64>(blockIdx.x) * rows;
+    const int count = static_cast<int>(m - top < rows ? m - top : rows);
     const bool wide = aligned(a, lda);
     i64 block = 0;
     for (i64 first = 0; first < n; first += L::N, ++block) {
-        for (int i = thread; i < L::N / 128; i += L::T) {
-            const uint4 w = philox(seed, stream::SRHT_SIGNS | stream, static_cast<u64>(first) / 128 + i);
-            signs[4 * i] = w.x;
-            signs[4 * i + 1] = w.y;
-            signs[4 * i + 2] = w.z;
-            signs[4 * i + 3] = w.w;
+        if (first > 0) __syncthreads();  // nobody needs the signs of the block before any more
+        for (int i = thread; i < L::N / 128 + blocks; i += L::T) {
+            const int c = i - L::N / 128;
+            const uint4 w = c < 0 ? philox(seed, stream::SRHT_SIGNS | stream, static_cast<u64>(first) / 128 + i)
+                                  : philox(seed, stream::SRHT_OUTPUT_SIGNS | stream, static_cast<u64>(c) << ROW_BITS | block);
+            *reinterpret_cast<uint4*>(signs + 4 * i) = w;
         }
-        __syncthreads();  // the signs are there, and nobody gathers from x any more
-        A v[L::R];
+#pragma unroll 1
+        for (int r = 0; r < count; ++r) {
+            const E* const row = a + (top + r) * lda;
+            __syncthreads();  // the signs are there, and nobody gathers from x any more
+            A v[L::R];
 #pragma unroll
-        for (int c = 0; c < L::C; ++c) {
-            const int at = (c * L::T + thread) * L::V;
-            A* const part = v + c * L::V;
-            if (first + at + L::V <= n) {
-                load<L::V>(row + first + at, part, wide);
-            } else {
+            for (int c = 0; c < L::C; ++c) {
+                const int at = (c * L::T + thread) * L::V;
+                A* const part = v + c * L::V;
+                if (first + at + L::V <= n) {
+                    load<L::V>(row + first + at, part, wide);
+                } else {
 #pragma unroll
-                for (int i = 0; i < L::V; ++i) part[i] = first + at + i < n ? A(widen(row[first + at + i])) : A(0);
+                    for (int i = 0; i < L::V; ++i) part[i] = first + at + i < n ? A(widen(row[first + at + i])) : A(0);
+                }
+                const u32 minus = signs[at >> 5] >> (at & 31);
+#pragma unroll
+                for (int i = 0; i < L::V; ++i) part[i] = flip(part[i], minus >> i & 1);
             }
-            const u32 minus = signs[at >> 5] >> (at & 31);
+            const int slot = fwht_block<E, LOG_R>(v, thread, x);
+            __syncthreads();  // the exchange is over
 #pragma unroll
-            for (int i = 0; i < L::V; ++i) part[i] = flip(part[i], minus >> i & 1);
-        }
-        const int slot = fwht_block<E, LOG_R>(v, thread, x);
-        __syncthreads();  // the exchange is over
+            for (int c = 0; c < L::C; ++c)
 #pragma unroll
-        for (int c = 0; c < L::C; ++c)
-#pragma unroll
-            for (int i = 0; i < L::V; ++i) x[(c * L::T + slot) * L::V + i] = v[c * L::V + i];
-        __syncthreads();
-        for (int c = thread; c < l; c += L::T) {
-            const u64 index = ((static_cast<u64>(c) / 128) << ROW_BITS | block) * 128 + c % 128;
-            const A term = flip(x[sample[c]], sign_bit(seed, stream::SRHT_OUTPUT_SIGNS | stream, index));
-            sums[c] = first == 0 ? term : sums[c] + term;
+                for (int i = 0; i < L::V; ++i) x[(c * L::T + slot) * L::V + i] = v[c * L::V + i];
+            __syncthreads();
+            A* const sum = sums + r * l;
+            for (int c = thread; c < l; c += L::T) {
+                const A term = flip(x[sample[c]], output_signs[c >> 5] >> (c & 31) & 1);
+                sum[c] = first == 0 ? term : sum[c] + term;
+            }
         }
     }
-    for (int c = thread; c < l; c += L::T) y[c * ldy + blockIdx.x] = factor * sums[c];
+    __syncthreads();  // all sums are there
+    for (int i = thread; i < l * rows; i += L::T) {
+        const int c = i / rows, r = i % rows;
+        if (r < count) y[c * ldy + top + r] = factor * sums[r * l + c];
+    }
 }
 
 #define SRHT(NAME, E, K)                                                                                            \
-    extern "C" __global__ void __launch_bounds__((Layout<E, K>::T), 1)                                                 \
-        NAME(const E* a, Arithmetic<E>* y, const u32* sample, Arithmetic<E> factor, u64 seed, u64 stream, i64 n,    \
-             int l, i64 lda, i64 ldy) {                                                                             \
-        srht<E, K>(a, y, sample, factor, seed, stream, n, l, lda, ldy);                                             \
+    extern "C" __global__ void __launch_bounds__((Layout<E, K>::T), 768 / Layout<E, K>::T)                                  \
+        NAME(const E* a, Arithmetic<E>* y, const u32* sample, Arithmetic<E> factor, u64 seed, u64 stream, i64 m,    \
+             i64 n, int l, int rows, i64 lda, i64 ldy) {                                                            \
+        srht<E, K>(a, y, sample, factor, seed, stream, m, n, l, rows, lda, ldy);                                    \
     }                                                                                                               \
     KERNEL(NAME)
 #ifdef EMULATE_FEW
@@ -125,36 +137,76 @@ __device__ __forceinline__ void srht_panel(A* panel, const u32* sample, A factor
 SRHT_PANEL(srht_panel_f32, float)
 SRHT_PANEL(srht_panel_f64, double)
 
-// Y(i, c) = factor · Σ ± a(i, j) over entries `j << 1 | minus` number start[c]..start[c + 1]. Each thread has one
-// column of Y and four rows, so that a list is read once for four sums.
-// Launch: 128 threads, grid (ceil(m / 4), min(ceil(l / 128), 65535)).
+// Y(i, c) = factor · Σ ± a(i, j) over the entries `j << 1 | minus` of column c, j ascending. Entry e of it is
+// entries[start[c / 32] + 32 e + c % 32]: a warp reads 32 lists side by side, each ended by ~0.
+//
+// A block has V rows, V the elements in 16 bytes, and one column in each thread. 2048 columns of the rows at a time lie in
+// shared memory, the V elements of one column side by side: an entry is one read of 16 bytes for V sums.
+//
+//   unit j of a tile lies at j ^ (j / 8 % V): units of a square of V × V, which a thread turns, and of its seven
+//   neighbours are on different banks
+//
+// Launch: up to 512 threads, whole warps, grid (ceil(m / V), ceil(l / threads)), 32 KiB.
 template <class E>
 __device__ __forceinline__ void sparse_sign(const E* __restrict__ a, Arithmetic<E>* __restrict__ y,
                                             const u32* __restrict__ start, const u32* __restrict__ entries,
-                                            Arithmetic<E> factor, i64 m, int l, i64 lda, i64 ldy) {
+                                            Arithmetic<E> factor, i64 m, i64 n, int l, i64 lda, i64 ldy) {
     using A = Arithmetic<E>;
-    constexpr int ROWS = 4;
-    const i64 first = static_cast<i64>(blockIdx.x) * ROWS;
-    for (i64 c = static_cast<i64>(blockIdx.y) * blockDim.x + threadIdx.x; c < l; c += static_cast<i64>(gridDim.y) * blockDim.x) {
-        A sum[ROWS] = {A(0), A(0), A(0), A(0)};
-        const u32 end = start[c + 1];
-        for (u32 e = start[c]; e < end; ++e) {
-            const u32 entry = entries[e];
-            const E* at = a + first * lda + (entry >> 1);
+    constexpr int V = 16 / sizeof(E), TILE = 2048;
+    union Unit { uint4 raw; E x[V]; };
+    DYNAMIC_SHARED(uint4, tile);
+    const auto place = [](int j) { return j ^ (j >> 3 & (V - 1)); };
+    const i64 top = static_cast<i64>(blockIdx.x) * V;
+    const int c = blockIdx.y * blockDim.x + threadIdx.x;
+    const u32* list = entries + (c < l ? start[c >> 5] + (c & 31) : 0);
+    u32 entry = c < l ? *list : ~0u;
+    const bool wide = aligned(a, lda);
+    A sum[V];
 #pragma unroll
-            for (int r = 0; r < ROWS; ++r, at += lda)
-                if (first + r < m) sum[r] += flip(widen(*at), entry & 1);
+    for (int r = 0; r < V; ++r) sum[r] = A(0);
+    for (i64 left = 0; left < n; left += TILE) {
+        if (left > 0) __syncthreads();  // nobody reads the tile any more
+        for (int j = threadIdx.x * V; j < TILE && left + j < n; j += blockDim.x * V) {
+            Unit row[V];
+#pragma unroll
+            for (int r = 0; r < V; ++r) {
+                const E* const from = a + (top + r) * lda + left + j;
+                if (top + r < m && left + j + V <= n && wide) {
+                    row[r].raw = *reinterpret_cast<const uint4*>(from);
+                } else {
+#pragma unroll
+                    for (int i = 0; i < V; ++i) row[r].x[i] = top + r < m && left + j + i < n ? from[i] : Narrow<E>::from(A(0));
+                }
+            }
+#pragma unroll
+            for (int i = 0; i < V; ++i) {
+                Unit column;
+#pragma unroll
+                for (int r = 0; r < V; ++r) column.x[r] = row[r].x[i];
+                tile[place(j + i)] = column.raw;
+            }
         }
+        __syncthreads();
+        while ((entry >> 1) < left + TILE) {
+            list += 32;
+            const u32 next = *list;
+            Unit column;
+            column.raw = tile[place(static_cast<int>((entry >> 1) - left))];
 #pragma unroll
-        for (int r = 0; r < ROWS; ++r)
-            if (first + r < m) y[c * ldy + first + r] = factor * sum[r];
+            for (int r = 0; r < V; ++r) sum[r] += flip(A(widen(column.x[r])), entry & 1);
+            entry = next;
+        }
     }
+    if (c >= l) return;
+#pragma unroll
+    for (int r = 0; r < V; ++r)
+        if (top + r < m) y[c * ldy + top + r] = factor * sum[r];
 }
 #define SPARSE_SIGN(NAME, E)                                                                                        \
-    extern "C" __global__ void __launch_bounds__(128)                                                               \
-        NAME(const E* a, Arithmetic<E>* y, const u32* start, const u32* entries, Arithmetic<E> factor, i64 m, int l, \
-             i64 lda, i64 ldy) {                                                                                    \
-        sparse_sign<E>(a, y, start, entries, factor, m, l, lda, ldy);                                               \
+    extern "C" __global__ void __launch_bounds__(512)                                                               \
+        NAME(const E* a, Arithmetic<E>* y, const u32* start, const u32* entries, Arithmetic<E> factor, i64 m, i64 n, \
+             int l, i64 lda, i64 ldy) {                                                                             \
+        sparse_sign<E>(a, y, start, entries, factor, m, n, l, lda, ldy);                                            \
     }                                                                                                               \
     KERNEL(NAME)
 SPARSE_SIGN(sparse_sign_f32, float)

@@ -150,11 +150,14 @@ fn fwht_rows_of_every_length() {
 fn fwht_of_other_orders_and_long_rows() {
     let _one = one();
     let Some(device) = device() else { return };
-    for (m, n) in [(3, 12), (5, 20 * 2), (2, 28 * 64), (3, 140), (1, 12 * 1024)] {
+    // Pieces that a block holds, of less than a warp's columns (2^5) up to 2^10, and orders that take two sweeps or three.
+    for (m, n) in [(3, 12), (5, 20 * 2), (3, 20 * 32), (2, 28 * 64), (2, 28 * 512), (1, 12 * 1024), (3, 140), (1, 60 * 1024)] {
         check_fwht::<f32>(&device, m, n, true, 1e-6);
         check_fwht::<bf16>(&device, m, n, true, 1e-3);
     }
-    check_fwht::<f64>(&device, 2, 36 * 16, true, 1e-14);
+    for n in [36 * 16, 36 * 32, 12 * 512] {
+        check_fwht::<f64>(&device, 2, n, true, 1e-14);
+    }
     check_fwht::<f32>(&device, 2, 1 << 16, true, 1e-6);
     check_fwht::<f64>(&device, 1, 1 << 15, true, 1e-14);
     check_fwht::<f16>(&device, 1, 1 << 16, true, 1e-4);
@@ -181,7 +184,8 @@ fn few_rows() {
     check_fwht::<f32>(&device, 3, 1 << 11, true, 1e-6);
     check_fwht::<f64>(&device, 3, 1 << 11, true, 1e-14);
     check_fwht::<bf16>(&device, 2, 1 << 11, true, 1e-3);
-    check_fwht::<f32>(&device, 3, 12 * 32, true, 1e-6);
+    check_fwht::<f32>(&device, 3, 12 * 128, true, 1e-6);
+    check_fwht::<f32>(&device, 3, 108, true, 1e-6);
 }
 
 /// And those of the fused SRHT.
@@ -194,6 +198,8 @@ fn few_sketches() {
     check_sketches::<f64, f64>(&device, &[(1101, 1100, 30)], 1e-14);
     // A block of 2^11 halves: the transform lies elsewhere than the exchange that it overwrites.
     check_sketches::<bf16, f32>(&device, &[(2000, 2000, 30)], 2e-6);
+    // Two tiles of sparse signs.
+    check_sketches::<f32, f32>(&device, &[(2100, 2100, 30)], 2e-6);
 }
 
 #[test]
@@ -300,6 +306,8 @@ fn sketches_are_those_of_the_cpu() {
     // SRHT instances 2^8 to 2^11, a last piece, blocks below 2^8 by panels, odd rows. Sums of n products in f32: √n eps.
     let shapes = [(301, 300, 10), (131, 70, 9), (257, 256, 100), (1101, 1100, 30), (33, 5, 3)];
     check_sketches::<f32, f32>(&device, &shapes, 2e-6);
+    // Several tiles and several blocks of columns of the sparse signs.
+    check_sketches::<f32, f32>(&device, &[(2300, 2200, 40), (701, 700, 600)], 2e-6);
     check_sketches::<f64, f64>(&device, &shapes[..3], 1e-14);
     check_sketches::<f16, f32>(&device, &shapes[..3], 2e-6);
     check_sketches::<bf16, f32>(&device, &shapes[..2], 2e-6);

@@ -7,6 +7,7 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
+use std::time::Instant;
 
 use super::{Device, DeviceMatrix};
 use crate::error::Result;
@@ -35,6 +36,11 @@ pub fn factor_batch<T: Scalar>(
                 }
             }
         });
-        tensors.iter().zip(receive).map(|(tensor, loaded)| svd.factor_loaded(tensor, loaded)).collect()
+        let mut loaded = receive.into_iter();
+        let next = |tensor| {
+            let start = Instant::now(); // what it has to wait for is its time
+            Some(svd.factor_loaded(tensor, loaded.next()?, start))
+        };
+        tensors.iter().map_while(next).collect()
     })
 }

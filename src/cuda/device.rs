@@ -110,6 +110,7 @@ pub struct Device {
     name: String,
     capability: (i32, i32),
     total_memory: usize,
+    multiprocessors: usize,
     raw: sys::CUdevice,
     context: sys::CUcontext,
     pool: sys::CUmemoryPool,
@@ -176,6 +177,7 @@ impl Device {
             attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
             attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
         );
+        let multiprocessors = attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
         if attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED)? == 0 {
             return Err(Error::device(DeviceFault::DriverTooOld, "the driver has no stream-ordered allocator"));
         }
@@ -187,6 +189,7 @@ impl Device {
             name,
             capability,
             total_memory,
+            multiprocessors: multiprocessors.max(1) as usize,
             raw,
             context,
             pool: ptr::null_mut(),
@@ -282,6 +285,11 @@ impl Device {
     /// Bytes of device memory.
     pub fn total_memory(&self) -> usize {
         self.total_memory
+    }
+
+    /// Blocks of threads that it runs side by side, at least.
+    pub(super) fn multiprocessors(&self) -> usize {
+        self.multiprocessors
     }
 
     /// Bytes that this process may take of it.

@@ -1,16 +1,16 @@
 //! Walsh-Hadamard transforms in device memory: [`fwht`](crate::fwht) on rows and columns of a [`DeviceArray`].
 //!
 //! ```text
-//!   rows, n = b·2^k     k <= 15 (f64: 14)   b vectors of 2^k in one block each, then H_b                1 sweep, 2 with b > 1
-//!                       longer              vectors of 2^15, then columns of 2^15 elements, then H_b
+//!   rows, n = b·2^k     b = 1, k <= 15 (f64: 14), or what shared memory holds     a vector in one block              1 sweep
+//!                       longer              vectors of at most 2^15, then columns of 2^15 elements, then H_b
 //!   columns             at most 6 stages (f64: 5) in the registers of a thread                          ⌈k/6⌉ sweeps, one more with b > 1
 //! ```
-//! Halves that need more than one sweep are widened to a workspace of f32, so that they are rounded once.
+//! Halves that need more than one sweep are widened to a workspace of f32 by the first, so that they are rounded once, by the last.
 
 use std::sync::Arc;
 
 use super::device::{Arguments, Buffer, Device, GRID_Y, Launch};
-use super::sketch::RowLayout;
+use super::sketch::{RowLayout, SHARED_BYTES};
 use crate::error::{Error, Result};
 use crate::fwht::Order;
 use crate::tensor::{DType, Element};
@@ -103,16 +103,36 @@ enum Along {
 enum Sweep {
     /// `count` vectors of `2^log2` adjacent elements, one after the other.
     Rows { log2: u32, count: usize },
+    /// `count` vectors of `b·2^log2` adjacent elements, each held by one block.
+    Based { b: usize, log2: u32, count: usize },
     /// `2^log2` elements `columns` apart, `outer` times.
     Columns { log2: u32, outer: usize, columns: usize },
     /// `H_b` on elements `width` apart, `count` times.
     Base { b: usize, width: usize, count: usize },
 }
 
+/// Bytes of shared memory of `fwht_based`.
+fn based_bytes(b: usize, log2: u32, dtype: DType) -> usize {
+    (b << log2) * arithmetic_bytes(dtype) + table_bytes(b)
+}
+
+/// Bytes of the table of `H_b` for 256 bytes of columns.
+fn table_bytes(b: usize) -> usize {
+    512 * b
+}
+
+fn arithmetic_bytes(dtype: DType) -> usize {
+    if dtype == DType::F64 { 8 } else { 4 }
+}
+
 /// The sweeps over an `m × n` matrix.
 fn sweeps(order: Order, along: Along, (m, n): (usize, usize), dtype: DType) -> Vec<Sweep> {
     let (b, k) = (order.base(), order.log2());
     let (longest, stages) = if dtype == DType::F64 { (14, 5) } else { (15, 6) };
+    let pieces = 5..=if dtype == DType::F64 { 9 } else { 10 };
+    if along == Along::Rows && b > 1 && pieces.contains(&k) && based_bytes(b, k, dtype) <= SHARED_BYTES {
+        return vec![Sweep::Based { b, log2: k, count: m }];
+    }
     let mut sweeps = Vec::new();
     // What is done of the k bits, and how many elements lie between neighbours of the next one.
     let (mut done, mut columns, vectors) = match along {
@@ -147,13 +167,21 @@ fn transform<E: Element>(x: &mut DeviceArray<E>, along: Along, scale: f64) -> Re
     let order = Order::new(length).ok_or(Error::Order { n: length })?;
     let sweeps = sweeps(order, along, (m, n), E::DTYPE);
     let device = x.data.device().clone();
-    if E::DTYPE.size() == 2 && sweeps.len() > 1 {
-        let wide = device.alloc::<f32>(m * n)?;
-        cast(&device, (E::DTYPE, x.data.address(0)), (DType::F32, wide.address(0)), m * n)?;
-        run(&device, DType::F32, wide.address(0), &sweeps, scale)?;
-        return cast(&device, (DType::F32, wide.address(0)), (E::DTYPE, x.data.address(0)), m * n);
+    let home = (E::DTYPE, x.data.address(0));
+    let wide = (E::DTYPE.size() == 2 && sweeps.len() > 1).then(|| device.alloc::<f32>(m * n)).transpose()?;
+    let between = wide.as_ref().map_or(home, |wide| (DType::F32, wide.address(0)));
+    let mut at = home;
+    if wide.is_some() && matches!(sweeps[0], Sweep::Rows { .. }) {
+        cast(&device, home, between, m * n)?;
+        at = between;
     }
-    run(&device, E::DTYPE, x.data.address(0), &sweeps, scale)
+    for (i, &sweep) in sweeps.iter().enumerate() {
+        let last = i + 1 == sweeps.len();
+        let to = if last { home } else { between };
+        run(&device, sweep, at, to, if last { scale } else { 1.0 })?;
+        at = to;
+    }
+    Ok(())
 }
 
 fn cast(device: &Device, (from, src): (DType, u64), (to, dst): (DType, u64), len: usize) -> Result<()> {
@@ -163,58 +191,56 @@ fn cast(device: &Device, (from, src): (DType, u64), (to, dst): (DType, u64), len
     device.launch(&format!("cast_{from}_{to}"), Launch { grid, block: (256, 1), shared: 0 }, &mut arguments)
 }
 
-fn run(device: &Arc<Device>, dtype: DType, at: u64, sweeps: &[Sweep], scale: f64) -> Result<()> {
-    for (i, &sweep) in sweeps.iter().enumerate() {
-        let scale = if i + 1 == sweeps.len() { scale } else { 1.0 };
-        let scaled = |arguments: Arguments| match dtype {
-            DType::F64 => arguments.scalar(scale),
-            _ => arguments.scalar(scale as f32),
-        };
-        match sweep {
-            Sweep::Rows { log2, count } => {
-                let layout = RowLayout::of(log2, dtype);
-                let shape = Launch {
-                    grid: (count.div_ceil(layout.vectors), 1),
-                    block: (layout.threads as u32, 1),
-                    shared: layout.shared,
-                };
-                let arguments = scaled(Arguments::default().pointer(at).pointer(at));
-                let mut arguments = arguments.size(count).scalar(1i32).size(1 << log2).size(1 << log2);
-                device.launch(&format!("fwht_rows_{dtype}_{log2}"), shape, &mut arguments)?;
-            }
-            Sweep::Columns { log2, outer, columns } => {
-                let grid = (columns.div_ceil(256), outer.min(GRID_Y));
-                let arguments = scaled(Arguments::default().pointer(at));
-                let mut arguments = arguments.size(outer).size(1).size(columns).size(columns);
-                let shape = Launch { grid, block: (256, 1), shared: 0 };
-                device.launch(&format!("fwht_columns_{dtype}_{log2}"), shape, &mut arguments)?;
-            }
-            Sweep::Base { b, width, count } => {
-                let minus = device.upload(&signs(b))?;
-                let arithmetic = if dtype == DType::F64 { 8 } else { 4 };
-                let shape =
-                    Launch { grid: ((count * width).div_ceil(32), 1), block: (32, 8), shared: b * 32 * arithmetic };
-                let arguments = scaled(Arguments::default().pointer(at).pointer(minus.address(0)));
-                let mut arguments = arguments.scalar(b as i32).size(width).size(count).size(b * width);
-                device.launch(&format!("hadamard_{dtype}"), shape, &mut arguments)?;
-            }
+/// One sweep from `x` to `y`, which may be one place; rows are transformed where they are.
+fn run(device: &Arc<Device>, sweep: Sweep, x: (DType, u64), y: (DType, u64), scale: f64) -> Result<()> {
+    let scaled = |arguments: Arguments| match y.0 {
+        DType::F64 => arguments.scalar(scale),
+        _ => arguments.scalar(scale as f32),
+    };
+    let types = if x.0 == y.0 { x.0.to_string() } else { format!("{}_{}", x.0, y.0) };
+    match sweep {
+        Sweep::Rows { log2, count } => {
+            let layout = RowLayout::of(log2, y.0);
+            let grid = (count.div_ceil(layout.vectors), 1);
+            let shape = Launch { grid, block: (layout.threads as u32, 1), shared: layout.shared };
+            let arguments = scaled(Arguments::default().pointer(x.1).pointer(y.1));
+            let mut arguments = arguments.size(count).scalar(1i32).size(1 << log2).size(1 << log2);
+            device.launch(&format!("fwht_rows_{types}_{log2}"), shape, &mut arguments)
+        }
+        Sweep::Based { b, log2, count } => {
+            let codes = device.upload(&codes(b))?;
+            let shape = Launch { grid: (count, 1), block: (256, 1), shared: based_bytes(b, log2, y.0) };
+            let arguments = Arguments::default().pointer(x.1).pointer(codes.address(0));
+            let mut arguments = scaled(arguments).scalar(b as i32);
+            device.launch(&format!("fwht_based_{types}_{log2}"), shape, &mut arguments)
+        }
+        Sweep::Columns { log2, outer, columns } => {
+            let shape =
+                Launch { grid: (columns.div_ceil(256), outer.min(GRID_Y)), block: (256, 1), shared: 0 };
+            let arguments = scaled(Arguments::default().pointer(x.1).pointer(y.1));
+            let mut arguments = arguments.size(outer).size(1).size(columns).size(columns);
+            device.launch(&format!("fwht_columns_{types}_{log2}"), shape, &mut arguments)
+        }
+        Sweep::Base { b, width, count } => {
+            let codes = device.upload(&codes(b))?;
+            let grid = ((count * width).div_ceil(256 / arithmetic_bytes(y.0)), 1);
+            let shape = Launch { grid, block: (256, 1), shared: table_bytes(b) };
+            let arguments = Arguments::default().pointer(x.1).pointer(y.1).pointer(codes.address(0));
+            let mut arguments = scaled(arguments).scalar(b as i32).size(width).size(count).size(b * width);
+            device.launch(&format!("hadamard_{types}"), shape, &mut arguments)
         }
     }
-    Ok(())
 }
 
-/// `H_b` as bits, five words to a row: a set bit is a −1.
-fn signs(b: usize) -> Vec<u32> {
-    let h = Order::new(b).map(Order::base_matrix);
-    let mut words = vec![0; 5 * b];
-    if let Some(h) = h {
-        for i in 0..b {
-            for (j, &x) in h.row(i).iter().enumerate() {
-                words[5 * i + j / 32] |= u32::from(x < 0.0) << (j % 32);
-            }
-        }
-    }
-    words
+/// `H_b` for `hadamard_tile`: of each row and four columns, which of eight sums in bits 0 to 15, and its sign in bit 31.
+fn codes(b: usize) -> Vec<u32> {
+    let Some(h) = Order::new(b).map(Order::base_matrix) else { return Vec::new() };
+    let code = |i: usize, g: usize| {
+        let minus = |j: usize| u32::from(h.row(i)[4 * g + j] < 0.0);
+        let relative = |j: usize| minus(j) ^ minus(0);
+        (8 * g as u32 + (relative(1) | relative(2) << 1 | relative(3) << 2)) | minus(0) << 31
+    };
+    (0..b).flat_map(|i| (0..b / 4).map(move |g| (i, g))).map(|(i, g)| code(i, g)).collect()
 }
 
 #[cfg(test)]
@@ -237,6 +263,7 @@ mod tests {
             of(1 << 8, Along::Columns, (1 << 8, 5), DType::F32),
             [Sweep::Columns { log2: 4, outer: 16, columns: 5 }, Sweep::Columns { log2: 4, outer: 1, columns: 80 }]
         );
+        assert_eq!(of(28 << 9, Along::Rows, (7, 28 << 9), DType::F16), [Sweep::Based { b: 28, log2: 9, count: 7 }]);
         assert_eq!(of(20, Along::Rows, (7, 20), DType::F32), [Sweep::Base { b: 20, width: 1, count: 7 }]);
     }
 }

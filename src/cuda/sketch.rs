@@ -17,7 +17,13 @@ const PANEL_BYTES: usize = 64 << 20;
 const FUSED: std::ops::RangeInclusive<u32> = 8..=13;
 
 /// Shared memory that every card from sm_80 on gives to a block.
-const SHARED_BYTES: usize = 96 << 10;
+pub(super) const SHARED_BYTES: usize = 96 << 10;
+
+/// Rows that a block of the fused SRHT draws the signs for: their sums fill a sector of 32 bytes of Y.
+const SRHT_ROWS: usize = 8;
+
+/// Blocks for each multiprocessor from which on more rows in each are better than more blocks.
+const ENOUGH_BLOCKS: usize = 4;
 
 /// A sketch with what it needs on the device.
 pub(super) struct Prepared<'o> {
@@ -46,7 +52,7 @@ impl<'o> Prepared<'o> {
                 Kind::Srht { sketch, seed, stream, sample: device.upload(&sample)? }
             }
             AnySketch::SparseSign(sketch) => {
-                let (start, entries) = sketch.by_columns();
+                let (start, entries) = side_by_side(sketch.by_columns());
                 Kind::SparseSign { sketch, start: device.upload(&start)?, entries: device.upload(&entries)? }
             }
         };
@@ -67,11 +73,22 @@ impl<'o> Prepared<'o> {
                 let log2_r = sketch.block().ilog2();
                 let (arithmetic, vector) = (size_of::<T>(), 16 / tile.dtype.size());
                 let layout = RowLayout::new(log2_r, vector, arithmetic);
-                let shared = (sketch.block() * arithmetic).max(layout.shared) + sketch.block() / 8 + l * arithmetic;
-                if !FUSED.contains(&log2_r) || shared > SHARED_BYTES {
+                let shared = |rows: usize| {
+                    let signs = sketch.block() / 8 + 16 * l.div_ceil(128);
+                    (sketch.block() * arithmetic).max(layout.shared) + signs + rows * l * arithmetic
+                };
+                if !FUSED.contains(&log2_r) || shared(1) > SHARED_BYTES {
                     return self.by_panels(tile, (first, count), y);
                 }
-                let shape = Launch { grid: (count, 1), block: ((layout.threads / layout.vectors) as u32, 1), shared };
+                let few = |rows: usize| {
+                    rows > 1 && (count < rows * ENOUGH_BLOCKS * device.multiprocessors() || shared(rows) > SHARED_BYTES)
+                };
+                let mut rows = SRHT_ROWS;
+                while few(rows) {
+                    rows /= 2;
+                }
+                let block = ((layout.threads / layout.vectors) as u32, 1);
+                let shape = Launch { grid: (count.div_ceil(rows), 1), block, shared: shared(rows) };
                 let mut arguments = Arguments::default()
                     .pointer(tile.address(0, 0))
                     .pointer(y.address(first))
@@ -79,14 +96,18 @@ impl<'o> Prepared<'o> {
                     .scalar(T::from_f64(1.0 / (l as f64).sqrt()))
                     .scalar(*seed)
                     .scalar(*stream)
+                    .size(count)
                     .size(n)
                     .scalar(l as i32)
+                    .scalar(rows as i32)
                     .size(tile.ld)
                     .size(y.ld());
                 device.launch(&format!("srht_{}_{log2_r}", tile.dtype), shape, &mut arguments)
             }
             Kind::SparseSign { sketch, start, entries } => {
-                let grid = (count.div_ceil(4), l.div_ceil(128).min(GRID_Y));
+                let groups = l.div_ceil(512);
+                let threads = l.div_ceil(groups).next_multiple_of(32);
+                let grid = (count.div_ceil(16 / tile.dtype.size()), l.div_ceil(threads));
                 let mut arguments = Arguments::default()
                     .pointer(tile.address(0, 0))
                     .pointer(y.address(first))
@@ -94,10 +115,11 @@ impl<'o> Prepared<'o> {
                     .pointer(entries.address(0))
                     .scalar(T::from_f64(1.0 / (sketch.zeta() as f64).sqrt()))
                     .size(count)
+                    .size(n)
                     .scalar(l as i32)
                     .size(tile.ld)
                     .size(y.ld());
-                let shape = Launch { grid, block: (128, 1), shared: 0 };
+                let shape = Launch { grid, block: (threads as u32, 1), shared: 32 << 10 };
                 device.launch(&format!("sparse_sign_{}", tile.dtype), shape, &mut arguments)
             }
         }
@@ -152,6 +174,24 @@ impl<'o> Prepared<'o> {
         }
         Ok(())
     }
+}
+
+/// Lists for `sparse_sign`: those of 32 columns lie interleaved from `start` on, each ended by `u32::MAX`, and are as long as the
+/// longest of them.
+fn side_by_side((start, entries): (Vec<u32>, Vec<u32>)) -> (Vec<u32>, Vec<u32>) {
+    const END: u32 = u32::MAX;
+    let (mut begins, mut lists) = (Vec::new(), Vec::new());
+    let columns: Vec<&[u32]> = start.windows(2).map(|w| &entries[w[0] as usize..w[1] as usize]).collect();
+    for group in columns.chunks(32) {
+        begins.push(lists.len() as u32);
+        let longest = group.iter().map(|list| list.len()).max().unwrap_or(0);
+        let first = lists.len();
+        lists.resize(first + 32 * (longest + 1), END);
+        for (c, list) in group.iter().enumerate() {
+            list.iter().zip(lists[first + c..].iter_mut().step_by(32)).for_each(|(&entry, place)| *place = entry);
+        }
+    }
+    (begins, lists)
 }
 
 /// How the threads of a block hold a vector: the host's side of `struct Layout` in kernels/fwht.cuh.

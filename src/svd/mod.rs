@@ -377,7 +377,7 @@ impl TruncatedSvd {
         let view = w.view()?;
         let wide = view.nrows() < view.ncols();
         if let Device::Cuda(ordinal) = self.device {
-            return self.factor_on_cuda(w, ordinal, watch);
+            return self.factor_on_cuda(w, ordinal, watch, start);
         }
         let plan = self.plan::<T>((view.nrows(), view.ncols()), view.dtype())?;
         let tall = if wide { view.transpose() } else { view };
@@ -397,30 +397,43 @@ impl TruncatedSvd {
     }
 
     #[cfg(feature = "cuda")]
-    fn factor_on_cuda<T: Scalar>(&self, w: &TensorRef<'_>, ordinal: usize, watch: &Watch<'_>) -> Result<Factors<T>> {
+    fn factor_on_cuda<T: Scalar>(
+        &self,
+        w: &TensorRef<'_>,
+        ordinal: usize,
+        watch: &Watch<'_>,
+        start: Instant,
+    ) -> Result<Factors<T>> {
         let device = crate::cuda::Device::shared(ordinal)?;
         let view = w.view()?;
         let tall = if view.nrows() < view.ncols() { view.transpose() } else { view };
         // A plan that is refused is refused before anything is copied.
         self.plan::<T>((view.nrows(), view.ncols()), view.dtype())?;
         let loaded = crate::cuda::DeviceMatrix::new(&device, tall).map(|op| op.watched(watch.clone()));
-        self.factor_loaded(w, loaded)
+        self.factor_loaded(w, loaded, start)
     }
 
     #[cfg(not(feature = "cuda"))]
-    fn factor_on_cuda<T: Scalar>(&self, _: &TensorRef<'_>, ordinal: usize, _: &Watch<'_>) -> Result<Factors<T>> {
+    fn factor_on_cuda<T: Scalar>(
+        &self,
+        _: &TensorRef<'_>,
+        ordinal: usize,
+        _: &Watch<'_>,
+        _: Instant,
+    ) -> Result<Factors<T>> {
         let detail = format_args!("device {ordinal}: this build has no support for CUDA");
         Err(Error::device(crate::error::DeviceFault::NotBuilt, detail))
     }
 
-    /// The rest of [`factor`](Self::factor), once the matrix (its transpose, if it is wide) is on a device or failed to get there.
+    /// The rest of [`factor`](Self::factor), once the matrix (its transpose, if it is wide) is on a device or failed to get there;
+    /// `start` is when that began.
     #[cfg(feature = "cuda")]
     pub(crate) fn factor_loaded<T: Scalar>(
         &self,
         w: &TensorRef<'_>,
         loaded: Result<crate::cuda::DeviceMatrix<'_, T>>,
+        start: Instant,
     ) -> Result<Factors<T>> {
-        let start = Instant::now();
         let view = w.view()?;
         let plan = self.plan::<T>((view.nrows(), view.ncols()), view.dtype())?;
         let mut op = loaded.map_err(|error| match error {

@@ -287,7 +287,8 @@ Status cuDeviceGetName(char* name, int n, int) {
 }
 Status cuDeviceGetAttribute(int* value, int attribute, int) {
     DRIVER_CALL;
-    *value = attribute == 75 ? 8 : attribute == 76 ? 0 : attribute == 115 ? 1 : 0;  // sm_80 with memory pools
+    // sm_80 with memory pools and few multiprocessors.
+    *value = attribute == 75 ? 8 : attribute == 76 ? 0 : attribute == 115 ? 1 : attribute == 16 ? 4 : 0;
     return OK;
 }
 Status cuDeviceTotalMem_v2(size_t* bytes, int) {
