@@ -9,13 +9,15 @@
 // then H_b. Halves that need more than one sweep go through a workspace of f32: <types> is one type, or those of a first
 // sweep (<half>_f32) or a last one (f32_<half>).
 //
-// Roofline, H100 (3.35 TB/s): a sweep moves 2·size bytes for each element. 4096 × 4096: f32 134 MB, 40 us; f16 67 MB, 20 us.
-// rows: 12 additions and 12 shuffles-or-moves for each element, 200 M each: 3 us of FADD, 6 us of SHFL and LDS:
-// below the time of the copy, so 1.0 to 1.2 times a copy is what it should reach (Dao's kernel: 1.0 to 1.2 up to 8192 points).
-// HadaCore (tensor cores, halves) reports 1.0 to 1.3 over that; neither is built on here.
-// columns: 4096 rows are two sweeps, 2.0 times a copy. Halves are moved two bytes a thread, 64 a warp.
-// hadamard: one sweep, b^2 additions for b elements: at b = 140 140 for each, 2.3 G for 4096 × 4096, 70 us at 33 T/s:
-// twice the copy; at b = 12 to 28 the copy bounds it.
+// Roofline, H100 (3.35 TB/s): a sweep moves 2·size bytes for each element. 4096 × 4096: f32 134 MB, 40 us; f16 67 MB, 20 us; a copy by
+// the driver takes 52 and 29. Measured as multiples of that copy (benches/cuda.rs):
+//
+//   rows       f32 0.98 to 1.05 from 2^8 to 2^13, 1.35 at 2^15; halves 0.82 to 1.15, 1.6 at 2^15, where one block of 512 threads with 64
+//              elements each is all that a multiprocessor holds. (Dao's kernel: 1.0 to 1.2 up to 8192 points.)
+//   based      12·256 1.33, 28·512 1.8 in f32; 1.9 and 2.6 in halves: shared memory and additions, not the copy, are the limit.
+//              In two sweeps and with sums of b terms these were 3.7, 4.3, 8.7 and 10.0.
+//   columns    4096 rows, two sweeps: 1.85 in f32; 2.7 in halves, whose first sweep writes and second reads f32, 3 times the bytes
+//              (with two sweeps more to widen and narrow: 6.0)
 #include "fwht.cuh"
 
 // y <- scale · H x for `count` vectors; vector i begins at (i / per_row)·stride + (i % per_row)·2^k. x may be y.
@@ -234,16 +236,8 @@ __device__ __forceinline__ void fwht_based(E* x, const u32* codes, Arithmetic<E>
                 for (int i = 0; i < L::V; ++i) v[c * L::V + i] = A(0);
             }
         }
-        fwht_block<E, LOG_N>(v, thread, pieces);
-        if (piece >= b) continue;
-        struct alignas(16) Unit { A x[L::UNIT]; };
-#pragma unroll
-        for (int r = 0; r < L::R; r += L::UNIT) {
-            Unit unit;
-#pragma unroll
-            for (int i = 0; i < L::UNIT; ++i) unit.x[i] = v[r + i];
-            *reinterpret_cast<Unit*>(pieces + piece * L::N + (r / L::V * L::T + thread) * L::V + r % L::V) = unit;
-        }
+        fwht_warp<E, LOG_N>(v, thread);
+        if (piece < b) to_shared<E, LOG_N>(v, thread, pieces + piece * L::N);
     }
     __syncthreads();  // the pieces are there
     const int lane = threadIdx.x & 31;

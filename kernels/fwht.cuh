@@ -56,19 +56,40 @@ template <int FIRST, int LAST, int R, class A> __device__ __forceinline__ void s
     }
 }
 
-// v[c·V + i] is element (c·T + slot)·V + i, where slot is `thread` (0..T) before and the value returned after. Every
-// thread of the block takes part. `shared` has L::SHARED bytes and may be reused after the next barrier.
-template <class E, int LOG_N>
-__device__ __forceinline__ int fwht_block(Arithmetic<E>* v, int thread, Arithmetic<E>* shared) {
+// All stages but those of the warp bits: v[c·V + i] is element (c·T + thread)·V + i.
+template <class E, int LOG_N> __device__ __forceinline__ void fwht_warp(Arithmetic<E>* v, int thread) {
     using L = Layout<E, LOG_N>;
-    using A = Arithmetic<E>;
 #pragma unroll
     for (int h = 1; h < L::R; h <<= 1)
 #pragma unroll
         for (int r = 0; r < L::R; ++r)
             if ((r & h) == 0) butterfly(v[r], v[r + h]);
+    shuffle_stages<0, L::LOG_LANES, L::R>(v, thread & 31);
+}
+
+// The same elements, v, to x[0..N] in shared memory, 16 bytes at a time. Of halves, threads are 32 bytes apart and half of the
+// banks are idle; places that use them all cost SRHT registers and 1.1 times the time.
+template <class E, int LOG_N>
+__device__ __forceinline__ void to_shared(const Arithmetic<E>* v, int thread, Arithmetic<E>* x) {
+    using L = Layout<E, LOG_N>;
+    struct alignas(16) Unit { Arithmetic<E> x[L::UNIT]; };
+#pragma unroll
+    for (int r = 0; r < L::R; r += L::UNIT) {
+        Unit unit;
+#pragma unroll
+        for (int i = 0; i < L::UNIT; ++i) unit.x[i] = v[r + i];
+        *reinterpret_cast<Unit*>(x + (r / L::V * L::T + thread) * L::V + r % L::V) = unit;
+    }
+}
+
+// All stages. v[c·V + i] is element (c·T + slot)·V + i, where slot is `thread` (0..T) before and the value returned after.
+// Every thread of the block takes part. `shared` has L::SHARED bytes and may be reused after the next barrier.
+template <class E, int LOG_N>
+__device__ __forceinline__ int fwht_block(Arithmetic<E>* v, int thread, Arithmetic<E>* shared) {
+    using L = Layout<E, LOG_N>;
+    using A = Arithmetic<E>;
     const int lane = thread & 31;
-    shuffle_stages<0, L::LOG_LANES, L::R>(v, lane);
+    fwht_warp<E, LOG_N>(v, thread);
     if constexpr (L::LOG_WARPS == 0) {
         return thread;
     } else {

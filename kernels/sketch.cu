@@ -9,12 +9,16 @@
 // A is row-major with `lda` elements from row to row, Y column-major.
 //
 // Roofline, H100: srht reads A once and writes l of n: 4096 × 4096 bf16 at l = 266: 34 MB + 4 MB, 11 us; 12 additions for each
-// element, 200 M: 3 us. Philox for the signs: one block for 128 elements, but one for
-// each output in each piece of 2^t: n / 2^t · l · 100 integer operations a row, 7 us at one piece, 58 us at eight; only with few
-// pieces can it run at 1.0 to 1.3 times a copy of A.
+// element, 200 M: 3 us; but each of five stages of shuffles is one instruction of the load-store unit for 32 elements, 16 us
+// together, and that is what it is bound by: 30 us in bf16, 37 in f32 (22 for its bytes). With signs drawn row by row, the stages of
+// the warp bits done for all elements and an exchange it took 39 and 40; of that the signs of the outputs, one Philox block for
+// each, were 7.
 // srht_panel: two Philox blocks (200 integer operations, 15 T/s) for each ± 1: 4096 × 266 take 15 us; only for blocks that the
 // fused kernel has no instance for, and the product with the panel takes longer.
-// sparse_sign reads A once from memory and ζ times from L1; ζ m n additions. gaussian: about 50 instructions for a
+// sparse_sign reads A once from memory and ζ times from shared memory, 16 bytes at a time from anywhere: 8 threads that read from 8
+// groups of banks at random take 2.6 turns, 46 us at ζ = 8 in bf16. Measured 62 (from global memory, a thread for each column of
+// four rows: 193; one nonzero at a time: 156; one block on a multiprocessor for its registers: 69). Its lists are made by
+// the host, some 0.3 ms. gaussian: about 50 instructions for a
 // normal, n l of them: 4096 × 266 take 3 us, against 130 us for the f32 product. philox_words writes 16 bytes for 100
 // integer operations: 0.7 of a fill.
 #include "fwht.cuh"
@@ -22,9 +26,10 @@
 
 // Y(i, c) = factor · Σ_blocks ± (H x)_{sample[c]}, x the signed piece of row i. Input sign of column j: bit j of the
 // input stream; output sign of column c in block b: bit c % 128 of Philox block (c / 128) << 40 | b. A block has `rows`
-// adjacent rows, for which it draws the signs once, and whose sums are adjacent in Y.
-// Launch: ceil(m / rows) blocks of T threads (struct Layout), max(SHARED, 2^t·sizeof(arithmetic)) + 2^t / 8 +
-// 16·ceil(l / 128) + rows·l·sizeof(arithmetic) bytes.
+// adjacent rows, for which it draws the signs once, and whose sums are adjacent in Y. The stages of the warp bits are left to
+// the sampling: l sums of as many elements as there are warps, instead of an exchange and butterflies for all of them.
+// Launch: ceil(m / rows) blocks of T threads (struct Layout), 2^t·sizeof(arithmetic) + 2^t / 8 + 16·ceil(l / 128) +
+// rows·l·sizeof(arithmetic) bytes.
 template <class E, int LOG_R>
 __device__ __forceinline__ void srht(const E* __restrict__ a, Arithmetic<E>* __restrict__ y,
                                      const u32* __restrict__ sample, Arithmetic<E> factor, u64 seed, u64 stream, i64 m,
@@ -32,10 +37,9 @@ __device__ __forceinline__ void srht(const E* __restrict__ a, Arithmetic<E>* __r
     using L = Layout<E, LOG_R>;
     using A = Arithmetic<E>;
     static_assert(L::LOG_T >= 5, "a block is whole warps");
-    constexpr int X_BYTES = L::N * sizeof(A) > L::SHARED ? L::N * sizeof(A) : L::SHARED;
-    DYNAMIC_SHARED(unsigned char, shared);
-    A* const x = reinterpret_cast<A*>(shared);  // the exchange, then the transform
-    u32* const signs = reinterpret_cast<u32*>(shared + X_BYTES);
+    constexpr int WARPS = 1 << L::LOG_WARPS, WARP_BIT = L::LOG_V + 5;
+    DYNAMIC_SHARED(A, x);
+    u32* const signs = reinterpret_cast<u32*>(x + L::N);
     const int blocks = (l + 127) / 128;
     u32* const output_signs = signs + L::N / 32;
     A* const sums = reinterpret_cast<A*>(output_signs + 4 * blocks);
@@ -71,16 +75,16 @@ __device__ __forceinline__ void srht(const E* __restrict__ a, Arithmetic<E>* __r
 #pragma unroll
                 for (int i = 0; i < L::V; ++i) part[i] = flip(part[i], minus >> i & 1);
             }
-            const int slot = fwht_block<E, LOG_R>(v, thread, x);
-            __syncthreads();  // the exchange is over
-#pragma unroll
-            for (int c = 0; c < L::C; ++c)
-#pragma unroll
-                for (int i = 0; i < L::V; ++i) x[(c * L::T + slot) * L::V + i] = v[c * L::V + i];
+            fwht_warp<E, LOG_R>(v, thread);
+            to_shared<E, LOG_R>(v, thread, x);
             __syncthreads();
             A* const sum = sums + r * l;
             for (int c = thread; c < l; c += L::T) {
-                const A term = flip(x[sample[c]], output_signs[c >> 5] >> (c & 31) & 1);
+                const int p = sample[c], bits = p >> WARP_BIT & (WARPS - 1), rest = p & ~((WARPS - 1) << WARP_BIT);
+                A term = x[rest];
+#pragma unroll
+                for (int w = 1; w < WARPS; ++w) term += flip(x[rest | w << WARP_BIT], __popc(bits & w) & 1);
+                term = flip(term, output_signs[c >> 5] >> (c & 31) & 1);
                 sum[c] = first == 0 ? term : sum[c] + term;
             }
         }
@@ -137,64 +141,74 @@ __device__ __forceinline__ void srht_panel(A* panel, const u32* sample, A factor
 SRHT_PANEL(srht_panel_f32, float)
 SRHT_PANEL(srht_panel_f64, double)
 
-// Y(i, c) = factor · Σ ± a(i, j) over the entries `j << 1 | minus` of column c, j ascending. Entry e of it is
-// entries[start[c / 32] + 32 e + c % 32]: a warp reads 32 lists side by side, each ended by ~0.
+// Y(i, c) = factor · Σ ± a(i, j) over the nonzeros (j, minus) of column c, j ascending.
 //
 // A block has V rows, V the elements in 16 bytes, and one column in each thread. 2048 columns of the rows at a time lie in
-// shared memory, the V elements of one column side by side: an entry is one read of 16 bytes for V sums.
+// shared memory, the V elements of one column side by side: a nonzero is one read of 16 bytes for V sums.
 //
 //   unit j of a tile lies at j ^ (j / 8 % V): units of a square of V × V, which a thread turns, and of its seven
 //   neighbours are on different banks
 //
-// Launch: up to 512 threads, whole warps, grid (ceil(m / V), ceil(l / threads)), 32 KiB.
+// The nonzeros of tile t in columns 32 g..32 g + 32 are quads start[t·ceil(l / 32) + g] to the next start, those of lane c at
+// 32 quad + c: `(j - 2048 t) << 1 | minus`, filled up with 2·2048, a unit of zeros.
+// Launch: up to 384 threads, whole warps, grid (ceil(m / V), ceil(l / threads)), 32 KiB and 16 bytes.
 template <class E>
 __device__ __forceinline__ void sparse_sign(const E* __restrict__ a, Arithmetic<E>* __restrict__ y,
-                                            const u32* __restrict__ start, const u32* __restrict__ entries,
+                                            const u32* __restrict__ start, const uint4* __restrict__ quads,
                                             Arithmetic<E> factor, i64 m, i64 n, int l, i64 lda, i64 ldy) {
     using A = Arithmetic<E>;
     constexpr int V = 16 / sizeof(E), TILE = 2048;
     union Unit { uint4 raw; E x[V]; };
     DYNAMIC_SHARED(uint4, tile);
-    const auto place = [](int j) { return j ^ (j >> 3 & (V - 1)); };
+    const auto place = [](u32 j) { return j ^ (j >> 3 & (V - 1)); };
     const i64 top = static_cast<i64>(blockIdx.x) * V;
-    const int c = blockIdx.y * blockDim.x + threadIdx.x;
-    const u32* list = entries + (c < l ? start[c >> 5] + (c & 31) : 0);
-    u32 entry = c < l ? *list : ~0u;
+    const int c = blockIdx.y * blockDim.x + threadIdx.x, groups = (l + 31) / 32;
     const bool wide = aligned(a, lda);
+    if (threadIdx.x == 0) tile[TILE] = make_uint4(0, 0, 0, 0);
     A sum[V];
 #pragma unroll
     for (int r = 0; r < V; ++r) sum[r] = A(0);
-    for (i64 left = 0; left < n; left += TILE) {
+    for (i64 left = 0; left < n; left += TILE, start += groups) {
         if (left > 0) __syncthreads();  // nobody reads the tile any more
         for (int j = threadIdx.x * V; j < TILE && left + j < n; j += blockDim.x * V) {
-            Unit row[V];
+            // Half of the rows at a time: with all of them there are too many registers for two blocks.
+#pragma unroll 1
+            for (int half = 0; half < 2; ++half) {
+                Unit row[V / 2];
 #pragma unroll
-            for (int r = 0; r < V; ++r) {
-                const E* const from = a + (top + r) * lda + left + j;
-                if (top + r < m && left + j + V <= n && wide) {
-                    row[r].raw = *reinterpret_cast<const uint4*>(from);
-                } else {
+                for (int r = 0; r < V / 2; ++r) {
+                    const i64 i = top + half * (V / 2) + r;
+                    const E* const from = a + i * lda + left + j;
+                    if (i < m && left + j + V <= n && wide) {
+                        row[r].raw = *reinterpret_cast<const uint4*>(from);
+                    } else {
 #pragma unroll
-                    for (int i = 0; i < V; ++i) row[r].x[i] = top + r < m && left + j + i < n ? from[i] : Narrow<E>::from(A(0));
+                        for (int k = 0; k < V; ++k) row[r].x[k] = i < m && left + j + k < n ? from[k] : Narrow<E>::from(A(0));
+                    }
                 }
-            }
 #pragma unroll
-            for (int i = 0; i < V; ++i) {
-                Unit column;
+                for (int k = 0; k < V; ++k) {
+                    union { uint2 raw; E x[V / 2]; } column;
 #pragma unroll
-                for (int r = 0; r < V; ++r) column.x[r] = row[r].x[i];
-                tile[place(j + i)] = column.raw;
+                    for (int r = 0; r < V / 2; ++r) column.x[r] = row[r].x[k];
+                    reinterpret_cast<uint2*>(tile + place(j + k))[half] = column.raw;
+                }
             }
         }
         __syncthreads();
-        while ((entry >> 1) < left + TILE) {
-            list += 32;
-            const u32 next = *list;
-            Unit column;
-            column.raw = tile[place(static_cast<int>((entry >> 1) - left))];
+        if (c >= 32 * groups) continue;
+        const u32 end = start[(c >> 5) + 1];
+#pragma unroll 2
+        for (u32 q = start[c >> 5]; q < end; ++q) {
+            const uint4 quad = quads[static_cast<i64>(q) * 32 + (c & 31)];
+            const u32 entries[4] = {quad.x, quad.y, quad.z, quad.w};
+            Unit column[4];
 #pragma unroll
-            for (int r = 0; r < V; ++r) sum[r] += flip(A(widen(column.x[r])), entry & 1);
-            entry = next;
+            for (int e = 0; e < 4; ++e) column[e].raw = tile[place(entries[e] >> 1)];
+#pragma unroll
+            for (int e = 0; e < 4; ++e)
+#pragma unroll
+                for (int r = 0; r < V; ++r) sum[r] += flip(A(widen(column[e].x[r])), entries[e] & 1);
         }
     }
     if (c >= l) return;
@@ -203,10 +217,10 @@ __device__ __forceinline__ void sparse_sign(const E* __restrict__ a, Arithmetic<
         if (top + r < m) y[c * ldy + top + r] = factor * sum[r];
 }
 #define SPARSE_SIGN(NAME, E)                                                                                        \
-    extern "C" __global__ void __launch_bounds__(512)                                                               \
-        NAME(const E* a, Arithmetic<E>* y, const u32* start, const u32* entries, Arithmetic<E> factor, i64 m, i64 n, \
+    extern "C" __global__ void __launch_bounds__(384, 2)                                                            \
+        NAME(const E* a, Arithmetic<E>* y, const u32* start, const uint4* quads, Arithmetic<E> factor, i64 m, i64 n, \
              int l, i64 lda, i64 ldy) {                                                                             \
-        sparse_sign<E>(a, y, start, entries, factor, m, n, l, lda, ldy);                                            \
+        sparse_sign<E>(a, y, start, quads, factor, m, n, l, lda, ldy);                                            \
     }                                                                                                               \
     KERNEL(NAME)
 SPARSE_SIGN(sparse_sign_f32, float)

@@ -148,7 +148,8 @@ pub enum DeviceFault {
     NoDevice,
     /// Device memory, or the limit set for it, is exhausted. The device remains usable.
     OutOfMemory,
-    /// A kernel could not be started, or failed; the device has to be opened again.
+    /// A kernel could not be started, or failed; the device has to be opened again. After an access to memory that is not its own CUDA
+    /// wants a new process for that.
     Launch,
     /// The driver or the device went away; the device has to be opened again.
     Lost,
@@ -169,7 +170,9 @@ impl DeviceFault {
             DeviceFault::NoLibrary => "install the CUDA toolkit's libraries, or use the CPU",
             DeviceFault::NoDevice => "see nvidia-smi for what there is, or use the CPU",
             DeviceFault::OutOfMemory => "set a memory limit so that the matrix is streamed, or use the CPU",
-            DeviceFault::Launch | DeviceFault::Lost => "open the device again, or use the CPU",
+            DeviceFault::Launch | DeviceFault::Lost => {
+                "open the device again, in a new process if need be, or use the CPU"
+            }
             DeviceFault::Other => "use the CPU, and report this",
         }
     }

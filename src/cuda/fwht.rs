@@ -215,8 +215,7 @@ fn run(device: &Arc<Device>, sweep: Sweep, x: (DType, u64), y: (DType, u64), sca
             device.launch(&format!("fwht_based_{types}_{log2}"), shape, &mut arguments)
         }
         Sweep::Columns { log2, outer, columns } => {
-            let shape =
-                Launch { grid: (columns.div_ceil(256), outer.min(GRID_Y)), block: (256, 1), shared: 0 };
+            let shape = Launch { grid: (columns.div_ceil(256), outer.min(GRID_Y)), block: (256, 1), shared: 0 };
             let arguments = scaled(Arguments::default().pointer(x.1).pointer(y.1));
             let mut arguments = arguments.size(outer).size(1).size(columns).size(columns);
             device.launch(&format!("fwht_columns_{types}_{log2}"), shape, &mut arguments)

@@ -9,13 +9,12 @@ use std::sync::Arc;
 
 use faer::dyn_stack::MemStack;
 use faer::{Accum, Mat, MatMut, MatRef, Par};
-use rayon::prelude::*;
 
 use super::blas::{Operand, divide, gemm, syrk};
 use super::device::{Arguments, Buffer, Device, GRID_Y, Launch, Pinned};
 use super::solver;
 use crate::error::{Error, Result};
-use crate::operator::Panel;
+use crate::operator::{Panel, copy};
 use crate::qr::{self, Algorithm, Orthonormalization, Remote, Tall};
 use crate::simd::Scalar;
 use crate::tensor::DType;
@@ -26,9 +25,6 @@ const WIDE_ROWS: usize = 1 << 15;
 /// Columns up to which a Gram matrix is a GEMM: SYRK does not cut the sum, so that its tiles of 128 × 128 keep few
 /// multiprocessors busy. 4096 × 266 in f32 on an H100: SYRK 356 us, GEMM 24 us.
 const GEMM_COLUMNS: usize = 1024;
-
-/// Rows that a thread copies at a time between a pinned buffer and a matrix of the host.
-const COPY_ROWS: usize = 64;
 
 /// An `m × l` panel in device memory.
 #[derive(Debug)]
@@ -274,11 +270,7 @@ impl<T: Scalar> Panel<T> for DevicePanel<T> {
             let data = host.as_slice_mut(self.ld * count);
             device.download(&self.data, first * self.ld, data)?;
             let data = MatRef::from_column_major_slice_with_stride(data, self.nrows, count, self.ld);
-            let dst = dst.as_mut().subcols_mut(first, count);
-            // By all threads: this is where the pages of a new matrix are first touched.
-            dst.par_row_chunks_mut(COPY_ROWS)
-                .zip(data.par_row_chunks(COPY_ROWS))
-                .for_each(|(mut dst, data)| dst.copy_from(data));
+            copy(data, dst.as_mut().subcols_mut(first, count), crate::current_par());
             Ok(())
         })
     }

@@ -19,6 +19,9 @@ const FUSED: std::ops::RangeInclusive<u32> = 8..=13;
 /// Shared memory that every card from sm_80 on gives to a block.
 pub(super) const SHARED_BYTES: usize = 96 << 10;
 
+/// Columns of A that a block of `sparse_sign` holds at a time.
+const SPARSE_TILE: usize = 2048;
+
 /// Rows that a block of the fused SRHT draws the signs for: their sums fill a sector of 32 bytes of Y.
 const SRHT_ROWS: usize = 8;
 
@@ -36,7 +39,7 @@ pub(super) struct Prepared<'o> {
 enum Kind<'o> {
     Gaussian(&'o Gaussian),
     Srht { sketch: &'o Srht, seed: u64, stream: u64, sample: Buffer<u32> },
-    SparseSign { sketch: &'o SparseSign, start: Buffer<u32>, entries: Buffer<u32> },
+    SparseSign { sketch: &'o SparseSign, start: Buffer<u32>, quads: Buffer<[u32; 4]> },
 }
 
 impl<'o> Prepared<'o> {
@@ -52,8 +55,8 @@ impl<'o> Prepared<'o> {
                 Kind::Srht { sketch, seed, stream, sample: device.upload(&sample)? }
             }
             AnySketch::SparseSign(sketch) => {
-                let (start, entries) = side_by_side(sketch.by_columns());
-                Kind::SparseSign { sketch, start: device.upload(&start)?, entries: device.upload(&entries)? }
+                let (start, quads) = side_by_side(&sketch.table(), (n, l, sketch.zeta()));
+                Kind::SparseSign { sketch, start: device.upload(&start)?, quads: device.upload(&quads)? }
             }
         };
         Ok(Prepared { device: device.clone(), kind, n, l })
@@ -75,7 +78,7 @@ impl<'o> Prepared<'o> {
                 let layout = RowLayout::new(log2_r, vector, arithmetic);
                 let shared = |rows: usize| {
                     let signs = sketch.block() / 8 + 16 * l.div_ceil(128);
-                    (sketch.block() * arithmetic).max(layout.shared) + signs + rows * l * arithmetic
+                    sketch.block() * arithmetic + signs + rows * l * arithmetic
                 };
                 if !FUSED.contains(&log2_r) || shared(1) > SHARED_BYTES {
                     return self.by_panels(tile, (first, count), y);
@@ -104,22 +107,22 @@ impl<'o> Prepared<'o> {
                     .size(y.ld());
                 device.launch(&format!("srht_{}_{log2_r}", tile.dtype), shape, &mut arguments)
             }
-            Kind::SparseSign { sketch, start, entries } => {
-                let groups = l.div_ceil(512);
+            Kind::SparseSign { sketch, start, quads } => {
+                let groups = l.div_ceil(384);
                 let threads = l.div_ceil(groups).next_multiple_of(32);
                 let grid = (count.div_ceil(16 / tile.dtype.size()), l.div_ceil(threads));
                 let mut arguments = Arguments::default()
                     .pointer(tile.address(0, 0))
                     .pointer(y.address(first))
                     .pointer(start.address(0))
-                    .pointer(entries.address(0))
+                    .pointer(quads.address(0))
                     .scalar(T::from_f64(1.0 / (sketch.zeta() as f64).sqrt()))
                     .size(count)
                     .size(n)
                     .scalar(l as i32)
                     .size(tile.ld)
                     .size(y.ld());
-                let shape = Launch { grid, block: (threads as u32, 1), shared: 32 << 10 };
+                let shape = Launch { grid, block: (threads as u32, 1), shared: 16 * (SPARSE_TILE + 1) };
                 device.launch(&format!("sparse_sign_{}", tile.dtype), shape, &mut arguments)
             }
         }
@@ -176,22 +179,34 @@ impl<'o> Prepared<'o> {
     }
 }
 
-/// Lists for `sparse_sign`: those of 32 columns lie interleaved from `start` on, each ended by `u32::MAX`, and are as long as the
-/// longest of them.
-fn side_by_side((start, entries): (Vec<u32>, Vec<u32>)) -> (Vec<u32>, Vec<u32>) {
-    const END: u32 = u32::MAX;
-    let (mut begins, mut lists) = (Vec::new(), Vec::new());
-    let columns: Vec<&[u32]> = start.windows(2).map(|w| &entries[w[0] as usize..w[1] as usize]).collect();
-    for group in columns.chunks(32) {
-        begins.push(lists.len() as u32);
-        let longest = group.iter().map(|list| list.len()).max().unwrap_or(0);
-        let first = lists.len();
-        lists.resize(first + 32 * (longest + 1), END);
-        for (c, list) in group.iter().enumerate() {
-            list.iter().zip(lists[first + c..].iter_mut().step_by(32)).for_each(|(&entry, place)| *place = entry);
+/// Nonzeros as `sparse_sign` reads them: quads of each tile and 32 columns, and where those begin. `table` has ζ nonzeros
+/// `column << 1 | minus` for each of n rows.
+fn side_by_side(table: &[u32], (n, l, zeta): (usize, usize, usize)) -> (Vec<u32>, Vec<[u32; 4]>) {
+    const NONE: u32 = (SPARSE_TILE as u32) << 1;
+    let groups = l.div_ceil(32);
+    let (mut start, mut quads) = (vec![0], Vec::with_capacity(table.len() / 3));
+    let mut length = vec![0; 32 * groups];
+    for tile in table.chunks(SPARSE_TILE * zeta) {
+        length.fill(0);
+        tile.iter().for_each(|&nonzero| length[(nonzero >> 1) as usize] += 1);
+        let first = start.len() - 1;
+        for group in length.chunks(32) {
+            let longest: usize = group.iter().copied().max().unwrap_or(0);
+            quads.resize(quads.len() + 32 * longest.div_ceil(4), [NONE; 4]);
+            start.push((quads.len() / 32) as u32);
+        }
+        length.fill(0);
+        for (j, row) in tile.chunks(zeta).enumerate() {
+            for &nonzero in row {
+                let c = (nonzero >> 1) as usize;
+                let (at, begin) = (length[c], start[first + c / 32] as usize);
+                quads[32 * (begin + at / 4) + c % 32][at % 4] = (j as u32) << 1 | (nonzero & 1);
+                length[c] += 1;
+            }
         }
     }
-    (begins, lists)
+    debug_assert_eq!(start.len(), n.div_ceil(SPARSE_TILE) * groups + 1);
+    (start, quads)
 }
 
 /// How the threads of a block hold a vector: the host's side of `struct Layout` in kernels/fwht.cuh.

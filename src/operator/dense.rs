@@ -286,7 +286,7 @@ impl<'a, E: Element> From<Line<'a, E>> for Cow<'a, [E]> {
 }
 
 /// Runs `f(i, line i)` over the lines of `buffer`, in parallel if `par` says so.
-fn for_each_line<T: Send>(buffer: &mut [T], width: usize, par: Par, f: impl Fn(usize, &mut [T]) + Sync) {
+pub(crate) fn for_each_line<T: Send>(buffer: &mut [T], width: usize, par: Par, f: impl Fn(usize, &mut [T]) + Sync) {
     match par {
         Par::Seq => buffer.chunks_exact_mut(width).enumerate().for_each(|(i, line)| f(i, line)),
         Par::Rayon(_) => {

@@ -446,7 +446,7 @@ impl<T: Scalar> Panel<T> for HostPanel<T> {
 }
 
 /// `dst <- src`, in blocks of rows: fresh memory is slower to touch than to copy, and each thread touches its own.
-fn copy<T: Scalar>(src: MatRef<'_, T>, mut dst: MatMut<'_, T>, par: Par) {
+pub(crate) fn copy<T: Scalar>(src: MatRef<'_, T>, mut dst: MatMut<'_, T>, par: Par) {
     const ELEMENTS: usize = 1 << 16;
     let (m, n) = src.shape();
     if matches!(par, Par::Seq) || m * n <= 2 * ELEMENTS {

@@ -32,8 +32,10 @@ mod tiled;
 mod watch;
 mod whitened;
 
-pub(crate) use dense::first_not_finite;
 pub use dense::{Dense, Pass, TileParams};
+pub(crate) use dense::{first_not_finite, for_each_line};
+#[cfg(feature = "cuda")]
+pub(crate) use host::copy;
 pub(crate) use host::symmetric_product;
 pub use host::{HostContext, HostPanel, Workspace};
 pub(crate) use product::mirror;

@@ -114,26 +114,14 @@ impl SparseSign {
         if taken { top as u32 } else { c }
     }
 
-    /// The nonzeros by columns, for kernels elsewhere: column c has entries `row << 1 | minus` from `start[c]` to
-    /// `start[c + 1]`, rows ascending.
+    /// All nonzeros, for kernels elsewhere: ζ for each row of Ω, `column << 1 | minus`.
     #[cfg(feature = "cuda")]
-    pub(crate) fn by_columns(&self) -> (Vec<u32>, Vec<u32>) {
+    pub(crate) fn table(&self) -> Vec<u32> {
         let mut table = vec![0; self.n * self.zeta];
         for (i, block) in table.chunks_mut(PARAMS.depth * self.zeta).enumerate() {
             self.nonzeros(i * PARAMS.depth, block);
         }
-        let mut start = vec![0u32; self.l + 1];
-        table.iter().for_each(|&nz| start[(nz >> 1) as usize + 1] += 1);
-        for c in 0..self.l {
-            start[c + 1] += start[c];
-        }
-        let (mut next, mut entries) = (start.clone(), vec![0; table.len()]);
-        for (at, &nz) in table.iter().enumerate() {
-            let place = &mut next[(nz >> 1) as usize];
-            entries[*place as usize] = ((at / self.zeta) as u32) << 1 | (nz & 1);
-            *place += 1;
-        }
-        (start, entries)
+        table
     }
 
     fn generators(&self) -> (Philox, Philox) {

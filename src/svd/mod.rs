@@ -31,6 +31,7 @@ mod whitened;
 
 use std::cmp::Ordering;
 use std::sync::Arc;
+use std::sync::atomic::{self, AtomicBool};
 use std::time::Instant;
 
 use faer::Par;
@@ -44,7 +45,9 @@ pub use single_pass::SinglePass;
 use crate::calibration::Calibration;
 use crate::error::{Error, Result};
 use crate::factors::{Factors, Report};
-use crate::operator::{Dense, HostContext, LinearOperator, Panel, Root, Watch, Workspace, first_not_finite};
+use crate::operator::{
+    Dense, HostContext, LinearOperator, Panel, Root, Watch, Workspace, first_not_finite, for_each_line,
+};
 use crate::qr::{Algorithm, Orthonormalization};
 use crate::rank::Rank;
 use crate::simd::Scalar;
@@ -484,7 +487,7 @@ impl TruncatedSvd {
     ) -> Result<Factors<T>> {
         let goal = plan.goal(op.norm_squared());
         let solution = plan.solve(self, op, &goal, par)?;
-        self.finish(op, plan, solution, Some(&goal), start)
+        self.finish(op, plan, solution, Some(&goal), par, start)
     }
 
     /// Brings the factors home and certifies them, against `goal` if it is one for `op`.
@@ -494,6 +497,7 @@ impl TruncatedSvd {
         plan: Plan,
         solution: Solution<T, O>,
         goal: Option<&Goal>,
+        par: Par,
         start: Instant,
     ) -> Result<Factors<T>> {
         let (m, n) = plan.shape;
@@ -521,7 +525,7 @@ impl TruncatedSvd {
             left.bring_home(k, u.as_mut())?;
         }
         drop(left); // the certificate's probes take the place of the panels
-        fix_signs(&mut u, &mut vt);
+        fix_signs(&mut u, &mut vt, par);
         let (left, right) =
             if wide { (vt.as_ref().transpose(), u.as_ref()) } else { (u.as_ref(), vt.as_ref().transpose()) };
         let scale = op.scale();
@@ -598,17 +602,20 @@ fn note_orthonormalization(notes: &mut Vec<String>, what: &str, o: &Orthonormali
 
 /// Makes the entry of largest modulus in each right singular vector positive: the sign that an SVD leaves open is then
 /// the same on every machine.
-fn fix_signs<T: Scalar>(u: &mut Matrix<T>, vt: &mut Matrix<T>) {
+fn fix_signs<T: Scalar>(u: &mut Matrix<T>, vt: &mut Matrix<T>, par: Par) {
     let (k, n) = (vt.nrows(), vt.ncols());
-    let signs: Vec<T> = (0..k).map(|i| if points_down(vt.row(i)) { -T::one() } else { T::one() }).collect();
-    if signs.iter().all(|&sign| sign == T::one()) {
-        return;
-    }
-    for (row, &sign) in vt.as_mut_slice().chunks_exact_mut(n).zip(&signs) {
-        row.iter_mut().for_each(|x| *x *= sign);
-    }
-    for row in u.as_mut_slice().chunks_exact_mut(k) {
-        row.iter_mut().zip(&signs).for_each(|(x, &sign)| *x *= sign);
+    let down: Vec<AtomicBool> = (0..k).map(|_| AtomicBool::new(false)).collect();
+    for_each_line(vt.as_mut_slice(), n, par, |i, row| {
+        if points_down(row) {
+            row.iter_mut().for_each(|x| *x = -*x);
+            down[i].store(true, atomic::Ordering::Relaxed);
+        }
+    });
+    let signs: Vec<T> = down.into_iter().map(|down| if down.into_inner() { -T::one() } else { T::one() }).collect();
+    if signs.iter().any(|&sign| sign != T::one()) {
+        for_each_line(u.as_mut_slice(), k, par, |_, row| {
+            row.iter_mut().zip(&signs).for_each(|(x, &sign)| *x *= sign);
+        });
     }
 }
 

@@ -274,7 +274,7 @@ impl<T: Scalar> SinglePass<T> {
         let (mut u, mut vt) = (Matrix::zeros(m, k), Matrix::zeros(k, n));
         u.as_mut().copy_from(answer.u.as_ref());
         vt.as_mut().transpose_mut().copy_from(answer.v.as_ref());
-        super::fix_signs(&mut u, &mut vt);
+        super::fix_signs(&mut u, &mut vt, crate::current_par());
         let notes = goal.shortfall(k, answer.certificate.relative_error).into_iter().collect();
         let s = super::unscale(&answer.s, scale)?;
         let spectrum = answer.s.iter().map(|&s| s.to_f64() / scale).collect();

@@ -281,7 +281,7 @@ where
     notes.extend(small);
     let triplets = Triplets { left, s: values, captured, right, by_qr };
     let solution = Solution { triplets, rank: k, width, method, sketch, certificate: None, notes };
-    let mut factors = svd.finish(&mut weight, plan.clone(), solution, None, about.start)?;
+    let mut factors = svd.finish(&mut weight, plan.clone(), solution, None, about.par, about.start)?;
     if !rooted {
         factors.report_mut().peak_bytes = plan.peak_bytes_of(method, width, k, rooted);
     }

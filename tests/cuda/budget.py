@@ -19,7 +19,9 @@ REGISTERS = {
     "fwht_columns_": 80,
     "fwht_columns_f32_5": 128, "fwht_columns_f16_5": 128, "fwht_columns_bf16_5": 128, "fwht_columns_f64_5": 168,
     "fwht_columns_f32_6": 255, "fwht_columns_f16_6": 255, "fwht_columns_bf16_6": 255,
-    "srht_": 112, "srht_f64_": 128, "srht_panel_": 40,
+    "fwht_columns_f32_f16_6": 96, "fwht_columns_f32_bf16_6": 96,
+    "fwht_based_": 72, "fwht_based_f64_9": 96, "hadamard_": 48,
+    "srht_": 80, "srht_f64_13": 128, "srht_panel_": 40, "sparse_sign_": 72,
     "cast_f16_f64": 48, "cast_bf16_f64": 48,  # eight doubles at a time
     "": 40,
 }
@@ -85,16 +87,20 @@ def made_of(kernel, ops):
         if threads > 5:
             want["read"] = want["write"] = elements * (8 if m[2] == "f64" else 4) // 16
         if m[1] == "srht":
-            # One more addition, of the blocks; it gathers from shared memory and writes single elements.
-            want = {"fma": 0, "add": k * elements + 1, "load": elements >> vector}
+            # And 16 bytes of signs. The stages of the warp bits are done where it samples, which is there more than once: a term
+            # for each warp, and one of the block before.
+            want = {"fma": 0, "load": elements >> vector, "write": elements * (8 if m[2] == "f64" else 4) // 16 + 1}
+            warps = max(threads - 5, 0)
+            least = (k - warps) * elements + 2**warps
+            wrong = [] if least <= have["add"] < 2 * least else [f"add (not {least} and some)"]
     elif m := re.fullmatch(r"cast_(\w+)_(\w+)", kernel):
         unit = 16 // min(size[m[1]], size[m[2]])
         want = {"load": unit * size[m[1]] // 16, "store": unit * size[m[2]] // 16}
     elif kernel.startswith("statistics"):
         want = {"load": 1}
     else:
-        want = {"fma": 0} if kernel.startswith("hadamard") else {}
-    wrong = [f"{what} (not {n})" for what, n in want.items() if have[what] != n]
+        want = {"fma": 0} if kernel.startswith(("hadamard", "fwht_based")) else {}
+    wrong += [f"{what} (not {n})" for what, n in want.items() if have[what] != n]
     if m := re.fullmatch(r"fwht_columns_\w+_(\d+)", kernel):
         # The body may be there more than once.
         r = int(m[1])
@@ -127,7 +133,7 @@ def main(images):
         have, wrong = made_of(kernel, ops)
         checked += 1
         failures += bool(wrong)
-        if wrong or re.search(r"_(f32|bf16|f64)_12$|fwht_\w+_f32_5$|hadamard_f32|cast_b?f\d+_f32|statistics_f32", kernel):
+        if wrong or re.search(r"_(f32|bf16|f64)_12$|fwht_\w+_f32_5$|hadamard_f32$|fwht_based_b?f\d+_8$|cast_b?f\d+_f32|statistics_f32", kernel):
             print(f"{kernel:22} {architecture:7} {have['add']:5} {have['fma']:6} {have['shuffle']:8} {have['barrier']:8} "
                   f"{have['load']:14} {have['store']:6} {have['read']:12} {have['write']:6}  {'FAILS: ' + ', '.join(wrong) if wrong else ''}")
     print(f"{checked} looked at (some are printed): transforms fuse nothing and add as often as butterflies need; rows, casts, norms and SRHT "

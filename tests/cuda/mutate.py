@@ -25,7 +25,7 @@ TESTS = {
     "norms.cu": ["panels"],
     "whiten.cu": ["panels"],
 }
-INCLUDES = {"fwht.cuh": ["fwht.cu", "sketch.cu"], "reduce.cuh": ["norms.cu"]}
+INCLUDES = {"fwht.cuh": ["fwht.cu"], "reduce.cuh": ["norms.cu"]}
 
 
 def library(work, mock, kernels, source):

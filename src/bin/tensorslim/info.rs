@@ -71,11 +71,7 @@ fn gpu() -> String {
     match tensorslim::cuda::Device::try_new(0) {
         Ok(d) => {
             let (major, minor) = d.capability();
-            format!(
-                "{} (sm_{major}{minor}, {}; compiled and emulated, not yet run on hardware)",
-                d.name(),
-                bytes(d.total_memory())
-            )
+            format!("{} (sm_{major}{minor}, {})", d.name(), bytes(d.total_memory()))
         }
         Err(Error::Device { detail, .. }) => format!("none ({detail})"),
         Err(e) => format!("none ({e})"),
