@@ -17,6 +17,7 @@ use tensorslim::fwht::{fwht_columns, fwht_rows};
 use tensorslim::operator::{Dense, LinearOperator, Panel};
 use tensorslim::rng::Philox;
 use tensorslim::sketch::{AnySketch, SketchOperator};
+use tensorslim::svd::Rates;
 use tensorslim::{Element, Matrix};
 use tensorslim::{Error, MatMut, MatView, Method, Rank, Scalar, Sketch, TensorRef, TruncatedSvd};
 
@@ -543,6 +544,19 @@ fn factorizations_of_the_solver_library() {
     let lower = |a: &Mat<f64>| Mat::from_fn(n, n, |i, j| if i >= j { a[(i, j)] } else { 0.0 });
     let gram = a.transpose() * &a;
 
+    // Small ones are left to the host; of others the lower triangle counts.
+    let panel = up(&a);
+    assert!(panel.symmetric_eigen(gram.as_ref()).unwrap().is_none());
+    let n_large = 130;
+    let noise: Vec<f64> = elements(n_large * n_large, 3);
+    let symmetric = Mat::from_fn(n_large, n_large, |i, j| noise[i.max(j) * n_large + i.min(j)]);
+    let triangle = Mat::from_fn(n_large, n_large, |i, j| if i >= j { symmetric[(i, j)] } else { f64::NAN });
+    let (values, vectors) = panel.symmetric_eigen(triangle.as_ref()).unwrap().unwrap();
+    assert!(values.is_sorted());
+    let scaled = Mat::from_fn(n_large, n_large, |i, j| vectors[(i, j)] * values[j]);
+    assert!((&symmetric * &vectors - scaled).norm_max() < 1e-12);
+    assert!((vectors.transpose() * &vectors - Mat::<f64>::identity(n_large, n_large)).norm_max() < 1e-12);
+
     let mut g = up(&gram);
     solver::potrf(&mut g).unwrap();
     let l = lower(&back(&g));
@@ -639,7 +653,7 @@ fn methods_and_ranks_are_those_of_the_cpu() {
     let fixed = methods.map(|method| TruncatedSvd::new(Rank::Fixed(8)).method(method));
     let found = [Rank::Energy(0.95), Rank::Tolerance(0.1), Rank::Ratio(2.0)].map(TruncatedSvd::new);
     for svd in fixed.into_iter().chain(found) {
-        let svd = svd.seed(11);
+        let svd = svd.seed(11).rates(Rates::default()); // one plan for both
         let cpu = svd.factor::<f32>(tensor()).unwrap();
         let gpu = svd.clone().device(tensorslim::Device::Cuda(0)).factor::<f32>(tensor()).unwrap();
         assert_eq!(gpu.report().method, cpu.report().method);

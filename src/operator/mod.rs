@@ -187,6 +187,15 @@ pub trait Panel<T: Scalar>: Sized {
         Ok(())
     }
 
+    /// Eigenvalues, nondecreasing, and orthonormal eigenvectors of the symmetric matrix whose lower triangle is in `g`, where panels live
+    /// beside something that finds them sooner than a thread of the host does.
+    ///
+    /// # Errors
+    /// What the backend reports.
+    fn symmetric_eigen(&self, _g: MatRef<'_, f64>) -> Result<Option<(Vec<f64>, Mat<f64>)>> {
+        Ok(None)
+    }
+
     /// The trace of a square panel, in f64.
     ///
     /// # Errors

@@ -158,7 +158,8 @@ pub struct TruncatedSvd {
     dynamic_shift: bool,
     seed: u64,
     max_rank: Option<usize>,
-    rates: Rates,
+    /// None are those of the device.
+    rates: Option<Rates>,
     memory_limit: Option<usize>,
     /// What reading the matrix once takes, out of core; 0 in memory.
     pass_seconds: f64,
@@ -180,7 +181,7 @@ impl TruncatedSvd {
             dynamic_shift: false,
             seed: 0,
             max_rank: None,
-            rates: Rates::default(),
+            rates: None,
             memory_limit: None,
             pass_seconds: 0.0,
             weighting: whitened::Weighting::default(),
@@ -277,14 +278,15 @@ impl TruncatedSvd {
         self
     }
 
-    /// The measured rates that the planner weighs methods by.
+    /// The measured rates that the planner weighs methods by: [`Rates::default`] on the CPU, [`Rates::cuda`] on a GPU, unless they are given.
     #[must_use]
     pub fn rates(mut self, rates: Rates) -> Self {
-        self.rates = rates;
+        self.rates = Some(rates);
         self
     }
 
-    /// Where to compute it: the same algorithms on the CPU or a GPU. Results agree to rounding.
+    /// Where to compute it: the same algorithms on the CPU or a GPU, whose results agree to rounding. [`Method::Auto`] chooses by the rates of
+    /// the device, so that it may choose another one there.
     #[must_use]
     pub fn device(mut self, device: Device) -> Self {
         self.device = device;

@@ -28,7 +28,9 @@ use super::goal::Goal;
 use super::gram::{self, Eigenvectors};
 use super::single_pass::Sizes;
 use super::triplets::{Triplets, decompose_bytes};
-use super::{Method, Solution, TruncatedSvd, blocked, certificate, full, krylov, randomized, single_pass, whitened};
+use super::{
+    Device, Method, Solution, TruncatedSvd, blocked, certificate, full, krylov, randomized, single_pass, whitened,
+};
 use crate::error::{Error, Result};
 use crate::factors::Report;
 use crate::operator::{Dense, HostPanel, LinearOperator, Pass};
@@ -94,6 +96,31 @@ impl Default for Rates {
             scan: 3.35e9,
             copy: 0.95e9,
             call: 2.26e-5,
+            read: 2e9,
+        }
+    }
+}
+
+impl Rates {
+    /// Of an H100 and its host, once the matrix is on the card: tall panels are the card's, `l × l` matrices and the way home the
+    /// host's, and what counts most is how often one waits for the other.
+    pub fn cuda() -> Self {
+        Rates {
+            gemm: 45e12,
+            pack: 1e15,
+            cache: 8e6,
+            memory: 7e11,
+            syrk: 25e12,
+            wide: 3e12,
+            orthonormalize: 9e12,
+            cholesky: 4.5e-11,
+            svd: 1e-9,
+            eigen: 2e-11,
+            tridiagonal: 3.1e-8,
+            sketch: 4e11,
+            scan: 6e11,
+            copy: 1.3e9,
+            call: 1.2e-4,
             read: 2e9,
         }
     }
@@ -396,6 +423,17 @@ impl Plan {
     }
 }
 
+impl TruncatedSvd {
+    /// The rates that were given, or those of the device.
+    pub(super) fn rates_in_use(&self) -> Rates {
+        match (self.rates, self.device) {
+            (Some(rates), _) => rates,
+            (None, Device::Cpu) => Rates::default(),
+            (None, Device::Cuda(_)) => Rates::cuda(),
+        }
+    }
+}
+
 /// Seconds and passes of a method: what it does of each kind of work, over the rates.
 fn estimate<T: Scalar>(
     options: &TruncatedSvd,
@@ -405,7 +443,7 @@ fn estimate<T: Scalar>(
     method: Method,
     detail: Option<Eigenvectors>,
 ) -> (f64, usize) {
-    let rates = &options.rates;
+    let rates = options.rates_in_use();
     let q = options.power_iterations;
     let double = size_of::<T>() == 8;
     let slow = if double { 2.0 } else { 1.0 };

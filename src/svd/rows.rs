@@ -101,7 +101,7 @@ impl TruncatedSvd {
         // Tiles have a buffer of their own.
         options.converts = false;
         options.memory_limit = self.memory_limit.map(room);
-        options.pass_seconds = bytes as f64 / self.rates.read;
+        options.pass_seconds = bytes as f64 / self.rates_in_use().read;
         let plan = options.plan::<T>(shape, dtype).map_err(|e| match (e, self.memory_limit) {
             (Error::Memory { least: method, .. }, Some(limit)) => Error::Memory { limit, least: method + least },
             (e, _) => e,

@@ -40,7 +40,7 @@ use faer::prelude::*;
 use faer::{Accum, Mat, MatMut, MatRef, Par, unzip, zip};
 
 use crate::error::{Error, Result};
-use crate::operator::symmetric_product;
+use crate::operator::{Panel, symmetric_product};
 use crate::qr::householder;
 use crate::simd::Scalar;
 use crate::tensor::{DType, MatView};
@@ -243,6 +243,22 @@ fn symmetric_eigen_in<T: Scalar>(g: MatRef<'_, T>) -> Result<(Vec<T>, Mat<T>)> {
     let mut buffer = MemBuffer::new(symmetric_eigen_scratch::<T>(n));
     eigen(g, &mut values, vectors.as_mut(), MemStack::new(&mut buffer))?;
     Ok((values, vectors))
+}
+
+/// The same of a matrix in f64, by whatever is soonest where `panel` lives; `meanwhile` runs beside a thread of the host.
+pub(super) fn symmetric_eigen_beside<T: Scalar, P: Panel<T>>(
+    panel: &P,
+    g: MatRef<'_, f64>,
+    par: Par,
+    meanwhile: impl FnOnce() -> Result<()>,
+) -> Result<(Vec<f64>, Mat<f64>)> {
+    match panel.symmetric_eigen(g)? {
+        Some(found) => {
+            meanwhile()?;
+            Ok(found)
+        }
+        None => crate::beside(par, || symmetric_eigen(g), meanwhile)?,
+    }
 }
 
 /// Bytes alive in [`symmetric_eigen`], its results included.

@@ -235,7 +235,7 @@ fn by_gram<T: Scalar, P: Panel<T>>(
     }
     let captured = (0..l).map(|j| h[(j, j)]).sum::<f64>();
     let unit = small::normalize(h.as_mut());
-    let (mut squares, vectors) = crate::beside(par, || small::symmetric_eigen(h.as_ref()), meanwhile)??;
+    let (mut squares, vectors) = small::symmetric_eigen_beside(&image, h.as_ref(), par, meanwhile)?;
     squares.iter_mut().for_each(|x| *x *= unit);
     // Nonincreasing from here on.
     squares.reverse();

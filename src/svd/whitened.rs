@@ -426,7 +426,7 @@ where
         let captured = (0..l).map(|i| h[(i, i)]).sum();
         let unit = small::normalize(h.as_mut());
         let mut back = op.inputs(l)?;
-        let (squares, vectors) = crate::beside(par, || small::symmetric_eigen(h.as_ref()), || op.back(&v, &mut back))??;
+        let (squares, vectors) = small::symmetric_eigen_beside(&v, h.as_ref(), par, || op.back(&v, &mut back))?;
         let squares: Vec<T> = squares.iter().rev().map(|x| <T as Element>::from_f64(x * unit)).collect();
         let coefficients = Mat::from_fn(l, l, |i, j| <T as Element>::from_f64(vectors[(i, l - 1 - j)]));
         (v, coefficients, roots(&squares), captured, Some(svd.sketch), back)
