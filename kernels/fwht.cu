@@ -129,9 +129,9 @@ FOR_COLUMNS_F64(FWHT_COLUMNS, f64, double, double)
 // H_b by tables: b is a multiple of four, and of four elements there are only eight sums up to sign.
 //
 //   table[8 g + p]   v_4g ± v_4g+1 ± v_4g+2 ± v_4g+3, minus where bits 0, 1, 2 of p are set      3 additions for each element
-//   row i            the sum over g of ± table[code(i, g) & 0xff..], minus where bit 31 is set    b / 4 additions
+//   row i            the sum over g of ± table[code(i, g)]                                       b / 4 additions
 //
-// `codes` has b / 4 words for each row, 8 g + p with the sign in bit 31. A lane of the warp has 8 bytes of columns; `in(j, w)`
+// `codes` has b / 4 words for each row: 8 g + p, and bit 31 for a minus. A lane of the warp has 8 bytes of columns; `in(j, w)`
 // and `out(i, w, value)` are element j, or i, of column w·32 + lane. The table takes 2 b · 256 bytes. Every thread of the
 // block of 8 warps takes part; the table may be written again after the next barrier.
 template <class A> struct alignas(8) Lane { A x[8 / sizeof(A)]; };

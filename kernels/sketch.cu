@@ -18,7 +18,7 @@
 // sparse_sign reads A once from memory and ζ times from shared memory, 16 bytes at a time from anywhere: 8 threads that read from 8
 // groups of banks at random take 2.6 turns, 46 us at ζ = 8 in bf16. Measured 62 (from global memory, a thread for each column of
 // four rows: 193; one nonzero at a time: 156; one block on a multiprocessor for its registers: 69). Its lists are made by
-// the host, some 0.3 ms. gaussian: about 50 instructions for a
+// the host, which takes 0.3 to 0.5 ms. gaussian: about 50 instructions for a
 // normal, n l of them: 4096 × 266 take 3 us, against 130 us for the f32 product. philox_words writes 16 bytes for 100
 // integer operations: 0.7 of a fill.
 #include "fwht.cuh"

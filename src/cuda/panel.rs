@@ -131,8 +131,8 @@ impl<T: Scalar> DevicePanel<T> {
     /// The lower triangle, at least, of `self <- aᵀ a + beta · self`, of an operand of `k` rows once `a` is not transposed.
     pub(super) fn gram_of(&mut self, a: Operand, k: usize, beta: T) -> Result<()> {
         let (device, n) = (self.device().clone(), self.ncols);
+        // Of halves, too: products on tensor cores, sums in T.
         if a.dtype != T::DTYPE || n <= GEMM_COLUMNS {
-            // Halves: products on tensor cores, sums in T.
             return gemm(&device, (n, n, k), T::one(), a.t(), a, beta, self.operand(0));
         }
         syrk(&device, (n, k), a.t(), beta, self.operand(0))
