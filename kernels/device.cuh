@@ -6,7 +6,10 @@
 #pragma once
 #ifdef SIMT_EMULATOR
 #include "simt.hpp"
-inline void store16(uint4* p, uint4 x) { *p = x; }
+inline void store16(uint4* p, uint4 x) {
+    simt::expect_global(p);
+    *p = x;
+}
 #else
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>

@@ -164,6 +164,11 @@ static void trap() {
     me()->state = DONE;
     yield();
 }  // like a GPU: the access never happens, the launch ends
+void expect_global(const void* p) {
+    const char* first = machine.dyn.data();
+    if (p >= first && p < first + machine.dyn.size()) error("a store to global memory goes to shared memory");
+}
+
 void* dyn_shared() {
     return machine.dyn.data();
 }

@@ -90,6 +90,8 @@ struct Tid {
 };
 extern Tid* cur;  // the fiber now running
 void* dyn_shared();
+// An error if `p` is in shared memory: what a store spelled for global memory would miss on a card.
+void expect_global(const void* p);
 void sync_block(int line);
 void sync_warp(unsigned mask, int line);
 // every lane of mask brings v; out[] gets all 32 values once all of mask are there
