@@ -27,6 +27,7 @@ use cudarc::driver::{DriverError, result, sys};
 
 use super::images::{ARCHITECTURES, IMAGES};
 use crate::error::{DeviceFault, Error, Result};
+use crate::tensor::DType;
 
 /// What is called of the driver and of the two libraries. All of them are looked up before the first call.
 const DRIVER: &[&str] = &[
@@ -699,6 +700,11 @@ impl Launch {
     pub(super) fn elements(len: usize) -> Self {
         Launch { grid: (len.div_ceil(256), 1), block: (256, 1), shared: 0 }
     }
+}
+
+/// Bytes of the type that a kernel computes in with elements of `dtype`: `Arithmetic` of kernels/dtype.cuh.
+pub(super) fn arithmetic_bytes(dtype: DType) -> usize {
+    if dtype == DType::F64 { 8 } else { 4 }
 }
 
 /// The most blocks in the second dimension of a grid.

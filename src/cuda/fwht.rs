@@ -9,7 +9,7 @@
 
 use std::sync::Arc;
 
-use super::device::{Arguments, Buffer, Device, GRID_Y, Launch};
+use super::device::{Arguments, Buffer, Device, GRID_Y, Launch, arithmetic_bytes};
 use super::sketch::{RowLayout, SHARED_BYTES};
 use crate::error::{Error, Result};
 use crate::fwht::Order;
@@ -119,10 +119,6 @@ fn based_bytes(b: usize, log2: u32, dtype: DType) -> usize {
 /// Bytes of the table of `H_b` for 256 bytes of columns.
 fn table_bytes(b: usize) -> usize {
     512 * b
-}
-
-fn arithmetic_bytes(dtype: DType) -> usize {
-    if dtype == DType::F64 { 8 } else { 4 }
 }
 
 /// The sweeps over an `m × n` matrix.

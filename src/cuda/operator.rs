@@ -24,7 +24,7 @@ use faer::{Mat, MatRef};
 use rayon::prelude::*;
 
 use super::blas::{Operand, gemm};
-use super::device::{Arguments, Buffer, Device, Event, GRID_Y, Launch, Pinned};
+use super::device::{Arguments, Buffer, Device, Event, GRID_Y, Launch, Pinned, arithmetic_bytes};
 use super::panel::{DevicePanel, Statistics, statistics};
 use super::sketch;
 use crate::error::{Error, Result};
@@ -477,9 +477,8 @@ fn transpose(
     (lines, width): (usize, usize),
     scale: f64,
 ) -> Result<()> {
-    let arithmetic = if to == DType::F64 { 8 } else { 4 };
     let grid = (width.div_ceil(32) * lines.div_ceil(32), 1);
-    let shape = Launch { grid, block: (32, 8), shared: 32 * 33 * arithmetic };
+    let shape = Launch { grid, block: (32, 8), shared: 32 * 33 * arithmetic_bytes(to) };
     let arguments = with_scale(Arguments::default().pointer(src).pointer(dst), to, scale);
     let mut arguments = arguments.size(lines).size(width).size(lds).size(ldd);
     device.launch(&format!("transpose_{from}_{to}"), shape, &mut arguments)

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::device::{Arguments, Buffer, Device, GRID_Y, Launch};
+use super::device::{Arguments, Buffer, Device, GRID_Y, Launch, arithmetic_bytes};
 use super::operator::{Rows, multiply_rows};
 use super::panel::DevicePanel;
 use crate::error::{Error, Result};
@@ -238,7 +238,7 @@ impl RowLayout {
 
     /// Of rows stored as `dtype`.
     pub(super) fn of(log2_n: u32, dtype: DType) -> Self {
-        RowLayout::new(log2_n, 16 / dtype.size(), if dtype == DType::F64 { 8 } else { 4 })
+        RowLayout::new(log2_n, 16 / dtype.size(), arithmetic_bytes(dtype))
     }
 }
 
