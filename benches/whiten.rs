@@ -49,11 +49,12 @@ fn interleaved(rounds: usize, jobs: &mut [&mut dyn FnMut()]) -> Vec<f64> {
             times.push(start.elapsed().as_secs_f64());
         }
     }
-    let median = |times: &mut Vec<f64>| {
-        times.sort_by(f64::total_cmp);
-        times[times.len() / 2]
-    };
-    times.iter_mut().map(median).collect()
+    times.into_iter().map(median).collect()
+}
+
+fn median(mut times: Vec<f64>) -> f64 {
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
 }
 
 fn syrk<T: Scalar>(x: MatRef<'_, T>, g: &mut Mat<T>, par: Par) {
@@ -113,19 +114,20 @@ fn whitened(m: usize, n: usize, k: usize, rounds: usize) {
     let (first, after) = (factor(&plain), factor(&weighed));
     let (before, loss_after) = (loss(&first), loss(&after));
     assert!(loss_after <= before, "whitening lost: {before} -> {loss_after}");
-    // Statistics that no weight has used yet have no root; made beforehand, and kept, so that neither is timed.
+    // Statistics that no weight has used yet have no root; made beforehand, and kept, so that neither is timed. More rounds than these, and their roots
+    // fill the allocator's heap of 64 MiB: every third call then starts another one and gives it back (600 page faults, 3 to 5 ms).
     let bytes = c.to_bytes();
-    let unused = || Calibration::from_bytes(&bytes).expect("what was written");
-    let mut fresh = (0..rounds).map(|_| plain.clone().calibration(&unused())).collect::<Vec<_>>().into_iter();
-    let mut used = Vec::new();
-    let times = interleaved(
-        rounds,
-        &mut [&mut || drop(factor(&plain)), &mut || drop(factor(&weighed)), &mut || {
-            let svd = fresh.next().expect("one for each round");
-            drop(black_box(factor(&svd)));
-            used.push(svd);
-        }],
-    );
+    let unused = |_| plain.clone().calibration(&Calibration::from_bytes(&bytes).expect("what was written"));
+    let fresh: Vec<_> = (0..rounds).map(unused).collect();
+    let mut times = [const { Vec::new() }; 3];
+    for fresh in &fresh {
+        for (svd, times) in [&plain, &weighed, fresh].into_iter().zip(&mut times) {
+            let start = Instant::now();
+            drop(black_box(factor(svd)));
+            times.push(start.elapsed().as_secs_f64());
+        }
+    }
+    let times = times.map(median);
     println!(
         "{m} × {n}, k = {k}: plain {:6.2} ms, whitened {:6.2} ms = {:.2}×, {:.2}× with statistics used for the first time; output error \
          {before:.4} -> {loss_after:.4} ({})",

@@ -19,19 +19,19 @@
 //! of [`TruncatedSvd::choose_blend`](crate::TruncatedSvd::choose_blend), which asks the samples themselves.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::cholesky::llt::factor as llt;
-use faer::linalg::matmul::triangular::{self, BlockStructure};
+use faer::linalg::matmul::matmul;
 use faer::linalg::triangular_solve;
 use faer::prelude::ReborrowMut as _;
 use faer::{Accum, Mat, MatMut, MatRef, Par};
-use rayon::prelude::*;
 
 use crate::calibration::{CachedRoot, Calibration, for_each};
 use crate::error::{Error, Result};
-use crate::operator::{Entries, Triangle};
-use crate::qr::{column, householder};
+use crate::operator::{Entries, Triangle, for_each_task, strips_of_rows};
+use crate::qr::{column, column_mut, householder};
 use crate::simd::Scalar;
 use crate::tensor::Element;
 
@@ -201,8 +201,8 @@ impl<'c> Moments<'c> {
         let CachedRoot { l, notes, .. } = match c.cached_root(trust, shift, T::DTYPE) {
             Some(root) => root,
             None => {
-                let (l, notes) = triangular_root(c, (trust, shift, self.mean), par)?;
-                let root = CachedRoot { trust, shift, l: Arc::new(l.kept_in::<T>(par)), notes };
+                let (l, notes) = triangular_root::<T>(c, (trust, shift, self.mean), par)?;
+                let root = CachedRoot { trust, shift, l: Arc::new(l), notes };
                 c.cache_root(root.clone());
                 root
             }
@@ -211,8 +211,8 @@ impl<'c> Moments<'c> {
     }
 }
 
-/// The lower triangle of L with `L Lᵀ = trust · G + shift · I` (what is above it is not L), and what had to be done for it.
-fn triangular_root(
+/// L with `L Lᵀ = trust · G + shift · I`, kept in T, and what had to be done for it.
+fn triangular_root<T: Scalar>(
     c: &Calibration,
     (trust, shift, mean): (f64, f64, f64),
     par: Par,
@@ -229,28 +229,28 @@ fn triangular_root(
         let mut t = Mat::zeros(householder::block_size(2 * n, n), n);
         let mut scratch = MemBuffer::new(householder::factor_scratch::<f64>(2 * n, n, par));
         householder::factor(stacked.as_mut(), t.as_mut(), par, MemStack::new(&mut scratch));
-        let mut l = Triangle::zeros(n);
-        for (j, column) in l.columns().enumerate() {
-            column[j..].iter_mut().zip(stacked.row(j).iter().skip(j)).for_each(|(l, r)| *l = *r);
+        let mut l = Triangle::zeros::<T>(n, par);
+        for (j, to) in l.as_mut::<T>().col_iter_mut().enumerate() {
+            let from = stacked.row(j).subcols(j, n - j).iter();
+            to.subrows_mut(j, n - j).iter_mut().zip(from).for_each(|(to, x)| *to = <T as Element>::from_f64(*x));
         }
         return Ok((l, Vec::new()));
     }
     let own = CHOLESKY_SHIFT * n as f64 * f64::EPSILON / 2.0;
     let g = c.gram_lower(par);
-    let attempt = |attempt: i32| {
-        let mut l = Triangle::zeros(n);
+    let mut l = Triangle::zeros::<T>(n, par);
+    let mut attempt = |attempt: i32| {
         let more = 1000f64.powi(attempt) * own;
         let gained = shift + if attempt == 0 { 0.0 } else { more * mean };
-        let columns: Vec<_> = l.columns().zip(g.col_iter()).enumerate().collect();
-        for_each(columns, par, |(j, (l, g))| {
-            let l = &mut l[j..];
-            let g = &g.try_as_col_major().expect("an owned matrix").as_slice()[j..];
-            l.iter_mut().zip(g).for_each(|(l, g)| *l = trust * g);
-            l[0] += gained + more * l[0];
-        });
-        cholesky(l.as_mut(), par).then_some((l, attempt))
+        let moments = |i: usize, j: usize, to: &mut [f64]| {
+            to.iter_mut().zip(&column(Mat::as_ref(&g), j)[i..]).for_each(|(to, g)| *to = trust * g);
+            if i == j {
+                to[0] += gained + more * to[0];
+            }
+        };
+        cholesky(moments, l.as_mut::<T>(), par).then_some(attempt)
     };
-    let (l, attempt) = (0..ATTEMPTS).find_map(attempt).ok_or(Error::NoConvergence {
+    let attempt = (0..ATTEMPTS).find_map(&mut attempt).ok_or(Error::NoConvergence {
         op: "Cholesky of the calibration statistics (they are not those of any samples)",
     })?;
     let mut notes = Vec::new();
@@ -283,57 +283,143 @@ pub(crate) fn check_blend(blend: f64) -> Result<()> {
     Err(Error::option("blend", blend, "a number from 0 (plain) to 1 (fully whitened)"))
 }
 
-/// `a <- L` in the lower triangle; false if a pivot was not positive. Right-looking by blocks of columns: faer's factorization for
-/// the block on the diagonal, its triangular solve for groups of the rows below, SYRK for the rest, so that the bits do not depend on
-/// the number of threads.
-fn cholesky(mut a: MatMut<'_, f64>, par: Par) -> bool {
-    let n = a.nrows();
-    let scratch = llt::cholesky_in_place_scratch::<f64>(CHOLESKY.block.min(n), Par::Seq, Default::default());
-    let mut scratch = MemBuffer::new(scratch);
+/// `l <- L`, rounded, of the matrix of which `write(i, j, to)` writes column j from row i on, in f64; false if a pivot was not positive. In blocks of
+/// columns:
+///
+/// ```text
+///   [ x         ]      left-looking: the square on the diagonal and strips of rows below, each by one thread, so that the bits do not depend on their
+///   [ x x       ]      number, are written and take off the products of the blocks to the left; the square is factored by faer beside the others, which
+///   [ x x x     ]      then have its triangular solve. What is done is rounded while it is in cache.
+///   [ 0   1   2 ]
+/// ```
+fn cholesky<T: Scalar>(write: impl Fn(usize, usize, &mut [f64]) + Sync, mut l: MatMut<'_, T>, par: Par) -> bool {
+    /// The first row of a part, the part, and where it is kept.
+    type Part<'a, T> = (usize, MatMut<'a, f64>, MatMut<'a, T>);
+    let n = l.nrows();
+    let mut blocks: Vec<Mat<f64>> = Vec::new();
     for first in (0..n).step_by(CHOLESKY.block) {
-        let width = CHOLESKY.block.min(n - first);
-        let (left, mut rest) = a.rb_mut().submatrix_mut(first, first, n - first, n - first).split_at_col_mut(width);
-        let (mut diagonal, mut below) = left.split_at_row_mut(width);
-        let stack = MemStack::new(&mut scratch);
-        if llt::cholesky_in_place(diagonal.as_mut(), Default::default(), Par::Seq, stack, Default::default()).is_err() {
+        let (rows, width) = (n - first, CHOLESKY.block.min(n - first));
+        let mut block = Mat::zeros(rows, width);
+        let (square, below) = block.as_mut().split_at_row_mut(width);
+        let (kept_square, kept_below) = l.rb_mut().submatrix_mut(first, first, rows, width).split_at_row_mut(width);
+        let mut parts: Vec<Part<'_, T>> = vec![(0, square, kept_square)];
+        let strips = strips_of_rows(below, CHOLESKY.rows).into_iter().zip(strips_of_rows(kept_below, CHOLESKY.rows));
+        parts.extend(strips.map(|((top, x), (_, kept))| (width + top, x, kept)));
+        let failed = AtomicBool::new(false);
+        for_each_task(parts.iter_mut().collect(), par, |(top, x, kept): &mut Part<'_, T>| {
+            for (j, x) in x.rb_mut().col_iter_mut().enumerate() {
+                let above = if *top == 0 { j } else { 0 };
+                let x = x.try_as_col_major_mut().expect("an owned matrix").as_slice_mut();
+                write(first + *top + above, first + j, &mut x[above..]);
+            }
+            for block in &blocks {
+                let left = block.subrows(block.nrows() - rows, rows);
+                let (from, across) = (left.subrows(*top, x.nrows()), left.subrows(0, width).transpose());
+                matmul(x.rb_mut(), Accum::Add, from, across, -1.0, Par::Seq);
+            }
+            if *top == 0 {
+                match factor(x.rb_mut()) {
+                    true => round(x.as_ref(), kept.rb_mut(), true),
+                    false => failed.store(true, Ordering::Relaxed),
+                }
+            }
+        });
+        if failed.into_inner() {
             return false;
         }
-        let diagonal = diagonal.as_ref();
-        // X Lᵀ = A  is  L Xᵀ = Aᵀ.
-        let solve = |rows: MatMut<'_, f64>| {
-            triangular_solve::solve_lower_triangular_in_place(diagonal, rows.transpose_mut(), Par::Seq);
-        };
-        let mut groups = Vec::new();
-        let mut left = below.as_mut();
-        while left.nrows() > 0 {
-            let rows = CHOLESKY.rows.min(left.nrows());
-            let (group, others) = left.split_at_row_mut(rows);
-            groups.push(group);
-            left = others;
-        }
-        match par {
-            Par::Seq => groups.into_iter().for_each(solve),
-            Par::Rayon(_) => groups.into_par_iter().for_each(solve),
-        }
-        let rest = rest.as_mut().subrows_mut(width, n - first - width);
-        subtract_symmetric(below.as_ref(), rest, par);
+        let (square, strips) = parts.split_first_mut().expect("the square");
+        let diagonal = square.1.as_ref();
+        for_each_task(strips.iter_mut().collect(), par, |(_, x, kept): &mut Part<'_, T>| {
+            // X Lᵀ = A  is  L Xᵀ = Aᵀ.
+            triangular_solve::solve_lower_triangular_in_place(diagonal, x.rb_mut().transpose_mut(), Par::Seq);
+            round(x.as_ref(), kept.rb_mut(), false);
+        });
+        blocks.push(block);
     }
-    (0..n).all(|j| a[(j, j)].is_finite())
+    true
 }
 
-/// The lower triangle of `c <- c − b bᵀ`.
-fn subtract_symmetric(b: MatRef<'_, f64>, c: MatMut<'_, f64>, par: Par) {
-    let (lower, full) = (BlockStructure::TriangularLower, BlockStructure::Rectangular);
-    triangular::matmul(c, lower, Accum::Add, b, full, b.transpose(), full, -1.0, par);
+/// Bytes alive in [`cholesky`], beside what is kept.
+pub(crate) fn cholesky_bytes(n: usize) -> usize {
+    (0..n).step_by(CHOLESKY.block).map(|first| (n - first) * CHOLESKY.block * size_of::<f64>()).sum()
 }
 
-/// Block sizes of [`cholesky`].
+/// `to <- from`, of a triangle the lower half.
+fn round<T: Scalar>(from: MatRef<'_, f64>, mut to: MatMut<'_, T>, lower: bool) {
+    for j in 0..from.ncols() {
+        let above = if lower { j } else { 0 };
+        let to = column_mut(to.rb_mut(), j)[above..].iter_mut();
+        to.zip(&column(from, j)[above..]).for_each(|(to, x)| *to = <T as Element>::from_f64(*x));
+    }
+}
+
+/// The Cholesky factor of a square in its lower triangle; false if there is none.
+fn factor(mut a: MatMut<'_, f64>) -> bool {
+    let n = a.nrows();
+    let mut scratch = MemBuffer::new(llt::cholesky_in_place_scratch::<f64>(n, Par::Seq, Default::default()));
+    let stack = MemStack::new(&mut scratch);
+    llt::cholesky_in_place(a.rb_mut(), Default::default(), Par::Seq, stack, Default::default()).is_ok()
+        && (0..n).all(|j| a[(j, j)].is_finite())
+}
+
+/// Sizes of [`cholesky`].
 struct CholeskyParams {
     /// Columns of a block.
     block: usize,
-    /// Rows that one task solves for.
+    /// Rows of a strip.
     rows: usize,
 }
 
 /// Bench `whiten`.
-const CHOLESKY: CholeskyParams = CholeskyParams { block: 128, rows: 128 };
+const CHOLESKY: CholeskyParams = CholeskyParams { block: 96, rows: 48 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn root<T: Scalar>(a: &Mat<f64>, par: Par) -> Option<Mat<T>> {
+        let n = a.nrows();
+        let mut l = Mat::<T>::zeros(n, n);
+        let write = |i: usize, j: usize, to: &mut [f64]| to.copy_from_slice(&column(a.as_ref(), j)[i..i + to.len()]);
+        cholesky(write, l.as_mut(), par).then_some(l)
+    }
+
+    fn check<T: Scalar>(n: usize) {
+        let entry = |i: usize, j: usize| 1.0 / (1.0 + ((i * 31 + j * 17) % 101) as f64);
+        let factor = Mat::from_fn(n, n, |i, j| if i == j { 2.0 } else { entry(i, j) });
+        let whole = &factor * factor.transpose();
+        // What is above the diagonal is not read.
+        let a = Mat::from_fn(n, n, |i, j| if i < j { f64::NAN } else { whole[(i, j)] });
+        let l = root::<T>(&a, Par::Seq).expect("a definite matrix");
+        assert!(l == root::<T>(&a, Par::rayon(2)).unwrap(), "{n}: the bits depend on the threads");
+        let wide = Mat::from_fn(n, n, |i, j| Element::to_f64(l[(i, j)]));
+        assert!((0..n).all(|j| (0..j).all(|i| wide[(i, j)] == 0.0)), "{n}: not a lower triangle");
+        let off = &wide * wide.transpose() - &whole;
+        let bound = 4.0 * n as f64 * f64::EPSILON + 4.0 * T::EPSILON;
+        for (i, j) in (0..n).flat_map(|j| (0..n).map(move |i| (i, j))) {
+            let size = (whole[(i, i)] * whole[(j, j)]).sqrt();
+            assert!(off[(i, j)].abs() <= bound * size, "{n}: ({i}, {j}) is off by {:e}", off[(i, j)] / size);
+        }
+    }
+
+    /// Parts of strips, strips, squares and blocks; against the definition, whose error is that of the rounding of L.
+    #[test]
+    fn cholesky_is_a_root() {
+        for n in [1, 2, 47, 48, 49, 95, 96, 97, 145, 192, 300] {
+            check::<f32>(n);
+            check::<f64>(n);
+        }
+    }
+
+    /// In the first block and in a later one.
+    #[test]
+    fn cholesky_finds_what_is_not_definite() {
+        for at in [0, 95, 96, 250] {
+            let a = Mat::from_fn(300, 300, |i, j| match i == j {
+                true if i == at => -1.0,
+                same => f64::from(u8::from(same)),
+            });
+            assert!(root::<f32>(&a, Par::rayon(2)).is_none(), "{at}");
+        }
+    }
+}

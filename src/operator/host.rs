@@ -3,6 +3,7 @@
 //! The leading dimension is padded when it is a multiple of 4 KiB: the columns of a GEMM tile would otherwise fall
 //! into one set of every cache.
 
+use std::hint::black_box;
 use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -84,7 +85,7 @@ impl Shared {
     }
 
     /// So many zeros: the smallest free buffer that holds them, or a new one in place of the largest that does not.
-    fn take(&self, words: usize) -> Vec<f64> {
+    fn take(&self, words: usize, par: Par) -> Vec<f64> {
         let mut free = self.free();
         let best = (0..free.len()).filter(|&i| free[i].len() >= words).min_by_key(|&i| free[i].len());
         if let Some(i) = best {
@@ -96,8 +97,23 @@ impl Shared {
         let largest = (0..free.len()).max_by_key(|&i| free[i].len());
         largest.map(|i| free.swap_remove(i));
         drop(free);
-        vec![0.0; words]
+        zeros(words, par)
     }
+}
+
+/// So many zeros, in pages that are there: a page that is fresh takes 1 to 2 µs where one thread writes on it, half of that where two do, each on its own
+/// part, and 8 where they meet it within a GEMM (G of 768 × 768 on fresh pages: 13 ms instead of 4.8). On pages that are there this takes nothing.
+pub(super) fn zeros(words: usize, par: Par) -> Vec<f64> {
+    const PAGE: usize = 4096 / size_of::<f64>();
+    const PART: usize = 32 * PAGE;
+    // A zero that the compiler does not know of: the stores would go otherwise.
+    let touch = |part: &mut [f64]| part.iter_mut().step_by(PAGE).for_each(|word| *word = black_box(0.0));
+    let mut buffer = vec![0.0; words];
+    match par {
+        Par::Rayon(_) if words >= 2 * PART => buffer.par_chunks_mut(PART).for_each(touch),
+        _ => touch(&mut buffer),
+    }
+    buffer
 }
 
 /// Elements of `T` that go back to where they came from.
@@ -166,7 +182,7 @@ impl HostContext {
 
     /// `len` zeros.
     pub(super) fn buffer<T: Scalar>(&self, len: usize) -> Buffer<T> {
-        let words = self.shared.take((len * size_of::<T>()).div_ceil(size_of::<f64>()));
+        let words = self.shared.take((len * size_of::<T>()).div_ceil(size_of::<f64>()), self.par);
         Buffer { words, len, shared: self.shared.clone(), element: PhantomData }
     }
 

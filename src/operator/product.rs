@@ -27,6 +27,7 @@
 //! (where one of two cores is busy with something else, GEMMs that share their packed operands take ten times as long).
 
 use std::cmp::Ordering;
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use faer::linalg::matmul::matmul;
@@ -232,18 +233,31 @@ pub(crate) fn mirror<T: Scalar>(mut g: MatMut<'_, T>) {
     }
 }
 
-/// Side of the tiles of [`congruence`].
-const TILE: usize = 96;
+/// Sizes of [`congruence`].
+struct CongruenceParams {
+    /// Rows of a strip of E.
+    rows: usize,
+    /// Rows of a strip of g.
+    gram_rows: usize,
+    /// Of a triangle, where strips of g waste what is beyond the diagonal on both sides.
+    triangle_rows: usize,
+    /// Columns of a triangle that are multiplied at a time.
+    columns: usize,
+}
+
+/// Bench `whiten`.
+const CONGRUENCE: CongruenceParams = CongruenceParams { rows: 96, gram_rows: 96, triangle_rows: 48, columns: 96 };
 
 /// `g <- bᵀ s b`, n × n times n × c, both triangles, for a symmetric `s` of which the lower triangle is read. `lower` says that b is a lower
 /// triangle with zeros above.
 ///
 /// ```text
-///   s = T + Tᵀ      E = T b                E_IJ = Σ_{K <= I} T_IK b_KJ              only K >= J, I >= J for a triangle
-///                   g = bᵀE + Eᵀb          g_IJ = Σ_K b_KIᵀ E_KJ + E_KIᵀ b_KJ       only K >= I, I >= J
+///   s = T + Tᵀ      E = T b                E_I = Σ_{K <= I} T_IK b_K               of a triangle only what is below the diagonal
+///                   g = bᵀE + Eᵀb          g_I = Σ_K b_KIᵀ E_K + E_KIᵀ b_K         as far as the diagonal, only K >= I for a triangle
 /// ```
 ///
-/// `c n² + 2 c² n` flops, `n³` for a triangle, and what tiles on the diagonal do beside. Every tile is done by one thread: the same bits for any number of them.
+/// `c n² + 2 c² n` flops, `n³` for a triangle, and what strips do beyond the diagonal. A strip of rows is one GEMM by one thread: the same
+/// bits for any number of them.
 pub(super) fn congruence<T: Scalar>(
     s: MatRef<'_, T>,
     b: MatRef<'_, T>,
@@ -255,93 +269,84 @@ pub(super) fn congruence<T: Scalar>(
     let par = context.par();
     let half = T::from_f64(0.5);
     let mut e = HostPanel::zeros(n, c, context.clone());
-    let mut work = Vec::new();
-    for (i, row) in tiles(e.as_mut()).into_iter().enumerate() {
-        work.extend(row.into_iter().enumerate().filter(|(j, _)| !lower || *j <= i).map(|(j, e)| (i, j, e)));
-    }
-    // Of each tile of T the last one, on the diagonal, is not as it lies in s.
-    for_each(work, par, |(i, j, mut e): (usize, usize, MatMut<'_, T>)| {
-        let (top, left) = (i * TILE, j * TILE);
-        let (rows, cols) = e.shape();
-        let first = if lower { left } else { 0 };
+    // The longest with the shortest, so that halves of them take as long.
+    let mut strips = VecDeque::from(strips_of_rows(e.as_mut(), CONGRUENCE.rows));
+    let mut ends = || strips.pop_back().into_iter().chain(strips.pop_front()).collect::<Vec<_>>();
+    let work = std::iter::repeat_with(&mut ends).take_while(|ends| !ends.is_empty()).flatten().collect();
+    for_each(work, par, |(top, mut e): (usize, MatMut<'_, T>)| {
+        let rows = e.nrows();
+        let end = top + rows;
+        // Of the strip of T the last tile, on the diagonal, is not as it lies in s.
         let diagonal = s.submatrix(top, top, rows, rows);
         let diagonal = Mat::from_fn(rows, rows, |i, j| match i.cmp(&j) {
             Ordering::Less => T::zeroed(),
             Ordering::Equal => half * diagonal[(i, i)],
             Ordering::Greater => diagonal[(i, j)],
         });
-        let b = |first: usize, rows: usize| b.submatrix(first, left, rows, cols);
-        matmul(e.rb_mut(), Accum::Replace, diagonal.as_ref(), b(top, rows), T::one(), Par::Seq);
-        if first < top {
-            let before = s.submatrix(top, first, rows, top - first);
-            matmul(e, Accum::Add, before, b(first, top - first), T::one(), Par::Seq);
+        let mut part = |left: usize, cols: usize, first: usize| {
+            let mut e = e.rb_mut().subcols_mut(left, cols);
+            let b = b.subcols(left, cols);
+            matmul(e.rb_mut(), Accum::Replace, diagonal.as_ref(), b.subrows(top, rows), T::one(), Par::Seq);
+            if first < top {
+                let before = s.submatrix(top, first, rows, top - first);
+                matmul(e, Accum::Add, before, b.subrows(first, top - first), T::one(), Par::Seq);
+            }
+        };
+        match lower {
+            true => (0..end).step_by(CONGRUENCE.columns).for_each(|j| part(j, CONGRUENCE.columns.min(end - j), j)),
+            false => part(0, c, 0),
         }
     });
     let e = e.as_ref();
-    // A tile below the diagonal and the one that mirrors it.
-    let mut grid: Vec<Vec<Option<MatMut<'_, T>>>> =
-        tiles(g).into_iter().map(|row| row.into_iter().map(Some).collect()).collect();
-    let mut work = Vec::new();
-    for i in 0..grid.len() {
-        for j in 0..=i {
-            let mirrored = if j < i { grid[j][i].take() } else { None };
-            work.push((i, j, grid[i][j].take().expect("each tile is taken once"), mirrored));
-        }
-    }
-    type Task<'a, T> = (usize, usize, MatMut<'a, T>, Option<MatMut<'a, T>>);
-    for_each(work, par, |(i, j, mut g, mirrored): Task<'_, T>| {
-        let (top, left) = (i * TILE, j * TILE);
-        let (rows, cols) = g.shape();
-        let first = if lower { top } else { 0 };
+    // As far as the diagonal, and what is beyond.
+    let rows = if lower { CONGRUENCE.triangle_rows } else { CONGRUENCE.gram_rows };
+    let (mut lefts, mut rights): (Vec<_>, Vec<_>) = strips_of_rows(g, rows)
+        .into_iter()
+        .map(|(top, g)| {
+            let end = top + g.nrows();
+            let (left, right) = g.split_at_col_mut(end);
+            ((top, left), (end, right))
+        })
+        .unzip();
+    for_each(lefts.iter_mut().collect(), par, |(top, g): &mut (usize, MatMut<'_, T>)| {
+        let (rows, end) = g.shape();
+        let first = if lower { *top } else { 0 };
         let (b, e) = (b.subrows(first, n - first), e.subrows(first, n - first));
-        let (b_i, e_i) = (b.subcols(top, rows).transpose(), e.subcols(top, rows).transpose());
-        matmul(g.rb_mut(), Accum::Replace, b_i, e.subcols(left, cols), T::one(), Par::Seq);
-        match mirrored {
-            Some(mut mirrored) => {
-                matmul(g.rb_mut(), Accum::Add, e_i, b.subcols(left, cols), T::one(), Par::Seq);
-                mirrored.copy_from(g.transpose());
-            }
-            // On the diagonal the second product is the transpose of the first.
-            None => add_transpose(g),
+        let (b_i, e_i) = (b.subcols(*top, rows).transpose(), e.subcols(*top, rows).transpose());
+        matmul(g.rb_mut(), Accum::Replace, b_i, e.subcols(0, end), T::one(), Par::Seq);
+        matmul(g.rb_mut(), Accum::Add, e_i, b.subcols(0, end), T::one(), Par::Seq);
+        mirror(g.rb_mut().subcols_mut(*top, rows));
+    });
+    let lefts = &lefts;
+    for_each(rights.iter_mut().enumerate().collect(), par, |(i, (end, g)): (usize, &mut (usize, MatMut<'_, T>))| {
+        for (top, below) in &lefts[i + 1..] {
+            let (rows, left) = (g.nrows(), *end - g.nrows());
+            let mut to = g.rb_mut().subcols_mut(top - *end, below.nrows());
+            to.copy_from(below.rb().subcols(left, rows).transpose());
         }
     });
 }
 
-/// `g <- g + gᵀ`.
-fn add_transpose<T: Scalar>(mut g: MatMut<'_, T>) {
-    for j in 0..g.ncols() {
-        for i in j..g.nrows() {
-            let sum = g[(i, j)] + g[(j, i)];
-            (g[(i, j)], g[(j, i)]) = (sum, sum);
-        }
-    }
-}
-
 /// `f` of each item, one task each.
-pub(super) fn for_each<I: Send>(items: Vec<I>, par: Par, f: impl Fn(I) + Sync + Send) {
+pub(crate) fn for_each<I: Send>(items: Vec<I>, par: Par, f: impl Fn(I) + Sync + Send) {
     match par {
         Par::Seq => items.into_iter().for_each(f),
         Par::Rayon(_) => items.into_par_iter().with_max_len(1).for_each(f),
     }
 }
 
-/// The tiles of a matrix, by rows of tiles.
-fn tiles<T>(mut a: MatMut<'_, T>) -> Vec<Vec<MatMut<'_, T>>> {
-    let mut grid = Vec::new();
+/// The rows of a matrix, so many at a time, each with the number of the first.
+pub(crate) fn strips_of_rows<T>(mut a: MatMut<'_, T>, rows: usize) -> Vec<(usize, MatMut<'_, T>)> {
+    let mut strips = Vec::new();
+    let mut top = 0;
     while a.nrows() > 0 {
-        let rows = TILE.min(a.nrows());
-        let (mut row, below) = a.split_at_row_mut(rows);
-        let mut tiles = Vec::new();
-        while row.ncols() > 0 {
-            let cols = TILE.min(row.ncols());
-            let (tile, right) = row.split_at_col_mut(cols);
-            tiles.push(tile);
-            row = right;
-        }
-        grid.push(tiles);
+        let rows = rows.min(a.nrows());
+        let (strip, below) = a.split_at_row_mut(rows);
+        strips.push((top, strip));
+        top += rows;
         a = below;
     }
-    grid
+    strips
 }
 
 /// Rows widened at a time.

@@ -21,7 +21,7 @@
 //!
 //! Forming G squares the condition number. H is off by eps σ_1² and the columns of U from orthogonal by `eps σ_1² / (σ_i σ_j)`, at worst; G
 //! rounds in all directions, so that some `n^-1/2` of it is seen. While σ_l is above [`CLEAR`]` · σ_1` that is no more than what other
-//! steps do. It is [measured](defect) all the same, and if U is not orthonormal to rounding, or the spectrum steeper, W becomes the basis
+//! steps do. It is [measured](is_orthonormal) all the same, and if U is not orthonormal to rounding, or the spectrum steeper, W becomes the basis
 //! V (filtered, so that nothing is lost), and the factors come from the image `A V`, computed from A itself: its singular values
 //! and certificate are right in any case. Only eigenvectors whose `σ_i` is under about `√eps σ_1` are then still noise: when `σ_k` comes out near
 //! that floor, [`reaches_floor`] says so and the caller takes another method.
@@ -30,7 +30,7 @@ use std::ops::ControlFlow;
 
 use faer::linalg::matmul::matmul;
 use faer::linalg::matmul::triangular::{self, BlockStructure};
-use faer::{Accum, Mat, Par};
+use faer::{Accum, Mat, MatRef, Par};
 
 use super::goal::Goal;
 use super::plan::Footprint;
@@ -41,6 +41,7 @@ use crate::operator::{Dense, HostPanel, LinearOperator, Panel, Pass};
 use crate::qr::{column, column_mut};
 use crate::range::{Factor, filter, filtered_iteration, filtered_iteration_bytes};
 use crate::simd::Scalar;
+use crate::sketch::Sketch;
 use crate::tensor::Element;
 
 /// How the eigenvectors of G are found.
@@ -78,6 +79,17 @@ pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(
             ControlFlow::Continue(basis) => (basis, Some(options.sketch)),
         },
     };
+    from_basis(op, basis, sketch, goal, par)
+}
+
+/// The factors by the image of an orthonormal basis of the dominant eigenvectors.
+pub(super) fn from_basis<T: Scalar, O: LinearOperator<T>>(
+    op: &mut O,
+    basis: O::Right,
+    sketch: Option<Sketch>,
+    goal: &Goal,
+    par: Par,
+) -> Result<Solution<T, O>> {
     let width = basis.ncols();
     let mut image = op.image(width)?;
     op.apply(&basis, &mut image)?;
@@ -122,49 +134,186 @@ fn iterated<T: Scalar, O: LinearOperator<T>>(
     goal: &Goal,
     par: Par,
 ) -> Result<ControlFlow<Solution<T, O>, O::Right>> {
-    let mut g = op.gram()?;
-    let sums = (op.norm_squared(), g.norm_squared());
-    let omega = options.omega(op.ncols(), width, stream::RANGE)?;
-    let (mut v, mut w) = (op.right(width)?, op.right(width)?);
-    filtered_iteration(&mut g, sums.0, &omega, options.power_iterations, &mut v, &mut w)?;
-    drop(g);
-    // V is orthonormal enough for the pivots of H to tell that σ_l is too small.
-    let Some(factor) = factor(&v, &w)?.filter(|factor| factor.least >= CLEAR * CLEAR) else {
-        filter(sums, 0.5, &v, &mut w)?;
-        w.orthonormalize(None)?;
-        w.release();
-        return Ok(ControlFlow::Continue(w));
+    let early = is_imaged_early::<T>((op.nrows(), op.ncols()), width);
+    let subspace = Subspace::find(options, op, width, early)?;
+    let mut imaged = None;
+    let projection = subspace.project(
+        |s, captured| goal.rank(s, captured),
+        par,
+        |v| {
+            if early {
+                let mut panel = op.image(width)?;
+                op.apply(v, &mut panel)?;
+                imaged = Some(panel);
+            }
+            Ok(())
+        },
+    )?;
+    let Projection { mut subspace, factor, divided, basis, s, captured, rank, by_qr, notes } = match projection {
+        ControlFlow::Break(projection) => projection,
+        ControlFlow::Continue(basis) => return Ok(ControlFlow::Continue(basis)),
     };
-    // In place, where an image is to come beside; otherwise W is kept for the other way.
-    let inverse = factor.inverse::<T>();
-    let in_place = is_imaged_early::<T>((op.nrows(), op.ncols()), width) && w.turn(inverse.as_ref())?;
-    let (image, kept) = if in_place {
-        (w, None)
-    } else {
-        let mut image = op.right(width)?;
-        image.multiply(Accum::Replace, &w, inverse.as_ref(), T::one())?;
-        (image, Some(w))
+    let mut right = Mat::<T>::zeros(op.ncols(), rank);
+    let f = subspace.f.as_ref().expect("what was projected");
+    f.product_to_host(divided.as_ref().subcols(0, rank), right.as_mut())?;
+    drop(divided);
+    subspace.keep_one();
+    // The sign that an SVD leaves open is settled before the long side is formed.
+    let signs: Vec<f64> = (0..rank).map(|j| if points_down(column(right.as_ref(), j)) { -1.0 } else { 1.0 }).collect();
+    for (j, _) in signs.iter().enumerate().filter(|(_, sign)| **sign < 0.0) {
+        column_mut(right.as_mut(), j).iter_mut().for_each(|x| *x = -*x);
+    }
+    let combination = combination(factor, &basis, &signs);
+    drop(basis);
+    let u = match imaged {
+        Some(panel) => Vectors::Combined(panel, combination),
+        None => {
+            let mut directions = op.right(rank)?;
+            directions.multiply(Accum::Replace, &subspace.v, combination.as_ref(), T::one())?;
+            drop(combination);
+            let mut u = op.image(rank)?;
+            op.apply(&directions, &mut u)?;
+            Vectors::Panel(u)
+        }
     };
-    drop(inverse);
-    Ok(match project(op, &v, image, factor, goal, par)? {
-        ControlFlow::Break(mut solution) => {
-            solution.sketch = Some(options.sketch);
-            ControlFlow::Break(solution)
+    if is_doubtful(&s) {
+        let (panel, c) = match &u {
+            Vectors::Combined(panel, c) => (panel, Some(c.as_ref())),
+            Vectors::Panel(panel) => (panel, None),
+            Vectors::Small(_) => unreachable!("the long side is a panel"),
+        };
+        if !is_orthonormal(op, panel, c)? {
+            drop((u, right));
+            return subspace.into_basis().map(ControlFlow::Continue);
         }
-        ControlFlow::Continue(image) => {
-            let mut basis = match (kept, image) {
-                (Some(mut w), _) => {
-                    filter(sums, 0.5, &v, &mut w)?;
-                    w
-                }
-                (None, Some(image)) => image,
-                (None, None) => unreachable!("one of the two is kept"),
-            };
-            basis.orthonormalize(None)?;
-            basis.release();
-            ControlFlow::Continue(basis)
+    }
+    let triplets = Triplets { left: u, s, captured, right: Vectors::Small(right), by_qr };
+    let (sketch, method) = (Some(options.sketch), Method::Gram);
+    Ok(ControlFlow::Break(Solution { triplets, rank, width, method, sketch, certificate: None, notes }))
+}
+
+/// What the iteration leaves: V, conditioned, and `W = G V`, or F in its place, or both.
+pub(super) struct Subspace<P> {
+    pub(super) v: P,
+    w: Option<P>,
+    f: Option<P>,
+    /// R, where H is definite enough for F.
+    factor: Option<Factor>,
+    /// tr G and `‖G‖_F²`.
+    sums: (f64, f64),
+}
+
+impl<P> Subspace<P> {
+    /// From a sketch of G and the steps of its filter. `in_place` takes W for F, where an image is to come beside.
+    pub(super) fn find<T, O>(options: &TruncatedSvd, op: &mut O, width: usize, in_place: bool) -> Result<Self>
+    where
+        T: Scalar,
+        P: Panel<T>,
+        O: LinearOperator<T, Right = P>,
+    {
+        let mut g = op.gram()?;
+        let sums = (op.norm_squared(), g.norm_squared());
+        let omega = options.omega(op.ncols(), width, stream::RANGE)?;
+        let (mut v, mut w) = (op.right(width)?, op.right(width)?);
+        filtered_iteration(&mut g, sums.0, &omega, options.power_iterations, &mut v, &mut w)?;
+        drop(g);
+        // V is orthonormal enough for the pivots of H to tell that σ_l is too small.
+        let Some(factor) = factor(&v, &w)?.filter(|factor| factor.least >= CLEAR * CLEAR) else {
+            return Ok(Subspace { v, w: Some(w), f: None, factor: None, sums });
+        };
+        let inverse = factor.inverse::<T>();
+        let (w, f) = if in_place && w.turn(inverse.as_ref())? {
+            (None, w)
+        } else {
+            let mut f = op.right(width)?;
+            f.multiply(Accum::Replace, &w, inverse.as_ref(), T::one())?;
+            (Some(w), f)
+        };
+        Ok(Subspace { v, w, f: Some(f), factor: Some(factor), sums })
+    }
+
+    /// The decomposition of F, or an orthonormal basis of the dominant eigenvectors where G alone does not tell. `meanwhile` is done with V while the
+    /// eigensolver has one thread, if there is one.
+    pub(super) fn project<T: Scalar>(
+        mut self,
+        choose: impl Fn(&[T], f64) -> usize,
+        par: Par,
+        meanwhile: impl FnOnce(&P) -> Result<()>,
+    ) -> Result<ControlFlow<Projection<T, P>, P>>
+    where
+        P: Panel<T>,
+    {
+        let (Some(f), Some(factor)) = (self.f.take(), self.factor.take()) else {
+            return self.into_basis().map(ControlFlow::Continue);
+        };
+        let found = match decompose_clear(f, choose, par, || meanwhile(&self.v))? {
+            ControlFlow::Break(found) => found,
+            ControlFlow::Continue(f) => {
+                self.f = Some(f);
+                return self.into_basis().map(ControlFlow::Continue);
+            }
+        };
+        let Decomposition { image: Vectors::Combined(f, divided), s, captured, basis, rank, by_qr, notes } = found
+        else {
+            unreachable!("an image is combined")
+        };
+        self.f = Some(f);
+        let decay = decay(&s);
+        if decay.is_nan() || decay < CLEAR {
+            return self.into_basis().map(ControlFlow::Continue);
         }
-    })
+        Ok(ControlFlow::Break(Projection { subspace: self, factor, divided, basis, s, captured, rank, by_qr, notes }))
+    }
+
+    /// Drops F where W is still there to go on with.
+    pub(super) fn keep_one(&mut self) {
+        if self.w.is_some() {
+            self.f = None;
+        }
+    }
+
+    /// An orthonormal basis of the dominant eigenvectors.
+    pub(super) fn into_basis<T: Scalar>(self) -> Result<P>
+    where
+        P: Panel<T>,
+    {
+        let mut basis = match (self.w, self.f) {
+            (Some(mut w), _) => {
+                filter(self.sums, 0.5, &self.v, &mut w)?;
+                w
+            }
+            (None, Some(f)) => f,
+            (None, None) => unreachable!("one of the two is kept"),
+        };
+        basis.orthonormalize(None)?;
+        basis.release();
+        Ok(basis)
+    }
+}
+
+/// `A ≈ Q QᵀA` for `Q = A V R⁻¹`, by the decomposition of `F = AᵀQ = V̂ Σ Ŵᵀ`.
+pub(super) struct Projection<T, P> {
+    pub(super) subspace: Subspace<P>,
+    pub(super) factor: Factor,
+    /// `Ŵ Σ⁻¹`, or what else F (now Q of its QR) gives V̂ with.
+    divided: Mat<T>,
+    /// Ŵ.
+    pub(super) basis: Mat<T>,
+    pub(super) s: Vec<T>,
+    pub(super) captured: f64,
+    pub(super) rank: usize,
+    by_qr: bool,
+    pub(super) notes: Vec<String>,
+}
+
+/// σ_l over σ_1.
+fn decay<T: Scalar>(s: &[T]) -> f64 {
+    s[s.len() - 1].to_f64() / s[0].to_f64()
+}
+
+/// Whether the columns of U from G alone have to be looked at.
+pub(super) fn is_doubtful<T: Scalar>(s: &[T]) -> bool {
+    decay(s) < PLAIN
 }
 
 /// That of `VᵀW`, of which what is not symmetric is rounding.
@@ -180,73 +329,8 @@ fn factor<T: Scalar, P: Panel<T>>(v: &P, w: &P) -> Result<Option<Factor>> {
     Ok(Factor::of(&h))
 }
 
-/// The factors, or F.
-type Projected<T, O> = ControlFlow<Solution<T, O>, Option<<O as LinearOperator<T>>::Right>>;
-
-/// The factors of `Q QᵀA` from V and F, unless they are not good enough. F is given back then where it has taken the place of W.
-fn project<T: Scalar, O: LinearOperator<T>>(
-    op: &mut O,
-    v: &O::Right,
-    image: O::Right,
-    factor: Factor,
-    goal: &Goal,
-    par: Par,
-) -> Result<Projected<T, O>> {
-    let choose = |s: &[T], captured| goal.rank(s, captured);
-    let early = is_imaged_early::<T>((op.nrows(), op.ncols()), v.ncols());
-    let mut imaged = None;
-    let meanwhile = || {
-        if early {
-            let mut panel = op.image(v.ncols())?;
-            op.apply(v, &mut panel)?;
-            imaged = Some(panel);
-        }
-        Ok(())
-    };
-    let found = match decompose_clear(image, choose, par, meanwhile)? {
-        ControlFlow::Break(found) => found,
-        ControlFlow::Continue(image) => return Ok(ControlFlow::Continue(Some(image))),
-    };
-    let Decomposition { image: Vectors::Combined(image, divided), s, captured, basis, rank, by_qr, notes } = found
-    else {
-        unreachable!("an image is combined")
-    };
-    let decay = s[s.len() - 1].to_f64() / s[0].to_f64();
-    if decay.is_nan() || decay < CLEAR {
-        return Ok(ControlFlow::Continue(Some(image)));
-    }
-    let mut right = Mat::<T>::zeros(op.ncols(), rank);
-    image.product_to_host(divided.as_ref().subcols(0, rank), right.as_mut())?;
-    drop(divided);
-    let image = early.then_some(image);
-    // The sign that an SVD leaves open is settled before the long side is formed.
-    let signs: Vec<f64> = (0..rank).map(|j| if points_down(column(right.as_ref(), j)) { -1.0 } else { 1.0 }).collect();
-    for (j, _) in signs.iter().enumerate().filter(|(_, sign)| **sign < 0.0) {
-        column_mut(right.as_mut(), j).iter_mut().for_each(|x| *x = -*x);
-    }
-    let combination = combination(factor, &basis, &signs);
-    drop(basis);
-    let u = match imaged {
-        Some(panel) => Vectors::Combined(panel, combination),
-        None => {
-            let mut directions = op.right(rank)?;
-            directions.multiply(Accum::Replace, v, combination.as_ref(), T::one())?;
-            drop(combination);
-            let mut u = op.image(rank)?;
-            op.apply(&directions, &mut u)?;
-            Vectors::Panel(u)
-        }
-    };
-    if decay < PLAIN && defect(op, &u, rank)? > DEFECT * (rank as f64).sqrt() * T::EPSILON {
-        return Ok(ControlFlow::Continue(image));
-    }
-    let triplets = Triplets { left: u, s, captured, right: Vectors::Small(right), by_qr };
-    let (width, method) = (v.ncols(), Method::Gram);
-    Ok(ControlFlow::Break(Solution { triplets, rank, width, method, sketch: None, certificate: None, notes }))
-}
-
 /// `R⁻¹ Ŵ_k`, with signs.
-fn combination<T: Scalar>(factor: Factor, basis: &Mat<T>, signs: &[f64]) -> Mat<T> {
+pub(super) fn combination<T: Scalar>(factor: Factor, basis: &Mat<T>, signs: &[f64]) -> Mat<T> {
     let (l, k) = (basis.nrows(), signs.len());
     let inverse = factor.inverse::<f64>();
     drop(factor);
@@ -330,8 +414,14 @@ struct EarlyParams {
 /// Bench `svd`.
 const EARLY: EarlyParams = EarlyParams { rows: 4096, tall: 3, multiplications: 1 << 24 };
 
-/// The largest entry of `(UᵀU − I) X` for columns X of random signs: about the length of the worst row of `UᵀU − I`.
-fn defect<T: Scalar, O: LinearOperator<T>>(op: &O, u: &Vectors<T, O::Left>, k: usize) -> Result<f64> {
+/// Whether the columns of `U = panel C` (the panel itself without one) are orthonormal to rounding: the largest entry of `(UᵀU − I) X` for columns X of
+/// random signs is about the length of the worst row of `UᵀU − I`.
+pub(super) fn is_orthonormal<T, O>(op: &O, panel: &O::Left, c: Option<MatRef<'_, T>>) -> Result<bool>
+where
+    T: Scalar,
+    O: LinearOperator<T>,
+{
+    let k = c.map_or(panel.ncols(), |c| c.ncols());
     let sign = |i: usize, j: usize| {
         let bits = (i * LOOKS + j + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15_u64 as usize);
         if (bits ^ (bits >> 29)).count_ones().is_multiple_of(2) { T::one() } else { -T::one() }
@@ -339,24 +429,22 @@ fn defect<T: Scalar, O: LinearOperator<T>>(op: &O, u: &Vectors<T, O::Left>, k: u
     let x = Mat::<T>::from_fn(k, LOOKS, sign);
     let mut combined = op.left(LOOKS)?;
     let mut back = Mat::<T>::zeros(k, LOOKS);
-    match u {
-        Vectors::Panel(u) => {
-            combined.multiply(Accum::Replace, u, x.as_ref(), T::one())?;
-            u.inner(&combined, back.as_mut())?;
+    match c {
+        None => {
+            combined.multiply(Accum::Replace, panel, x.as_ref(), T::one())?;
+            panel.inner(&combined, back.as_mut())?;
         }
-        Vectors::Combined(panel, c) => {
+        Some(c) => {
             let turned = c * &x;
             combined.multiply(Accum::Replace, panel, turned.as_ref(), T::one())?;
             let mut inner = turned;
             panel.inner(&combined, inner.as_mut())?;
             matmul(back.as_mut(), Accum::Replace, c.transpose(), inner.as_ref(), T::one(), Par::Seq);
         }
-        Vectors::Small(_) => unreachable!("the long side is a panel"),
     }
-    Ok((0..LOOKS)
-        .flat_map(|j| (0..k).map(move |i| (i, j)))
-        .map(|(i, j)| (back[(i, j)].to_f64() - x[(i, j)].to_f64()).abs())
-        .fold(0.0, f64::max))
+    let off = |(i, j): (usize, usize)| (back[(i, j)].to_f64() - x[(i, j)].to_f64()).abs();
+    let defect = (0..LOOKS).flat_map(|j| (0..k).map(move |i| (i, j))).map(off).fold(0.0, f64::max);
+    Ok(defect <= DEFECT * (k as f64).sqrt() * T::EPSILON)
 }
 
 /// Whether `σ_k` is so small against `σ_1` that the rounding of G, `eps σ_1²`, is felt in its eigenvector.

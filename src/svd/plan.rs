@@ -374,10 +374,7 @@ impl Plan {
         goal: &Goal,
         par: Par,
     ) -> Result<Solution<T, O>> {
-        let randomized = |op: &mut O, sparing: bool| match self.rank {
-            Some(_) => randomized::solve(options, op, self.width, goal, sparing, par),
-            None => blocked::solve(options, op, goal, self.width, par),
-        };
+        let randomized = |op: &mut O| self.randomized(options, op, goal, false, par);
         match self.method {
             Method::Full => full::solve(op, goal, par),
             Method::Gram => {
@@ -391,35 +388,61 @@ impl Plan {
                     }
                 };
                 let solution = gram::solve(options, op, how, width, goal, par)?;
-                let Triplets { s, captured, .. } = &solution.triplets;
-                let short = solution.width < self.width && !goal.is_reached_by::<T>(*captured);
-                if short || gram::reaches_floor(s, solution.rank) && op.norm_squared() > 0.0 {
-                    let rank = solution.rank;
-                    drop(solution);
-                    // Within the memory of this route.
-                    let mut next = randomized(op, true)?;
-                    next.notes.push(format!(
-                        "σ_{rank} is near the rounding of the Gram matrix (√eps σ_1); fell back to {}",
-                        next.method
-                    ));
-                    return Ok(next);
-                }
-                Ok(solution)
+                self.unless_at_the_floor(options, op, solution, goal, par)
             }
             Method::Krylov if self.rank.is_some() => {
                 match krylov::Blocks::new(self.width, options.power_iterations, op.ncols()) {
                     Some(blocks) => krylov::solve(options, op, blocks, self.width, goal, par),
                     None => {
-                        let mut next = randomized(op, false)?;
+                        let mut next = randomized(op)?;
                         next.notes.push("block Krylov would span the whole space; took randomized".to_owned());
                         Ok(next)
                     }
                 }
             }
-            Method::Randomized | Method::Krylov => randomized(op, false),
+            Method::Randomized | Method::Krylov => randomized(op),
             Method::SinglePass | Method::Nystrom => single_pass::solve(options, op, self, goal, par),
             Method::Auto => unreachable!("a plan names a method"),
         }
+    }
+
+    fn randomized<T: Scalar, O: LinearOperator<T>>(
+        &self,
+        options: &TruncatedSvd,
+        op: &mut O,
+        goal: &Goal,
+        sparing: bool,
+        par: Par,
+    ) -> Result<Solution<T, O>> {
+        match self.rank {
+            Some(_) => randomized::solve(options, op, self.width, goal, sparing, par),
+            None => blocked::solve(options, op, goal, self.width, par),
+        }
+    }
+
+    /// What the Gram route found, or what another method does where it could not see enough.
+    pub(super) fn unless_at_the_floor<T: Scalar, O: LinearOperator<T>>(
+        &self,
+        options: &TruncatedSvd,
+        op: &mut O,
+        solution: Solution<T, O>,
+        goal: &Goal,
+        par: Par,
+    ) -> Result<Solution<T, O>> {
+        let Triplets { s, captured, .. } = &solution.triplets;
+        let short = solution.width < self.width && !goal.is_reached_by::<T>(*captured);
+        if short || gram::reaches_floor(s, solution.rank) && op.norm_squared() > 0.0 {
+            let rank = solution.rank;
+            drop(solution);
+            // Within the memory of this route.
+            let mut next = self.randomized(options, op, goal, true, par)?;
+            next.notes.push(format!(
+                "σ_{rank} is near the rounding of the Gram matrix (√eps σ_1); fell back to {}",
+                next.method
+            ));
+            return Ok(next);
+        }
+        Ok(solution)
     }
 }
 

@@ -92,7 +92,7 @@ impl<T: Scalar, O: LinearOperator<T>> Triplets<T, O> {
         par: Par,
     ) -> Result<(Self, usize, Vec<String>)> {
         let Decomposition { image: left, s, captured, basis: v, rank, by_qr, notes } =
-            decompose(image, sparing, choose, par)?;
+            decompose(image, sparing, choose, par, || Ok(()))?;
         let right = match basis {
             Some(basis) => Vectors::Combined(basis, v),
             None => Vectors::Small(v),
@@ -109,7 +109,7 @@ impl<T: Scalar, O: LinearOperator<T>> Triplets<T, O> {
         par: Par,
     ) -> Result<(Self, usize, Vec<String>)> {
         let Decomposition { image: right, s, captured, basis: v, rank, by_qr, notes } =
-            decompose(image, sparing, choose, par)?;
+            decompose(image, sparing, choose, par, || Ok(()))?;
         Ok((Triplets { left: Vectors::Combined(basis, v), s, captured, right, by_qr }, rank, notes))
     }
 }
@@ -128,16 +128,18 @@ pub(super) struct Decomposition<T, P> {
     pub(super) notes: Vec<String>,
 }
 
-/// The SVD of an image. `sparing` keeps to little scratch where the route that asks has taken little.
+/// The SVD of an image. `sparing` keeps to little scratch where the route that asks has taken little. `meanwhile` is for the time in which
+/// the eigensolver has one thread; it is not called where there is no eigensolver.
 pub(super) fn decompose<T: Scalar, P: Panel<T>>(
     image: P,
     sparing: bool,
     choose: impl Fn(&[T], f64) -> usize,
     par: Par,
+    meanwhile: impl FnOnce() -> Result<()>,
 ) -> Result<Decomposition<T, P>> {
     let by_gram_first = may_go_by_gram::<T>(image.nrows(), image.ncols());
     let image = match by_gram_first {
-        true => match by_gram(image, &choose, par, || Ok(()))? {
+        true => match by_gram(image, &choose, par, meanwhile)? {
             ControlFlow::Break(found) => return Ok(found),
             ControlFlow::Continue(image) => image,
         },
@@ -147,8 +149,7 @@ pub(super) fn decompose<T: Scalar, P: Panel<T>>(
     by_qr(image, sparing || by_gram_first, choose, par)
 }
 
-/// The SVD of an image for one who has another way where the Gram matrix is not clear enough: the image back. `meanwhile` is for the time in which
-/// the eigensolver has one thread; it is not called where there is no eigensolver.
+/// The same for one who has another way where the Gram matrix is not clear enough: the image back.
 pub(super) fn decompose_clear<T: Scalar, P: Panel<T>>(
     image: P,
     choose: impl Fn(&[T], f64) -> usize,

@@ -32,17 +32,21 @@
 //!   ffn_down, wide     2.9 %     1.1 %    0.54 %    0.29 %
 //! ```
 //!
-//! Milliseconds beside the plain factorization of 3072 × 768 at k = 192 (two Zen 5 cores, bench `whiten`): the root 2.0 on
-//! first use, the congruence 1.8, the second SVD 2.5 (most of it an eigensolver of one thread), `Wᵀ P` and B 0.8, U 0.6.
+//! Of a tall weight W is multiplied last: the first eigensolver, that of F, has `Wᵀ P` beside it on the other thread and the second one, that of B, has
+//! P, which nothing but U and a look at its columns needs. (With P beside the first and nothing beside the second: 1.0 ms more of 20.)
+//!
+//! Milliseconds beside the plain factorization of 3072 × 768 at k = 192 (13.5; two Zen 5 cores, bench `whiten`): the root on first use 1.6 and 0.5 for
+//! the pages that it is kept in, the congruence 1.6, a step more of the filter 0.9, the second SVD 2.5.
 
+use std::ops::ControlFlow;
 use std::time::Instant;
 
 use faer::linalg::matmul::matmul;
 use faer::linalg::matmul::triangular::{self, BlockStructure};
-use faer::{Accum, Mat, Par};
+use faer::{Accum, Mat, MatRef, Par};
 
 use super::goal::Goal;
-use super::gram::{self, Eigenvectors};
+use super::gram::{self, Eigenvectors, Projection, Subspace};
 use super::triplets::{Decomposition, Triplets, Vectors, decompose};
 use super::{Method, Plan, Solution, TruncatedSvd, certificate, small, stream};
 use crate::calibration::Calibration;
@@ -55,7 +59,7 @@ use crate::rank::Rank;
 use crate::simd::Scalar;
 use crate::sketch::Sketch;
 use crate::tensor::{DType, Element, MatView};
-use crate::whiten::{Fill, Moments, Whitening};
+use crate::whiten::{self, Fill, Moments, Whitening};
 
 /// What calibration adds to a factorization to be.
 #[derive(Debug, Clone, PartialEq)]
@@ -115,27 +119,38 @@ pub(super) struct Bytes {
 /// the panel between W and L; `Wᵀ P` and B.
 pub(super) fn bytes<T: Scalar>((m, n): (usize, usize), width: usize, rank: usize, rooted: bool) -> Bytes {
     let panel = |rows: usize, cols: usize| HostPanel::<T>::bytes(rows, cols);
-    let roots = if rooted { Triangle::bytes(n) } else { 0 };
+    let (roots, making) = if rooted { (Triangle::bytes::<T>(n), whiten::cholesky_bytes(n)) } else { (0, 0) };
     let short = m.min(n);
-    // Moments go before a root is made, if one is.
-    let forming =
-        if m < n { (panel(n, m) + panel(n, n)).max(roots + 2 * panel(n, m)) } else { roots + 2 * panel(n, n) };
-    let of_weight = if m < n { 0 } else { panel(n, n) };
+    let (forming, later, of_weight) = if m < n {
+        // Moments go before a root is made, if one is, which may be when something first asks for it.
+        let roots = roots + making;
+        ((panel(n, m) + panel(n, n)).max(roots + 2 * panel(n, m)), roots, 0)
+    } else {
+        // A congruence comes after it.
+        (roots + 2 * panel(n, n) + making.saturating_sub(panel(n, n)), roots, panel(n, n))
+    };
     Bytes {
         before: {
             let counted = forming + panel(short, short) + Dense::<T>::product_bytes(n, m.min(n));
             counted + counted / 64 + (64 << 10)
         },
-        beside: roots + panel(short, short) + of_weight + 2 * panel(n, width) + panel(n, rank),
+        beside: later + panel(short, short) + of_weight + 2 * panel(n, width) + panel(n, rank),
     }
 }
 
 /// The left singular vectors of `W L`: panel times coefficients.
 struct Outputs<T, P> {
-    panel: P,
-    coefficients: Mat<T>,
+    panel: Long<P>,
     /// `Wᵀ panel`, n rows.
     back: P,
+    /// What to go on with should they turn out not to be orthonormal, where that has to be looked at.
+    doubt: Option<Subspace<P>>,
+    found: Found<T>,
+}
+
+/// What is known of them besides the panels.
+struct Found<T> {
+    coefficients: Mat<T>,
     /// Singular values of `W L`.
     s: Vec<T>,
     rank: usize,
@@ -145,6 +160,20 @@ struct Outputs<T, P> {
     method: Method,
     sketch: Option<Sketch>,
     notes: Vec<String>,
+}
+
+impl<T> Found<T> {
+    /// Of the vectors that are kept.
+    fn coefficients(&self) -> MatRef<'_, T> {
+        self.coefficients.as_ref().subcols(0, self.rank)
+    }
+}
+
+/// A panel of m rows.
+enum Long<P> {
+    Formed(P),
+    /// W times this, when there is time for it.
+    Between(P),
 }
 
 /// Where the entries of W can be had besides its operator.
@@ -233,42 +262,38 @@ where
 {
     let weighting = &svd.weighting;
     let shape = about.w.shape();
-    let (plan, outputs) = match svd.rank {
-        Rank::Quality(q) => by_quality(svd, &mut op, &about, q)?,
+    let (plan, mut outputs) = match svd.rank {
+        Rank::Quality(q) => op.by_quality(svd, &about, q)?,
         _ => {
             let plan = svd.plan::<T>(shape, about.w.dtype())?;
-            let outputs = outputs(svd, &plan, &mut op, about.par)?;
+            let outputs = op.left_vectors(svd, &plan, about.par)?;
             (plan, outputs)
         }
     };
-    let Outputs { panel, coefficients, back, s, rank: k, width, kept, method, sketch, notes: mut found } = outputs;
-    let coefficients = coefficients.as_ref().subcols(0, k);
-    let mut bt = op.inputs(k)?;
-    bt.multiply(Accum::Replace, &back, coefficients, T::one())?;
-    drop(back);
-
-    // How much of the outputs is lost, on the calibration: by subtraction, of the norm that weighed the error where that is what is
-    // asked, or of the samples' own.
     let norm_squared = op.norm_squared();
-    let exact = weighting.whitening == Whitening::Full && weighting.blend == 1.0;
-    let share_lost = match &weighting.calibration {
-        None => None,
-        Some(c) if norm_squared == 0.0 || c.dead().count() == c.features() => Some(0.0),
-        Some(_) if exact => {
-            let kept = match kept {
-                Some(kept) => kept,
-                None => op.weighted_norm_squared(&bt)?,
-            };
-            Some(1.0 - kept / norm_squared)
-        }
-        Some(c) => {
-            let data = Data::new(&mut op, c, about.par)?;
-            Some(1.0 - data.gains(&bt)?.iter().sum::<f64>() / data.whole)
+    let (panel, found, share_lost, decomposition) = loop {
+        let Outputs { mut panel, back, doubt, found } = outputs;
+        let mut bt = op.inputs(found.rank)?;
+        bt.multiply(Accum::Replace, &back, found.coefficients(), T::one())?;
+        drop(back);
+        let share_lost = op.share_lost(weighting, &bt, found.kept, about.par)?;
+        // The image takes the time in which the eigensolver has one thread.
+        let early = gram::is_imaged_early::<T>((op.nrows(), op.ncols()), found.width);
+        let meanwhile = || if early { op.form(&mut panel).map(drop) } else { Ok(()) };
+        let decomposition = decompose(bt, false, |s, _| s.len(), about.par, meanwhile)?;
+        op.form(&mut panel)?;
+        let (Long::Formed(panel) | Long::Between(panel)) = panel;
+        match doubt {
+            Some(subspace) if !gram::is_orthonormal(&op, &panel, Some(found.coefficients()))? => {
+                drop((panel, found, decomposition));
+                outputs = op.by_basis(svd, &plan, subspace.into_basis()?, about.par)?;
+            }
+            _ => break (panel, found, share_lost, decomposition),
         }
     };
-
-    let Decomposition { image, s: values, captured, basis, by_qr, notes: small, .. } =
-        decompose(bt, false, |s, _| s.len(), about.par)?;
+    let Decomposition { image, s: values, captured, basis, by_qr, notes: small, .. } = decomposition;
+    let Found { coefficients, s, rank: k, width, method, sketch, notes: mut found, .. } = found;
+    let coefficients = coefficients.as_ref().subcols(0, k);
     let mut turned = Mat::zeros(coefficients.nrows(), k);
     matmul(turned.as_mut(), Accum::Replace, coefficients, basis.as_ref(), T::one(), about.par);
     let u = Vectors::Combined(panel, turned);
@@ -316,13 +341,7 @@ where
     Ok(factors)
 }
 
-/// The left singular vectors of `W L`, as planned.
-fn outputs<T, P, W, L>(
-    svd: &TruncatedSvd,
-    plan: &Plan,
-    op: &mut Whitened<'_, T, W, L>,
-    par: Par,
-) -> Result<Outputs<T, P>>
+impl<T, P, W, L> Whitened<'_, T, W, L>
 where
     T: Scalar,
     P: Panel<T>,
@@ -330,126 +349,253 @@ where
     L: LinearOperator<T, Left = P, Right = P>,
     W::Gram: FromPanel<T, P>,
 {
-    let goal = plan.goal(op.norm_squared());
-    let solution = if op.is_wide() && plan.method == Method::Gram {
-        match from_moments(svd, plan, op, &goal, par)? {
-            Ok(outputs) => return Ok(outputs),
-            Err(note) => {
-                let mut randomized = plan.clone();
-                randomized.method = Method::Randomized;
-                let mut solution = randomized.solve(svd, op, &goal, par)?;
-                solution.notes.push(format!("{note}; fell back to {}", solution.method));
-                solution
-            }
+    /// The panel, formed if it is not.
+    fn form<'p>(&mut self, long: &'p mut Long<P>) -> Result<&'p P> {
+        if let Long::Between(x) = long {
+            let mut panel = self.image(x.ncols())?;
+            self.forward(x, &mut panel)?;
+            *long = Long::Formed(panel);
         }
-    } else if plan.method == Method::Gram {
-        // The projection on the image of the basis is half a step on each side of it.
-        let steps = svd.power_iterations.saturating_sub(1);
-        plan.solve(&svd.clone().power_iterations(steps), op, &goal, par)?
-    } else {
-        plan.solve(svd, op, &goal, par)?
-    };
-    let Solution { triplets, rank, width, method, sketch, notes, .. } = solution;
-    let Triplets { left, s, captured, right, by_qr } = triplets;
-    // These factors are those of `Q QᵀA`, as the route from the Gram matrix alone leaves them: what they keep is what was captured.
-    let kept = (method == Method::Gram && !op.is_wide() && matches!(right, Vectors::Small(_)))
-        .then(|| captured - s[rank..].iter().map(|&s| Element::to_f64(s).powi(2)).sum::<f64>());
-    let vectors = if op.is_wide() { right } else { left };
-    let (panel, coefficients) = match vectors {
-        Vectors::Combined(panel, coefficients) => (panel, coefficients),
-        Vectors::Panel(panel) => {
-            let k = panel.ncols();
-            (panel, Mat::identity(k, k))
-        }
-        Vectors::Small(vectors) => {
-            let k = vectors.ncols();
-            let mut panel = op.outputs(k)?;
-            panel.copy_from_host(vectors.as_ref())?;
-            (panel, Mat::identity(k, k))
-        }
-    };
-    // The panel is the image of the other basis, the last product there was, unless it went through a QR.
-    let is_image = method == Method::Gram && !op.is_wide() && !by_qr;
-    let from_image = if is_image { op.back_from_last_image()? } else { None };
-    let back = match from_image {
-        Some(back) => back,
-        None => {
-            let mut back = op.inputs(panel.ncols())?;
-            op.back(&panel, &mut back)?;
-            back
-        }
-    };
-    Ok(Outputs { panel, coefficients, back, s, rank, width, kept, method, sketch, notes })
-}
-
-/// The Gram route of a wide weight: the eigenvectors of `W M Wᵀ` are the answer, and need no image. Or why not.
-fn from_moments<T, P, W, L>(
-    svd: &TruncatedSvd,
-    plan: &Plan,
-    op: &mut Whitened<'_, T, W, L>,
-    goal: &Goal,
-    par: Par,
-) -> Result<std::result::Result<Outputs<T, P>, String>>
-where
-    T: Scalar,
-    P: Panel<T>,
-    W: LinearOperator<T, Left = P, Right = P>,
-    L: LinearOperator<T, Left = P, Right = P>,
-    W::Gram: FromPanel<T, P>,
-{
-    let roots = |squares: &[T]| -> Vec<T> {
-        squares.iter().map(|&x| <T as Element>::from_f64(Element::to_f64(x).max(0.0).sqrt())).collect()
-    };
-    let (panel, coefficients, s, captured, sketch, back) = if plan.eigenvectors() == Some(Eigenvectors::Dense) {
-        let width = |squares: &[T]| match plan.rank {
-            Some(_) => plan.width,
-            None => (goal.rank_given(&roots(squares), 0.0) + svd.oversample).min(plan.width),
-        };
-        let (basis, squares) = gram::dense(op, width)?;
-        let l = basis.ncols();
-        let captured = squares[..l].iter().map(|&x| Element::to_f64(x)).sum();
-        let mut back = op.inputs(l)?;
-        op.back(&basis, &mut back)?;
-        (basis, Mat::identity(l, l), roots(&squares[..l]), captured, None, back)
-    } else {
-        let l = plan.width;
-        let mut g = op.gram()?;
-        let omega = svd.omega(op.ncols(), l, stream::RANGE)?;
-        let (mut v, mut image) = (op.right(l)?, op.right(l)?);
-        filtered_iteration(&mut g, op.norm_squared(), &omega, svd.power_iterations, &mut v, &mut image)?;
-        g.apply(&v, &mut image)?;
-        drop(g);
-        let mut h = Mat::<T>::zeros(l, l);
-        v.inner(&image, h.as_mut())?;
-        drop(image);
-        let mut h = Mat::from_fn(l, l, |i, j| Element::to_f64(h[(i.max(j), i.min(j))]));
-        let captured = (0..l).map(|i| h[(i, i)]).sum();
-        let unit = small::normalize(h.as_mut());
-        let mut back = op.inputs(l)?;
-        let (squares, vectors) = small::symmetric_eigen_beside(&v, h.as_ref(), par, || op.back(&v, &mut back))?;
-        let squares: Vec<T> = squares.iter().rev().map(|x| <T as Element>::from_f64(x * unit)).collect();
-        let coefficients = Mat::from_fn(l, l, |i, j| <T as Element>::from_f64(vectors[(i, l - 1 - j)]));
-        (v, coefficients, roots(&squares), captured, Some(svd.sketch), back)
-    };
-    let width = panel.ncols();
-    let rank = goal.rank(&s, captured);
-    let short = width < plan.width && !goal.is_reached_by::<T>(captured);
-    if short || gram::reaches_floor(&s, rank) && op.norm_squared() > 0.0 {
-        return Ok(Err(format!("σ_{rank} is near the rounding of the Gram matrix (√eps σ_1)")));
+        let (Long::Formed(panel) | Long::Between(panel)) = long;
+        Ok(panel)
     }
-    let kept = s[..rank].iter().map(|&s| Element::to_f64(s).powi(2)).sum();
-    Ok(Ok(Outputs {
-        panel,
-        coefficients,
-        back,
-        s,
-        rank,
-        width,
-        kept: Some(kept),
-        method: Method::Gram,
-        sketch,
-        notes: Vec::new(),
-    }))
+
+    /// The left singular vectors of `W L`, as planned.
+    fn left_vectors(&mut self, svd: &TruncatedSvd, plan: &Plan, par: Par) -> Result<Outputs<T, P>> {
+        let goal = plan.goal(self.norm_squared());
+        let solution = if self.is_wide() && plan.method == Method::Gram {
+            match self.wide_by_gram(svd, plan, &goal, par)? {
+                Ok(outputs) => return Ok(outputs),
+                Err(note) => {
+                    let mut randomized = plan.clone();
+                    randomized.method = Method::Randomized;
+                    let mut solution = randomized.solve(svd, self, &goal, par)?;
+                    solution.notes.push(format!("{note}; fell back to {}", solution.method));
+                    solution
+                }
+            }
+        } else if plan.method == Method::Gram {
+            // The projection on the image of the basis is half a step on each side of it.
+            let svd = &svd.clone().power_iterations(svd.power_iterations.saturating_sub(1));
+            if plan.rank.is_some() && plan.eigenvectors() == Some(Eigenvectors::Iterated) {
+                return self.tall_by_gram(svd, plan, &goal, par);
+            }
+            plan.solve(svd, self, &goal, par)?
+        } else {
+            plan.solve(svd, self, &goal, par)?
+        };
+        self.of_solution(solution)
+    }
+
+    /// The left vectors of a solution.
+    fn of_solution(&mut self, solution: Solution<T, Self>) -> Result<Outputs<T, P>> {
+        let Solution { triplets, rank, width, method, sketch, notes, .. } = solution;
+        let Triplets { left, s, right, by_qr, .. } = triplets;
+        let vectors = if self.is_wide() { right } else { left };
+        let (panel, coefficients) = match vectors {
+            Vectors::Combined(panel, coefficients) => (panel, coefficients),
+            Vectors::Panel(panel) => {
+                let k = panel.ncols();
+                (panel, Mat::identity(k, k))
+            }
+            Vectors::Small(vectors) => {
+                let k = vectors.ncols();
+                let mut panel = self.outputs(k)?;
+                panel.copy_from_host(vectors.as_ref())?;
+                (panel, Mat::identity(k, k))
+            }
+        };
+        // The panel is the image of the other basis, the last product there was, unless it went through a QR.
+        let is_image = method == Method::Gram && !self.is_wide() && !by_qr;
+        let from_image = if is_image { self.back_from_last_image()? } else { None };
+        let back = match from_image {
+            Some(back) => back,
+            None => {
+                let mut back = self.inputs(panel.ncols())?;
+                self.back(&panel, &mut back)?;
+                back
+            }
+        };
+        let found = Found { coefficients, s, rank, width, kept: None, method, sketch, notes };
+        Ok(Outputs { panel: Long::Formed(panel), back, doubt: None, found })
+    }
+
+    /// The Gram route of a tall weight: the factors of `Q QᵀA` from G alone, where it tells, without their right side and with W for last.
+    fn tall_by_gram(&mut self, svd: &TruncatedSvd, plan: &Plan, goal: &Goal, par: Par) -> Result<Outputs<T, P>> {
+        let width = plan.width;
+        let early = gram::is_imaged_early::<T>((self.nrows(), self.ncols()), width);
+        let subspace = Subspace::find(svd, self, width, early)?;
+        let mut to_be = None;
+        let projection = subspace.project(
+            |s, captured| goal.rank(s, captured),
+            par,
+            |v| {
+                if early {
+                    to_be = Some(self.image_to_be(v)?);
+                }
+                Ok(())
+            },
+        )?;
+        let Projection { mut subspace, factor, basis, s, captured, rank, notes, .. } = match projection {
+            ControlFlow::Break(projection) => projection,
+            ControlFlow::Continue(basis) => return self.by_basis(svd, plan, basis, par),
+        };
+        subspace.keep_one();
+        let mut coefficients = gram::combination(factor, &basis, &vec![1.0; rank]);
+        let (between, back) = match to_be {
+            Some(to_be) => to_be,
+            None => {
+                let mut directions = self.right(rank)?;
+                directions.multiply(Accum::Replace, &subspace.v, coefficients.as_ref(), T::one())?;
+                coefficients = Mat::identity(rank, rank);
+                self.image_to_be(&directions)?
+            }
+        };
+        // What `Q QᵀA` keeps is what was captured.
+        let kept = Some(captured - s[rank..].iter().map(|&s| Element::to_f64(s).powi(2)).sum::<f64>());
+        let doubt = gram::is_doubtful(&s).then_some(subspace);
+        let (method, sketch) = (Method::Gram, Some(svd.sketch));
+        let found = Found { coefficients, s, rank, width, kept, method, sketch, notes };
+        Ok(Outputs { panel: Long::Between(between), back, doubt, found })
+    }
+
+    /// The same by the image of a basis, where G did not tell.
+    fn by_basis(&mut self, svd: &TruncatedSvd, plan: &Plan, basis: P, par: Par) -> Result<Outputs<T, P>> {
+        let goal = plan.goal(self.norm_squared());
+        let solution = gram::from_basis(self, basis, Some(svd.sketch), &goal, par)?;
+        let solution = plan.unless_at_the_floor(svd, self, solution, &goal, par)?;
+        self.of_solution(solution)
+    }
+
+    /// The Gram route of a wide weight: the eigenvectors of `W M Wᵀ` are the answer, and need no image. Or why not.
+    fn wide_by_gram(
+        &mut self,
+        svd: &TruncatedSvd,
+        plan: &Plan,
+        goal: &Goal,
+        par: Par,
+    ) -> Result<std::result::Result<Outputs<T, P>, String>> {
+        let roots = |squares: &[T]| -> Vec<T> {
+            squares.iter().map(|&x| <T as Element>::from_f64(Element::to_f64(x).max(0.0).sqrt())).collect()
+        };
+        let (panel, coefficients, s, captured, sketch, back) = if plan.eigenvectors() == Some(Eigenvectors::Dense) {
+            let width = |squares: &[T]| match plan.rank {
+                Some(_) => plan.width,
+                None => (goal.rank_given(&roots(squares), 0.0) + svd.oversample).min(plan.width),
+            };
+            let (basis, squares) = gram::dense(self, width)?;
+            let l = basis.ncols();
+            let captured = squares[..l].iter().map(|&x| Element::to_f64(x)).sum();
+            let mut back = self.inputs(l)?;
+            self.back(&basis, &mut back)?;
+            (basis, Mat::identity(l, l), roots(&squares[..l]), captured, None, back)
+        } else {
+            let l = plan.width;
+            let mut g = self.gram()?;
+            let omega = svd.omega(self.ncols(), l, stream::RANGE)?;
+            let (mut v, mut image) = (self.right(l)?, self.right(l)?);
+            filtered_iteration(&mut g, self.norm_squared(), &omega, svd.power_iterations, &mut v, &mut image)?;
+            g.apply(&v, &mut image)?;
+            drop(g);
+            let mut h = Mat::<T>::zeros(l, l);
+            v.inner(&image, h.as_mut())?;
+            drop(image);
+            let mut h = Mat::from_fn(l, l, |i, j| Element::to_f64(h[(i.max(j), i.min(j))]));
+            let captured = (0..l).map(|i| h[(i, i)]).sum();
+            let unit = small::normalize(h.as_mut());
+            let mut back = self.inputs(l)?;
+            let (squares, vectors) = small::symmetric_eigen_beside(&v, h.as_ref(), par, || self.back(&v, &mut back))?;
+            let squares: Vec<T> = squares.iter().rev().map(|x| <T as Element>::from_f64(x * unit)).collect();
+            let coefficients = Mat::from_fn(l, l, |i, j| <T as Element>::from_f64(vectors[(i, l - 1 - j)]));
+            (v, coefficients, roots(&squares), captured, Some(svd.sketch), back)
+        };
+        let width = panel.ncols();
+        let rank = goal.rank(&s, captured);
+        let short = width < plan.width && !goal.is_reached_by::<T>(captured);
+        if short || gram::reaches_floor(&s, rank) && self.norm_squared() > 0.0 {
+            return Ok(Err(format!("σ_{rank} is near the rounding of the Gram matrix (√eps σ_1)")));
+        }
+        let kept = s[..rank].iter().map(|&s| Element::to_f64(s).powi(2)).sum();
+        let (method, notes) = (Method::Gram, Vec::new());
+        let found = Found { coefficients, s, rank, width, kept: Some(kept), method, sketch, notes };
+        Ok(Ok(Outputs { panel: Long::Formed(panel), back, doubt: None, found }))
+    }
+
+    /// How much of the outputs is lost, on the calibration: by subtraction, of the norm that weighed the error where that is what is
+    /// asked, or of the samples' own.
+    fn share_lost(&mut self, weighting: &Weighting, bt: &P, kept: Option<f64>, par: Par) -> Result<Option<f64>> {
+        let norm_squared = self.norm_squared();
+        let exact = weighting.whitening == Whitening::Full && weighting.blend == 1.0;
+        Ok(match &weighting.calibration {
+            None => None,
+            Some(c) if norm_squared == 0.0 || c.dead().count() == c.features() => Some(0.0),
+            Some(_) if exact => {
+                let kept = match kept {
+                    Some(kept) => kept,
+                    None => self.weighted_norm_squared(bt)?,
+                };
+                Some(1.0 - kept / norm_squared)
+            }
+            Some(c) => {
+                let data = Data::new(self, c, par)?;
+                Some(1.0 - data.gains(bt)?.iter().sum::<f64>() / data.whole)
+            }
+        })
+    }
+
+    /// The smallest rank whose outputs have a cosine of at least `q` with the true ones.
+    fn by_quality(&mut self, svd: &TruncatedSvd, about: &About<'_>, q: f64) -> Result<(Plan, Outputs<T, P>)> {
+        let weighting = &svd.weighting;
+        let shape = about.w.shape();
+        let par = about.par;
+        let short = shape.0.min(shape.1);
+        let most = svd.max_rank.unwrap_or(usize::MAX).clamp(1, short);
+        // What the outputs are measured on: the operator itself has the curve of the calibration.
+        let itself = weighting.quality_on.is_none() && weighting.blend == 1.0 && weighting.whitening == Whitening::Full;
+        let data = weighting.quality_on.as_ref().or(weighting.calibration.as_ref()).filter(|_| !itself);
+        let data = data.map(|data| Data::new(self, data, par)).transpose()?;
+        let whole = data.as_ref().map_or(self.norm_squared(), |data| data.whole);
+        let mut tried = short.div_ceil(QUALITY_FIRST).min(most);
+        loop {
+            let options = svd.clone().with_rank(Rank::Fixed(tried));
+            let plan = options.plan::<T>(shape, about.w.dtype())?;
+            let mut outputs = self.left_vectors(&options, &plan, par)?;
+            if let Some(subspace) = outputs.doubt.take() {
+                let panel = self.form(&mut outputs.panel)?;
+                if !gram::is_orthonormal(self, panel, Some(outputs.found.coefficients()))? {
+                    outputs = self.by_basis(&options, &plan, subspace.into_basis()?, par)?;
+                }
+            }
+            let gains: Vec<f64> = match &data {
+                Some(data) => {
+                    let mut bt = self.inputs(tried)?;
+                    bt.multiply(Accum::Replace, &outputs.back, outputs.found.coefficients(), T::one())?;
+                    data.gains(&bt)?
+                }
+                None => outputs.found.s.iter().take(tried).map(|&s| Element::to_f64(s).powi(2)).collect(),
+            };
+            let mut kept = 0.0;
+            let reached = gains.iter().position(|gain| {
+                kept += gain;
+                kept >= q * q * whole
+            });
+            if let Some(i) = reached {
+                outputs.found.rank = i + 1;
+                outputs.found.kept =
+                    outputs.found.kept.map(|_| outputs.found.s[..=i].iter().map(|&s| Element::to_f64(s).powi(2)).sum());
+                return Ok((plan, outputs));
+            }
+            if tried == most {
+                let cosine = (kept / whole).sqrt();
+                outputs
+                    .found
+                    .notes
+                    .push(format!("cosine {cosine:.6} is below the {q} that was asked for: the largest rank"));
+                return Ok((plan, outputs));
+            }
+            tried = (2 * tried).min(most);
+        }
+    }
 }
 
 /// Moments that outputs are measured on.
@@ -492,62 +638,5 @@ impl<T: Scalar> Data<T> {
             terms.map(|(&x, &y)| Element::to_f64(x) * Element::to_f64(y)).sum::<f64>()
         };
         Ok((0..k).map(|i| 2.0 * dot(i)).collect())
-    }
-}
-
-/// The smallest rank whose outputs have a cosine of at least `q` with the true ones.
-fn by_quality<T, P, W, L>(
-    svd: &TruncatedSvd,
-    op: &mut Whitened<'_, T, W, L>,
-    about: &About<'_>,
-    q: f64,
-) -> Result<(Plan, Outputs<T, P>)>
-where
-    T: Scalar,
-    P: Panel<T>,
-    W: LinearOperator<T, Left = P, Right = P>,
-    L: LinearOperator<T, Left = P, Right = P>,
-    W::Gram: FromPanel<T, P>,
-{
-    let weighting = &svd.weighting;
-    let shape = about.w.shape();
-    let par = about.par;
-    let short = shape.0.min(shape.1);
-    let most = svd.max_rank.unwrap_or(usize::MAX).clamp(1, short);
-    // What the outputs are measured on: the operator itself has the curve of the calibration.
-    let itself = weighting.quality_on.is_none() && weighting.blend == 1.0 && weighting.whitening == Whitening::Full;
-    let data = weighting.quality_on.as_ref().or(weighting.calibration.as_ref()).filter(|_| !itself);
-    let data = data.map(|data| Data::new(op, data, par)).transpose()?;
-    let whole = data.as_ref().map_or(op.norm_squared(), |data| data.whole);
-    let mut tried = short.div_ceil(QUALITY_FIRST).min(most);
-    loop {
-        let options = svd.clone().with_rank(Rank::Fixed(tried));
-        let plan = options.plan::<T>(shape, about.w.dtype())?;
-        let mut outputs = outputs(&options, &plan, op, par)?;
-        let gains: Vec<f64> = match &data {
-            Some(data) => {
-                let mut bt = op.inputs(tried)?;
-                let coefficients = outputs.coefficients.as_ref().subcols(0, tried);
-                bt.multiply(Accum::Replace, &outputs.back, coefficients, T::one())?;
-                data.gains(&bt)?
-            }
-            None => outputs.s.iter().take(tried).map(|&s| Element::to_f64(s).powi(2)).collect(),
-        };
-        let mut kept = 0.0;
-        let reached = gains.iter().position(|gain| {
-            kept += gain;
-            kept >= q * q * whole
-        });
-        if let Some(i) = reached {
-            outputs.rank = i + 1;
-            outputs.kept = outputs.kept.map(|_| outputs.s[..=i].iter().map(|&s| Element::to_f64(s).powi(2)).sum());
-            return Ok((plan, outputs));
-        }
-        if tried == most {
-            let cosine = (kept / whole).sqrt();
-            outputs.notes.push(format!("cosine {cosine:.6} is below the {q} that was asked for: the largest rank"));
-            return Ok((plan, outputs));
-        }
-        tried = (2 * tried).min(most);
     }
 }
