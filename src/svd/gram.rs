@@ -151,7 +151,10 @@ fn iterated<T: Scalar, O: LinearOperator<T>>(
     )?;
     let Projection { mut subspace, factor, divided, basis, s, captured, rank, by_qr, notes } = match projection {
         ControlFlow::Break(projection) => projection,
-        ControlFlow::Continue(basis) => return Ok(ControlFlow::Continue(basis)),
+        ControlFlow::Continue(subspace) => {
+            drop(imaged);
+            return subspace.into_basis().map(ControlFlow::Continue);
+        }
     };
     let mut right = Mat::<T>::zeros(op.ncols(), rank);
     let f = subspace.f.as_ref().expect("what was projected");
@@ -232,25 +235,25 @@ impl<P> Subspace<P> {
         Ok(Subspace { v, w, f: Some(f), factor: Some(factor), sums })
     }
 
-    /// The decomposition of F, or an orthonormal basis of the dominant eigenvectors where G alone does not tell. `meanwhile` is done with V while the
-    /// eigensolver has one thread, if there is one.
+    /// The decomposition of F, or what there is to go on with where G alone does not tell. `meanwhile` is done with V while the eigensolver has one
+    /// thread, if there is one.
     pub(super) fn project<T: Scalar>(
         mut self,
         choose: impl Fn(&[T], f64) -> usize,
         par: Par,
         meanwhile: impl FnOnce(&P) -> Result<()>,
-    ) -> Result<ControlFlow<Projection<T, P>, P>>
+    ) -> Result<ControlFlow<Projection<T, P>, Self>>
     where
         P: Panel<T>,
     {
         let (Some(f), Some(factor)) = (self.f.take(), self.factor.take()) else {
-            return self.into_basis().map(ControlFlow::Continue);
+            return Ok(ControlFlow::Continue(self));
         };
         let found = match decompose_clear(f, choose, par, || meanwhile(&self.v))? {
             ControlFlow::Break(found) => found,
             ControlFlow::Continue(f) => {
                 self.f = Some(f);
-                return self.into_basis().map(ControlFlow::Continue);
+                return Ok(ControlFlow::Continue(self));
             }
         };
         let Decomposition { image: Vectors::Combined(f, divided), s, captured, basis, rank, by_qr, notes } = found
@@ -260,7 +263,7 @@ impl<P> Subspace<P> {
         self.f = Some(f);
         let decay = decay(&s);
         if decay.is_nan() || decay < CLEAR {
-            return self.into_basis().map(ControlFlow::Continue);
+            return Ok(ControlFlow::Continue(self));
         }
         Ok(ControlFlow::Break(Projection { subspace: self, factor, divided, basis, s, captured, rank, by_qr, notes }))
     }

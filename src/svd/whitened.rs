@@ -438,7 +438,10 @@ where
         )?;
         let Projection { mut subspace, factor, basis, s, captured, rank, notes, .. } = match projection {
             ControlFlow::Break(projection) => projection,
-            ControlFlow::Continue(basis) => return self.by_basis(svd, plan, basis, par),
+            ControlFlow::Continue(subspace) => {
+                drop(to_be);
+                return self.by_basis(svd, plan, subspace.into_basis()?, par);
+            }
         };
         subspace.keep_one();
         let mut coefficients = gram::combination(factor, &basis, &vec![1.0; rank]);
