@@ -134,6 +134,79 @@ fn near_the_optimum(what: &str, w: &Mat<f64>, x: &Mat<f64>, k: usize, slack: f64
     }
 }
 
+/// Normals, mixed with their neighbours.
+fn mixed(rows: usize, n: usize, memory: f64, random: &mut Random) -> Mat<f64> {
+    let mut x = Mat::from_fn(rows, n, |_, _| random.normal());
+    for j in 1..n {
+        (0..rows).for_each(|i| x[(i, j)] += memory * x[(i, j - 1)]);
+    }
+    x
+}
+
+/// Tall weights under inputs with a spectrum that decays by little, where the Gram matrix alone tells the left vectors: with W beside the second
+/// eigensolver and after it, without a doubt in them (`σ_l` above `σ_1 / 6`) and with one.
+#[test]
+fn tall_weights_by_the_gram_matrix_alone() {
+    fn run<T: Scalar>(w: &Mat<f64>, x: &Mat<f64>, k: usize) {
+        let stored = rounded::<T>(w.as_ref());
+        let samples = rounded::<f64>(x.as_ref());
+        let a = exact(&stored);
+        let svd = TruncatedSvd::new(Rank::Fixed(k)).method(Method::Gram).calibration(&calibrated(&samples));
+        let f = svd.factor::<T>(stored.as_tensor().unwrap()).unwrap();
+        let what = format!("{}×{} k = {k} {}", w.nrows(), w.ncols(), T::DTYPE);
+        assert_eq!(f.report().method, Method::Gram, "{what}");
+        let spectrum = (&a * x.transpose()).singular_values().unwrap();
+        let (best, got) = (best_error(&spectrum, k), loss(a.as_ref(), x.as_ref(), &f));
+        println!("{what}: σ_k/σ_1 = {:.3}, loss {got:.5}, best {best:.5}", spectrum[k - 1] / spectrum[0]);
+        assert!(got < 1.01 * best, "{what}: {got}, best {best}");
+        // A norm that is the trace of a Gram matrix rounds by the eps of what the outputs would be if the inputs were independent.
+        let (samples, norm) = (x.nrows() as f64, spectrum.iter().map(|s| s * s).sum::<f64>().sqrt());
+        let apart: f64 = (0..w.ncols()).map(|j| a.col(j).squared_norm_l2() * x.col(j).squared_norm_l2()).sum();
+        let rounding = 1e-5 + apart / norm.powi(2) * T::EPSILON;
+        let report = f.report().activation.as_ref().unwrap();
+        let off = (report.relative_error - got).abs();
+        assert!(off < rounding / got, "{what}: certified {}, is {got}", report.relative_error);
+        let off = (report.norm * samples.sqrt() / norm - 1.0).abs();
+        assert!(off < rounding, "{what}: norm {}, off by {off}", report.norm);
+        let off = report.spectrum[..k].iter().zip(&spectrum).map(|(a, b)| (a * samples.sqrt() / b - 1.0).abs());
+        assert!(off.fold(0.0, f64::max) < 0.05, "{what}: {:?}", report.spectrum);
+        assert!((true_error(a.as_ref(), &f) - f.report().relative_error).abs() < 1e-5, "{what}");
+        let (u, v) = (orthonormality(exact(f.u()).as_ref()), orthonormality(exact(f.vt()).transpose()));
+        assert!(u.max(v) < 50.0 * T::EPSILON, "{what}: {u:e}, {v:e}");
+        let alone = on_threads(1, || svd.factor::<T>(stored.as_tensor().unwrap()).unwrap());
+        assert_eq!((f.u(), f.s(), f.vt()), (alone.u(), alone.s(), alone.vt()), "{what}: one thread");
+
+        // By a cosine that this rank reaches: no larger one.
+        let cosine = (1.0 - got * got).sqrt() - rounding / got;
+        let by_cosine = svd.clone().with_rank(Rank::Quality(cosine)).factor::<T>(stored.as_tensor().unwrap()).unwrap();
+        assert!(by_cosine.rank() <= k, "{what}: rank {} for {cosine}", by_cosine.rank());
+        let lost = loss(a.as_ref(), x.as_ref(), &by_cosine);
+        assert!((1.0 - lost * lost).sqrt() > cosine - rounding / got, "{what}: {lost} for {cosine}");
+        let u = orthonormality(exact(by_cosine.u()).as_ref());
+        assert!(u < 50.0 * T::EPSILON, "{what}, by its cosine: {u:e}");
+    }
+    const LOUD: f64 = 1000.0;
+    let mut random = Random(5);
+    for (m, n, k) in [(1536, 384, 96), (600, 300, 40)] {
+        let w = mixed(m, n, 0.3, &mut random);
+        for memory in [0.3, 0.9] {
+            let x = mixed(2 * n, n, memory, &mut random);
+            run::<f32>(&w, &x, k);
+            run::<f64>(&w, &x, k);
+        }
+        // Two inputs that say the same, loudly, to weights that cancel it: the Gram matrix of f32 does not see the outputs as they are, and the
+        // vectors that come of it alone are refuted.
+        let (mut w, mut x) = (w, mixed(2 * n, n, 0.9, &mut random));
+        for i in 0..2 * n {
+            let loud = LOUD * random.normal();
+            (x[(i, 0)], x[(i, 1)]) = (x[(i, 0)] + loud, x[(i, 1)] + loud);
+        }
+        (0..m).for_each(|i| w[(i, 1)] = -w[(i, 0)]);
+        run::<f32>(&w, &x, k);
+        run::<f64>(&w, &x, k);
+    }
+}
+
 fn shapes() -> [(usize, usize); 2] {
     [(60, 40), (40, 60)]
 }
