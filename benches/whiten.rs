@@ -114,8 +114,7 @@ fn whitened(m: usize, n: usize, k: usize, rounds: usize) {
     let (first, after) = (factor(&plain), factor(&weighed));
     let (before, loss_after) = (loss(&first), loss(&after));
     assert!(loss_after <= before, "whitening lost: {before} -> {loss_after}");
-    // Statistics that no weight has used yet have no root; made beforehand, and kept, so that neither is timed. More rounds than these, and their roots
-    // fill the allocator's heap of 64 MiB: every third call then starts another one and gives it back (600 page faults, 3 to 5 ms).
+    // Statistics that no weight has used yet have no root; made beforehand, and kept, so that neither is timed.
     let bytes = c.to_bytes();
     let unused = |_| plain.clone().calibration(&Calibration::from_bytes(&bytes).expect("what was written"));
     let fresh: Vec<_> = (0..rounds).map(unused).collect();
