@@ -28,9 +28,9 @@ use faer::linalg::triangular_solve;
 use faer::prelude::ReborrowMut as _;
 use faer::{Accum, Mat, MatMut, MatRef, Par};
 
-use crate::calibration::{CachedRoot, Calibration, for_each};
+use crate::calibration::{CachedRoot, Calibration};
 use crate::error::{Error, Result};
-use crate::operator::{Entries, Triangle, for_each_task, strips_of_rows};
+use crate::operator::{Entries, Triangle, for_each, strips_of_rows};
 use crate::qr::{column, column_mut, householder};
 use crate::simd::Scalar;
 use crate::tensor::Element;
@@ -306,7 +306,7 @@ fn cholesky<T: Scalar>(write: impl Fn(usize, usize, &mut [f64]) + Sync, mut l: M
         let strips = strips_of_rows(below, CHOLESKY.rows).into_iter().zip(strips_of_rows(kept_below, CHOLESKY.rows));
         parts.extend(strips.map(|((top, x), (_, kept))| (width + top, x, kept)));
         let failed = AtomicBool::new(false);
-        for_each_task(parts.iter_mut().collect(), par, |(top, x, kept): &mut Part<'_, T>| {
+        for_each(parts.iter_mut().collect(), par, |(top, x, kept): &mut Part<'_, T>| {
             for (j, x) in x.rb_mut().col_iter_mut().enumerate() {
                 let above = if *top == 0 { j } else { 0 };
                 let x = x.try_as_col_major_mut().expect("an owned matrix").as_slice_mut();
@@ -329,7 +329,7 @@ fn cholesky<T: Scalar>(write: impl Fn(usize, usize, &mut [f64]) + Sync, mut l: M
         }
         let (square, strips) = parts.split_first_mut().expect("the square");
         let diagonal = square.1.as_ref();
-        for_each_task(strips.iter_mut().collect(), par, |(_, x, kept): &mut Part<'_, T>| {
+        for_each(strips.iter_mut().collect(), par, |(_, x, kept): &mut Part<'_, T>| {
             // X Lᵀ = A  is  L Xᵀ = Aᵀ.
             triangular_solve::solve_lower_triangular_in_place(diagonal, x.rb_mut().transpose_mut(), Par::Seq);
             round(x.as_ref(), kept.rb_mut(), false);

@@ -32,7 +32,7 @@ use faer::{Accum, Mat, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
-use crate::operator::{Triangle, mirror, symmetric_product};
+use crate::operator::{Triangle, for_each, mirror, symmetric_product};
 use crate::qr::householder;
 use crate::simd::convert::convert;
 use crate::tensor::{DType, Element, MatView, Matrix, TensorRef, with_view};
@@ -494,14 +494,6 @@ impl Calibration {
 
 fn add(total: &mut [f64], part: &[f64]) {
     total.iter_mut().zip(part).for_each(|(a, b)| *a += b);
-}
-
-/// Runs `f` on each item, in parallel unless `par` is sequential.
-pub(crate) fn for_each<I: Send>(items: Vec<I>, par: Par, f: impl Fn(I) + Sync + Send) {
-    match par {
-        Par::Seq => items.into_iter().for_each(f),
-        Par::Rayon(_) => items.into_par_iter().for_each(f),
-    }
 }
 
 /// Row `i` in f64.

@@ -38,7 +38,7 @@ pub(crate) use dense::{first_not_finite, for_each_line};
 pub(crate) use host::copy;
 pub(crate) use host::symmetric_product;
 pub use host::{HostContext, HostPanel, Workspace};
-pub(crate) use product::{for_each as for_each_task, mirror, strips_of_rows};
+pub(crate) use product::{for_each, mirror, strips_of_rows};
 pub use tiled::{ReadParams, RowSource, Tiled, stream};
 pub use watch::{Cancel, Watch};
 pub(crate) use whitened::{Entries, Triangle};

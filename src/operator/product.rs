@@ -327,7 +327,7 @@ pub(super) fn congruence<T: Scalar>(
     });
 }
 
-/// `f` of each item, one task each.
+/// `f` of each item, one task each where there are threads for them.
 pub(crate) fn for_each<I: Send>(items: Vec<I>, par: Par, f: impl Fn(I) + Sync + Send) {
     match par {
         Par::Seq => items.into_iter().for_each(f),
