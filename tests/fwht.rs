@@ -393,16 +393,17 @@ fn addresses_do_not_change_a_bit() {
     fn check<E: Element>() {
         let (m, n, line) = (256, 1024, 64 / size_of::<E>());
         let from = |offset: usize| {
-            let mut buffer = vec![E::from_f64(0.0); m * n + 2 * line];
-            let first = buffer.as_ptr().align_offset(64) + offset;
+            let mut buffer = vec![E::from_f64(0.0); m * n + 64 * line];
+            let first = buffer.as_ptr().align_offset(32 * 64) + offset;
             let x = &mut buffer[first..][..m * n];
             x.iter_mut().enumerate().for_each(|(i, x)| *x = E::from_f64((i as f64 * 0.7).sin()));
             fwht::fwht_columns(MatMut::from_row_major_slice_mut(x, m, n), Par::rayon(2)).unwrap();
             x.iter().map(|x| x.to_f64().to_bits()).collect::<Vec<_>>()
         };
         let aligned = from(0);
-        for offset in 1..line {
-            assert!(from(offset) == aligned, "{} elements of {} past a line", offset, E::DTYPE);
+        // Past a line, and past what a panel has of a row.
+        for offset in (1..line).chain([line, 5 * line + 3, 15 * line, 16 * line - 1]) {
+            assert!(from(offset) == aligned, "{} elements of {} past a panel", offset, E::DTYPE);
         }
     }
     check::<f32>();

@@ -89,25 +89,37 @@ pub(super) unsafe fn batch<T: Scalar, E: Element>(mut x: Batch<E>, order: Order,
         vectors = vectors.max(panel_width::<T, E>(x.n, &params).min(x.count / (2 * rayon::current_num_threads())));
     }
     let vectors = vectors.next_multiple_of(granule);
-    // All tasks but the first begin at a cache line.
-    let lead = lead::<T, E>(x, &params);
-    (0..(x.count - lead).div_ceil(vectors)).into_par_iter().for_each(|i| {
-        let (first, count) = if i == 0 { (0, lead + vectors) } else { (lead + i * vectors, vectors) };
-        simd::dispatch(isa, Task::<T, E> { x: x.part(first, count), order, from_memory, params, plain: PhantomData });
+    // What comes before the first panel is a task of its own.
+    let (_, lead) = lead::<T, E>(x, &params);
+    let first = usize::from(lead > 0);
+    (0..first + (x.count - lead).div_ceil(vectors)).into_par_iter().for_each(|i| {
+        let (at, count) = if i < first { (0, lead) } else { (lead + (i - first) * vectors, vectors) };
+        simd::dispatch(isa, Task::<T, E> { x: x.part(at, count), order, from_memory, params, plain: PhantomData });
     });
 }
 
-/// Vectors before the first whose elements begin cache lines, if vectors are side by side, panels of them would begin lines
-/// too, and there are enough of them: what an allocator gives begins 16 bytes into a line, and registers that straddle two
-/// lines took 1.3 times as long (4096 × 4096 in f32). These few are gathered, which also has to be in one piece.
-fn lead<T: Scalar, E: Element>(x: Batch<E>, params: &Params) -> usize {
-    let size = size_of::<E>();
-    let lined = x.stride == 1 && (x.n_stride.unsigned_abs() * size).is_multiple_of(size_of::<Line>());
-    let short = x.n * size_of::<Line>() <= params.scratch_bytes;
-    if !(lined && short && x.count >= 2 * panel_width::<T, E>(x.n, params)) {
-        return 0;
+/// Of vectors side by side, how many come before the first whose elements begin a cache line, and before the first that
+/// begins as many lines as a panel has. None, unless all rows begin alike and there are enough vectors, or they end a line.
+/// What an allocator gives begins 16 bytes into a page: registers that straddle two lines took 1.3 times as long
+/// (4096 × 4096 in f32), panels that straddle two pages 1.04 times. The former are gathered, which also has to be in one
+/// piece.
+fn lead<T: Scalar, E: Element>(x: Batch<E>, params: &Params) -> (usize, usize) {
+    let (size, line) = (size_of::<E>(), size_of::<Line>());
+    if x.stride != 1 || x.n * line > params.scratch_bytes {
+        return (0, 0);
     }
-    (x.ptr as usize).wrapping_neg() % size_of::<Line>() / size
+    let before = |bytes: usize| {
+        let alike = (x.n_stride.unsigned_abs() * size).is_multiple_of(bytes);
+        if alike { (x.ptr as usize).wrapping_neg() % bytes / size } else { 0 }
+    };
+    let (panel, first) = (panel_width::<T, E>(x.n, params), before(line));
+    if x.count >= 2 * panel {
+        (first, before(panel * size).max(first))
+    } else if (x.element(0, x.count) as usize).is_multiple_of(line) {
+        (first, first)
+    } else {
+        (0, 0)
+    }
 }
 
 /// One long vector: its outer stages, then its blocks, then its base, each shared among threads.
@@ -316,13 +328,16 @@ fn panel_width<T: Scalar, E: Element>(n: usize, params: &Params) -> usize {
 unsafe fn panels<S: Lanes, T: Scalar, E: Element>(s: S, x: Batch<E>, order: Order, params: &Params) {
     let lanes = T::lanes::<S>();
     let panel = panel_width::<T, E>(x.n, params).max(lanes);
-    let lead = lead::<T, E>(x, params);
+    let (lead, begin) = lead::<T, E>(x, params);
     let whole = x.count - (x.count - lead) % lanes;
     let radices = radices::<S, T, E>(x.n_stride, order, params);
-    for first in (lead..whole).step_by(panel) {
-        let x = x.part(first, panel.min(whole - first));
+    let mut first = lead;
+    while first < whole {
+        let next = if first < begin { begin } else { first + panel };
+        let x = x.part(first, next.min(whole) - first);
         // SAFETY: these vectors.
         unsafe { one_panel::<S, T, E>(s, x, order, &radices, params) };
+        first = next;
     }
     for (first, count) in [(0, lead), (whole, x.count - whole)] {
         if count > 0 {
