@@ -3,6 +3,7 @@
 //! One test, so that nothing else allocates while it counts.
 #![expect(unsafe_code, reason = "a counting allocator has to implement GlobalAlloc")]
 
+#[expect(dead_code, reason = "a part of it is used")]
 mod common;
 
 use std::alloc::{GlobalAlloc, Layout, System};

@@ -12,6 +12,7 @@
 #![cfg(feature = "cli")]
 #![expect(unsafe_code, reason = "a counting allocator has to implement GlobalAlloc")]
 
+#[expect(dead_code, reason = "a part of it is used")]
 mod common;
 
 use std::alloc::{GlobalAlloc, Layout, System};

@@ -18,7 +18,7 @@
 //! Blocks grow: the first has [`BlockParams::first`] columns, later ones a quarter of the columns there are. A fixed block of
 //! 32 reads A two and a half times as often at rank 1000, and one of 256 wastes most of itself at rank 20; with a quarter, at most a
 //! fifth of the columns are beyond what was needed. The returned rank does not depend on it: it comes from the spectrum, and was the least
-//! possible in 196 of the 200 cases of `tests/tolerance.rs` (the others are below the floor, at most 11 above).
+//! possible in 196 of the 200 cases of `tests/drivers/tolerance.rs` (the others are below the floor, at most 11 above).
 //!
 //! **Below the floor.** E loses its digits at `√eps ‖A‖` (f32: some 5e-3, f64: 2e-7). For a smaller ε the loop watches probes
 //! instead, `P = A G` with a Gaussian `G` of 16 columns that nothing else depends on: `P −= Q_i (Q_iᵀP)` keeps

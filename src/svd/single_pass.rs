@@ -22,7 +22,7 @@
 //! Cost of a block of b rows: four sketches, `O(b n log)` with SRHT or `2 b n (l + c + s + 16)` flops with Gaussians, and reading
 //! the block. State: `(m + n) l + s² + 16 n` numbers. At the end `O((m + n) l²)`.
 //!
-//! Error over the optimum, at worst over the spectra and sketches of `tests/methods.rs` (k = 16): 1.45 with three sketches, 2.3 with two,
+//! Error over the optimum, at worst over the spectra and sketches of `tests/drivers/methods.rs` (k = 16): 1.45 with three sketches, 2.3 with two,
 //! where one power iteration is within a few percent. They are for matrices that can be seen once.
 
 mod bytes;

@@ -1,7 +1,6 @@
 //! What the test files share: reproducible matrices with known spectra, and f64 oracles. Independent of the crate's own
 //! random numbers and kernels.
 #![allow(missing_docs, unreachable_pub)]
-#![expect(dead_code, reason = "each test file uses its part of this")]
 
 use faer::{Mat, MatRef};
 use tensorslim::{Element, Matrix, Scalar};

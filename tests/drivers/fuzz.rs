@@ -3,9 +3,7 @@
 //!
 //! The 2000 cases take seconds; `PROPTEST_CASES` sets another number.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use faer::{Mat, MatRef};
 use half::{bf16, f16};
 use proptest::prelude::*;
@@ -94,7 +92,7 @@ fn cases() -> impl Strategy<Value = Case> {
     )
         .prop_map(
             |((m, n), spectrum, scale, layout, (storage, double), rank, (method, sketch), (oversample, q, seed))| {
-                // Halves have no room for a scale; what does not fit is refused elsewhere (`tests/hostile.rs`).
+                // Halves have no room for a scale; what does not fit is refused elsewhere (`hostile.rs`).
                 let scale = if storage.size() == 2 { scale.clamp(-1, 1) } else { scale };
                 Case {
                     m,

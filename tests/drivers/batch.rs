@@ -1,11 +1,10 @@
 //! Batches: the library's scheduler with its callbacks, and the command line with its files, killed, stopped, torn, divided and merged.
 
-mod common;
-
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::common;
 use tensorslim::batch::{Batch, Fit, Input, Item, Observer, Progress, Stage};
 use tensorslim::operator::Cancel;
 use tensorslim::{DType, Error, Matrix, Method, Rank, TruncatedSvd};

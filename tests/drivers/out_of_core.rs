@@ -1,13 +1,12 @@
 //! Tiled and mapped runs against the same matrix in memory; passes, limits, errors.
 #![cfg(feature = "npy")]
 
-mod common;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::common;
 use faer::{Mat, MatRef};
 use half::f16;
 use tensorslim::calibration::Calibration;

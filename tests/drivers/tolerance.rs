@@ -1,9 +1,7 @@
 //! Ranks from the spectrum: the smallest that meets the tolerance, with a certificate that is true.
 #![expect(clippy::print_stdout, reason = "the figures that the documentation quotes, with --nocapture")]
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use faer::Mat;
 use tensorslim::{Error, ErrorKind, Factors, Matrix, Method, Rank, Scalar, Sketch, TruncatedSvd};
 
@@ -34,7 +32,7 @@ fn minimal(spectrum: &[f64], tolerance: f64) -> usize {
     (spectrum.len() - dropped.count()).max(1)
 }
 
-/// Orthonormality is `tests/svd.rs`'s; here the certificate and the promise.
+/// Orthonormality is `svd.rs`'s; here the certificate and the promise.
 fn check<T: Scalar>(what: &str, a: &Mat<f64>, f: &Factors<T>, tolerance: f64) {
     let (reported, truth) = (f.report().relative_error, true_error(a.as_ref(), f));
     let k = f.rank() as f64;

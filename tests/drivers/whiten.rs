@@ -1,9 +1,7 @@
 //! Factors that know the activations: calibration statistics, whitened factorization, quality, blend, pivoted form.
 #![allow(clippy::print_stdout)] // the tables of figures, with `--nocapture`
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use faer::{Mat, MatRef};
 use half::f16;
 use proptest::prelude::*;

@@ -1,8 +1,6 @@
 //! Factors, ranks, quality: what comes out and how it is used.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use faer::Mat;
 use tensorslim::rank::{rank_for_loss, rank_for_ratio};
 use tensorslim::{DType, Factors, Method, Rank, Split, TensorRef, TruncatedSvd, quality, rank_saves_memory};

@@ -1,8 +1,6 @@
 //! Every bad input of the public edge is one typed error with its numbers in it; never a panic, never a silent clamp.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use tensorslim::{DType, Error, ErrorKind, Matrix, Method, Rank, Sketch, TensorRef, TruncatedSvd, quality};
 
 fn factor(data: &[f32], shape: &[usize], rank: Rank) -> Result<tensorslim::Factors<f32>, Error> {

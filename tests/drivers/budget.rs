@@ -1,9 +1,7 @@
 //! One budget for many layers: the allocation against brute force, its bounds, and what it gains over a uniform ratio.
 #![allow(clippy::print_stdout)] // the tables of figures, with `--nocapture`
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use faer::Mat;
 use proptest::prelude::*;
 use tensorslim::rank::{Allocation, Budget, Cost, Layer, Share, allocate, rank_for_ratio};

@@ -1,8 +1,6 @@
 //! One seed, one answer: the same bits for any number of threads and over repeated runs, for every sketch and method.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use faer::MatRef;
 use half::{bf16, f16};
 use tensorslim::{DType, Element, Error, Factors, Method, Rank, Scalar, Sketch, TruncatedSvd, quality};

@@ -1,13 +1,11 @@
 //! The SVD drivers against f64 oracles: error over the optimum, orthonormality, certificates, ranks, real weights.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use faer::{Mat, MatRef};
 use half::{bf16, f16};
 use tensorslim::{DType, Element, ErrorKind, Factors, Matrix, Method, Rank, Scalar, Sketch, TruncatedSvd, quality};
 
-/// Those that look at the matrix more than once, or have all of it: the others have bounds of their own (`tests/methods.rs`).
+/// Those that look at the matrix more than once, or have all of it: the others have bounds of their own (`methods.rs`).
 const METHODS: [Method; 5] = [Method::Auto, Method::Full, Method::Gram, Method::Randomized, Method::Krylov];
 const SKETCHES: [Sketch; 3] = [Sketch::Gaussian, Sketch::Srht, Sketch::SparseSign];
 

@@ -1,9 +1,7 @@
 //! The seam between algorithms and data: a second, deliberately odd operator whose panels are split in two halves runs
 //! every algorithm unchanged.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, MatMut, MatRef, Par};
 use tensorslim::dyn_stack::{MemBuffer, MemStack};

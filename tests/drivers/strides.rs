@@ -1,9 +1,7 @@
 //! Any strides: the same matrix through padded rows, Fortran order, reversed axes, sub-blocks and n-d shapes gives the same
 //! factors, and what cannot be a matrix is refused by name.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use proptest::prelude::*;
 use tensorslim::{Error, ErrorKind, Matrix, Method, Rank, TensorRef, TruncatedSvd};
 

@@ -1,9 +1,7 @@
 //! One look at the matrix: bounds from the papers, the certificate from the error sketch, streams that add up.
 #![expect(clippy::print_stdout, reason = "the figures that the documentation quotes, with --nocapture")]
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use faer::{Mat, MatRef};
 use half::f16;
 use tensorslim::operator::{Dense, HostPanel, LinearOperator};

@@ -1,0 +1,19 @@
+//! All that runs whole factorizations, a file for each subject. One binary, since the drivers are generic: each of these
+//! files on its own would compile them anew, for half a minute and more.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod batch;
+mod budget;
+mod determinism;
+mod factors;
+mod fuzz;
+mod hostile;
+mod methods;
+mod operator;
+mod out_of_core;
+mod strides;
+mod svd;
+mod tolerance;
+mod whiten;
