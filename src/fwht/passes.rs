@@ -13,17 +13,22 @@
 //! instead, panels of 64 rows through scratch in L1 or L2, cost a sweep less and took 1.05 to 1.4 times as long from 2^22 on
 //! (rows of 128 bytes to 4 KiB, the next panel prefetched): 64 streams are too many.
 //!
-//! Columns are as hard on caches as a vector can be on memory: rows 2^k bytes apart share few sets, so that a panel of 4096 rows
-//! 16 KiB apart lives in L3 whatever its size. 4096 × 4096 in f32 takes 1.2 to 1.3 times two bare sweeps over its panels, one from
-//! memory and one from L3, in the same 8 streams with the same prefetches, and these 1.3 to 1.5 times a scaling of the matrix from end
-//! to end where that takes 2.1 ms on two cores, 1.8 times where it takes 1.4. Of the time the first pass, from memory, has 0.46 and
-//! the second, from L3, 0.29. One core on its half alone takes 0.8 to 0.95 of what two take: it is not memory that bounds
-//! but what one core has under way. 16
-//! rows at a time, a pass less, took 1.25 times as long; the panel through scratch 1.3 times, and with stores past the
-//! caches as long; two sweeps by tiles of 64 rows × 256 bytes that pass through L1, with scratch and such stores, 1.55 times;
-//! the last two passes by such tiles alone 1.1 to 1.2 times. The next panel asked for in the last two passes took 0.9 times as
-//! long where others kept memory busy, 1.08 times where not; the first pass of the next panel step by step between the
-//! later ones of this, 1.2 times; threads half a panel apart 0.96 and 1.03.
+//! Columns are as hard on caches as a vector can be on memory: rows 2^k bytes apart share few sets, so that a panel of
+//! 4096 rows 16 KiB apart lives in L3 whatever its size. 4096 × 4096 in f32 takes 1.2 to 1.3 times two bare sweeps over its
+//! panels, one from memory and one from L3, in the same 8 streams with the same prefetches, and these 1.3 to 1.5 times a
+//! scaling of the matrix from end to end where that takes 2.1 ms on two cores, 1.8 times where it takes 1.4. Of the time the
+//! first pass, from memory, has 0.46 and the second, from L3, 0.29. One core on its half alone takes 0.8 to 0.95 of what two
+//! take: it is not memory that bounds but what one core has under way.
+//!
+//! ```text
+//!   tried and lost, times as long        16 rows at a time, a pass less                                   1.25
+//!                                        the panel through scratch; with stores past the caches           1.3; 1
+//!                                        two sweeps by tiles of 64 rows × 256 bytes through L1            1.55
+//!                                        the last two passes by such tiles                                1.1 to 1.2
+//!                                        the next panel asked for in the last two passes                  0.9 to 1.08
+//!                                        its first pass, step by step between the later ones of this      1.2
+//!                                        threads half a panel apart                                       0.96 to 1.03
+//! ```
 //!
 //! Every pass reads one type and writes another, so that the first pass of a half-precision vector widens and the
 //! last one narrows. Passes go from the top bit down, depth first: what a pass leaves behind are independent blocks.
