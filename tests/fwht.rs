@@ -392,18 +392,20 @@ fn orthonormal_transforms_are_scaled() {
 fn addresses_do_not_change_a_bit() {
     fn check<E: Element>() {
         let (m, n, line) = (256, 1024, 64 / size_of::<E>());
-        let from = |offset: usize| {
+        let from = |offset: usize, par: Par| {
             let mut buffer = vec![E::from_f64(0.0); m * n + 64 * line];
             let first = buffer.as_ptr().align_offset(32 * 64) + offset;
             let x = &mut buffer[first..][..m * n];
             x.iter_mut().enumerate().for_each(|(i, x)| *x = E::from_f64((i as f64 * 0.7).sin()));
-            fwht::fwht_columns(MatMut::from_row_major_slice_mut(x, m, n), Par::rayon(2)).unwrap();
+            fwht::fwht_columns(MatMut::from_row_major_slice_mut(x, m, n), par).unwrap();
             x.iter().map(|x| x.to_f64().to_bits()).collect::<Vec<_>>()
         };
-        let aligned = from(0);
+        let aligned = from(0, Par::Seq);
         // Past a line, and past what a panel has of a row.
         for offset in (1..line).chain([line, 5 * line + 3, 15 * line, 16 * line - 1]) {
-            assert!(from(offset) == aligned, "{} elements of {} past a panel", offset, E::DTYPE);
+            for par in [Par::Seq, Par::rayon(2)] {
+                assert!(from(offset, par) == aligned, "{offset} elements of {} past a panel, {par:?}", E::DTYPE);
+            }
         }
     }
     check::<f32>();
