@@ -10,6 +10,7 @@ mod determinism;
 mod factors;
 mod fuzz;
 mod hostile;
+mod lowrank;
 mod methods;
 mod operator;
 mod out_of_core;
