@@ -17,5 +17,14 @@ pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(
     let mut image = op.left(width)?;
     op.materialize(&mut image)?;
     let (triplets, rank, notes) = Triplets::from_right(None, image, false, |s, captured| goal.rank(s, captured), par)?;
-    Ok(Solution { triplets, rank, width, method: Method::Full, sketch: None, certificate: None, slices: Slices::Orthogonal, notes })
+    Ok(Solution {
+        triplets,
+        rank,
+        width,
+        method: Method::Full,
+        sketch: None,
+        certificate: None,
+        slices: Slices::Orthogonal,
+        notes,
+    })
 }

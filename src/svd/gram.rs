@@ -115,7 +115,16 @@ pub(super) fn from_basis<T: Scalar, O: LinearOperator<T>>(
     op.apply(&basis, &mut image)?;
     let (triplets, rank, notes) =
         Triplets::from_right(Some(basis), image, true, |s, captured| goal.rank(s, captured), par)?;
-    Ok(Solution { triplets, rank, width, method: Method::Gram, sketch, certificate: None, slices: Slices::Orthogonal, notes })
+    Ok(Solution {
+        triplets,
+        rank,
+        width,
+        method: Method::Gram,
+        sketch,
+        certificate: None,
+        slices: Slices::Orthogonal,
+        notes,
+    })
 }
 
 /// What a dense solver finds of G.

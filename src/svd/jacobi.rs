@@ -97,7 +97,8 @@ pub(super) fn svd(a: MatRef<'_, f64>) -> SmallSvd<f64> {
     }
     (rank..l).for_each(|j| u[(j, j)] = 1.0);
     drop(rotations);
-    let scratch = faer::linalg::householder::apply_block_householder_sequence_on_the_left_in_place_scratch::<f64>(l, block, l);
+    let scratch =
+        faer::linalg::householder::apply_block_householder_sequence_on_the_left_in_place_scratch::<f64>(l, block, l);
     let mut buffer = MemBuffer::new(scratch);
     apply_reflections(
         factor.as_ref(),

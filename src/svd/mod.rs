@@ -75,10 +75,12 @@ pub enum Method {
     /// Randomized range finder with power iterations (Halko, Martinsson, Tropp 2011), orthonormalized at every product.
     Randomized,
     /// Block Krylov iteration (Musco, Musco 2015): the randomized method with every panel kept, in fewer products. A rank
-    /// that the spectrum decides is found by [`Randomized`](Method::Randomized).
+    /// that the spectrum decides is found by [`Randomized`](Method::Randomized), and so is a basis where as many singular values tie as a block has
+    /// columns, which holds no more copies than that.
     Krylov,
     /// Three sketches of one pass (Tropp, Yurtsever, Udell, Cevher 2019), for matrices that can be seen once; see [`SinglePass`].
-    /// The rank is fixed or bounded by [`TruncatedSvd::max_rank`]; oversampling and power iterations have no effect.
+    /// The rank is fixed or bounded by [`TruncatedSvd::max_rank`]. The sketches are those of the rank, or of the oversampling if that is more; power
+    /// iterations have no effect.
     SinglePass,
     /// Generalized Nyström (Nakatsukasa 2020): two sketches of one pass, a third of the memory of [`SinglePass`](Method::SinglePass) or less and a larger
     /// error. The rank is fixed or bounded by [`TruncatedSvd::max_rank`]; power iterations have no effect.

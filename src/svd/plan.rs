@@ -400,7 +400,9 @@ impl Plan {
                         drop(solution);
                         let mut next = randomized(op)?;
                         let width = blocks.width;
-                        next.notes.push(format!("{width} or more tied values, of which a block holds {width}; took randomized"));
+                        next.notes.push(format!(
+                            "{width} or more tied values, of which a block holds {width}; took randomized"
+                        ));
                         Ok(next)
                     }
                     None => {

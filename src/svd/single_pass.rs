@@ -363,7 +363,9 @@ impl<T: Scalar> SinglePass<T> {
         let slices = spreads.iter().map(|spread| spread.certificate().error_and_deviation()).collect();
         let (error, deviation) = spread.certificate().error_and_deviation();
         if error + deviation >= 1.0 {
-            notes.push("no better than zeros: the spectrum is too flat for one pass; oversample more, or look again".into());
+            notes.push(
+                "no better than zeros: the spectrum is too flat for one pass; oversample more, or look again".into(),
+            );
         }
         let certificate = match self.norm_squared {
             0.0 => Certificate::of_zero(),

@@ -263,7 +263,8 @@ fn is_eigen<T: Scalar>(g: MatRef<'_, T>, values: &[T], vectors: MatRef<'_, T>) -
 
 /// Whether `Qᵀ mixed = x`, `mixed` being `Q x`.
 fn is_orthonormal<T: Scalar>(q: MatRef<'_, T>, x: &[f64], mixed: &[f64]) -> bool {
-    let back: Vec<f64> = (0..x.len()).map(|j| column(q, j).iter().zip(mixed).map(|(&q, y)| Element::to_f64(q) * y).sum()).collect();
+    let back: Vec<f64> =
+        (0..x.len()).map(|j| column(q, j).iter().zip(mixed).map(|(&q, y)| Element::to_f64(q) * y).sum()).collect();
     are_close::<T>(&back, x, (x.len() as f64).sqrt())
 }
 
@@ -404,7 +405,9 @@ fn embedded<T: Scalar>(g: MatRef<'_, T>, live: &[usize]) -> Eigen<T> {
     let mut vectors = Mat::zeros(n, n);
     for (j, (_, from)) in found.iter().enumerate() {
         match *from {
-            From::Live(vector) => live.iter().enumerate().for_each(|(i, &row)| vectors[(row, j)] = live_vectors[(i, vector)]),
+            From::Live(vector) => {
+                live.iter().enumerate().for_each(|(i, &row)| vectors[(row, j)] = live_vectors[(i, vector)])
+            }
             From::Isolated(row) => vectors[(row, j)] = T::one(),
         }
     }
@@ -477,10 +480,15 @@ mod tests {
 
     fn check_svd<T: Scalar>(a: &Mat<f64>, sigma: &[f64], what: &str) {
         let l = sigma.len();
-        let eps = <T as Scalar>::EPSILON;
         let a = Mat::<T>::from_fn(l, l, |i, j| T::from_f64(a[(i, j)]));
-        let SmallSvd { u, s, v } = svd(a.as_ref(), Par::Seq);
-        let (a, u, v) = (wide(&a), wide(&u), wide(&v));
+        check_triplets(&a, svd(a.as_ref(), Par::Seq), sigma, what);
+    }
+
+    fn check_triplets<T: Scalar>(a: &Mat<T>, found: SmallSvd<T>, sigma: &[f64], what: &str) {
+        let l = sigma.len();
+        let eps = <T as Scalar>::EPSILON;
+        let SmallSvd { u, s, v, .. } = found;
+        let (a, u, v) = (wide(a), wide(&u), wide(&v));
         for (q, name) in [(&u, "U"), (&v, "V")] {
             let defect = defect(q) / eps;
             // f32 vectors are rounded f64 ones: |q_iᵀq_j| errs by at most eps. f64 vectors come out of products of l terms.
@@ -516,5 +524,91 @@ mod tests {
                 check_svd::<f64>(&a, &sigma, what);
             }
         }
+    }
+
+    /// The way out, on the same spectra.
+    #[test]
+    fn jacobi_is_an_svd_and_an_eigendecomposition() {
+        for l in [1, 2, 3, 24, 50, 101] {
+            let (p, q) = (gaussian(l, 1).qr().compute_Q(), gaussian(l, 2).qr().compute_Q());
+            for (what, sigma) in spectra(l) {
+                let diagonal = Mat::from_fn(l, l, |i, j| if i == j { sigma[i] } else { 0.0 });
+                let a = &p * &diagonal * q.transpose();
+                check_triplets(&a, jacobi::svd(a.as_ref()), &sigma, what);
+                check_eigen::<f64>(&(&p * &diagonal * p.transpose()), &sigma, what);
+                check_eigen::<f32>(&(&p * &diagonal * p.transpose()), &sigma, what);
+            }
+        }
+    }
+
+    fn check_eigen<T: Scalar>(g: &Mat<f64>, lambda: &[f64], what: &str) {
+        let (l, eps) = (lambda.len(), <T as Scalar>::EPSILON);
+        let g = Mat::<T>::from_fn(l, l, |i, j| T::from_f64(g[(i, j)]));
+        let (values, vectors) = jacobi::symmetric_eigen(g.as_ref());
+        let largest = lambda.iter().fold(0.0, |a: f64, x| a.max(*x));
+        // Cholesky's backward error, and the rounding of G; what is dropped is under `l eps` of the largest.
+        let bound = 8.0 * eps * (l as f64) * largest;
+        for (value, lambda) in values.iter().zip(lambda.iter().rev()) {
+            let value = Element::to_f64(*value);
+            assert!((value - lambda).abs() <= bound, "{what} {l}: {value} for {lambda}");
+        }
+        let v = wide(&vectors);
+        assert!(defect(&v) <= 16.0 * eps * (1.0 + (l as f64).sqrt()), "{what} {l}: {} eps", defect(&v) / eps);
+        let mut r = wide(&g) * &v;
+        for j in 0..l {
+            for i in 0..l {
+                r[(i, j)] -= v[(i, j)] * Element::to_f64(values[j]);
+            }
+        }
+        assert!(r.norm_max() <= bound, "{what} {l}: {:e}", r.norm_max());
+    }
+
+    /// Grids of ones, squares of sparse vectors, copies: what libraries give up on. Nothing is left to fail.
+    #[test]
+    fn sparse_rank_one_gram_matrices_are_solved() {
+        let normal = Gaussian::new(310, 40, 7).unwrap();
+        for l in [64, 130, 200, 310] {
+            for (seed, density) in
+                [(0, 0.02), (1, 0.05), (2, 0.1), (3, 0.6), (4, 1.0)].into_iter().cycle().take(15).enumerate()
+            {
+                let (keep, x) = (|i: usize| normal.entry(i, seed).abs(), |i: usize| normal.entry(i, seed + 20));
+                let mut order: Vec<usize> = (0..l).collect();
+                order.sort_by(|&i, &j| keep(j).total_cmp(&keep(i)));
+                let mut entries = vec![0.0; l];
+                order[..((density.1 * l as f64) as usize).max(1)].iter().for_each(|&i| entries[i] = x(i));
+                let largest = entries.iter().fold(0.0, |a: f64, x| a.max(x.abs()));
+                let g = Mat::from_fn(l, l, |i, j| entries[i] * entries[j] / largest / largest);
+                let Eigen { values, vectors, .. } = symmetric_eigen(g.as_ref());
+                assert!(is_eigen(g.as_ref(), &values, vectors.as_ref()), "{l}, {seed}");
+                let trace: f64 = (0..l).map(|i| g[(i, i)]).sum();
+                assert!((values[l - 1] / trace - 1.0).abs() < 1e-13, "{l}, {seed}: {} for {trace}", values[l - 1]);
+                assert!(values[..l - 1].iter().all(|x| x.abs() < 1e-13 * trace), "{l}, {seed}");
+            }
+        }
+    }
+
+    /// Two values that have changed places are seen, and so is a vector that has lost its length.
+    #[test]
+    fn values_that_are_not_those_of_their_vectors_are_seen() {
+        let l = 60;
+        let (p, q) = (gaussian(l, 1).qr().compute_Q(), gaussian(l, 2).qr().compute_Q());
+        let sigma: Vec<f64> = (0..l).map(|i| 0.9f64.powi(i as i32)).collect();
+        let a = &p * Mat::from_fn(l, l, |i, j| if i == j { sigma[i] } else { 0.0 }) * q.transpose();
+        let right = svd(a.as_ref(), Par::Seq);
+        assert!(right.remedy.is_none() && is_svd(a.as_ref(), &right));
+        for (i, j) in [(0, 1), (30, 31), (20, 50)] {
+            let mut wrong = SmallSvd { u: right.u.clone(), s: right.s.clone(), v: right.v.clone(), remedy: None };
+            wrong.s.swap(i, j);
+            assert!(!is_svd(a.as_ref(), &wrong), "{i} and {j}");
+        }
+        let mut wrong = right;
+        wrong.u[(3, 59)] += 1e-6;
+        assert!(!is_svd(a.as_ref(), &wrong));
+
+        let g = &a * a.transpose();
+        let Eigen { mut values, vectors, .. } = symmetric_eigen(g.as_ref());
+        assert!(is_eigen(g.as_ref(), &values, vectors.as_ref()));
+        values.swap(40, 41);
+        assert!(!is_eigen(g.as_ref(), &values, vectors.as_ref()));
     }
 }

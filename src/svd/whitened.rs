@@ -397,13 +397,7 @@ where
     }
 
     /// The same with this filter, if the plan has one.
-    fn left_vectors_by(
-        &mut self,
-        svd: &TruncatedSvd,
-        plan: &Plan,
-        filter: Filter,
-        par: Par,
-    ) -> Result<Outputs<T, P>> {
+    fn left_vectors_by(&mut self, svd: &TruncatedSvd, plan: &Plan, filter: Filter, par: Par) -> Result<Outputs<T, P>> {
         let goal = plan.goal(self.norm_squared());
         let solution = if self.is_wide() && plan.method == Method::Gram {
             match self.wide_by_gram(svd, plan, filter, &goal, par)? {
@@ -532,38 +526,39 @@ where
             squares.iter().map(|&x| <T as Element>::from_f64(Element::to_f64(x).max(0.0).sqrt())).collect()
         };
         let mut damped = 0.0;
-        let (panel, coefficients, s, captured, sketch, back, remedy) = if plan.eigenvectors() == Some(Eigenvectors::Dense) {
-            let width = |squares: &[T]| match plan.rank {
-                Some(_) => plan.width,
-                None => (goal.rank_given(&roots(squares), 0.0) + svd.oversample).min(plan.width),
+        let (panel, coefficients, s, captured, sketch, back, remedy) =
+            if plan.eigenvectors() == Some(Eigenvectors::Dense) {
+                let width = |squares: &[T]| match plan.rank {
+                    Some(_) => plan.width,
+                    None => (goal.rank_given(&roots(squares), 0.0) + svd.oversample).min(plan.width),
+                };
+                let gram::Dominant { basis, values: squares, remedy } = gram::dense(self, width)?;
+                let l = basis.ncols();
+                let captured = squares[..l].iter().map(|&x| Element::to_f64(x)).sum();
+                let mut back = self.inputs(l)?;
+                self.back(&basis, &mut back)?;
+                (basis, Mat::identity(l, l), roots(&squares[..l]), captured, None, back, remedy)
+            } else {
+                let l = plan.width;
+                let mut g = self.gram()?;
+                let omega = svd.omega(self.ncols(), l, stream::RANGE)?;
+                let (mut v, mut image) = (self.right(l)?, self.right(l)?);
+                damped = filtered_iteration(&mut g, self.norm_squared(), &omega, filter, &mut v, &mut image)?;
+                g.apply(&v, &mut image)?;
+                drop(g);
+                let mut h = Mat::<T>::zeros(l, l);
+                v.inner(&image, h.as_mut())?;
+                drop(image);
+                let mut h = Mat::from_fn(l, l, |i, j| Element::to_f64(h[(i.max(j), i.min(j))]));
+                let captured = (0..l).map(|i| h[(i, i)]).sum();
+                let unit = small::normalize(h.as_mut());
+                let mut back = self.inputs(l)?;
+                let small::Eigen { values, vectors, remedy } =
+                    small::symmetric_eigen_beside(&v, h.as_ref(), par, || self.back(&v, &mut back))?;
+                let squares: Vec<T> = values.iter().rev().map(|x| <T as Element>::from_f64(x * unit)).collect();
+                let coefficients = Mat::from_fn(l, l, |i, j| <T as Element>::from_f64(vectors[(i, l - 1 - j)]));
+                (v, coefficients, roots(&squares), captured, Some(svd.sketch), back, remedy)
             };
-            let gram::Dominant { basis, values: squares, remedy } = gram::dense(self, width)?;
-            let l = basis.ncols();
-            let captured = squares[..l].iter().map(|&x| Element::to_f64(x)).sum();
-            let mut back = self.inputs(l)?;
-            self.back(&basis, &mut back)?;
-            (basis, Mat::identity(l, l), roots(&squares[..l]), captured, None, back, remedy)
-        } else {
-            let l = plan.width;
-            let mut g = self.gram()?;
-            let omega = svd.omega(self.ncols(), l, stream::RANGE)?;
-            let (mut v, mut image) = (self.right(l)?, self.right(l)?);
-            damped = filtered_iteration(&mut g, self.norm_squared(), &omega, filter, &mut v, &mut image)?;
-            g.apply(&v, &mut image)?;
-            drop(g);
-            let mut h = Mat::<T>::zeros(l, l);
-            v.inner(&image, h.as_mut())?;
-            drop(image);
-            let mut h = Mat::from_fn(l, l, |i, j| Element::to_f64(h[(i.max(j), i.min(j))]));
-            let captured = (0..l).map(|i| h[(i, i)]).sum();
-            let unit = small::normalize(h.as_mut());
-            let mut back = self.inputs(l)?;
-            let small::Eigen { values, vectors, remedy } =
-                small::symmetric_eigen_beside(&v, h.as_ref(), par, || self.back(&v, &mut back))?;
-            let squares: Vec<T> = values.iter().rev().map(|x| <T as Element>::from_f64(x * unit)).collect();
-            let coefficients = Mat::from_fn(l, l, |i, j| <T as Element>::from_f64(vectors[(i, l - 1 - j)]));
-            (v, coefficients, roots(&squares), captured, Some(svd.sketch), back, remedy)
-        };
         let width = panel.ncols();
         let rank = goal.rank(&s, captured);
         let short = width < plan.width && !goal.is_reached_by::<T>(captured);

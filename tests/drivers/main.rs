@@ -14,6 +14,7 @@ mod lowrank;
 mod methods;
 mod operator;
 mod out_of_core;
+mod real_inputs;
 mod strides;
 mod svd;
 mod tolerance;
