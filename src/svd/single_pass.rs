@@ -407,6 +407,8 @@ struct Answer<T> {
 fn shrinkage<T: Scalar>(error: &Mat<T>, v: &Mat<T>, weights: &Mat<T>, s: &[T]) -> Option<f64> {
     /// Factors of zero would have no directions.
     const LEAST: f64 = 0.05;
+    /// What is closer to 1 is the probes' own noise, or gains less than a hundredth of what the factors hold.
+    const MOST: f64 = 0.9;
     let squares: f64 = s.iter().map(|&s| Element::to_f64(s) * Element::to_f64(s)).sum();
     if squares == 0.0 {
         return None;
@@ -422,7 +424,8 @@ fn shrinkage<T: Scalar>(error: &Mat<T>, v: &Mat<T>, weights: &Mat<T>, s: &[T]) -
     let mean = excess.iter().sum::<f64>() / PROBES as f64;
     let variance = excess.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / (PROBES - 1) as f64;
     let deviation = (variance / PROBES as f64).sqrt();
-    (mean < -deviation).then_some((1.0 + mean - deviation).max(LEAST))
+    let part = (1.0 + mean - deviation).max(LEAST);
+    (mean < -deviation && part < MOST).then_some(part)
 }
 
 /// One pass over `op`, which is `plan`'s matrix or its transpose.
@@ -470,7 +473,8 @@ fn three_sketches<T: Scalar>(
 }
 
 /// `(ΩᵀQ)⁺ B` for an orthonormal Q: least squares with a matrix whose condition is that of the embedding, a small constant, so
-/// that its QR is as good as a pseudo-inverse.
+/// that its QR is as good as a pseudo-inverse. Unless Q is made of unit vectors (of a matrix with few live rows it is), some combinations of which a
+/// sampled Hadamard matrix may not see: a column that adds nothing to those before it gets coefficient 0.
 pub(super) fn solve_embedded<T: Scalar>(
     q: &Mat<T>,
     omega: &AnySketch,
@@ -478,11 +482,21 @@ pub(super) fn solve_embedded<T: Scalar>(
     par: Par,
     stack: &mut MemStack,
 ) -> Result<Mat<T>> {
+    /// Of a pivot over the largest: an honest embedding has `(√s − √l) / (√s + √l)` at least, 0.17 for s = 2 l, 0.1 for 1.5 l.
+    const SEEN: f64 = 1.0 / 64.0;
     let l = q.ncols();
     let mut embedded = Mat::zeros(omega.ncols(), l);
     omega.apply(q.transpose(), embedded.as_mut().transpose_mut(), par)?;
     let mut r = Mat::zeros(l, l);
     qr::orthonormalize(embedded.as_mut(), Some(r.as_mut()), par, stack)?;
+    let pivot = |r: &Mat<T>, j: usize| Element::to_f64(r[(j, j)]).abs();
+    let largest = (0..l).map(|j| pivot(&r, j)).fold(0.0, f64::max);
+    for j in 0..l {
+        if pivot(&r, j) <= SEEN * largest {
+            // As good as infinite, and nothing else becomes so.
+            r[(j, j)] = <T as Element>::from_f64(largest / T::EPSILON.powi(2));
+        }
+    }
     let mut x = Mat::zeros(l, b.ncols());
     matmul(x.as_mut(), Accum::Replace, embedded.transpose(), b, T::one(), par);
     back_substitute(r.as_ref(), x.as_mut());
