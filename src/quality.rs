@@ -84,7 +84,7 @@ pub fn expected<T: Scalar>(w: &TensorRef<'_>, f: &Factors<T>, c: &Calibration) -
 }
 
 pub(crate) fn expected_view<T: Scalar>(w: MatView<'_>, f: &Factors<T>, c: &Calibration) -> Result<Activation> {
-    let (samples, _) = whiten::equivalent_samples(c, crate::current_par())?;
+    let samples = whiten::equivalent_samples(c, crate::current_par())?;
     let mut total = Sums::default();
     compare(w, f, f64::view(samples.as_ref()), |sample| total = total + sample)?;
     Ok(total.activation())
@@ -211,20 +211,20 @@ fn for_each_output<T: Scalar>(
     Ok(())
 }
 
-/// `‖W Xᵀ‖_F²`, rows of `x` of moderate size.
-pub(crate) fn output_norm_squared<T: Scalar>(w: MatView<'_>, x: MatRef<'_, f64>) -> Result<f64> {
+/// `‖c W Xᵀ‖_F²`, rows of `x` of moderate size, and the power of two c that keeps W in range.
+pub(crate) fn output_norm_squared<T: Scalar>(w: MatView<'_>, x: MatRef<'_, f64>) -> Result<(f64, f64)> {
     let mut weight = Dense::<T>::new(w, crate::current_par())?;
     let mut total = 0.0;
     for_each_output(&mut weight, f64::view(x), 1.0, |_, _, y| {
         total += (0..y.as_ref().ncols()).map(|j| column_norm_squared(y.as_ref(), j)).sum::<f64>();
     })?;
-    Ok(total / (weight.scale() * weight.scale()))
+    Ok((total, weight.scale()))
 }
 
-/// `‖W' Xᵀ‖_F² = ‖diag(s) Vᵀ Xᵀ‖_F²`.
-pub(crate) fn kept_norm_squared<T: Scalar>(f: &Factors<T>, x: MatRef<'_, f64>, par: Par) -> f64 {
+/// `‖c W' Xᵀ‖_F² = ‖c diag(s) Vᵀ Xᵀ‖_F²`, c a power of two.
+pub(crate) fn kept_norm_squared<T: Scalar>(f: &Factors<T>, x: MatRef<'_, f64>, c: f64, par: Par) -> f64 {
     let gains = output_gains(f.vt().as_ref().transpose(), x, 1.0, par);
-    gains.iter().zip(f.s()).map(|(gain, &s)| gain * Element::to_f64(s) * Element::to_f64(s)).sum()
+    gains.iter().zip(f.s().iter().map(|&s| c * Element::to_f64(s))).map(|(gain, s)| gain * s * s).sum()
 }
 
 /// `‖X b_j‖²` for the columns of `b`, which are `scale` times what they should be.
