@@ -532,7 +532,7 @@ where
     }
 
     /// How much of the outputs is lost, on the calibration: by subtraction, of the norm that weighed the error where that is what is
-    /// asked, or of the samples' own.
+    /// asked, or of the samples' own. Zero if the outputs are, and only then.
     fn share_lost(&mut self, weighting: &Weighting, bt: &P, kept: Option<f64>, par: Par) -> Result<Option<f64>> {
         let norm_squared = self.norm_squared();
         let exact = weighting.whitening == Whitening::Full && weighting.blend == 1.0;
@@ -544,11 +544,11 @@ where
                     Some(kept) => kept,
                     None => self.weighted_norm_squared(bt)?,
                 };
-                Some(1.0 - kept / norm_squared)
+                Some((1.0 - kept / norm_squared).max(f64::MIN_POSITIVE))
             }
             Some(c) => {
                 let data = Data::new(self, c, par)?;
-                Some(1.0 - data.gains(bt)?.iter().sum::<f64>() / data.whole)
+                Some((1.0 - data.gains(bt)?.iter().sum::<f64>() / data.whole).max(f64::MIN_POSITIVE))
             }
         })
     }

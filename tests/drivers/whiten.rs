@@ -769,6 +769,45 @@ fn bytes_of_both_versions() {
     assert!(matches!(c.update(&more.as_tensor().unwrap()), Err(Error::Option { name: "samples", .. })) && c == full);
 }
 
+/// Ranks that reproduce the outputs to rounding: what is reported is the error that there is, not the rounding of the look at it.
+#[test]
+fn errors_below_the_rounding_of_products() {
+    for (m, n) in [(96, 64), (64, 96)] {
+        let w = rounded::<f32>(gaussian(m, n, 51).as_ref());
+        let a = exact(&w);
+        let mut dead = gaussian(200, n, 52);
+        (0..n).filter(|j| j * 7 % n > 9).for_each(|j| dead.col_mut(j).fill(0.0));
+        let few = gaussian(8, n, 53);
+        for (what, x) in [("dead features", dead), ("few samples", few)] {
+            for form in [Form::Gram, Form::Factor] {
+                let c = with_options(&rounded::<f64>(x.as_ref()), CalibrationOptions { form, ..Default::default() });
+                for (whitening, blend) in [(Whitening::Full, 1.0), (Whitening::Full, 0.7), (Whitening::Diagonal, 1.0)] {
+                    for (method, k) in [
+                        (Method::Auto, 10),
+                        (Method::Auto, 40),
+                        (Method::Auto, 64),
+                        (Method::Full, 20),
+                        (Method::Gram, 20),
+                        (Method::Randomized, 20),
+                    ] {
+                        let svd = TruncatedSvd::new(Rank::Fixed(k)).method(method).calibration(&c);
+                        let svd = svd.whitening(whitening).blend(blend);
+                        let f = svd.factor::<f32>(w.as_tensor().unwrap()).unwrap();
+                        let lost = loss(a.as_ref(), x.as_ref(), &f);
+                        let said = f.report().activation.as_ref().unwrap().relative_error;
+                        let what = format!("{m}×{n} {what} {form:?} {whitening} {blend} {method} {k}");
+                        assert!(said < 1.5 * lost && lost < 1.5 * said, "{what}: {said:e} reported, {lost:e} measured");
+                        let expected = quality::expected(&w.as_tensor().unwrap(), &f, &c).unwrap();
+                        let off = expected.relative_error / lost - 1.0;
+                        assert!(off.abs() < 0.5, "{what}: {expected:?}, {lost:e} measured");
+                        assert!((expected.cosine - (1.0 - lost * lost).sqrt()).abs() < 1e-6, "{what}: {expected:?}");
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// A file with a right checksum, over any contents.
 fn sealed(mut body: Vec<u8>) -> Vec<u8> {
     let crc = body.iter().fold(!0u32, |crc, byte| {
