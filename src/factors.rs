@@ -119,6 +119,7 @@ pub struct ActivationReport {
     /// `‖(W − W') Xᵀ‖_F / ‖W Xᵀ‖_F` over the calibration samples; 0 if their outputs are.
     pub relative_error: f64,
     /// `‖W L‖_F`, with `L Lᵀ` the moments that weighed the error: without blend the root mean square norm of an output vector.
+    /// Infinite if that is beyond f64, as outputs of huge weights on huge samples are.
     pub norm: f64,
     /// All singular values of `W L` that were computed, nonincreasing: what [`allocate`](crate::rank::allocate) shares a budget by.
     pub spectrum: Vec<f64>,

@@ -251,7 +251,7 @@ where
     let matrix: Option<Given<'_, T>> = if moments.are_a_matrix() { Some((&mut write, &diagonal)) } else { None };
     let op = Whitened::new(op, m < n, make, matrix)?;
     let notes = moments.note(weighting.calibration.is_some()).into_iter().collect();
-    let about = About { w, weight_scale, root_scale: moments.scale(), notes, par, start };
+    let about = About { w, weight_scale, root_exponent: moments.exponent(), notes, par, start };
     let mut factors = project(svd, op, about)?;
     factors.report_mut().power_iterations = asked;
     Ok(factors)
@@ -262,8 +262,8 @@ struct About<'a> {
     w: Weight<'a>,
     /// The operator is this times W.
     weight_scale: f64,
-    /// `L Lᵀ` is this times the moments.
-    root_scale: f64,
+    /// L is `2^-this` times a root of the moments.
+    root_exponent: i32,
     notes: Vec<String>,
     par: Par,
     start: Instant,
@@ -345,7 +345,8 @@ where
         }
     };
     // Of one output vector, in the units of W and the inputs.
-    let unit = 1.0 / (about.weight_scale * about.root_scale.sqrt());
+    let exponent = about.root_exponent - about.weight_scale.log2().round() as i32;
+    let in_units = |x: f64| times_power_of_two(x, exponent);
     let report = factors.report_mut();
     report.elapsed = about.start.elapsed();
     report.activation = Some(ActivationReport {
@@ -354,10 +355,16 @@ where
         whitening: weighting.whitening,
         blend: weighting.blend,
         relative_error,
-        norm: norm_squared.sqrt() * unit,
-        spectrum: s.into_iter().map(|s| Element::to_f64(s) * unit).collect(),
+        norm: in_units(norm_squared.sqrt()),
+        spectrum: s.into_iter().map(|s| in_units(Element::to_f64(s))).collect(),
     });
     Ok(factors)
+}
+
+/// `x 2^exponent` of any exponent: outside the range of f64 zero or infinite.
+fn times_power_of_two(x: f64, exponent: i32) -> f64 {
+    let part = exponent.clamp(-1000, 1000);
+    if part == exponent { x * 2f64.powi(part) } else { times_power_of_two(x * 2f64.powi(part), exponent - part) }
 }
 
 impl<T, P, W, L> Whitened<'_, T, W, L>
@@ -575,7 +582,8 @@ where
     }
 
     /// How much of the outputs is lost, on the calibration: by subtraction, of the norm that weighed the error where that is what is
-    /// asked, or of the samples' own. None without calibration.
+    /// asked, or of the samples' own. None without calibration; zero if the outputs
+    /// are, and only then.
     fn lost(&mut self, weighting: &Weighting, bt: &P, found: &Found<T>, par: Par) -> Result<Option<Lost>> {
         let norm_squared = self.norm_squared();
         let exact = weighting.whitening == Whitening::Full && weighting.blend == 1.0;
@@ -590,12 +598,15 @@ where
                     None => self.weighted_norm_squared(bt)?,
                 };
                 let gain = |&s: &T| Element::to_f64(s) * Element::to_f64(s) / norm_squared;
-                Some(Lost { share: 1.0 - kept / norm_squared, gains: found.s[..found.rank].iter().map(gain).collect() })
+                Some(Lost {
+                    share: (1.0 - kept / norm_squared).max(f64::MIN_POSITIVE),
+                    gains: found.s[..found.rank].iter().map(gain).collect(),
+                })
             }
             Some(c) => {
                 let data = Data::new(self, c, par)?;
                 let gains: Vec<f64> = data.gains(bt)?.into_iter().map(|gain| gain / data.whole).collect();
-                Some(Lost { share: 1.0 - gains.iter().sum::<f64>(), gains })
+                Some(Lost { share: (1.0 - gains.iter().sum::<f64>()).max(f64::MIN_POSITIVE), gains })
             }
         })
     }
