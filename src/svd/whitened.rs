@@ -593,15 +593,13 @@ where
                 Some(Lost { share: 0.0, gains: vec![0.0; found.rank] })
             }
             Some(_) if exact => {
-                let kept = match found.kept {
-                    Some(kept) => kept,
-                    None => self.weighted_norm_squared(bt)?,
+                let (kept, gains) = match found.kept {
+                    // The eigenvalues of the outputs' moments.
+                    Some(kept) => (kept, found.s[..found.rank].iter().map(|&s| Element::to_f64(s).powi(2)).collect()),
+                    None => self.weighted_norms_squared(bt)?,
                 };
-                let gain = |&s: &T| Element::to_f64(s) * Element::to_f64(s) / norm_squared;
-                Some(Lost {
-                    share: (1.0 - kept / norm_squared).max(f64::MIN_POSITIVE),
-                    gains: found.s[..found.rank].iter().map(gain).collect(),
-                })
+                let share = (1.0 - kept / norm_squared).max(f64::MIN_POSITIVE);
+                Some(Lost { share, gains: gains.into_iter().map(|gain| gain / norm_squared).collect() })
             }
             Some(c) => {
                 let data = Data::new(self, c, par)?;
