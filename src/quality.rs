@@ -8,10 +8,14 @@
 //!
 //! Samples go through in blocks; `W' = U diag(s) Vᵀ` is never formed, `W` never copied, and all sums are in f64.
 //!
-//! All samples together are known from their second moments, `Σ ⟨W x, W' x⟩ = tr(W G W'ᵀ)`, and hence from any n vectors that have
-//! the same: the columns of L, `L Lᵀ = G`. [`expected`] sends those through in place of the samples that [`Calibration`] saw: the same
-//! numbers, whatever their count was, at the price of n samples. (Single samples, and quantiles over them, need the samples.)
+//! All samples together are known from their second moments, `Σ ⟨W x, W' x⟩ = tr(W G W'ᵀ)`: [`expected`] takes those that [`Calibration`]
+//! has, at the price of n samples, whatever their count was. It works in f64 throughout, also on factors in f32, and on `W − W'` itself:
+//! an error below the rounding of f32 products is seen as it is. (Single samples, and quantiles over them, need the samples.)
 
+use std::sync::Arc;
+
+use faer::linalg::matmul::matmul;
+use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::{Accum, Mat, MatRef, Par};
 
 use crate::calibration::Calibration;
@@ -21,7 +25,7 @@ use crate::operator::{Dense, HostPanel, LinearOperator};
 use crate::simd::Scalar;
 use crate::simd::convert::convert;
 use crate::tensor::{Element, MatView, TensorRef, with_view};
-use crate::whiten;
+use crate::whiten::Moments;
 
 /// Agreement of the outputs of a layer before and after.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -73,8 +77,8 @@ pub fn distribution<T: Scalar>(w: &TensorRef<'_>, f: &Factors<T>, x: &TensorRef<
     Ok(Distribution { total: total.activation(), samples, cosines, relative_errors })
 }
 
-/// Compares the outputs on all samples that `c` has seen, from its statistics alone: to some 1e-6 of the output norm with a
-/// Gram matrix, to rounding with a factor.
+/// Compares the outputs on all samples that `c` has seen, from its statistics alone: to some 1e-8 of what the outputs of independent
+/// features would be with a Gram matrix, to the rounding of f64 with a factor.
 ///
 /// # Errors
 /// [`Error::Shape`] unless `w` is the shape that `f` was made from and `c` has as many features; [`Error::Option`] if it has seen
@@ -84,10 +88,81 @@ pub fn expected<T: Scalar>(w: &TensorRef<'_>, f: &Factors<T>, c: &Calibration) -
 }
 
 pub(crate) fn expected_view<T: Scalar>(w: MatView<'_>, f: &Factors<T>, c: &Calibration) -> Result<Activation> {
-    let (samples, _) = whiten::equivalent_samples(c, crate::current_par())?;
+    let (m, n, k) = (f.u().nrows(), f.vt().ncols(), f.rank());
+    let op = "quality::expected";
+    if (w.nrows(), w.ncols()) != (m, n) {
+        return Err(Error::shape(op, format_args!("the {m}×{n} weight"), format_args!("{}×{}", w.nrows(), w.ncols())));
+    }
+    if c.features() != n {
+        return Err(Error::shape(op, format_args!("statistics of {n} features"), c.features()));
+    }
+    let par = crate::current_par();
+    // Powers of two that keep both in range.
+    let scale = Dense::<T>::new(w, par)?.scale();
+    let of_samples = 2f64.powi(c.exponent() - Moments::of::<f64>(c)?.exponent());
+    let squares = Squares::new(c, par);
+    let v = Mat::from_fn(n, k, |j, i| Element::to_f64(f.vt().row(i)[j]));
+    let weights = |j: usize| scale * of_samples * Element::to_f64(f.s()[j]);
     let mut total = Sums::default();
-    compare(w, f, f64::view(samples.as_ref()), |sample| total = total + sample)?;
+    for first in (0..m).step_by(BLOCK) {
+        let rows = BLOCK.min(m - first);
+        // Rows of W, W' and their difference, as columns.
+        let mut before: Mat<f64> = Mat::zeros(n, rows);
+        with_view!(w, a => {
+            let mut line = Vec::with_capacity(n);
+            for (i, column) in before.col_iter_mut().enumerate() {
+                line.clear();
+                line.extend(a.row(first + i).iter().copied());
+                let column = column.try_as_col_major_mut().expect("an owned matrix").as_slice_mut();
+                convert(&line, column, scale);
+                column.iter_mut().for_each(|x| *x *= of_samples);
+            }
+        });
+        let us = Mat::from_fn(k, rows, |j, i| weights(j) * Element::to_f64(f.u().row(first + i)[j]));
+        let mut after = Mat::zeros(n, rows);
+        matmul(after.as_mut(), Accum::Replace, v.as_ref(), us.as_ref(), 1.0, par);
+        total.before += squares.sum(before.as_ref());
+        total.after += squares.sum(after.as_ref());
+        before -= &after;
+        total.difference += squares.sum(before.as_ref());
+    }
+    // ‖y − y'‖² = ‖y‖² + ‖y'‖² − 2 ⟨y, y'⟩
+    total.dot = (total.before + total.after - total.difference) / 2.0;
     Ok(total.activation())
+}
+
+/// `tr(Eᵀ G E)` of the statistics of samples: the squared norm of what the columns of E make of them.
+struct Squares {
+    /// The lower triangle of G; or R, of `G = RᵀR`.
+    matrix: Arc<Mat<f64>>,
+    is_root: bool,
+    par: Par,
+}
+
+impl Squares {
+    fn new(c: &Calibration, par: Par) -> Self {
+        match c.factor() {
+            Some(r) => Squares { matrix: r, is_root: true, par },
+            None => Squares { matrix: c.gram_lower(par), is_root: false, par },
+        }
+    }
+
+    fn sum(&self, e: MatRef<'_, f64>) -> f64 {
+        let full = BlockStructure::Rectangular;
+        let triangle = if self.is_root { BlockStructure::TriangularUpper } else { BlockStructure::TriangularLower };
+        let g = Mat::as_ref(&self.matrix);
+        let mut y = Mat::zeros(e.nrows(), e.ncols());
+        triangular::matmul(y.as_mut(), full, Accum::Replace, g, triangle, e, full, 1.0, self.par);
+        if self.is_root {
+            return y.squared_norm_l2();
+        }
+        // Twice the lower triangle with its diagonal, less the diagonal: what rounding leaves below zero is nothing.
+        let column = |j: usize| {
+            let terms = e.col(j).iter().zip(y.col(j).iter()).zip(g.diagonal().column_vector().iter());
+            terms.map(|((e, y), d)| e * (2.0 * y - d * e)).sum::<f64>()
+        };
+        (0..e.ncols()).map(column).sum::<f64>().max(0.0)
+    }
 }
 
 /// How the agreement is spread over samples.
@@ -211,27 +286,27 @@ fn for_each_output<T: Scalar>(
     Ok(())
 }
 
-/// `‖W Xᵀ‖_F²`, rows of `x` of moderate size.
-pub(crate) fn output_norm_squared<T: Scalar>(w: MatView<'_>, x: MatRef<'_, f64>) -> Result<f64> {
+/// `‖c W Xᵀ‖_F²`, rows of `x` of moderate size, and the power of two c that keeps W in range.
+pub(crate) fn output_norm_squared<T: Scalar>(w: MatView<'_>, x: MatRef<'_, f64>) -> Result<(f64, f64)> {
     let mut weight = Dense::<T>::new(w, crate::current_par())?;
     let mut total = 0.0;
     for_each_output(&mut weight, f64::view(x), 1.0, |_, _, y| {
         total += (0..y.as_ref().ncols()).map(|j| column_norm_squared(y.as_ref(), j)).sum::<f64>();
     })?;
-    Ok(total / (weight.scale() * weight.scale()))
+    Ok((total, weight.scale()))
 }
 
-/// `‖W' Xᵀ‖_F² = ‖diag(s) Vᵀ Xᵀ‖_F²`.
-pub(crate) fn kept_norm_squared<T: Scalar>(f: &Factors<T>, x: MatRef<'_, f64>, par: Par) -> f64 {
+/// `‖c W' Xᵀ‖_F² = ‖c diag(s) Vᵀ Xᵀ‖_F²`, c a power of two.
+pub(crate) fn kept_norm_squared<T: Scalar>(f: &Factors<T>, x: MatRef<'_, f64>, c: f64, par: Par) -> f64 {
     let gains = output_gains(f.vt().as_ref().transpose(), x, 1.0, par);
-    gains.iter().zip(f.s()).map(|(gain, &s)| gain * Element::to_f64(s) * Element::to_f64(s)).sum()
+    gains.iter().zip(f.s().iter().map(|&s| c * Element::to_f64(s))).map(|(gain, s)| gain * s * s).sum()
 }
 
 /// `‖X b_j‖²` for the columns of `b`, which are `scale` times what they should be.
 pub(crate) fn output_gains<T: Scalar>(b: MatRef<'_, T>, x: MatRef<'_, f64>, scale: f64, par: Par) -> Vec<f64> {
     let x = Mat::from_fn(x.nrows(), x.ncols(), |i, j| <T as Element>::from_f64(x[(i, j)]));
     let mut y = Mat::zeros(x.nrows(), b.ncols());
-    faer::linalg::matmul::matmul(y.as_mut(), Accum::Replace, x.as_ref(), b, T::one(), par);
+    matmul(y.as_mut(), Accum::Replace, x.as_ref(), b, T::one(), par);
     (0..b.ncols()).map(|j| column_norm_squared(y.as_ref(), j) / (scale * scale)).collect()
 }
 

@@ -101,15 +101,15 @@ pub(crate) struct Moments<'c> {
     trust: f64,
     shift: f64,
     mean: f64,
-    /// M is the mean of `x xᵀ` times this, a power of four.
-    scale: f64,
+    /// M is the mean of `x xᵀ` times `4^-this`: the root mean square of an input is `2^this` or up to twice that.
+    exponent: i32,
 }
 
 impl<'c> Moments<'c> {
     /// Of inputs that say nothing.
     pub(crate) fn identity(n: usize) -> Self {
         let whitening = Whitening::Diagonal;
-        Moments { calibration: None, n, whitening, trust: 0.0, shift: 1.0, mean: 1.0, scale: 1.0 }
+        Moments { calibration: None, n, whitening, trust: 0.0, shift: 1.0, mean: 1.0, exponent: 0 }
     }
 
     /// The blended moments of `c` for arithmetic in `T`.
@@ -128,14 +128,15 @@ impl<'c> Moments<'c> {
             return Ok(Moments::identity(n));
         }
         // A power of four brings μ into [1, 4), so that L keeps its range in any T.
-        let scale = 4f64.powi(-((mean.log2() / 2.0).floor() as i32));
+        let exponent = (mean.log2() / 2.0).floor() as i32;
+        let scale = 4f64.powi(-exponent);
         let (trust, mean) = (blend * per_sample * scale, mean * scale);
         let least = match fill {
             Fill::Visible => n as f64 * (LEAST_WEIGHT_IN_EPS * T::EPSILON).powi(2),
             Fill::None => 0.0,
         };
         let shift = (1.0 - blend + least) * mean;
-        Ok(Moments { calibration: Some(c), n, whitening, trust, shift, mean, scale })
+        Ok(Moments { calibration: Some(c), n, whitening, trust, shift, mean, exponent: exponent + c.exponent() })
     }
 
     /// The mean of `x xᵀ` over the samples of `c`, as it is.
@@ -143,9 +144,9 @@ impl<'c> Moments<'c> {
         Moments::blended::<T>(c, Whitening::Full, 1.0, Fill::None)
     }
 
-    /// M is the mean of `x xᵀ` times this, a power of four.
-    pub(crate) fn scale(&self) -> f64 {
-        self.scale
+    /// L is `2^-this` times a root of the mean of `x xᵀ` (as far as that is trusted).
+    pub(crate) fn exponent(&self) -> i32 {
+        self.exponent
     }
 
     /// What the report should say of them.
@@ -253,8 +254,9 @@ fn triangular_root<T: Scalar>(
         };
         cholesky(moments, l.as_mut::<T>(), par).then_some(attempt)
     };
-    let attempt = (0..ATTEMPTS).find_map(&mut attempt).ok_or(Error::NoConvergence {
-        op: "Cholesky of the calibration statistics (they are not those of any samples)",
+    let attempt = (0..ATTEMPTS).find_map(&mut attempt).ok_or_else(|| Error::Format {
+        what: "calibration statistics",
+        why: "no samples have a Gram matrix with such negative eigenvalues; gather the statistics again".to_owned(),
     })?;
     let mut notes = Vec::new();
     if attempt > 0 {
@@ -266,15 +268,14 @@ fn triangular_root<T: Scalar>(
     Ok((l, notes))
 }
 
-/// As many samples as there are features, as rows, and a power of four: their second moments are the mean ones of the
-/// samples that `c` has seen, times that.
-pub(crate) fn equivalent_samples(c: &Calibration, par: Par) -> Result<(Mat<f64>, f64)> {
+/// As many samples as there are features, as rows: their second moments are the mean ones of the samples that `c` has seen, times `4^-e`, e the
+/// exponent of [`Moments::of`].
+pub(crate) fn equivalent_samples(c: &Calibration, par: Par) -> Result<Mat<f64>> {
     if c.samples() > 0 && c.dead().count() == c.features() {
-        return Ok((Mat::zeros(1, c.features()), 1.0));
+        return Ok(Mat::zeros(1, c.features()));
     }
-    let moments = Moments::of::<f64>(c)?;
-    match moments.root::<f64>(par)?.0 {
-        Entries::Lower(l) => Ok((l.entries::<f64>().transpose().to_owned(), moments.scale())),
+    match Moments::of::<f64>(c)?.root::<f64>(par)?.0 {
+        Entries::Lower(l) => Ok(l.entries::<f64>().transpose().to_owned()),
         Entries::Diagonal(_) => unreachable!("full moments have a triangular root"),
     }
 }

@@ -3,18 +3,18 @@
 //! ```text
 //!   offset        type       what
 //!        0        8 bytes    "TSLIMCAL"
-//!        8        u32        version, 1
+//!        8        u32        version: 1, or 2 if there is an exponent
 //!       12        u8         form: 0 Gram matrix, 1 factor
 //!       13        u8         accumulation: 0 f64, 1 f32
 //!       14        u8         samples that are not finite: 0 refused, 1 skipped
-//!       15        u8         0
+//!       15        i8         e / 64, e the exponent of the samples: 0 in version 1
 //!       16        u64        n, features
 //!       24        u64        samples
 //!       32        u64        skipped samples
-//!       40        f64 × n    Σ x of each feature
-//!    + 8n         f64 × n    Σ x²
+//!       40        f64 × n    Σ y of each feature, y = 2^-e x
+//!    + 8n         f64 × n    Σ y²
 //!   + 16n         f64 × n    max |x|
-//!   + 24n         f64 × n(n+1)/2   one triangle, column by column: G from its diagonal down, or R down to its diagonal
+//!   + 24n         f64 × n(n+1)/2   one triangle, column by column: G of y from its diagonal down, or R of y down to its diagonal
 //!     end         u32        CRC-32 (IEEE 802.3, as zlib.crc32) of everything before
 //! ```
 //!
@@ -22,12 +22,17 @@
 
 use std::sync::Arc;
 
-use faer::Mat;
-
-use super::{Accumulation, Calibration, CalibrationOptions, Form, NonFinite};
+use super::{
+    Accumulation, Calibration, CalibrationOptions, EXPONENT_STEP, Form, MOST_SAMPLES, NonFinite, exponent_of, maximum,
+};
 use crate::error::{Error, Result};
 
-const VERSION: u32 = 1;
+/// The newest version.
+const VERSION: u32 = 2;
+/// How far sums of the same numbers may be apart that were added up in another order or in f32, as a part of them.
+const ROUNDING: f64 = 1e-3;
+/// What a square may have lost by falling below the range of f64, with much to spare.
+const UNDERFLOW: f64 = 1e-300;
 const HEADER: usize = 40;
 const CHECKSUM: usize = 4;
 
@@ -51,9 +56,11 @@ impl Calibration {
         let n = settled.features();
         let mut bytes = Vec::with_capacity(length(n).expect("the statistics are in memory"));
         bytes.extend(Calibration::MAGIC);
-        bytes.extend(VERSION.to_le_bytes());
+        let version: u32 = if settled.exponent == 0 { 1 } else { 2 };
+        bytes.extend(version.to_le_bytes());
         let CalibrationOptions { form, accumulation, non_finite } = settled.options;
-        bytes.extend([form as u8, accumulation as u8, non_finite as u8, 0]);
+        let exponent = (settled.exponent / EXPONENT_STEP) as i8;
+        bytes.extend([form as u8, accumulation as u8, non_finite as u8, exponent as u8]);
         for count in [n as u64, settled.samples, settled.skipped] {
             bytes.extend(count.to_le_bytes());
         }
@@ -73,7 +80,7 @@ impl Calibration {
     ///
     /// # Errors
     /// [`Error::Format`] for anything that is not such statistics: another version, a wrong length or checksum, numbers
-    /// that no samples have.
+    /// that no samples have. [`Error::TooLarge`] if the system has no memory for them.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
         let header = bytes.get(..HEADER).ok_or_else(|| malformed(format_args!("{} bytes are too few", bytes.len())))?;
         let count = |at: usize| u64::from_le_bytes(header[at..at + 8].try_into().expect("8 bytes"));
@@ -81,8 +88,8 @@ impl Calibration {
             return Err(malformed("they start with other bytes"));
         }
         let version = u32::from_le_bytes(header[8..12].try_into().expect("4 bytes"));
-        if version != VERSION {
-            return Err(malformed(format_args!("version {version}; this program reads {VERSION}")));
+        if !(1..=VERSION).contains(&version) {
+            return Err(malformed(format_args!("version {version}; this program reads 1 to {VERSION}")));
         }
         let n = usize::try_from(count(16)).ok().filter(|&n| n > 0);
         let Some(n) = n.filter(|&n| length(n) == Some(bytes.len())) else {
@@ -107,8 +114,13 @@ impl Calibration {
             1 => NonFinite::Skip,
             other => return Err(malformed(format_args!("unknown treatment {other} of samples that are not finite"))),
         };
-        let mut c = Calibration::with(n, CalibrationOptions { form, accumulation, non_finite })?;
+        let options = CalibrationOptions { form, accumulation, non_finite };
+        let mut c = Calibration::empty(n, options, n.checked_mul(n).and_then(|size| size.checked_mul(8)))?;
         (c.samples, c.skipped) = (count(24), count(32));
+        if c.samples.max(c.skipped) > MOST_SAMPLES {
+            return Err(malformed(format_args!("{} samples, more than 2^43", c.samples.max(c.skipped))));
+        }
+        c.exponent = i32::from(header[15] as i8) * EXPONENT_STEP;
 
         let mut numbers = body[HEADER..].as_chunks::<8>().0.iter().map(|&b| f64::from_le_bytes(b));
         let mut next = || {
@@ -118,19 +130,63 @@ impl Calibration {
         for totals in [&mut c.sums, &mut c.squares, &mut c.largest] {
             totals.iter_mut().try_for_each(|x| next().map(|y| *x = y))?;
         }
-        let mut matrix = Mat::zeros(n, n);
+        let matrix = Arc::get_mut(&mut c.matrix).expect("nobody else has it yet");
         for j in 0..n {
             for i in part(form, j, n) {
                 matrix[(i, j)] = next()?;
             }
         }
-        if c.squares.iter().chain(&c.largest).any(|&x| x < 0.0)
-            || form == Form::Gram && (0..n).any(|j| matrix[(j, j)] < 0.0)
-        {
-            return Err(malformed("a sum of squares is negative"));
+        if c.largest.iter().any(|&x| x < 0.0) {
+            return Err(malformed("a largest modulus is negative"));
         }
-        c.matrix = Arc::new(matrix);
+        let exponent = exponent_of(maximum(&c.largest));
+        match version {
+            // Version 1 had none, whatever the samples were.
+            1 if c.exponent == 0 => c.rescale(exponent),
+            2 if c.exponent == exponent && exponent != 0 => {}
+            _ => return Err(malformed("the exponent is not that of the largest modulus")),
+        }
+        c.check_moments()?;
         Ok(c)
+    }
+
+    /// Whether samples of the moduli that are told can have these sums.
+    fn check_moments(&self) -> Result<()> {
+        let (n, samples) = (self.features(), self.samples as f64);
+        let no_samples = |what: &str| malformed(format_args!("no samples have {what}; gather the statistics again"));
+        let unit = 2f64.powi(-self.exponent);
+        let lost = samples * UNDERFLOW;
+        let matrix = &*self.matrix;
+        for j in 0..n {
+            let (sum, square, largest) = (self.sums[j], self.squares[j], self.largest[j] * unit);
+            let fits = |x: f64, most: f64| x <= most * (1.0 + ROUNDING) + lost;
+            let most = largest * largest;
+            if !(fits(sum.abs(), samples * largest) && fits(square, samples * most) && fits(most, square)) {
+                return Err(no_samples(&format!("these sums and this largest modulus of feature {j}")));
+            }
+            let of_matrix = match self.options.form {
+                Form::Gram => matrix[(j, j)],
+                Form::Factor => (0..=j).map(|i| matrix[(i, j)] * matrix[(i, j)]).sum(),
+            };
+            if !(of_matrix >= 0.0 && fits(of_matrix, square) && fits(square, of_matrix)) {
+                return Err(no_samples(&format!("this matrix and this sum of squares of feature {j}")));
+            }
+        }
+        if self.options.form == Form::Gram {
+            // Where a square has fallen below the range of f64, what its feature can have been at most.
+            let length = |(&square, &largest): (&f64, &f64)| {
+                if square > UNDERFLOW { square.sqrt() } else { samples.sqrt() * largest * unit }
+            };
+            let lengths: Vec<f64> = self.squares.iter().zip(&self.largest).map(length).collect();
+            for (j, length) in lengths.iter().enumerate() {
+                let most = lengths[j..].iter().map(|other| length * other * (1.0 + ROUNDING) + lost);
+                let column = matrix.col(j).iter().skip(j);
+                if let Some(i) = column.zip(most).position(|(x, most)| x.abs() > most) {
+                    return Err(no_samples(&format!("such a product of features {j} and {}", j + i)));
+                }
+            }
+        }
+        Ok(())
     }
 }
 

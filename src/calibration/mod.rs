@@ -19,6 +19,11 @@
 //!
 //! Rows wait until a block is full, so the bits do not depend on how the rows were cut into updates; merging rounds, in
 //! whatever order. Threads change nothing.
+//!
+//! **Range.** Everything but the largest moduli is held of `2^-e x` in place of x, so that neither squares nor their sums leave the range
+//! of f64. The exponent e is 0 for largest moduli from `2^-300` to `2^490` and otherwise a multiple of 64 near the logarithm of the
+//! largest modulus: a function of that alone, whatever the order of the samples. Where larger samples arrive, what is held is
+//! multiplied by a power of two; what then falls to zero is negligible beside them.
 
 mod bytes;
 
@@ -113,8 +118,34 @@ const PARAMS: Params = Params {
     check: 1 << 16,
 };
 
-/// Samples beyond this in modulus could overflow a sum of squares.
-const LARGEST: f64 = 1e150;
+/// Logarithms (base 2) of largest moduli that need no exponent: squares are normal numbers, and [`MOST_SAMPLES`] of them have a finite sum.
+const REGULAR: std::ops::Range<i32> = -300..490;
+
+/// Exponents are multiples of this, more than f64 has digits: what a change of the exponent rounds, as a subnormal number, the next change
+/// takes to zero, so that no sample is rounded twice.
+const EXPONENT_STEP: i32 = 64;
+
+/// The largest exponent, up to which `2^±e` is a normal number.
+const MOST_EXPONENT: i32 = 960;
+
+/// The most samples that statistics are of, so that a sum of squares below `2^980` is finite.
+const MOST_SAMPLES: u64 = 1 << 43;
+
+/// The exponent of samples with this largest modulus.
+fn exponent_of(largest: f64) -> i32 {
+    let exponent = if largest > 0.0 { largest.log2().floor() as i32 } else { 0 };
+    if REGULAR.contains(&exponent) {
+        return 0;
+    }
+    (exponent.div_euclid(EXPONENT_STEP) * EXPONENT_STEP).clamp(-MOST_EXPONENT, MOST_EXPONENT)
+}
+
+/// Multiplies by `2^exponent`. A product in the range of normal numbers is exact.
+fn shift<'a>(numbers: impl IntoIterator<Item = &'a mut f64>, exponent: i32) {
+    let first = exponent.clamp(-MOST_EXPONENT, MOST_EXPONENT);
+    let (first, second) = (2f64.powi(first), 2f64.powi(exponent - first));
+    numbers.into_iter().for_each(|x| *x = *x * first * second);
+}
 
 /// Statistics of a layer's inputs: fed in blocks of samples, merged in any grouping, written and read as bytes.
 ///
@@ -142,9 +173,12 @@ pub struct Calibration {
     options: CalibrationOptions,
     samples: u64,
     skipped: u64,
-    /// Per feature: `Σ x`, `Σ x²`, `max |x|`.
+    /// What is held is of `2^-exponent x`; see [`exponent_of`].
+    exponent: i32,
+    /// Per feature: `Σ x`, `Σ x²`.
     sums: Vec<f64>,
     squares: Vec<f64>,
+    /// `max |x|` of each feature, without the exponent.
     largest: Vec<f64>,
     /// The lower triangle of G, or R, of all samples but the waiting ones; zeros in the other triangle.
     matrix: Arc<Mat<f64>>,
@@ -176,7 +210,7 @@ impl PartialEq for Calibration {
     /// The same bits, whatever part of the samples is still waiting.
     fn eq(&self, other: &Self) -> bool {
         self.options == other.options
-            && (self.samples, self.skipped) == (other.samples, other.skipped)
+            && (self.samples, self.skipped, self.exponent) == (other.samples, other.skipped, other.exponent)
             && (&self.sums, &self.squares, &self.largest) == (&other.sums, &other.squares, &other.largest)
             && self.matrix() == other.matrix()
     }
@@ -194,22 +228,29 @@ impl Calibration {
     /// For a layer of `n` inputs.
     ///
     /// # Errors
-    /// [`Error::Empty`] if `n = 0`, [`Error::TooLarge`] if `n²` numbers do not fit the address space, [`Error::Option`] for
-    /// a factor accumulated in f32.
+    /// [`Error::Empty`] if `n = 0`, [`Error::TooLarge`] if the system does not give [`bytes_for`](Self::bytes_for) bytes,
+    /// [`Error::Option`] for a factor accumulated in f32.
     pub fn with(n: usize, options: CalibrationOptions) -> Result<Self> {
         if n == 0 {
             return Err(Error::Empty { shape: vec![n, n] });
         }
-        if n.checked_mul(n).is_none_or(|size| size > isize::MAX as usize / 8) {
-            return Err(Error::TooLarge { shape: vec![n, n] });
-        }
         if options.form == Form::Factor && options.accumulation == Accumulation::F32 {
             return Err(Error::option("accumulation", "f32", "f64 for a factor, or the Gram form"));
+        }
+        Calibration::empty(n, options, Calibration::bytes_for(n, options))
+    }
+
+    /// Statistics of no samples, if the system has that many bytes.
+    fn empty(n: usize, options: CalibrationOptions, bytes: Option<usize>) -> Result<Self> {
+        // Asked for in one piece and given back: an allocation that fails later would end the program.
+        if bytes.is_none_or(|bytes| Vec::<u8>::new().try_reserve_exact(bytes).is_err()) {
+            return Err(Error::TooLarge { shape: vec![n, n] });
         }
         Ok(Calibration {
             options,
             samples: 0,
             skipped: 0,
+            exponent: 0,
             sums: vec![0.0; n],
             squares: vec![0.0; n],
             largest: vec![0.0; n],
@@ -217,6 +258,23 @@ impl Calibration {
             waiting: Arc::default(),
             derived: Arc::default(),
         })
+    }
+
+    /// Bytes that statistics of `n` features take at most while they are fed: the matrix, the rows that wait, and what the work on a block
+    /// of them takes. `None` if that does not fit the address space. [`settled`](Self::settle) statistics hold `8 (n² + 3 n)` bytes.
+    pub fn bytes_for(n: usize, options: CalibrationOptions) -> Option<usize> {
+        let rows = block_rows(n, options)?;
+        let (matrix, waiting) = (n.checked_mul(n)?.checked_mul(8)?, n.checked_mul(rows)?.checked_mul(8)?);
+        let block = match (options.form, options.accumulation) {
+            (Form::Gram, Accumulation::F64) => 0,
+            // The samples in f32, and a panel of their Gram matrix.
+            (Form::Gram, Accumulation::F32) => (waiting / 2).checked_add(n.checked_mul(4 * PARAMS.panel.min(n))?)?,
+            // R and the rows, with what a QR takes beside them.
+            (Form::Factor, _) => matrix.checked_add(waiting)?.checked_add(matrix / 2)?,
+        };
+        let totals = n.checked_mul(8 * 3 * (CHECKS_AT_ONCE + 3))?;
+        let all = matrix.checked_add(waiting)?.checked_add(block)?.checked_add(totals)?;
+        Some(all).filter(|&all| isize::try_from(all).is_ok())
     }
 
     /// The rows of `x` in `count` parts of consecutive samples, for [`choose_blend`](crate::TruncatedSvd::choose_blend): parts differ
@@ -269,12 +327,12 @@ impl Calibration {
 
     /// The mean of each feature; zeros before the first sample.
     pub fn means(&self) -> Vec<f64> {
-        self.per_sample(&self.sums)
+        self.in_units(self.per_sample(&self.sums))
     }
 
     /// The scale of each feature, `√mean x²`; zeros before the first sample.
     pub fn scales(&self) -> Vec<f64> {
-        self.per_sample(&self.squares).into_iter().map(f64::sqrt).collect()
+        self.in_units(self.per_sample(&self.squares).into_iter().map(f64::sqrt).collect())
     }
 
     /// The largest modulus of each feature.
@@ -291,17 +349,29 @@ impl Calibration {
         totals.iter().map(|total| total / (self.samples.max(1) as f64)).collect()
     }
 
-    /// `Σ x²` of each feature: the diagonal of G.
+    /// What is held of `2^-exponent x` as what it is of x.
+    fn in_units(&self, mut held: Vec<f64>) -> Vec<f64> {
+        shift(&mut held, self.exponent);
+        held
+    }
+
+    /// The power of two that the samples are divided by, so that their squares have room: 0 where the largest modulus is between `2^-300`
+    /// and `2^490`. [`gram`](Self::gram) is `4^-exponent` times the Gram matrix.
+    pub fn exponent(&self) -> i32 {
+        self.exponent
+    }
+
+    /// `Σ x²` of each feature, times `4^-exponent`: the diagonal of [`gram`](Self::gram).
     pub(crate) fn squares(&self) -> &[f64] {
         &self.squares
     }
 
-    /// Adds samples, the rows of `x` (any number × n), of any element type and strides, on the threads of the current
+    /// Adds samples, the rows of `x` (any number × n), of any element type, strides and finite values, on the threads of the current
     /// rayon pool.
     ///
     /// # Errors
     /// [`Error::Shape`] unless `x` has two axes and n columns, [`Error::NotFinite`] with the position in `x` if samples that are not
-    /// finite are refused, [`Error::Range`] for values above 1e150. After an error nothing has changed.
+    /// finite are refused, [`Error::Option`] for more than `2^43` samples in all. After an error nothing has changed.
     pub fn update(&mut self, x: &TensorRef<'_>) -> Result<()> {
         self.take(x.view()?)
     }
@@ -311,33 +381,36 @@ impl Calibration {
         if x.ncols() != n {
             return Err(Error::shape("Calibration::update", format_args!("samples of {n} features"), x.ncols()));
         }
-        let check = with_view!(x, a => check(a, par));
-        if let (NonFinite::Refuse, Some(&row)) = (self.options.non_finite, check.bad.first()) {
+        let mut found = with_view!(x, a => check(a, self.exponent, par));
+        if let (NonFinite::Refuse, Some(&row)) = (self.options.non_finite, found.bad.first()) {
             let (col, value) = with_view!(x, a => {
                 let bad = (0..n).map(|j| (j, a[(row, j)].to_f64())).find(|(_, value)| !value.is_finite());
                 bad.expect("the check found one in this row")
             });
             return Err(Error::NotFinite { row, col, value });
         }
-        if let Some(&value) = check.largest.iter().find(|&&x| x > LARGEST) {
-            return Err(Error::Range { what: "a calibration sample", value, dtype: DType::F64 });
-        }
+        (self.samples, self.skipped) =
+            self.counts_with((x.nrows() - found.bad.len()) as u64, found.bad.len() as u64)?;
         self.derived = Arc::default();
-        add(&mut self.sums, &check.sums);
-        add(&mut self.squares, &check.squares);
-        self.largest.iter_mut().zip(&check.largest).for_each(|(a, b)| *a = a.max(*b));
-        self.samples += (x.nrows() - check.bad.len()) as u64;
-        self.skipped += check.bad.len() as u64;
+        let exponent = exponent_of(maximum(&self.largest).max(maximum(&found.largest)));
+        if exponent != self.exponent {
+            self.rescale(exponent);
+            found = with_view!(x, a => check(a, exponent, par));
+        }
+        add(&mut self.sums, &found.sums);
+        add(&mut self.squares, &found.squares);
+        self.largest.iter_mut().zip(&found.largest).for_each(|(a, b)| *a = a.max(*b));
 
         let good: Cow<'_, [usize]> = {
-            let mut bad = check.bad.iter().peekable();
+            let mut bad = found.bad.iter().peekable();
             (0..x.nrows()).filter(|i| bad.next_if(|b| *b == i).is_none()).collect::<Vec<_>>().into()
         };
         let mut good = &good[..];
         let mut fast = Fast::default();
+        let scale = 2f64.powi(-exponent);
         while !good.is_empty() {
             let (now, later) = good.split_at(good.len().min(self.block_rows() - self.waiting.len() / n));
-            if now.len() == self.block_rows() && self.is_fast() && x.dtype() != DType::F64 {
+            if now.len() == self.block_rows() && self.is_fast() && x.dtype() != DType::F64 && exponent == 0 {
                 // A whole block of samples that f32 holds: it need not wait in f64.
                 with_view!(x, a => fast.add_gram(Arc::make_mut(&mut self.matrix), a, now, par));
                 good = later;
@@ -347,13 +420,41 @@ impl Calibration {
             let waiting = Arc::make_mut(&mut self.waiting);
             waiting.resize(old + now.len() * n, 0.0);
             let rows = waiting[old..].chunks_mut(n).zip(now).collect::<Vec<_>>();
-            with_view!(x, a => for_each(rows, par, |(dst, &i)| copy_row(a, i, dst)));
+            with_view!(x, a => for_each(rows, par, |(dst, &i)| copy_row(a, i, dst, scale)));
             if self.waiting.len() == self.block_rows() * n {
                 self.flush(par);
             }
             good = later;
         }
         Ok(())
+    }
+
+    /// Samples and skipped samples with these beside those that were seen.
+    fn counts_with(&self, samples: u64, skipped: u64) -> Result<(u64, u64)> {
+        let total = |a: u64, b: u64| a.checked_add(b).filter(|&total| total <= MOST_SAMPLES);
+        let counts = total(self.samples, samples).zip(total(self.skipped, skipped));
+        counts.ok_or_else(|| {
+            let count = u128::from(self.samples.max(self.skipped)) + u128::from(samples.max(skipped));
+            Error::option("samples", count, "at most 2^43 samples to one set of statistics")
+        })
+    }
+
+    /// Holds everything of `2^-exponent x` from now on.
+    fn rescale(&mut self, exponent: i32) {
+        let by = self.exponent - exponent;
+        self.exponent = exponent;
+        if by == 0 || maximum(&self.largest) == 0.0 {
+            return;
+        }
+        shift(&mut self.sums, by);
+        shift(&mut self.squares, 2 * by);
+        let by_matrix = if self.options.form == Form::Gram { 2 * by } else { by };
+        for column in Arc::make_mut(&mut self.matrix).col_iter_mut() {
+            shift(column.try_as_col_major_mut().expect("an owned matrix").as_slice_mut(), by_matrix);
+        }
+        if !self.waiting.is_empty() {
+            shift(Arc::make_mut(&mut self.waiting).iter_mut(), by);
+        }
     }
 
     /// Whether blocks are multiplied in f32.
@@ -364,8 +465,8 @@ impl Calibration {
     /// Adds what another one has seen.
     ///
     /// # Errors
-    /// [`Error::Shape`] if it has another number of features, [`Error::Option`] if it has another form. (Accumulations may
-    /// differ; the result is as good as the worse, and says so.)
+    /// [`Error::Shape`] if it has another number of features, [`Error::Option`] if it has another form or if there are more than `2^43`
+    /// samples in all. After an error nothing has changed. (Accumulations may differ; the result is as good as the worse, and says so.)
     pub fn merge(&mut self, other: &Self) -> Result<()> {
         let (n, par) = (self.features(), crate::current_par());
         if other.features() != n {
@@ -376,17 +477,21 @@ impl Calibration {
             let want = "statistics of one form: all Gram matrices, or all factors";
             return Err(Error::option("form", name(other.options.form), want));
         }
+        (self.samples, self.skipped) = self.counts_with(other.samples, other.skipped)?;
         self.derived = Arc::default();
+        let exponent = exponent_of(maximum(&self.largest).max(maximum(&other.largest)));
+        self.rescale(exponent);
+        let mut other = other.settled();
+        if other.exponent != exponent {
+            other.to_mut().rescale(exponent);
+        }
         if other.options.accumulation == Accumulation::F32 {
             self.options.accumulation = Accumulation::F32;
         }
         add(&mut self.sums, &other.sums);
         add(&mut self.squares, &other.squares);
         self.largest.iter_mut().zip(&other.largest).for_each(|(a, b)| *a = a.max(*b));
-        self.samples += other.samples;
-        self.skipped += other.skipped;
         self.flush(par);
-        let other = other.settled();
         match self.options.form {
             Form::Gram => {
                 let mine = Arc::make_mut(&mut self.matrix);
@@ -399,14 +504,14 @@ impl Calibration {
         Ok(())
     }
 
-    /// `G = XᵀX`, `n × n`, both triangles.
+    /// `G = XᵀX`, `n × n`, both triangles; times `4^-e`, e the [`exponent`](Self::exponent), which is 0 but for extreme samples.
     pub fn gram(&self) -> Matrix<f64> {
         let mut g = Mat::clone(&self.gram_lower(crate::current_par()));
         mirror(g.as_mut());
         Matrix::from(g.as_ref())
     }
 
-    /// The lower triangle of `XᵀX`; what is above is unspecified.
+    /// The lower triangle of [`gram`](Self::gram); what is above is unspecified.
     pub(crate) fn gram_lower(&self, par: Par) -> Arc<Mat<f64>> {
         let matrix = self.matrix();
         match self.options.form {
@@ -420,7 +525,7 @@ impl Calibration {
         }
     }
 
-    /// R with `RᵀR = G`, if that is what is kept.
+    /// R with `RᵀR` the matrix of [`gram`](Self::gram), if that is what is kept.
     pub(crate) fn factor(&self) -> Option<Arc<Mat<f64>>> {
         (self.options.form == Form::Factor).then(|| self.matrix())
     }
@@ -462,14 +567,19 @@ impl Calibration {
         Cow::Owned(Calibration { matrix: self.matrix(), waiting: Arc::default(), ..self.clone() })
     }
 
+    /// Takes the waiting rows into the matrix now, so that no look at the statistics has to do it on a copy. Rows that follow start a block of
+    /// their own, which rounds differently.
+    pub fn settle(&mut self) {
+        let matrix = self.derived().settled.take();
+        match matrix {
+            Some(matrix) => (self.matrix, self.waiting) = (matrix, Arc::default()),
+            None => self.flush(crate::current_par()),
+        }
+    }
+
     /// Rows of a block.
     fn block_rows(&self) -> usize {
-        let n = self.features();
-        match (self.options.form, self.options.accumulation) {
-            (Form::Factor, _) => (PARAMS.factor_rows * n).max(PARAMS.least_rows),
-            (_, Accumulation::F64) => (PARAMS.block_elements / n).clamp(PARAMS.least_rows, PARAMS.most_rows),
-            (_, Accumulation::F32) => (PARAMS.fast_block_elements / n).clamp(PARAMS.least_rows, PARAMS.most_rows),
-        }
+        block_rows(self.features(), self.options).expect("there are such statistics")
     }
 
     /// Takes the waiting rows into the matrix.
@@ -495,15 +605,29 @@ impl Calibration {
     }
 }
 
+/// Rows of a block of `n` features; `None` if there are too many.
+fn block_rows(n: usize, options: CalibrationOptions) -> Option<usize> {
+    Some(match (options.form, options.accumulation) {
+        (Form::Factor, _) => PARAMS.factor_rows.checked_mul(n)?.max(PARAMS.least_rows),
+        (_, Accumulation::F64) => (PARAMS.block_elements / n.max(1)).clamp(PARAMS.least_rows, PARAMS.most_rows),
+        (_, Accumulation::F32) => (PARAMS.fast_block_elements / n.max(1)).clamp(PARAMS.least_rows, PARAMS.most_rows),
+    })
+}
+
+/// The largest of moduli, 0 of none.
+fn maximum(moduli: &[f64]) -> f64 {
+    moduli.iter().fold(0.0, |a, &b| a.max(b))
+}
+
 fn add(total: &mut [f64], part: &[f64]) {
     total.iter_mut().zip(part).for_each(|(a, b)| *a += b);
 }
 
-/// Row `i` in f64.
-fn copy_row<E: Element>(a: MatRef<'_, E>, i: usize, dst: &mut [f64]) {
+/// Row `i` in f64, times a power of two.
+fn copy_row<E: Element>(a: MatRef<'_, E>, i: usize, dst: &mut [f64], scale: f64) {
     match a.row(i).try_as_row_major() {
-        Some(row) => convert(row.as_slice(), dst, 1.0),
-        None => dst.iter_mut().zip(a.row(i).iter()).for_each(|(d, x)| *d = x.to_f64()),
+        Some(row) => convert(row.as_slice(), dst, scale),
+        None => dst.iter_mut().zip(a.row(i).iter()).for_each(|(d, x)| *d = scale * x.to_f64()),
     }
 }
 
@@ -511,8 +635,10 @@ fn copy_row<E: Element>(a: MatRef<'_, E>, i: usize, dst: &mut [f64]) {
 struct Check {
     /// Rows that are not finite, in order. They count in nothing else.
     bad: Vec<usize>,
+    /// Of samples times the power of two that was asked for.
     sums: Vec<f64>,
     squares: Vec<f64>,
+    /// Of samples as they are.
     largest: Vec<f64>,
 }
 
@@ -522,39 +648,47 @@ impl Check {
     }
 }
 
-/// Checks the rows of `a` in tasks cut by shape, and adds up in order.
-fn check<E: Element>(a: MatRef<'_, E>, par: Par) -> Check {
+/// Tasks of [`check`] whose totals are alive at once.
+const CHECKS_AT_ONCE: usize = 32;
+
+/// Checks the rows of `a` in tasks cut by shape, and adds up in order: sums are of rows times `2^-exponent`.
+fn check<E: Element>(a: MatRef<'_, E>, exponent: i32, par: Par) -> Check {
     let n = a.ncols();
+    let scale = 2f64.powi(-exponent);
     let rows = PARAMS.check.div_ceil(n);
     let arch = pulp::Arch::new();
     let task = |t: usize| {
         let mut part = Check::new(n);
         let mut line = vec![0.0; n];
         for i in t * rows..((t + 1) * rows).min(a.nrows()) {
-            copy_row(a, i, &mut line);
-            if !arch.dispatch(|| count(&line, &mut part.sums, &mut part.squares, &mut part.largest)) {
+            copy_row(a, i, &mut line, 1.0);
+            if !arch.dispatch(|| count(&line, scale, &mut part.sums, &mut part.squares, &mut part.largest)) {
                 part.bad.push(i);
             }
         }
         part
     };
-    let tasks = 0..a.nrows().div_ceil(rows);
-    let parts: Vec<Check> = match par {
-        Par::Seq => tasks.map(task).collect(),
-        Par::Rayon(_) => tasks.into_par_iter().map(task).collect(),
-    };
-    parts.into_iter().fold(Check::new(n), |mut total, part| {
-        total.bad.extend(part.bad);
-        add(&mut total.sums, &part.sums);
-        add(&mut total.squares, &part.squares);
-        raise(&mut total.largest, &part.largest);
-        total
-    })
+    let tasks = a.nrows().div_ceil(rows);
+    let mut total = Check::new(n);
+    for first in (0..tasks).step_by(CHECKS_AT_ONCE) {
+        let tasks = first..tasks.min(first + CHECKS_AT_ONCE);
+        let parts: Vec<Check> = match par {
+            Par::Seq => tasks.map(task).collect(),
+            Par::Rayon(_) => tasks.into_par_iter().map(task).collect(),
+        };
+        for part in parts {
+            total.bad.extend(part.bad);
+            add(&mut total.sums, &part.sums);
+            add(&mut total.squares, &part.squares);
+            raise(&mut total.largest, &part.largest);
+        }
+    }
+    total
 }
 
-/// Adds one sample to the totals, unless it is not finite.
+/// Adds one sample to the totals, times `scale` to the sums, unless it is not finite.
 #[inline(always)]
-fn count(line: &[f64], sums: &mut [f64], squares: &mut [f64], largest: &mut [f64]) -> bool {
+fn count(line: &[f64], scale: f64, sums: &mut [f64], squares: &mut [f64], largest: &mut [f64]) -> bool {
     // 0 · x is 0 for finite x and NaN for the others.
     let mut lanes = [0f64; 16];
     let (body, tail) = line.as_chunks::<16>();
@@ -568,8 +702,9 @@ fn count(line: &[f64], sums: &mut [f64], squares: &mut [f64], largest: &mut [f64
         return false;
     }
     for (((x, sum), square), largest) in line.iter().zip(sums).zip(squares).zip(largest) {
-        *sum += x;
-        *square += x * x;
+        let scaled = scale * x;
+        *sum += scaled;
+        *square += scaled * scaled;
         *largest = if x.abs() > *largest { x.abs() } else { *largest };
     }
     true
@@ -618,7 +753,7 @@ impl Fast {
                     Some(row) if as_they_are => convert(row.as_slice(), dst, 1.0),
                     _ if as_they_are => dst.iter_mut().zip(a.row(i).iter()).for_each(|(d, x)| *d = x.to_f64() as f32),
                     _ => {
-                        copy_row(a, i, &mut line);
+                        copy_row(a, i, &mut line, 1.0);
                         dst.iter_mut().zip(&line).zip(&down).for_each(|((d, x), s)| *d = (x * s) as f32);
                     }
                 }
@@ -662,7 +797,7 @@ fn largest<E: Element>(a: MatRef<'_, E>, rows: &[usize], par: Par) -> Vec<f64> {
     let task = |rows: &[usize]| {
         let (mut largest, mut line) = (vec![0.0; n], vec![0.0; n]);
         for &i in rows {
-            copy_row(a, i, &mut line);
+            copy_row(a, i, &mut line, 1.0);
             arch.dispatch(|| raise(&mut largest, &line));
         }
         largest

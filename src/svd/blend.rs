@@ -15,7 +15,7 @@ use crate::quality;
 use crate::rank::Rank;
 use crate::simd::Scalar;
 use crate::tensor::TensorRef;
-use crate::whiten::{BLENDS, equivalent_samples};
+use crate::whiten::{BLENDS, Moments, equivalent_samples};
 
 /// What [`TruncatedSvd::choose_blend`] found.
 #[derive(Debug, Clone, PartialEq)]
@@ -41,6 +41,12 @@ impl TruncatedSvd {
             return Err(Error::option("quality", q, want));
         }
         let (view, par) = (w.view()?, crate::current_par());
+        // Losses are in units of the loudest fold, so that none overflows.
+        let loudness = |fold: &Calibration| Ok(Moments::of::<f64>(fold)?.exponent());
+        let exponents = folds.iter().map(loudness).collect::<Result<Vec<_>>>()?;
+        let is_heard = |fold: &Calibration| fold.dead().count() < fold.features();
+        let heard = folds.iter().zip(&exponents).filter(|(fold, _)| is_heard(fold));
+        let loudest = heard.map(|(_, &exponent)| exponent).max().unwrap_or(0);
         let mut lost = [0.0; BLENDS.len()];
         let mut whole = 0.0;
         for (held, fold) in folds.iter().enumerate() {
@@ -50,14 +56,14 @@ impl TruncatedSvd {
                     seen.merge(other)?;
                 }
             }
-            let (samples, scale) = equivalent_samples(fold, par)?;
-            let scale = fold.samples() as f64 / scale;
-            let before = quality::output_norm_squared::<T>(view, samples.as_ref())?;
+            let samples = equivalent_samples(fold, par)?;
+            let scale = fold.samples() as f64 * 4f64.powi((exponents[held] - loudest).clamp(-500, 0));
+            let (before, weight_scale) = quality::output_norm_squared::<T>(view, samples.as_ref())?;
             let whole_fold = scale * before;
             whole += whole_fold;
             for (lost, blend) in lost.iter_mut().zip(BLENDS) {
                 let f = self.clone().calibration(&seen).blend(blend).factor::<T>(w.clone())?;
-                let kept = quality::kept_norm_squared(&f, samples.as_ref(), par);
+                let kept = quality::kept_norm_squared(&f, samples.as_ref(), weight_scale, par);
                 *lost += (whole_fold - scale * kept).max(0.0);
             }
         }

@@ -60,6 +60,14 @@ impl Certificate {
     pub(super) fn of_zero() -> Self {
         Certificate { relative_error: 0.0, kind: ErrorKind::Exact }
     }
+
+    /// The error and its standard deviation, 0 for an exact one.
+    pub(super) fn error_and_deviation(&self) -> (f64, f64) {
+        match self.kind {
+            ErrorKind::Exact => (self.relative_error, 0.0),
+            ErrorKind::Estimate { std_dev, .. } => (self.relative_error, std_dev),
+        }
+    }
 }
 
 /// Columns of the residual probe.

@@ -394,7 +394,19 @@ impl Plan {
             }
             Method::Krylov if self.rank.is_some() => {
                 match krylov::Blocks::new(self.width, options.power_iterations, op.ncols()) {
-                    Some(blocks) => krylov::solve(options, op, blocks, self.width, goal, par),
+                    Some(blocks) => {
+                        let solution = krylov::solve(options, op, blocks, self.width, goal, par)?;
+                        if !krylov::may_lack_copies(blocks, &solution.triplets.s, solution.rank) {
+                            return Ok(solution);
+                        }
+                        drop(solution);
+                        let mut next = randomized(op)?;
+                        let width = blocks.width;
+                        next.notes.push(format!(
+                            "{width} or more tied values, of which a block holds {width}; took randomized"
+                        ));
+                        Ok(next)
+                    }
                     None => {
                         let mut next = randomized(op)?;
                         next.notes.push("block Krylov would span the whole space; took randomized".to_owned());
@@ -509,6 +521,8 @@ fn estimate<T: Scalar>(
             let step = flops(3.0 * nf * lf * lf) + rates.cholesky * lf.powi(3) + product(nf, nf, lf) + 2.0 * rates.call;
             // The sketch is a step of the filter, if the spectrum allows it, which is not known yet.
             let after = if q > 1 { steps } else { steps + 1.0 };
+            // Of more than half of the columns it will be run anew.
+            let (after, times) = if 2 * l > n { (after + 2.0 * steps, 2.0) } else { (after, 1.0) };
             let iterations = sketch(nf, nf) + after * step;
             // H, F and its decomposition, the directions, U.
             let projection = flops(4.0 * nf * lf * lf + 4.0 * nf * lf * k)
@@ -517,7 +531,7 @@ fn estimate<T: Scalar>(
                 + decompose(nf, lf)
                 + copy((mf + nf) * k)
                 + 4.0 * rates.call;
-            (syrk + iterations + projection, 2)
+            (times * (syrk + projection) + iterations, 2)
         }
         (Method::Krylov, _) if blocks.is_some() => {
             let blocks = blocks.expect("just seen");

@@ -294,8 +294,6 @@ fn samples_that_are_not_finite() {
     let w = rounded::<f32>(gaussian(20, n, 8).as_ref());
     let svd = TruncatedSvd::new(Rank::Fixed(2)).calibration(&none);
     assert!(matches!(svd.factor::<f32>(w.as_tensor().unwrap()), Err(Error::Option { name: "calibration", .. })));
-    let huge = Matrix::from_vec(vec![1e200f64; n], 1, n).unwrap();
-    assert!(matches!(Calibration::new(n).unwrap().update(&huge.as_tensor().unwrap()), Err(Error::Range { .. })));
 }
 
 #[test]
@@ -320,7 +318,14 @@ fn wrong_use_is_a_typed_error() {
     ));
     assert!(matches!(svd.choose_blend::<f32>(&w, std::slice::from_ref(&c)), Err(Error::Option { .. })));
     assert!(matches!(Calibration::new(0), Err(Error::Empty { .. })));
-    assert!(matches!(Calibration::new(usize::MAX / 2), Err(Error::TooLarge { .. })));
+    // 8 TB, as of a file of samples that lies the other way round.
+    for n in [1_000_000, usize::MAX / 2] {
+        assert!(matches!(Calibration::new(n), Err(Error::TooLarge { .. })), "{n}");
+        assert!(matches!(
+            Calibration::with(n, CalibrationOptions { form: Form::Factor, ..Default::default() }),
+            Err(Error::TooLarge { .. })
+        ));
+    }
     let options = CalibrationOptions { form: Form::Factor, accumulation: Accumulation::F32, ..Default::default() };
     assert!(matches!(Calibration::with(3, options), Err(Error::Option { .. })));
     let factor = Calibration::with(9, CalibrationOptions { form: Form::Factor, ..Default::default() }).unwrap();
@@ -560,6 +565,244 @@ fn bytes_survive_the_trip_and_nothing_else_does() {
                 damaged[at] ^= 1 << (at % 8);
                 assert!(matches!(Calibration::from_bytes(&damaged), Err(Error::Format { .. })), "byte {at}");
                 assert!(Calibration::from_bytes(&bytes[..at]).is_err(), "{at} bytes");
+            }
+        }
+    }
+}
+
+/// Calibration samples of 2^±1000: what the same samples near 1 give, to the bit if the scale is a power of two.
+#[test]
+fn samples_of_any_range() {
+    fn factors<T: Scalar>(w: &Matrix<f64>, c: &Calibration, whitening: Whitening, blend: f64) -> Factors<T> {
+        let svd = TruncatedSvd::new(Rank::Fixed(7)).calibration(c).whitening(whitening).blend(blend);
+        svd.factor::<T>(w.as_tensor().unwrap()).unwrap()
+    }
+    fn check<T: Scalar>(w: &Matrix<f64>, c: &Calibration, base: &Calibration, shift: f64, exact: bool, what: &str) {
+        for (whitening, blend) in [(Whitening::Full, 1.0), (Whitening::Full, 0.7), (Whitening::Diagonal, 1.0)] {
+            let what = format!("{what} {whitening} {blend} {}", T::DTYPE);
+            let (f, want) = (factors::<T>(w, c, whitening, blend), factors::<T>(w, base, whitening, blend));
+            let (said, wanted) = (f.report().activation.as_ref().unwrap(), want.report().activation.as_ref().unwrap());
+            assert!((said.relative_error / wanted.relative_error - 1.0).abs() < 1e-4, "{what}");
+            assert!((said.norm / shift / wanted.norm - 1.0).abs() < 1e-4, "{what}: {:e}", said.norm);
+            let (of, by) = (exact_of(&f), exact_of(&want));
+            assert!((&of - &by).norm_l2() < 1e-3 * by.norm_l2(), "{what}");
+            if exact {
+                assert_eq!((f.u(), f.s(), f.vt()), (want.u(), want.s(), want.vt()), "{what}");
+                assert_eq!(said.relative_error, wanted.relative_error, "{what}");
+                let scaled = wanted.spectrum.iter().map(|s| s * shift);
+                assert!(said.spectrum.iter().copied().eq(scaled) && said.norm == wanted.norm * shift, "{what}");
+            }
+        }
+    }
+    fn exact_of<T: Scalar>(f: &Factors<T>) -> Mat<f64> {
+        exact(&f.reconstruct())
+    }
+    let n = 24;
+    // Of few digits, so that no power of two rounds them.
+    let x = exact(&rounded::<f16>(mixed(90, n, 0.5, &mut Random(41)).as_ref()));
+    let powers = [-1010, -665, -600, -400, -310, 0, 300, 491, 500, 640, 1000, 1017].map(|e| (2f64.powi(e), true));
+    let others = [1e-300, 1e-200, 1e-160, 1e145, 1e155, 1e200, 1e300].map(|scale| (scale, false));
+    let forms = [
+        (Form::Gram, Accumulation::F64, [40, 16]),
+        (Form::Gram, Accumulation::F32, [40, 16]),
+        (Form::Factor, Accumulation::F64, [40, 16]),
+    ];
+    for (form, accumulation, rows) in forms {
+        let options = CalibrationOptions { form, accumulation, ..Default::default() };
+        let base = with_options(&rounded::<f64>(x.as_ref()), options);
+        assert_eq!(base.exponent(), 0);
+        for (scale, exact) in powers.into_iter().chain(others) {
+            let what = format!("{form:?} {accumulation:?} {scale:e}");
+            let scaled = rounded::<f64>((&x * faer::Scale(scale)).as_ref());
+            let c = with_options(&scaled, options);
+            let near = |a: f64, b: f64| if exact { a == b } else { (a / b - 1.0).abs() < 1e-9 };
+            for j in 0..n {
+                assert!(near(c.means()[j], base.means()[j] * scale), "{what}: mean {j}");
+                assert!(near(c.scales()[j], base.scales()[j] * scale), "{what}: scale {j}");
+                assert!(near(c.largest()[j], base.largest()[j] * scale), "{what}: largest {j}");
+            }
+            let back = Calibration::from_bytes(&c.to_bytes()).unwrap();
+            assert_eq!(back, c, "{what}");
+            for m in rows {
+                let w = rounded::<f64>(gaussian(m, n, 42).as_ref());
+                let what = format!("{what} {m}×{n}");
+                check::<f32>(&w, &c, &base, scale, exact, &what);
+                check::<f64>(&w, &back, &base, scale, exact, &what);
+                let f = factors::<f64>(&w, &base, Whitening::Full, 1.0);
+                let expected = |c| quality::expected(&w.as_tensor().unwrap(), &f, c).unwrap();
+                let off = expected(&c).relative_error / expected(&base).relative_error - 1.0;
+                assert!(off.abs() < 1e-6, "{what}: expected off by {off:e}");
+            }
+        }
+    }
+    // Folds of their own ranges: a quiet one has no say beside a loud one, and one of zeros has none.
+    let w = rounded::<f32>(gaussian(40, n, 43).as_ref());
+    let choice = |scales: [f64; 3]| {
+        let parts = scales.iter().enumerate().map(|(i, scale)| x.subrows(30 * i, 30) * faer::Scale(*scale));
+        let folds: Vec<Calibration> = parts.map(|part| calibrated(&rounded::<f64>(part.as_ref()))).collect();
+        TruncatedSvd::new(Rank::Fixed(7)).choose_blend::<f32>(&w.as_tensor().unwrap(), &folds).unwrap()
+    };
+    let base = choice([1.0; 3]);
+    for scale in [2f64.powi(-1000), 2f64.powi(1000)] {
+        assert_eq!(choice([scale; 3]), base, "{scale:e}");
+        assert_eq!(choice([scale, 0.0, scale]), choice([1.0, 0.0, 1.0]), "{scale:e}");
+    }
+    let quiet = choice([1.0, 2f64.powi(-700), 1.0]);
+    assert!(quiet.candidates.iter().all(|(_, error)| error.is_finite() && *error > 0.0), "{quiet:?}");
+}
+
+/// Samples that grow and shrink by hundreds of powers of two: the statistics are those of the largest, however the rows are cut and merged.
+#[test]
+fn samples_of_mixed_range() {
+    let n = 5;
+    let x = exact(&rounded::<f16>(gaussian(40, n, 44).as_ref()));
+    for orders in [[-1000, -650, 0, 600, 1010], [1010, 600, 0, -650, -1000], [-340, -980, -1000, -700, -310]] {
+        let mixed = Mat::from_fn(40, n, |i, j| x[(i, j)] * 2f64.powi(orders[i / 8]));
+        let stored = rounded::<f64>(mixed.as_ref());
+        let whole = calibrated(&stored);
+        let mut single = Calibration::new(n).unwrap();
+        for i in 0..40 {
+            single.update(&TensorRef::new(stored.row(i), &[1, n]).unwrap()).unwrap();
+        }
+        assert_eq!(whole.gram(), single.gram(), "{orders:?}");
+        assert_eq!((whole.exponent(), whole.largest()), (single.exponent(), single.largest()), "{orders:?}");
+        let part = |first: usize, rows: usize| {
+            let rows = Mat::from_fn(rows, n, |i, j| mixed[(first + i, j)]);
+            calibrated(&rounded::<f64>(rows.as_ref()))
+        };
+        let zeros = calibrated(&Matrix::<f64>::zeros(3, n));
+        for parts in [[part(0, 16), zeros.clone(), part(16, 24)], [zeros, part(16, 24), part(0, 16)]] {
+            let mut merged = Calibration::new(n).unwrap();
+            parts.iter().for_each(|part| merged.merge(part).unwrap());
+            assert_eq!((merged.samples(), merged.exponent()), (43, whole.exponent()), "{orders:?}");
+            assert!(distance(&whole.gram(), &merged.gram()) < 1e-14, "{orders:?}");
+            assert_eq!(Calibration::from_bytes(&merged.to_bytes()).unwrap(), merged, "{orders:?}");
+        }
+        let loudest = *orders.iter().max().unwrap();
+        let first = 8 * orders.iter().position(|&order| order == loudest).unwrap();
+        let off = distance(&part(first, 8).gram(), &whole.gram());
+        assert!(off < 1e-14, "{orders:?}: other samples than the loudest count, by {off:e}");
+    }
+}
+
+/// Bytes of regular samples are those of version 1; an exponent makes them version 2; and version 1 may be of samples that now have an exponent.
+#[test]
+fn bytes_of_both_versions() {
+    let body = |version: u8, exponent: u8, counts: [u64; 3], numbers: &[f64]| {
+        let mut body = b"TSLIMCAL".to_vec();
+        body.extend([version, 0, 0, 0, 0, 0, 0, exponent]);
+        body.extend(counts.iter().flat_map(|count| count.to_le_bytes()));
+        body.extend(numbers.iter().flat_map(|x| x.to_le_bytes()));
+        sealed(body)
+    };
+    let x = [1.0, 2.0, 3.0, -1.0];
+    let numbers = [4.0, 1.0, 10.0, 5.0, 3.0, 2.0, 10.0, -1.0, 5.0];
+    let of = |scale: f64| calibrated(&Matrix::from_vec(x.map(|x| x * scale).to_vec(), 2, 2).unwrap());
+    assert_eq!(of(1.0).to_bytes(), body(1, 0, [2, 2, 0], &numbers));
+    // log2(3 · 2^600) is above 9 · 64 = 576.
+    let (up, square) = (2f64.powi(24), 2f64.powi(48));
+    let [a, b, c, d, e, f, g, h, i] = numbers;
+    let unit = 2f64.powi(600);
+    let scaled = [a * up, b * up, c * square, d * square, e * unit, f * unit, g * square, h * square, i * square];
+    assert_eq!(of(unit).to_bytes(), body(2, 9, [2, 2, 0], &scaled));
+    assert_eq!(Calibration::from_bytes(&body(2, 9, [2, 2, 0], &scaled)).unwrap(), of(unit));
+    for x in [1e150, 1e-100, 2f64.powi(495), 1.0] {
+        let old = Calibration::from_bytes(&body(1, 0, [1, 1, 0], &[x, x * x, x, x * x])).unwrap();
+        let new = calibrated(&Matrix::from_vec(vec![x], 1, 1).unwrap());
+        assert_eq!((old.exponent(), old.means(), old.largest()), (new.exponent(), new.means(), new.largest()), "{x:e}");
+        assert!((old.gram().row(0)[0] / new.gram().row(0)[0] - 1.0).abs() < 1e-15, "{x:e}");
+    }
+
+    // What no samples have.
+    let with = |changes: &[(usize, f64)]| {
+        let mut numbers = numbers;
+        changes.iter().for_each(|&(at, x)| numbers[at] = x);
+        body(1, 0, [2, 2, 0], &numbers)
+    };
+    let mut factor = body(1, 0, [2, 2, 0], &numbers);
+    factor.truncate(factor.len() - 4);
+    factor[12] = 1;
+    let crafted = [
+        ("more samples than can be", body(1, 0, [2, u64::MAX, 0], &numbers)),
+        ("more skipped samples than can be", body(1, 0, [2, 2, u64::MAX], &numbers)),
+        ("numbers without samples", body(1, 0, [2, 0, 3], &numbers)),
+        ("a sum above the largest modulus", with(&[(0, 7.0)])),
+        ("a square above the largest modulus", with(&[(2, 19.0), (6, 19.0)])),
+        ("squares near the end of the range", with(&[(2, 1e308), (6, 1e308)])),
+        ("a largest modulus above the square", with(&[(4, 4.0)])),
+        ("a largest modulus that is infinite as a square", with(&[(4, 1e308)])),
+        ("a negative largest modulus", with(&[(4, -3.0)])),
+        ("a diagonal that is not the square", with(&[(6, 11.0)])),
+        ("a negative diagonal", with(&[(6, -10.0)])),
+        ("a product above its features", with(&[(7, 7.2)])),
+        ("the other form", sealed(factor)),
+        ("an exponent in version 1", body(1, 9, [2, 2, 0], &scaled)),
+        ("version 2 without an exponent", body(2, 0, [2, 2, 0], &numbers)),
+        ("version 2 with another exponent", body(2, 8, [2, 2, 0], &scaled)),
+        ("squares lost to underflow", body(1, 0, [1, 1, 0], &[1e-200, 0.0, 1e-200, 0.0])),
+    ];
+    for (what, bytes) in crafted {
+        let found = Calibration::from_bytes(&bytes);
+        assert!(matches!(found, Err(Error::Format { .. })), "{what}: {found:?}");
+    }
+    assert!(Calibration::from_bytes(&with(&[(7, -7.0)])).is_ok());
+
+    // Pairs that could be, all three together not: only the root tells.
+    let numbers = [0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.9, 0.9, 1.0, -0.9, 1.0];
+    let c = Calibration::from_bytes(&body(1, 0, [3, 1, 0], &numbers)).unwrap();
+    let w = rounded::<f32>(gaussian(9, 3, 45).as_ref());
+    let failed = TruncatedSvd::new(Rank::Fixed(2)).calibration(&c).factor::<f32>(w.as_tensor().unwrap());
+    let Err(Error::Format { why, .. }) = failed else { panic!("{failed:?}") };
+    assert!(why.contains("gather"), "{why}");
+
+    // As many samples as there can be take no more.
+    let full = Calibration::from_bytes(&body(1, 0, [2, 1 << 43, 0], &[4.0, 1.0, 10.0, 5.0, 3.0, 2.0, 10.0, -1.0, 5.0]))
+        .unwrap();
+    for mut c in [full.clone(), of(1.0)] {
+        let before = c.clone();
+        let other = if c == full { of(1.0) } else { full.clone() };
+        assert!(matches!(c.merge(&other), Err(Error::Option { name: "samples", .. })));
+        assert_eq!(c, before);
+    }
+    let more = Matrix::from_vec(vec![1.0, 2.0], 1, 2).unwrap();
+    let mut c = full.clone();
+    assert!(matches!(c.update(&more.as_tensor().unwrap()), Err(Error::Option { name: "samples", .. })) && c == full);
+}
+
+/// Ranks that reproduce the outputs to rounding: what is reported is the error that there is, not the rounding of the look at it.
+#[test]
+fn errors_below_the_rounding_of_products() {
+    for (m, n) in [(96, 64), (64, 96)] {
+        let w = rounded::<f32>(gaussian(m, n, 51).as_ref());
+        let a = exact(&w);
+        let mut dead = gaussian(200, n, 52);
+        (0..n).filter(|j| j * 7 % n > 9).for_each(|j| dead.col_mut(j).fill(0.0));
+        let few = gaussian(8, n, 53);
+        for (what, x) in [("dead features", dead), ("few samples", few)] {
+            for form in [Form::Gram, Form::Factor] {
+                let c = with_options(&rounded::<f64>(x.as_ref()), CalibrationOptions { form, ..Default::default() });
+                for (whitening, blend) in [(Whitening::Full, 1.0), (Whitening::Full, 0.7), (Whitening::Diagonal, 1.0)] {
+                    for (method, k) in [
+                        (Method::Auto, 10),
+                        (Method::Auto, 40),
+                        (Method::Auto, 64),
+                        (Method::Full, 20),
+                        (Method::Gram, 20),
+                        (Method::Randomized, 20),
+                    ] {
+                        let svd = TruncatedSvd::new(Rank::Fixed(k)).method(method).calibration(&c);
+                        let svd = svd.whitening(whitening).blend(blend);
+                        let f = svd.factor::<f32>(w.as_tensor().unwrap()).unwrap();
+                        let lost = loss(a.as_ref(), x.as_ref(), &f);
+                        let said = f.report().activation.as_ref().unwrap().relative_error;
+                        let what = format!("{m}×{n} {what} {form:?} {whitening} {blend} {method} {k}");
+                        assert!(said < 1.5 * lost && lost < 1.5 * said, "{what}: {said:e} reported, {lost:e} measured");
+                        let expected = quality::expected(&w.as_tensor().unwrap(), &f, &c).unwrap();
+                        let off = expected.relative_error / lost - 1.0;
+                        assert!(off.abs() < 0.5, "{what}: {expected:?}, {lost:e} measured");
+                        assert!((expected.cosine - (1.0 - lost * lost).sqrt()).abs() < 1e-6, "{what}: {expected:?}");
+                    }
+                }
             }
         }
     }
