@@ -15,7 +15,10 @@
 //! null space come from Householder reflections, so that U and V are square and orthonormal.
 
 use faer::dyn_stack::{MemBuffer, MemStack};
-use faer::linalg::householder::apply_block_householder_sequence_on_the_left_in_place_with_conj as apply_reflections;
+use faer::linalg::householder::{
+    apply_block_householder_sequence_on_the_left_in_place_scratch as reflections_scratch,
+    apply_block_householder_sequence_on_the_left_in_place_with_conj as apply_reflections,
+};
 use faer::linalg::qr::col_pivoting::factor as pivoted_qr;
 use faer::{Conj, Mat, MatMut, MatRef, Par};
 
@@ -97,17 +100,12 @@ pub(super) fn svd(a: MatRef<'_, f64>) -> SmallSvd<f64> {
     }
     (rank..l).for_each(|j| u[(j, j)] = 1.0);
     drop(rotations);
-    let scratch =
-        faer::linalg::householder::apply_block_householder_sequence_on_the_left_in_place_scratch::<f64>(l, block, l);
-    let mut buffer = MemBuffer::new(scratch);
-    apply_reflections(
-        factor.as_ref(),
-        reflections.as_ref(),
-        Conj::No,
-        u.as_mut(),
-        Par::Seq,
-        MemStack::new(&mut buffer),
-    );
+    if rank > 0 {
+        // Reflections beyond the rank are of nothing, and may not be numbers.
+        let (factor, reflections) = (factor.subcols(0, rank), reflections.subcols(0, rank));
+        let mut buffer = MemBuffer::new(reflections_scratch::<f64>(l, block, l));
+        apply_reflections(factor, reflections, Conj::No, u.as_mut(), Par::Seq, MemStack::new(&mut buffer));
+    }
     let s = (0..l).map(|j| by_length.get(j).map_or(0.0, |&from| lengths[from])).collect();
     SmallSvd { u, s, v, remedy: None }
 }

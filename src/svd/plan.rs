@@ -400,7 +400,7 @@ impl Plan {
                             return Ok(solution);
                         }
                         drop(solution);
-                        let mut next = randomized(op)?;
+                        let mut next = self.randomized(options, op, goal, true, par)?;
                         let width = blocks.width;
                         next.notes.push(format!(
                             "{width} or more tied values, of which a block holds {width}; took randomized"
@@ -641,7 +641,9 @@ impl Footprint {
                 let after = left.max(right).max(decompose_bytes::<T>(n, count * b, false, 0));
                 let home = small(count * b, count * b) + self.home::<T>(right + small(count * b, count * b));
                 // With the overlap of two blocks.
-                (left + right + small(b, b) + self.pass::<T>(scratch, b).max(after)).max(left + home)
+                let kept = (left + right + small(b, b) + self.pass::<T>(scratch, b).max(after)).max(left + home);
+                // Where it finds ties that a block cannot hold.
+                kept.max(self.by_products::<T>(!self.searched))
             }
             (Method::SinglePass | Method::Nystrom, _) => {
                 let tile = self.tile::<T>(Pass::Rows);
