@@ -507,7 +507,7 @@ impl TruncatedSvd {
         let Solution { triplets, rank: k, width, method, sketch, certificate, mut slices, mut notes } = solution;
 
         // The short side first, and its panel goes before the long side comes: that is what most memory is needed for.
-        let Triplets { mut left, s: spectrum, captured, right, .. } = triplets;
+        let Triplets { mut left, s: mut spectrum, captured, right, .. } = triplets;
         let (mut u, mut vt);
         // Where most matrices never see an image of all l columns.
         let reduce = plan.method == Method::Gram && !gram::is_imaged_early::<T>((m.max(n), m.min(n)), width);
@@ -540,6 +540,10 @@ impl TruncatedSvd {
             Some(certificate) => certificate,
             None => certificate::certify(op, left, spectrum.split_at(k), right, captured, self.seed)?,
         };
+        if certificate.scale != 1.0 {
+            let scale = T::from_f64(certificate.scale);
+            spectrum.iter_mut().for_each(|s| *s *= scale);
+        }
         notes.extend(goal.and_then(|goal| goal.shortfall(k, certificate.relative_error)));
         notes.extend(beyond_numerical_rank(&spectrum[..k], (m, n)));
         let s = unscale(&spectrum[..k], scale)?;

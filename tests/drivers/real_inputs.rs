@@ -65,6 +65,26 @@ fn calibrated_ranks_near_all_are_as_accurate_as_others() {
     }
 }
 
+/// Sums of equal terms round all one way; what all singular values add up to tells by how much.
+#[test]
+fn equal_entries_have_the_singular_value_of_their_norm() {
+    for (m, n, step) in [(512, 512, 1), (700, 300, 1), (768, 768, 32), (100, 2000, 3)] {
+        let a = Mat::from_fn(m, n, |_, j| f64::from(u8::from(j % step == 0)));
+        let sigma = a.norm_l2();
+        for method in LOOKS_AGAIN {
+            for k in [1, 40] {
+                let f = factor::<f32>(&TruncatedSvd::new(Rank::Fixed(k)).method(method), a.as_ref());
+                let (off, error) = (f64::from(f.s()[0]) / sigma - 1.0, true_error(a.as_ref(), &f));
+                let what = format!("{m}×{n}, {step}, {method}, {k}");
+                assert!(off.abs() < 1e-6, "{what}: off by {off:.1e}");
+                assert!(error < 2e-6, "{what}: {error:.1e}");
+                let reported = f.report().relative_error;
+                assert!(reported < 4e-6, "{what}: {reported:.1e} for {error:.1e}");
+            }
+        }
+    }
+}
+
 /// Entries whose scale to 1 is no number of f64.
 #[test]
 fn subnormal_entries_are_factored_as_long_as_their_singular_values_are_normal() {
