@@ -44,7 +44,7 @@ BY_DESIGN = [
     ("[kgf]*", "test_randomized_svd_low_rank_with_noise", NOISE),
     ("[kgf]*", "test_randomized_svd_infinite_rank", NOISE),
 ]
-SEED = "elements of U agree with those of A V to 5e-4 each or not, by the seed: not at 1 of 12 by scikit-learn itself, at 2 here"
+SEED = "U agrees with A V to 5e-4 in each element or not, by the seed: not at 1 of 12 in scikit-learn, at 2 here"
 BY_CHANCE = [("[rk]*", "test_whitening*randomized*", SEED)]
 
 
@@ -218,7 +218,7 @@ def sparse(rng, m, n, density):
 
 
 def like_torch(library, a, q, niter, M, method):
-    """`torch.svd_lowrank`: batches in front, V instead of its transpose, a matrix M to take off. The q are all that is computed."""
+    """`torch.svd_lowrank`: batches in front, V instead of its transpose, a matrix M to take off, no more than q columns."""
     a = a if M is None else a - M
     flat = a.reshape(-1, *a.shape[-2:])
     parts = [factor(library, x, q, 0, niter, seed, method) for seed, x in enumerate(flat)]
@@ -347,12 +347,6 @@ def hadamard_transform(library, x, kind, scale, multiple=1):
     return TO[kind](scaled).reshape(x.shape)
 
 
-def explicit_transform(x, scale, matrix):
-    """The same by a matrix, in f64."""
-    n = x.shape[-1]
-    return scale * (x.astype(np.float64) @ matrix[:n, :n])
-
-
 def sylvester(length, first_columns):
     """The first columns of the Hadamard matrix of a power of two, whose whole may not fit the memory."""
     bits = np.arange(length)[:, None] & np.arange(first_columns)[None, :]
@@ -388,7 +382,8 @@ def hadamard(library, _):
             if abs(left - right) > relative * np.linalg.norm(hx) * np.linalg.norm(FROM[kind](g)):
                 why = why or f"not symmetric: {left} {right}"
             yield "-", f"{n} in {length}, {kind}", "failed" if why else "passed", why or ""
-    # Their other bases are Hadamard matrices of 12, 20, 28 and 40, which are not unique. What is the same for all: H Hᵀ = n I, entries of ±1.
+    # Their other bases are Hadamard matrices of 12, 20, 28 and 40, which are not unique. What is the same for all:
+    # entries of ±1, and H Hᵀ = n I.
     for base in (12, 20, 28, 40):
         for log2 in (0, 1, 4, 6):
             n = base << log2
@@ -411,7 +406,7 @@ PROJECTS = {"scikit-learn": scikit_learn, "torch": torch_like, "hadamard": hadam
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--method", action="append", choices=METHODS, help=f"one or more [default: {', '.join(TESTED)}]")
+    parser.add_argument("--method", action="append", choices=METHODS, help=f"[default: {', '.join(TESTED)}]")
     parser.add_argument("--profile", default="release", help="of the build: release or debug")
     parser.add_argument("--verbose", action="store_true", help="a line for each test instead of each kind")
     parser.add_argument("project", nargs="*", help=f"of {', '.join(PROJECTS)} [default: all]")
