@@ -4,15 +4,15 @@
     pip install numpy scipy scikit-learn pytest           # torch, too, if it is there
     python benches/peers/conformance.py [--method METHOD] [scikit-learn] [torch] [hadamard]
 
-scikit-learn    The tests of `randomized_svd` that the installed package ships, and those of its estimators that call it,
-                run as they are, with `randomized_svd` replaced by a function of its signature.
-torch           The properties that PyTorch tests of `torch.svd_lowrank`, said anew: that test is not in its wheel. Where
-                torch is installed, it factors the same matrices, too.
-hadamard        Those that fast-hadamard-transform tests of its kernels, against the Hadamard matrix of SciPy: that package
-                is built for a GPU alone.
+scikit-learn    The tests of `randomized_svd` that the installed package ships, and those of its estimators that call
+                it, run as they are, with `randomized_svd` replaced by a function of its signature.
+torch           The properties that PyTorch tests of `torch.svd_lowrank`, said anew: that test is not in its wheel.
+                Where torch is installed, it factors the same matrices, too.
+hadamard        Those that fast-hadamard-transform tests of its kernels, against the Hadamard matrix of SciPy: that
+                package is built for a GPU alone.
 
-A failure that follows from how tensorslim is meant to work stands in BY_DESIGN with its reason, one that another seed does
-not have in BY_CHANCE. The exit code is 0 if there is no other, and none of BY_DESIGN passes.
+A failure that follows from how tensorslim is meant to work stands in BY_DESIGN with its reason, one that another seed
+does not have in BY_CHANCE. The exit code is 0 if there is no other, and none of BY_DESIGN passes.
 """
 
 import argparse
@@ -218,7 +218,7 @@ def sparse(rng, m, n, density):
 
 
 def like_torch(library, a, q, niter, M, method):
-    """`torch.svd_lowrank`: batches in front, V instead of its transpose, a matrix M to take off, no more than q columns."""
+    """`torch.svd_lowrank`: batches in front, V and not its transpose, a matrix M to take off, no more than q columns."""
     a = a if M is None else a - M
     flat = a.reshape(-1, *a.shape[-2:])
     parts = [factor(library, x, q, 0, niter, seed, method) for seed, x in enumerate(flat)]
