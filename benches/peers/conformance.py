@@ -218,7 +218,7 @@ def sparse(rng, m, n, density):
 
 
 def like_torch(library, a, q, niter, M, method):
-    """`torch.svd_lowrank`: batches in front, V and not its transpose, a matrix M to take off, no more than q columns."""
+    """`torch.svd_lowrank`: batches in front, V and not its transpose, M is taken off, no more than q columns."""
     a = a if M is None else a - M
     flat = a.reshape(-1, *a.shape[-2:])
     parts = [factor(library, x, q, 0, niter, seed, method) for seed, x in enumerate(flat)]
