@@ -260,9 +260,9 @@ impl Case {
             return if wrong.is_empty() { Ok(()) } else { Err(wrong.join("; ")) };
         }
         let unit = largest.log2().floor().exp2();
-        a = a * faer::Scale(1.0 / unit);
+        a *= faer::Scale(1.0 / unit);
         let norm = a.norm_l2();
-        a = a * faer::Scale(1.0 / norm);
+        a *= faer::Scale(1.0 / norm);
         let s: Vec<f64> = f.s().iter().map(|&s| s.to_f64() / unit / norm).collect();
         let sigma = singular_values(a.as_ref());
         let tail = |j: usize| sigma[j.min(sigma.len())..].iter().rev().map(|s| s * s).sum::<f64>();
