@@ -4,7 +4,7 @@
 use crate::common::*;
 use faer::{Mat, MatRef};
 use tensorslim::calibration::{Calibration, CalibrationOptions};
-use tensorslim::{DType, Error, ErrorKind, Factors, Method, Rank, Scalar, TruncatedSvd, Whitening, quality};
+use tensorslim::{DType, Error, ErrorKind, Factors, Method, Rank, Scalar, Sketch, TruncatedSvd, Whitening, quality};
 
 const LOOKS_AGAIN: [Method; 5] = [Method::Auto, Method::Full, Method::Gram, Method::Randomized, Method::Krylov];
 const LOOKS_ONCE: [Method; 2] = [Method::SinglePass, Method::Nystrom];
@@ -162,6 +162,31 @@ fn one_pass_is_hardly_ever_worse_than_zeros() {
                 }
                 assert!(sum / 4.0 <= 1.03, "{what}, {method}, {k}: {} on average", sum / 4.0);
             }
+        }
+    }
+}
+
+/// A few live rows and columns: the bases are then completed by unit vectors, which a sampled Hadamard matrix tells apart or leaves out.
+#[test]
+fn one_pass_is_exact_where_few_rows_live() {
+    for seed in 0..24 {
+        let random = &mut Random(seed);
+        let (mut a, block) = (Mat::zeros(400, 300), gaussian(8, 8, seed + 100));
+        let mut pick = |bound: usize| (random.uniform() * bound as f64) as usize;
+        let rows: Vec<usize> = (0..8).map(|i| 50 * i + pick(50)).collect();
+        let columns: Vec<usize> = (0..8).map(|j| 37 * j + pick(37)).collect();
+        for (i, j) in (0..8).flat_map(|i| (0..8).map(move |j| (i, j))) {
+            a[(rows[i], columns[j])] = block[(i, j)];
+        }
+        for sketch in [Sketch::Srht, Sketch::Gaussian, Sketch::SparseSign] {
+            for method in LOOKS_ONCE {
+                let svd = TruncatedSvd::new(Rank::Fixed(16)).method(method).sketch(sketch).seed(seed);
+                let error = true_error(a.as_ref(), &factor::<f64>(&svd, a.as_ref()));
+                assert!(error < 1e-9, "{method}, {sketch}, {seed}: {error:.1e}");
+            }
+            let svd = TruncatedSvd::new(Rank::Fixed(16)).method(Method::Randomized).power_iterations(0).sketch(sketch);
+            let error = true_error(a.as_ref(), &factor::<f64>(&svd.seed(seed), a.as_ref()));
+            assert!(error < 1e-12, "q = 0, {sketch}, {seed}: {error:.1e}");
         }
     }
 }
