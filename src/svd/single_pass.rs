@@ -132,6 +132,21 @@ struct Sketches {
     theta: AnySketch,
 }
 
+impl TruncatedSvd {
+    /// The random matrix of a stream that a basis is embedded with, which may be made of unit vectors: a sampled Hadamard matrix of few columns may be blind to
+    /// some of their combinations. There normals cost little.
+    fn embedding(&self, length: usize, columns: usize, stream: u64) -> Result<AnySketch> {
+        /// Fewer columns are never sampled from a Hadamard matrix; fewer than twice as many from a short one neither.
+        const FEW: usize = 64;
+        /// A short one has fewer rows than this many times the columns.
+        const SHORT: usize = 16;
+        if columns < FEW || columns < 2 * FEW && length < SHORT * columns {
+            return AnySketch::new(Sketch::Gaussian, length, columns, self.seed, stream);
+        }
+        self.omega(length, columns, stream)
+    }
+}
+
 /// The largest modulus that sketches in `T` take without a risk of overflow, as a power of two.
 const fn largest_exponent<T: Scalar>() -> i32 {
     if size_of::<T>() == 4 { 100 } else { 400 }
@@ -157,18 +172,17 @@ impl<T: Scalar> SinglePass<T> {
     /// For rows of a matrix of this shape, which is the plan's or its transpose.
     fn new(options: &TruncatedSvd, plan: Plan, (m, n): (usize, usize)) -> Result<Self> {
         let sizes = plan.sizes(options, (m, n));
-        let sketch = |length, columns, stream| options.omega(length, columns, stream);
         let s = sizes.core;
         let core = match s {
             0 => None,
-            _ => Some((sketch(m, s, stream::CORE_LEFT)?, sketch(n, s, stream::CORE_RIGHT)?)),
+            _ => Some((options.embedding(m, s, stream::CORE_LEFT)?, options.embedding(n, s, stream::CORE_RIGHT)?)),
         };
         Ok(SinglePass {
             options: options.clone(),
             plan,
             sketches: Sketches {
-                omega: sketch(n, sizes.range, stream::RANGE)?,
-                upsilon: sketch(m, sizes.corange, stream::CORANGE)?,
+                omega: options.omega(n, sizes.range, stream::RANGE)?,
+                upsilon: options.embedding(m, sizes.corange, stream::CORANGE)?,
                 core,
                 theta: AnySketch::new(Sketch::Gaussian, m, PROBES, options.seed, stream::PROBES)?,
             },
