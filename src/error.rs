@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use crate::tensor::DType;
+
 /// What can go wrong. Nothing in this crate panics on bad input; it returns one of these.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
@@ -67,21 +69,23 @@ pub enum Error {
         /// The largest possible one.
         max: usize,
     },
-    /// An option outside its range.
+    /// An option outside its range, or one that does not go with the rest.
     Option {
         /// The option's name.
         name: &'static str,
-        /// The value that was given.
-        value: String,
-        /// What is allowed.
+        /// The value that was given; `None` where no value of it is at fault.
+        value: Option<String>,
+        /// What is allowed; without a value, what is the matter with the option and what to do.
         want: &'static str,
     },
-    /// A result is larger than the arithmetic type can hold, or so small that it would be lost.
+    /// A value is larger than the arithmetic can compute with, or so small that it would be lost.
     Range {
         /// What it is.
         what: &'static str,
         /// Its value.
         value: f64,
+        /// The arithmetic.
+        dtype: DType,
     },
     /// A length that no Hadamard matrix of this crate has.
     Order {
@@ -189,7 +193,13 @@ impl Error {
 
     #[cold]
     pub(crate) fn option(name: &'static str, value: impl fmt::Display, want: &'static str) -> Self {
-        Error::Option { name, value: value.to_string(), want }
+        Error::Option { name, value: Some(value.to_string()), want }
+    }
+
+    /// An option that does not go with the rest: `why` is the predicate of a sentence that starts with its name.
+    #[cold]
+    pub(crate) fn unsuited(name: &'static str, why: &'static str) -> Self {
+        Error::Option { name, value: None, want: why }
     }
 
     /// An error of a device.
@@ -227,9 +237,14 @@ impl fmt::Display for Error {
                 write!(f, "element ({row}, {col}) is {value}; the matrix must be finite")
             }
             Error::Rank { rank, max } => write!(f, "rank {rank} is outside 1..={max}"),
-            Error::Option { name, value, want } => write!(f, "{name} = {value} is not allowed; give {want}"),
-            Error::Range { what, value } => {
-                write!(f, "{what} is {value:e}, out of the range of f32; use f64 arithmetic")
+            Error::Option { name, value: Some(value), want } => {
+                write!(f, "{name} = {value} is not allowed; give {want}")
+            }
+            Error::Option { name, value: None, want } => write!(f, "{name} {want}"),
+            Error::Range { what, value, dtype } => {
+                let advice =
+                    if *dtype == DType::F64 { "multiply the data by a power of two" } else { "use f64 arithmetic" };
+                write!(f, "{what} is {value:e}, out of the range of {dtype} arithmetic; {advice}")
             }
             Error::Order { n } => {
                 write!(f, "no Hadamard matrix of order {n} here; fwht::Order lists the lengths b·2^k that work")

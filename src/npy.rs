@@ -7,7 +7,8 @@
 //!
 //! [`Array::read`] reads the elements straight into one aligned buffer: file size bytes of memory, one pass over
 //! the file, no vector of decoded values. Fortran order becomes strides and costs nothing; foreign byte order is
-//! swapped in place.
+//! swapped in place. [`Array::read_c_order`] puts each element where C order has it, for tensors of more than two axes, whose
+//! Fortran order no two strides describe.
 //!
 //! [`Stream`] reads the same files in blocks of rows and holds none of them; [`Mapped`] leaves the reading to the system.
 //!
@@ -19,7 +20,8 @@
 //! array's size is allocated before that size was found to be that of the file.
 //!
 //! bfloat16 has no type string in NumPy. What `ml_dtypes` makes of it is `'<V2'`, two bytes without a meaning, and
-//! [`write()`] does the same; [`Array::read_as`] reads it back, because the caller then says what they mean.
+//! [`write()`] does the same; [`Array::read_as`] reads it back, because the caller then says what they mean. Some programs write
+//! its name, `'bfloat16'`, which says it. [`Description`] tells what a file holds without reading an element.
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -40,6 +42,8 @@ const MAX_HEADER: usize = 10_000;
 const MAX_DEPTH: usize = 4;
 /// Most axes, as in NumPy 2.
 const MAX_AXES: usize = 64;
+/// Bytes that are read at a time where elements change their order: whole elements of every type.
+const BLOCK: usize = 1 << 20;
 
 /// An array read from a file: element type, shape, order, and its bytes, aligned and in native byte order.
 #[derive(Debug)]
@@ -53,7 +57,7 @@ pub struct Array {
 }
 
 impl Array {
-    /// Reads a `.npy` file of f16, f32 or f64 in either byte order, C or Fortran order, version 1, 2 or 3.
+    /// Reads a `.npy` file of f16, f32, f64 or bfloat16 by name, in either byte order, C or Fortran order, version 1, 2 or 3.
     ///
     /// # Errors
     /// [`Error::File`], with the path, what is wrong and what to do: no such file, a directory or a pipe, not a
@@ -64,12 +68,24 @@ impl Array {
     }
 
     /// As [`read`](Self::read), for files whose elements are bits of `dtype` under another name: void
-    /// (`'<V2'`, how `ml_dtypes` saves bfloat16) or unsigned (`'<u2'`) of its size, besides `dtype` itself.
+    /// (`'<V2'`, how `ml_dtypes` saves bfloat16) or integers (`'<u2'`, `'<i2'`) of its size, besides `dtype` itself.
     ///
     /// # Errors
     /// As [`read`](Self::read); any other element type is one too.
     pub fn read_as(path: impl AsRef<Path>, dtype: DType) -> Result<Self> {
         read(path.as_ref(), Some(dtype))
+    }
+
+    /// As [`read`](Self::read) and, with `bits_of`, [`read_as`](Self::read_as); what is in Fortran order comes out in C order, so that
+    /// axes can be merged ([`TensorRef::matricize`]). Takes a block of 1 MiB more than the array.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn read_c_order(path: impl AsRef<Path>, bits_of: Option<DType>) -> Result<Self> {
+        let path = path.as_ref();
+        let (mut file, header) = open(path, bits_of)?;
+        let array = if header.fortran { load_reordered(&mut file, header) } else { load(&mut file, header) };
+        array.map_err(|why| Error::file(path, why))
     }
 
     /// As [`read`](Self::read) and, with `bits_of`, [`read_as`](Self::read_as), from the bytes of a file that came another way.
@@ -111,6 +127,143 @@ impl Array {
     }
 }
 
+/// What the elements of a file are, by the type that its header names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Elements {
+    /// Numbers of a type that is factored; bfloat16 where the file names it.
+    Floats(DType),
+    /// Floating-point numbers of another type: of 8 bits or fewer, or extended precision.
+    OtherFloats,
+    /// So many bytes without a type: how `ml_dtypes` saves bfloat16 (2 bytes) and its types of 8 bits and fewer (1 byte).
+    Untyped(usize),
+    /// Integers of so many bytes.
+    Integers(usize),
+    /// Anything else: bool, complex numbers, text, dates, structures, Python objects.
+    Other,
+}
+
+/// What the header of a file says, whatever its elements are and however many axes it has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Description {
+    path: PathBuf,
+    elements: Elements,
+    type_name: String,
+    /// Bytes of an element, where that is fixed.
+    size: Option<usize>,
+    /// The elements are in the other byte order.
+    swap: bool,
+    shape: Vec<usize>,
+    fortran: bool,
+}
+
+impl Description {
+    /// Reads the header of a file.
+    ///
+    /// # Errors
+    /// [`Error::File`]: no such file, a directory or a pipe, not a `.npy` file, a damaged header, fewer or more bytes than the shape needs.
+    pub fn read(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let (mut file, len) = open_file(path)?;
+        let described = describe(&mut file, len).and_then(|(what, start)| {
+            if let Some(size) = what.size {
+                what.check_length(size, &what.type_name, len - start as u64)?;
+            }
+            Ok(Description { path: path.to_path_buf(), ..what })
+        });
+        described.map_err(|why| Error::file(path, why))
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The type that [`Array::read`], or with `bits_of` [`Array::read_as`], reads the elements as.
+    ///
+    /// # Errors
+    /// [`Error::File`] for elements that it does not read.
+    pub fn dtype(&self, bits_of: Option<DType>) -> Result<DType> {
+        self.readable(bits_of).map_err(|why| Error::file(&self.path, why))
+    }
+
+    /// What the elements are.
+    pub fn elements(&self) -> Elements {
+        self.elements
+    }
+
+    /// The type in the words of the file, such as `<i2`.
+    pub fn type_name(&self) -> &str {
+        &self.type_name
+    }
+
+    /// The length of each axis; none for a scalar.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// Whether the first axis, not the last, is the one of stride 1.
+    pub fn is_fortran(&self) -> bool {
+        self.fortran
+    }
+
+    /// The type that the elements are read as. `bits_of` is what elements without a type are, as in [`Array::read_as`].
+    fn readable(&self, bits_of: Option<DType>) -> Checked<DType> {
+        let name = &self.type_name;
+        let what = match name.as_str() {
+            "|O" => "pickled Python objects".to_string(),
+            STRUCTURED => "structured elements".to_string(),
+            _ if name.ends_with("f1") => format!("float8 ('{name}')"),
+            _ => format!("elements of type '{name}'"),
+        };
+        match (self.elements, bits_of) {
+            (Elements::Floats(dtype), None) => Ok(dtype),
+            (Elements::Floats(dtype), Some(want)) if dtype == want => Ok(dtype),
+            (Elements::Untyped(size) | Elements::Integers(size), Some(want)) if size == want.size() => Ok(want),
+            (_, Some(want)) => Err(format!("holds {what}, not {want}; convert it first")),
+            (Elements::Untyped(2), None) => Err(format!(
+                "holds two-byte elements without a type ('{name}'); if they are bfloat16, say so when it is opened"
+            )),
+            (Elements::Untyped(1), None) => Err(format!(
+                "holds one-byte elements without a type ('{name}'), as float8 is saved; save the array as a wider type, \
+                 e.g. a.astype('f4')"
+            )),
+            (Elements::OtherFloats, None) if self.size == Some(1) => {
+                Err(format!("holds {what}, which is not read; save the array as a wider type, e.g. a.astype('f4')"))
+            }
+            (elements, None) => {
+                let bits = if elements == Elements::Integers(2) {
+                    "; if they are bits of bfloat16, say so when it is opened"
+                } else {
+                    ""
+                };
+                Err(format!("holds {what}; convert it to f16, f32 or f64 first, e.g. a.astype('f4'){bits}"))
+            }
+        }
+    }
+
+    /// The bytes of the elements, `size` each, which must be the `have` that follow the header.
+    fn check_length(&self, size: usize, of: &str, have: u64) -> Checked<u64> {
+        let want = (self.shape.iter())
+            .try_fold(size as u64, |p, &d| p.checked_mul(d as u64))
+            .filter(|&bytes| bytes <= isize::MAX as u64);
+        if let Some(want) = want.filter(|&want| want == have) {
+            return Ok(want);
+        }
+        let needs = want.map_or("more bytes than there are addresses".to_string(), |want| format!("{want} bytes"));
+        let advice = if want.is_some_and(|want| want < have) {
+            "save one array to one file"
+        } else {
+            "the file was cut short: copy or save it again"
+        };
+        let shape = Tuple(&self.shape);
+        Err(format!("needs {needs} for shape {shape} of {of} and has {have} after its header; {advice}"))
+    }
+}
+
+/// What stands for the type of structured elements, which have a list of names.
+const STRUCTURED: &str = "structured";
+
 /// A file that is read in pieces: the [`RowSource`] of a factorization out of core.
 ///
 /// Nothing of the size of the file is held, and a file that is cut short while it is read is an error. The first axis becomes
@@ -132,8 +285,9 @@ impl Stream {
         let path = path.as_ref();
         let (file, header) = open(path, bits_of)?;
         if header.shape.len() > 2 && header.fortran {
-            let why = format!("has shape {}, which is no matrix as it lies in the file", Tuple(&header.shape));
-            return Err(Error::file(path, format_args!("{why}; save it with two axes")));
+            let why =
+                format!("has shape {} in Fortran order, which has no rows to be read in parts", Tuple(&header.shape));
+            return Err(Error::file(path, format_args!("{why}; save it in C order, or read it whole")));
         }
         Ok(Stream { path: path.to_path_buf(), file, header })
     }
@@ -342,8 +496,8 @@ fn read(path: &Path, bits_of: Option<DType>) -> Result<Array> {
     load(&mut file, header).map_err(|why| Error::file(path, why))
 }
 
-/// Opens a regular file and reads its header.
-fn open(path: &Path, bits_of: Option<DType>) -> Result<(File, Header)> {
+/// Opens a regular file and tells its length.
+fn open_file(path: &Path) -> Result<(File, u64)> {
     let why = |why: String| Error::file(path, why);
     let io = |e: std::io::Error| why(format!("cannot be read: {e}; check the path"));
     // Asked before opening: opening a pipe would wait for its writer.
@@ -352,12 +506,17 @@ fn open(path: &Path, bits_of: Option<DType>) -> Result<(File, Header)> {
         let what = if meta.is_dir() { "a directory" } else { "no regular file" };
         return Err(why(format!("is {what}; give a .npy file")));
     }
-    let mut file = File::open(path).map_err(io)?;
-    let header = parse_header(&mut file, meta.len(), bits_of).map_err(why)?;
+    Ok((File::open(path).map_err(io)?, meta.len()))
+}
+
+/// Opens a regular file and reads its header.
+fn open(path: &Path, bits_of: Option<DType>) -> Result<(File, Header)> {
+    let (mut file, len) = open_file(path)?;
+    let header = parse_header(&mut file, len, bits_of).map_err(|why| Error::file(path, why))?;
     Ok((file, header))
 }
 
-/// What the header of a file says, checked against the length of the file.
+/// What the header of a file says of an array that is read, checked against the length of the file.
 #[derive(Debug, Clone)]
 struct Header {
     dtype: DType,
@@ -370,60 +529,51 @@ struct Header {
     bytes: usize,
 }
 
-/// Reads the header of a file of `len` bytes.
+/// Reads the header of a file of `len` bytes, for elements that can be read.
 fn parse_header(r: &mut impl Read, len: u64, bits_of: Option<DType>) -> Checked<Header> {
-    let text = read_header(r, len)?;
-    fence(&text[preamble(text[6])..])?;
+    let (what, start) = describe(r, len)?;
+    let dtype = what.readable(bits_of)?;
+    if what.shape.is_empty() || what.shape.contains(&0) {
+        let shape = Tuple(&what.shape);
+        return Err(format!("has shape {shape}, which holds no matrix; give an array with elements"));
+    }
+    // The rest of a file that exists, and an address: `usize` holds it.
+    let bytes = what.check_length(dtype.size(), dtype.name(), len - start as u64)? as usize;
+    let Description { swap, shape, fortran, .. } = what;
+    Ok(Header { dtype, swap, shape, fortran, start, bytes })
+}
+
+/// Reads the header of a file of `len` bytes, whatever it holds; also where the elements start.
+fn describe(r: &mut impl Read, len: u64) -> Checked<(Description, usize)> {
+    let mut text = read_header(r, len)?;
+    let start = preamble(text[6]);
+    let foreign = fence(&mut text[start..])?;
     let header = NpyHeader::from_reader(&text[..]).map_err(|e| {
         let e = e.to_string();
         // The parser draws the place in several lines.
         let e = if e.contains('\n') { "it is no Python dict" } else { &e };
         format!("has a damaged header: {e}; {SAVE_AGAIN}")
     })?;
-    let (dtype, swap) = element_type(&header.dtype(), bits_of)?;
-
     let dims = header.shape();
-    let tuple = || Tuple(dims);
-    if dims.is_empty() || dims.contains(&0) {
-        return Err(format!("has shape {}, which holds no matrix; give an array with elements", tuple()));
-    }
     if dims.len() > MAX_AXES {
         return Err(format!("has {} axes, more than the {MAX_AXES} of NumPy; {SAVE_AGAIN}", dims.len()));
     }
-    let want = dims.iter().try_fold(dtype.size() as u64, |p, &d| p.checked_mul(d)).filter(|&b| b <= isize::MAX as u64);
-    let have = len - text.len() as u64;
-    let Some(want) = want.filter(|&w| w == have) else {
-        let needs = want.map_or("more bytes than there are addresses".to_string(), |w| format!("{w} bytes"));
-        let advice = if want.is_some_and(|w| w < have) {
-            "save one array to one file"
-        } else {
-            "the file was cut short: copy or save it again"
-        };
-        return Err(format!(
-            "needs {needs} for shape {} of {dtype} and has {have} after its header; {advice}",
-            tuple()
-        ));
+    let shape = dims.iter().map(|&d| usize::try_from(d)).collect::<std::result::Result<Vec<_>, _>>();
+    let shape = shape.map_err(|_| format!("has shape {}, more than there are addresses; {SAVE_AGAIN}", Tuple(dims)))?;
+    // One axis is both orders at once.
+    let fortran = header.order() == Order::Fortran && shape.len() > 1;
+    let (elements, type_name, size, swap) = match foreign {
+        Some(foreign) => foreign.elements(),
+        None => element_type(&header.dtype()),
     };
-    // `want` is the rest of a file that exists, and an address: `usize` holds it and the shape.
-    Ok(Header {
-        dtype,
-        swap,
-        shape: dims.iter().map(|&d| d as usize).collect(),
-        fortran: header.order() == Order::Fortran && dims.len() > 1,
-        start: text.len(),
-        bytes: want as usize,
-    })
+    let path = PathBuf::new();
+    Ok((Description { path, elements, type_name, size, swap, shape, fortran }, text.len()))
 }
 
 /// Reads the elements that follow the header.
 fn load(r: &mut impl Read, header: Header) -> Checked<Array> {
     let Header { dtype, swap, shape, fortran, bytes: want, .. } = header;
-    let mut buffer: Vec<u8> = Vec::new();
-    // One allocation, never grown: `read_to_end` below stops at `want` bytes, so the alignment stays.
-    let room = want.checked_add(ALIGN).filter(|&room| buffer.try_reserve_exact(room).is_ok());
-    room.ok_or_else(|| format!("needs {want} bytes of memory, which there are not; use a machine with more"))?;
-    let offset = buffer.as_ptr().align_offset(ALIGN);
-    buffer.resize(offset, 0);
+    let (mut buffer, offset) = aligned(want)?;
     let got = r.take(want as u64).read_to_end(&mut buffer).map_err(|e| format!("cannot be read: {e}; try again"))?;
     if got != want {
         return Err(lost_its_end(got as u64, want as u64));
@@ -432,6 +582,58 @@ fn load(r: &mut impl Read, header: Header) -> Checked<Array> {
         swap_bytes(&mut buffer[offset..], dtype);
     }
     Ok(Array { dtype, shape, fortran, buffer, offset })
+}
+
+/// Reads the elements of an array in Fortran order, each to its place in C order.
+fn load_reordered(r: &mut impl Read, header: Header) -> Checked<Array> {
+    let Header { dtype, swap, shape, bytes: want, .. } = header;
+    let size = dtype.size();
+    let (mut buffer, offset) = aligned(want)?;
+    buffer.resize(offset + want, 0);
+    let elements = &mut buffer[offset..];
+    let mut strides = vec![size; shape.len()];
+    for axis in (1..shape.len()).rev() {
+        strides[axis - 1] = strides[axis] * shape[axis];
+    }
+    let (mut index, mut at) = (vec![0; shape.len()], 0);
+    let (mut block, mut done) = (Vec::with_capacity(BLOCK.min(want)), 0);
+    while done < want {
+        block.clear();
+        let part = BLOCK.min(want - done);
+        let read = r.by_ref().take(part as u64).read_to_end(&mut block);
+        done += read.map_err(|e| format!("cannot be read: {e}; try again"))?;
+        if block.len() != part {
+            return Err(lost_its_end(done as u64, want as u64));
+        }
+        for element in block.chunks_exact(size) {
+            elements[at..at + size].copy_from_slice(element);
+            // The next index, the first axis first.
+            for axis in 0..shape.len() {
+                index[axis] += 1;
+                at += strides[axis];
+                if index[axis] < shape[axis] {
+                    break;
+                }
+                at -= shape[axis] * strides[axis];
+                index[axis] = 0;
+            }
+        }
+    }
+    if swap {
+        swap_bytes(elements, dtype);
+    }
+    Ok(Array { dtype, shape, fortran: false, buffer, offset })
+}
+
+/// An empty buffer with room for `bytes` elements that start at the offset, where it ends.
+fn aligned(bytes: usize) -> Checked<(Vec<u8>, usize)> {
+    let mut buffer: Vec<u8> = Vec::new();
+    // One allocation, never grown: what is read stops at `bytes`, so the alignment stays.
+    let room = bytes.checked_add(ALIGN).filter(|&room| buffer.try_reserve_exact(room).is_ok());
+    room.ok_or_else(|| format!("needs {bytes} bytes of memory, which there are not; use a machine with more"))?;
+    let offset = buffer.as_ptr().align_offset(ALIGN);
+    buffer.resize(offset, 0);
+    Ok((buffer, offset))
 }
 
 #[cold]
@@ -505,10 +707,12 @@ fn read_header(r: &mut impl Read, len: u64) -> Checked<Vec<u8>> {
 /// Refuses header texts on which the parser would take exponential time or overflow the product of the shape. What
 /// passes is not yet a valid header.
 ///
-/// Backslashes and adjacent quotes are refused so that a string here is a string there.
-fn fence(text: &[u8]) -> Checked<()> {
+/// Backslashes and adjacent quotes are refused so that a string here is a string there. What NumPy reads and the parser does not is
+/// blanked out, byte for byte: the `L` that Python 2 puts after numbers, and a type that is not NumPy's, which is returned.
+fn fence(text: &mut [u8]) -> Checked<Option<Foreign>> {
     let damaged = |what: String| Err(format!("has a damaged header: {what}; {SAVE_AGAIN}"));
     let (mut depth, mut elements, mut at) = (0usize, 1u64, 0);
+    let (mut foreign, mut is_descr, mut is_value) = (None, false, false);
     while let Some(&c) = text.get(at) {
         at += 1;
         match c {
@@ -517,6 +721,20 @@ fn fence(text: &[u8]) -> Checked<()> {
                 else {
                     return damaged("a string in it does not end".into());
                 };
+                let string = &mut text[at..at + n];
+                if depth == 1 && is_descr && is_value {
+                    foreign = Foreign::parse(string);
+                    if foreign.is_some() {
+                        // Any type that the parser knows; `n` is at least that long.
+                        string.fill(b' ');
+                        string[..3].copy_from_slice(b"|V1");
+                        text[at + 3] = c;
+                        text[at + n] = if n == 3 { c } else { b' ' };
+                    }
+                } else {
+                    is_descr = depth == 1 && string == b"descr";
+                }
+                is_value = false;
                 at += n + 1;
                 if matches!(text.get(at), Some(b'\'' | b'"')) {
                     return damaged("quotes that follow each other".into());
@@ -535,50 +753,73 @@ fn fence(text: &[u8]) -> Checked<()> {
                     .iter()
                     .try_fold(0u64, |n, &d| n.checked_mul(10)?.checked_add((d - b'0').into()));
                 at += digits - 1;
+                if text.get(at) == Some(&b'L') {
+                    text[at] = b' ';
+                }
                 let product = number.and_then(|n| elements.checked_mul(n.max(1))).filter(|&n| n <= i64::MAX as u64);
                 let Some(product) = product else {
                     return damaged("a shape of more than 2^63 elements".into());
                 };
                 elements = product;
             }
-            b' ' | b'\t' | b'\n' | b',' | b':' => {}
+            b':' | b',' => is_value = c == b':',
+            b' ' | b'\t' | b'\n' => {}
             _ if b"TrueFalse".contains(&c) => {}
             _ => return damaged(format!("{:?} where a description of an array has none", char::from(c))),
         }
     }
-    Ok(())
+    Ok(foreign)
 }
 
-/// The element type, and whether its bytes are to be swapped.
-fn element_type(descr: &npyz::DType, bits_of: Option<DType>) -> Checked<(DType, bool)> {
-    let unsupported = |what: &str| {
-        Err(match bits_of {
-            Some(want) => format!("holds {what}, not {want}; convert it first"),
-            None => format!("holds {what}; convert it to f16, f32 or f64 first, e.g. a.astype('f4')"),
-        })
-    };
+/// A type that a header names and NumPy has no name for.
+struct Foreign {
+    name: String,
+    /// bfloat16; the others are floats of 8 bits or fewer.
+    is_bf16: bool,
+    order: Option<u8>,
+}
+
+impl Foreign {
+    /// `bfloat16`, which some programs write in place of what `ml_dtypes` makes of it; `<f1`, which that makes of one kind of float8; and the
+    /// names of float8 and smaller.
+    fn parse(text: &[u8]) -> Option<Self> {
+        let (order, name) = match text {
+            [order @ (b'<' | b'>' | b'|' | b'='), name @ ..] => (Some(*order), name),
+            name => (None, name),
+        };
+        let is_bf16 = name == b"bfloat16";
+        let is_small = name == b"f1" && order.is_some()
+            || [&b"float8_"[..], b"float6_", b"float4_"].iter().any(|of| name.starts_with(of));
+        (is_bf16 || is_small).then(|| Foreign { name: String::from_utf8_lossy(text).into_owned(), is_bf16, order })
+    }
+
+    fn elements(self) -> (Elements, String, Option<usize>, bool) {
+        let other = if cfg!(target_endian = "little") { b'>' } else { b'<' };
+        match self.is_bf16 {
+            true => (Elements::Floats(DType::BF16), self.name, Some(2), self.order == Some(other)),
+            false => (Elements::OtherFloats, self.name, Some(1), false),
+        }
+    }
+}
+
+/// What the elements are, the name of their type, their size where it is fixed, and whether their bytes are to be swapped.
+fn element_type(descr: &npyz::DType) -> (Elements, String, Option<usize>, bool) {
+    let pickled = descr.uses_pickled_array();
+    let size = descr.num_bytes().filter(|_| !pickled);
     let npyz::DType::Plain(t) = descr else {
-        return unsupported("structured elements");
+        return (Elements::Other, STRUCTURED.to_string(), size, false);
     };
     let swap = t.endianness() != Endianness::of_machine() && t.endianness() != Endianness::Irrelevant;
-    let named = match (t.type_char(), t.size_field()) {
-        (TypeChar::Float, 2) => Some(DType::F16),
-        (TypeChar::Float, 4) => Some(DType::F32),
-        (TypeChar::Float, 8) => Some(DType::F64),
-        _ => None,
+    let elements = match (t.type_char(), size) {
+        (TypeChar::Float, Some(2)) => Elements::Floats(DType::F16),
+        (TypeChar::Float, Some(4)) => Elements::Floats(DType::F32),
+        (TypeChar::Float, Some(8)) => Elements::Floats(DType::F64),
+        (TypeChar::Float, _) => Elements::OtherFloats,
+        (TypeChar::RawData, Some(size)) => Elements::Untyped(size),
+        (TypeChar::Int | TypeChar::Uint, Some(size)) => Elements::Integers(size),
+        _ => Elements::Other,
     };
-    let bits = matches!(t.type_char(), TypeChar::RawData | TypeChar::Uint);
-    match (named, bits_of) {
-        (Some(dtype), None) => Ok((dtype, swap)),
-        (Some(dtype), Some(want)) if dtype == want => Ok((dtype, swap)),
-        (None, Some(want)) if bits && t.size_field() == want.size() as u64 => Ok((want, swap)),
-        (None, None) if t.type_char() == TypeChar::RawData && t.size_field() == 2 => {
-            Err("holds two-byte elements without a type ('V2'); if they are bfloat16, say so (npy::Array::read_as)"
-                .to_string())
-        }
-        _ if t.uses_pickled_array() => unsupported("pickled Python objects"),
-        _ => unsupported(&format!("elements of type '{t}'")),
-    }
+    (elements, t.to_string(), size, swap)
 }
 
 /// A shape as Python writes it.

@@ -4,7 +4,7 @@
 //! `k (m + n + 1) < m n`.
 //!
 //! Energy and tolerance are one rule, the share of `‖A‖_F²` that may be lost; [`rank_for_loss`] finds the smallest rank for
-//! it from the singular values, and randQB finds the subspace that shows them (`svd/blocked.rs`).
+//! it from the singular values that a method shows, and randQB finds the subspace that shows them (`svd/blocked.rs`).
 
 mod budget;
 
@@ -20,14 +20,16 @@ pub enum Rank {
     Fixed(usize),
     /// The largest rank whose factors are at least this many times smaller: `m n / (k (m+n+1)) >= r`.
     Ratio(f64),
-    /// The smallest rank with `Σ_{i<=k} σ_i² >= e ‖A‖_F²`, `0 < e <= 1`. The energy is that of the whole matrix, not of the
-    /// part that was computed.
+    /// The smallest rank of which the method can show that `Σ_{i<=k} σ_i² >= e ‖A‖_F²`, `0 < e <= 1`. The energy is that of the whole
+    /// matrix, not of the part that was computed. [`Method::Full`](crate::Method::Full) and [`Method::Gram`](crate::Method::Gram) see
+    /// every σ and take the fewest there are; the others see those of their subspace, which are a little smaller, and may take some
+    /// more (up to an eighth on the weights of `tests/data`).
     Energy(f64),
-    /// The smallest rank whose outputs on given inputs have a cosine of at least `q` with the true ones, `0 < q < 1`
+    /// The smallest rank of which the method can show that the outputs on given inputs have a cosine of at least `q` with the true ones, `0 < q < 1`
     /// ([`quality_on`](crate::TruncatedSvd::quality_on), or the calibration).
     Quality(f64),
-    /// The smallest rank with `‖A − U diag(s) Vᵀ‖_F <= ε ‖A‖_F`, `0 < ε < 1`: the same rule as `Energy(1 − ε²)`, without the
-    /// digits that `1 − ε²` would lose.
+    /// The smallest rank of which the method can show that `‖A − U diag(s) Vᵀ‖_F <= ε ‖A‖_F`, `0 < ε < 1`: the same rule as
+    /// [`Energy(1 − ε²)`](Rank::Energy), without the digits that `1 − ε²` would lose.
     Tolerance(f64),
 }
 

@@ -117,7 +117,10 @@ impl<'c> Moments<'c> {
         let n = c.features();
         check_blend(blend)?;
         if c.samples() == 0 {
-            return Err(Error::option("calibration", "no samples", "statistics of at least one finite sample"));
+            return Err(Error::unsuited(
+                "calibration",
+                "has seen no sample that is finite; give statistics of at least one",
+            ));
         }
         let per_sample = 1.0 / c.samples() as f64;
         let mean: f64 = c.squares().iter().map(|s| s * per_sample / n as f64).sum();

@@ -303,7 +303,8 @@ fn one_look_and_a_shift() {
         // The spectrum is flat (0.83 is the optimum) and generalized Nyström no projection: up to twice the optimum.
         assert!(number(&r, "/relative_error") < 2.0 * 0.83 && number(&r, "/error_std_dev") > 0.0, "{r}");
         // Without a bound on the rank there is nothing to size the sketches by.
-        refused(1, &["factor", UP, "--tolerance", "0.5", "--method", method], &["max_rank"]);
+        let args = ["factor", UP, "--tolerance", "0.5", "--method", method];
+        refused(1, &args, &[&format!("--method {method} with --tolerance needs --max-rank")]);
     }
     let randomized = ["factor", UP, "--rank", "96", "--method", "randomized", "--power-iterations", "1"];
     let plain = report(&randomized);
@@ -462,9 +463,22 @@ fn a_convolution_is_out_by_everything_else() {
     assert_eq!(b["tensor_shape"], serde_json::json!([16, 8, 3, 3]));
     assert_eq!(b["shape"], serde_json::json!([16, 72]));
     assert_eq!(a["relative_error"], b["relative_error"]);
-    // Fortran order of more than two axes is no matrix without a copy.
-    let columns = dir.file("f.npy", &npy("<f4", "True", "(16, 8, 3, 3)", &f32_bytes(16, 72, f)));
-    refused(1, &["factor", &columns, "--rank", "3"], &["f.npy", "contiguous"]);
+    // The same tensor in Fortran order, whose elements change places on the way in: the same bytes come out.
+    let order = |at: usize| (at % 16, at / 16 % 8, at / 128 % 3, at / 384);
+    let columns: Vec<u8> =
+        (0..1152).map(order).flat_map(|(o, i, h, w)| f(o, i * 9 + h * 3 + w).to_le_bytes()).collect();
+    let columns = dir.file("f.npy", &npy("<f4", "True", "(16, 8, 3, 3)", &columns));
+    let outs = [(&conv, dir.path("c")), (&columns, dir.path("f"))];
+    for (file, out) in &outs {
+        report(&["factor", file, "--rank", "3", "--memory-limit", "40M", "--out", out]);
+    }
+    for file in ["u.npy", "s.npy", "vt.npy"] {
+        let [c, f] = [&outs[0].1, &outs[1].1].map(|out| fs::read(format!("{out}/{file}")).unwrap());
+        assert!(c == f, "{file}");
+    }
+    // It has no rows to be read one after the other.
+    let args = ["factor", &columns, "--rank", "3", "--method", "nystrom", "--checkpoint", &dir.path("state")];
+    refused(1, &args, &["f.npy", "C order"]);
 }
 
 #[test]
@@ -502,6 +516,24 @@ fn bfloat16_is_named_by_the_caller() {
     );
     let bytes = dir.file("i4.npy", &npy("<i4", "False", "(40, 15)", &bf16));
     refused(1, &["factor", &bytes, "--rank", "1", "--bf16"], &["i4.npy", "i4"]);
+    // A view as integers is what NumPy and PyTorch offer; the name is what some programs write, and it needs no option.
+    for descr in ["<i2", "<u2"] {
+        let file = dir.file("view.npy", &npy(descr, "False", "(40, 30)", &bf16));
+        refused(1, &["factor", &file, "--rank", "1"], &["view.npy", descr, "add --bf16"]);
+        assert_eq!(report(&["factor", &file, "--rank", "1", "--bf16"])["relative_error"], a["relative_error"]);
+    }
+    let named = dir.file("named.npy", &npy("bfloat16", "False", "(40L, 30L)", &bf16));
+    for more in [&[][..], &["--bf16"]] {
+        let r = report(&[&["factor", &named, "--rank", "1"], more].concat());
+        assert_eq!((&r["relative_error"], &r["dtype"]), (&a["relative_error"], &a["dtype"]));
+    }
+    // Of what can be read by nobody the type is named, with what to do.
+    for descr in ["<f1", "|V1"] {
+        let small = dir.file("small.npy", &npy(descr, "False", "(40, 60)", &bf16));
+        let ran = run(&["factor", &small, "--rank", "1", "--bf16"]);
+        assert!(ran.err.contains("float8") && ran.err.contains("a.astype('f4')"), "{}", ran.err);
+        assert!(!ran.err.contains("damaged") && !ran.err.contains("::"), "{}", ran.err);
+    }
 }
 
 #[test]
@@ -1037,7 +1069,15 @@ fn calibration() {
     assert_eq!(quality["rank"], 92);
     assert!(number(&quality, "/activation/cosine") >= 0.98);
 
-    refused(1, &["factor", UP, "--quality", "0.98"], &["quality"]);
+    refused(1, &["factor", UP, "--quality", "0.98"], &["--quality", "--calibration or --evaluate"]);
+    let auto = ["factor", UP, "--calibration", UP_CALIBRATION, "--blend", "auto"];
+    refused(1, &[&auto[..], &["--quality", "0.9"]].concat(), &["--blend auto", "--quality", "--rank"]);
+    let one = dir.file("one.npy", &f32_npy(1, 384, |_, j| j as f32));
+    let args = ["factor", UP, "--rank", "9", "--calibration", &one, "--blend", "auto"];
+    refused(1, &args, &["one.npy", "one sample", "--blend auto", "two at least"]);
+    let nan = dir.file("nan.npy", &f32_npy(5, 384, |_, j| if j == 3 { f32::NAN } else { 1.0 }));
+    let args = ["factor", UP, "--rank", "9", "--calibration", &nan, "--skip-non-finite"];
+    refused(1, &args, &["nan.npy", "not one of 5 samples is finite"]);
     refused(1, &["factor", UP, "--rank", "9", "--calibration", &stats, "--blend", "auto"], &["up.stats", "samples"]);
     refused(1, &["factor", &down, "--rank", "9", "--calibration", &stats], &["1536", "384"]);
     refused(2, &["factor", UP, "--rank", "9", "--calibration", &stats, "--blend", "2"], &["--blend"]);
@@ -1065,6 +1105,243 @@ fn forms_of_the_factors() {
         assert_eq!(found, want);
     }
     refused(2, &["factor", UP, "--rank", "9", "--form", "pivot"], &["--out"]);
+}
+
+/// What a report lists goes with it when factors of another form take its place; whatever else is in the directory stays.
+#[test]
+fn another_form_takes_the_place_of_the_one_before() {
+    let dir = Dir::new("other-form");
+    let out = dir.path("out");
+    let write = |form: &str| report(&["factor", UP, "--rank", "9", "--form", form, "--out", &out]);
+    write("svd");
+    fs::write(format!("{out}/up.npy"), b"somebody's own").unwrap();
+    write("pivot");
+    assert_eq!(names(&out), ["coefficients.npy", "pivots.npy", "report.json", "rows.npy", "up.npy"]);
+    write("svd");
+    assert_eq!(names(&out), ["report.json", "s.npy", "u.npy", "up.npy", "vt.npy"]);
+    // A report of another program lists nothing of ours.
+    for foreign in ["{\"written\": {\"files\": [\"u.npy\", \"../w.npy\"]}}", "[1", "{\"version\": \"1\", \"rank\": 3}"]
+    {
+        fs::write(format!("{out}/report.json"), foreign).unwrap();
+        write("pivot");
+        assert!(names(&out).contains(&"u.npy".to_string()), "{foreign}");
+        fs::remove_file(format!("{out}/report.json")).unwrap();
+    }
+}
+
+/// The folder of a model as it is saved, one file for each entry: layers and whatever stands beside them.
+fn model(dir: &Dir) -> String {
+    let mut state = 1u64;
+    let mut uniform = move || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1 << 24) as f32
+    };
+    // A sum of twelve is nearly normal.
+    let mut normal =
+        move |count: usize| -> Vec<f32> { (0..count).map(|_| (0..12).map(|_| uniform()).sum::<f32>() - 6.0).collect() };
+    let mut put = |name: &str, descr: &str, fortran: &str, shape: &str| {
+        let count = shape.split(|c: char| !c.is_ascii_digit()).filter_map(|d| d.parse::<usize>().ok()).product();
+        let values = normal(count);
+        let bytes: Vec<u8> = match &descr[1..] {
+            "f2" => values.iter().flat_map(|&x| half::f16::from_f32(x).to_le_bytes()).collect(),
+            "f4" => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            other => vec![1; count * other.trim_start_matches(char::is_alphabetic).parse::<usize>().unwrap()],
+        };
+        let path = dir.0.join("model").join(format!("{name}.npy"));
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, npy(descr, fortran, shape, &bytes)).unwrap();
+    };
+    for (name, shape) in [
+        ("attn/q", "(64, 64)"),
+        ("attn/k", "(64, 64)"),
+        ("mlp/up", "(160, 64)"),
+        ("mlp/down", "(64, 160)"),
+        ("embed/tokens", "(300, 64)"),
+        ("conv/weight", "(16, 8, 3, 3)"),
+        ("conv/depthwise", "(512, 1, 3, 3)"),
+        ("head/one", "(1, 768)"),
+        ("head/two", "(2, 768)"),
+        ("norm/weight", "(64,)"),
+        ("logit_scale", "()"),
+        ("empty", "(0, 64)"),
+    ] {
+        put(name, if name == "attn/k" { "<f2" } else { "<f4" }, "False", shape);
+    }
+    put("conv/fortran", "<f4", "True", "(16, 8, 3, 3)");
+    put("embed/position_ids", "<i8", "False", "(1, 77)");
+    put("attn/mask", "|b1", "False", "(16, 16)");
+    put("attn/freqs", "<c8", "False", "(8, 4)");
+    put("norm/num_batches_tracked", "<i8", "False", "()");
+    put("index", "<i2", "False", "(9,)");
+    put("quantized", "|i1", "False", "(64, 64)");
+    put("tables", "<u2", "False", "(4, 4)");
+    dir.path("model")
+}
+
+const LAYERS: [&str; 10] = [
+    "attn/k",
+    "attn/q",
+    "conv/depthwise",
+    "conv/fortran",
+    "conv/weight",
+    "embed/tokens",
+    "head/one",
+    "head/two",
+    "mlp/down",
+    "mlp/up",
+];
+
+/// What is no matrix of real numbers, and the beginning of why it is left alone.
+const LEFT_ALONE: [(&str, &str); 10] = [
+    ("attn/freqs", "elements of type c8 are no weights"),
+    ("attn/mask", "elements of type b1 are no weights"),
+    ("embed/position_ids", "elements of type i8 are no weights"),
+    ("empty", "no elements"),
+    ("index", "one axis: not a matrix"),
+    ("logit_scale", "a scalar: not a matrix"),
+    ("norm/num_batches_tracked", "a scalar: not a matrix"),
+    ("norm/weight", "one axis: not a matrix"),
+    ("quantized", "elements of type i1 are no weights"),
+    ("tables", "elements of type u2 are no weights; if they are bits of bfloat16, add --bf16"),
+];
+
+/// The reasons of what a manifest has as kept, by name; nothing in it has failed.
+#[track_caller]
+fn kept(out: &str) -> Vec<(String, String)> {
+    let manifest: Value = serde_json::from_slice(&fs::read(format!("{out}/manifest.json")).unwrap()).unwrap();
+    let text = |e: &Value, field: &str| e[field].as_str().unwrap_or_default().to_string();
+    let tensors = manifest["tensors"].as_array().unwrap();
+    assert_eq!(tensors.len(), LAYERS.len() + LEFT_ALONE.len());
+    assert!(tensors.iter().all(|e| e["status"] != "failed"), "{manifest}");
+    tensors.iter().filter(|e| e["status"] == "kept").map(|e| (text(e, "name"), text(e, "why"))).collect()
+}
+
+/// Everything that a model's folder holds goes through, with whatever is to be left alone, and results inside of the folder, those of the
+/// runs before too.
+#[test]
+fn the_folder_of_a_model() {
+    let dir = Dir::new("model");
+    let model = model(&dir);
+    let mut runs = 0;
+    for rule in [["--ratio", "2"], ["--rank", "64"], ["--budget", "3"]] {
+        for filter in [&[][..], &["--keep", "*embed*", "--keep", "conv/*"], &["--only", "attn/*", "--only", "head/*"]] {
+            let out = format!("{model}/factors{runs}");
+            let args = [&["batch", &model, "--out", &out, "--progress", "none", "--json"], &rule[..], filter].concat();
+            let first: Value = serde_json::from_str(&succeeds(&args)).unwrap();
+            let again: Value = serde_json::from_str(&succeeds(&[&args[..], &["--resume"]].concat())).unwrap();
+            assert_eq!((&again["skipped"], &again["done"]), (&first["done"], &first["done"]), "{args:?}");
+            assert_eq!(first["left_out"].as_array().unwrap().len(), runs, "{first}");
+            assert_eq!(again["left_out"].as_array().unwrap().len(), runs + 1, "{again}");
+            runs += 1;
+
+            let asked = |name: &str| match filter {
+                [] => true,
+                ["--keep", ..] => !name.contains("embed") && !name.starts_with("conv/"),
+                _ => name.starts_with("attn/") || name.starts_with("head/"),
+            };
+            let kept = kept(&out);
+            let why = |name: &str| kept.iter().find(|(of, _)| of == name).map(|(_, why)| why.as_str());
+            for (name, reason) in LEFT_ALONE {
+                let reason = if asked(name) { reason } else { "not asked for" };
+                assert!(why(name).is_some_and(|why| why.starts_with(reason)), "{args:?} {name}: {:?}", why(name));
+            }
+            for name in LAYERS {
+                match (why(name), rule[0]) {
+                    (Some(why), _) if !asked(name) => assert_eq!(why, "not asked for", "{name}"),
+                    (Some(why), "--ratio") if name.starts_with("head/") => {
+                        assert!(why.contains("cannot be 2 times smaller"), "{name}: {why}");
+                    }
+                    (Some(why), "--budget") => assert!(why.starts_with("whole: "), "{name}: {why}"),
+                    (why, _) => assert_eq!(why, None, "{args:?} {name}"),
+                }
+            }
+        }
+    }
+    // All of a weight that has less than was asked for, which its report says.
+    for (name, rank, shape) in [("head%2Fone", 1, "1 × 768"), ("conv%2Fdepthwise", 9, "512 × 9"), ("attn%2Fq", 64, "")]
+    {
+        let read = fs::read(format!("{model}/factors3/{name}/report.json")).unwrap();
+        let r: Value = serde_json::from_slice(&read).unwrap();
+        assert_eq!(r["rank"], rank, "{r}");
+        let said = r["notes"].to_string();
+        let note = format!("rank 64 was asked for, and {shape} has no more than {rank}");
+        assert_eq!(said.contains(&note), !shape.is_empty(), "{said}");
+    }
+    let both = ["conv%2Fweight", "conv%2Ffortran"].map(|name| matrix(&format!("{model}/factors0/{name}/vt.npy")));
+    assert_eq!((both[0].nrows(), both[0].ncols()), (both[1].nrows(), both[1].ncols()));
+}
+
+/// What is excluded is not even looked at, what is damaged is an error, and what may be a weight is not passed over in silence.
+#[test]
+fn only_what_is_asked_for_is_judged() {
+    let dir = Dir::new("judged");
+    let folder = dir.path("m");
+    fs::create_dir_all(&folder).unwrap();
+    let good = f32_npy(24, 16, |i, j| ((i * i + 3 * j) as f32).sin());
+    dir.file("m/good.npy", &good);
+    dir.file("m/torn.npy", &good[..good.len() - 1]);
+    dir.file("m/counts.npy", &npy("<i8", "False", "(3,)", &[0; 23]));
+    dir.file("m/void.npy", &npy("<V2", "False", "(8, 6)", &[0; 96]));
+    dir.file("m/small.npy", &npy("<f1", "False", "(8, 12)", &[0; 96]));
+    let batch = |out: &str, more: &[&str]| {
+        let out = dir.path(out);
+        run(&[&["batch", &folder, "--rank", "3", "--out", &out, "--progress", "none"], more].concat())
+    };
+    let ran = batch("all", &[]);
+    assert_eq!(ran.code, Some(1), "{}", ran.err);
+    let lines: Vec<&str> = ran.err.lines().collect();
+    for (line, words) in lines.iter().zip([
+        &["counts: ", "needs 24 bytes", "cut short"][..],
+        &["small: ", "float8", "a.astype('f4')"],
+        &["torn: ", "cut short"],
+        &["void: ", "without a type ('<V2')", "add --bf16"],
+        &["4 of 5 weights failed"],
+    ]) {
+        assert!(words.iter().all(|word| line.contains(word)) && !line.contains("::"), "{line}");
+    }
+    assert_eq!(lines.len(), 5);
+    for (i, more) in
+        [&["--only", "good"][..], &["--keep", "[!g]*"], &["--only", "nothing*"], &["--only", "good", "--keep", "*"]]
+            .iter()
+            .enumerate()
+    {
+        let ran = batch(&format!("some{i}"), more);
+        assert_eq!((ran.code, ran.err.as_str()), (Some(0), ""), "{more:?}");
+        let manifest = fs::read_to_string(dir.path(&format!("some{i}/manifest.json"))).unwrap();
+        assert_eq!(manifest.matches("not asked for").count(), if i < 2 { 4 } else { 5 }, "{manifest}");
+    }
+    // With the type given, the bytes are numbers; a name says it without that.
+    assert_eq!(batch("bf16", &["--bf16", "--only", "void"]).code, Some(0));
+}
+
+/// Factors below an input are no weights: those of `factor` by their report, and what else is in that directory is one.
+#[test]
+fn factors_below_an_input_are_no_weights() {
+    let dir = Dir::new("below");
+    let folder = dir.path("m");
+    fs::create_dir_all(format!("{folder}/sub")).unwrap();
+    let w = f32_npy(24, 16, |i, j| ((i * i + 3 * j) as f32).sin());
+    let a = dir.file("m/a.npy", &w);
+    dir.file("m/sub/b.npy", &w);
+    report(&["factor", &a, "--rank", "3", "--out", &format!("{folder}/sub")]);
+    let args = ["batch", &folder, "--rank", "3", "--progress", "none", "--out"];
+    let with = |out: &str| succeeds(&[&args[..], &[out]].concat());
+    let table = with(&dir.path("out"));
+    assert!(table.lines().any(|l| l.starts_with("weights") && l.ends_with(" 2")), "{table}");
+    let left: Vec<&str> = table.lines().filter(|l| l.starts_with("left out")).collect();
+    assert!(left.len() == 1 && left[0].contains("sub (u.npy, s.npy, vt.npy: what its report lists)"), "{table}");
+    // A link to the output directory is that directory.
+    #[cfg(unix)]
+    {
+        fs::create_dir_all(dir.path("elsewhere")).unwrap();
+        std::os::unix::fs::symlink(dir.path("elsewhere"), format!("{folder}/link")).unwrap();
+        with(&dir.path("elsewhere"));
+        let again = succeeds(&[&args[..], &[&dir.path("elsewhere"), "--resume"]].concat());
+        assert!(again.contains("2 (2 of an earlier run)") && again.contains("the output directory"), "{again}");
+    }
+    // Where the weights are, results would take the place of directories of their names.
+    refused(1, &[&args[..], &[&folder]].concat(), &["m: is the output directory", "--out", "m/factors"]);
+    assert!(Path::new(&format!("{folder}/sub/b.npy")).exists());
 }
 
 /// Changes bytes of a file and leaves the time of change as it was.

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use half::{bf16, f16};
 use proptest::prelude::*;
-use tensorslim::npy::{self, Array};
+use tensorslim::npy::{self, Array, Description, Elements, Mapped, Stream};
 use tensorslim::{DType, Element, Error, MatView, Matrix};
 
 /// Counts what this thread holds, and the most it held.
@@ -186,12 +186,78 @@ fn every_element_type() {
     check::<f32>("<f4", |x| (x as f32).to_le_bytes().to_vec());
     check::<f64>("<f8", |x| x.to_le_bytes().to_vec());
     check::<f64>(">f8", |x| x.to_be_bytes().to_vec());
-    for little in ["<V2", "<u2"] {
+    for little in ["<V2", "<u2", "<i2", "<bfloat16"] {
         check::<bf16>(little, |x| bf16::from_f64(x).to_le_bytes().to_vec());
     }
-    check::<bf16>(">u2", |x| bf16::from_f64(x).to_be_bytes().to_vec());
+    for big in [">u2", ">i2", ">bfloat16"] {
+        check::<bf16>(big, |x| bf16::from_f64(x).to_be_bytes().to_vec());
+    }
     // Without a byte order it is the machine's.
-    check::<bf16>("|V2", |x| bf16::from_f64(x).to_ne_bytes().to_vec());
+    for native in ["|V2", "bfloat16", "=bfloat16"] {
+        check::<bf16>(native, |x| bf16::from_f64(x).to_ne_bytes().to_vec());
+    }
+}
+
+/// Some programs write the name that NumPy does not know: a file that names its type needs nobody to say it again.
+#[test]
+fn bfloat16_by_name() {
+    let bytes: Vec<u8> = SIX.iter().flat_map(|&x| bf16::from_f32(x).to_ne_bytes()).collect();
+    for header in [
+        "{'descr': 'bfloat16', 'fortran_order': False, 'shape': (2, 3), }",
+        "{\"shape\": (2L, 3L), \"fortran_order\": False, \"descr\" : \"bfloat16\"}",
+    ] {
+        let temp = Temp::new(npy(1, padded(1, header), &bytes));
+        for array in [Array::read(&temp.0).unwrap(), Array::read_as(&temp.0, DType::BF16).unwrap()] {
+            assert_eq!((array.dtype(), array.shape(), array.bytes()), (DType::BF16, &[2, 3][..], &bytes[..]));
+        }
+        let mapped = Mapped::open(&temp.0, None).unwrap();
+        assert_eq!((mapped.dtype(), mapped.shape()), (DType::BF16, &[2, 3][..]));
+        let text = Array::read_as(&temp.0, DType::F16).unwrap_err().to_string();
+        assert!(text.contains("bfloat16") && text.contains("not f16"), "{text}");
+    }
+}
+
+/// What a file holds is told for every type and any number of axes, and a file of the wrong length is an error for all of them.
+#[test]
+fn descriptions() {
+    for (descr, elements, size) in [
+        ("<f2", Elements::Floats(DType::F16), 2),
+        (">f4", Elements::Floats(DType::F32), 4),
+        ("<f8", Elements::Floats(DType::F64), 8),
+        ("bfloat16", Elements::Floats(DType::BF16), 2),
+        ("<f1", Elements::OtherFloats, 1),
+        ("float8_e4m3fn", Elements::OtherFloats, 1),
+        ("<f16", Elements::OtherFloats, 16),
+        ("<V2", Elements::Untyped(2), 2),
+        ("|V1", Elements::Untyped(1), 1),
+        ("<i2", Elements::Integers(2), 2),
+        ("|u1", Elements::Integers(1), 1),
+        ("<i8", Elements::Integers(8), 8),
+        ("|b1", Elements::Other, 1),
+        ("<c8", Elements::Other, 8),
+        ("<U3", Elements::Other, 12),
+        ("<M8[ns]", Elements::Other, 8),
+    ] {
+        for (shape, count) in [("()", 1), ("(0,)", 0), ("(3,)", 3), ("(2, 3)", 6), ("(2, 0, 3)", 0)] {
+            let file = npy(1, dict(descr, false, shape), vec![0; count * size]);
+            let temp = Temp::new(&file);
+            let what = Description::read(&temp.0).unwrap();
+            assert_eq!((what.elements(), what.type_name()), (elements, descr), "{shape}");
+            let product: usize = what.shape().iter().product();
+            assert_eq!((product, what.shape().len()), (count, shape.matches(char::is_numeric).count()), "{descr}");
+            assert_eq!(what.dtype(None).is_ok(), matches!(elements, Elements::Floats(_)), "{descr}");
+            let longer = Temp::new([&file[..], &[0; 1]].concat());
+            let text = Description::read(&longer.0).unwrap_err().to_string();
+            assert!(text.contains(&format!("needs {} bytes", count * size)), "{text}");
+        }
+    }
+    let list = "{'descr': [('a', '<f4', (2,)), ('b', '|i1')], 'fortran_order': False, 'shape': (2,), }";
+    let what = Description::read(&Temp::new(npy(1, list, [0; 18])).0).unwrap();
+    assert_eq!((what.elements(), what.type_name(), what.shape()), (Elements::Other, "structured", &[2][..]));
+    assert!(Description::read(&Temp::new(npy(1, list, [0; 17])).0).is_err());
+    // Of pickled objects the length is not known.
+    let what = Description::read(&Temp::new(npy(1, dict("|O", false, "(7,)"), [0; 99])).0).unwrap();
+    assert_eq!((what.elements(), what.shape()), (Elements::Other, &[7][..]));
 }
 
 #[test]
@@ -203,6 +269,8 @@ fn other_spellings_that_numpy_reads() {
         "{\"shape\": (2,3), \"fortran_order\": False, \"descr\": \"<f4\"}\n",
         "{ 'shape' :\t( 2 , 3, ) , 'descr':'<f4','fortran_order':False,}  \n",
         "{'descr': '<f4', 'fortran_order': False, 'shape': (02, 3), }\n",
+        // Python 2 on Windows, where the numbers of a shape are long.
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (2L, 3L), }            \n",
     ] {
         assert_eq!(Array::read(&temp(header).0).unwrap().shape(), [2, 3], "{header}");
     }
@@ -241,6 +309,39 @@ fn a_conv_weight_in_fortran_order_keeps_its_elements() {
             }
         }
     }
+    // No two strides make a matrix of that. In C order one stride does, and element (o, i, h, w) is where it is there.
+    assert!(matches!(t.matricize(1), Err(Error::Layout { .. })));
+    let text = Stream::open(&temp.0, None).unwrap_err().to_string();
+    assert!(text.contains("(2, 3, 2, 2) in Fortran order") && text.contains("save it in C order"), "{text}");
+    let c = Array::read_c_order(&temp.0, None).unwrap();
+    assert!(!c.is_fortran() && c.bytes().as_ptr() as usize % 64 == 0);
+    let want: Vec<f32> = (0..24).map(|at| value([at / 12, at / 4 % 3, at / 2 % 2, at % 2])).collect();
+    assert_eq!(bytemuck::cast_slice::<u8, f32>(c.bytes()), want);
+    assert_eq!(c.tensor().unwrap().matricize(1).unwrap().strides(), [12, 1]);
+}
+
+/// More than one block, of two bytes each in the other byte order, with an axis of one and a length that no block divides; the memory is
+/// that of the array and one block.
+#[test]
+fn other_orders_come_out_in_c_order_in_blocks() {
+    let shape = [37, 1, 113, 211];
+    let count: usize = shape.iter().product();
+    let value = |o: usize, i: usize, j: usize| ((o * 113 + i) * 211 + j) as u16;
+    let mut bytes = Vec::with_capacity(2 * count);
+    for j in 0..211 {
+        for i in 0..113 {
+            bytes.extend((0..37).flat_map(|o| value(o, i, j).to_be_bytes()));
+        }
+    }
+    let temp = Temp::new(npy(1, dict(">u2", true, "(37, 1, 113, 211)"), &bytes));
+    let (array, held) = peak(|| Array::read_c_order(&temp.0, Some(DType::BF16)).unwrap());
+    assert!(held < 2 * count + (1 << 20) + 16_384, "{held} bytes for {}", 2 * count);
+    assert_eq!((array.dtype(), array.shape()), (DType::BF16, &shape[..]));
+    let want: Vec<u16> = (0..count).map(|at| at as u16).collect();
+    assert!(bytemuck::cast_slice::<u8, u16>(array.bytes()) == want);
+    // C order comes out as it is.
+    let temp = Temp::new(npy(1, dict("<f4", false, "(1, 2, 3)"), little(&SIX)));
+    assert_eq!(Array::read_c_order(&temp.0, None).unwrap().bytes(), little(&SIX));
 }
 
 #[test]
@@ -395,7 +496,12 @@ fn a_garbage_header() {
         "{b'descr': '<f4', 'fortran_order': False, 'shape': (2, 3)}",
         "{'descr': '<f4', 'fortran_order': False, 'shape': (0x2, 3)}",
         "{'descr': '<f4', 'fortran_order': False, 'shape': (1+1, 3)}",
-        "{'descr': '<f4', 'fortran_order': False, 'shape': (2L, 3L)}",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (2LL, 3)}",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (L2, 3)}",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (2 L, 3)}",
+        "{'descr': 'bfloat17', 'fortran_order': False, 'shape': (2, 3)}",
+        "{'descr': 'f1', 'fortran_order': False, 'shape': (2, 3)}",
+        "{'bfloat16': '<f4', 'fortran_order': False, 'shape': (2, 3)}",
         "\0\0\0\0",
     ] {
         let text = refused(&npy(1, header, little(&SIX)), "has a damaged header");
@@ -459,6 +565,18 @@ fn element_types_that_are_not_taken() {
     refused(&file("<V2"), "if they are bfloat16, say so");
     refused(&file("|V2"), "if they are bfloat16, say so");
     refused(&file("|V3"), "elements of type '|V3'");
+    // Types of the machine-learning world are named, with what to do; such a file is not damaged.
+    for (descr, name) in [
+        ("<f1", "float8 ('<f1')"),
+        ("|f1", "float8 ('|f1')"),
+        ("|V1", "one-byte elements without a type ('|V1')"),
+        ("<V1", "one-byte elements without a type ('<V1')"),
+        ("float8_e5m2", "'float8_e5m2'"),
+        ("float4_e2m1fn", "'float4_e2m1fn'"),
+    ] {
+        let text = refused(&file(descr), name);
+        assert!(text.contains("as a wider type, e.g. a.astype('f4')") && !text.contains("damaged"), "{text}");
+    }
     for list in ["[('a', '<f4')]", "[('a', '<f4', (2,))]", "[('a', '<f4'), ('b', '|O')]", "[]"] {
         let header = format!("{{'descr': {list}, 'fortran_order': False, 'shape': (1,), }}");
         refused(&npy(1, header, [0; 32]), "structured elements");
@@ -473,7 +591,8 @@ fn element_types_that_are_not_taken() {
         ("<f4", DType::F64),
         ("<f4", DType::BF16),
         ("<V4", DType::BF16),
-        ("<i2", DType::BF16),
+        ("<i4", DType::BF16),
+        ("<f1", DType::BF16),
         ("|u1", DType::F16),
         ("|O", DType::F64),
     ] {
@@ -519,7 +638,7 @@ fn valid() -> impl Strategy<Value = Vec<u8>> {
 }
 
 /// What headers are made of, and what breaks them.
-const TOKENS: [&str; 32] = [
+const TOKENS: [&str; 35] = [
     "{",
     "}",
     "(",
@@ -541,6 +660,9 @@ const TOKENS: [&str; 32] = [
     "'<f2'",
     "'|O'",
     "'<V2'",
+    "'bfloat16'",
+    "'<f1'",
+    "L",
     "True",
     "False",
     "None",
@@ -616,6 +738,8 @@ fn apply(file: &mut Vec<u8>, change: Change) {
 /// Either a right answer, of the size of its shape, or one line; and never more memory than the file needs.
 fn sound(file: &[u8]) -> Result<(), TestCaseError> {
     let temp = Temp::new(file);
+    let (described, held) = peak(|| Description::read(&temp.0));
+    prop_assert!(held < 4 << 20, "{} bytes held", held);
     for dtype in [None, Some(DType::BF16)] {
         let (result, held) = peak(|| match dtype {
             None => Array::read(&temp.0),
@@ -628,6 +752,10 @@ fn sound(file: &[u8]) -> Result<(), TestCaseError> {
                 let tensor = a.tensor().unwrap();
                 prop_assert_eq!(tensor.shape(), a.shape());
                 prop_assert!(file.len() > a.bytes().len() + 10);
+                let what = described.as_ref().unwrap();
+                prop_assert_eq!((what.shape(), what.dtype(dtype).unwrap()), (a.shape(), a.dtype()));
+                let c = Array::read_c_order(&temp.0, dtype).unwrap();
+                prop_assert_eq!((c.is_fortran(), c.shape(), c.bytes().len()), (false, a.shape(), a.bytes().len()));
             }
             Err(e) => {
                 prop_assert!(matches!(e, Error::File { .. }), "{:?}", e);

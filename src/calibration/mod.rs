@@ -281,14 +281,17 @@ impl Calibration {
     /// by one sample at most, and none is empty.
     ///
     /// # Errors
-    /// [`Error::Option`] if there are fewer than two samples or parts, and as [`update`](Self::update).
+    /// [`Error::Option`] for fewer than two parts, [`Error::Shape`] for fewer than two samples, and as [`update`](Self::update).
     pub fn folds(x: &TensorRef<'_>, count: usize, options: CalibrationOptions) -> Result<Vec<Self>> {
         let view = x.view()?;
         let (rows, n) = (view.nrows(), view.ncols());
-        let count = count.min(rows);
         if count < 2 {
-            return Err(Error::option("folds", count, "two samples and two folds at least"));
+            return Err(Error::option("count", count, "two parts at least"));
         }
+        if rows < 2 {
+            return Err(Error::shape("Calibration::folds", "two samples at least", rows));
+        }
+        let count = count.min(rows);
         (0..count)
             .map(|i| {
                 let (first, end) = (i * rows / count, (i + 1) * rows / count);

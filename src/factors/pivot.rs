@@ -116,7 +116,11 @@ impl<T: Scalar> Factors<T> {
         others.sort_unstable();
         let coefficients = Matrix::from_fn(m - r, r, |i, j| <T as Element>::from_f64(r2[(pivots[j].1, others[i].1)]));
         if let Some(&x) = coefficients.as_slice().iter().find(|x| !Element::to_f64(**x).is_finite()) {
-            return Err(Error::Range { what: "a coefficient of the pivoted form", value: Element::to_f64(x) });
+            return Err(Error::Range {
+                what: "a coefficient of the pivoted form",
+                value: Element::to_f64(x),
+                dtype: T::DTYPE,
+            });
         }
 
         let scaled = |row: usize, j: usize| Element::to_f64(self.u.row(row)[j]) * Element::to_f64(self.s[j]);

@@ -577,7 +577,10 @@ pub fn stream(
 ) -> Result<()> {
     let (m, n) = source.shape();
     if source.is_column_major() && m > 1 && n > 1 {
-        return Err(Error::option("source", "column-major", "one in row-major order, to see its rows in blocks"));
+        return Err(Error::unsuited(
+            "source",
+            "lies by columns; give one in row-major order, to see its rows in blocks",
+        ));
     }
     let (dtype, line) = (source.dtype(), n * source.dtype().size());
     let tile = (bytes / line.max(1)).max(1);
@@ -706,7 +709,7 @@ impl<T: Scalar> LinearOperator<T> for Tiled<'_, T> {
         // Beyond this, sums of products leave f32.
         let most = if size_of::<T>() == 4 { 2f64.powi(100) } else { f64::MAX };
         if self.largest > most {
-            return Err(Error::Range { what: "the largest element", value: self.largest });
+            return Err(Error::Range { what: "the largest element", value: self.largest, dtype: T::DTYPE });
         }
         done
     }

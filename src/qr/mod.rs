@@ -273,7 +273,7 @@ fn write_r<T: Scalar>(mut r: MatMut<'_, T>, acc: MatRef<'_, f64>, exponents: Opt
         for i in 0..acc.nrows() {
             let x = if i <= j { scale_by_exponent(acc[(i, j)], e) } else { 0.0 };
             if x.abs() > <T as Scalar>::MAX {
-                return Err(Error::Range { what: "an entry of R", value: x });
+                return Err(Error::Range { what: "an entry of R", value: x, dtype: T::DTYPE });
             }
             r[(i, j)] = T::from_f64(x);
         }

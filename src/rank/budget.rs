@@ -184,14 +184,11 @@ fn choices(layer: &Layer<'_>, budget: &Budget) -> Result<Vec<Choice>> {
     }
     let sound = |x: f64| x.is_finite() && x >= 0.0;
     if !sound(layer.weight) || !sound(layer.norm_squared) || !layer.spectrum.iter().all(|&s| sound(s)) {
-        return Err(Error::option(
-            "layer",
-            "NaN or negative",
-            "finite weights, norms and singular values of at least 0",
-        ));
+        let why = "has a weight, a norm or a singular value that is NaN, infinite or negative; give finite ones of at least 0";
+        return Err(Error::unsuited("layer", why));
     }
     if !layer.spectrum.is_sorted_by(|a, b| a >= b) {
-        return Err(Error::option("spectrum", "increasing", "singular values in nonincreasing order"));
+        return Err(Error::unsuited("spectrum", "increases; give singular values in nonincreasing order"));
     }
     let whole = Choice { share: Share::Whole, cost: layer.cost(Share::Whole, budget.unit), loss: 0.0 };
     let mut choices = Vec::new();

@@ -37,11 +37,8 @@ impl TruncatedSvd {
             return Err(Error::option("folds", folds.len(), "two or more parts of the calibration samples"));
         }
         if let Rank::Quality(q) = self.rank {
-            return Err(Error::option(
-                "quality",
-                q,
-                "a rank, ratio, energy or tolerance where the blend is to be chosen",
-            ));
+            let want = "a rank, ratio, energy or tolerance where the blend is to be chosen";
+            return Err(Error::option("quality", q, want));
         }
         let (view, par) = (w.view()?, crate::current_par());
         // Losses are in units of the loudest fold, so that none overflows.

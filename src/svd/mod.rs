@@ -469,11 +469,8 @@ impl TruncatedSvd {
             return Err(Error::shape("factor_operator", "at least as many rows as columns", got));
         }
         if self.weighting.is_active(self.rank) {
-            return Err(Error::option(
-                "calibration",
-                "an operator",
-                "a matrix in memory, or the operator as a Whitened one",
-            ));
+            let why = "weighs the columns of a matrix, not an operator; give the operator as a Whitened one";
+            return Err(Error::unsuited("calibration", why));
         }
         let plan = self.plan::<T>((m, n), T::DTYPE)?;
         self.run(op, plan, crate::current_par(), start)
@@ -647,7 +644,7 @@ fn points_down<T: Scalar>(line: &[T]) -> bool {
 fn unscale<T: Scalar>(s: &[T], scale: f64) -> Result<Vec<T>> {
     let largest = s[0].to_f64() / scale;
     if largest > <T as Scalar>::MAX || (largest > 0.0 && largest < T::MIN_POSITIVE) {
-        return Err(Error::Range { what: "the largest singular value", value: largest });
+        return Err(Error::Range { what: "the largest singular value", value: largest, dtype: T::DTYPE });
     }
     Ok(s.iter().map(|&s| T::from_f64(s.to_f64() / scale)).collect())
 }

@@ -193,7 +193,9 @@ impl Plan {
         };
         let once = matches!(options.method, Method::SinglePass | Method::Nystrom);
         if once && rank.is_none() && options.max_rank.is_none() {
-            return Err(Error::option("max_rank", "none", "one: a single pass has to know how much to keep"));
+            let why = "is not given, and a single pass that is to reach an energy or a tolerance has to know how much to keep \
+                       at most; give one";
+            return Err(Error::unsuited("max_rank", why));
         }
         let width = rank.unwrap_or(max_rank).saturating_add(options.oversample).min(n);
         let mut plan = Plan {

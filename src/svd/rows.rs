@@ -167,13 +167,16 @@ impl TruncatedSvd {
     pub fn factor_rows<T: Scalar>(&self, source: &mut dyn RowSource, watch: &Watch<'_>) -> Result<Factors<T>> {
         let start = Instant::now();
         if self.device != Device::Cpu {
-            return Err(Error::option("device", "a matrix out of core", "cpu, or a matrix that fits into memory"));
+            return Err(Error::unsuited(
+                "device",
+                "takes no matrix out of core but the CPU; give a matrix that fits into memory",
+            ));
         }
         let (shape, dtype) = (source.shape(), source.dtype());
         let weighted = self.weighting.is_active(self.rank);
         if weighted && shape.0 < shape.1 {
-            let want = "a weight in memory: statistics of its inputs are larger than itself";
-            return Err(Error::option("calibration", "out of core, of a weight with fewer rows than columns", want));
+            let why = "of a weight with fewer rows than columns is larger than the weight; give the weight in memory";
+            return Err(Error::unsuited("calibration", why));
         }
         let (RowsPlan { mut plan, tile_lines, peak_bytes, .. }, options) = self.plan_within::<T>(source)?;
         let par = crate::current_par();

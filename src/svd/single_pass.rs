@@ -211,7 +211,11 @@ impl<T: Scalar> SinglePass<T> {
             error => error,
         })?;
         if dense.largest() > 2f64.powi(largest_exponent::<T>()) {
-            return Err(Error::Range { what: "the largest element of the block", value: dense.largest() });
+            return Err(Error::Range {
+                what: "the largest element of the block",
+                value: dense.largest(),
+                dtype: T::DTYPE,
+            });
         }
         self.norm_squared += dense.norm_squared();
         self.largest = self.largest.max(dense.largest());
@@ -227,7 +231,10 @@ impl<T: Scalar> SinglePass<T> {
     /// [`Error::Shape`] if both have seen a row, [`Error::Option`] if the options or the shapes are not the same.
     pub fn merge(&mut self, other: &Self) -> Result<()> {
         if self.options != other.options || self.shape() != other.shape() {
-            return Err(Error::option("options", "of the other state", "the same options and shape to all states"));
+            return Err(Error::unsuited(
+                "options",
+                "differ from those of the other state; give all states the same options and shape",
+            ));
         }
         let mut given = self.given.clone();
         for rows in &other.given {
@@ -257,7 +264,7 @@ impl<T: Scalar> SinglePass<T> {
             return Err(Error::shape("SinglePass::finish", format_args!("rows 0..{m}"), given));
         }
         if self.largest > 0.0 && self.largest < 2f64.powi(-largest_exponent::<T>()) {
-            return Err(Error::Range { what: "the largest element", value: self.largest });
+            return Err(Error::Range { what: "the largest element", value: self.largest, dtype: T::DTYPE });
         }
         // Exact, and then no square below leaves the range of T.
         let exponent = if self.largest > 0.0 { -self.largest.log2().floor() as i32 } else { 0 };

@@ -101,7 +101,10 @@ impl Weighting {
             }
         }
         if matches!(rank, Rank::Quality(_)) && self.calibration.is_none() && self.quality_on.is_none() {
-            return Err(Error::option("quality", "no samples", "calibration, or samples to measure it on"));
+            return Err(Error::unsuited(
+                "quality",
+                "has nothing to be measured on; give a calibration, or samples by quality_on",
+            ));
         }
         Ok(())
     }

@@ -89,7 +89,7 @@ pub(crate) struct FactorArgs {
     #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = device)]
     pub(crate) device: Device,
 
-    /// Take two-byte elements without a type (`<V2`, as ml_dtypes saves bfloat16) for bfloat16
+    /// Take two-byte elements without a type (`<V2`, as ml_dtypes saves bfloat16), and integers of two bytes, for bfloat16
     #[arg(long)]
     pub(crate) bf16: bool,
 
@@ -200,7 +200,7 @@ pub(crate) struct CalibrateArgs {
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
 
-    /// Take two-byte elements without a type (`<V2`, as ml_dtypes saves bfloat16) for bfloat16
+    /// Take two-byte elements without a type (`<V2`, as ml_dtypes saves bfloat16), and integers of two bytes, for bfloat16
     #[arg(long)]
     pub(crate) bf16: bool,
 
@@ -211,7 +211,8 @@ pub(crate) struct CalibrateArgs {
 
 #[derive(Args)]
 pub(crate) struct BatchArgs {
-    /// Weights, and directories that are searched for .npy files; arrays of one axis are left as they are
+    /// Weights, and directories that are searched for .npy files. Arrays that are no matrices of real numbers are left as they are; the
+    /// output directory, and those of other batches, are left out
     #[arg(value_name = "FILE|DIR", required = true)]
     pub(crate) inputs: Vec<PathBuf>,
 
@@ -223,7 +224,7 @@ pub(crate) struct BatchArgs {
     #[arg(long, value_name = "FILE.toml")]
     pub(crate) config: Option<PathBuf>,
 
-    /// Factor only weights whose name matches; may be repeated
+    /// Factor only weights whose name matches, and open no other file; may be repeated
     #[arg(long, value_name = "GLOB")]
     pub(crate) only: Vec<String>,
 
@@ -231,19 +232,19 @@ pub(crate) struct BatchArgs {
     #[arg(long, value_name = "GLOB")]
     pub(crate) keep: Vec<String>,
 
-    /// Keep K singular values
+    /// Keep K singular values, or all of a weight that has no more
     #[arg(long, value_name = "K", allow_negative_numbers = true, conflicts_with_all = ["ratio", "energy", "tolerance", "budget"], required_unless_present_any = ["ratio", "energy", "tolerance", "budget", "config"], value_parser = positive_rank)]
     pub(crate) rank: Option<usize>,
 
-    /// Keep as many as make the factors at least R times smaller than each weight
+    /// Keep as many as make the factors at least R times smaller than each weight; one too small for that is left as it is
     #[arg(long, value_name = "R", allow_negative_numbers = true, conflicts_with_all = ["energy", "tolerance", "budget"], value_parser = positive)]
     pub(crate) ratio: Option<f64>,
 
-    /// Keep as many as hold this share of each weight's squared Frobenius norm
+    /// Keep as many as hold this share of each weight's squared Frobenius norm: the fewest that the method can show to do so
     #[arg(long, value_name = "E", allow_negative_numbers = true, conflicts_with_all = ["tolerance", "budget"], value_parser = share)]
     pub(crate) energy: Option<f64>,
 
-    /// Keep as many as bring each relative error down to T
+    /// Keep as many as bring each relative error down to T: the fewest that the method can show to do so
     #[arg(long, value_name = "T", allow_negative_numbers = true, conflicts_with = "budget", value_parser = tolerance)]
     pub(crate) tolerance: Option<f64>,
 
@@ -287,7 +288,7 @@ pub(crate) struct BatchArgs {
     #[arg(long, value_parser = one_of::<DType>(&["f16", "bf16", "f32", "f64"]))]
     pub(crate) dtype: Option<DType>,
 
-    /// Take two-byte elements without a type (`<V2`, as ml_dtypes saves bfloat16) for bfloat16
+    /// Take two-byte elements without a type (`<V2`, as ml_dtypes saves bfloat16), and integers of two bytes, for bfloat16
     #[arg(long)]
     pub(crate) bf16: bool,
 
@@ -371,7 +372,7 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
 
-    /// Take two-byte elements without a type (`<V2`, as ml_dtypes saves bfloat16) for bfloat16
+    /// Take two-byte elements without a type (`<V2`, as ml_dtypes saves bfloat16), and integers of two bytes, for bfloat16
     #[arg(long)]
     pub(crate) bf16: bool,
 }
@@ -388,15 +389,17 @@ pub(crate) struct RankArgs {
     #[arg(long, value_name = "R", allow_negative_numbers = true, value_parser = positive)]
     ratio: Option<f64>,
 
-    /// Keep as many as hold this share of the squared Frobenius norm
+    /// Keep as many as hold this share of the squared Frobenius norm: the fewest that the method can show to do so (gram and full find
+    /// the fewest there are, auto may keep some more)
     #[arg(long, value_name = "E", allow_negative_numbers = true, value_parser = share)]
     energy: Option<f64>,
 
-    /// Keep the fewest whose relative Frobenius error is at most T
+    /// Keep as many as bring the relative Frobenius error down to T: the fewest that the method can show to do so (gram and full find
+    /// the fewest there are, auto may keep some more)
     #[arg(long, value_name = "T", allow_negative_numbers = true, value_parser = tolerance)]
     tolerance: Option<f64>,
 
-    /// Keep the fewest whose outputs have this cosine with the true ones, on --evaluate or else on --calibration
+    /// Keep as many as give the outputs this cosine with the true ones, on --evaluate or else on --calibration
     #[arg(long, value_name = "Q", allow_negative_numbers = true, value_parser = tolerance)]
     quality: Option<f64>,
 }
@@ -405,6 +408,13 @@ impl RankArgs {
     /// Whether inputs decide the rank.
     pub(crate) fn is_quality(&self) -> bool {
         self.quality.is_some()
+    }
+
+    /// The option by which the spectrum decides the rank, if it does.
+    pub(crate) fn by_spectrum(&self) -> Option<&'static str> {
+        (self.energy.map(|_| "--energy"))
+            .or(self.tolerance.map(|_| "--tolerance"))
+            .or(self.quality.map(|_| "--quality"))
     }
 
     /// clap has checked that exactly one is given.

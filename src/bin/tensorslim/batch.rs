@@ -29,13 +29,13 @@ use tensorslim::batch::{Batch, Finished, Fit, Input, Item};
 use tensorslim::operator::Cancel;
 use tensorslim::rank::{Budget, Layer, Share, allocate, rank_for_ratio};
 use tensorslim::svd::ErrorKind;
-use tensorslim::{DType, Error, Factors, Rank, Scalar, npy};
+use tensorslim::{DType, Error, Factors, Rank, Scalar, npy, rank_saves_memory};
 
 use crate::args::{BatchArgs, shard};
 use crate::factor::{limit_for_data, whole_limit};
-use crate::inputs::{self, Kind, Weight};
+use crate::inputs::{self, Found, Kind, Weight};
 use crate::progress::Show;
-use crate::report::{bytes, table};
+use crate::report::{NO_SMALLER, bytes, table};
 use crate::results::{Places, Results};
 use crate::{Failure, complain, emit};
 
@@ -54,22 +54,41 @@ pub(crate) fn run(args: &BatchArgs) -> Result<(), Failure> {
 }
 
 /// A weight to be factored.
+#[derive(Clone)]
 struct Task<'a> {
     weight: &'a Weight,
     shape: (usize, usize),
     dtype: DType,
     options: Options,
+    /// What its report has to say of the options.
+    note: Option<String>,
 }
 
 impl<'a> Task<'a> {
-    /// `None` for what is not to be factored.
-    fn new(weight: &'a Weight, config: &Config, given: &Options) -> Option<Self> {
-        match weight.kind {
-            Kind::Matrix { shape, dtype } if config.factors(&weight.name) => {
-                Some(Task { weight, shape, dtype, options: config.options(&weight.name, given) })
+    /// What is to be done with a weight, or how it ends without that, and why. With `shared`, a budget decides the rank.
+    fn new(weight: &'a Weight, config: &Config, given: &Options, shared: bool) -> Result<Self, (Status, String)> {
+        let (shape, dtype) = match &weight.kind {
+            Kind::Matrix { shape, dtype } => (*shape, *dtype),
+            Kind::Kept(why) => return Err((Status::Kept, why.clone())),
+            Kind::Bad(e) => return Err((Status::Failed, e.to_string())),
+        };
+        let mut task = Task { weight, shape, dtype, options: config.options(&weight.name, given), note: None };
+        let (m, n) = shape;
+        match task.options.rule() {
+            _ if shared => {}
+            // What is asked of all weights is more than some have.
+            Some(Rank::Fixed(k)) if k > m.min(n) => {
+                let all = m.min(n);
+                task.options.rank = Some(all);
+                task.note = Some(format!("rank {k} was asked for, and {m} × {n} has no more than {all}"));
             }
-            _ => None,
+            Some(Rank::Ratio(r)) if r > 0.0 && rank_for_ratio(m, n, r) == 0 => {
+                let why = format!("too small: factors of {m} × {n} cannot be {r} times smaller than it is");
+                return Err((Status::Kept, why));
+            }
+            _ => {}
         }
+        Ok(task)
     }
 }
 
@@ -83,14 +102,16 @@ fn batch<T: Scalar>(args: &BatchArgs) -> Result<(), Failure> {
     };
     let limit = args.memory_limit.map(limit_for_data).transpose()?.unwrap_or(usize::MAX);
 
-    let weights = inputs::collect(&args.inputs, args.bf16)?;
+    let Found { weights, left_out } = inputs::collect(&args.inputs, args.bf16, &args.out, |name| config.factors(name))?;
     if weights.is_empty() {
         return Err(Failure("no .npy files in what was given".into()));
     }
     let header = header::<T>(args, &given, &weights, parts)?;
-    let costs: Vec<f64> = weights.iter().map(|w| cost::<T>(w, &config.options(&w.name, &given))).collect();
-    let mine: Vec<&Weight> = schedule::shard(&costs, parts[0] - 1, parts[1]).into_iter().map(|i| &weights[i]).collect();
-    let names: Vec<String> = mine.iter().map(|w| w.name.clone()).collect();
+    let shared = args.budget.is_some();
+    let every: Vec<_> = weights.iter().map(|weight| Task::new(weight, &config, &given, shared)).collect();
+    let costs: Vec<f64> = every.iter().map(|task| task.as_ref().map_or(0.0, cost::<T>)).collect();
+    let mine = schedule::shard(&costs, parts[0] - 1, parts[1]);
+    let names: Vec<String> = mine.iter().map(|&i| weights[i].name.clone()).collect();
 
     let results = Results::open(&args.out, header, args.resume)?;
     let places = results.places();
@@ -100,21 +121,13 @@ fn batch<T: Scalar>(args: &BatchArgs) -> Result<(), Failure> {
 
     let mut tasks = Vec::new();
     let mut skipped = 0;
-    for &weight in &mine {
-        let (status, why) = match &weight.kind {
-            Kind::Matrix { .. } if !config.factors(&weight.name) => (Status::Kept, "not asked for".to_string()),
-            Kind::Matrix { .. } => {
-                if args.budget.is_none() && lock(&results).has(&weight.name, weight.stamp) {
-                    skipped += 1;
-                    continue;
-                }
-                tasks.extend(Task::new(weight, &config, &given));
-                continue;
-            }
-            Kind::Kept(why) => (Status::Kept, why.clone()),
-            Kind::Bad(e) => (Status::Failed, e.to_string()),
-        };
-        lock(&results).record(entry(weight, status, Some(why)))?;
+    for i in mine {
+        let weight = &weights[i];
+        match &every[i] {
+            Ok(_) if !shared && lock(&results).has(&weight.name, weight.stamp) => skipped += 1,
+            Ok(task) => tasks.push(task.clone()),
+            Err((status, why)) => lock(&results).record(entry(weight, *status, Some(why.clone())))?,
+        }
     }
 
     let show = Show::new(args.progress);
@@ -123,13 +136,13 @@ fn batch<T: Scalar>(args: &BatchArgs) -> Result<(), Failure> {
         runner = runner.workers(jobs.into());
     }
     let settled = |task: &Task<'_>| lock(&results).is_settled(&task.weight.name, task.weight.stamp);
-    if args.budget.is_some() && tasks.iter().all(settled) {
+    if shared && tasks.iter().all(settled) {
         // Shared before: what each got is on record.
         skipped = tasks.iter().filter(|task| lock(&results).has(&task.weight.name, task.weight.stamp)).count();
         tasks.clear();
     } else if let Some(ratio) = args.budget {
         // All shards come to the same division of the budget, each from the spectra of all.
-        let every = weights.iter().filter_map(|weight| Task::new(weight, &config, &given)).collect();
+        let every = every.into_iter().filter_map(Result::ok).collect();
         tasks = allocated::<T>(args, (tasks, every), ratio, (&runner, &cancel), &results, &places)?;
         let all = tasks.len();
         tasks.retain(|task| !lock(&results).has(&task.weight.name, task.weight.stamp));
@@ -140,11 +153,11 @@ fn batch<T: Scalar>(args: &BatchArgs) -> Result<(), Failure> {
 
     let manifest = lock(&results).finish(&names)?;
     let stopped = cancel.is_cancelled() && !manifest.complete;
-    if manifest.complete && args.budget.is_some() && parts[1] == 1 {
+    if manifest.complete && shared && parts[1] == 1 {
         // Left behind, they would only take space. Those of shards go with `merge`.
         let _ = fs::remove_dir_all(places.spectra());
     }
-    let summary = Summary::new(&manifest.tensors, names.len(), skipped, start.elapsed());
+    let summary = Summary::new(&manifest.tensors, names.len(), skipped, left_out, start.elapsed());
     emit(&if args.json || matches!(show, Show::Json(_)) { summary.json()? } else { summary.table(args) })?;
     if let Ok(results) = Arc::try_unwrap(results) {
         results.into_inner().unwrap_or_else(PoisonError::into_inner).close();
@@ -254,12 +267,11 @@ fn slurm(var: impl Fn(&str) -> Option<String>) -> Result<Option<[usize; 2]>, Fai
     }
 }
 
-/// Predicted seconds; none for what will not be factored.
-fn cost<T: Scalar>(weight: &Weight, options: &Options) -> f64 {
-    let Kind::Matrix { shape, dtype } = weight.kind else { return 0.0 };
+/// Predicted seconds.
+fn cost<T: Scalar>(task: &Task<'_>) -> f64 {
     // Under a budget the spectrum has to be seen first, which costs what the largest useful rank costs.
-    let rule = options.rule().unwrap_or(Rank::Ratio(1.0));
-    let plan = options.svd(rule).and_then(|svd| svd.plan::<T>(shape, dtype));
+    let rule = task.options.rule().unwrap_or(Rank::Ratio(1.0));
+    let plan = task.options.svd(rule).and_then(|svd| svd.plan::<T>(task.shape, task.dtype));
     plan.ok()
         .and_then(|plan| plan.candidates.iter().find(|c| c.method == plan.method).map(|c| c.seconds))
         .unwrap_or(0.0)
@@ -315,10 +327,7 @@ fn allocated<'a, T: Scalar>(
         let numbers: &[f64] = bytemuck::try_cast_slice(array.bytes()).ok()?;
         (numbers.len() > 1).then(|| numbers.to_vec())
     };
-    let missing: Vec<Task<'_>> = (tasks.iter())
-        .filter(|task| read(task).is_none())
-        .map(|task| Task { options: task.options.clone(), ..*task })
-        .collect();
+    let missing: Vec<Task<'_>> = (tasks.iter()).filter(|task| read(task).is_none()).cloned().collect();
     factor::<T>(args, &missing, runner, results, places, Some((&dir, &file)))?;
     if cancel.is_cancelled() || args.measure {
         // A budget that is shared among some of them is another one.
@@ -355,7 +364,14 @@ fn allocated<'a, T: Scalar>(
             layer
         })
         .collect();
-    let shares = allocate(&layers, Budget::parameters((before as f64 / ratio) as u64))?.shares;
+    let limit = (before as f64 / ratio) as u64;
+    let shares = allocate(&layers, Budget::parameters(limit)).map_err(|e| match e {
+        Error::Option { name: "budget", .. } => Failure(format!(
+            "--budget {ratio} leaves {limit} numbers for all weights, and at their least ranks they take more; give less"
+        )),
+        e => e.into(),
+    });
+    let shares = shares?.shares;
     drop(layers);
     let mut left = Vec::new();
     for ((mut task, _), share) in found.into_iter().zip(shares) {
@@ -445,7 +461,7 @@ fn factor<T: Scalar>(
                 results.record(entry)
             }
             Err(e) => {
-                results.record(entry(task.weight, Status::Failed, Some(e.to_string())))?;
+                results.record(entry(task.weight, Status::Failed, Some(Failure::from(e.clone()).0)))?;
                 if let Some((dir, file)) = spectra {
                     let path = dir.join(failed(&file(task)));
                     fs::write(&path, e.to_string())
@@ -468,6 +484,11 @@ fn write<T: Scalar>(args: &BatchArgs, places: &Places, task: &Task<'_>, f: &Fact
         ErrorKind::Exact => ("exact", None),
         ErrorKind::Estimate { std_dev, .. } => ("estimate", Some(std_dev)),
     };
+    let mut notes = r.notes.clone();
+    notes.extend(task.note.clone());
+    if !rank_saves_memory(r.shape.0, r.shape.1, r.rank) {
+        notes.push(NO_SMALLER.to_string());
+    }
     // No times and no threads: equal runs leave equal bytes.
     let report = json!({
         "version": env!("CARGO_PKG_VERSION"),
@@ -491,7 +512,7 @@ fn write<T: Scalar>(args: &BatchArgs, places: &Places, task: &Task<'_>, f: &Fact
         "params_before": r.params_before(),
         "params_after": r.params_after(),
         "ratio": r.ratio(),
-        "notes": r.notes,
+        "notes": notes,
     });
     let files = places.write(&task.weight.name, dtype, f, &format!("{report:#}\n"))?;
     let facts = Facts {
@@ -516,6 +537,8 @@ struct Summary {
     skipped: usize,
     failed: usize,
     kept: usize,
+    /// What is below an input and is none: factors of this program.
+    left_out: Vec<String>,
     params_before: usize,
     params_after: usize,
     ratio: f64,
@@ -526,7 +549,7 @@ struct Summary {
 }
 
 impl Summary {
-    fn new(entries: &[Entry], weights: usize, skipped: usize, elapsed: Duration) -> Self {
+    fn new(entries: &[Entry], weights: usize, skipped: usize, left_out: Vec<String>, elapsed: Duration) -> Self {
         let count = |status| entries.iter().filter(|e| e.status == status).count();
         let facts: Vec<&Facts> = entries.iter().filter_map(|e| e.facts.as_ref()).collect();
         let sum = |i: usize| facts.iter().map(|f| f.params[i]).sum::<usize>();
@@ -537,6 +560,7 @@ impl Summary {
             skipped,
             failed: count(Status::Failed),
             kept: count(Status::Kept),
+            left_out,
             params_before: sum(0),
             params_after: sum(1),
             ratio: if sum(1) > 0 { sum(0) as f64 / sum(1) as f64 } else { 1.0 },
@@ -561,6 +585,7 @@ impl Summary {
                 rows.push((what, n.to_string()));
             }
         }
+        rows.extend(self.left_out.iter().map(|what| ("left out", what.clone())));
         if args.measure {
             rows.push(("spectra", "measured; when those of all shards are, run them with --resume".into()));
         }

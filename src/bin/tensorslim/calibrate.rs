@@ -286,5 +286,10 @@ fn folds(path: &Path, bf16: bool, options: CalibrationOptions, count: usize) -> 
         c.update(&x).map_err(about(path))?;
         return Ok(vec![c]);
     }
+    if x.shape()[0] < 2 {
+        let why =
+            "holds one sample; --blend auto keeps a part of the samples of each file aside, and needs two at least";
+        return Err(Failure(format!("{}: {why}", path.display())));
+    }
     Calibration::folds(&x, count, options).map_err(about(path))
 }

@@ -17,7 +17,7 @@ use tensorslim::{
 };
 
 use crate::args::{Blend, FactorArgs, Form};
-use crate::report::{Calibrated, Evaluated, Report, Written, peak_rss};
+use crate::report::{Calibrated, Evaluated, NO_SMALLER, Report, Written, peak_rss};
 use crate::results::Stamped;
 use crate::{Failure, about, calibrate, emit, inputs, output};
 
@@ -37,6 +37,7 @@ pub(crate) fn run(args: &FactorArgs) -> Result<(), Failure> {
 }
 
 fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
+    check_options(args)?;
     let path = &args.weight;
     let mut svd = (TruncatedSvd::new(args.rank.policy()).method(args.method).seed(args.seed))
         .dynamic_shift(args.dynamic_shift)
@@ -134,7 +135,7 @@ fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
         notes.push(format!("method {} uses no sketch: --sketch {sketch} had no effect", r.method));
     }
     if !rank_saves_memory(shape[0], shape[1], r.rank) {
-        notes.push("the factors are no smaller than the weight; --ratio finds a rank that saves".to_owned());
+        notes.push(NO_SMALLER.to_owned());
     }
     let dtype = args.dtype.unwrap_or(T::DTYPE);
     if let Some(dir) = &args.out {
@@ -223,6 +224,26 @@ fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
     emit(&if args.json { json(serde_json::to_string(&report))? } else { report.table() })
 }
 
+/// Refuses options that lack another one.
+fn check_options(args: &FactorArgs) -> Result<(), Failure> {
+    let once = matches!(args.method, Method::SinglePass | Method::Nystrom);
+    match args.rank.by_spectrum() {
+        Some(rule) if once && args.max_rank.is_none() => Err(Failure(format!(
+            "--method {} with {rule} needs --max-rank: one look at the weight has to know how much to keep at most",
+            args.method
+        ))),
+        Some("--quality") if args.calibration.is_empty() && args.evaluate.is_none() => Err(Failure(
+            "--quality needs inputs of the layer to be measured on; give --calibration or --evaluate".into(),
+        )),
+        Some("--quality") if args.blend == Some(Blend::Auto) => Err(Failure(
+            "--blend auto compares factors of one size, which --quality does not give; give --rank, --ratio, --energy \
+             or --tolerance"
+                .into(),
+        )),
+        _ => Ok(()),
+    }
+}
+
 /// A single pass has a state to keep, and a file by columns no rows to feed it.
 fn check_checkpoint(args: &FactorArgs) -> Result<(), Failure> {
     if !matches!(args.method, Method::SinglePass | Method::Nystrom) {
@@ -231,8 +252,8 @@ fn check_checkpoint(args: &FactorArgs) -> Result<(), Failure> {
             args.method
         )));
     }
-    match inputs::stream(&args.weight, args.bf16) {
-        Ok(stream) if stream.is_column_major() => Err(Failure(format!(
+    match inputs::Header::read(&args.weight, args.bf16) {
+        Ok(header) if header.is_fortran() => Err(Failure(format!(
             "{}: lies by columns, and --checkpoint needs rows; save it in C order",
             args.weight.display()
         ))),
@@ -264,6 +285,14 @@ fn calibrate(args: &FactorArgs, svd: &mut TruncatedSvd) -> Result<(Option<Vec<Ca
         }
         (total, None)
     };
+    if total.samples() == 0 {
+        let files: Vec<String> = args.calibration.iter().map(|path| path.display().to_string()).collect();
+        return Err(Failure(format!(
+            "{}: not one of {} samples is finite; give --calibration samples that are",
+            files.join(", "),
+            total.skipped()
+        )));
+    }
     let n = total.features();
     let bytes = (n * n + 3 * n) * size_of::<f64>();
     *svd = svd.clone().calibration(&total).whitening(args.whitening);
@@ -321,12 +350,9 @@ impl Weight {
             };
         };
         let limit = limit_for_data(limit)?.saturating_sub(beside);
-        // The errors of a file are those of reading it, whatever the limit.
-        let Ok(stream) = inputs::stream(path, args.bf16) else { return Ok(Weight::Whole(read(path, args.bf16)?)) };
-        let room = limit.checked_sub(stream.bytes()).filter(|_| args.checkpoint.is_none());
-        let fits = room.filter(|&room| {
-            svd.clone().memory_limit(room).plan::<T>(RowSource::shape(&stream), stream.dtype()).is_ok()
-        });
+        let header = inputs::Header::read(path, args.bf16)?;
+        let room = limit.checked_sub(header.bytes()).filter(|_| args.checkpoint.is_none());
+        let fits = room.filter(|&room| svd.clone().memory_limit(room).plan::<T>(header.matrix(), header.dtype).is_ok());
         match fits {
             Some(room) => {
                 *svd = svd.clone().memory_limit(room);
@@ -334,7 +360,7 @@ impl Weight {
             }
             None => {
                 *svd = svd.clone().memory_limit(limit);
-                Ok(Weight::Tiles(stream))
+                Ok(Weight::Tiles(inputs::stream(path, args.bf16)?))
             }
         }
     }
@@ -398,19 +424,9 @@ fn stop_on_signals(cancel: &Cancel) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Reads a file; with `bf16`, two-byte elements without a type are bfloat16.
+/// Reads a file whole; `bf16` as in [`inputs::Header::read`].
 pub(crate) fn read(path: &Path, bf16: bool) -> Result<Array, Failure> {
-    let untyped = || Array::read_as(path, DType::BF16);
-    if bf16 && let Ok(file) = untyped() {
-        return Ok(file);
-    }
-    Array::read(path).map_err(|e| match untyped() {
-        Ok(_) => Failure(format!(
-            "{}: holds two-byte elements that have no floating-point type; if they are bfloat16, add --bf16",
-            path.display()
-        )),
-        Err(_) => e.into(),
-    })
+    Ok(inputs::array(path, bf16)?)
 }
 
 /// The tensor as a matrix: the first `row_axes` axes as rows, the others as columns.

@@ -1,26 +1,25 @@
-//! Files and directories into named weights.
+//! Files and directories into named weights, and how a file is read.
 //!
 //! Only headers are read here, and no file stays open: ten thousand inputs are ten thousand short reads. What is wrong with an input is kept with its name,
-//! so that it fails alone and in its turn.
+//! so that it fails alone and in its turn. What a file is (a weight, something to leave alone, damaged) is decided in [`judge`], once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
 use tensorslim::batch::manifest::{Inputs, directory, tensor_name};
-use tensorslim::npy::{Array, Stream};
-use tensorslim::operator::RowSource;
+use tensorslim::npy::{Array, Description, Elements, Stream};
 use tensorslim::{DType, Error};
 use walkdir::WalkDir;
 
-use crate::Failure;
+use crate::{Failure, output, results};
 
 /// An input by name.
 pub(crate) struct Weight {
     pub(crate) name: String,
     pub(crate) path: PathBuf,
-    /// See [`stamp`].
+    /// See [`stamp`]; zeros of what was not asked for.
     pub(crate) stamp: (u64, u64),
     pub(crate) kind: Kind,
 }
@@ -37,17 +36,36 @@ pub(crate) enum Kind {
     Bad(Error),
 }
 
-/// All inputs, by name. Names are those of files without `.npy`, with the path below the directory that was given.
-pub(crate) fn collect(paths: &[PathBuf], bf16: bool) -> Result<Vec<Weight>, Failure> {
+/// What was found.
+pub(crate) struct Found {
+    /// By name.
+    pub(crate) weights: Vec<Weight>,
+    /// What is no input though it is below one: factors of this program, each with what it is.
+    pub(crate) left_out: Vec<String>,
+}
+
+/// All inputs, by name. Names are those of files without `.npy`, with the path below the directory that was given. Of those that are not
+/// `asked` for nothing is looked at. Directories that this program writes factors to are left out: `out`, and those of other batches.
+pub(crate) fn collect(
+    paths: &[PathBuf],
+    bf16: bool,
+    out: &Path,
+    asked: impl Fn(&str) -> bool,
+) -> Result<Found, Failure> {
     let mut found: BTreeMap<String, Weight> = BTreeMap::new();
     let mut directories: BTreeMap<String, PathBuf> = BTreeMap::new();
+    let mut left_out = Vec::new();
+    let out = fs::canonicalize(out).ok();
+    let is_out = |dir: &Path| out.is_some() && fs::canonicalize(dir).ok() == out;
     let mut add = |name: String, path: PathBuf, kind: Option<Kind>| {
         if let Some(other) = directories.insert(directory(&name), path.clone()) {
             let (a, b) = (other.display(), path.display());
             return Err(Failure(format!("{a} and {b} would both be written as {name:?}; give their common directory")));
         }
-        let stamp = stamp(&path);
-        let kind = kind.unwrap_or_else(|| header(&path, bf16));
+        let (stamp, kind) = match asked(&name) {
+            true => (stamp(&path), kind.unwrap_or_else(|| judge(&path, bf16))),
+            false => ((0, 0), Kind::Kept("not asked for".into())),
+        };
         found.insert(name.clone(), Weight { name, path, stamp, kind });
         Ok(())
     };
@@ -57,7 +75,39 @@ pub(crate) fn collect(paths: &[PathBuf], bf16: bool) -> Result<Vec<Weight>, Fail
             add(name, root.clone(), None)?;
             continue;
         }
-        for entry in WalkDir::new(root).follow_links(true).sort_by_file_name() {
+        if is_out(root) {
+            let (root, below) = (root.display(), root.join("factors"));
+            return Err(Failure(format!(
+                "{root}: is the output directory, too, where results take the place of what has their names; give \
+                 another --out, such as {}",
+                below.display()
+            )));
+        }
+        let mut factors: HashSet<PathBuf> = HashSet::new();
+        let walk = WalkDir::new(root).follow_links(true).sort_by_file_name().into_iter();
+        let walk = walk.filter_entry(|entry| {
+            let path = entry.path();
+            if !entry.file_type().is_dir() {
+                return !factors.contains(path);
+            }
+            let what = match entry.depth() {
+                0 => None,
+                _ if is_out(path) => Some("the output directory"),
+                _ if results::is_of_a_batch(path) => Some("what another batch has written"),
+                _ => None,
+            };
+            if let Some(what) = what {
+                left_out.push(format!("{} ({what})", path.display()));
+                return false;
+            }
+            let listed = output::listed(path);
+            if !listed.is_empty() {
+                left_out.push(format!("{} ({}: what its report lists)", path.display(), listed.join(", ")));
+                factors.extend(listed.iter().map(|name| path.join(name)));
+            }
+            true
+        });
+        for entry in walk {
             match entry {
                 Ok(entry) => {
                     let path = entry.path();
@@ -81,7 +131,7 @@ pub(crate) fn collect(paths: &[PathBuf], bf16: bool) -> Result<Vec<Weight>, Fail
             }
         }
     }
-    Ok(found.into_values().collect())
+    Ok(Found { weights: found.into_values().collect(), left_out })
 }
 
 /// Length and time of change of a file, in nanoseconds since 1970; zeros if they cannot be had.
@@ -91,28 +141,97 @@ pub(crate) fn stamp(path: &Path) -> (u64, u64) {
     (meta.map_or(0, |meta| meta.len()), changed.map_or(0, |t| t.as_nanos() as u64))
 }
 
-fn header(path: &Path, bf16: bool) -> Kind {
-    match stream(path, bf16) {
-        Ok(stream) if stream.dims().len() < 2 => Kind::Kept("one axis: not a matrix".into()),
-        Ok(stream) => Kind::Matrix { shape: RowSource::shape(&stream), dtype: stream.dtype() },
-        Err(error) => Kind::Bad(error),
+/// What is to become of a file in a folder of weights. What is no matrix of real numbers is normal there (biases, counters, indices, masks)
+/// and is left alone; what may be a weight and cannot be read is not.
+fn judge(path: &Path, bf16: bool) -> Kind {
+    let description = match Description::read(path) {
+        Ok(description) => description,
+        Err(error) => return Kind::Bad(error),
+    };
+    match description.shape() {
+        [] => return Kind::Kept("a scalar: not a matrix".into()),
+        [_] => return Kind::Kept("one axis: not a matrix".into()),
+        shape if shape.contains(&0) => return Kind::Kept("no elements: nothing to factor".into()),
+        _ => {}
+    }
+    let name = description.type_name().trim_start_matches(['<', '>', '|', '=']).to_string();
+    let kept = |more: &str| Kind::Kept(format!("elements of type {name} are no weights{more}"));
+    match (description.elements(), Header::new(description, bf16)) {
+        (_, Ok(header)) => Kind::Matrix { shape: header.matrix(), dtype: header.dtype },
+        (Elements::Integers(2), Err(_)) => kept("; if they are bits of bfloat16, add --bf16"),
+        (Elements::Integers(_) | Elements::Other, Err(_)) => kept(""),
+        (Elements::Untyped(size), Err(_)) if size > 2 => kept(""),
+        (_, Err(error)) => Kind::Bad(error),
     }
 }
 
-/// Opens a file to be read in tiles; with `bf16`, two-byte elements without a type are bfloat16.
+/// The header of a file of numbers that can be read.
+pub(crate) struct Header {
+    description: Description,
+    /// What the elements are read as.
+    pub(crate) dtype: DType,
+    /// The same, where the file does not say so.
+    bits_of: Option<DType>,
+}
+
+impl Header {
+    /// Reads it. With `bf16`, two-byte elements without a type, or of an integer type, are bfloat16; files that name a type keep theirs.
+    pub(crate) fn read(path: &Path, bf16: bool) -> tensorslim::Result<Self> {
+        Header::new(Description::read(path)?, bf16)
+    }
+
+    fn new(description: Description, bf16: bool) -> tensorslim::Result<Self> {
+        let name = description.type_name();
+        let refused = |why: String| Err(Error::file(description.path(), why));
+        let bits_of = match description.elements() {
+            Elements::Untyped(2) | Elements::Integers(2) if bf16 => Some(DType::BF16),
+            Elements::Untyped(2) => {
+                return refused(format!(
+                    "holds two-byte elements without a type ('{name}'); if they are bfloat16, add --bf16"
+                ));
+            }
+            Elements::Integers(2) => {
+                return refused(format!(
+                    "holds elements of type '{name}'; if they are bits of bfloat16, add --bf16, and if they are \
+                     numbers, convert them first, e.g. a.astype('f4')"
+                ));
+            }
+            _ => None,
+        };
+        let dtype = description.dtype(bits_of)?;
+        Ok(Header { description, dtype, bits_of })
+    }
+
+    /// Rows and columns: the first axis, and all others.
+    pub(crate) fn matrix(&self) -> (usize, usize) {
+        let shape = self.description.shape();
+        (shape.first().copied().unwrap_or(1), shape.iter().skip(1).product())
+    }
+
+    /// Whether it lies by columns.
+    pub(crate) fn is_fortran(&self) -> bool {
+        self.description.is_fortran()
+    }
+
+    /// Bytes of the elements.
+    pub(crate) fn bytes(&self) -> usize {
+        self.description.shape().iter().product::<usize>() * self.dtype.size()
+    }
+}
+
+/// Opens a file to be read in tiles; `bf16` as in [`Header::read`].
 pub(crate) fn stream(path: &Path, bf16: bool) -> tensorslim::Result<Stream> {
-    if bf16 && let Ok(stream) = Stream::open(path, Some(DType::BF16)) {
-        return Ok(stream);
-    }
-    Stream::open(path, None)
+    Stream::open(path, Header::read(path, bf16)?.bits_of)
 }
 
-/// Reads a file whole; with `bf16` as in [`stream`].
+/// Reads a file whole, so that its axes can be merged; `bf16` as in [`Header::read`].
 pub(crate) fn array(path: &Path, bf16: bool) -> tensorslim::Result<Array> {
-    if bf16 && let Ok(array) = Array::read_as(path, DType::BF16) {
-        return Ok(array);
+    let header = Header::read(path, bf16)?;
+    match header.bits_of {
+        bits_of if header.is_fortran() && header.description.shape().len() > 2 => Array::read_c_order(path, bits_of),
+        None => Array::read(path),
+        Some(dtype) => Array::read_as(path, dtype),
     }
-    Array::read(path)
 }
 
 /// What two runs must have in common of their inputs.

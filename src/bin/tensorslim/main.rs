@@ -32,6 +32,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use clap::error::ErrorKind as Clap;
+use tensorslim::{DType, Error};
 
 use args::{Cli, Command};
 
@@ -39,17 +40,18 @@ use args::{Cli, Command};
 #[derive(Debug)]
 struct Failure(String);
 
-impl From<tensorslim::Error> for Failure {
-    fn from(e: tensorslim::Error) -> Self {
-        let flag = if matches!(e, tensorslim::Error::Range { .. }) { " (--precision f64)" } else { "" };
-        Failure(format!("{e}{flag}"))
+impl From<Error> for Failure {
+    fn from(e: Error) -> Self {
+        // What the arithmetic does not hold, a wider one may.
+        let narrow = matches!(e, Error::Range { dtype, .. } if dtype != DType::F64);
+        Failure(format!("{e}{}", if narrow { " (--precision f64)" } else { "" }))
     }
 }
 
 /// Puts `path` in front of an error that does not name a file itself.
-fn about(path: &Path) -> impl Fn(tensorslim::Error) -> Failure {
+fn about(path: &Path) -> impl Fn(Error) -> Failure {
     move |e| match e {
-        tensorslim::Error::File { .. } => e.into(),
+        Error::File { .. } => e.into(),
         _ => Failure(format!("{}: {}", path.display(), Failure::from(e).0)),
     }
 }

@@ -7,6 +7,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
+
 use tensorslim::{DType, Error, Factors, Matrix, Pivoted, Scalar, Split, npy};
 
 use crate::Failure;
@@ -29,6 +31,16 @@ pub(crate) fn names(form: Form) -> Vec<&'static str> {
     }
 }
 
+/// The files of factors in `dir`, of any form, that a report of `factor` there lists.
+pub(crate) fn listed(dir: &Path) -> Vec<&'static str> {
+    let report = fs::read(dir.join(REPORT)).ok().and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
+    // Others write files of that name, too: this has what the reports of this program have.
+    let ours = report.filter(|r| r["version"].is_string() && r["method"].is_string() && r["rank"].is_u64());
+    let Some(files) = ours.as_ref().and_then(|r| r["written"]["files"].as_array()) else { return Vec::new() };
+    let all = [Form::Svd, Form::Split, Form::Pivot].into_iter().flat_map(names);
+    all.filter(|name| files.iter().any(|file| file == name)).collect()
+}
+
 /// Writes the factors as two layers: `up.npy` (m×k) and `down.npy` (k×n).
 pub(crate) fn write_split<T: Scalar>(dir: &Path, dtype: DType, f: &Factors<T>, report: &str) -> Result<(), Failure> {
     let (up, down) = f.split(Split::Balanced);
@@ -36,7 +48,7 @@ pub(crate) fn write_split<T: Scalar>(dir: &Path, dtype: DType, f: &Factors<T>, r
         Staged::new(dir, "up.npy", |p| npy::write_matrix(p, &up, dtype))?,
         Staged::new(dir, "down.npy", |p| npy::write_matrix(p, &down, dtype))?,
     ];
-    commit(dir, files, REPORT, report)
+    commit_factors(dir, files, report)
 }
 
 /// Writes `rows.npy` (k×n), `coefficients.npy` ((m−k)×k) and `pivots.npy` (k row numbers).
@@ -46,7 +58,7 @@ pub(crate) fn write_pivot<T: Scalar>(dir: &Path, dtype: DType, f: &Pivoted<T>, r
         Staged::new(dir, "coefficients.npy", |p| npy::write_matrix(p, f.coefficients(), dtype))?,
         Staged::new(dir, "pivots.npy", |p| npy::write_indices(p, f.pivots()))?,
     ];
-    commit(dir, files, REPORT, report)
+    commit_factors(dir, files, report)
 }
 
 /// Writes one file that is whole at any time; its directory exists.
@@ -66,7 +78,7 @@ pub(crate) fn write<T: Scalar>(dir: &Path, dtype: DType, f: &Factors<T>, report:
         Staged::new(dir, "s.npy", |p| npy::write(p, dtype, &[f.rank()], &s))?,
         Staged::new(dir, "vt.npy", |p| npy::write_matrix(p, f.vt(), dtype))?,
     ];
-    commit(dir, files, REPORT, report)
+    commit_factors(dir, files, report)
 }
 
 /// Writes `texts`, names and contents, and then `report` as `name`.
@@ -79,6 +91,23 @@ pub(crate) fn write_texts(dir: &Path, texts: &[(&str, &str)], name: &str, report
 /// Writes one file that is whole at any time.
 pub(crate) fn replace(dir: &Path, name: &str, text: &str) -> Result<(), Failure> {
     Staged::text(dir, name, text)?.commit()
+}
+
+/// As [`commit`], for factors: those of another form, which the report that goes lists, go after it.
+fn commit_factors(dir: &Path, files: Vec<Staged>, report: &str) -> Result<(), Failure> {
+    let is_new = |name: &str| files.iter().any(|file| file.target.file_name().is_some_and(|of| of == name));
+    let stale: Vec<PathBuf> = listed(dir).into_iter().filter(|name| !is_new(name)).map(|name| dir.join(name)).collect();
+    commit(dir, files, REPORT, report)?;
+    for path in stale {
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                let path = path.display();
+                return Err(Failure(format!("{path}: is of the factors before and cannot be removed: {e}; remove it")));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// Takes away the old report, brings the files in and then the new one.
@@ -132,7 +161,7 @@ pub(crate) fn check_range(s: &[f64], dtype: DType) -> tensorslim::Result<()> {
     if loss.is_nan() || loss > 0.01 {
         return Err(Error::Option {
             name: "dtype",
-            value: format!("{dtype} for singular values near {:e}", s[0]),
+            value: Some(format!("{dtype} for singular values near {:e}", s[0])),
             want: "a wider type, in which they fit",
         });
     }

@@ -5,6 +5,9 @@ use std::fmt::Write;
 use serde::Serialize;
 use tensorslim::quality::Distribution;
 
+/// The note on factors of too high a rank.
+pub(crate) const NO_SMALLER: &str = "the factors are no smaller than the weight; --ratio finds a rank that saves";
+
 /// What `factor` did. The names of the fields are those of the JSON object.
 #[derive(Serialize)]
 pub(crate) struct Report {

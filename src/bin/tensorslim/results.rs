@@ -5,10 +5,10 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
-use tensorslim::batch::manifest::{Entry, Header, Journal, Manifest, Status, Sum, directory};
+use tensorslim::batch::manifest::{Entry, Header, Journal, MAX_LINE, Manifest, Status, Sum, directory, parse_journal};
 use tensorslim::svd::Checkpoint;
 use tensorslim::{DType, Error, Factors, Matrix, Scalar, npy};
 
@@ -30,6 +30,22 @@ pub(crate) struct Results {
 /// The name of a shard's file: `manifest.json`, `manifest-2-of-8.json`.
 pub(crate) fn shard_file(stem: &str, [index, count]: [usize; 2], ext: &str) -> String {
     if count == 1 { format!("{stem}.{ext}") } else { format!("{stem}-{index}-of-{count}.{ext}") }
+}
+
+/// Whether a directory holds the journal or the manifest of a batch, or of a shard of one: what is below it, the batch has written.
+pub(crate) fn is_of_a_batch(dir: &Path) -> bool {
+    let is_journal = |path: &Path| {
+        let mut first = Vec::new();
+        let line =
+            File::open(path).map(|file| BufReader::new(file.take(MAX_LINE as u64)).read_until(b'\n', &mut first));
+        line.is_ok() && parse_journal(&first).is_ok()
+    };
+    let is_manifest = |path: &Path| fs::read(path).is_ok_and(|bytes| Manifest::parse(&bytes).is_ok());
+    fs::read_dir(dir).into_iter().flatten().flatten().any(|entry| match entry.file_name().to_str() {
+        Some(name) if name.starts_with("journal") && name.ends_with(".jsonl") => is_journal(&entry.path()),
+        Some(name) if name.starts_with("manifest") && name.ends_with(".json") => is_manifest(&entry.path()),
+        _ => false,
+    })
 }
 
 impl Results {
