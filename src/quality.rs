@@ -58,7 +58,9 @@ const EXPECTED_ELEMENTS: usize = 1 << 18;
 pub fn activation<T: Scalar>(w: &TensorRef<'_>, f: &Factors<T>, x: &TensorRef<'_>) -> Result<Activation> {
     let mut total = Sums::default();
     let mut weight = weight(w.view()?, f)?;
-    compare(&mut weight, f, x.view()?, |sample| total = total + sample)?;
+    let x = x.view()?;
+    let scale = sample_scale::<T>(x, f)?;
+    compare(&mut weight, f, x, scale, |sample| total = total + sample)?;
     Ok(total.activation())
 }
 
@@ -97,18 +99,19 @@ impl<'a, T: Scalar> Comparison<'a, T> {
     /// # Errors
     /// [`Error::Shape`] unless `x` has as many columns as the weight; [`Error::NotFinite`] for NaN or infinities in it.
     pub fn update(&mut self, x: &TensorRef<'_>) -> Result<()> {
-        let Comparison { weight, factors, samples, .. } = self;
-        let mut total = Sums::default();
-        samples.reserve(x.shape()[0]);
-        let scale = compare(weight, factors, x.view()?, |sample| {
-            total = total + sample;
-            samples.push(sample.activation());
-        })?;
+        let x = x.view()?;
+        let scale = sample_scale::<T>(x, self.factors)?;
         let least = self.scale.min(scale);
-        let of_all = if self.scale.is_finite() { least / self.scale } else { 1.0 };
-        self.total = self.total.times(of_all) + total.times(least / scale);
+        if self.scale.is_finite() && least < self.scale {
+            self.total = self.total.times(least / self.scale);
+        }
         self.scale = least;
-        Ok(())
+        let Comparison { weight, factors, total, samples, .. } = self;
+        samples.reserve(x.nrows());
+        compare(weight, factors, x, scale, |sample| {
+            *total = *total + sample.times(least / scale);
+            samples.push(sample.activation());
+        })
     }
 
     /// What was found.
@@ -295,22 +298,26 @@ fn weight<'a, T: Scalar>(w: MatView<'a>, f: &Factors<T>) -> Result<Dense<'a, T>>
     Dense::new(w, crate::current_par())
 }
 
-/// Sends the rows of `x` through `weight` and `f` in blocks and gives what comes out of each to `sink`, in order. Outputs are times the power of two that
-/// is returned.
+/// The power of two that keeps samples in range, which are checked as matrices are.
+fn sample_scale<T: Scalar>(x: MatView<'_>, f: &Factors<T>) -> Result<f64> {
+    let n = f.vt().ncols();
+    if x.ncols() != n {
+        return Err(Error::shape("quality", format_args!("samples of {n} features"), x.ncols()));
+    }
+    Ok(Dense::<T>::new(x, crate::current_par())?.scale())
+}
+
+/// Sends the rows of `x`, times `scale`, through `weight` and `f` in blocks and gives what comes out of each to `sink`, in order.
 fn compare<T: Scalar>(
     weight: &mut Dense<'_, T>,
     f: &Factors<T>,
     x: MatView<'_>,
+    scale: f64,
     mut sink: impl FnMut(Sums),
-) -> Result<f64> {
-    let (m, n, k) = (f.u().nrows(), f.vt().ncols(), f.rank());
-    if x.ncols() != n {
-        return Err(Error::shape("quality::activation", format_args!("samples of {n} features"), x.ncols()));
-    }
+) -> Result<()> {
+    let (m, k) = (f.u().nrows(), f.rank());
     let par = crate::current_par();
-    // Both are checked as matrices are, and both products carry the powers of two that keep them in range.
-    let sample_scale = Dense::<T>::new(x, par)?.scale();
-    for_each_output(weight, x, sample_scale, |weight, samples, before| {
+    for_each_output(weight, x, scale, |weight, samples, before| {
         let rows = samples.as_ref().ncols();
         let mut c = Mat::zeros(rows, k);
         let mut after = Mat::zeros(m, rows);
@@ -326,8 +333,7 @@ fn compare<T: Scalar>(
             }
             sink(sums);
         }
-    })?;
-    Ok(sample_scale)
+    })
 }
 
 /// Calls `f(weight, xᵀ, weight xᵀ)` for blocks of the rows of `x`, times `scale`.
