@@ -5,8 +5,14 @@
 //!   y = x Wᵀ   becomes   y = ((x V) s) Uᵀ                              flops per row of x: 2 k (m + n)
 //! ```
 //!
-//! A factorization of rank k holds all of smaller rank: [`Factors::truncate`] slices, and knows the error of the slice from
-//! the singular values.
+//! A factorization of rank k holds all of smaller rank, and [`Factors::truncate`] takes one out with its own certificate. How depends on what the
+//! factors are ([`Slices`]): parts that are orthogonal are cut off; factors from one look have been measured at each rank; those that are the best
+//! for some inputs are cut in the directions that these inputs have put in order, and are then an SVD again:
+//!
+//! ```text
+//!   W' = U_k U_kᵀ W = U_k B,   U_k by calibrated gain,  B = Û S Vᵀ:   U = U_k Û  is kept with Û
+//!   the first j rows of B      Û_j S = b S' zᵀ                        W'_j = (U Û_jᵀ b) S' (V z)ᵀ
+//! ```
 
 mod pivot;
 
@@ -19,8 +25,9 @@ use crate::error::{Error, Result};
 use crate::simd::Scalar;
 use crate::simd::convert::convert;
 use crate::sketch::Sketch;
-use crate::svd::{ErrorKind, Method};
-use crate::tensor::{DType, Matrix, TensorRef, with_view};
+use crate::svd::small::{self, SmallSvd};
+use crate::svd::{ErrorKind, Method, fix_signs};
+use crate::tensor::{DType, Element, Matrix, TensorRef, with_view};
 use crate::whiten::Whitening;
 
 pub use pivot::Pivoted;
@@ -63,8 +70,7 @@ pub struct Report {
     pub peak_bytes: usize,
     /// Wall time of the call.
     pub elapsed: Duration,
-    /// What calibration brought; `None` without it, and for a slice ([`Factors::truncate`]), which is not the best of its
-    /// rank for the calibration samples.
+    /// What calibration brought; `None` without it.
     pub activation: Option<ActivationReport>,
     /// What was clamped, fell back or was not routine. Empty when nothing was.
     pub notes: Vec<String>,
@@ -84,6 +90,17 @@ impl Report {
     /// `params_before / params_after`.
     pub fn ratio(&self) -> f64 {
         self.params_before() as f64 / self.params_after() as f64
+    }
+
+    /// Counts a part of the matrix that is lost as well, orthogonal to what was, as a share of its squared norm.
+    fn lose(&mut self, share: f64) {
+        if share > 0.0 {
+            let before = self.relative_error;
+            self.relative_error = before.hypot(share.sqrt());
+            if let ErrorKind::Estimate { std_dev, .. } = &mut self.error_kind {
+                *std_dev *= before / self.relative_error;
+            }
+        }
     }
 }
 
@@ -128,6 +145,26 @@ pub enum Split {
     Balanced,
 }
 
+/// What [`Factors::truncate`] has to know of the factors.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Slices<T> {
+    /// They are a projection of the matrix, and its singular vectors are in order: what is cut off is orthogonal to the residual.
+    Orthogonal,
+    /// The relative error at each rank from 1 on, with its standard deviation.
+    Measured(Vec<(f64, f64)>),
+    /// They are a projection on directions that other inputs have put in order.
+    Weighted(Weighted<T>),
+}
+
+/// Directions of the outputs, the most important first, in terms of U: column i of `U turnᵀ`.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Weighted<T> {
+    /// `k × k`, orthogonal.
+    pub(crate) turn: Mat<T>,
+    /// The part of `‖W Xᵀ‖²` over the calibration samples X that each direction holds; empty without calibration.
+    pub(crate) gains: Vec<f64>,
+}
+
 /// `A ≈ U diag(s) Vᵀ` with its report.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Factors<T> {
@@ -135,12 +172,13 @@ pub struct Factors<T> {
     s: Vec<T>,
     vt: Matrix<T>,
     report: Report,
+    slices: Slices<T>,
 }
 
 impl<T: Scalar> Factors<T> {
-    pub(crate) fn new(u: Matrix<T>, s: Vec<T>, vt: Matrix<T>, report: Report) -> Self {
+    pub(crate) fn new(u: Matrix<T>, s: Vec<T>, vt: Matrix<T>, report: Report, slices: Slices<T>) -> Self {
         debug_assert!(u.ncols() == s.len() && vt.nrows() == s.len());
-        Factors { u, s, vt, report }
+        Factors { u, s, vt, report, slices }
     }
 
     /// Left singular vectors, `m × k`, orthonormal columns.
@@ -172,9 +210,10 @@ impl<T: Scalar> Factors<T> {
         self.s.len()
     }
 
-    /// The first `k` triplets: the factorization of that rank, with its own error.
+    /// The factorization of rank `k` that is in this one, with its own certificate: what factoring the matrix at that rank gives, to the accuracy of
+    /// the method. Calibrated factors are cut where the calibration loses least, and remain the best of their rank for it.
     ///
-    /// The error of the slice is `√(e² + Σ_{i>k} σ_i²)` (the parts are orthogonal), exact if the whole's was.
+    /// The certificate is exact where that of the whole is. Single passes have measured each rank, and give the estimate of that one.
     ///
     /// # Errors
     /// [`Error::Rank`] unless `1 <= k <= rank`.
@@ -182,17 +221,62 @@ impl<T: Scalar> Factors<T> {
         if k == 0 || k > self.rank() {
             return Err(Error::Rank { rank: k, max: self.rank() });
         }
-        let u = Matrix::from_fn(self.u.nrows(), k, |i, j| self.u.row(i)[j]);
-        let vt = Matrix::from_vec(self.vt.as_slice()[..k * self.vt.ncols()].to_vec(), k, self.vt.ncols())?;
+        if k == self.rank() {
+            return Ok(self.clone());
+        }
         let mut report = self.report.clone();
         report.rank = k;
-        report.activation = None;
         report.oversample += self.rank() - k;
-        let dropped: f64 = self.s[k..].iter().map(|&s| (s.to_f64() / report.norm).powi(2)).sum();
-        if dropped > 0.0 {
-            report.relative_error = report.relative_error.hypot(dropped.sqrt());
+        if let Slices::Weighted(weighted) = &self.slices {
+            return self.cut_by_weight(k, weighted, report);
         }
-        Ok(Factors { u, s: self.s[..k].to_vec(), vt, report })
+        let u = Matrix::from_fn(self.u.nrows(), k, |i, j| self.u.row(i)[j]);
+        let vt = Matrix::from_vec(self.vt.as_slice()[..k * self.vt.ncols()].to_vec(), k, self.vt.ncols())?;
+        let slices = match &self.slices {
+            Slices::Measured(errors) => {
+                let (error, deviation) = errors[k - 1];
+                report.relative_error = error;
+                if let ErrorKind::Estimate { std_dev, .. } = &mut report.error_kind {
+                    *std_dev = deviation;
+                }
+                Slices::Measured(errors[..k].to_vec())
+            }
+            _ => {
+                report.lose(self.s[k..].iter().map(|&s| (s.to_f64() / self.report.norm).powi(2)).sum());
+                Slices::Orthogonal
+            }
+        };
+        Ok(Factors { u, s: self.s[..k].to_vec(), vt, report, slices })
+    }
+
+    /// The first `k` weighted directions, as an SVD again.
+    fn cut_by_weight(&self, k: usize, weighted: &Weighted<T>, mut report: Report) -> Result<Self> {
+        let (m, n, whole) = (self.u.nrows(), self.vt.ncols(), self.rank());
+        let turn = &weighted.turn;
+        // Row i of B in terms of Vᵀ. Relative to the norm, so that no square leaves the range.
+        let norm = if self.report.norm > 0.0 { self.report.norm } else { 1.0 };
+        let entry = |i: usize, j: usize| turn[(i, j)].to_f64() * (self.s[j].to_f64() / norm);
+        let lost = (k..whole).map(|i| (0..whole).map(|j| entry(i, j).powi(2)).sum::<f64>()).sum();
+        let SmallSvd { u: z, s, v: b, .. } = small::thin_svd(Mat::from_fn(whole, k, |j, i| entry(i, j)), Par::Seq)?;
+        let kept = Mat::from_fn(whole, k, |j, i| turn[(i, j)].to_f64());
+        let narrow = |c: Mat<f64>| Mat::<T>::from_fn(whole, k, |i, j| <T as Element>::from_f64(c[(i, j)]));
+        let (left, right) = (narrow(&kept * &b), narrow(z));
+        let (mut u, mut vt) = (Matrix::zeros(m, k), Matrix::zeros(k, n));
+        let par = crate::current_par();
+        matmul(u.as_mut(), Accum::Replace, self.u.as_ref(), left.as_ref(), T::one(), par);
+        matmul(vt.as_mut(), Accum::Replace, right.transpose(), self.vt.as_ref(), T::one(), par);
+        let signs = fix_signs(&mut u, &mut vt, par);
+        let spectrum: Vec<f64> = s.iter().map(|s| s * norm).collect();
+        let turn = Mat::from_fn(k, k, |i, j| <T as Element>::from_f64(b[(i, j)]) * signs[j]);
+        report.lose(lost);
+        if let Some(activation) = &mut report.activation {
+            let gains: f64 = weighted.gains[k..].iter().sum();
+            activation.relative_error = (activation.relative_error.powi(2) + gains).sqrt();
+        }
+        let s = spectrum.iter().map(|&s| <T as Element>::from_f64(s)).collect();
+        report.spectrum = spectrum;
+        let gains = weighted.gains.iter().take(k).copied().collect();
+        Ok(Factors { u, s, vt, report, slices: Slices::Weighted(Weighted { turn, gains }) })
     }
 
     /// The weights of the two small layers, `up` (`m × k`) and `down` (`k × n`), with `up · down = U diag(s) Vᵀ`:

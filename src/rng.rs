@@ -167,21 +167,43 @@ impl Philox {
 
     /// A subset of `l` of `0..2^bits`, ascending, that is spread evenly over both ends of its binary digits: the `low`
     /// lowest bits, and the highest bits down to there, take each value of their first `b` digits equally often (to within
-    /// one), for every `b`.
+    /// one), for every `b`. No sum of digits (mod 2) is the same for all members, if there are more members than digits.
     ///
     /// The members are points `0..l` of the two-dimensional Sobol' sequence under a nested uniform scramble (Owen 1995): the
     /// digits of `t` give the low bits, lowest first, and its digits times Pascal's triangle mod 2 the high bits, highest
     /// first. As any `2^bits` points of that sequence are a (0, bits, 2)-net, no member comes twice. Each member alone is
     /// uniform.
     ///
+    /// Both halves are functions of the few digits of t, and a scramble of few nodes may make a sum of digits constant: for 30 of 2^10 in one of
+    /// three scrambles, where 30 independent draws would in one of 2^19. Such a scramble is drawn again.
+    ///
     /// # Panics
     /// If `l > 2^bits`, `bits > 40` or `low > bits`.
     pub fn stratified_subset(&self, bits: u32, low: u32, l: usize) -> Vec<u64> {
+        /// Four of five are drawn again at worst (15 of 2^7).
+        const ATTEMPTS: u64 = 64;
         assert!(bits <= 40 && low <= bits && l as u64 <= 1 << bits, "a subset of {l} out of 2^{bits}, {low} low bits");
+        let possible = l > bits as usize;
+        let draws = (0..ATTEMPTS).map(|attempt| self.scrambled_points(bits, low, l, attempt));
+        let mut chosen = None;
+        for points in draws {
+            let found = !possible || is_affine_basis(&points, bits);
+            chosen = Some(points);
+            if found {
+                break;
+            }
+        }
+        let mut chosen = chosen.expect("there is a first draw");
+        chosen.sort_unstable();
+        chosen
+    }
+
+    /// One draw of [`stratified_subset`](Self::stratified_subset).
+    fn scrambled_points(&self, bits: u32, low: u32, l: usize, attempt: u64) -> Vec<u64> {
         // Flips each digit by a random bit that depends on the digits before it.
         let scramble = |digits: u64, count: u32, tree: u64| {
             (0..count).fold(0, |x, b| {
-                let node = tree | 1 << b | digits & ((1 << b) - 1);
+                let node = tree | attempt << 48 | 1 << b | digits & ((1 << b) - 1);
                 x | ((digits >> b & 1) ^ u64::from(self.sign(node))) << b
             })
         };
@@ -192,17 +214,38 @@ impl Philox {
                 digits | u64::from((t & row).count_ones() & 1) << j
             })
         };
-        let mut chosen: Vec<u64> = (0..l as u64)
+        (0..l as u64)
             .map(|t| {
                 let high = scramble(pascal(t), bits - low, 1 << 62);
                 // Digit j of the high part is bit `bits − 1 − j`.
                 let high = (0..bits - low).fold(0, |x, j| x | (high >> j & 1) << (bits - 1 - j));
                 high | scramble(t, low, 0)
             })
-            .collect();
-        chosen.sort_unstable();
-        chosen
+            .collect()
     }
+}
+
+/// Whether the differences of the points span all vectors of `bits` digits, mod 2.
+fn is_affine_basis(points: &[u64], bits: u32) -> bool {
+    // Row b begins with digit b, if there is one.
+    let mut basis = [0u64; 64];
+    let mut rank = 0;
+    for point in &points[1..] {
+        let mut rest = point ^ points[0];
+        while rest != 0 {
+            let digit = rest.ilog2() as usize;
+            if basis[digit] == 0 {
+                basis[digit] = rest;
+                rank += 1;
+                break;
+            }
+            rest ^= basis[digit];
+        }
+        if rank == bits {
+            return true;
+        }
+    }
+    rank == bits
 }
 
 /// Fills planes with words, or with the bits of normals.

@@ -677,9 +677,15 @@ fn values_beyond_f32() {
             let args = ["factor", &file, "--rank", "3", "--method", method];
             let r = report(&[&args[..], &["--precision", "f64", "--out", &out]].concat());
             agrees(&r, error_of(&w, &out));
-            refused(1, &args, &["w.npy", "--precision f64"]);
+            refused(1, &args, &["w.npy", "out of the range of f32", "--precision f64"]);
         }
     }
+    // Singular values beyond f64: no arithmetic is wider, and none is advised.
+    let data: Vec<u8> = (0..40 * 30).flat_map(|_| 1.7e308f64.to_le_bytes()).collect();
+    let file = dir.file("w.npy", &npy("<f8", "False", "(40, 30)", &data));
+    let args = ["factor", &file, "--rank", "3", "--precision", "f64"];
+    refused(1, &args, &["w.npy", "out of the range of f64", "multiply the data by a power of two"]);
+    assert!(!run(&args).err.contains("--precision"));
 }
 
 /// Weight and inputs are fine in f32, their product is not: powers of two keep it in range.
@@ -1461,7 +1467,9 @@ fn memory_limits_are_kept_or_refused() {
     let factor = ["factor", w.as_str(), "--rank", "8"];
     let weights = dir.path("weights");
     fs::create_dir(&weights).unwrap();
-    (0..6).for_each(|i| drop(fs::copy(&w, format!("{weights}/{i}.npy")).unwrap()));
+    for i in 0..6 {
+        fs::copy(&w, format!("{weights}/{i}.npy")).unwrap();
+    }
     let cases: [(&str, &[&str]); 12] = [
         ("samples", &["--calibration", &x]),
         ("samples of three axes", &["--calibration", &cube]),

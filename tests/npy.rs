@@ -314,7 +314,7 @@ fn a_conv_weight_in_fortran_order_keeps_its_elements() {
     let text = Stream::open(&temp.0, None).unwrap_err().to_string();
     assert!(text.contains("(2, 3, 2, 2) in Fortran order") && text.contains("save it in C order"), "{text}");
     let c = Array::read_c_order(&temp.0, None).unwrap();
-    assert!(!c.is_fortran() && c.bytes().as_ptr() as usize % 64 == 0);
+    assert!(!c.is_fortran() && (c.bytes().as_ptr() as usize).is_multiple_of(64));
     let want: Vec<f32> = (0..24).map(|at| value([at / 12, at / 4 % 3, at / 2 % 2, at % 2])).collect();
     assert_eq!(bytemuck::cast_slice::<u8, f32>(c.bytes()), want);
     assert_eq!(c.tensor().unwrap().matricize(1).unwrap().strides(), [12, 1]);

@@ -84,10 +84,11 @@ const fn safe_exponent<T: Scalar>() -> i32 {
     if size_of::<T>() == 4 { 40 } else { 400 }
 }
 
-/// The power of two that brings a matrix with this `max |a|` into the safe range; 1 if it is there.
+/// The power of two that brings a matrix with this `max |a|` into the safe range, or as close to it as a power of two can, for subnormal numbers; 1 if
+/// it is there.
 pub(super) fn scale_for<T: Scalar>(largest: f64) -> f64 {
     let exponent = if largest > 0.0 { largest.log2().floor() as i32 } else { 0 };
-    if exponent.abs() > safe_exponent::<T>() { 2f64.powi(-exponent) } else { 1.0 }
+    if exponent.abs() > safe_exponent::<T>() { 2f64.powi((-exponent).min(f64::MAX_EXP - 1)) } else { 1.0 }
 }
 
 impl<'a, T: Scalar> Dense<'a, T> {

@@ -195,14 +195,17 @@ where
         if self.wide { self.weight.apply_adjoint(x, y) } else { self.weight.apply(x, y) }
     }
 
-    /// `‖Lᵀ x‖_F²` of an n × l panel.
+    /// `‖Lᵀ X‖_F²` for a panel of n rows, in f64, and the squared lengths of its columns.
     ///
     /// # Errors
     /// What the operator reports.
-    pub fn weighted_norm_squared(&mut self, x: &P) -> Result<f64> {
+    pub fn weighted_norms_squared(&mut self, x: &P) -> Result<(f64, Vec<f64>)> {
         let mut weighted = self.inputs(x.ncols())?;
         self.root()?.apply_adjoint(x, &mut weighted)?;
-        weighted.norm_squared()
+        let mut products = Mat::<T>::zeros(x.ncols(), x.ncols());
+        weighted.inner(&weighted, products.as_mut())?;
+        let columns = (0..x.ncols()).map(|j| products[(j, j)].to_f64()).collect();
+        Ok((weighted.norm_squared()?, columns))
     }
 
     /// `tr(W S Wᵀ)` for another symmetric S, whose lower triangle `write` writes, zeros above.

@@ -32,6 +32,7 @@ use super::goal::Goal;
 use super::triplets::Triplets;
 use super::{Method, Solution, TruncatedSvd, stream};
 use crate::error::Result;
+use crate::factors::Slices;
 use crate::operator::{LinearOperator, Panel};
 use crate::simd::Scalar;
 use crate::sketch::{AnySketch, Sketch, SketchOperator};
@@ -123,6 +124,7 @@ pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(
         method: Method::Randomized,
         sketch: Some(options.sketch),
         certificate: None,
+        slices: Slices::Orthogonal,
         notes,
     })
 }

@@ -4,6 +4,7 @@ use super::goal::Goal;
 use super::triplets::Triplets;
 use super::{Method, Solution};
 use crate::error::Result;
+use crate::factors::Slices;
 use crate::operator::LinearOperator;
 use crate::simd::Scalar;
 
@@ -16,5 +17,14 @@ pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(
     let mut image = op.left(width)?;
     op.materialize(&mut image)?;
     let (triplets, rank, notes) = Triplets::from_right(None, image, false, |s, captured| goal.rank(s, captured), par)?;
-    Ok(Solution { triplets, rank, width, method: Method::Full, sketch: None, certificate: None, notes })
+    Ok(Solution {
+        triplets,
+        rank,
+        width,
+        method: Method::Full,
+        sketch: None,
+        certificate: None,
+        slices: Slices::Orthogonal,
+        notes,
+    })
 }

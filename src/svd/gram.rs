@@ -37,9 +37,10 @@ use super::plan::Footprint;
 use super::triplets::{Decomposition, Triplets, Vectors, decompose_bytes, decompose_clear, decompose_clear_bytes};
 use super::{Method, Solution, TruncatedSvd, points_down, small, stream};
 use crate::error::Result;
+use crate::factors::Slices;
 use crate::operator::{Dense, HostPanel, LinearOperator, Panel, Pass};
 use crate::qr::{column, column_mut};
-use crate::range::{Factor, filter, filtered_iteration, filtered_iteration_bytes};
+use crate::range::{FILTERED_ANEW, Factor, Filter, filtered_iteration, filtered_iteration_bytes, shift};
 use crate::simd::Scalar;
 use crate::sketch::Sketch;
 use crate::tensor::Element;
@@ -72,14 +73,33 @@ pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(
     goal: &Goal,
     par: Par,
 ) -> Result<Solution<T, O>> {
-    let (basis, sketch) = match how {
-        Eigenvectors::Dense => (dense(op, width)?.0, None),
-        Eigenvectors::Iterated => match iterated(options, op, width(&[]), goal, par)? {
-            ControlFlow::Break(solution) => return Ok(solution),
-            ControlFlow::Continue(basis) => (basis, Some(options.sketch)),
-        },
-    };
-    from_basis(op, basis, sketch, goal, par)
+    match how {
+        Eigenvectors::Dense => {
+            let Dominant { basis, remedy, .. } = dense(op, width)?;
+            let mut solution = from_basis(op, basis, None, goal, par)?;
+            solution.notes.extend(remedy.map(str::to_owned));
+            Ok(solution)
+        }
+        Eigenvectors::Iterated => {
+            let (width, mut filter) = (width(&[]), Filter::new(options.power_iterations));
+            loop {
+                let (mut solution, end) = match iterated(options, op, (width, filter), goal, par)? {
+                    ControlFlow::Break(found) => found,
+                    ControlFlow::Continue((basis, end)) => {
+                        (from_basis(op, basis, Some(options.sketch), goal, par)?, end)
+                    }
+                };
+                if let Some(next) = filter.corrected(end, &solution.triplets.s, solution.rank) {
+                    filter = next;
+                    continue;
+                }
+                if filter.most.is_finite() {
+                    solution.notes.push(FILTERED_ANEW.to_owned());
+                }
+                return Ok(solution);
+            }
+        }
+    }
 }
 
 /// The factors by the image of an orthonormal basis of the dominant eigenvectors.
@@ -95,14 +115,33 @@ pub(super) fn from_basis<T: Scalar, O: LinearOperator<T>>(
     op.apply(&basis, &mut image)?;
     let (triplets, rank, notes) =
         Triplets::from_right(Some(basis), image, true, |s, captured| goal.rank(s, captured), par)?;
-    Ok(Solution { triplets, rank, width, method: Method::Gram, sketch, certificate: None, notes })
+    Ok(Solution {
+        triplets,
+        rank,
+        width,
+        method: Method::Gram,
+        sketch,
+        certificate: None,
+        slices: Slices::Orthogonal,
+        notes,
+    })
 }
 
-/// The eigenvectors of the largest eigenvalues of G, from a dense solver on the host, and all eigenvalues, nonincreasing.
+/// What a dense solver finds of G.
+pub(super) struct Dominant<T, P> {
+    /// The eigenvectors of the largest eigenvalues.
+    pub(super) basis: P,
+    /// All eigenvalues, nonincreasing.
+    pub(super) values: Vec<T>,
+    /// What the report should say of how they were found, if that was not routine.
+    pub(super) remedy: Option<&'static str>,
+}
+
+/// The eigenvectors of G from a dense solver on the host, as many as `width` makes of the eigenvalues.
 pub(super) fn dense<T: Scalar, O: LinearOperator<T>>(
     op: &mut O,
     width: impl FnOnce(&[T]) -> usize,
-) -> Result<(O::Right, Vec<T>)> {
+) -> Result<Dominant<T, O::Right>> {
     let n = op.ncols();
     let mut host = Mat::zeros(n, n);
     {
@@ -112,7 +151,7 @@ pub(super) fn dense<T: Scalar, O: LinearOperator<T>>(
         panel.copy_to_host(host.as_mut())?;
     }
     let unit = small::normalize(host.as_mut());
-    let (mut values, vectors) = small::symmetric_eigen(host.as_ref())?;
+    let small::Eigen { mut values, vectors, remedy } = small::symmetric_eigen(host.as_ref());
     drop(host);
     values.iter_mut().for_each(|x| *x *= unit);
     values.reverse();
@@ -123,19 +162,21 @@ pub(super) fn dense<T: Scalar, O: LinearOperator<T>>(
     // The dense solver's vectors are orthonormal to some 50 eps; the certificate and V deserve better.
     basis.orthonormalize(None)?;
     basis.release();
-    Ok((basis, values))
+    Ok(Dominant { basis, values, remedy })
 }
 
-/// Subspace iteration where G lives. Breaks off with the factors, or goes on with an orthonormal basis of the dominant eigenvectors.
+/// Subspace iteration where G lives. Breaks off with the factors, or goes on with an orthonormal basis of the dominant eigenvectors; with either comes the
+/// end of the interval that was damped.
+#[expect(clippy::type_complexity, reason = "the two ways that it ends")]
 fn iterated<T: Scalar, O: LinearOperator<T>>(
     options: &TruncatedSvd,
     op: &mut O,
-    width: usize,
+    (width, filter): (usize, Filter),
     goal: &Goal,
     par: Par,
-) -> Result<ControlFlow<Solution<T, O>, O::Right>> {
+) -> Result<ControlFlow<(Solution<T, O>, f64), (O::Right, f64)>> {
     let early = is_imaged_early::<T>((op.nrows(), op.ncols()), width);
-    let subspace = Subspace::find(options, op, width, early)?;
+    let (subspace, end) = Subspace::find(options, op, (width, filter), early)?;
     let mut imaged = None;
     let projection = subspace.project(
         |s, captured| goal.rank(s, captured),
@@ -153,7 +194,7 @@ fn iterated<T: Scalar, O: LinearOperator<T>>(
         ControlFlow::Break(projection) => projection,
         ControlFlow::Continue(subspace) => {
             drop(imaged);
-            return subspace.into_basis().map(ControlFlow::Continue);
+            return Ok(ControlFlow::Continue((subspace.into_basis()?, end)));
         }
     };
     let mut right = Mat::<T>::zeros(op.ncols(), rank);
@@ -187,12 +228,14 @@ fn iterated<T: Scalar, O: LinearOperator<T>>(
         };
         if !is_orthonormal(op, panel, c)? {
             drop((u, right));
-            return subspace.into_basis().map(ControlFlow::Continue);
+            return Ok(ControlFlow::Continue((subspace.into_basis()?, end)));
         }
     }
     let triplets = Triplets { left: u, s, captured, right: Vectors::Small(right), by_qr };
     let (sketch, method) = (Some(options.sketch), Method::Gram);
-    Ok(ControlFlow::Break(Solution { triplets, rank, width, method, sketch, certificate: None, notes }))
+    let (certificate, slices) = (None, Slices::Orthogonal);
+    let solution = Solution { triplets, rank, width, method, sketch, certificate, slices, notes };
+    Ok(ControlFlow::Break((solution, end)))
 }
 
 /// What the iteration leaves: V, conditioned, and `W = G V`, or F in its place, or both.
@@ -207,8 +250,13 @@ pub(super) struct Subspace<P> {
 }
 
 impl<P> Subspace<P> {
-    /// From a sketch of G and the steps of its filter. `in_place` takes W for F, where an image is to come beside.
-    pub(super) fn find<T, O>(options: &TruncatedSvd, op: &mut O, width: usize, in_place: bool) -> Result<Self>
+    /// From a sketch of G and a filter, with the end of the interval that was damped. `in_place` takes W for F, where an image is to come beside.
+    pub(super) fn find<T, O>(
+        options: &TruncatedSvd,
+        op: &mut O,
+        (width, filter): (usize, Filter),
+        in_place: bool,
+    ) -> Result<(Self, f64)>
     where
         T: Scalar,
         P: Panel<T>,
@@ -218,11 +266,11 @@ impl<P> Subspace<P> {
         let sums = (op.norm_squared(), g.norm_squared());
         let omega = options.omega(op.ncols(), width, stream::RANGE)?;
         let (mut v, mut w) = (op.right(width)?, op.right(width)?);
-        filtered_iteration(&mut g, sums.0, &omega, options.power_iterations, &mut v, &mut w)?;
+        let end = filtered_iteration(&mut g, sums.0, &omega, filter, &mut v, &mut w)?;
         drop(g);
         // V is orthonormal enough for the pivots of H to tell that σ_l is too small.
         let Some(factor) = factor(&v, &w)?.filter(|factor| factor.least >= CLEAR * CLEAR) else {
-            return Ok(Subspace { v, w: Some(w), f: None, factor: None, sums });
+            return Ok((Subspace { v, w: Some(w), f: None, factor: None, sums }, end));
         };
         let inverse = factor.inverse::<T>();
         let (w, f) = if in_place && w.turn(inverse.as_ref())? {
@@ -232,7 +280,7 @@ impl<P> Subspace<P> {
             f.multiply(Accum::Replace, &w, inverse.as_ref(), T::one())?;
             (Some(w), f)
         };
-        Ok(Subspace { v, w, f: Some(f), factor: Some(factor), sums })
+        Ok((Subspace { v, w, f: Some(f), factor: Some(factor), sums }, end))
     }
 
     /// The decomposition of F, or what there is to go on with where G alone does not tell. `meanwhile` is done with V while the eigensolver has one
@@ -282,7 +330,7 @@ impl<P> Subspace<P> {
     {
         let mut basis = match (self.w, self.f) {
             (Some(mut w), _) => {
-                filter(self.sums, 0.5, &self.v, &mut w)?;
+                shift(self.sums, 0.5, f64::INFINITY, &self.v, &mut w)?;
                 w
             }
             (None, Some(f)) => f,

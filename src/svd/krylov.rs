@@ -19,6 +19,9 @@
 //!   t = 3, b = 0.7 l    3.5    0.8  %            t = 5, b = 0.4 l  3.6    0.3  %
 //! ```
 //!
+//! A block of b columns finds b copies of a singular value at most, whatever the number of steps, and nothing in the space tells of the others. As many
+//! tied values as a block has columns are therefore [taken for more](may_lack_copies), and the randomized method, which finds l, takes over.
+//!
 //! Every block is made orthogonal to all before it, not to the last two as exact arithmetic would have it: `m l²`
 //! flops in all, and no basis that has lost its orthogonality without notice.
 
@@ -29,6 +32,7 @@ use super::goal::Goal;
 use super::triplets::Triplets;
 use super::{Method, Solution, TruncatedSvd, stream};
 use crate::error::Result;
+use crate::factors::Slices;
 use crate::operator::{LinearOperator, Panel as _};
 use crate::simd::Scalar;
 
@@ -58,6 +62,17 @@ impl Blocks {
     pub(super) fn columns(&self) -> usize {
         self.count * self.width
     }
+}
+
+/// Values that lie this close are copies to so few steps.
+const TIED: f64 = 1e-3;
+
+/// Whether some of the first `rank` singular values have as many copies as a block has columns, so that there may be more.
+pub(super) fn may_lack_copies<T: Scalar>(blocks: Blocks, s: &[T], rank: usize) -> bool {
+    let value = |i: usize| s[i].to_f64();
+    let ends = s.len().saturating_sub(blocks.width - 1).min(rank);
+    let noise = 32.0 * T::EPSILON * value(0);
+    (0..ends).any(|i| value(i) > noise && value(i + blocks.width - 1) >= (1.0 - TIED) * value(i))
 }
 
 pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(
@@ -98,6 +113,7 @@ pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(
         method: Method::Krylov,
         sketch: Some(options.sketch),
         certificate: None,
+        slices: Slices::Orthogonal,
         notes,
     })
 }

@@ -18,6 +18,7 @@ mod certificate;
 mod full;
 mod goal;
 mod gram;
+mod jacobi;
 mod krylov;
 mod many;
 mod nystrom;
@@ -25,7 +26,7 @@ mod plan;
 mod randomized;
 mod rows;
 mod single_pass;
-mod small;
+pub(crate) mod small;
 mod triplets;
 mod whitened;
 
@@ -44,15 +45,15 @@ pub use single_pass::SinglePass;
 
 use crate::calibration::Calibration;
 use crate::error::{Error, Result};
-use crate::factors::{Factors, Report};
+use crate::factors::{Factors, Report, Slices};
 use crate::operator::{
     Dense, HostContext, LinearOperator, Panel, Root, Watch, Workspace, first_not_finite, for_each_line,
 };
-use crate::qr::{Algorithm, Orthonormalization};
+use crate::qr::{Algorithm, Orthonormalization, column_mut};
 use crate::rank::Rank;
 use crate::simd::Scalar;
 use crate::sketch::{AnySketch, Sketch};
-use crate::tensor::{DType, Matrix, TensorRef};
+use crate::tensor::{DType, Element, Matrix, TensorRef};
 use crate::whiten::Whitening;
 use certificate::Certificate;
 use goal::Goal;
@@ -74,10 +75,12 @@ pub enum Method {
     /// Randomized range finder with power iterations (Halko, Martinsson, Tropp 2011), orthonormalized at every product.
     Randomized,
     /// Block Krylov iteration (Musco, Musco 2015): the randomized method with every panel kept, in fewer products. A rank
-    /// that the spectrum decides is found by [`Randomized`](Method::Randomized).
+    /// that the spectrum decides is found by [`Randomized`](Method::Randomized), and so is a basis where as many singular values tie as a block has
+    /// columns, which holds no more copies than that.
     Krylov,
     /// Three sketches of one pass (Tropp, Yurtsever, Udell, Cevher 2019), for matrices that can be seen once; see [`SinglePass`].
-    /// The rank is fixed or bounded by [`TruncatedSvd::max_rank`]; oversampling and power iterations have no effect.
+    /// The rank is fixed or bounded by [`TruncatedSvd::max_rank`]. The sketches are those of the rank, or of the oversampling if that is more; power
+    /// iterations have no effect.
     SinglePass,
     /// Generalized Nyström (Nakatsukasa 2020): two sketches of one pass, a third of the memory of [`SinglePass`](Method::SinglePass) or less and a larger
     /// error. The rank is fixed or bounded by [`TruncatedSvd::max_rank`]; power iterations have no effect.
@@ -501,10 +504,10 @@ impl TruncatedSvd {
     ) -> Result<Factors<T>> {
         let (m, n) = plan.shape;
         let wide = m < n;
-        let Solution { triplets, rank: k, width, method, sketch, certificate, mut notes } = solution;
+        let Solution { triplets, rank: k, width, method, sketch, certificate, mut slices, mut notes } = solution;
 
         // The short side first, and its panel goes before the long side comes: that is what most memory is needed for.
-        let Triplets { mut left, s: spectrum, captured, right, .. } = triplets;
+        let Triplets { mut left, s: mut spectrum, captured, right, .. } = triplets;
         let (mut u, mut vt);
         // Where most matrices never see an image of all l columns.
         let reduce = plan.method == Method::Gram && !gram::is_imaged_early::<T>((m.max(n), m.min(n)), width);
@@ -524,7 +527,12 @@ impl TruncatedSvd {
             left.bring_home(k, u.as_mut())?;
         }
         drop(left); // the certificate's probes take the place of the panels
-        fix_signs(&mut u, &mut vt, par);
+        let signs = fix_signs(&mut u, &mut vt, par);
+        if let Slices::Weighted(weighted) = &mut slices {
+            for (j, &sign) in signs.iter().enumerate() {
+                column_mut(weighted.turn.as_mut(), j).iter_mut().for_each(|x| *x *= sign);
+            }
+        }
         let (left, right) =
             if wide { (vt.as_ref().transpose(), u.as_ref()) } else { (u.as_ref(), vt.as_ref().transpose()) };
         let scale = op.scale();
@@ -532,7 +540,12 @@ impl TruncatedSvd {
             Some(certificate) => certificate,
             None => certificate::certify(op, left, spectrum.split_at(k), right, captured, self.seed)?,
         };
+        if certificate.scale != 1.0 {
+            let scale = T::from_f64(certificate.scale);
+            spectrum.iter_mut().for_each(|s| *s *= scale);
+        }
         notes.extend(goal.and_then(|goal| goal.shortfall(k, certificate.relative_error)));
+        notes.extend(beyond_numerical_rank(&spectrum[..k], (m, n)));
         let s = unscale(&spectrum[..k], scale)?;
         let spectrum = spectrum.iter().map(|&s| s.to_f64() / scale).collect();
         let norm = op.norm_squared().sqrt() / scale;
@@ -544,7 +557,7 @@ impl TruncatedSvd {
             notes,
             ..plan.report(self, (k, width), spectrum, norm, &certificate, start.elapsed())
         };
-        Ok(Factors::new(u, s, vt, report))
+        Ok(Factors::new(u, s, vt, report, slices))
     }
 }
 
@@ -589,6 +602,8 @@ struct Solution<T: Scalar, O: LinearOperator<T>> {
     sketch: Option<Sketch>,
     /// The error, if the method has measured it.
     certificate: Option<Certificate>,
+    /// What the factors of smaller rank are.
+    slices: Slices<T>,
     notes: Vec<String>,
 }
 
@@ -599,9 +614,19 @@ fn note_orthonormalization(notes: &mut Vec<String>, what: &str, o: &Orthonormali
     }
 }
 
+/// A note on singular values that are rounding, if some were asked for: those below `4 √max(m, n) eps σ_1`. (LAPACK's `max(m, n) eps` is a bound; rounding
+/// errors do not all point one way.)
+fn beyond_numerical_rank<T: Scalar>(s: &[T], (m, n): (usize, usize)) -> Option<String> {
+    let noise = 4.0 * (m.max(n) as f64).sqrt() * T::EPSILON * Element::to_f64(s[0]);
+    let rank = s.partition_point(|&s| Element::to_f64(s) > noise);
+    (rank < s.len()).then(|| format!("the numerical rank is {rank}: what is beyond it is rounding"))
+}
+
 /// Makes the entry of largest modulus in each right singular vector positive: the sign that an SVD leaves open is then
 /// the same on every machine.
-fn fix_signs<T: Scalar>(u: &mut Matrix<T>, vt: &mut Matrix<T>, par: Par) {
+///
+/// Returns what the vectors were multiplied by.
+pub(crate) fn fix_signs<T: Scalar>(u: &mut Matrix<T>, vt: &mut Matrix<T>, par: Par) -> Vec<T> {
     let (k, n) = (vt.nrows(), vt.ncols());
     let down: Vec<AtomicBool> = (0..k).map(|_| AtomicBool::new(false)).collect();
     for_each_line(vt.as_mut_slice(), n, par, |i, row| {
@@ -616,6 +641,7 @@ fn fix_signs<T: Scalar>(u: &mut Matrix<T>, vt: &mut Matrix<T>, par: Par) {
             row.iter_mut().zip(&signs).for_each(|(x, &sign)| *x *= sign);
         });
     }
+    signs
 }
 
 /// Whether the entry of largest modulus, the first of them, is negative.

@@ -397,7 +397,19 @@ impl Plan {
             }
             Method::Krylov if self.rank.is_some() => {
                 match krylov::Blocks::new(self.width, options.power_iterations, op.ncols()) {
-                    Some(blocks) => krylov::solve(options, op, blocks, self.width, goal, par),
+                    Some(blocks) => {
+                        let solution = krylov::solve(options, op, blocks, self.width, goal, par)?;
+                        if !krylov::may_lack_copies(blocks, &solution.triplets.s, solution.rank) {
+                            return Ok(solution);
+                        }
+                        drop(solution);
+                        let mut next = self.randomized(options, op, goal, true, par)?;
+                        let width = blocks.width;
+                        next.notes.push(format!(
+                            "{width} or more tied values, of which a block holds {width}; took randomized"
+                        ));
+                        Ok(next)
+                    }
                     None => {
                         let mut next = randomized(op)?;
                         next.notes.push("block Krylov would span the whole space; took randomized".to_owned());
@@ -502,6 +514,9 @@ fn estimate<T: Scalar>(
         .then(|| krylov::Blocks::new(l, q, n))
         .flatten();
     let syrk = slow * mf * nf * nf / rates.syrk + copy(nf * nf);
+    // Where panels are as wide as that they are small, and the rates of large ones promise too much: 300 × 280 at l = 210 takes 1.5 times the sum of its
+    // parts by products, and `full` takes what is said.
+    let crowded = if 2 * l > n { 1.5 } else { 1.0 };
     let (seconds, passes) = match (method, detail) {
         (Method::Full, _) => (copy(mf * nf) + finish(mf, nf), 1),
         (Method::Gram, Some(Eigenvectors::Dense)) => {
@@ -520,7 +535,8 @@ fn estimate<T: Scalar>(
                 + decompose(nf, lf)
                 + copy((mf + nf) * k)
                 + 4.0 * rates.call;
-            (syrk + iterations + projection, 2)
+            // Panels of more than half of the columns are often filtered anew.
+            (crowded * crowded * (syrk + iterations + projection), 2)
         }
         (Method::Krylov, _) if blocks.is_some() => {
             let blocks = blocks.expect("just seen");
@@ -529,7 +545,7 @@ fn estimate<T: Scalar>(
             // Each block twice, and against those before it.
             let against = flops(2.0 * mf * width * width * count * (count - 1.0)) + copy(2.0 * (mf + nf) * columns);
             let orths = (2.0 * count - 1.0) * orthonormalize(mf, width) + 0.5 * count * (count - 1.0) * rates.call;
-            (products + against + orths + finish(nf, columns), 2 * blocks.count)
+            (crowded * (products + against + orths + finish(nf, columns)), 2 * blocks.count)
         }
         (Method::SinglePass | Method::Nystrom, _) => {
             let Sizes { range, corange, core } = Sizes::with_range(method, l);
@@ -553,7 +569,7 @@ fn estimate<T: Scalar>(
             let products =
                 sketch(mf, nf) + (2.0 * steps + 1.0) * product(mf, nf, lf) + (2.0 * steps + 2.0) * rates.call;
             let orths = (steps + 1.0) * orthonormalize(mf, lf) + steps * orthonormalize(nf, lf);
-            (products + orths + finish(nf, lf), 2 * q + 2)
+            (crowded * (products + orths + finish(nf, lf)), 2 * q + 2)
         }
     };
     (seconds + slow * mf * nf / rates.scan + rates.call, passes)
@@ -628,7 +644,9 @@ impl Footprint {
                 let after = left.max(right).max(decompose_bytes::<T>(n, count * b, false, 0));
                 let home = small(count * b, count * b) + self.home::<T>(right + small(count * b, count * b));
                 // With the overlap of two blocks.
-                (left + right + small(b, b) + self.pass::<T>(scratch, b).max(after)).max(left + home)
+                let kept = (left + right + small(b, b) + self.pass::<T>(scratch, b).max(after)).max(left + home);
+                // Where it finds ties that a block cannot hold.
+                kept.max(self.by_products::<T>(!self.searched))
             }
             (Method::SinglePass | Method::Nystrom, _) => {
                 let tile = self.tile::<T>(Pass::Rows);

@@ -7,6 +7,7 @@ use super::goal::Goal;
 use super::triplets::Triplets;
 use super::{Method, Solution, TruncatedSvd, stream};
 use crate::error::Result;
+use crate::factors::Slices;
 use crate::operator::LinearOperator;
 use crate::range::{power_iteration, shifted_power_iteration, sparing_power_iteration};
 use crate::simd::Scalar;
@@ -39,6 +40,7 @@ pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(
         method: Method::Randomized,
         sketch: Some(options.sketch),
         certificate: None,
+        slices: Slices::Orthogonal,
         notes,
     })
 }

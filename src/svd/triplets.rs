@@ -176,8 +176,8 @@ fn by_qr<T: Scalar, P: Panel<T>>(
         false => image.orthonormalize(Some(r.as_mut()))?,
     };
     image.release();
-    let SmallSvd { u, s, v } = small::svd(r.as_ref(), par)?;
-    let mut notes = Vec::new();
+    let SmallSvd { u, s, v, remedy } = small::svd(r.as_ref(), par);
+    let mut notes: Vec<String> = remedy.map(str::to_owned).into_iter().collect();
     note_orthonormalization(&mut notes, "QR of the projected matrix", &how);
     let rank = choose(&s, captured);
     Ok(Decomposition { image: Vectors::Combined(image, u), s, captured, basis: v, rank, by_qr: true, notes })
@@ -236,7 +236,8 @@ fn by_gram<T: Scalar, P: Panel<T>>(
     }
     let captured = (0..l).map(|j| h[(j, j)]).sum::<f64>();
     let unit = small::normalize(h.as_mut());
-    let (mut squares, vectors) = small::symmetric_eigen_beside(&image, h.as_ref(), par, meanwhile)?;
+    let small::Eigen { values: mut squares, vectors, remedy } =
+        small::symmetric_eigen_beside(&image, h.as_ref(), par, meanwhile)?;
     squares.iter_mut().for_each(|x| *x *= unit);
     // Nonincreasing from here on.
     squares.reverse();
@@ -255,6 +256,6 @@ fn by_gram<T: Scalar, P: Panel<T>>(
             column_mut(divided.as_mut(), j).iter_mut().zip(vector).for_each(|(to, x)| *to = T::from_f64(*x * length));
         }
     }
-    let (image, notes) = (Vectors::Combined(image, divided), Vec::new());
+    let (image, notes) = (Vectors::Combined(image, divided), remedy.map(str::to_owned).into_iter().collect());
     Ok(ControlFlow::Break(Decomposition { image, s, captured, basis, rank, by_qr: false, notes }))
 }

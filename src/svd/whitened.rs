@@ -51,12 +51,12 @@ use super::triplets::{Decomposition, Triplets, Vectors, decompose};
 use super::{Method, Plan, Solution, TruncatedSvd, certificate, small, stream};
 use crate::calibration::Calibration;
 use crate::error::{Error, Result};
-use crate::factors::{ActivationReport, Factors};
+use crate::factors::{ActivationReport, Factors, Slices, Weighted};
 use crate::operator::{
     Dense, Entries, FromPanel, Given, HostPanel, LinearOperator, Panel, STREAMED_ROWS, Triangle, Whitened,
 };
 use crate::quality;
-use crate::range::filtered_iteration;
+use crate::range::{FILTERED_ANEW, Filter, filtered_iteration};
 use crate::rank::Rank;
 use crate::simd::Scalar;
 use crate::sketch::Sketch;
@@ -149,7 +149,14 @@ pub(super) fn bytes<T: Scalar>(
             let counted = forming + panel(short, short) + Dense::<T>::product_bytes(n, m.min(n));
             counted + counted / 64 + (64 << 10)
         },
-        beside: streamed + later + panel(short, short) + of_weight + 2 * panel(n, width) + panel(n, rank),
+        // The turn of the outputs stays with the factors.
+        beside: streamed
+            + later
+            + panel(short, short)
+            + of_weight
+            + 2 * panel(n, width)
+            + panel(n, rank)
+            + panel(rank, rank),
     }
 }
 
@@ -170,6 +177,8 @@ struct Found<T> {
     s: Vec<T>,
     rank: usize,
     width: usize,
+    /// The end of the interval that a filter has damped, 0 without one.
+    damped: f64,
     /// `‖U_kᵀ W L‖²`, where the method knows it better than `Lᵀ` times the projected weight would.
     kept: Option<f64>,
     method: Method,
@@ -182,6 +191,14 @@ impl<T> Found<T> {
     fn coefficients(&self) -> MatRef<'_, T> {
         self.coefficients.as_ref().subcols(0, self.rank)
     }
+}
+
+/// What is lost of the outputs on the calibration samples, in parts of `‖W Xᵀ‖²`.
+struct Lost {
+    /// Of all.
+    share: f64,
+    /// What each direction that is kept holds.
+    gains: Vec<f64>,
 }
 
 /// A panel of m rows.
@@ -233,8 +250,9 @@ where
     W::Gram: FromPanel<T, P>,
 {
     let (m, n) = w.shape();
+    let asked = svd.power_iterations;
     // Of a loss that is a tenth of the norm, an error in the directions is ten times the part that it is of the norm: one step more.
-    let svd = &svd.clone().power_iterations(svd.power_iterations + 1);
+    let svd = &svd.clone().power_iterations(asked.saturating_add(1));
     let weighting = &svd.weighting;
     weighting.check(n, svd.rank)?;
     let moments = match &weighting.calibration {
@@ -252,7 +270,9 @@ where
     let op = Whitened::new(op, m < n, make, matrix)?;
     let notes = moments.note(weighting.calibration.is_some()).into_iter().collect();
     let about = About { w, weight_scale, root_exponent: moments.exponent(), notes, par, start };
-    project(svd, op, about)
+    let mut factors = project(svd, op, about)?;
+    factors.report_mut().power_iterations = asked;
+    Ok(factors)
 }
 
 /// What is known of the weight besides its operator.
@@ -286,12 +306,12 @@ where
         }
     };
     let norm_squared = op.norm_squared();
-    let (panel, found, share_lost, decomposition) = loop {
+    let (panel, found, lost, decomposition) = loop {
         let Outputs { mut panel, back, doubt, found } = outputs;
         let mut bt = op.inputs(found.rank)?;
         bt.multiply(Accum::Replace, &back, found.coefficients(), T::one())?;
         drop(back);
-        let share_lost = op.share_lost(weighting, &bt, found.kept, about.par)?;
+        let lost = op.lost(weighting, &bt, &found, about.par)?;
         // The image takes the time in which the eigensolver has one thread.
         let early = gram::is_imaged_early::<T>((op.nrows(), op.ncols()), found.width);
         let meanwhile = || if early { op.form(&mut panel).map(drop) } else { Ok(()) };
@@ -303,7 +323,7 @@ where
                 drop((panel, found, decomposition));
                 outputs = op.by_basis(svd, &plan, subspace.into_basis()?, about.par)?;
             }
-            _ => break (panel, found, share_lost, decomposition),
+            _ => break (panel, found, lost, decomposition),
         }
     };
     let Decomposition { image, s: values, captured, basis, by_qr, notes: small, .. } = decomposition;
@@ -320,7 +340,9 @@ where
     notes.append(&mut found);
     notes.extend(small);
     let triplets = Triplets { left, s: values, captured, right, by_qr };
-    let solution = Solution { triplets, rank: k, width, method, sketch, certificate: None, notes };
+    let (share_lost, gains) = lost.map_or((None, Vec::new()), |Lost { share, gains }| (Some(share), gains));
+    let slices = Slices::Weighted(Weighted { turn: basis, gains });
+    let solution = Solution { triplets, rank: k, width, method, sketch, certificate: None, slices, notes };
     let mut factors = svd.finish(&mut weight, plan.clone(), solution, None, about.par, about.start)?;
     if !rooted {
         factors.report_mut().peak_bytes = plan.peak_bytes_of(method, width, k, rooted);
@@ -384,9 +406,29 @@ where
 
     /// The left singular vectors of `W L`, as planned.
     fn left_vectors(&mut self, svd: &TruncatedSvd, plan: &Plan, par: Par) -> Result<Outputs<T, P>> {
+        // The projection on the image of the basis is half a step on each side of it.
+        let saved = if self.is_wide() { 0 } else { 1 };
+        let mut filter = Filter::new(svd.power_iterations.saturating_sub(saved));
+        loop {
+            let mut outputs = self.left_vectors_by(svd, plan, filter, par)?;
+            let Found { damped, s, rank, .. } = &outputs.found;
+            match filter.corrected(*damped, s, *rank) {
+                Some(next) => filter = next,
+                None => {
+                    if filter.most.is_finite() {
+                        outputs.found.notes.push(FILTERED_ANEW.to_owned());
+                    }
+                    return Ok(outputs);
+                }
+            }
+        }
+    }
+
+    /// The same with this filter, if the plan has one.
+    fn left_vectors_by(&mut self, svd: &TruncatedSvd, plan: &Plan, filter: Filter, par: Par) -> Result<Outputs<T, P>> {
         let goal = plan.goal(self.norm_squared());
         let solution = if self.is_wide() && plan.method == Method::Gram {
-            match self.wide_by_gram(svd, plan, &goal, par)? {
+            match self.wide_by_gram(svd, plan, filter, &goal, par)? {
                 Ok(outputs) => return Ok(outputs),
                 Err(note) => {
                     let mut randomized = plan.clone();
@@ -397,12 +439,10 @@ where
                 }
             }
         } else if plan.method == Method::Gram {
-            // The projection on the image of the basis is half a step on each side of it.
-            let svd = &svd.clone().power_iterations(svd.power_iterations.saturating_sub(1));
             if plan.rank.is_some() && plan.eigenvectors() == Some(Eigenvectors::Iterated) {
-                return self.tall_by_gram(svd, plan, &goal, par);
+                return self.tall_by_gram(svd, plan, filter, &goal, par);
             }
-            plan.solve(svd, self, &goal, par)?
+            plan.solve(&svd.clone().power_iterations(filter.steps), self, &goal, par)?
         } else {
             plan.solve(svd, self, &goal, par)?
         };
@@ -438,15 +478,22 @@ where
                 back
             }
         };
-        let found = Found { coefficients, s, rank, width, kept: None, method, sketch, notes };
+        let found = Found { coefficients, s, rank, width, damped: 0.0, kept: None, method, sketch, notes };
         Ok(Outputs { panel: Long::Formed(panel), back, doubt: None, found })
     }
 
     /// The Gram route of a tall weight: the factors of `Q QᵀA` from G alone, where it tells, without their right side and with W for last.
-    fn tall_by_gram(&mut self, svd: &TruncatedSvd, plan: &Plan, goal: &Goal, par: Par) -> Result<Outputs<T, P>> {
+    fn tall_by_gram(
+        &mut self,
+        svd: &TruncatedSvd,
+        plan: &Plan,
+        filter: Filter,
+        goal: &Goal,
+        par: Par,
+    ) -> Result<Outputs<T, P>> {
         let width = plan.width;
         let early = gram::is_imaged_early::<T>((self.nrows(), self.ncols()), width);
-        let subspace = Subspace::find(svd, self, width, early)?;
+        let (subspace, damped) = Subspace::find(svd, self, (width, filter), early)?;
         let mut to_be = None;
         let projection = subspace.project(
             |s, captured| goal.rank(s, captured),
@@ -462,7 +509,9 @@ where
             ControlFlow::Break(projection) => projection,
             ControlFlow::Continue(subspace) => {
                 drop(to_be);
-                return self.by_basis(svd, plan, subspace.into_basis()?, par);
+                let mut outputs = self.by_basis(svd, plan, subspace.into_basis()?, par)?;
+                outputs.found.damped = damped;
+                return Ok(outputs);
             }
         };
         subspace.keep_one();
@@ -480,7 +529,7 @@ where
         let kept = Some(captured - s[rank..].iter().map(|&s| Element::to_f64(s).powi(2)).sum::<f64>());
         let doubt = gram::is_doubtful(&s).then_some(subspace);
         let (method, sketch) = (Method::Gram, Some(svd.sketch));
-        let found = Found { coefficients, s, rank, width, kept, method, sketch, notes };
+        let found = Found { coefficients, s, rank, width, damped, kept, method, sketch, notes };
         Ok(Outputs { panel: Long::Between(between), back, doubt, found })
     }
 
@@ -497,43 +546,47 @@ where
         &mut self,
         svd: &TruncatedSvd,
         plan: &Plan,
+        filter: Filter,
         goal: &Goal,
         par: Par,
     ) -> Result<std::result::Result<Outputs<T, P>, String>> {
         let roots = |squares: &[T]| -> Vec<T> {
             squares.iter().map(|&x| <T as Element>::from_f64(Element::to_f64(x).max(0.0).sqrt())).collect()
         };
-        let (panel, coefficients, s, captured, sketch, back) = if plan.eigenvectors() == Some(Eigenvectors::Dense) {
-            let width = |squares: &[T]| match plan.rank {
-                Some(_) => plan.width,
-                None => (goal.rank_given(&roots(squares), 0.0) + svd.oversample).min(plan.width),
+        let mut damped = 0.0;
+        let (panel, coefficients, s, captured, sketch, back, remedy) =
+            if plan.eigenvectors() == Some(Eigenvectors::Dense) {
+                let width = |squares: &[T]| match plan.rank {
+                    Some(_) => plan.width,
+                    None => (goal.rank_given(&roots(squares), 0.0) + svd.oversample).min(plan.width),
+                };
+                let gram::Dominant { basis, values: squares, remedy } = gram::dense(self, width)?;
+                let l = basis.ncols();
+                let captured = squares[..l].iter().map(|&x| Element::to_f64(x)).sum();
+                let mut back = self.inputs(l)?;
+                self.back(&basis, &mut back)?;
+                (basis, Mat::identity(l, l), roots(&squares[..l]), captured, None, back, remedy)
+            } else {
+                let l = plan.width;
+                let mut g = self.gram()?;
+                let omega = svd.omega(self.ncols(), l, stream::RANGE)?;
+                let (mut v, mut image) = (self.right(l)?, self.right(l)?);
+                damped = filtered_iteration(&mut g, self.norm_squared(), &omega, filter, &mut v, &mut image)?;
+                g.apply(&v, &mut image)?;
+                drop(g);
+                let mut h = Mat::<T>::zeros(l, l);
+                v.inner(&image, h.as_mut())?;
+                drop(image);
+                let mut h = Mat::from_fn(l, l, |i, j| Element::to_f64(h[(i.max(j), i.min(j))]));
+                let captured = (0..l).map(|i| h[(i, i)]).sum();
+                let unit = small::normalize(h.as_mut());
+                let mut back = self.inputs(l)?;
+                let small::Eigen { values, vectors, remedy } =
+                    small::symmetric_eigen_beside(&v, h.as_ref(), par, || self.back(&v, &mut back))?;
+                let squares: Vec<T> = values.iter().rev().map(|x| <T as Element>::from_f64(x * unit)).collect();
+                let coefficients = Mat::from_fn(l, l, |i, j| <T as Element>::from_f64(vectors[(i, l - 1 - j)]));
+                (v, coefficients, roots(&squares), captured, Some(svd.sketch), back, remedy)
             };
-            let (basis, squares) = gram::dense(self, width)?;
-            let l = basis.ncols();
-            let captured = squares[..l].iter().map(|&x| Element::to_f64(x)).sum();
-            let mut back = self.inputs(l)?;
-            self.back(&basis, &mut back)?;
-            (basis, Mat::identity(l, l), roots(&squares[..l]), captured, None, back)
-        } else {
-            let l = plan.width;
-            let mut g = self.gram()?;
-            let omega = svd.omega(self.ncols(), l, stream::RANGE)?;
-            let (mut v, mut image) = (self.right(l)?, self.right(l)?);
-            filtered_iteration(&mut g, self.norm_squared(), &omega, svd.power_iterations, &mut v, &mut image)?;
-            g.apply(&v, &mut image)?;
-            drop(g);
-            let mut h = Mat::<T>::zeros(l, l);
-            v.inner(&image, h.as_mut())?;
-            drop(image);
-            let mut h = Mat::from_fn(l, l, |i, j| Element::to_f64(h[(i.max(j), i.min(j))]));
-            let captured = (0..l).map(|i| h[(i, i)]).sum();
-            let unit = small::normalize(h.as_mut());
-            let mut back = self.inputs(l)?;
-            let (squares, vectors) = small::symmetric_eigen_beside(&v, h.as_ref(), par, || self.back(&v, &mut back))?;
-            let squares: Vec<T> = squares.iter().rev().map(|x| <T as Element>::from_f64(x * unit)).collect();
-            let coefficients = Mat::from_fn(l, l, |i, j| <T as Element>::from_f64(vectors[(i, l - 1 - j)]));
-            (v, coefficients, roots(&squares), captured, Some(svd.sketch), back)
-        };
         let width = panel.ncols();
         let rank = goal.rank(&s, captured);
         let short = width < plan.width && !goal.is_reached_by::<T>(captured);
@@ -541,29 +594,35 @@ where
             return Ok(Err(format!("σ_{rank} is near the rounding of the Gram matrix (√eps σ_1)")));
         }
         let kept = s[..rank].iter().map(|&s| Element::to_f64(s).powi(2)).sum();
-        let (method, notes) = (Method::Gram, Vec::new());
-        let found = Found { coefficients, s, rank, width, kept: Some(kept), method, sketch, notes };
+        let (method, notes) = (Method::Gram, remedy.map(str::to_owned).into_iter().collect());
+        let found = Found { coefficients, s, rank, width, damped, kept: Some(kept), method, sketch, notes };
         Ok(Ok(Outputs { panel: Long::Formed(panel), back, doubt: None, found }))
     }
 
     /// How much of the outputs is lost, on the calibration: by subtraction, of the norm that weighed the error where that is what is
-    /// asked, or of the samples' own. Zero if the outputs are, and only then.
-    fn share_lost(&mut self, weighting: &Weighting, bt: &P, kept: Option<f64>, par: Par) -> Result<Option<f64>> {
+    /// asked, or of the samples' own. None without calibration; zero if the outputs
+    /// are, and only then.
+    fn lost(&mut self, weighting: &Weighting, bt: &P, found: &Found<T>, par: Par) -> Result<Option<Lost>> {
         let norm_squared = self.norm_squared();
         let exact = weighting.whitening == Whitening::Full && weighting.blend == 1.0;
         Ok(match &weighting.calibration {
             None => None,
-            Some(c) if norm_squared == 0.0 || c.dead().count() == c.features() => Some(0.0),
+            Some(c) if norm_squared == 0.0 || c.dead().count() == c.features() => {
+                Some(Lost { share: 0.0, gains: vec![0.0; found.rank] })
+            }
             Some(_) if exact => {
-                let kept = match kept {
-                    Some(kept) => kept,
-                    None => self.weighted_norm_squared(bt)?,
+                let (kept, gains) = match found.kept {
+                    // The eigenvalues of the outputs' moments.
+                    Some(kept) => (kept, found.s[..found.rank].iter().map(|&s| Element::to_f64(s).powi(2)).collect()),
+                    None => self.weighted_norms_squared(bt)?,
                 };
-                Some((1.0 - kept / norm_squared).max(f64::MIN_POSITIVE))
+                let share = (1.0 - kept / norm_squared).max(f64::MIN_POSITIVE);
+                Some(Lost { share, gains: gains.into_iter().map(|gain| gain / norm_squared).collect() })
             }
             Some(c) => {
                 let data = Data::new(self, c, par)?;
-                Some((1.0 - data.gains(bt)?.iter().sum::<f64>() / data.whole).max(f64::MIN_POSITIVE))
+                let gains: Vec<f64> = data.gains(bt)?.into_iter().map(|gain| gain / data.whole).collect();
+                Some(Lost { share: (1.0 - gains.iter().sum::<f64>()).max(f64::MIN_POSITIVE), gains })
             }
         })
     }

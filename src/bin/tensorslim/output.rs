@@ -16,6 +16,8 @@ use crate::args::Form;
 
 /// The file that says that the factors are complete.
 const REPORT: &str = "report.json";
+/// The longest report that is read again, in bytes.
+const MAX_REPORT: u64 = 1 << 20;
 
 /// Makes `dir`, so that a directory that cannot be made is known before the work and not after it.
 pub(crate) fn prepare(dir: &Path) -> Result<(), Failure> {
@@ -33,7 +35,11 @@ pub(crate) fn names(form: Form) -> Vec<&'static str> {
 
 /// The files of factors in `dir`, of any form, that a report of `factor` there lists.
 pub(crate) fn listed(dir: &Path) -> Vec<&'static str> {
-    let report = fs::read(dir.join(REPORT)).ok().and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
+    let path = dir.join(REPORT);
+    // Opening a pipe would wait for its writer, and no report is that long.
+    let is_short = fs::metadata(&path).is_ok_and(|meta| meta.is_file() && meta.len() <= MAX_REPORT);
+    let report = is_short.then(|| fs::read(&path).ok()).flatten();
+    let report = report.and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
     // Others write files of that name, too: this has what the reports of this program have.
     let ours = report.filter(|r| r["version"].is_string() && r["method"].is_string() && r["rank"].is_u64());
     let Some(files) = ours.as_ref().and_then(|r| r["written"]["files"].as_array()) else { return Vec::new() };

@@ -41,10 +41,13 @@ pub(crate) fn is_of_a_batch(dir: &Path) -> bool {
         line.is_ok() && parse_journal(&first).is_ok()
     };
     let is_manifest = |path: &Path| fs::read(path).is_ok_and(|bytes| Manifest::parse(&bytes).is_ok());
-    fs::read_dir(dir).into_iter().flatten().flatten().any(|entry| match entry.file_name().to_str() {
-        Some(name) if name.starts_with("journal") && name.ends_with(".jsonl") => is_journal(&entry.path()),
-        Some(name) if name.starts_with("manifest") && name.ends_with(".json") => is_manifest(&entry.path()),
-        _ => false,
+    fs::read_dir(dir).into_iter().flatten().flatten().any(|entry| {
+        let (name, path) = (entry.file_name(), entry.path());
+        let of =
+            |stem: &str, end: &str| name.to_str().is_some_and(|name| name.starts_with(stem) && name.ends_with(end));
+        // Opening a pipe would wait for its writer.
+        of("journal", ".jsonl") && path.is_file() && is_journal(&path)
+            || of("manifest", ".json") && path.is_file() && is_manifest(&path)
     })
 }
 
