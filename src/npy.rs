@@ -273,6 +273,8 @@ pub struct Stream {
     path: PathBuf,
     file: File,
     header: Header,
+    /// So many axes become rows.
+    row_axes: usize,
 }
 
 impl Stream {
@@ -289,7 +291,20 @@ impl Stream {
                 format!("has shape {} in Fortran order, which has no rows to be read in parts", Tuple(&header.shape));
             return Err(Error::file(path, format_args!("{why}; save it in C order, or read it whole")));
         }
-        Ok(Stream { path: path.to_path_buf(), file, header })
+        Ok(Stream { path: path.to_path_buf(), file, header, row_axes: 1 })
+    }
+
+    /// The same file with its first `axes` axes as rows and the others as columns, as [`TensorRef::matricize`] has them.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] unless `axes` is at least 1 and at most the number of axes; for an array in Fortran order it has to be 1.
+    pub fn with_row_axes(mut self, axes: usize) -> Result<Self> {
+        let most = if self.header.fortran { 1 } else { self.header.shape.len() };
+        if !(1..=most).contains(&axes) {
+            return Err(Error::shape("Stream::with_row_axes", format_args!("1 to {most} axes"), axes));
+        }
+        self.row_axes = axes;
+        Ok(self)
     }
 
     /// The length of each axis of the array.
@@ -327,7 +342,8 @@ impl Stream {
 
 impl RowSource for Stream {
     fn shape(&self) -> (usize, usize) {
-        (self.header.shape[0], self.header.shape[1..].iter().product())
+        let (rows, columns) = self.header.shape.split_at(self.row_axes);
+        (rows.iter().product(), columns.iter().product())
     }
 
     fn dtype(&self) -> DType {
@@ -432,17 +448,42 @@ fn check_length(dtype: DType, shape: &[usize], bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
+/// Writes the bytes of the file of an array of these elements, rounded to `dtype` (nearest, ties to even), into any writer. Takes a block of
+/// some 100 KiB at a time, not a copy.
+///
+/// # Errors
+/// As [`write_to`].
+pub fn write_elements_to<T: Element>(
+    w: &mut impl Write,
+    dtype: DType,
+    shape: &[usize],
+    elements: &[T],
+) -> std::io::Result<()> {
+    if dtype == T::DTYPE {
+        return write_to(w, dtype, shape, bytemuck::cast_slice(elements));
+    }
+    check_length(T::DTYPE, shape, bytemuck::cast_slice(elements))
+        .map_err(|e| std::io::Error::new(std::io::ErrorKind::InvalidInput, e))?;
+    w.write_all(&header(dtype, shape)?)?;
+    elements.chunks(WRITTEN_AT_ONCE).try_for_each(|part| {
+        let rounded = Matrix::from_vec(part.to_vec(), 1, part.len()).map_err(std::io::Error::other)?;
+        w.write_all(&rounded.to_bytes(dtype))
+    })
+}
+
+/// Elements that are rounded at a time.
+const WRITTEN_AT_ONCE: usize = 1 << 12;
+
 /// Writes a matrix, rounded to `dtype` (nearest, ties to even), as [`write()`] does.
 ///
 /// # Errors
 /// As [`write()`].
 pub fn write_matrix<T: Element>(path: impl AsRef<Path>, a: &Matrix<T>, dtype: DType) -> Result<()> {
-    let shape = [a.nrows(), a.ncols()];
-    if dtype == T::DTYPE {
-        write(path, dtype, &shape, bytemuck::cast_slice(a.as_slice()))
-    } else {
-        write(path, dtype, &shape, &a.to_bytes(dtype))
-    }
+    let path = path.as_ref();
+    let put = || write_elements_to(&mut File::create(path)?, dtype, &[a.nrows(), a.ncols()], a.as_slice());
+    put().map_err(|e: std::io::Error| {
+        Error::file(path, format_args!("cannot be written: {e}; check the path and the space"))
+    })
 }
 
 /// Writes indices as 64-bit integers, one axis.

@@ -21,10 +21,10 @@ use faer::{Accum, Mat, MatRef, Par};
 use crate::calibration::Calibration;
 use crate::error::{Error, Result};
 use crate::factors::Factors;
-use crate::operator::{Dense, HostPanel, LinearOperator};
+use crate::operator::{Dense, HostPanel, LinearOperator, Pass};
 use crate::simd::Scalar;
 use crate::simd::convert::convert;
-use crate::tensor::{Element, MatView, TensorRef, with_view};
+use crate::tensor::{DType, Element, MatView, TensorRef, with_view};
 use crate::whiten::Moments;
 
 /// Agreement of the outputs of a layer before and after.
@@ -43,8 +43,12 @@ impl Activation {
     }
 }
 
-/// Samples per block: outputs of a 11008-wide layer in f32 take 11 MiB.
-const BLOCK: usize = 256;
+/// Samples per block: outputs of a 11008-wide layer in f32 take 11 MiB. Blocks of samples that are a multiple of this give the same bits as all
+/// samples at once.
+pub const BLOCK: usize = 256;
+
+/// Elements of a block of rows of a weight in [`expected`].
+const EXPECTED_ELEMENTS: usize = 1 << 18;
 
 /// Compares `x Wᵀ` with `x W'ᵀ`; rows of `x` are samples.
 ///
@@ -53,7 +57,10 @@ const BLOCK: usize = 256;
 /// [`Error::NotFinite`] for NaN or infinities in either.
 pub fn activation<T: Scalar>(w: &TensorRef<'_>, f: &Factors<T>, x: &TensorRef<'_>) -> Result<Activation> {
     let mut total = Sums::default();
-    compare(w.view()?, f, x.view()?, |sample| total = total + sample)?;
+    let mut weight = weight(w.view()?, f)?;
+    let x = x.view()?;
+    let scale = sample_scale::<T>(x, f)?;
+    compare(&mut weight, f, x, scale, |sample| total = total + sample)?;
     Ok(total.activation())
 }
 
@@ -62,19 +69,71 @@ pub fn activation<T: Scalar>(w: &TensorRef<'_>, f: &Factors<T>, x: &TensorRef<'_
 /// # Errors
 /// As [`activation`].
 pub fn distribution<T: Scalar>(w: &TensorRef<'_>, f: &Factors<T>, x: &TensorRef<'_>) -> Result<Distribution> {
-    let mut total = Sums::default();
-    let mut samples = Vec::with_capacity(x.shape()[0]);
-    compare(w.view()?, f, x.view()?, |sample| {
-        total = total + sample;
-        samples.push(sample.activation());
-    })?;
-    let sorted = |of: fn(&Activation) -> f64| {
-        let mut values: Vec<f64> = samples.iter().map(of).collect();
-        values.sort_by(f64::total_cmp);
-        values
-    };
-    let (cosines, relative_errors) = (sorted(|a| a.cosine), sorted(|a| a.relative_error));
-    Ok(Distribution { total: total.activation(), samples, cosines, relative_errors })
+    let mut comparison = Comparison::new(w, f)?;
+    comparison.update(x)?;
+    Ok(comparison.distribution())
+}
+
+/// [`distribution`] of samples that come in blocks.
+pub struct Comparison<'a, T: Scalar> {
+    weight: Dense<'a, T>,
+    factors: &'a Factors<T>,
+    total: Sums,
+    /// Outputs are times this in the total, the least power of two that a block so far has needed.
+    scale: f64,
+    samples: Vec<Activation>,
+}
+
+impl<'a, T: Scalar> Comparison<'a, T> {
+    /// Of no samples yet.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] unless `w` is the shape that `f` was made from; [`Error::NotFinite`] for NaN or infinities in it.
+    pub fn new(w: &TensorRef<'a>, f: &'a Factors<T>) -> Result<Self> {
+        let weight = weight(w.view()?, f)?;
+        Ok(Comparison { weight, factors: f, total: Sums::default(), scale: f64::INFINITY, samples: Vec::new() })
+    }
+
+    /// Adds samples, the rows of `x`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] unless `x` has as many columns as the weight; [`Error::NotFinite`] for NaN or infinities in it.
+    pub fn update(&mut self, x: &TensorRef<'_>) -> Result<()> {
+        let x = x.view()?;
+        let scale = sample_scale::<T>(x, self.factors)?;
+        let least = self.scale.min(scale);
+        if self.scale.is_finite() && least < self.scale {
+            self.total = self.total.times(least / self.scale);
+        }
+        self.scale = least;
+        let Comparison { weight, factors, total, samples, .. } = self;
+        samples.reserve(x.nrows());
+        compare(weight, factors, x, scale, |sample| {
+            *total = *total + sample.times(least / scale);
+            samples.push(sample.activation());
+        })
+    }
+
+    /// What was found.
+    pub fn distribution(self) -> Distribution {
+        let samples = self.samples;
+        let sorted = |of: fn(&Activation) -> f64| {
+            let mut values: Vec<f64> = samples.iter().map(of).collect();
+            values.sort_by(f64::total_cmp);
+            values
+        };
+        let (cosines, relative_errors) = (sorted(|a| a.cosine), sorted(|a| a.relative_error));
+        Distribution { total: self.total.activation(), samples, cosines, relative_errors }
+    }
+
+    /// Bytes that the comparison of factors of rank k takes for `samples` samples, beside the weight, the factors and the samples.
+    pub fn bytes((m, n): (usize, usize), storage: DType, k: usize, samples: usize) -> usize {
+        let rows = BLOCK.min(samples);
+        let panels = HostPanel::<T>::bytes(n, rows) + HostPanel::<T>::bytes(m, rows) + (m + k) * rows * size_of::<T>();
+        let product = Dense::<T>::product_bytes(m, rows) + Dense::<T>::tile_bytes(Pass::Product(rows), (m, n), storage);
+        // The growth of a list may hold it twice; then each number is sorted.
+        panels + product + samples * (2 * size_of::<Activation>() + 2 * size_of::<f64>())
+    }
 }
 
 /// Compares the outputs on all samples that `c` has seen, from its statistics alone: to some 1e-8 of what the outputs of independent
@@ -89,23 +148,20 @@ pub fn expected<T: Scalar>(w: &TensorRef<'_>, f: &Factors<T>, c: &Calibration) -
 
 pub(crate) fn expected_view<T: Scalar>(w: MatView<'_>, f: &Factors<T>, c: &Calibration) -> Result<Activation> {
     let (m, n, k) = (f.u().nrows(), f.vt().ncols(), f.rank());
-    let op = "quality::expected";
-    if (w.nrows(), w.ncols()) != (m, n) {
-        return Err(Error::shape(op, format_args!("the {m}×{n} weight"), format_args!("{}×{}", w.nrows(), w.ncols())));
-    }
+    // Powers of two that keep both in range.
+    let scale = weight(w, f)?.scale();
     if c.features() != n {
-        return Err(Error::shape(op, format_args!("statistics of {n} features"), c.features()));
+        return Err(Error::shape("quality::expected", format_args!("statistics of {n} features"), c.features()));
     }
     let par = crate::current_par();
-    // Powers of two that keep both in range.
-    let scale = Dense::<T>::new(w, par)?.scale();
     let of_samples = 2f64.powi(c.exponent() - Moments::of::<f64>(c)?.exponent());
     let squares = Squares::new(c, par);
     let v = Mat::from_fn(n, k, |j, i| Element::to_f64(f.vt().row(i)[j]));
     let weights = |j: usize| scale * of_samples * Element::to_f64(f.s()[j]);
     let mut total = Sums::default();
-    for first in (0..m).step_by(BLOCK) {
-        let rows = BLOCK.min(m - first);
+    let block = (EXPECTED_ELEMENTS / n).clamp(16, BLOCK);
+    for first in (0..m).step_by(block) {
+        let rows = block.min(m - first);
         // Rows of W, W' and their difference, as columns.
         let mut before: Mat<f64> = Mat::zeros(n, rows);
         with_view!(w, a => {
@@ -215,6 +271,13 @@ impl std::ops::Add for Sums {
 }
 
 impl Sums {
+    /// Of outputs times this.
+    fn times(self, scale: f64) -> Self {
+        let Sums { before, after, dot, difference } = self;
+        let [before, after, dot, difference] = [before, after, dot, difference].map(|x| x * scale * scale);
+        Sums { before, after, dot, difference }
+    }
+
     fn activation(self) -> Activation {
         let ratio = |x: f64, y: f64| if y > 0.0 { x / y } else { x };
         let both_zero = self.before == 0.0 && self.after == 0.0;
@@ -225,21 +288,36 @@ impl Sums {
     }
 }
 
-/// Sends the rows of `x` through `w` and `f` in blocks and gives what comes out of each to `sink`, in order.
-fn compare<T: Scalar>(w: MatView<'_>, f: &Factors<T>, x: MatView<'_>, mut sink: impl FnMut(Sums)) -> Result<()> {
-    let (m, n, k) = (f.u().nrows(), f.vt().ncols(), f.rank());
-    let op = "quality::activation";
+/// The weight that `f` was made from, checked as matrices are.
+fn weight<'a, T: Scalar>(w: MatView<'a>, f: &Factors<T>) -> Result<Dense<'a, T>> {
+    let (m, n) = (f.u().nrows(), f.vt().ncols());
     if (w.nrows(), w.ncols()) != (m, n) {
-        return Err(Error::shape(op, format_args!("the {m}×{n} weight"), format_args!("{}×{}", w.nrows(), w.ncols())));
+        let got = format_args!("{}×{}", w.nrows(), w.ncols());
+        return Err(Error::shape("quality", format_args!("the {m}×{n} weight"), got));
     }
+    Dense::new(w, crate::current_par())
+}
+
+/// The power of two that keeps samples in range, which are checked as matrices are.
+fn sample_scale<T: Scalar>(x: MatView<'_>, f: &Factors<T>) -> Result<f64> {
+    let n = f.vt().ncols();
     if x.ncols() != n {
-        return Err(Error::shape(op, format_args!("samples of {n} features"), x.ncols()));
+        return Err(Error::shape("quality", format_args!("samples of {n} features"), x.ncols()));
     }
+    Ok(Dense::<T>::new(x, crate::current_par())?.scale())
+}
+
+/// Sends the rows of `x`, times `scale`, through `weight` and `f` in blocks and gives what comes out of each to `sink`, in order.
+fn compare<T: Scalar>(
+    weight: &mut Dense<'_, T>,
+    f: &Factors<T>,
+    x: MatView<'_>,
+    scale: f64,
+    mut sink: impl FnMut(Sums),
+) -> Result<()> {
+    let (m, k) = (f.u().nrows(), f.rank());
     let par = crate::current_par();
-    // Both are checked as matrices are, and both products carry the powers of two that keep them in range.
-    let sample_scale = Dense::<T>::new(x, par)?.scale();
-    let mut weight = Dense::<T>::new(w, par)?;
-    for_each_output(&mut weight, x, sample_scale, |weight, samples, before| {
+    for_each_output(weight, x, scale, |weight, samples, before| {
         let rows = samples.as_ref().ncols();
         let mut c = Mat::zeros(rows, k);
         let mut after = Mat::zeros(m, rows);

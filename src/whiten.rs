@@ -274,10 +274,10 @@ pub(crate) fn equivalent_samples(c: &Calibration, par: Par) -> Result<Mat<f64>> 
     if c.samples() > 0 && c.dead().count() == c.features() {
         return Ok(Mat::zeros(1, c.features()));
     }
-    match Moments::of::<f64>(c)?.root::<f64>(par)?.0 {
-        Entries::Lower(l) => Ok(l.entries::<f64>().transpose().to_owned()),
-        Entries::Diagonal(_) => unreachable!("full moments have a triangular root"),
-    }
+    let Moments { trust, shift, mean, .. } = Moments::of::<f64>(c)?;
+    // Not kept: this is for one look at samples that are aside.
+    let (root, _) = triangular_root::<f64>(c, (trust, shift, mean), par)?;
+    Ok(root.entries::<f64>().transpose().to_owned())
 }
 
 pub(crate) fn check_blend(blend: f64) -> Result<()> {

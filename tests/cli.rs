@@ -1452,6 +1452,77 @@ fn statistics_go_on_from_their_checkpoint() {
     assert!(!Path::new(&state).exists());
 }
 
+/// What is resident stays within `--memory-limit` whatever the options, or the run is refused before memory is taken, with a limit that does.
+#[test]
+fn memory_limits_are_kept_or_refused() {
+    let dir = Dir::new("memory-limits");
+    let value =
+        |i: usize, j: usize| (((i * 7919 + j * 104_729) as u32).wrapping_mul(2_654_435_761) >> 8) as f32 * 1e-7 - 0.8;
+    let (m, n) = (4000, 400);
+    let w = dir.file("w.npy", &f32_npy(m, n, value));
+    let x = dir.file("x.npy", &f32_npy(6000, n, |i, j| value(i + m, j)));
+    let few = dir.file("few.npy", &f32_npy(700, n, |i, j| value(i + 2 * m, j)));
+    let cube = dir.file("cube.npy", &npy("<f4", "False", &format!("(7, 100, {n})"), &f32_bytes(700, n, value)));
+    let out = dir.path("out");
+    let factor = ["factor", w.as_str(), "--rank", "8"];
+    let weights = dir.path("weights");
+    fs::create_dir(&weights).unwrap();
+    for i in 0..6 {
+        fs::copy(&w, format!("{weights}/{i}.npy")).unwrap();
+    }
+    let cases: [(&str, &[&str]); 12] = [
+        ("samples", &["--calibration", &x]),
+        ("samples of three axes", &["--calibration", &cube]),
+        ("samples of two files", &["--calibration", &few, "--calibration", &x]),
+        ("a blend", &["--calibration", &x, "--blend", "0.5"]),
+        ("the blend", &["--calibration", &few, "--blend", "auto"]),
+        ("one pass", &["--calibration", &few, "--method", "single-pass"]),
+        ("samples to evaluate", &["--evaluate", &x]),
+        ("both", &["--calibration", &few, "--evaluate", &x]),
+        ("quality", &["--max-rank", "64", "--evaluate", &x]),
+        ("rounded files", &["--out", &out, "--dtype", "f16"]),
+        ("two layers", &["--out", &out, "--form", "split"]),
+        ("rows", &["--out", &out, "--form", "pivot"]),
+    ];
+    let resident = |args: &[&str], limit: usize| {
+        let ran = run(&[args, &["--memory-limit", &limit.to_string(), "--json"]].concat());
+        assert_eq!(ran.code, Some(0), "{args:?} within {limit}: {}", ran.err);
+        let peak = number(&serde_json::from_str(&ran.out).unwrap(), "/peak_rss_bytes");
+        assert!(peak <= 1.03 * limit as f64, "{args:?}: {peak} resident within {limit}");
+    };
+    for (what, options) in cases {
+        let rank: &[&str] = if what == "quality" { &["factor", &w, "--quality", "0.1"] } else { &factor };
+        let args = [rank, options].concat();
+        // The error names the limit as it was given, and the least that would do, which does.
+        let ran = run(&[&args[..], &["--memory-limit", "25M"]].concat());
+        if ran.code == Some(0) {
+            resident(&args, 25 << 20);
+            continue;
+        }
+        one_line(&ran.err, &args);
+        assert!(ran.err.contains("26214400 bytes"), "{what}: {}", ran.err);
+        let least = ran.err.split("least that would do is ").nth(1).expect(&ran.err);
+        let least = least.split(|c: char| !c.is_ascii_digit()).next().unwrap().parse().expect(least);
+        resident(&args, least);
+    }
+    let batch = |name: &str, options: &[&str], limit: usize| {
+        let out = dir.path(name);
+        resident(&[&["batch", weights.as_str(), "--out", &out, "--progress", "none"], options].concat(), limit);
+    };
+    batch("by-ratio", &["--ratio", "1.5"], 64 << 20);
+    batch("by-threads", &["--rank", "40", "--method", "krylov", "--threads", "40"], 64 << 20);
+    let threads = ["batch", &weights, "--out", &out, "--rank", "4", "--threads", "1024", "--memory-limit", "64M"];
+    refused(1, &threads, &["67108864 bytes"]);
+
+    // Samples that lie the other way round ask for terabytes.
+    let turned = dir.file("turned.npy", &npy("<f2", "False", "(2, 1000000)", &vec![0; 4_000_000]));
+    let words = ["turned.npy", "1000000", "transpose"];
+    refused(1, &["calibrate", &turned, "--out", &dir.path("stats")], &words);
+    for option in ["--calibration", "--evaluate"] {
+        refused(1, &[&factor[..], &[option, &turned]].concat(), &["turned.npy", "1000000", "w.npy", "400 inputs"]);
+    }
+}
+
 /// A weight of 41 MB under calibration within 64 MiB, statistics and the program itself included, from samples of the same size.
 #[test]
 fn a_calibrated_weight_larger_than_the_limit() {

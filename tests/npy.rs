@@ -766,6 +766,43 @@ fn sound(file: &[u8]) -> Result<(), TestCaseError> {
     Ok(())
 }
 
+/// Elements are rounded as a whole matrix is, in a small block at a time.
+#[test]
+fn elements_are_written_in_blocks() {
+    let a = Matrix::<f32>::from_fn(300, 70, |i, j| ((i * 70 + j) as f32 * 0.37).sin());
+    for dtype in [DType::F16, DType::BF16, DType::F32, DType::F64] {
+        let (mut want, mut got) = (Vec::new(), Vec::with_capacity(1 << 18));
+        npy::write_to(&mut want, dtype, &[300, 70], &a.to_bytes(dtype)).unwrap();
+        let before = LIVE.get();
+        PEAK.set(before);
+        npy::write_elements_to(&mut got, dtype, &[300, 70], a.as_slice()).unwrap();
+        assert!(PEAK.get() - before < 100_000, "{dtype}: {} bytes", PEAK.get() - before);
+        assert!(want == got, "{dtype}");
+        assert!(npy::write_elements_to(&mut got, dtype, &[300, 71], a.as_slice()).is_err());
+    }
+}
+
+/// More axes than the first as rows.
+#[test]
+fn streams_of_merged_rows() {
+    use tensorslim::operator::RowSource;
+
+    let numbers: Vec<f32> = (0..120).map(|i| i as f32).collect();
+    let body: Vec<u8> = numbers.iter().flat_map(|x| x.to_le_bytes()).collect();
+    let file = Temp::new(npy(1, dict("<f4", false, "(4, 5, 6)"), body.clone()));
+    for (axes, rows, columns) in [(1, 4, 30), (2, 20, 6), (3, 120, 1)] {
+        let mut stream = Stream::open(&file.0, None).unwrap().with_row_axes(axes).unwrap();
+        assert_eq!((RowSource::shape(&stream), stream.dims()), ((rows, columns), &[4, 5, 6][..]));
+        let mut row = vec![0; 4 * columns];
+        stream.read_rows(rows - 1, &mut row).unwrap();
+        assert_eq!(row, body[480 - 4 * columns..]);
+    }
+    assert!(matches!(Stream::open(&file.0, None).unwrap().with_row_axes(4), Err(Error::Shape { .. })));
+    assert!(matches!(Stream::open(&file.0, None).unwrap().with_row_axes(0), Err(Error::Shape { .. })));
+    let fortran = Temp::new(npy(1, dict("<f4", true, "(20, 6)"), body));
+    assert!(matches!(Stream::open(&fortran.0, None).unwrap().with_row_axes(2), Err(Error::Shape { .. })));
+}
+
 fn cases(cases: u32) -> ProptestConfig {
     ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
 }

@@ -572,9 +572,11 @@ impl Calibration {
     pub fn settle(&mut self) {
         let matrix = self.derived().settled.take();
         match matrix {
-            Some(matrix) => (self.matrix, self.waiting) = (matrix, Arc::default()),
+            Some(matrix) => self.matrix = matrix,
             None => self.flush(crate::current_par()),
         }
+        // With the memory that a block takes.
+        self.waiting = Arc::default();
     }
 
     /// Rows of a block.

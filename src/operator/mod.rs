@@ -41,6 +41,7 @@ pub use host::{HostContext, HostPanel, Workspace};
 pub(crate) use product::{for_each, mirror, strips_of_rows};
 pub use tiled::{ReadParams, RowSource, Tiled, stream};
 pub use watch::{Cancel, Watch};
+pub(crate) use whitened::STREAMED_ROWS;
 pub(crate) use whitened::{Entries, Triangle};
 pub use whitened::{FromPanel, Given, Root, Whitened};
 

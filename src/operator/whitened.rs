@@ -51,6 +51,9 @@ pub trait FromPanel<T: Scalar, P: Panel<T>>: LinearOperator<T, Left = P, Right =
 /// Outputs of independent features over true ones, both squared, up to which `W M Wᵀ` is formed without a root: six bits of the 24 of f32.
 const MOST_CANCELLATION: f64 = 64.0;
 
+/// Rows of `W L` that [`Whitened::stream_rows`](LinearOperator::stream_rows) makes at a time.
+pub(crate) const STREAMED_ROWS: usize = 256;
+
 /// Random signs that look for that cancellation.
 const SIGNS: usize = 4;
 
@@ -397,6 +400,34 @@ where
             self.root()?.materialize(&mut between)?;
             self.forward(&between, y)
         }
+    }
+
+    /// A tall W is taken row by row, `Lᵀ` times some of its rows as columns; of a wide one the whole matrix comes home.
+    fn stream_rows(&mut self, f: &mut dyn FnMut(usize, MatRef<'_, T>) -> Result<()>) -> Result<()> {
+        let n = self.ncols();
+        if self.wide {
+            let mut host = Mat::zeros(self.nrows(), n);
+            {
+                let mut panel = self.left(n)?;
+                self.materialize(&mut panel)?;
+                panel.copy_to_host(host.as_mut())?;
+            }
+            return f(0, host.as_ref());
+        }
+        self.root()?;
+        let Whitened { weight, root, .. } = self;
+        let root = root.as_mut().expect("just made");
+        weight.stream_rows(&mut |first, rows| {
+            for from in (0..rows.nrows()).step_by(STREAMED_ROWS) {
+                let count = STREAMED_ROWS.min(rows.nrows() - from);
+                let (mut x, mut y, mut host) = (root.left(count)?, root.right(count)?, Mat::zeros(n, count));
+                x.copy_from_host(rows.subrows(from, count).transpose())?;
+                root.apply_adjoint(&x, &mut y)?;
+                y.copy_to_host(host.as_mut())?;
+                f(first + from, host.as_ref().transpose())?;
+            }
+            Ok(())
+        })
     }
 
     fn gram(&mut self) -> Result<W::Gram> {

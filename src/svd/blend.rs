@@ -11,11 +11,12 @@
 use super::TruncatedSvd;
 use crate::calibration::Calibration;
 use crate::error::{Error, Result};
+use crate::operator::{Dense, HostPanel, Pass};
 use crate::quality;
 use crate::rank::Rank;
 use crate::simd::Scalar;
-use crate::tensor::TensorRef;
-use crate::whiten::{BLENDS, Moments, equivalent_samples};
+use crate::tensor::{DType, TensorRef};
+use crate::whiten::{BLENDS, Moments, cholesky_bytes, equivalent_samples};
 
 /// What [`TruncatedSvd::choose_blend`] found.
 #[derive(Debug, Clone, PartialEq)]
@@ -27,6 +28,22 @@ pub struct BlendChoice {
 }
 
 impl TruncatedSvd {
+    /// Bytes that [`choose_blend`](Self::choose_blend) takes of an `m × n` weight, beside the weight, the folds and the factorizations (whose
+    /// [`plan`](Self::plan) is that under a calibration), of which the largest rank is k: those that it holds during a factorization, and those that it
+    /// takes at other times.
+    pub fn blend_bytes<T: Scalar>((m, n): (usize, usize), storage: DType, k: usize) -> (usize, usize) {
+        let square = n * (n + 3) * size_of::<f64>();
+        // The statistics of all folds but one, and the samples of that one.
+        let held = 2 * square;
+        let samples = quality::BLOCK.min(n);
+        let outputs = HostPanel::<T>::bytes(n, samples)
+            + HostPanel::<T>::bytes(m, samples)
+            + Dense::<T>::product_bytes(m, samples)
+            + Dense::<T>::tile_bytes(Pass::Product(samples), (m, n), storage);
+        let gains = (n * n + 2 * n * k + (m + n) * k) * size_of::<T>();
+        (held, (square + cholesky_bytes(n)).max(outputs).max(gains))
+    }
+
     /// The blend, of [`BLENDS`], whose factors have the least output error on calibration that they have not seen: each of `folds`
     /// in turn is kept aside (see [`Calibration::folds`]). Costs a factorization for each fold and candidate.
     ///

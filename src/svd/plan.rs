@@ -171,6 +171,8 @@ pub struct Plan {
     max_rank: usize,
     /// Calibration weighs the error.
     weighted: bool,
+    /// Bytes of measuring the outputs, where that is not of the weighed operator itself.
+    measuring: usize,
     /// A matrix of another type goes through a buffer that is counted here.
     converts: bool,
 }
@@ -214,6 +216,7 @@ impl Plan {
             rank_rule: options.rank,
             max_rank,
             weighted: options.weighting.is_active(options.rank),
+            measuring: options.weighting.measuring_bytes::<T>(cols, options.rank),
             converts: options.converts,
         };
         let all = [
@@ -304,10 +307,10 @@ impl Plan {
             return peak;
         }
         let whitened::Bytes { before, beside } = match self.precision {
-            DType::F64 => whitened::bytes::<f64>(self.shape, width, rank, rooted),
-            _ => whitened::bytes::<f32>(self.shape, width, rank, rooted),
+            DType::F64 => whitened::bytes::<f64>(self.shape, method, width, rank, rooted),
+            _ => whitened::bytes::<f32>(self.shape, method, width, rank, rooted),
         };
-        before.max(peak + beside)
+        before.max(peak + beside) + self.measuring
     }
 
     /// Peak bytes of a factorization that ended with this method, panel width and rank.

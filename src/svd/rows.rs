@@ -90,12 +90,10 @@ impl TruncatedSvd {
             .and_then(|elements| elements.checked_mul(dtype.size()))
             .filter(|&bytes| bytes <= isize::MAX as usize)
             .ok_or(Error::TooLarge { shape: vec![shape.0, shape.1] })?;
-        let weighted = self.weighting.is_active(self.rank);
-        let beside = if weighted { self.weighting.bytes_in_tiles::<T>(shape.1) } else { 0 };
         let once = matches!(self.method, Method::SinglePass | Method::Nystrom);
         let params = ReadParams::default();
         let most = if once { params.bytes } else { params.product_bytes };
-        let least = Tiled::<T>::lines_for(source, 0, most).unwrap_or_else(|least| least) + beside;
+        let least = Tiled::<T>::lines_for(source, 0, most).unwrap_or_else(|least| least);
         let room = |limit: usize| limit.saturating_sub(least);
         let mut options = self.clone();
         // Tiles have a buffer of their own.
@@ -106,7 +104,7 @@ impl TruncatedSvd {
             (Error::Memory { least: method, .. }, Some(limit)) => Error::Memory { limit, least: method + least },
             (e, _) => e,
         })?;
-        let method = plan.peak_bytes + beside;
+        let method = plan.peak_bytes;
         let room = self.memory_limit.map_or(usize::MAX, |limit| limit - method);
         let tile_lines = Tiled::<T>::lines_for(source, room, most)
             .map_err(|least| Error::Memory { limit: self.memory_limit.unwrap_or(usize::MAX), least: method + least })?;

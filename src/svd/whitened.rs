@@ -52,7 +52,9 @@ use super::{Method, Plan, Solution, TruncatedSvd, certificate, small, stream};
 use crate::calibration::Calibration;
 use crate::error::{Error, Result};
 use crate::factors::{ActivationReport, Factors, Slices, Weighted};
-use crate::operator::{Dense, Entries, FromPanel, Given, HostPanel, LinearOperator, Panel, Triangle, Whitened};
+use crate::operator::{
+    Dense, Entries, FromPanel, Given, HostPanel, LinearOperator, Panel, STREAMED_ROWS, Triangle, Whitened,
+};
 use crate::quality;
 use crate::range::{FILTERED_ANEW, Filter, filtered_iteration};
 use crate::rank::Rank;
@@ -86,11 +88,10 @@ impl Weighting {
         self.calibration.is_some() || matches!(rank, Rank::Quality(_))
     }
 
-    /// What measuring the outputs takes of a weight in tiles, unless the loss is that of the calibration itself: their moments and the
-    /// Gram matrix of the weight.
-    pub(super) fn bytes_in_tiles<T: Scalar>(&self, n: usize) -> usize {
+    /// What measuring the outputs takes, unless the loss is that of the calibration itself: their moments and the Gram matrix of the weight.
+    pub(super) fn measuring_bytes<T: Scalar>(&self, n: usize, rank: Rank) -> usize {
         let itself = self.quality_on.is_none() && self.whitening == Whitening::Full && self.blend == 1.0;
-        if itself { 0 } else { n * n * (size_of::<f64>() + 3 * size_of::<T>()) }
+        if itself || !self.is_active(rank) { 0 } else { n * n * (size_of::<f64>() + 3 * size_of::<T>()) }
     }
 
     fn check(&self, n: usize, rank: Rank) -> Result<()> {
@@ -120,7 +121,13 @@ pub(super) struct Bytes {
 
 /// The root (which the statistics keep for the next weight); the Gram matrices of W and of `W L`, with what a congruence takes;
 /// the panel between W and L; `Wᵀ P` and B.
-pub(super) fn bytes<T: Scalar>((m, n): (usize, usize), width: usize, rank: usize, rooted: bool) -> Bytes {
+pub(super) fn bytes<T: Scalar>(
+    (m, n): (usize, usize),
+    method: Method,
+    width: usize,
+    rank: usize,
+    rooted: bool,
+) -> Bytes {
     let panel = |rows: usize, cols: usize| HostPanel::<T>::bytes(rows, cols);
     let (roots, making) = if rooted { (Triangle::bytes::<T>(n), whiten::cholesky_bytes(n)) } else { (0, 0) };
     let short = m.min(n);
@@ -132,13 +139,24 @@ pub(super) fn bytes<T: Scalar>((m, n): (usize, usize), width: usize, rank: usize
         // A congruence comes after it.
         (roots + 2 * panel(n, n) + making.saturating_sub(panel(n, n)), roots, panel(n, n))
     };
+    let streamed = match method {
+        Method::SinglePass | Method::Nystrom if m < n => 2 * panel(n, m),
+        Method::SinglePass | Method::Nystrom => 3 * panel(n, STREAMED_ROWS.min(m)),
+        _ => 0,
+    };
     Bytes {
         before: {
             let counted = forming + panel(short, short) + Dense::<T>::product_bytes(n, m.min(n));
             counted + counted / 64 + (64 << 10)
         },
         // The turn of the outputs stays with the factors.
-        beside: later + panel(short, short) + of_weight + 2 * panel(n, width) + panel(n, rank) + panel(rank, rank),
+        beside: streamed
+            + later
+            + panel(short, short)
+            + of_weight
+            + 2 * panel(n, width)
+            + panel(n, rank)
+            + panel(rank, rank),
     }
 }
 

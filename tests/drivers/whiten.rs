@@ -6,6 +6,7 @@ use faer::{Mat, MatRef};
 use half::f16;
 use proptest::prelude::*;
 use tensorslim::calibration::{Accumulation, CalibrationOptions, Form, NonFinite};
+use tensorslim::quality::Comparison;
 use tensorslim::{
     Calibration, Element, Error, Factors, Matrix, Method, Rank, Scalar, TensorRef, TruncatedSvd, Whitening, quality,
 };
@@ -499,6 +500,46 @@ fn whole_blocks_and_single_samples() {
     }
 }
 
+/// Settled statistics are the same, and hold no rows.
+#[test]
+fn settled_statistics() {
+    for form in [Form::Gram, Form::Factor] {
+        let options = CalibrationOptions { form, ..Default::default() };
+        let c = with_options(&first_rows(&up().calibration, 100), options);
+        for look_first in [false, true] {
+            let mut settled = c.clone();
+            if look_first {
+                assert_eq!(settled.gram(), c.gram());
+            }
+            settled.settle();
+            assert_eq!(settled, c);
+            assert_eq!(settled.to_bytes(), c.to_bytes());
+        }
+        let held = Calibration::bytes_for(384, options).unwrap();
+        assert!(held > 8 * 384 * 384 && held < 64 << 20, "{held}");
+    }
+    assert_eq!(Calibration::bytes_for(usize::MAX / 4, CalibrationOptions::default()), None);
+}
+
+/// Methods that look once are fed the rows of `W L` in blocks.
+#[test]
+fn one_look_under_calibration() {
+    for (m, n) in [(700, 40), (40, 60)] {
+        let spectrum: Vec<f64> = (0..40).map(|i| 0.7f64.powi(i)).collect();
+        let w = rounded::<f32>(with_spectrum(m, n, &spectrum, 61).as_ref());
+        let x = mixed(200, n, 0.5, &mut Random(62));
+        let c = calibrated(&rounded::<f64>(x.as_ref()));
+        let a = exact(&w);
+        for method in [Method::SinglePass, Method::Nystrom] {
+            let svd = TruncatedSvd::new(Rank::Fixed(8)).method(method).calibration(&c);
+            let f = svd.factor::<f32>(w.as_tensor().unwrap()).unwrap();
+            let (best, lost) = (oracle(a.as_ref(), x.as_ref(), 8), loss(a.as_ref(), x.as_ref(), &f));
+            let said = f.report().activation.as_ref().unwrap().relative_error;
+            assert!(lost < 3.0 * best && (said / lost - 1.0).abs() < 0.05, "{m}×{n} {method}: {lost}, {said}, {best}");
+        }
+    }
+}
+
 /// One seed, one answer, for whitened factors too.
 #[test]
 fn whitened_factors_do_not_depend_on_threads() {
@@ -933,6 +974,26 @@ fn quality_of_each_sample() {
     let d = quality::distribution(&w, &f, &x).unwrap();
     assert_eq!(d.total, quality::activation(&w, &f, &x).unwrap());
     assert_eq!(d.samples.len(), 512);
+    // In blocks, whole ones of those that it works in; and with loud samples in one of them.
+    let mut blocks = Comparison::new(&w, &f).unwrap();
+    let half = |i: usize| TensorRef::new(&real.heldout.as_slice()[i * 256 * 384..][..256 * 384], &[256, 384]).unwrap();
+    (0..2).for_each(|i| blocks.update(&half(i)).unwrap());
+    assert_eq!(blocks.distribution(), d);
+    let loud = exact(&first_rows(&real.heldout, 9)) * faer::Scale(2f64.powi(200));
+    let loud = rounded::<f64>(loud.as_ref());
+    for loud_first in [true, false] {
+        let mut mixed = Comparison::new(&w, &f).unwrap();
+        if loud_first {
+            mixed.update(&loud.as_tensor().unwrap()).unwrap();
+        }
+        mixed.update(&half(0)).unwrap();
+        if !loud_first {
+            mixed.update(&loud.as_tensor().unwrap()).unwrap();
+        }
+        let alone = quality::activation(&w, &f, &loud.as_tensor().unwrap()).unwrap();
+        let total = mixed.distribution().total;
+        assert!((total.relative_error / alone.relative_error - 1.0).abs() < 1e-12, "{total:?} {alone:?}");
+    }
     for i in [0, 100, 511] {
         let row = TensorRef::new(real.heldout.row(i), &[1, 384]).unwrap();
         let one = quality::activation(&w, &f, &row).unwrap();

@@ -32,8 +32,8 @@ use tensorslim::svd::ErrorKind;
 use tensorslim::{DType, Error, Factors, Rank, Scalar, npy, rank_saves_memory};
 
 use crate::args::{BatchArgs, shard};
-use crate::factor::{limit_for_data, whole_limit};
 use crate::inputs::{self, Found, Kind, Weight};
+use crate::memory::Limit;
 use crate::progress::Show;
 use crate::report::{NO_SMALLER, bytes, table};
 use crate::results::{Places, Results};
@@ -100,7 +100,9 @@ fn batch<T: Scalar>(args: &BatchArgs) -> Result<(), Failure> {
         Some(parts) => parts,
         None => slurm(|name| std::env::var(name).ok())?.unwrap_or([1, 1]),
     };
-    let limit = args.memory_limit.map(limit_for_data).transpose()?.unwrap_or(usize::MAX);
+    // Those of the pool, and of the pools of workers with a thread for each.
+    let threads = rayon::current_num_threads();
+    let limit = Limit::new(args.memory_limit, 2 * threads + args.jobs.map_or(threads, usize::from).min(threads))?;
 
     let Found { weights, left_out } = inputs::collect(&args.inputs, args.bf16, &args.out, |name| config.factors(name))?;
     if weights.is_empty() {
@@ -131,7 +133,7 @@ fn batch<T: Scalar>(args: &BatchArgs) -> Result<(), Failure> {
     }
 
     let show = Show::new(args.progress);
-    let mut runner = Batch::new().memory_limit(limit).cancel(&cancel).observer(&show);
+    let mut runner = Batch::new().memory_limit(limit.data()).cancel(&cancel).observer(&show);
     if let Some(jobs) = args.jobs {
         runner = runner.workers(jobs.into());
     }
@@ -143,12 +145,12 @@ fn batch<T: Scalar>(args: &BatchArgs) -> Result<(), Failure> {
     } else if let Some(ratio) = args.budget {
         // All shards come to the same division of the budget, each from the spectra of all.
         let every = every.into_iter().filter_map(Result::ok).collect();
-        tasks = allocated::<T>(args, (tasks, every), ratio, (&runner, &cancel), &results, &places)?;
+        tasks = allocated::<T>(args, (tasks, every), ratio, (&runner, &limit, &cancel), &results, &places)?;
         let all = tasks.len();
         tasks.retain(|task| !lock(&results).has(&task.weight.name, task.weight.stamp));
         skipped = all - tasks.len();
     }
-    factor::<T>(args, &tasks, &runner, &results, &places, None)?;
+    factor::<T>(args, &tasks, (&runner, &limit), &results, &places, None)?;
     show.end();
 
     let manifest = lock(&results).finish(&names)?;
@@ -311,7 +313,7 @@ fn allocated<'a, T: Scalar>(
     args: &BatchArgs,
     (tasks, every): (Vec<Task<'a>>, Vec<Task<'a>>),
     ratio: f64,
-    (runner, cancel): (&Batch<'_>, &Cancel),
+    (runner, limit, cancel): (&Batch<'_>, &Limit, &Cancel),
     results: &Arc<Mutex<Results>>,
     places: &Places,
 ) -> Result<Vec<Task<'a>>, Failure> {
@@ -328,7 +330,7 @@ fn allocated<'a, T: Scalar>(
         (numbers.len() > 1).then(|| numbers.to_vec())
     };
     let missing: Vec<Task<'_>> = (tasks.iter()).filter(|task| read(task).is_none()).cloned().collect();
-    factor::<T>(args, &missing, runner, results, places, Some((&dir, &file)))?;
+    factor::<T>(args, &missing, (runner, limit), results, places, Some((&dir, &file)))?;
     if cancel.is_cancelled() || args.measure {
         // A budget that is shared among some of them is another one.
         return Ok(Vec::new());
@@ -404,7 +406,7 @@ type Spectra<'a> = (&'a Path, &'a (dyn Fn(&Task<'_>) -> String + Sync));
 fn factor<T: Scalar>(
     args: &BatchArgs,
     tasks: &[Task<'_>],
-    runner: &Batch<'_>,
+    (runner, limit): (&Batch<'_>, &Limit),
     results: &Arc<Mutex<Results>>,
     places: &Places,
     spectra: Option<Spectra<'_>>,
@@ -442,7 +444,7 @@ fn factor<T: Scalar>(
     };
     let sink = |finished: Finished<'_, T>| -> tensorslim::Result<()> {
         let task = &tasks[finished.index];
-        let written = finished.result.map_err(whole_limit).and_then(|f| match spectra {
+        let written = finished.result.map_err(limit.restated(0)).and_then(|f| match spectra {
             None => write(args, places, task, &f).map(Some),
             Some((dir, file)) => {
                 let r = f.report();

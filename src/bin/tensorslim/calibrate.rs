@@ -1,22 +1,20 @@
 //! `tensorslim calibrate`: inputs of a layer, and statistics of other inputs, into one file of statistics.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use rayon::ThreadPoolBuilder;
 use serde::Serialize;
 use tensorslim::calibration::{Accumulation, Form, NonFinite};
-use tensorslim::npy::Stream;
-use tensorslim::operator::{self, ReadParams, RowSource, Watch};
 use tensorslim::svd::READ_PER_STATE;
 use tensorslim::{Calibration, CalibrationOptions, Error};
 
 use crate::args::CalibrateArgs;
+use crate::memory::{self, Gathering, Limit};
 use crate::report::{bytes, table};
 use crate::results::replace_whole;
-use crate::{Failure, about, emit, factor, inputs, output};
+use crate::samples::{Samples, Source};
+use crate::{Failure, about, emit, inputs, output};
 
 /// Parts of the samples that `--blend auto` keeps aside, one after the other.
 pub(crate) const FOLDS: usize = 4;
@@ -58,7 +56,10 @@ fn calibrate(args: &CalibrateArgs) -> Result<(), Failure> {
         non_finite: if args.skip_non_finite { NonFinite::Skip } else { NonFinite::Refuse },
     };
     let keep = args.checkpoint.as_deref().map(|path| Keep::new(path, &args.inputs, options));
-    let total = gather(&args.inputs, args.bf16, options, ReadParams::default().bytes, keep.as_ref())?;
+    let sources = args.inputs.iter().map(|path| Source::open(path, args.bf16)).collect::<Result<Vec<_>, _>>()?;
+    let limit = Limit::none();
+    let beside = Gathering::new(&sources, 1, 0)?.work;
+    let total = gather(&sources, options, &Room { limit: &limit, beside }, keep.as_ref())?;
     let contents = total.to_bytes();
     output::replace_bytes(&args.out, &contents)?;
     if let Some(keep) = keep {
@@ -95,14 +96,9 @@ fn calibrate(args: &CalibrateArgs) -> Result<(), Failure> {
     ]))
 }
 
-/// The statistics of all files together, each of samples (.npy) or of statistics; samples are read in two buffers of `buffer` bytes.
-pub(crate) fn read(
-    paths: &[PathBuf],
-    bf16: bool,
-    options: CalibrationOptions,
-    buffer: usize,
-) -> Result<Calibration, Failure> {
-    gather(paths, bf16, options, buffer, None)
+/// The statistics of all sources together.
+pub(crate) fn read(sources: &[Source], options: CalibrationOptions, room: &Room<'_>) -> Result<Calibration, Failure> {
+    gather(sources, options, room, None)
 }
 
 /// How far a run is: the statistics of the files that are through, and of the first rows of the next one.
@@ -166,25 +162,31 @@ impl Keep {
     }
 }
 
+/// Where files are read.
+pub(crate) struct Room<'a> {
+    pub(crate) limit: &'a Limit,
+    /// Bytes that are held meanwhile at most, but for read buffers: see [`Gathering`].
+    pub(crate) beside: usize,
+}
+
 fn gather(
-    paths: &[PathBuf],
-    bf16: bool,
+    sources: &[Source],
     options: CalibrationOptions,
-    buffer: usize,
+    room: &Room<'_>,
     keep: Option<&Keep>,
 ) -> Result<Calibration, Failure> {
     let mut state = keep.and_then(Keep::load).unwrap_or_default();
-    for path in paths.iter().skip(state.files) {
-        let next = match statistics(path)? {
-            Some(statistics) => statistics,
-            None => match lines(path, bf16) {
-                Some(mut stream) => {
-                    in_blocks(&mut stream, options, buffer, &mut state, keep).map_err(about(path))?;
-                    state.part.take().expect("what was read is there")
-                }
-                None => folds(path, bf16, options, 1)?.remove(0),
-            },
+    for source in sources.iter().skip(state.files) {
+        let path = source.path();
+        let mut next = match source {
+            Source::Statistics { .. } => statistics(path)?,
+            Source::Samples(samples) => {
+                samples_of(samples, options, room, &mut state, keep)?;
+                state.part.take().expect("what was read is there")
+            }
         };
+        // Rows that wait would be taken in on a copy.
+        next.settle();
         match &mut state.total {
             None => state.total = Some(next),
             Some(total) => total.merge(&next).map_err(about(path))?,
@@ -197,33 +199,32 @@ fn gather(
     Ok(state.total.expect("the command line asks for a file at least"))
 }
 
-/// The file as a source of rows, if it is one: samples of two axes, one after the other.
-fn lines(path: &Path, bf16: bool) -> Option<Stream> {
-    inputs::stream(path, bf16).ok().filter(|stream| stream.dims().len() == 2 && !stream.is_column_major())
+/// Statistics of no samples yet.
+fn none(path: &Path, features: usize, options: CalibrationOptions) -> Result<Calibration, Failure> {
+    Calibration::with(features, options).map_err(|e| match e {
+        Error::TooLarge { .. } => memory::too_large(path, features),
+        e => about(path)(e),
+    })
 }
 
-/// The rows of a file of any size into `state.part`, from row `state.rows` on, in two buffers.
-fn in_blocks(
-    stream: &mut Stream,
+/// The rows of a file into `state.part`, from row `state.rows` on.
+fn samples_of(
+    samples: &Samples,
     options: CalibrationOptions,
-    buffer: usize,
+    room: &Room<'_>,
     state: &mut State,
     keep: Option<&Keep>,
-) -> tensorslim::Result<()> {
-    let features = RowSource::shape(stream).1;
+) -> Result<(), Failure> {
+    let features = samples.features();
     if state.part.is_none() {
-        state.part = Some(Calibration::with(features, options)?);
+        state.part = Some(none(samples.path(), features, options)?);
     }
-    let line = features * stream.dtype().size();
+    let line = samples.line();
     // The bytes of a state are those of a triangle, nearly.
     let (mut unsaved, every) = (0, READ_PER_STATE * 4 * features * features);
-    operator::stream(stream, state.rows, buffer, &Watch::default(), |first, rows| {
+    samples.for_each(state.rows..samples.rows(), room.limit.buffer(room.beside, line), |first, rows| {
         let count = rows.shape()[0];
-        let part = state.part.as_mut().expect("made above");
-        part.update(&rows).map_err(|e| match e {
-            Error::NotFinite { row, col, value } => Error::NotFinite { row: first + row, col, value },
-            e => e,
-        })?;
+        state.part.as_mut().expect("made above").update(&rows)?;
         state.rows = first + count;
         unsaved += count * line;
         if let Some(keep) = keep.filter(|_| unsaved >= every) {
@@ -236,60 +237,52 @@ fn in_blocks(
 
 /// The samples of all files in [`FOLDS`] parts, each with its share of every file.
 pub(crate) fn read_folds(
-    paths: &[PathBuf],
-    bf16: bool,
+    sources: &[Source],
     options: CalibrationOptions,
+    room: &Room<'_>,
 ) -> Result<Vec<Calibration>, Failure> {
     let mut total: Vec<Calibration> = Vec::new();
-    for path in paths {
-        if statistics(path)?.is_some() {
+    for source in sources {
+        let path = source.path();
+        let Source::Samples(samples) = source else {
             let why = "holds statistics, no samples to keep some of aside; --blend auto needs the .npy files";
             return Err(Failure(format!("{}: {why}", path.display())));
+        };
+        if samples.rows() < 2 {
+            let why =
+                "holds one sample; --blend auto keeps a part of the samples of each file aside, and needs two at least";
+            return Err(Failure(format!("{}: {why}", path.display())));
         }
-        let next = folds(path, bf16, options, FOLDS)?;
-        if total.is_empty() {
-            total = next;
-        } else {
-            // A file of fewer samples than parts gives to the first ones.
-            for (total, next) in total.iter_mut().zip(&next) {
-                total.merge(next).map_err(about(path))?;
+        // A file of fewer samples than parts gives to the first ones.
+        let mut add = |i: usize, next: Calibration| match total.get_mut(i) {
+            Some(fold) => fold.merge(&next),
+            None => {
+                total.push(next);
+                Ok(())
             }
+        };
+        if !samples.is_in_blocks() {
+            samples.read(|x| {
+                let folds = Calibration::folds(x, FOLDS, options)?;
+                folds.into_iter().enumerate().try_for_each(|(i, fold)| add(i, fold))
+            })?;
+            continue;
+        }
+        let (rows, count) = (samples.rows(), FOLDS.min(samples.rows()));
+        let buffer = room.limit.buffer(room.beside, samples.line());
+        for i in 0..count {
+            let mut fold = none(path, samples.features(), options)?;
+            samples.for_each(i * rows / count..(i + 1) * rows / count, buffer, |_, rows| fold.update(&rows))?;
+            fold.settle();
+            add(i, fold).map_err(about(path))?;
         }
     }
     Ok(total)
 }
 
-/// The file's statistics, if that is what it holds.
-fn statistics(path: &Path) -> Result<Option<Calibration>, Failure> {
-    let unreadable =
-        |e: std::io::Error| Failure::from(Error::file(path, format!("cannot be read: {e}; check the path")));
-    if !path.is_file() {
-        return Ok(None); // the reader of .npy files says what is wrong
-    }
-    let mut file = File::open(path).map_err(unreadable)?;
-    let mut contents = Vec::new();
-    file.by_ref().take(8).read_to_end(&mut contents).map_err(unreadable)?;
-    if contents != Calibration::MAGIC {
-        return Ok(None);
-    }
-    file.read_to_end(&mut contents).map_err(unreadable)?;
-    Calibration::from_bytes(&contents).map(Some).map_err(about(path))
-}
-
-/// The samples of a .npy file, all axes but the last as rows.
-fn folds(path: &Path, bf16: bool, options: CalibrationOptions, count: usize) -> Result<Vec<Calibration>, Failure> {
-    let file = factor::read(path, bf16)?;
-    let tensor = file.tensor().map_err(about(path))?;
-    let x = factor::matrix(path, &tensor, tensor.shape().len().saturating_sub(1))?;
-    if count == 1 {
-        let mut c = Calibration::with(x.shape()[1], options).map_err(about(path))?;
-        c.update(&x).map_err(about(path))?;
-        return Ok(vec![c]);
-    }
-    if x.shape()[0] < 2 {
-        let why =
-            "holds one sample; --blend auto keeps a part of the samples of each file aside, and needs two at least";
-        return Err(Failure(format!("{}: {why}", path.display())));
-    }
-    Calibration::folds(&x, count, options).map_err(about(path))
+/// The statistics in a file of them.
+pub(crate) fn statistics(path: &Path) -> Result<Calibration, Failure> {
+    let contents = std::fs::read(path)
+        .map_err(|e| Failure::from(Error::file(path, format_args!("cannot be read: {e}; check the path"))))?;
+    Calibration::from_bytes(&contents).map_err(about(path))
 }

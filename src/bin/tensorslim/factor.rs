@@ -1,7 +1,7 @@
 //! `tensorslim factor`: read, check, factor, evaluate, write, report. Everything that can fail without the
 //! factorization fails before it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rayon::ThreadPoolBuilder;
@@ -9,16 +9,20 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tensorslim::calibration::NonFinite;
 use tensorslim::npy::{Array, Stream};
-use tensorslim::operator::{Cancel, ReadParams, RowSource, Watch};
+use tensorslim::operator::{Cancel, Watch};
+use tensorslim::quality::Comparison;
 use tensorslim::svd::{Checkpoint, ErrorKind};
 use tensorslim::{
-    Calibration, CalibrationOptions, DType, Factors, Method, Rank, Scalar, TensorRef, TruncatedSvd, quality,
+    Calibration, CalibrationOptions, DType, Error, Factors, Method, Rank, Scalar, TensorRef, TruncatedSvd,
     rank_saves_memory,
 };
 
 use crate::args::{Blend, FactorArgs, Form};
+use crate::calibrate::Room;
+use crate::memory::{self, Gathering, Limit};
 use crate::report::{Calibrated, Evaluated, NO_SMALLER, Report, Written, peak_rss};
 use crate::results::Stamped;
+use crate::samples::{Samples, Source};
 use crate::{Failure, about, calibrate, emit, inputs, output};
 
 pub(crate) fn run(args: &FactorArgs) -> Result<(), Failure> {
@@ -38,6 +42,7 @@ pub(crate) fn run(args: &FactorArgs) -> Result<(), Failure> {
 
 fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
     check_options(args)?;
+    let limit = Limit::new(args.memory_limit, rayon::current_num_threads())?;
     let path = &args.weight;
     let mut svd = (TruncatedSvd::new(args.rank.policy()).method(args.method).seed(args.seed))
         .dynamic_shift(args.dynamic_shift)
@@ -55,35 +60,56 @@ fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
         svd = svd.sketch(sketch);
     }
     let plain = svd.clone();
+    svd = svd.whitening(args.whitening);
     if args.checkpoint.is_some() {
         check_checkpoint(args)?;
     }
-    let (blends, beside) = calibrate(args, &mut svd)?;
-    let mut weight = Weight::open::<T>(args, &mut svd, beside)?;
-    let (tensor_shape, shape, dtype_in) = weight.shape(path)?;
-    let inputs = args.evaluate.as_deref().map(|x| read(x, args.bf16).map(|file| (x, file))).transpose()?;
-    let x = inputs.as_ref().map(|(path, file)| samples(path, file, &args.weight, shape[1])).transpose()?;
-    if let (Some((path, x)), true) = (&x, args.rank.is_quality()) {
-        let mut data = Calibration::new(shape[1]).map_err(about(path))?;
-        data.update(x).map_err(about(path))?;
-        svd = svd.quality_on(&data);
+    let header = inputs::Header::read(path, args.bf16)?;
+    let (tensor_shape, shape, dtype_in) = (header.dims().to_vec(), <[usize; 2]>::from(header.matrix()), header.dtype);
+    if tensor_shape.len() < 2 {
+        return Err(no_matrix(path, &tensor_shape));
     }
+    let x = args.evaluate.as_deref().map(|x| Samples::open(x, args.bf16).map(Source::Samples)).transpose()?;
+    x.iter().try_for_each(|x| x.check_inputs(path, shape[1]))?;
+    let sources = calibration_sources(args, &header)?;
+    // What is decided from headers, before anything is read.
+    let measured = x.as_ref().filter(|_| args.rank.is_quality());
+    let beside = [!sources.is_empty(), measured.is_some()].map(|held| if held { memory::settled(shape[1]) } else { 0 });
+    let parts = if args.blend == Some(Blend::Auto) { calibrate::FOLDS } else { 1 };
+    let gathering = [
+        Gathering::new(&sources, parts, 0)?,
+        Gathering::new(measured.map_or(&[], std::slice::from_ref), 1, beside[0])?,
+    ];
+    let beside = beside[0] + beside[1];
+    let samples = x.as_ref().and_then(Source::samples);
+    let place = Place::new::<T>(args, &plain, &limit, &header, (&gathering, beside, samples))?;
     if let Some(dir) = &args.out {
         output::prepare(dir)?;
     }
-    let blends = match (blends, &weight) {
-        (None, _) => None,
-        (Some(folds), Weight::Whole(file)) => {
+
+    let room = |i: usize| Room { limit: &limit, beside: gathering[i].work };
+    let statistics = Statistics::gather(args, &sources, &room(0))?;
+    svd = statistics.given_to(svd, args);
+    if let Some(x) = measured {
+        let options = CalibrationOptions::default();
+        svd = svd.quality_on(&calibrate::read(std::slice::from_ref(x), options, &room(1))?);
+    }
+    let (mut weight, room) = place.open(args)?;
+    let blends = match (statistics, &weight) {
+        (Statistics::Folds(folds), Weight::Whole(file)) => {
             let w = matrix(path, &file.tensor().map_err(about(path))?, 1)?;
-            let choice = svd.choose_blend::<T>(&w, &folds).map_err(about(path))?;
-            svd = svd.blend(choice.blend);
+            let held = memory::blending::<T>(header.matrix(), dtype_in, 0).0;
+            let room = room.map(|room| (room + beside).saturating_sub(held));
+            let choice = limited(&svd, room).choose_blend::<T>(&w, &folds).map_err(about(path))?;
+            let mut folds = folds.into_iter();
+            let mut total = folds.next().expect("there are two parts at least");
+            folds.try_for_each(|fold| total.merge(&fold))?;
+            svd = svd.calibration(&total).blend(choice.blend);
             Some(choice.candidates)
         }
-        (Some(_), Weight::Tiles(_)) => {
-            let why = "does not fit the memory limit, and --blend auto needs it whole";
-            return Err(Failure(format!("{}: {why}", path.display())));
-        }
+        _ => None,
     };
+    svd = limited(&svd, room);
 
     let mut plan = None;
     if args.explain {
@@ -91,7 +117,7 @@ fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
             Weight::Whole(_) => svd.plan::<T>((shape[0], shape[1]), dtype_in).map(|plan| plan.to_string()),
             Weight::Tiles(stream) => svd.plan_rows::<T>(stream).map(|plan| plan.to_string()),
         };
-        let text = text.map_err(|e| whole_limit_beside(e, beside)).map_err(about(path))?;
+        let text = text.map_err(limit.restated(beside)).map_err(about(path))?;
         if args.json {
             plan = Some(text.lines().map(str::to_owned).collect());
         } else {
@@ -100,34 +126,35 @@ fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
     }
 
     let checkpoint = args.checkpoint.as_deref().map(|file| Stamped::new(file, path));
-    let mut factors = weight.factor::<T>(path, &svd, beside, checkpoint.as_ref())?;
+    let mut factors = weight.factor::<T>(path, &svd, limit.restated(beside), checkpoint.as_ref())?;
     let mut elapsed = vec![factors.report().elapsed];
     for _ in 1..args.repeat {
-        factors = weight.factor::<T>(path, &svd, beside, None)?;
+        factors = weight.factor::<T>(path, &svd, limit.restated(beside), None)?;
         elapsed.push(factors.report().elapsed);
     }
-    let (activation, activation_plain) = match (&x, &weight) {
-        (None, _) => (None, None),
-        (Some(_), Weight::Tiles(_)) => {
-            let why = "does not fit the memory limit, and --evaluate needs it whole; leave out one of the two";
-            return Err(Failure(format!("{}: {why}", path.display())));
-        }
-        (Some((path, x)), Weight::Whole(file)) => {
-            let w = matrix(&args.weight, &file.tensor().map_err(about(&args.weight))?, 1)?;
-            let evaluated = |factors: &Factors<T>| {
-                let d = quality::distribution(&w, factors, x).map_err(about(path))?;
-                Ok::<_, Failure>(Evaluated::new(path.display().to_string(), &d))
-            };
+    // With the statistics.
+    drop(svd);
+    let (activation, activation_plain) = match (samples, &weight) {
+        (Some(x), Weight::Whole(file)) => {
+            let w = matrix(path, &file.tensor().map_err(about(path))?, 1)?;
+            let held = header.bytes() + memory::factors::<T>(header.matrix(), factors.rank());
+            let with = evaluate(x, &w, &factors, path, &limit, held)?;
             let without = match args.calibration.is_empty() {
                 true => None,
                 false => {
-                    let plain = plain.with_rank(Rank::Fixed(factors.rank()));
-                    Some(evaluated(&plain.factor::<T>(w.clone()).map_err(about(&args.weight))?)?)
+                    let room = limit.is_given().then(|| limit.data().saturating_sub(held));
+                    let plain = limited(&plain.with_rank(Rank::Fixed(factors.rank())), room);
+                    let plain = plain.factor::<T>(w.clone()).map_err(limit.restated(held)).map_err(about(path))?;
+                    let held = held + memory::factors::<T>(header.matrix(), plain.rank());
+                    Some(evaluate(x, &w, &plain, path, &limit, held)?)
                 }
             };
-            (Some(evaluated(&factors)?), without)
+            (Some(with), without)
         }
+        // What needs the weight whole has it whole.
+        _ => (None, None),
     };
+    drop(weight);
 
     let r = factors.report();
     let mut notes = r.notes.clone();
@@ -262,74 +289,182 @@ fn check_checkpoint(args: &FactorArgs) -> Result<(), Failure> {
     }
 }
 
-/// Gives the calibration to `svd`; for `--blend auto` the parts of its samples come back, and in any case the bytes that it takes.
-fn calibrate(args: &FactorArgs, svd: &mut TruncatedSvd) -> Result<(Option<Vec<Calibration>>, usize), Failure> {
-    if args.calibration.is_empty() {
-        return Ok((None, 0));
-    }
-    let non_finite = if args.skip_non_finite { NonFinite::Skip } else { NonFinite::Refuse };
-    let options = CalibrationOptions { non_finite, ..Default::default() };
-    let (total, folds) = if args.blend == Some(Blend::Auto) {
-        let folds = calibrate::read_folds(&args.calibration, args.bf16, options)?;
-        let (first, others) = folds.split_first().expect("there are two parts at least");
-        let mut total = first.clone();
-        others.iter().try_for_each(|other| total.merge(other))?;
-        (total, Some(folds))
-    } else {
-        let most = ReadParams::default().bytes;
-        let buffer = args.memory_limit.map_or(most, |limit| most.min(limit / 16));
-        let mut total = calibrate::read(&args.calibration, args.bf16, options, buffer)?;
-        if args.memory_limit.is_some() {
-            // Without the rows that wait for a block to be full, which every look at the statistics would have to add to a copy.
-            total = Calibration::from_bytes(&total.to_bytes())?;
+/// What is known of the inputs of the layer.
+enum Statistics {
+    None,
+    Total(Calibration),
+    /// Of consecutive parts of the samples, for `--blend auto`.
+    Folds(Vec<Calibration>),
+}
+
+impl Statistics {
+    /// Those of `--calibration`.
+    fn gather(args: &FactorArgs, sources: &[Source], room: &Room<'_>) -> Result<Self, Failure> {
+        if sources.is_empty() {
+            return Ok(Statistics::None);
         }
-        (total, None)
+        let non_finite = if args.skip_non_finite { NonFinite::Skip } else { NonFinite::Refuse };
+        let options = CalibrationOptions { non_finite, ..Default::default() };
+        let statistics = match args.blend {
+            Some(Blend::Auto) => Statistics::Folds(calibrate::read_folds(sources, options, room)?),
+            _ => Statistics::Total(calibrate::read(sources, options, room)?),
+        };
+        let all = statistics.parts();
+        if all.iter().all(|part| part.samples() == 0) {
+            let files: Vec<String> = args.calibration.iter().map(|path| path.display().to_string()).collect();
+            return Err(Failure(format!(
+                "{}: not one of {} samples is finite; give --calibration samples that are",
+                files.join(", "),
+                all.iter().map(Calibration::skipped).sum::<u64>()
+            )));
+        }
+        Ok(statistics)
+    }
+
+    fn parts(&self) -> &[Calibration] {
+        match self {
+            Statistics::None => &[],
+            Statistics::Total(total) => std::slice::from_ref(total),
+            Statistics::Folds(folds) => folds,
+        }
+    }
+
+    /// The factorization with them; parts are not used before their blend is known.
+    fn given_to(&self, svd: TruncatedSvd, args: &FactorArgs) -> TruncatedSvd {
+        match (self, args.blend) {
+            (Statistics::Total(total), Some(Blend::Fixed(b))) => svd.calibration(total).blend(b),
+            (Statistics::Total(total), _) => svd.calibration(total),
+            _ => svd,
+        }
+    }
+}
+
+/// The files of `--calibration`, of which the headers have been read.
+fn calibration_sources(args: &FactorArgs, header: &inputs::Header) -> Result<Vec<Source>, Failure> {
+    let open = |path: &PathBuf| {
+        let source = Source::open(path, args.bf16)?;
+        source.check_inputs(&args.weight, header.matrix().1)?;
+        Ok(source)
     };
-    if total.samples() == 0 {
-        let files: Vec<String> = args.calibration.iter().map(|path| path.display().to_string()).collect();
-        return Err(Failure(format!(
-            "{}: not one of {} samples is finite; give --calibration samples that are",
-            files.join(", "),
-            total.skipped()
-        )));
-    }
-    let n = total.features();
-    let bytes = (n * n + 3 * n) * size_of::<f64>();
-    *svd = svd.clone().calibration(&total).whitening(args.whitening);
-    if let Some(Blend::Fixed(b)) = args.blend {
-        *svd = svd.clone().blend(b);
-    }
-    Ok((folds, bytes))
+    args.calibration.iter().map(open).collect()
 }
 
-/// What the program itself takes beside its data: code, stacks of threads, buffers of the GEMM. A batch of small weights has 10 to 15 MiB
-/// resident on two threads.
-const PROGRAM: usize = 24 << 20;
-
-/// What a limit on the process leaves for data.
-pub(crate) fn limit_for_data(limit: usize) -> Result<usize, Failure> {
-    let least = PROGRAM + (1 << 20);
-    (limit.checked_sub(PROGRAM).filter(|&left| left >= 1 << 20))
-        .ok_or_else(|| tensorslim::Error::Memory { limit, least }.into())
+/// With a memory limit, if there is one.
+fn limited(svd: &TruncatedSvd, room: Option<usize>) -> TruncatedSvd {
+    room.map_or(svd.clone(), |room| svd.clone().memory_limit(room))
 }
 
-/// An error about data as one about the process.
-pub(crate) fn whole_limit(e: tensorslim::Error) -> tensorslim::Error {
-    match e {
-        tensorslim::Error::Memory { limit, least } => {
-            tensorslim::Error::Memory { limit: limit + PROGRAM, least: least + PROGRAM }
+/// The outputs of the factors on samples against those of the weight; `held` bytes are in use.
+fn evaluate<T: Scalar>(
+    x: &Samples,
+    w: &TensorRef<'_>,
+    factors: &Factors<T>,
+    path: &Path,
+    limit: &Limit,
+    held: usize,
+) -> Result<Evaluated, Failure> {
+    let shape = (w.shape()[0], w.shape()[1]);
+    let (work, _) = memory::comparing::<T>(shape, w.dtype(), factors.rank(), x);
+    let mut comparison = Comparison::new(w, factors).map_err(about(path))?;
+    let buffer = memory::comparing_buffer(limit, held + work, x.line());
+    x.for_each(0..x.rows(), buffer, |_, rows| comparison.update(&rows))?;
+    Ok(Evaluated::new(x.path().display().to_string(), &comparison.distribution()))
+}
+
+/// Where the weight will be, and what the factorization may take there, if there is a limit.
+enum Place {
+    Whole(Option<usize>),
+    Tiles(Option<usize>),
+}
+
+impl Place {
+    /// What a limit leaves beside the weight and `beside` bytes of statistics. Refuses what would go over the limit then or later, up to the files of the
+    /// factors.
+    fn new<T: Scalar>(
+        args: &FactorArgs,
+        plain: &TruncatedSvd,
+        limit: &Limit,
+        header: &inputs::Header,
+        (gathering, beside, x): (&[Gathering], usize, Option<&Samples>),
+    ) -> Result<Self, Failure> {
+        let path = &args.weight;
+        if !limit.is_given() {
+            let streams = args.checkpoint.is_some() && inputs::stream(path, args.bf16).is_ok();
+            return Ok(if streams { Place::Tiles(None) } else { Place::Whole(None) });
         }
-        e => e,
+        let (shape, dtype) = (header.matrix(), header.dtype);
+        let svd = &with_any_statistics(args, plain)?;
+        let plan = svd.plan::<T>(shape, dtype).map_err(about(path))?;
+        let most = shape.0.min(shape.1).min(args.max_rank.unwrap_or(usize::MAX));
+        let k = plan.rank.unwrap_or(most);
+        let least = |svd: &TruncatedSvd| match svd.clone().memory_limit(0).plan::<T>(shape, dtype) {
+            Err(Error::Memory { least, .. }) => least,
+            _ => 0,
+        };
+        // Before there is a weight, and when it is gone.
+        let gathered = gathering.iter().map(|gathering| gathering.least).max().unwrap_or(0);
+        let around = gathered.max(args.out.as_ref().map_or(0, |_| memory::writing::<T>(shape, k, args.form)));
+        let calibrated = !args.calibration.is_empty();
+        let factored = beside + least(svd);
+        let blended = match args.blend {
+            Some(Blend::Auto) => {
+                let (held, work) = memory::blending::<T>(shape, dtype, k);
+                held + work.max(least(svd))
+            }
+            _ => 0,
+        };
+        let compared = x.map_or(0, |x| {
+            let (factors, work) = (memory::factors::<T>(shape, k), memory::comparing::<T>(shape, dtype, k, x).1);
+            let plain =
+                if calibrated { least(&plain.clone().with_rank(Rank::Fixed(k))).max(factors + work) } else { 0 };
+            factors + work.max(plain)
+        });
+        let whole = limit.check((header.bytes() + factored.max(blended).max(compared)).max(around));
+        let needs = match shape {
+            _ if args.blend == Some(Blend::Auto) => Some("--blend auto"),
+            _ if x.is_some() => Some("--evaluate"),
+            (m, n) if calibrated && m < n => Some("the calibration of more inputs than outputs"),
+            _ => None,
+        };
+        match (whole, needs) {
+            (Ok(()), _) if args.checkpoint.is_none() => Ok(Place::Whole(Some(limit.data() - header.bytes() - beside))),
+            (Err(e), Some(option)) => Err(memory::needed_whole(path, option)(e)),
+            _ => {
+                let (stream, room) = (inputs::stream(path, args.bf16)?, limit.data().saturating_sub(beside));
+                let least = match svd.clone().memory_limit(room).plan_rows::<T>(&stream) {
+                    Err(Error::Memory { least, .. }) => least + beside,
+                    planned => planned.map(|_| 0).map_err(about(path))?,
+                };
+                limit.check(least.max(around)).map_err(about(path))?;
+                Ok(Place::Tiles(Some(room)))
+            }
+        }
+    }
+
+    /// The weight there, and what the factorization may take.
+    fn open(self, args: &FactorArgs) -> Result<(Weight, Option<usize>), Failure> {
+        match self {
+            Place::Whole(room) => Ok((Weight::Whole(read(&args.weight, args.bf16)?), room)),
+            Place::Tiles(room) => Ok((Weight::Tiles(inputs::stream(&args.weight, args.bf16)?), room)),
+        }
     }
 }
 
-/// The same, where the program holds `beside` more than the factorization knows of.
-fn whole_limit_beside(e: tensorslim::Error, beside: usize) -> tensorslim::Error {
-    whole_limit(match e {
-        tensorslim::Error::Memory { limit, least } => {
-            tensorslim::Error::Memory { limit: limit + beside, least: least + beside }
-        }
-        e => e,
+/// The factorization with statistics as it will have them, for its plan, which does not depend on what they are.
+fn with_any_statistics(args: &FactorArgs, plain: &TruncatedSvd) -> Result<TruncatedSvd, Failure> {
+    let any = Calibration::new(1)?;
+    let mut svd = plain.clone().whitening(args.whitening);
+    if !args.calibration.is_empty() {
+        svd = svd.calibration(&any);
+    }
+    if args.rank.is_quality() && args.evaluate.is_some() {
+        svd = svd.quality_on(&any);
+    }
+    Ok(match args.blend {
+        Some(Blend::Fixed(b)) => svd.blend(b),
+        // No blend takes more than one that is not 1.
+        Some(Blend::Auto) => svd.blend(0.5),
+        None => svd,
     })
 }
 
@@ -340,58 +475,11 @@ enum Weight {
 }
 
 impl Weight {
-    /// Opens it, and gives the factorization what is left of the memory limit.
-    fn open<T: Scalar>(args: &FactorArgs, svd: &mut TruncatedSvd, beside: usize) -> Result<Self, Failure> {
-        let path = &args.weight;
-        let Some(limit) = args.memory_limit else {
-            return match inputs::stream(path, args.bf16) {
-                Ok(stream) if args.checkpoint.is_some() => Ok(Weight::Tiles(stream)),
-                _ => Ok(Weight::Whole(read(path, args.bf16)?)),
-            };
-        };
-        let limit = limit_for_data(limit)?.saturating_sub(beside);
-        let header = inputs::Header::read(path, args.bf16)?;
-        let room = limit.checked_sub(header.bytes()).filter(|_| args.checkpoint.is_none());
-        let fits = room.filter(|&room| svd.clone().memory_limit(room).plan::<T>(header.matrix(), header.dtype).is_ok());
-        match fits {
-            Some(room) => {
-                *svd = svd.clone().memory_limit(room);
-                Ok(Weight::Whole(read(path, args.bf16)?))
-            }
-            None => {
-                *svd = svd.clone().memory_limit(limit);
-                Ok(Weight::Tiles(inputs::stream(path, args.bf16)?))
-            }
-        }
-    }
-
-    /// The shape in the file, that of the matrix, and the element type.
-    fn shape(&self, path: &Path) -> Result<(Vec<usize>, [usize; 2], DType), Failure> {
-        match self {
-            Weight::Whole(file) => {
-                let tensor = file.tensor().map_err(about(path))?;
-                let w = matrix(path, &tensor, 1)?;
-                Ok((tensor.shape().to_vec(), [w.shape()[0], w.shape()[1]], w.dtype()))
-            }
-            Weight::Tiles(stream) => {
-                let (m, n) = RowSource::shape(stream);
-                if stream.dims().len() < 2 {
-                    let shape = stream.dims();
-                    return Err(Failure(format!(
-                        "{}: shape {shape:?} is no matrix; give two axes or more",
-                        path.display()
-                    )));
-                }
-                Ok((stream.dims().to_vec(), [m, n], stream.dtype()))
-            }
-        }
-    }
-
     fn factor<T: Scalar>(
         &mut self,
         path: &Path,
         svd: &TruncatedSvd,
-        beside: usize,
+        limit: impl Fn(Error) -> Error,
         checkpoint: Option<&Stamped>,
     ) -> Result<Factors<T>, Failure> {
         match self {
@@ -400,9 +488,8 @@ impl Weight {
                 svd.factor(matrix(path, &tensor, 1)?).map_err(about(path))
             }
             Weight::Tiles(stream) => {
-                let limit = |e| whole_limit_beside(e, beside);
                 let Some(checkpoint) = checkpoint else {
-                    return svd.factor_rows(stream, &Watch::default()).map_err(limit).map_err(about(path));
+                    return svd.factor_rows(stream, &Watch::default()).map_err(&limit).map_err(about(path));
                 };
                 let cancel = Cancel::new();
                 stop_on_signals(&cancel)?;
@@ -432,25 +519,14 @@ pub(crate) fn read(path: &Path, bf16: bool) -> Result<Array, Failure> {
 /// The tensor as a matrix: the first `row_axes` axes as rows, the others as columns.
 pub(crate) fn matrix<'a>(path: &Path, t: &TensorRef<'a>, row_axes: usize) -> Result<TensorRef<'a>, Failure> {
     match t.shape().len() {
-        0 | 1 => Err(Failure(format!("{}: shape {:?} is no matrix; give two axes or more", path.display(), t.shape()))),
+        0 | 1 => Err(no_matrix(path, t.shape())),
         2 => Ok(t.clone()),
         _ => t.matricize(row_axes).map_err(about(path)),
     }
 }
 
-/// The inputs of the layer, all axes but the last as rows; the last must be as long as the weight is wide.
-fn samples<'a>(path: &'a Path, file: &'a Array, weight: &Path, n: usize) -> Result<(&'a Path, TensorRef<'a>), Failure> {
-    let tensor = file.tensor().map_err(about(path))?;
-    let x = matrix(path, &tensor, tensor.shape().len().saturating_sub(1))?;
-    if x.shape()[1] != n {
-        return Err(Failure(format!(
-            "{}: rows of {} values, but {} takes {n} inputs; give samples × {n}",
-            path.display(),
-            x.shape()[1],
-            weight.display()
-        )));
-    }
-    Ok((path, x))
+pub(crate) fn no_matrix(path: &Path, shape: &[usize]) -> Failure {
+    Failure(format!("{}: shape {shape:?} is no matrix; give two axes or more", path.display()))
 }
 
 /// The middle one, or the mean of the middle two.

@@ -202,6 +202,11 @@ impl Header {
         Ok(Header { description, dtype, bits_of })
     }
 
+    /// The length of each axis.
+    pub(crate) fn dims(&self) -> &[usize] {
+        self.description.shape()
+    }
+
     /// Rows and columns: the first axis, and all others.
     pub(crate) fn matrix(&self) -> (usize, usize) {
         let shape = self.description.shape();

@@ -5,7 +5,8 @@
 //!   batch.rs    many weights                  inputs.rs   files and directories into named weights
 //!   results.rs  what a batch leaves behind    progress.rs bar, lines, JSON      merge.rs   shards into one summary
 //!   report.rs   one report, two renderings    output.rs   files that appear whole or not at all
-//!   calibrate.rs  inputs of a layer into statistics
+//!   calibrate.rs  inputs of a layer into statistics         samples.rs  files of them, in blocks
+//!   memory.rs   what --memory-limit counts
 //!   info.rs     what this machine offers      bench/      SRHT against Gaussian against sparse sign
 //! ```
 //!
@@ -20,11 +21,13 @@ mod calibrate;
 mod factor;
 mod info;
 mod inputs;
+mod memory;
 mod merge;
 mod output;
 mod progress;
 mod report;
 mod results;
+mod samples;
 
 use std::io::{self, ErrorKind, Write};
 use std::path::Path;
@@ -77,6 +80,14 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(e) => return not_parsed(&e),
     };
+    let limit = match &cli.command {
+        Command::Factor(args) => args.memory_limit,
+        Command::Batch(args) => args.memory_limit,
+        _ => None,
+    };
+    if limit.is_some() {
+        memory::give_memory_back();
+    }
     let done = match &cli.command {
         Command::Factor(args) => factor::run(args),
         Command::Batch(args) => batch::run(args),

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use tensorslim::batch::manifest::{Entry, Header, Journal, MAX_LINE, Manifest, Status, Sum, directory, parse_journal};
 use tensorslim::svd::Checkpoint;
-use tensorslim::{DType, Error, Factors, Matrix, Scalar, npy};
+use tensorslim::{DType, Error, Factors, Scalar, npy};
 
 use crate::Failure;
 use crate::inputs::stamp;
@@ -142,9 +142,9 @@ impl Places {
                 files.insert(file.to_string(), sum);
                 Ok(())
             };
-            put("u.npy", &|w| matrix(w, dtype, &[f.u().nrows(), f.rank()], f.u().as_slice()))?;
-            put("s.npy", &|w| matrix(w, dtype, &[f.rank()], f.s()))?;
-            put("vt.npy", &|w| matrix(w, dtype, &[f.rank(), f.vt().ncols()], f.vt().as_slice()))?;
+            put("u.npy", &|w| npy::write_elements_to(w, dtype, &[f.u().nrows(), f.rank()], f.u().as_slice()))?;
+            put("s.npy", &|w| npy::write_elements_to(w, dtype, &[f.rank()], f.s()))?;
+            put("vt.npy", &|w| npy::write_elements_to(w, dtype, &[f.rank(), f.vt().ncols()], f.vt().as_slice()))?;
             put("report.json", &|w| w.write_all(report.as_bytes()))?;
             // Only an empty directory is replaced by a rename: an old result goes first, also in one step.
             let old = self.stage.join(format!("{}.old", directory(name)));
@@ -248,14 +248,6 @@ pub(crate) fn replace_whole(path: &Path, parts: &[&[u8]]) -> tensorslim::Result<
         fs::rename(&part, path)
     };
     put().map_err(|e| unwritable(path, &e))
-}
-
-fn matrix<T: Scalar>(w: &mut Summed, dtype: DType, shape: &[usize], a: &[T]) -> io::Result<()> {
-    if dtype == T::DTYPE {
-        return npy::write_to(w, dtype, shape, bytemuck::cast_slice(a));
-    }
-    let rounded = Matrix::from_vec(a.to_vec(), 1, a.len()).map_err(io::Error::other)?.to_bytes(dtype);
-    npy::write_to(w, dtype, shape, &rounded)
 }
 
 /// A file that is summed as it is written.
