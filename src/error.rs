@@ -182,6 +182,9 @@ impl DeviceFault {
     }
 }
 
+/// Numbers of more digits are written with an exponent.
+const MAX_DIGITS: usize = 20;
+
 /// `Result` with this crate's [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -193,7 +196,12 @@ impl Error {
 
     #[cold]
     pub(crate) fn option(name: &'static str, value: impl fmt::Display, want: &'static str) -> Self {
-        Error::Option { name, value: Some(value.to_string()), want }
+        let mut value = value.to_string();
+        // Hundreds of digits say less than an exponent.
+        if let Some(x) = value.parse::<f64>().ok().filter(|_| value.len() > MAX_DIGITS) {
+            value = format!("{x:e}");
+        }
+        Error::Option { name, value: Some(value), want }
     }
 
     /// An option that does not go with the rest: `why` is the predicate of a sentence that starts with its name.

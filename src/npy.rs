@@ -27,6 +27,7 @@ use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use npyz::{Endianness, NpyHeader, Order, TypeChar};
 
@@ -62,7 +63,7 @@ impl Array {
     /// # Errors
     /// [`Error::File`], with the path, what is wrong and what to do: no such file, a directory or a pipe, not a
     /// `.npy` file, a damaged header, another element type, an array without elements or axes, fewer or more bytes
-    /// than the shape needs, more than there is memory.
+    /// than the shape needs, more than there is memory, a file that another program changes while it is read.
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
         read(path.as_ref(), None)
     }
@@ -84,8 +85,9 @@ impl Array {
     pub fn read_c_order(path: impl AsRef<Path>, bits_of: Option<DType>) -> Result<Self> {
         let path = path.as_ref();
         let (mut file, header) = open(path, bits_of)?;
+        let seen = Seen::new(&file);
         let array = if header.fortran { load_reordered(&mut file, header) } else { load(&mut file, header) };
-        array.map_err(|why| Error::file(path, why))
+        array.and_then(|array| seen.check(&file).map(|()| array)).map_err(|why| Error::file(path, why))
     }
 
     /// As [`read`](Self::read) and, with `bits_of`, [`read_as`](Self::read_as), from the bytes of a file that came another way.
@@ -266,8 +268,9 @@ const STRUCTURED: &str = "structured";
 
 /// A file that is read in pieces: the [`RowSource`] of a factorization out of core.
 ///
-/// Nothing of the size of the file is held, and a file that is cut short while it is read is an error. The first axis becomes
-/// rows, all others columns.
+/// Nothing of the size of the file is held. A file that is cut short while it is read is an error, and so is one that was written to
+/// since it was opened: its length and time of change are compared at the end of each pass. The first axis becomes rows, all
+/// others columns.
 #[derive(Debug)]
 pub struct Stream {
     path: PathBuf,
@@ -275,6 +278,7 @@ pub struct Stream {
     header: Header,
     /// So many axes become rows.
     row_axes: usize,
+    seen: Seen,
 }
 
 impl Stream {
@@ -291,7 +295,8 @@ impl Stream {
                 format!("has shape {} in Fortran order, which has no rows to be read in parts", Tuple(&header.shape));
             return Err(Error::file(path, format_args!("{why}; save it in C order, or read it whole")));
         }
-        Ok(Stream { path: path.to_path_buf(), file, header, row_axes: 1 })
+        let seen = Seen::new(&file);
+        Ok(Stream { path: path.to_path_buf(), file, header, row_axes: 1, seen })
     }
 
     /// The same file with its first `axes` axes as rows and the others as columns, as [`TensorRef::matricize`] has them.
@@ -333,6 +338,12 @@ impl Stream {
         Ok(())
     }
 
+    /// At the end of a pass: what was read must be one state of the file.
+    fn check_end(&self, is_end: bool) -> Result<()> {
+        let seen = if is_end { self.seen.check(&self.file) } else { Ok(()) };
+        seen.map_err(|why| Error::file(&self.path, why))
+    }
+
     /// Bytes of a line.
     fn line(&self) -> usize {
         let (m, n) = self.shape();
@@ -355,13 +366,16 @@ impl RowSource for Stream {
     }
 
     fn read_rows(&mut self, first: usize, dst: &mut [u8]) -> Result<()> {
-        self.read_at(first * self.line(), dst)
+        let at = first * self.line();
+        self.read_at(at, dst)?;
+        self.check_end(at + dst.len() == self.header.bytes)
     }
 
     fn read_block(&mut self, part: Range<usize>, dst: &mut [u8]) -> Result<()> {
         let (line, size) = (self.line(), self.header.dtype.size());
         (dst.chunks_exact_mut(part.len() * size).enumerate())
-            .try_for_each(|(i, dst)| self.read_at(i * line + part.start * size, dst))
+            .try_for_each(|(i, dst)| self.read_at(i * line + part.start * size, dst))?;
+        self.check_end(part.end * size == line)
     }
 }
 
@@ -492,15 +506,20 @@ pub fn write_matrix<T: Element>(path: impl AsRef<Path>, a: &Matrix<T>, dtype: DT
 /// [`Error::File`] if the file cannot be written.
 pub fn write_indices(path: impl AsRef<Path>, indices: &[usize]) -> Result<()> {
     let path = path.as_ref();
-    let elements: Vec<i64> = indices.iter().map(|&i| i as i64).collect();
-    let put = || {
-        let mut file = File::create(path)?;
-        file.write_all(&header_of('i', 8, &[indices.len()])?)?;
-        file.write_all(bytemuck::cast_slice(&elements))
-    };
+    let put = || write_indices_to(&mut File::create(path)?, indices);
     put().map_err(|e: std::io::Error| {
         Error::file(path, format_args!("cannot be written: {e}; check the path and the space"))
     })
+}
+
+/// The bytes of the file that [`write_indices`] makes, into any writer.
+///
+/// # Errors
+/// What the writer reports.
+pub fn write_indices_to(w: &mut impl Write, indices: &[usize]) -> std::io::Result<()> {
+    let elements: Vec<i64> = indices.iter().map(|&i| i as i64).collect();
+    w.write_all(&header_of('i', 8, &[indices.len()])?)?;
+    w.write_all(bytemuck::cast_slice(&elements))
 }
 
 /// Everything in the file before the elements, to the byte as NumPy 2 writes it (`npyz` writes `(2, 3, )`): room for
@@ -534,7 +553,26 @@ type Checked<T> = std::result::Result<T, String>;
 
 fn read(path: &Path, bits_of: Option<DType>) -> Result<Array> {
     let (mut file, header) = open(path, bits_of)?;
-    load(&mut file, header).map_err(|why| Error::file(path, why))
+    let seen = Seen::new(&file);
+    let array = load(&mut file, header);
+    array.and_then(|array| seen.check(&file).map(|()| array)).map_err(|why| Error::file(path, why))
+}
+
+/// Length and time of change of an open file, so that one that is written to while it is read shows.
+#[derive(Debug, Clone, Copy)]
+struct Seen(Option<(u64, SystemTime)>);
+
+impl Seen {
+    fn new(file: &File) -> Self {
+        Seen(file.metadata().ok().and_then(|meta| Some((meta.len(), meta.modified().ok()?))))
+    }
+
+    fn check(self, file: &File) -> Checked<()> {
+        if Seen::new(file).0 == self.0 {
+            return Ok(());
+        }
+        Err("was changed while it was read; read it when it is complete".into())
+    }
 }
 
 /// Opens a regular file and tells its length.

@@ -12,6 +12,9 @@ use std::time::{Duration, Instant};
 use faer::Mat;
 use serde_json::Value;
 
+#[path = "faults/mod.rs"]
+mod faults;
+
 const UP: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/ffn_up.npy");
 const HELDOUT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/ffn_up_heldout.npy");
 
@@ -1129,7 +1132,9 @@ fn another_form_takes_the_place_of_the_one_before() {
     for foreign in ["{\"written\": {\"files\": [\"u.npy\", \"../w.npy\"]}}", "[1", "{\"version\": \"1\", \"rank\": 3}"]
     {
         fs::write(format!("{out}/report.json"), foreign).unwrap();
-        write("pivot");
+        let args = ["factor", UP, "--rank", "9", "--form", "pivot", "--out", &out];
+        refused(1, &args, &["no report of this program", "--overwrite"]);
+        succeeds(&[&args[..], &["--overwrite"]].concat());
         assert!(names(&out).contains(&"u.npy".to_string()), "{foreign}");
         fs::remove_file(format!("{out}/report.json")).unwrap();
     }
@@ -1378,42 +1383,67 @@ fn large() -> Vec<u8> {
 
 const NAN: [u8; 2] = half::f16::NAN.to_le_bytes();
 
-/// A pass that ends in the middle goes on from the state that it saved: it does not look again at the rows before, where there is a NaN by now, and
-/// ends in the bytes of a pass that went through. A state of a file that has changed since is passed over.
+/// A run that is killed as soon as there is a state.
+fn stopped(args: &[&str], state: &str) {
+    for _ in 0..20 {
+        let mut child = command(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        while !Path::new(state).exists() && child.try_wait().unwrap().is_none() {
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        if Path::new(state).exists() {
+            return;
+        }
+    }
+    panic!("no state is left of 20 runs: {args:?}");
+}
+
+/// A pass that ends in the middle leaves a state, and one that goes on from it ends in the bytes of a pass that went through. A state of a file that
+/// has changed since is passed over, even if its time of change was set back.
 #[test]
 fn a_single_pass_goes_on_from_its_checkpoint() {
     let dir = Dir::new("checkpoint");
     let w = dir.file("w.npy", &npy("<f2", "False", "(20000, 1024)", &large()));
     let start = fs::metadata(&w).unwrap().len() - 2 * 20_000 * 1024;
     let late = start + 2 * 1024 * 19_000;
-    let good = fs::read(&w).unwrap()[late as usize..][..2].to_vec();
     let state = dir.path("state");
-    let args =
-        ["factor", &w, "--rank", "2", "--method", "single-pass", "--memory-limit", "48M", "--checkpoint", &state];
+    let args = [
+        "factor",
+        &w,
+        "--rank",
+        "2",
+        "--oversample",
+        "2",
+        "--method",
+        "single-pass",
+        "--memory-limit",
+        "48M",
+        "--checkpoint",
+        &state,
+    ];
     let (clean, hurt) = (dir.path("clean"), dir.path("hurt"));
     let with = |out: &str, f: &dyn Fn(&[&str])| f(&[&args[..], &["--out", out]].concat());
     with(&clean, &|args| drop(succeeds(args)));
-    assert!(!Path::new(&state).exists(), "a pass that is through leaves no state");
+    let gone = || ["state", "state.lock"].iter().all(|name| !Path::new(&dir.path(name)).exists());
+    assert!(gone(), "a pass that is through leaves no state");
 
-    patch(&w, late, &NAN);
-    with(&hurt, &|args| refused(1, args, &["w.npy", "NaN", "19000", "goes on from --checkpoint"]));
-    patch(&w, late, &good);
-    patch(&w, start, &NAN);
+    with(&hurt, &|args| stopped(args, &state));
     with(&hurt, &|args| drop(succeeds(args)));
     for file in ["u.npy", "s.npy", "vt.npy"] {
         let read = |dir: &str| fs::read(Path::new(dir).join(file)).unwrap();
         assert!(read(&clean) == read(&hurt), "{file}");
     }
-    assert!(!Path::new(&state).exists());
+    assert!(gone());
 
+    with(&hurt, &|args| stopped(args, &state));
+    patch(&w, start, &NAN);
+    with(&hurt, &|args| refused(1, args, &["NaN", "(0, 0)"]));
     patch(&w, start, &[0; 2]);
     patch(&w, late, &NAN);
-    with(&hurt, &|args| refused(1, args, &["19000"]));
-    patch(&w, late, &good);
-    patch(&w, start, &NAN);
-    fs::File::options().write(true).open(&w).unwrap().set_modified(std::time::SystemTime::now()).unwrap();
-    with(&hurt, &|args| refused(1, args, &["NaN", "(0, 0)"]));
+    with(&hurt, &|args| refused(1, args, &["w.npy", "NaN", "19000", "goes on from --checkpoint"]));
 
+    fs::remove_file(&state).unwrap();
     refused(1, &["factor", UP, "--rank", "2", "--checkpoint", &state], &["--checkpoint", "single-pass"]);
     let fortran = dir.file("f.npy", &npy("<f4", "True", "(2, 3)", &[0; 24]));
     refused(
@@ -1428,28 +1458,34 @@ fn a_single_pass_goes_on_from_its_checkpoint() {
 fn statistics_go_on_from_their_checkpoint() {
     let dir = Dir::new("statistics");
     let x = dir.file("x.npy", &npy("<f2", "False", "(80000, 256)", &large()));
-    let start = fs::metadata(&x).unwrap().len() - 2 * 80_000 * 256;
-    let late = start + 2 * 256 * 79_000;
-    let good = fs::read(&x).unwrap()[late as usize..][..2].to_vec();
     let y = dir.file("y.npy", &f32_npy(500, 256, |i, j| ((i * j) as f32).sin()));
     let (state, clean, hurt) = (dir.path("state"), dir.path("clean"), dir.path("hurt"));
     let with = |out: &str, f: &dyn Fn(&[&str])| f(&["calibrate", &y, &x, "--checkpoint", &state, "--out", out]);
+    let same = || {
+        with(&hurt, &|args| assert!(succeeds(args).contains("80500")));
+        assert!(fs::read(&clean).unwrap() == fs::read(&hurt).unwrap());
+        assert!(!Path::new(&state).exists());
+    };
     with(&clean, &|args| drop(succeeds(args)));
     assert!(!Path::new(&state).exists());
-    patch(&x, late, &NAN);
-    with(&hurt, &|args| refused(1, args, &["x.npy", "NaN", "79000"]));
-    patch(&x, late, &good);
-    patch(&x, start, &NAN);
-    // Damaged, it is passed over: the NaN shows.
+    with(&hurt, &|args| stopped(args, &state));
     let whole = fs::read(&state).unwrap();
-    let mut torn = whole.clone();
-    torn.truncate(whole.len() - 9);
-    fs::write(&state, &torn).unwrap();
-    with(&hurt, &|args| refused(1, args, &["x.npy", "NaN"]));
-    fs::write(&state, &whole).unwrap();
-    with(&hurt, &|args| assert!(succeeds(args).contains("80500")));
-    assert!(fs::read(&clean).unwrap() == fs::read(&hurt).unwrap());
-    assert!(!Path::new(&state).exists());
+    same();
+    // Damaged, it is passed over.
+    fs::write(&state, &whole[..whole.len() - 9]).unwrap();
+    same();
+    // What the state says is what is gone on from: here, that both files are through and the second gave nothing.
+    let mut told = whole.clone();
+    told[16..24].copy_from_slice(&2u64.to_le_bytes());
+    let end = told.len() - 4;
+    let sum = crc32fast::hash(&told[..end]).to_le_bytes();
+    told[end..].copy_from_slice(&sum);
+    fs::write(&state, &told).unwrap();
+    with(&hurt, &|args| assert!(succeeds(args).contains("  500\n")));
+    // A file that has changed, with the time of change set back: nothing of the state is taken.
+    with(&hurt, &|args| stopped(args, &state));
+    patch(&x, fs::metadata(&x).unwrap().len() - 2 * 80_000 * 256, &NAN);
+    with(&hurt, &|args| refused(1, args, &["x.npy", "NaN", "(0, 0)"]));
 }
 
 /// What is resident stays within `--memory-limit` whatever the options, or the run is refused before memory is taken, with a limit that does.

@@ -320,6 +320,31 @@ fn a_conv_weight_in_fortran_order_keeps_its_elements() {
     assert_eq!(c.tensor().unwrap().matricize(1).unwrap().strides(), [12, 1]);
 }
 
+/// What is written to a file after it was opened shows at the end of the pass, whichever way it is cut.
+#[test]
+fn a_stream_of_a_file_that_changes_is_an_error() {
+    use tensorslim::operator::RowSource;
+    let temp = Temp(path());
+    npy::write(&temp.0, DType::F32, &[4, 3], &[0; 48]).unwrap();
+    let later = |n| {
+        let file = fs::File::options().write(true).open(&temp.0).unwrap();
+        file.set_modified(std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(n)).unwrap();
+    };
+    let changed = |read: tensorslim::Result<()>| {
+        assert!(read.unwrap_err().to_string().contains("was changed while it was read"));
+    };
+    let mut stream = Stream::open(&temp.0, None).unwrap();
+    stream.read_rows(0, &mut [0; 48]).unwrap();
+    stream.read_rows(0, &mut [0; 24]).unwrap();
+    later(1);
+    stream.read_rows(0, &mut [0; 24]).unwrap();
+    changed(stream.read_rows(2, &mut [0; 24]));
+    let mut stream = Stream::open(&temp.0, None).unwrap();
+    later(2);
+    stream.read_block(0..2, &mut [0; 32]).unwrap();
+    changed(stream.read_block(2..3, &mut [0; 16]));
+}
+
 /// More than one block, of two bytes each in the other byte order, with an axis of one and a length that no block divides; the memory is
 /// that of the array and one block.
 #[test]

@@ -15,7 +15,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -141,7 +141,8 @@ pub struct Entry {
     /// What they hold.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub facts: Option<Facts>,
-    /// The input's length and time of change, in nanoseconds since 1970; in journals.
+    /// What tells whether the input is still the same: its length, and a number made of its times of change and its place on the disk;
+    /// in journals.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub input: Option<(u64, u64)>,
     /// Wall seconds; in journals.
@@ -255,23 +256,40 @@ pub type Journaled = (Header, Vec<Entry>, usize);
 /// # Errors
 /// A first line that is no header.
 pub fn parse_journal(bytes: &[u8]) -> Checked<Journaled> {
-    let mut lines = bytes.split_inclusive(|&b| b == b'\n');
-    let whole = |line: &&[u8]| line.ends_with(b"\n") && line.len() <= MAX_LINE;
-    let first = lines.next().filter(whole).ok_or("is no journal: its first line is not whole")?;
-    let header: Header = serde_json::from_slice(first).map_err(|e| format!("is no journal: {e}"))?;
+    read_journal(bytes)
+}
+
+/// As [`parse_journal`], line by line: whatever the file, no more than [`MAX_LINE`] bytes of it are held.
+///
+/// # Errors
+/// As [`parse_journal`]; also a reader that fails.
+pub fn read_journal(mut r: impl BufRead) -> Checked<Journaled> {
+    let mut line = Vec::new();
+    if !next_line(&mut r, &mut line)? {
+        return Err("is no journal: its first line is not whole".into());
+    }
+    let header: Header = serde_json::from_slice(&line).map_err(|e| format!("is no journal: {e}"))?;
     if header.format != FORMAT {
         return Err(format!("has format {}, not {FORMAT}; use the version that wrote it", header.format));
     }
     check_shard(header.shard)?;
-    let (mut entries, mut end) = (Vec::new(), first.len());
-    for line in lines.take_while(whole) {
-        match serde_json::from_slice::<Entry>(line) {
+    let (mut entries, mut end) = (Vec::new(), line.len());
+    while next_line(&mut r, &mut line)? {
+        match serde_json::from_slice::<Entry>(&line) {
             Ok(entry) if entry.check().is_ok() => entries.push(entry),
             _ => break,
         }
         end += line.len();
     }
     Ok((header, entries, end))
+}
+
+/// The next line with its end, if there is a whole one that is not too long.
+fn next_line(r: &mut impl BufRead, line: &mut Vec<u8>) -> Checked<bool> {
+    line.clear();
+    let read = r.take(MAX_LINE as u64).read_until(b'\n', line);
+    read.map_err(|e| format!("cannot be read: {e}; try again"))?;
+    Ok(line.ends_with(b"\n"))
 }
 
 /// A journal that is being written. While it is open no other run can have it.
@@ -297,6 +315,7 @@ impl Journal {
         let mut journal = Journal { file, path: path.to_path_buf() };
         journal.lock()?;
         journal.line(header)?;
+        journal.file.sync_all().map_err(|e| unwritable(path, &e))?;
         Ok(journal)
     }
 
@@ -305,18 +324,25 @@ impl Journal {
     /// # Errors
     /// [`Error::File`] if it cannot be read or written, is of other options, or in use.
     pub fn resume(path: &Path, header: &Header) -> Result<(Self, Vec<Entry>)> {
+        // Opening a pipe would wait for its reader.
+        if !fs::metadata(path).map_err(|e| unwritable(path, &e))?.is_file() {
+            return Err(Error::file(path, "is no regular file, and no journal; give another directory"));
+        }
         let file = OpenOptions::new().append(true).read(true).open(path).map_err(|e| unwritable(path, &e))?;
         let mut journal = Journal { file, path: path.to_path_buf() };
         journal.lock()?;
-        let mut bytes = Vec::new();
-        journal.file.read_to_end(&mut bytes).map_err(|e| unwritable(path, &e))?;
-        if !bytes.contains(&b'\n') {
+        let mut start = Vec::new();
+        let text = serde_json::to_vec(header).map_err(|e| Error::file(path, e))?;
+        (&journal.file).take(text.len() as u64 + 1).read_to_end(&mut start).map_err(|e| unwritable(path, &e))?;
+        if text.starts_with(&start) || start.iter().all(|&byte| byte == 0) {
             // Killed before its first line was whole: nothing was done yet.
             journal.file.set_len(0).map_err(|e| unwritable(path, &e))?;
             journal.line(header)?;
             return Ok((journal, Vec::new()));
         }
-        let (found, entries, end) = parse_journal(&bytes).map_err(|why| Error::file(path, why))?;
+        journal.file.rewind().map_err(|e| unwritable(path, &e))?;
+        let (found, entries, end) =
+            read_journal(BufReader::new(&journal.file)).map_err(|why| Error::file(path, why))?;
         if let Some((what, before, now)) = found.difference(header) {
             let why =
                 format!("{what} was {before} and is {now} now; resume with what it was, or give another directory");

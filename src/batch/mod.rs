@@ -200,7 +200,8 @@ impl<'a> Batch<'a> {
     }
 
     /// Factors all items. `load(index, fit, with)` hands tensor `index` to `with`, which factors it before it returns; `sink` takes the
-    /// result. An error, or a panic, of either ends that tensor alone. Both run on several threads at once.
+    /// result. An error, or a panic, of either ends that tensor alone, and so does a tensor of another shape than the item's. A panic of the
+    /// observer ends nothing. All run on several threads at once.
     pub fn factor<T: Scalar>(
         &self,
         items: &[Item],
@@ -273,6 +274,7 @@ impl<'a> Batch<'a> {
         let work = || -> Result<Factors<T>> {
             let mut factors = None;
             load(index, fit, &mut |input| {
+                check_shape(item, &input)?;
                 factors = Some(match input {
                     Input::Tensor(tensor) => item.svd.factor_watched_with::<T>(tensor, &watch, workspace)?,
                     Input::Rows(source) => limited().factor_rows::<T>(source, &watch)?,
@@ -343,6 +345,19 @@ impl<'a> Batch<'a> {
             }
         });
     }
+}
+
+/// Refuses another tensor than the item says: plan, cost and limit are of its shape.
+fn check_shape(item: &Item, input: &Input<'_>) -> Result<()> {
+    let (m, n) = item.shape;
+    let got = match input {
+        Input::Tensor(tensor) => tensor.shape().to_vec(),
+        Input::Rows(source) | Input::Resumable(source, _) => vec![source.shape().0, source.shape().1],
+    };
+    if got == [m, n] {
+        return Ok(());
+    }
+    Err(Error::shape("Batch::factor", format_args!("the {m} × {n} of item {:?}", item.name), format_args!("{got:?}")))
 }
 
 /// What the planner says of an item.

@@ -10,6 +10,7 @@
 //! replaces the model for all of them. Large tensors go first, so the model soon speaks for the small ones only.
 
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -176,7 +177,6 @@ impl<'a> Tracker<'a> {
     }
 
     fn tell(&self, index: usize, stage: Stage, change: impl FnOnce(&mut State)) {
-        // A panic under this lock is a bug in an observer; the numbers are still whole.
         let mut state = self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let before = self.share(index, state.tensors[index]);
         change(&mut state);
@@ -206,7 +206,8 @@ impl<'a> Tracker<'a> {
             elapsed: self.start.elapsed(),
             eta: (state.done > 0).then(|| Duration::from_secs_f64(remaining)),
         };
-        self.observer.progress(&progress);
+        // Whoever watches ends nothing; the hook for panics has said what happened.
+        let _ = catch_unwind(AssertUnwindSafe(|| self.observer.progress(&progress)));
     }
 }
 

@@ -14,7 +14,7 @@
 //! reading runs one tile ahead on a thread of its own, and threads that multiply go from tile to tile without waiting (`flow.rs`). Sums go in tile order, so the bits depend on the tile size and on
 //! nothing else: not on threads, not on the speed of the disk.
 //!
-//! A pass is the expensive thing. The input check (finite? `max |a|`, `‖A‖_F²`) therefore rides on the first product, while the tile is in
+//! A pass is the expensive thing. The input check (finite? `max |a|`, `‖A‖_F²`) therefore rides on each product, while the tile is in
 //! cache; only when `max |a|` turns out to be outside of what squares in `T` can hold is that pass repeated with a scale.
 //! [`Tiled::check`] takes a pass for the check alone, for those that must know the norm first.
 //!
@@ -299,7 +299,7 @@ impl<'s, T: Scalar> Tiled<'s, T> {
         loop {
             let total = pass(self)?;
             self.passes += 1;
-            if self.norm_squared.is_none() {
+            let Some(before) = self.norm_squared else {
                 let known = self.scale.is_some();
                 self.largest = self.largest.max(total.largest); // NaN at first, which `max` passes over
                 let scale = *self.scale.get_or_insert_with(|| scale_for::<T>(total.largest));
@@ -307,6 +307,18 @@ impl<'s, T: Scalar> Tiled<'s, T> {
                     continue;
                 }
                 self.norm_squared = Some(total.norm_squared);
+                return Ok(());
+            };
+            // Tiles of another cut add the same squares in another order.
+            let is_same = (total.norm_squared - before).abs() <= SAME * before && total.largest == self.largest;
+            if !is_same {
+                let what = "the same elements in every pass";
+                let norms = format!("{:e} and then {:e}", before.sqrt(), total.norm_squared.sqrt());
+                return Err(Error::shape(
+                    "RowSource",
+                    what,
+                    format_args!("others, of norm {norms}; read it when it is complete"),
+                ));
             }
             return Ok(());
         }
@@ -326,7 +338,7 @@ impl<'s, T: Scalar> Tiled<'s, T> {
         let tile = self.tile_lines();
         let Tiled { source, layout, buffers, words, converted, watch, .. } = self;
         let (Layout { lines, width, dtype, .. }, line_bytes) = (*layout, layout.line_bytes());
-        let (scale, known, par) = (self.scale, self.norm_squared.is_some(), self.context.par());
+        let (scale, par) = (self.scale, self.context.par());
         let column_major = source.is_column_major();
         let scans = Mutex::new(vec![Scan::default(); lines.div_ceil(tile)]);
 
@@ -337,18 +349,12 @@ impl<'s, T: Scalar> Tiled<'s, T> {
                 let part = |slot: &mut P, part: usize, Read { first, count, buffer }: &Read| {
                     let bytes = &bytemuck::cast_slice(buffer)[..count * line_bytes];
                     let view = TensorRef::from_bytes(dtype, &[*count, width], bytes)?.view()?;
-                    let mut seen = Scan::default();
-                    if !known {
-                        let share = part * count / slots.len()..(part + 1) * count / slots.len();
-                        let share = view.subrows(share.start, share.len());
-                        seen = match scale {
-                            // The first in the tile is named, whichever part has seen one.
-                            None | Some(1.0) => scan(share, Par::Seq)
-                                .or_else(|_| scan(view, Par::Seq))
-                                .map_err(|e| place(e, Cut::Lines, *first, column_major))?,
-                            Some(s) => Scan { largest: 0.0, norm_squared: scaled_norm_squared(share, s, Par::Seq) },
-                        };
-                    }
+                    let share = part * count / slots.len()..(part + 1) * count / slots.len();
+                    let share = view.subrows(share.start, share.len());
+                    // The first in the tile is named, whichever part has seen one.
+                    let seen = look(share, scale, Par::Seq)
+                        .or_else(|_| look(view, scale, Par::Seq))
+                        .map_err(|e| place(e, Cut::Lines, *first, column_major))?;
                     Ok((seen, work(slot, *first, view, scale.unwrap_or(1.0), scratch)))
                 };
                 flow.run(part, &|index, read, results| {
@@ -378,7 +384,7 @@ impl<'s, T: Scalar> Tiled<'s, T> {
     ) -> Result<Scan> {
         let Tiled { source, layout, buffers, words, converted, watch, .. } = self;
         let Layout { lines, width, dtype, .. } = *layout;
-        let (scale, known, par) = (self.scale, self.norm_squared.is_some(), self.context.par());
+        let (scale, par) = (self.scale, self.context.par());
         // Bytes of one step of a tile, how many steps there are, and how many a tile has.
         let (step_bytes, steps) = match cut {
             Cut::Lines => (layout.line_bytes(), lines),
@@ -397,13 +403,7 @@ impl<'s, T: Scalar> Tiled<'s, T> {
                 Cut::Across => [lines, count],
             };
             let view = TensorRef::from_bytes(dtype, &shape, bytes)?.view()?;
-            if !known {
-                let part = match scale {
-                    None | Some(1.0) => scan(view, par).map_err(|e| place(e, cut, first, column_major))?,
-                    Some(s) => Scan { largest: 0.0, norm_squared: scaled_norm_squared(view, s, par) },
-                };
-                total = total.merge(part);
-            }
+            total = total.merge(look(view, scale, par).map_err(|e| place(e, cut, first, column_major))?);
             f(first, view, scale.unwrap_or(1.0), converted, par)?;
             watch.read(bytes.len() as u64);
             Ok(())
@@ -593,6 +593,18 @@ pub fn stream(
     };
     read_ahead(source, Cut::Lines, (from.min(m)..m, tile), line, &mut buffers, &mut |tiles| {
         tiles.in_order(line, &mut rows)
+    })
+}
+
+/// How far sums of the same squares in another order may be apart, relative: many times the rounding of f64.
+const SAME: f64 = 1e-9;
+
+/// What is seen of a part in every pass: all elements are finite, the largest of them, and their squares with the scale.
+fn look(view: MatView<'_>, scale: Option<f64>, par: Par) -> Result<Scan> {
+    let seen = scan(view, par)?;
+    Ok(match scale {
+        None | Some(1.0) => seen,
+        Some(s) => Scan { norm_squared: scaled_norm_squared(view, s, par), ..seen },
     })
 }
 

@@ -66,6 +66,7 @@ fn a_failure_is_kept_to_its_tensor() {
             3 => Err(Error::NoConvergence { op: "a loader" }),
             4 => panic!("a loader that panics"),
             5 => Ok(()), // hands out nothing
+            8 => with(Input::Tensor(weight(30, 40, 8).as_tensor()?)),
             _ => with(Input::Tensor(weights[i].as_tensor()?)),
         },
         |finished| {
@@ -75,14 +76,14 @@ fn a_failure_is_kept_to_its_tensor() {
                 6 => Err(Error::NoConvergence { op: "a sink" }),
                 7 => panic!("a sink that panics"),
                 i => {
-                    assert_eq!(ok, ![1, 2, 3, 4, 5].contains(&i));
+                    assert_eq!(ok, ![1, 2, 3, 4, 5, 8].contains(&i));
                     Ok(())
                 }
             }
         },
     );
     assert_eq!(sunk.into_inner(), 10);
-    assert_eq!((summary.done(), summary.failed()), (3, 7));
+    assert_eq!((summary.done(), summary.failed()), (2, 8));
     let why = |i: usize| summary.outcomes[i].clone().unwrap_err();
     assert!(matches!(why(1), Error::NotFinite { row: 2, col: 17, .. }));
     assert_eq!(why(2), Error::Rank { rank: 31, max: 30 });
@@ -91,6 +92,25 @@ fn a_failure_is_kept_to_its_tensor() {
     assert!(matches!(why(5), Error::Shape { .. }));
     assert_eq!(why(6), Error::NoConvergence { op: "a sink" });
     assert_eq!(why(7), Error::Internal { what: "a sink that panics".into() });
+    assert!(why(8).to_string().contains("the 40 × 30 of item"), "{}", why(8));
+}
+
+/// Whoever watches ends nothing.
+#[test]
+fn an_observer_that_panics_is_passed_over() {
+    struct Clumsy;
+    impl Observer for Clumsy {
+        fn progress(&self, _: &Progress<'_>) {
+            panic!("an observer that panics");
+        }
+    }
+    let weights: Vec<Matrix<f32>> = (0..3).map(|i| weight(40, 30, i)).collect();
+    let summary = Batch::new().observer(&Clumsy).factor::<f32>(
+        &items(&weights, &TruncatedSvd::new(Rank::Fixed(7))),
+        |i, _, with| with(Input::Tensor(weights[i].as_tensor()?)),
+        |finished| finished.result.map(drop),
+    );
+    assert_eq!(summary.done(), 3);
 }
 
 /// Bytes of the tensors in flight, as the scheduler counts them, never pass the limit; what does not fit whole comes in tiles, alone.
@@ -686,10 +706,12 @@ mod cli {
             .for_each(|e| e.verify(&dir.path("out/deep")).unwrap());
         let dirs = fs::read_dir(dir.path("out/deep")).unwrap().filter(|e| e.as_ref().unwrap().path().is_dir()).count();
         assert_eq!(dirs, 10);
-        // Two files of one name are told apart before anything is written.
+        // Two files of one name fail alone, and nothing is written in their place.
         let mut command = dir.batch("no", &["--rank", "2"]);
         let err = fails(command.arg(dir.path("in/sub/dir/w.npy")).arg(dir.path("in/sub/dir")));
-        assert!(err[0].contains("would both be written as \"w\""), "{err:?}");
+        assert!(err.iter().any(|line| line.contains("would both be written as \"w\"")), "{err:?}");
+        assert!(dir.path("no/..npy").is_dir() || dir.path("no/%2E.npy").is_dir());
+        assert!(!dir.path("no/w").exists());
     }
 
     /// No room: what fits is done, the rest is named, and going on elsewhere completes. The limit on the size of files stands for a

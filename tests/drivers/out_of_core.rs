@@ -499,6 +499,41 @@ fn a_failed_pass_leaves_the_operator_usable() {
     assert_eq!(widen(y.as_ref()), widen(a.as_ref()));
 }
 
+/// A source that gives other elements in a later pass, finite or not, ends with an error and not with factors of a mixture.
+#[test]
+fn a_source_that_changes_between_passes_is_refused() {
+    struct Changing<'a>(TensorRef<'a>, usize, f32);
+    impl RowSource for Changing<'_> {
+        fn shape(&self) -> (usize, usize) {
+            RowSource::shape(&self.0)
+        }
+        fn dtype(&self) -> DType {
+            self.0.dtype()
+        }
+        fn read_rows(&mut self, first: usize, dst: &mut [u8]) -> tensorslim::Result<()> {
+            self.1 += usize::from(first == 0);
+            self.0.read_rows(first, dst)?;
+            if self.1 >= 2 && first == 0 {
+                dst[..4].copy_from_slice(&self.2.to_ne_bytes());
+            }
+            Ok(())
+        }
+    }
+    let a = matrix(400, 60, 0.9, 4);
+    for method in [Method::Gram, Method::Randomized, Method::Krylov] {
+        let svd = TruncatedSvd::new(Rank::Fixed(8)).method(method);
+        let factored = |value| {
+            let mut source = Changing(a.as_tensor().unwrap(), 0, value);
+            svd.factor_rows::<f32>(&mut source, &Watch::default())
+        };
+        assert!(factored(a.as_slice()[0]).is_ok());
+        let nan = factored(f32::NAN).unwrap_err();
+        assert!(matches!(nan, Error::NotFinite { row: 0, col: 0, .. }), "{method}: {nan}");
+        let other = factored(7.0).unwrap_err();
+        assert!(other.to_string().contains("the same elements in every pass"), "{method}: {other}");
+    }
+}
+
 #[test]
 fn bytes_of_a_tile_are_those_of_its_buffers() {
     let a = Matrix::<f16>::zeros(1000, 300);

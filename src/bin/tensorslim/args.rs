@@ -129,6 +129,10 @@ pub(crate) struct FactorArgs {
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
 
+    /// Replace files of these names that this program has not written
+    #[arg(long)]
+    pub(crate) overwrite: bool,
+
     /// What is written: u.npy, s.npy and vt.npy; the two layers up.npy and down.npy; or rows.npy (rows of the product),
     /// coefficients.npy and pivots.npy
     #[arg(long, value_enum, requires = "out", default_value = "svd")]
@@ -179,6 +183,10 @@ pub(crate) struct CalibrateArgs {
     /// Write the statistics here
     #[arg(long, value_name = "STATS")]
     pub(crate) out: PathBuf,
+
+    /// Replace a file of this name that holds no statistics
+    #[arg(long)]
+    pub(crate) overwrite: bool,
 
     /// Keep what is gathered here while it runs, and go on from it if it is there
     #[arg(long, value_name = "FILE")]
@@ -312,6 +320,11 @@ pub(crate) struct BatchArgs {
     #[arg(long)]
     pub(crate) resume: bool,
 
+    /// Start anew where another batch was, and replace what has the names of results; directories that hold anything else are refused
+    /// in any case
+    #[arg(long, conflicts_with = "resume")]
+    pub(crate) overwrite: bool,
+
     /// How to show how far it is; auto is a bar on a terminal and plain lines elsewhere
     #[arg(long, default_value = "auto", value_name = "HOW")]
     pub(crate) progress: ShowProgress,
@@ -344,6 +357,10 @@ pub(crate) struct MergeArgs {
     /// Do not read the results again to compare their checksums
     #[arg(long)]
     pub(crate) no_verify: bool,
+
+    /// Replace files of these names that are of another batch, or not of this program
+    #[arg(long)]
+    pub(crate) overwrite: bool,
 }
 
 #[derive(Args)]
@@ -355,6 +372,10 @@ pub(crate) struct BenchArgs {
     /// Write index.html, results.csv and results.json here; the directory is created
     #[arg(long, value_name = "DIR")]
     pub(crate) out: PathBuf,
+
+    /// Replace files of these names that this program has not written
+    #[arg(long)]
+    pub(crate) overwrite: bool,
 
     /// Fewer shapes, seeds and rounds: a minute or two
     #[arg(long)]

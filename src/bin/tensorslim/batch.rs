@@ -32,11 +32,13 @@ use tensorslim::svd::ErrorKind;
 use tensorslim::{DType, Error, Factors, Rank, Scalar, npy, rank_saves_memory};
 
 use crate::args::{BatchArgs, shard};
+use crate::guard::{self, Identity};
 use crate::inputs::{self, Found, Kind, Weight};
 use crate::memory::Limit;
 use crate::progress::Show;
-use crate::report::{NO_SMALLER, bytes, table};
-use crate::results::{Places, Results};
+use crate::report::{NO_SMALLER, bytes, plain, table};
+use crate::results::{Places, Results, discard_spectra};
+use crate::writer::{self, Staged};
 use crate::{Failure, complain, emit};
 
 /// From a signal to the end, at most: under the two seconds that a job manager may give.
@@ -83,7 +85,7 @@ impl<'a> Task<'a> {
                 task.note = Some(format!("rank {k} was asked for, and {m} × {n} has no more than {all}"));
             }
             Some(Rank::Ratio(r)) if r > 0.0 && rank_for_ratio(m, n, r) == 0 => {
-                let why = format!("too small: factors of {m} × {n} cannot be {r} times smaller than it is");
+                let why = format!("too small: factors of {m} × {n} cannot be {} times smaller than it is", plain(r));
                 return Err((Status::Kept, why));
             }
             _ => {}
@@ -94,7 +96,7 @@ impl<'a> Task<'a> {
 
 fn batch<T: Scalar>(args: &BatchArgs) -> Result<(), Failure> {
     let start = Instant::now();
-    let config = config(args)?;
+    let (config, config_sum) = config(args)?;
     let given = given(args);
     let parts = match args.shard {
         Some(parts) => parts,
@@ -108,14 +110,18 @@ fn batch<T: Scalar>(args: &BatchArgs) -> Result<(), Failure> {
     if weights.is_empty() {
         return Err(Failure("no .npy files in what was given".into()));
     }
-    let header = header::<T>(args, &given, &weights, parts)?;
+    let header = header::<T>(args, &given, &weights, (config_sum, parts));
     let shared = args.budget.is_some();
     let every: Vec<_> = weights.iter().map(|weight| Task::new(weight, &config, &given, shared)).collect();
     let costs: Vec<f64> = every.iter().map(|task| task.as_ref().map_or(0.0, cost::<T>)).collect();
     let mine = schedule::shard(&costs, parts[0] - 1, parts[1]);
     let names: Vec<String> = mine.iter().map(|&i| weights[i].name.clone()).collect();
 
-    let results = Results::open(&args.out, header, args.resume)?;
+    let inputs = weights.iter().map(|weight| weight.path.as_path()).chain(args.config.as_deref());
+    let inputs: HashSet<Identity> = inputs.filter_map(guard::identity).collect();
+    // Only what may be done needs a place.
+    let placed: Vec<String> = mine.iter().filter(|&&i| every[i].is_ok()).map(|&i| weights[i].name.clone()).collect();
+    let results = Results::open(&args.out, header, (args.resume, args.overwrite), (&placed, &inputs))?;
     let places = results.places();
     let results = Arc::new(Mutex::new(results));
     let cancel = Cancel::new();
@@ -156,8 +162,8 @@ fn batch<T: Scalar>(args: &BatchArgs) -> Result<(), Failure> {
     let manifest = lock(&results).finish(&names)?;
     let stopped = cancel.is_cancelled() && !manifest.complete;
     if manifest.complete && shared && parts[1] == 1 {
-        // Left behind, they would only take space. Those of shards go with `merge`.
-        let _ = fs::remove_dir_all(places.spectra());
+        // Those of shards go with `merge`.
+        discard_spectra(&args.out);
     }
     let summary = Summary::new(&manifest.tensors, names.len(), skipped, left_out, start.elapsed());
     emit(&if args.json || matches!(show, Show::Json(_)) { summary.json()? } else { summary.table(args) })?;
@@ -185,16 +191,18 @@ fn lock(results: &Mutex<Results>) -> MutexGuard<'_, Results> {
     results.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn config(args: &BatchArgs) -> Result<Config, Failure> {
-    let config = match &args.config {
-        None => Config::default(),
+/// The patterns, and the checksum of the file that has them. The file is read once: it may be a pipe.
+fn config(args: &BatchArgs) -> Result<(Config, Option<u32>), Failure> {
+    let (config, sum) = match &args.config {
+        None => (Config::default(), None),
         Some(path) => {
             let at = |why: &dyn std::fmt::Display| Failure(format!("{}: {why}", path.display()));
             let text = fs::read_to_string(path).map_err(|e| at(&format_args!("cannot be read: {e}")))?;
-            Config::parse(&text).map_err(|why| at(&why))?
+            let config = Config::parse(&text).map_err(|why| at(&why))?;
+            (config, Some(crc32fast::hash(text.as_bytes())))
         }
     };
-    config.with_patterns(&args.only, &args.keep).map_err(Failure)
+    Ok((config.with_patterns(&args.only, &args.keep).map_err(Failure)?, sum))
 }
 
 /// The options of the command line.
@@ -218,15 +226,9 @@ fn header<T: Scalar>(
     args: &BatchArgs,
     given: &Options,
     weights: &[Weight],
-    parts: [usize; 2],
-) -> Result<Header, Failure> {
-    let text = match &args.config {
-        None => Value::Null,
-        Some(path) => {
-            let bytes = fs::read(path).map_err(|e| Failure(format!("{}: cannot be read: {e}", path.display())))?;
-            json!(format!("{:08x}", crc32fast::hash(&bytes)))
-        }
-    };
+    (config_sum, parts): (Option<u32>, [usize; 2]),
+) -> Header {
+    let text = config_sum.map_or(Value::Null, |sum| json!(format!("{sum:08x}")));
     let mut options: BTreeMap<String, Value> = BTreeMap::from([
         ("config".to_string(), text),
         ("only".to_string(), json!(args.only)),
@@ -242,7 +244,7 @@ fn header<T: Scalar>(
         options.extend(given);
     }
     let version = env!("CARGO_PKG_VERSION").to_string();
-    Ok(Header { format: FORMAT, version, options, inputs: inputs::digest(weights), shard: parts })
+    Header { format: FORMAT, version, options, inputs: inputs::digest(weights), shard: parts }
 }
 
 /// The part of a Slurm array that this is, `None` outside of one.
@@ -369,7 +371,8 @@ fn allocated<'a, T: Scalar>(
     let limit = (before as f64 / ratio) as u64;
     let shares = allocate(&layers, Budget::parameters(limit)).map_err(|e| match e {
         Error::Option { name: "budget", .. } => Failure(format!(
-            "--budget {ratio} leaves {limit} numbers for all weights, and at their least ranks they take more; give less"
+            "--budget {} leaves {limit} numbers for all weights, and at their least ranks they take more; give less",
+            plain(ratio)
         )),
         e => e.into(),
     });
@@ -449,10 +452,11 @@ fn factor<T: Scalar>(
             Some((dir, file)) => {
                 let r = f.report();
                 let numbers: Vec<f64> = std::iter::once(r.norm * r.norm).chain(r.spectrum.iter().copied()).collect();
-                let (path, whole) = (dir.join(file(task)), dir.join(format!("{}.part", file(task))));
-                npy::write(&whole, DType::F64, &[numbers.len()], bytemuck::cast_slice(&numbers))?;
-                fs::rename(&whole, &path).map_err(|e| Error::file(&path, format_args!("cannot be written: {e}")))?;
-                Ok(None)
+                let shape = [numbers.len()];
+                let staged = Staged::through(Some(places.stage()), &dir.join(file(task)), |w| {
+                    npy::write_elements_to(w, DType::F64, &shape, &numbers)
+                })?;
+                writer::publish(vec![staged]).map(|()| None)
             }
         });
         let mut results = lock(results);
@@ -466,8 +470,7 @@ fn factor<T: Scalar>(
                 results.record(entry(task.weight, Status::Failed, Some(Failure::from(e.clone()).0)))?;
                 if let Some((dir, file)) = spectra {
                     let path = dir.join(failed(&file(task)));
-                    fs::write(&path, e.to_string())
-                        .map_err(|e| Error::file(&path, format_args!("cannot be written: {e}")))?;
+                    writer::put_through(Some(places.stage()), &path, &[e.to_string().as_bytes()])?;
                 }
                 Err(e)
             }
@@ -554,7 +557,7 @@ impl Summary {
     fn new(entries: &[Entry], weights: usize, skipped: usize, left_out: Vec<String>, elapsed: Duration) -> Self {
         let count = |status| entries.iter().filter(|e| e.status == status).count();
         let facts: Vec<&Facts> = entries.iter().filter_map(|e| e.facts.as_ref()).collect();
-        let sum = |i: usize| facts.iter().map(|f| f.params[i]).sum::<usize>();
+        let sum = |i: usize| facts.iter().map(|f| f.params[i]).fold(0, usize::saturating_add);
         let why = |e: &Entry| (e.name.clone(), e.why.clone().unwrap_or_default());
         Summary {
             weights,

@@ -12,9 +12,9 @@ use tensorslim::{Calibration, CalibrationOptions, Error};
 use crate::args::CalibrateArgs;
 use crate::memory::{self, Gathering, Limit};
 use crate::report::{bytes, table};
-use crate::results::replace_whole;
 use crate::samples::{Samples, Source};
-use crate::{Failure, about, emit, inputs, output};
+use crate::state::StateFile;
+use crate::{Failure, about, emit, guard, inputs, writer};
 
 /// Parts of the samples that `--blend auto` keeps aside, one after the other.
 pub(crate) const FOLDS: usize = 4;
@@ -55,15 +55,19 @@ fn calibrate(args: &CalibrateArgs) -> Result<(), Failure> {
         accumulation: if args.fast { Accumulation::F32 } else { Accumulation::F64 },
         non_finite: if args.skip_non_finite { NonFinite::Skip } else { NonFinite::Refuse },
     };
-    let keep = args.checkpoint.as_deref().map(|path| Keep::new(path, &args.inputs, options));
+    let outputs: Vec<PathBuf> = args.checkpoint.iter().chain([&args.out]).cloned().collect();
+    guard::apart(&outputs, &args.inputs.iter().map(PathBuf::as_path).collect::<Vec<_>>())?;
+    let is_ours = |start: &[u8]| start.starts_with(&Calibration::MAGIC);
+    guard::replaceable(&args.out, "statistics of this program", is_ours, args.overwrite)?;
+    let keep = args.checkpoint.as_deref().map(|path| Keep::new(args, path, options)).transpose()?;
     let sources = args.inputs.iter().map(|path| Source::open(path, args.bf16)).collect::<Result<Vec<_>, _>>()?;
     let limit = Limit::none();
     let beside = Gathering::new(&sources, 1, 0)?.work;
     let total = gather(&sources, options, &Room { limit: &limit, beside }, keep.as_ref())?;
     let contents = total.to_bytes();
-    output::replace_bytes(&args.out, &contents)?;
-    if let Some(keep) = keep {
-        keep.remove();
+    writer::put(&args.out, &[&contents])?;
+    if let Some(Keep(state)) = keep {
+        state.remove();
     }
     let options = total.options();
     let report = Report {
@@ -111,25 +115,21 @@ struct State {
 }
 
 /// Where that is kept.
-struct Keep {
-    path: PathBuf,
-    /// Of the inputs as they are now, and the options.
-    crc32: u32,
-}
+struct Keep(StateFile);
 
 impl Keep {
-    const MAGIC: [u8; 8] = *b"TSLIMCKP";
-
-    fn new(path: &Path, inputs: &[PathBuf], options: CalibrationOptions) -> Self {
-        let stamps: Vec<_> = inputs.iter().map(|path| (path, inputs::stamp(path))).collect();
-        let text = format!("{} {options:?} {stamps:?}", env!("CARGO_PKG_VERSION"));
-        Keep { path: path.to_path_buf(), crc32: crc32fast::hash(text.as_bytes()) }
+    /// Of the inputs as they are now, and the options.
+    fn new(args: &CalibrateArgs, path: &Path, options: CalibrationOptions) -> Result<Self, Failure> {
+        let stamps =
+            args.inputs.iter().map(|path| Ok((path, inputs::stamp(path)?))).collect::<Result<Vec<_>, Error>>()?;
+        let of = format!("statistics {} {options:?} {stamps:?}", env!("CARGO_PKG_VERSION"));
+        StateFile::named(path, &of, args.overwrite).map(Keep)
     }
 
-    /// What was saved, if it is of these inputs and options and whole: every part of it has a checksum.
+    /// What was saved, if it is of these inputs and options and whole.
     fn load(&self) -> Option<State> {
-        let bytes = std::fs::read(&self.path).ok()?;
-        let mut rest = bytes.strip_prefix(&Keep::MAGIC)?.strip_prefix(&self.crc32.to_le_bytes())?;
+        let bytes = self.0.read()?;
+        let mut rest = &bytes[..];
         let mut number = || {
             let (head, tail) = rest.split_first_chunk::<8>()?;
             rest = tail;
@@ -149,16 +149,11 @@ impl Keep {
         let bytes = |c: &Option<Calibration>| c.as_ref().map_or(Vec::new(), Calibration::to_bytes);
         let (total, part) = (bytes(&state.total), bytes(&state.part));
         let numbers = [state.files, state.rows, total.len()].map(|x| (x as u64).to_le_bytes()).concat();
-        replace_whole(&self.path, &[&Keep::MAGIC, &self.crc32.to_le_bytes(), &numbers, &total, &part])?;
+        self.0.write(&[&numbers, &total, &part]);
         if !part.is_empty() {
             state.part = Some(Calibration::from_bytes(&part)?);
         }
         Ok(())
-    }
-
-    fn remove(&self) {
-        // Of a short run none was saved.
-        let _ = std::fs::remove_file(&self.path);
     }
 }
 

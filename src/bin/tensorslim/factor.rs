@@ -11,7 +11,7 @@ use tensorslim::calibration::NonFinite;
 use tensorslim::npy::{Array, Stream};
 use tensorslim::operator::{Cancel, Watch};
 use tensorslim::quality::Comparison;
-use tensorslim::svd::{Checkpoint, ErrorKind};
+use tensorslim::svd::ErrorKind;
 use tensorslim::{
     Calibration, CalibrationOptions, DType, Error, Factors, Method, Rank, Scalar, TensorRef, TruncatedSvd,
     rank_saves_memory,
@@ -21,9 +21,9 @@ use crate::args::{Blend, FactorArgs, Form};
 use crate::calibrate::Room;
 use crate::memory::{self, Gathering, Limit};
 use crate::report::{Calibrated, Evaluated, NO_SMALLER, Report, Written, peak_rss};
-use crate::results::Stamped;
 use crate::samples::{Samples, Source};
-use crate::{Failure, about, calibrate, emit, inputs, output};
+use crate::state::StateFile;
+use crate::{Failure, about, calibrate, emit, guard, inputs, output};
 
 pub(crate) fn run(args: &FactorArgs) -> Result<(), Failure> {
     let work = || match args.precision {
@@ -64,6 +64,14 @@ fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
     if args.checkpoint.is_some() {
         check_checkpoint(args)?;
     }
+    check_outputs(args)?;
+    // From before the first look at the file.
+    let stamp = inputs::stamp(path);
+    let checkpoint = |file: &Path| {
+        let (bytes, changed) = stamp.clone()?;
+        let of = format!("single pass {} {bytes} {changed}", env!("CARGO_PKG_VERSION"));
+        StateFile::named(file, &of, args.overwrite)
+    };
     let header = inputs::Header::read(path, args.bf16)?;
     let (tensor_shape, shape, dtype_in) = (header.dims().to_vec(), <[usize; 2]>::from(header.matrix()), header.dtype);
     if tensor_shape.len() < 2 {
@@ -125,7 +133,7 @@ fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
         }
     }
 
-    let checkpoint = args.checkpoint.as_deref().map(|file| Stamped::new(file, path));
+    let checkpoint = args.checkpoint.as_deref().map(checkpoint).transpose()?;
     let mut factors = weight.factor::<T>(path, &svd, limit.restated(beside), checkpoint.as_ref())?;
     let mut elapsed = vec![factors.report().elapsed];
     for _ in 1..args.repeat {
@@ -187,6 +195,10 @@ fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
         ErrorKind::Exact => None,
         ErrorKind::Estimate { std_dev, .. } => Some(std_dev),
     };
+    let factors_out = args.out.as_deref().map(|dir| {
+        output::Written::new(dir, (args.form, dtype), &factors, pivoted.as_ref()).map(|written| (dir, written))
+    });
+    let factors_out = factors_out.transpose()?;
     let report = Report {
         version: env!("CARGO_PKG_VERSION"),
         file: path.display().to_string(),
@@ -226,10 +238,11 @@ fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
             relative_error: a.relative_error,
             cosine: a.cosine(),
         }),
-        written: args.out.as_deref().map(|dir| Written {
+        written: factors_out.as_ref().map(|(dir, written)| Written {
             dir: dir.display().to_string(),
             dtype: dtype.to_string(),
             files: output::names(args.form),
+            sums: written.sums(),
         }),
         notes,
         plan,
@@ -237,13 +250,8 @@ fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
     let json = |text: serde_json::Result<String>| {
         text.map(|t| t + "\n").map_err(|e| Failure(format!("the report does not serialize: {e}")))
     };
-    if let Some(dir) = &args.out {
-        let text = json(serde_json::to_string_pretty(&report))?;
-        match (args.form, &pivoted) {
-            (Form::Pivot, Some(pivoted)) => output::write_pivot(dir, dtype, pivoted, &text)?,
-            (Form::Split, _) => output::write_split(dir, dtype, &factors, &text)?,
-            _ => output::write(dir, dtype, &factors, &text)?,
-        }
+    if let Some((dir, written)) = factors_out {
+        written.publish(dir, &json(serde_json::to_string_pretty(&report))?)?;
     }
     if let Some(checkpoint) = checkpoint {
         checkpoint.remove();
@@ -269,6 +277,16 @@ fn check_options(args: &FactorArgs) -> Result<(), Failure> {
         )),
         _ => Ok(()),
     }
+}
+
+/// Refuses outputs that would take the place of an input, of each other, or of what this program has not written.
+fn check_outputs(args: &FactorArgs) -> Result<(), Failure> {
+    let mut outputs: Vec<PathBuf> = args.checkpoint.iter().cloned().collect();
+    outputs.extend(args.out.iter().flat_map(|dir| output::taken(dir, args.form)));
+    let mut inputs: Vec<&Path> = vec![&args.weight];
+    inputs.extend(args.calibration.iter().chain(&args.evaluate).map(PathBuf::as_path));
+    guard::apart(&outputs, &inputs)?;
+    args.out.as_ref().map_or(Ok(()), |dir| output::check_dir(dir, args.form, args.overwrite))
 }
 
 /// A single pass has a state to keep, and a file by columns no rows to feed it.
@@ -480,7 +498,7 @@ impl Weight {
         path: &Path,
         svd: &TruncatedSvd,
         limit: impl Fn(Error) -> Error,
-        checkpoint: Option<&Stamped>,
+        checkpoint: Option<&StateFile>,
     ) -> Result<Factors<T>, Failure> {
         match self {
             Weight::Whole(file) => {
@@ -494,7 +512,7 @@ impl Weight {
                 let cancel = Cancel::new();
                 stop_on_signals(&cancel)?;
                 let factors = svd.factor_rows_resumable(stream, &Watch::new(cancel), checkpoint);
-                factors.map_err(limit).map_err(about(path)).map_err(|Failure(line)| match checkpoint.load() {
+                factors.map_err(limit).map_err(about(path)).map_err(|Failure(line)| match checkpoint.read() {
                     Some(_) => Failure(format!("{line}; the same command goes on from --checkpoint")),
                     None => Failure(line),
                 })

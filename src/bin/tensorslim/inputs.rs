@@ -5,8 +5,8 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
-use std::time::UNIX_EPOCH;
 
 use tensorslim::batch::manifest::{Inputs, directory, tensor_name};
 use tensorslim::npy::{Array, Description, Elements, Stream};
@@ -53,18 +53,34 @@ pub(crate) fn collect(
     asked: impl Fn(&str) -> bool,
 ) -> Result<Found, Failure> {
     let mut found: BTreeMap<String, Weight> = BTreeMap::new();
-    let mut directories: BTreeMap<String, PathBuf> = BTreeMap::new();
+    let mut directories: BTreeMap<String, (String, PathBuf)> = BTreeMap::new();
     let mut left_out = Vec::new();
     let out = fs::canonicalize(out).ok();
     let is_out = |dir: &Path| out.is_some() && fs::canonicalize(dir).ok() == out;
-    let mut add = |name: String, path: PathBuf, kind: Option<Kind>| {
-        if let Some(other) = directories.insert(directory(&name), path.clone()) {
-            let (a, b) = (other.display(), path.display());
-            return Err(Failure(format!("{a} and {b} would both be written as {name:?}; give their common directory")));
+    let mut add = |name: String, path: PathBuf, kind: Option<Kind>| -> Result<(), Failure> {
+        let place = directory(&name);
+        if let Some((of, other)) = directories.get(&place).cloned() {
+            let path = path.display();
+            let why = format!("and {path} would both be written as {name:?}, so none is; give their common directory");
+            for name in [name, of].into_iter().filter(|name| asked(name)) {
+                let kind = Kind::Bad(Error::file(&other, &why));
+                found.insert(name.clone(), Weight { name, path: other.clone(), stamp: (0, 0), kind });
+            }
+            return Ok(());
         }
-        let (stamp, kind) = match asked(&name) {
-            true => (stamp(&path), kind.unwrap_or_else(|| judge(&path, bf16))),
-            false => ((0, 0), Kind::Kept("not asked for".into())),
+        directories.insert(place, (name.clone(), path.clone()));
+        let (stamp, kind) = match (asked(&name), kind) {
+            (false, _) => ((0, 0), Kind::Kept("not asked for".into())),
+            (true, Some(kind)) => ((0, 0), kind),
+            (true, None) if results::is_reserved(&directory(&name)) => {
+                let why = "has a name that the batch itself uses in --out; rename it";
+                ((0, 0), Kind::Bad(Error::file(&path, why)))
+            }
+            (true, None) => match look(&path) {
+                Ok(stamp) => (stamp, judge(&path, bf16)),
+                Err(e) if may_pass(&e) => return Err(unreadable(&path, &e).into()),
+                Err(e) => ((0, 0), Kind::Bad(unreadable(&path, &e))),
+            },
         };
         found.insert(name.clone(), Weight { name, path, stamp, kind });
         Ok(())
@@ -118,6 +134,9 @@ pub(crate) fn collect(
                 }
                 Err(e) => {
                     let path = e.path().unwrap_or(root).to_path_buf();
+                    if let Some(e) = e.io_error().filter(|e| may_pass(e)) {
+                        return Err(unreadable(&path, e).into());
+                    }
                     let why = match (e.loop_ancestor(), e.io_error()) {
                         (Some(above), _) => {
                             format!("is a link to the directory above it, {}; remove it", above.display())
@@ -126,7 +145,12 @@ pub(crate) fn collect(
                         (None, None) => "cannot be read; check it".to_string(),
                     };
                     let error = Error::file(&path, why);
-                    add(tensor_name(path.strip_prefix(root).unwrap_or(&path)), path, Some(Kind::Bad(error)))?;
+                    let mut name = tensor_name(path.strip_prefix(root).unwrap_or(&path));
+                    if fs::symlink_metadata(&path).is_ok_and(|meta| meta.is_dir()) {
+                        // A file beside the directory may have its name.
+                        name.push('/');
+                    }
+                    add(name, path, Some(Kind::Bad(error)))?;
                 }
             }
         }
@@ -134,11 +158,58 @@ pub(crate) fn collect(
     Ok(Found { weights: found.into_values().collect(), left_out })
 }
 
-/// Length and time of change of a file, in nanoseconds since 1970; zeros if they cannot be had.
-pub(crate) fn stamp(path: &Path) -> (u64, u64) {
-    let meta = fs::metadata(path).ok();
-    let changed = meta.as_ref().and_then(|meta| meta.modified().ok()?.duration_since(UNIX_EPOCH).ok());
-    (meta.map_or(0, |meta| meta.len()), changed.map_or(0, |t| t.as_nanos() as u64))
+/// What tells whether a file is still the same: its length, and a number made of when it was changed (contents and the rest, before 1970
+/// too) and of its place on the disk. The device is not in it: a network file system has another number on each machine.
+pub(crate) fn stamp(path: &Path) -> tensorslim::Result<(u64, u64)> {
+    look(path).map_err(|e| unreadable(path, &e))
+}
+
+fn look(path: &Path) -> io::Result<(u64, u64)> {
+    let meta = fs::metadata(path)?;
+    #[cfg(unix)]
+    let when = {
+        use std::os::unix::fs::MetadataExt;
+        [meta.mtime(), meta.mtime_nsec(), meta.ctime(), meta.ctime_nsec(), meta.ino() as i64]
+    };
+    #[cfg(not(unix))]
+    let when = {
+        let changed = meta.modified()?;
+        let (sign, apart) = match changed.duration_since(std::time::UNIX_EPOCH) {
+            Ok(apart) => (1, apart),
+            Err(before) => (-1, before.duration()),
+        };
+        [sign, apart.as_secs() as i64, i64::from(apart.subsec_nanos())]
+    };
+    Ok((meta.len(), hash(&when.map(i64::to_le_bytes).concat())))
+}
+
+/// FNV-1a: the same number for the same bytes on every machine.
+pub(crate) fn hash(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
+}
+
+/// Whether it may go well a moment later: nothing is to be concluded from such an error about the file.
+fn may_pass(e: &io::Error) -> bool {
+    // EIO, and no more open files in the process or the system.
+    let is_of_the_system = cfg!(unix) && matches!(e.raw_os_error(), Some(5 | 23 | 24));
+    is_of_the_system
+        || matches!(
+            e.kind(),
+            ErrorKind::StaleNetworkFileHandle
+                | ErrorKind::TimedOut
+                | ErrorKind::Interrupted
+                | ErrorKind::OutOfMemory
+                | ErrorKind::NetworkDown
+                | ErrorKind::NetworkUnreachable
+                | ErrorKind::HostUnreachable
+                | ErrorKind::NotConnected
+                | ErrorKind::ConnectionReset
+        )
+}
+
+fn unreadable(path: &Path, e: &io::Error) -> Error {
+    let what_to_do = if may_pass(e) { "try again" } else { "check the path" };
+    Error::file(path, format_args!("cannot be read: {e}; {what_to_do}"))
 }
 
 /// What is to become of a file in a folder of weights. What is no matrix of real numbers is normal there (biases, counters, indices, masks)

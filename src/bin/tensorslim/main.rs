@@ -4,9 +4,10 @@
 //!   args.rs     what may be typed             factor.rs   read, factor, evaluate, report
 //!   batch.rs    many weights                  inputs.rs   files and directories into named weights
 //!   results.rs  what a batch leaves behind    progress.rs bar, lines, JSON      merge.rs   shards into one summary
-//!   report.rs   one report, two renderings    output.rs   files that appear whole or not at all
-//!   calibrate.rs  inputs of a layer into statistics         samples.rs  files of them, in blocks
-//!   memory.rs   what --memory-limit counts
+//!   report.rs   one report, two renderings    output.rs   the files of factors
+//!   writer.rs   files that appear whole or not at all         guard.rs   what must not be replaced
+//!   state.rs    states to go on from          calibrate.rs  inputs of a layer into statistics
+//!   memory.rs   what --memory-limit counts   samples.rs  files of samples, in blocks
 //!   info.rs     what this machine offers      bench/      SRHT against Gaussian against sparse sign
 //! ```
 //!
@@ -19,6 +20,7 @@ mod batch;
 mod bench;
 mod calibrate;
 mod factor;
+mod guard;
 mod info;
 mod inputs;
 mod memory;
@@ -28,6 +30,8 @@ mod progress;
 mod report;
 mod results;
 mod samples;
+mod state;
+mod writer;
 
 use std::io::{self, ErrorKind, Write};
 use std::path::Path;
@@ -68,11 +72,10 @@ fn emit(text: &str) -> Result<(), Failure> {
     }
 }
 
-/// One line on stderr, whatever is in `text` (file names may hold line breaks).
+/// One line on stderr, whatever is in `text` (file names may hold line breaks and what a terminal obeys).
 fn complain(text: &str) {
-    let line: String = text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
     // Nowhere is left to report that stderr is closed.
-    let _ = writeln!(io::stderr(), "tensorslim: {line}");
+    let _ = writeln!(io::stderr(), "tensorslim: {}", report::printable(text));
 }
 
 fn main() -> ExitCode {

@@ -9,13 +9,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
+use serde_json::json;
 use tensorslim::batch::manifest::{Entry, Header, Manifest, Status, directory, parse_journal};
 
 use crate::args::MergeArgs;
 use crate::bench::escape;
-use crate::report::{bytes, table};
-use crate::results::{SPECTRA, shard_file};
-use crate::{Failure, emit, output};
+use crate::report::{bytes, cell, table};
+use crate::results::{discard_spectra, shard_file};
+use crate::{Failure, emit, guard, output};
 
 /// A shard as it was found.
 struct Shard {
@@ -61,7 +62,9 @@ pub(crate) fn run(args: &MergeArgs) -> Result<(), Failure> {
     if !args.no_verify {
         for shard in &shards {
             for entry in shard.manifest.tensors.iter().filter(|e| e.status == Status::Done) {
-                entry.verify(&shard.dir).map_err(|why| Failure(format!("{why}; run its shard with --resume")))?;
+                let redo = |why| Failure(format!("{why}; run its shard with --resume"));
+                entry.verify(&shard.dir).map_err(redo)?;
+                check_facts(shard, entry)?;
             }
         }
     }
@@ -74,6 +77,7 @@ pub(crate) fn run(args: &MergeArgs) -> Result<(), Failure> {
     let merged = Manifest::new(header, true, entries.iter().map(|(_, e)| (*e).clone()));
 
     let out = args.out.as_deref().unwrap_or(&args.dirs[0]);
+    check_out(out, &merged.header, args.overwrite)?;
     output::prepare(out)?;
     let failed = |e: &dyn std::fmt::Display| Failure(format!("the summary does not serialize: {e}"));
     let json = serde_json::to_string_pretty(&rows).map_err(|e| failed(&e))? + "\n";
@@ -84,7 +88,7 @@ pub(crate) fn run(args: &MergeArgs) -> Result<(), Failure> {
 
     for dir in &args.dirs {
         // What the shards of a budget weighed: all are through.
-        let _ = fs::remove_dir_all(dir.join(SPECTRA));
+        discard_spectra(dir);
     }
 
     let mut lines = facts(&rows);
@@ -176,6 +180,59 @@ fn check(first: &Shard, shards: &[Shard]) -> Result<(), Failure> {
     Ok(())
 }
 
+/// What the manifest says of a result against its report, which the checksums have shown to be what was written.
+fn check_facts(shard: &Shard, entry: &Entry) -> Result<(), Failure> {
+    let dir = shard.dir.join(directory(&entry.name));
+    let report = output::report_in(&dir);
+    let same = report.zip(entry.facts.as_ref()).is_some_and(|(r, f)| {
+        f.relative_error.is_finite()
+            && [
+                (&r["shape"], json!(f.shape)),
+                (&r["dtype"], json!(f.dtype)),
+                (&r["rank"], json!(f.rank)),
+                (&r["method"], json!(f.method)),
+                (&r["relative_error"], json!(f.relative_error)),
+                (&r["error_kind"], json!(f.error_kind)),
+                (&r["params_before"], json!(f.params[0])),
+                (&r["params_after"], json!(f.params[1])),
+                (&r["passes"], json!(f.passes)),
+            ]
+            .iter()
+            .all(|(said, fact)| **said == *fact)
+    });
+    if same {
+        return Ok(());
+    }
+    let (path, dir) = (shard.path.display(), dir.display());
+    Err(Failure(format!(
+        "{path}: says of {:?} what {dir}/report.json does not; run its shard with --resume",
+        entry.name
+    )))
+}
+
+/// Refuses a directory with the manifest of another batch, or with files of these names that no merge has written.
+fn check_out(out: &Path, header: &Header, overwrite: bool) -> Result<(), Failure> {
+    let path = out.join("manifest.json");
+    guard::replaceable(&path, "the manifest of a batch", |start| start.starts_with(b"{\n  \"header\": {"), overwrite)?;
+    let of = |bytes: Vec<u8>| Manifest::parse(&bytes).ok()?.header.difference(header);
+    if let Some((what, before, now)) = fs::read(&path).ok().and_then(of).filter(|_| !overwrite) {
+        return Err(Failure(format!(
+            "{}: is of another batch: {what} was {before} there and is {now} here; give another --out, or --overwrite to \
+             replace it",
+            path.display()
+        )));
+    }
+    for (name, start) in [
+        ("summary.csv", "name,status,rows,columns,dtype,rank,"),
+        ("summary.json", "[\n  {\n    \"name\": "),
+        ("index.html", PAGE),
+    ] {
+        let is_ours = |bytes: &[u8]| bytes.starts_with(start.as_bytes());
+        guard::replaceable(&out.join(name), "of a merge", is_ours, overwrite)?;
+    }
+    Ok(())
+}
+
 fn row<'a>(shard: &'a Shard, entry: &'a Entry) -> Row<'a> {
     let facts = entry.facts.as_ref();
     Row {
@@ -200,14 +257,20 @@ fn row<'a>(shard: &'a Shard, entry: &'a Entry) -> Row<'a> {
 fn csv(rows: &[Row<'_>]) -> Result<String, String> {
     let mut writer = csv::Writer::from_writer(Vec::new());
     rows.iter().try_for_each(|row| writer.serialize(row)).map_err(|e| e.to_string())?;
-    let bytes = writer.into_inner().map_err(|e| e.to_string())?;
-    String::from_utf8(bytes).map_err(|e| e.to_string())
+    let plain = writer.into_inner().map_err(|e| e.to_string())?;
+    // Names of files and reasons come from outside.
+    let mut writer = csv::Writer::from_writer(Vec::new());
+    for record in csv::ReaderBuilder::new().has_headers(false).from_reader(&plain[..]).records() {
+        let record = record.map_err(|e| e.to_string())?;
+        writer.write_record(record.iter().map(cell)).map_err(|e| e.to_string())?;
+    }
+    String::from_utf8(writer.into_inner().map_err(|e| e.to_string())?).map_err(|e| e.to_string())
 }
 
 /// What a person wants to see first.
 fn facts(rows: &[Row<'_>]) -> Vec<(&'static str, String)> {
     let count = |status| rows.iter().filter(|row| row.status == status).count();
-    let sum = |f: fn(&Row<'_>) -> Option<usize>| rows.iter().filter_map(f).sum::<usize>();
+    let sum = |f: fn(&Row<'_>) -> Option<usize>| rows.iter().filter_map(f).fold(0, usize::saturating_add);
     let (before, after) = (sum(|r| r.params_before), sum(|r| r.params_after));
     let ratio = if after > 0 { before as f64 / after as f64 } else { 1.0 };
     let worst = rows.iter().filter_map(|r| Some((r.relative_error?, r.name))).max_by(|a, b| a.0.total_cmp(&b.0));
@@ -224,7 +287,7 @@ fn facts(rows: &[Row<'_>]) -> Vec<(&'static str, String)> {
             ),
         ),
         ("parameters", format!("{before} -> {after} ({ratio:.2}x)")),
-        ("in f16", format!("{} -> {}", bytes(2 * before), bytes(2 * after))),
+        ("in f16", format!("{} -> {}", bytes(before.saturating_mul(2)), bytes(after.saturating_mul(2)))),
     ];
     if let Some((error, name)) = worst {
         facts.push(("largest error", format!("{error:.5} ({name})")));
@@ -232,6 +295,10 @@ fn facts(rows: &[Row<'_>]) -> Vec<(&'static str, String)> {
     facts.push(("time of all weights", format!("{seconds:.1} s")));
     facts
 }
+
+/// How the page starts.
+const PAGE: &str =
+    "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n<title>tensorslim batch</title>\n";
 
 const STYLE: &str = "
 body { margin: 0 auto; max-width: 1080px; padding: 24px 20px 60px; color: #1a1a1a; background: #fff; font: 15px/1.5 system-ui, sans-serif; }
@@ -246,8 +313,7 @@ td.name { overflow-wrap: anywhere; }
 /// One page without scripts: the sums, what failed, and every weight with bars for its error and its share of the time.
 fn page(rows: &[Row<'_>]) -> String {
     let mut out = format!(
-        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n<title>tensorslim batch</title>\n<style>{STYLE}</style>\n\
-         </head>\n<body>\n<h1>Low-rank factors of {} weights</h1>\n<dl>\n",
+        "{PAGE}<style>{STYLE}</style>\n</head>\n<body>\n<h1>Low-rank factors of {} weights</h1>\n<dl>\n",
         rows.len()
     );
     // Writing to a string cannot fail.

@@ -1,27 +1,31 @@
-//! Files that appear whole or not at all.
+//! The files of factors, and those of a report with what it reports on.
 //!
-//! Every file is written under a temporary name in its own directory and renamed when all of them are complete, the
-//! report last and an older report removed first: a report in the directory (`report.json` of factors, `results.json` of a
-//! bench) always belongs to the files beside it.
+//! All of them are complete before the first appears, and the report comes last (see [`writer`]). The report of factors has the length
+//! and the checksum of each file: one that is stopped between two of them leaves a report that does not describe what is beside it, which shows.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use tensorslim::{DType, Error, Factors, Matrix, Pivoted, Scalar, Split, npy};
+use tensorslim::batch::manifest::Sum;
+use tensorslim::{DType, Error, Factors, Pivoted, Scalar, Split, npy};
 
 use crate::Failure;
 use crate::args::Form;
+use crate::writer::{self, Staged};
 
-/// The file that says that the factors are complete.
+/// The file that says what the factors are.
 const REPORT: &str = "report.json";
 /// The longest report that is read again, in bytes.
 const MAX_REPORT: u64 = 1 << 20;
 
 /// Makes `dir`, so that a directory that cannot be made is known before the work and not after it.
 pub(crate) fn prepare(dir: &Path) -> Result<(), Failure> {
-    fs::create_dir_all(dir).map_err(|e| Failure(format!("{}: cannot make this directory: {e}", dir.display())))
+    fs::create_dir_all(dir).map_err(|e| {
+        Failure(format!("{}: cannot make this directory: {e}; check the path and the permissions", dir.display()))
+    })
 }
 
 /// The files of a form.
@@ -33,131 +37,125 @@ pub(crate) fn names(form: Form) -> Vec<&'static str> {
     }
 }
 
-/// The files of factors in `dir`, of any form, that a report of `factor` there lists.
-pub(crate) fn listed(dir: &Path) -> Vec<&'static str> {
+/// The report of factors in `dir`, if one of this program is there.
+pub(crate) fn report_in(dir: &Path) -> Option<Value> {
     let path = dir.join(REPORT);
     // Opening a pipe would wait for its writer, and no report is that long.
     let is_short = fs::metadata(&path).is_ok_and(|meta| meta.is_file() && meta.len() <= MAX_REPORT);
     let report = is_short.then(|| fs::read(&path).ok()).flatten();
     let report = report.and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
     // Others write files of that name, too: this has what the reports of this program have.
-    let ours = report.filter(|r| r["version"].is_string() && r["method"].is_string() && r["rank"].is_u64());
-    let Some(files) = ours.as_ref().and_then(|r| r["written"]["files"].as_array()) else { return Vec::new() };
+    report.filter(|r| r["version"].is_string() && r["method"].is_string() && r["rank"].is_u64())
+}
+
+/// The files of factors in `dir`, of any form, that a report of `factor` there lists.
+pub(crate) fn listed(dir: &Path) -> Vec<&'static str> {
+    let report = report_in(dir);
+    let Some(files) = report.as_ref().and_then(|r| r["written"]["files"].as_array()) else { return Vec::new() };
     let all = [Form::Svd, Form::Split, Form::Pivot].into_iter().flat_map(names);
     all.filter(|name| files.iter().any(|file| file == name)).collect()
 }
 
-/// Writes the factors as two layers: `up.npy` (m×k) and `down.npy` (k×n).
-pub(crate) fn write_split<T: Scalar>(dir: &Path, dtype: DType, f: &Factors<T>, report: &str) -> Result<(), Failure> {
-    let (up, down) = f.split(Split::Balanced);
-    let files = vec![
-        Staged::new(dir, "up.npy", |p| npy::write_matrix(p, &up, dtype))?,
-        Staged::new(dir, "down.npy", |p| npy::write_matrix(p, &down, dtype))?,
-    ];
-    commit_factors(dir, files, report)
+/// The files that factors of a form in `dir` take the place of: their own, and those of the factors before.
+pub(crate) fn taken(dir: &Path, form: Form) -> Vec<PathBuf> {
+    let mut all = names(form);
+    all.extend(listed(dir).into_iter().filter(|name| !names(form).contains(name)));
+    all.push(REPORT);
+    all.into_iter().map(|name| dir.join(name)).collect()
 }
 
-/// Writes `rows.npy` (k×n), `coefficients.npy` ((m−k)×k) and `pivots.npy` (k row numbers).
-pub(crate) fn write_pivot<T: Scalar>(dir: &Path, dtype: DType, f: &Pivoted<T>, report: &str) -> Result<(), Failure> {
-    let files = vec![
-        Staged::new(dir, "rows.npy", |p| npy::write_matrix(p, f.rows(), dtype))?,
-        Staged::new(dir, "coefficients.npy", |p| npy::write_matrix(p, f.coefficients(), dtype))?,
-        Staged::new(dir, "pivots.npy", |p| npy::write_indices(p, f.pivots()))?,
-    ];
-    commit_factors(dir, files, report)
-}
-
-/// Writes one file that is whole at any time; its directory exists.
-pub(crate) fn replace_bytes(path: &Path, contents: &[u8]) -> Result<(), Failure> {
-    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let Some(name) = path.file_name().and_then(|name| name.to_str()) else {
-        return Err(Failure(format!("{}: no name of a file; give one", path.display())));
-    };
-    Staged::new(dir, name, |p| fs::write(p, contents).map_err(|e| Error::file(p, e)))?.commit()
-}
-
-/// Writes `u.npy` (m×k), `s.npy` (k), `vt.npy` (k×n), rounded to `dtype`, and `report.json`.
-pub(crate) fn write<T: Scalar>(dir: &Path, dtype: DType, f: &Factors<T>, report: &str) -> Result<(), Failure> {
-    let s = Matrix::from_vec(f.s().to_vec(), 1, f.rank())?.to_bytes(dtype);
-    let files = vec![
-        Staged::new(dir, "u.npy", |p| npy::write_matrix(p, f.u(), dtype))?,
-        Staged::new(dir, "s.npy", |p| npy::write(p, dtype, &[f.rank()], &s))?,
-        Staged::new(dir, "vt.npy", |p| npy::write_matrix(p, f.vt(), dtype))?,
-    ];
-    commit_factors(dir, files, report)
-}
-
-/// Writes `texts`, names and contents, and then `report` as `name`.
-pub(crate) fn write_texts(dir: &Path, texts: &[(&str, &str)], name: &str, report: &str) -> Result<(), Failure> {
-    let stage = |&(name, text): &(&str, &str)| Staged::text(dir, name, text);
-    let files = texts.iter().map(stage).collect::<Result<_, _>>()?;
-    commit(dir, files, name, report)
-}
-
-/// Writes one file that is whole at any time.
-pub(crate) fn replace(dir: &Path, name: &str, text: &str) -> Result<(), Failure> {
-    Staged::text(dir, name, text)?.commit()
-}
-
-/// As [`commit`], for factors: those of another form, which the report that goes lists, go after it.
-fn commit_factors(dir: &Path, files: Vec<Staged>, report: &str) -> Result<(), Failure> {
-    let is_new = |name: &str| files.iter().any(|file| file.target.file_name().is_some_and(|of| of == name));
-    let stale: Vec<PathBuf> = listed(dir).into_iter().filter(|name| !is_new(name)).map(|name| dir.join(name)).collect();
-    commit(dir, files, REPORT, report)?;
-    for path in stale {
-        match fs::remove_file(&path) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                let path = path.display();
-                return Err(Failure(format!("{path}: is of the factors before and cannot be removed: {e}; remove it")));
-            }
-            _ => {}
+/// Refuses a directory where a file of the names that factors have is not of this program.
+pub(crate) fn check_dir(dir: &Path, form: Form, overwrite: bool) -> Result<(), Failure> {
+    let listed = listed(dir);
+    for name in names(form).into_iter().chain([REPORT]) {
+        let path = dir.join(name);
+        let target = writer::target(&path)?;
+        let is_ours = listed.contains(&name) || name == REPORT && !listed.is_empty();
+        if !is_ours && !overwrite && fs::symlink_metadata(&target).is_ok() {
+            return Err(Failure(format!(
+                "{}: is there, and no report of this program beside it lists it; give another --out, or --overwrite to \
+                 replace it",
+                path.display()
+            )));
         }
     }
     Ok(())
 }
 
-/// Takes away the old report, brings the files in and then the new one.
-fn commit(dir: &Path, mut files: Vec<Staged>, name: &str, report: &str) -> Result<(), Failure> {
-    files.push(Staged::text(dir, name, report)?);
-    let old = dir.join(name);
-    match fs::remove_file(&old) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            return Err(Failure(format!("{}: cannot replace this file: {e}", old.display())));
+/// Factors that are written and do not show yet.
+pub(crate) struct Written(Vec<Staged>);
+
+impl Written {
+    /// Writes the factors in `dir`, rounded to `dtype`: `u.npy` (m×k), `s.npy` (k) and `vt.npy` (k×n), or as two layers `up.npy` (m×k) and
+    /// `down.npy` (k×n), or, `pivoted`, `rows.npy` (k×n), `coefficients.npy` ((m−k)×k) and `pivots.npy` (k row numbers).
+    pub(crate) fn new<T: Scalar>(
+        dir: &Path,
+        (form, dtype): (Form, DType),
+        f: &Factors<T>,
+        pivoted: Option<&Pivoted<T>>,
+    ) -> tensorslim::Result<Self> {
+        let matrix = |name: &str, a: &tensorslim::Matrix<T>| {
+            Staged::new(&dir.join(name), |w| npy::write_elements_to(w, dtype, &[a.nrows(), a.ncols()], a.as_slice()))
+        };
+        let files = match (form, pivoted) {
+            (Form::Pivot, Some(p)) => vec![
+                matrix("rows.npy", p.rows())?,
+                matrix("coefficients.npy", p.coefficients())?,
+                Staged::new(&dir.join("pivots.npy"), |w| npy::write_indices_to(w, p.pivots()))?,
+            ],
+            (Form::Split, _) => {
+                let (up, down) = f.split(Split::Balanced);
+                vec![matrix("up.npy", &up)?, matrix("down.npy", &down)?]
+            }
+            _ => vec![
+                matrix("u.npy", f.u())?,
+                Staged::new(&dir.join("s.npy"), |w| npy::write_elements_to(w, dtype, &[f.rank()], f.s()))?,
+                matrix("vt.npy", f.vt())?,
+            ],
+        };
+        Ok(Written(files))
+    }
+
+    /// Length and checksum of each file.
+    pub(crate) fn sums(&self) -> BTreeMap<String, Sum> {
+        self.0.iter().map(|file| (file.name().to_string(), file.sum())).collect()
+    }
+
+    /// Makes them appear, and the report last. Factors of another form, which the report that goes lists, go after it.
+    pub(crate) fn publish(self, dir: &Path, report: &str) -> Result<(), Failure> {
+        let new = self.sums();
+        let stale: Vec<PathBuf> =
+            listed(dir).into_iter().filter(|name| !new.contains_key(*name)).map(|name| dir.join(name)).collect();
+        commit(dir, self.0, REPORT, report)?;
+        for path in stale {
+            match fs::remove_file(&path) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                    let path = path.display();
+                    return Err(Failure(format!(
+                        "{path}: is of the factors before and cannot be removed: {e}; remove it"
+                    )));
+                }
+                _ => {}
+            }
         }
-        _ => {}
-    }
-    files.into_iter().try_for_each(Staged::commit)
-}
-
-/// A complete file under a temporary name; removed unless committed.
-struct Staged {
-    temporary: PathBuf,
-    target: PathBuf,
-}
-
-impl Staged {
-    fn new(dir: &Path, name: &str, write: impl FnOnce(&Path) -> tensorslim::Result<()>) -> Result<Self, Failure> {
-        let temporary = dir.join(format!(".{name}.{}", std::process::id()));
-        let staged = Staged { temporary, target: dir.join(name) };
-        write(&staged.temporary)?;
-        Ok(staged)
-    }
-
-    fn text(dir: &Path, name: &str, text: &str) -> Result<Self, Failure> {
-        Staged::new(dir, name, |p| fs::write(p, text).map_err(|e| Error::file(p, e)))
-    }
-
-    fn commit(self) -> Result<(), Failure> {
-        fs::rename(&self.temporary, &self.target)
-            .map_err(|e| Failure(format!("{}: cannot replace this file: {e}", self.target.display())))
+        Ok(())
     }
 }
 
-impl Drop for Staged {
-    fn drop(&mut self) {
-        // After a commit the temporary name is gone and this finds nothing.
-        let _ = fs::remove_file(&self.temporary);
-    }
+/// Writes `texts`, names and contents, and then `report` as `name`.
+pub(crate) fn write_texts(dir: &Path, texts: &[(&str, &str)], name: &str, report: &str) -> Result<(), Failure> {
+    let stage = |&(name, text): &(&str, &str)| self::text(dir, name, text);
+    let files = texts.iter().map(stage).collect::<Result<_, _>>()?;
+    Ok(commit(dir, files, name, report)?)
+}
+
+fn commit(dir: &Path, mut files: Vec<Staged>, name: &str, report: &str) -> tensorslim::Result<()> {
+    files.push(text(dir, name, report)?);
+    writer::publish(files)
+}
+
+fn text(dir: &Path, name: &str, text: &str) -> tensorslim::Result<Staged> {
+    Staged::new(&dir.join(name), |w| std::io::Write::write_all(w, text.as_bytes()))
 }
 
 /// Refuses an element type whose range the singular values leave. Rounding alone loses at most 2^-9 of them (bf16); above 1 % they are

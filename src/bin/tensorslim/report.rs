@@ -1,8 +1,10 @@
 //! One report, two renderings: a JSON object for programs and an aligned table for people.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use serde::Serialize;
+use tensorslim::batch::manifest::Sum;
 use tensorslim::quality::Distribution;
 
 /// The note on factors of too high a rank.
@@ -106,6 +108,8 @@ pub(crate) struct Written {
     pub(crate) dir: String,
     pub(crate) dtype: String,
     pub(crate) files: Vec<&'static str>,
+    /// Length and CRC-32 of each: files that do not have them are not those that this report is about.
+    pub(crate) sums: BTreeMap<String, Sum>,
 }
 
 impl Report {
@@ -165,11 +169,36 @@ impl Report {
     }
 }
 
+/// For a terminal: what would move the cursor, change colours or turn the direction of writing is written as `\u{1b}`.
+pub(crate) fn printable(text: &str) -> String {
+    let turns =
+        |c| matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    text.chars().fold(String::new(), |mut line, c| {
+        if c.is_control() || turns(c) {
+            line.extend(c.escape_default())
+        } else {
+            line.push(c)
+        }
+        line
+    })
+}
+
+/// For a cell that a spreadsheet would run as a formula: with a `'` in front, it is text.
+pub(crate) fn cell(text: &str) -> String {
+    let runs = text.starts_with(['=', '+', '-', '@', '\t', '\r']);
+    format!("{}{text}", if runs { "'" } else { "" })
+}
+
+/// A number in a message: with an exponent where it would have many digits.
+pub(crate) fn plain(x: f64) -> String {
+    if x == 0.0 || (1e-6..1e15).contains(&x.abs()) { x.to_string() } else { format!("{x:e}") }
+}
+
 /// Two aligned columns.
 pub(crate) fn table(rows: &[(&str, String)]) -> String {
     let width = rows.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
     rows.iter().fold(String::new(), |mut text, (name, value)| {
-        let _ = writeln!(text, "{name:<width$}  {value}");
+        let _ = writeln!(text, "{name:<width$}  {}", printable(value));
         text
     })
 }

@@ -2,18 +2,24 @@
 //!
 //! A result is written into a directory of its own under a hidden name and renamed as a whole, then the journal gets its line. Killed between the two,
 //! the directory is there without a line, and the weight is done again.
+//!
+//! What a result takes the place of is a result: a directory that holds anything else stays as it is, and of an old result the files are removed that
+//! results have, one by one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 
-use tensorslim::batch::manifest::{Entry, Header, Journal, MAX_LINE, Manifest, Status, Sum, directory, parse_journal};
-use tensorslim::svd::Checkpoint;
-use tensorslim::{DType, Error, Factors, Scalar, npy};
+use tensorslim::batch::manifest::{
+    Entry, FILES, Header, Journal, MAX_LINE, Manifest, Status, Sum, directory, parse_journal,
+};
+use tensorslim::{DType, Factors, Scalar, npy};
 
-use crate::Failure;
-use crate::inputs::stamp;
+use crate::guard::{self, Identity};
+use crate::state::StateFile;
+use crate::writer::{self, Staged, TEMPORARY, unwritable};
+use crate::{Failure, output};
 
 /// The directory of what a budget weighs.
 pub(crate) const SPECTRA: &str = ".spectra";
@@ -34,38 +40,222 @@ pub(crate) fn shard_file(stem: &str, [index, count]: [usize; 2], ext: &str) -> S
 
 /// Whether a directory holds the journal or the manifest of a batch, or of a shard of one: what is below it, the batch has written.
 pub(crate) fn is_of_a_batch(dir: &Path) -> bool {
-    let is_journal = |path: &Path| {
-        let mut first = Vec::new();
-        let line =
-            File::open(path).map(|file| BufReader::new(file.take(MAX_LINE as u64)).read_until(b'\n', &mut first));
-        line.is_ok() && parse_journal(&first).is_ok()
-    };
-    let is_manifest = |path: &Path| fs::read(path).is_ok_and(|bytes| Manifest::parse(&bytes).is_ok());
-    fs::read_dir(dir).into_iter().flatten().flatten().any(|entry| {
-        let (name, path) = (entry.file_name(), entry.path());
-        let of =
-            |stem: &str, end: &str| name.to_str().is_some_and(|name| name.starts_with(stem) && name.ends_with(end));
-        // Opening a pipe would wait for its writer.
-        of("journal", ".jsonl") && path.is_file() && is_journal(&path)
-            || of("manifest", ".json") && path.is_file() && is_manifest(&path)
+    records(dir).any(|(_, header)| header.is_some())
+}
+
+/// Whether a name in the output directory is one that the batch itself uses.
+pub(crate) fn is_reserved(name: &str) -> bool {
+    is_journal(name)
+        || is_manifest(name)
+        || ["summary.csv", "summary.json", "index.html"].contains(&name)
+        || name.starts_with('.')
+}
+
+fn is_journal(name: &str) -> bool {
+    is_shard_file(name, "journal", ".jsonl")
+}
+
+fn is_manifest(name: &str) -> bool {
+    is_shard_file(name, "manifest", ".json")
+}
+
+/// Whether [`shard_file`] gives a name to some shard.
+fn is_shard_file(name: &str, stem: &str, ext: &str) -> bool {
+    let shard = name.strip_prefix(stem).and_then(|name| name.strip_suffix(ext));
+    shard.is_some_and(|shard| {
+        let numbers = shard.strip_prefix('-').and_then(|shard| shard.split_once("-of-"));
+        let is_number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+        shard.is_empty() || numbers.is_some_and(|(index, count)| is_number(index) && is_number(count))
     })
+}
+
+/// What has the names of journals and manifests in a directory, each with its header if it is one.
+fn records(dir: &Path) -> impl Iterator<Item = (PathBuf, Option<Header>)> {
+    fs::read_dir(dir).into_iter().flatten().flatten().filter_map(|entry| {
+        let (name, path) = (entry.file_name().into_string().ok()?, entry.path());
+        // Opening a pipe would wait for its writer.
+        let is_file = path.is_file();
+        let header = match (is_journal(&name), is_manifest(&name)) {
+            (true, _) if is_file => journal_header(&path),
+            (_, true) if is_file => fs::read(&path).ok().and_then(|bytes| Some(Manifest::parse(&bytes).ok()?.header)),
+            (false, false) => return None,
+            _ => None,
+        };
+        Some((path, header))
+    })
+}
+
+fn journal_header(path: &Path) -> Option<Header> {
+    let mut first = Vec::new();
+    BufReader::new(File::open(path).ok()?.take(MAX_LINE as u64)).read_until(b'\n', &mut first).ok()?;
+    parse_journal(&first).ok().map(|(header, _, _)| header)
+}
+
+/// Refuses an output directory with a journal or a manifest of other options or inputs, and a file in the place of the manifest that is none.
+fn check_records(out: &Path, header: &Header, what: Option<&Path>) -> Result<(), Failure> {
+    let or = "give another --out, or --overwrite to start anew";
+    for (path, found) in records(out).filter(|(path, _)| Some(path.as_path()) != what) {
+        let at = path.display();
+        match found.map(|found| found.difference(header)) {
+            None if path.ends_with(shard_file("manifest", header.shard, "json")) => {
+                return Err(Failure(format!("{at}: is there and is no manifest of a batch; {or}")));
+            }
+            // Of a shard that is starting, or a stranger's: nothing is written there.
+            None => {}
+            Some(Some((what, before, now))) => {
+                let why = format!("is of another batch: {what} was {before} there and is {now} here");
+                return Err(Failure(format!("{at}: {why}; {or}")));
+            }
+            Some(None) => {}
+        }
+    }
+    Ok(())
+}
+
+/// Refuses a place for a result that holds anything but a result. `is_listed`: the journal has it.
+fn check_place(dir: &Path, is_listed: bool, overwrite: bool, inputs: &HashSet<Identity>) -> Result<(), Failure> {
+    let refuse = |why: String| Err(Failure(format!("{}: {why}", dir.display())));
+    let meta = match fs::symlink_metadata(dir) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        meta => meta.map_err(|e| unwritable(dir, &e))?,
+    };
+    let has_input = |path: &Path| guard::identity(path).is_some_and(|it| inputs.contains(&it));
+    if has_input(dir) {
+        return refuse("is an input, too, and would be lost; give another --out".into());
+    }
+    if !meta.is_dir() {
+        let may_go = is_listed || overwrite && (meta.is_file() || meta.is_symlink());
+        return if may_go {
+            Ok(())
+        } else {
+            refuse("is there and is no result of this batch; give another --out, or --overwrite to replace it".into())
+        };
+    }
+    let mut is_empty = true;
+    for entry in fs::read_dir(dir).map_err(|e| unwritable(dir, &e))? {
+        let entry = entry.map_err(|e| unwritable(dir, &e))?;
+        let (name, path) = (entry.file_name(), entry.path());
+        is_empty = false;
+        let is_of_a_result = name.to_str().is_some_and(|name| FILES.contains(&name));
+        if !is_of_a_result || path.is_dir() {
+            return refuse(format!("holds {}, which is of no result; give another --out", name.display()));
+        }
+        if has_input(&path) {
+            return refuse(format!("holds {}, which is an input, too; give another --out", name.display()));
+        }
+    }
+    if is_empty || is_listed || overwrite || output::report_in(dir).is_some() {
+        return Ok(());
+    }
+    refuse("has no report of this program; give another --out, or --overwrite to replace it".into())
+}
+
+/// Removes a result: the files that results have, and the directory if nothing else is in it.
+fn discard(dir: &Path) -> Result<(), (PathBuf, io::Error)> {
+    let at = |path: &Path| {
+        let path = path.to_path_buf();
+        move |e| (path, e)
+    };
+    if !fs::symlink_metadata(dir).map_err(at(dir))?.is_dir() {
+        return fs::remove_file(dir).map_err(at(dir));
+    }
+    for entry in fs::read_dir(dir).map_err(at(dir))? {
+        let entry = entry.map_err(at(dir))?;
+        let name = entry.file_name();
+        if name.to_str().is_some_and(|name| FILES.contains(&name) || name.starts_with(TEMPORARY)) {
+            fs::remove_file(entry.path()).map_err(at(&entry.path()))?;
+        }
+    }
+    fs::remove_dir(dir).map_err(at(dir))
+}
+
+/// Removes the hidden directory of a run that was killed, with the results that are half written.
+fn discard_stage(stage: &Path) -> Result<(), (PathBuf, io::Error)> {
+    let list = match fs::symlink_metadata(stage) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Ok(meta) if meta.is_symlink() => return fs::remove_file(stage).map_err(|e| (stage.to_path_buf(), e)),
+        _ => fs::read_dir(stage).map_err(|e| (stage.to_path_buf(), e))?,
+    };
+    for path in list.flatten().map(|entry| entry.path()) {
+        // A file was being written, or is what a result took the place of, or a stranger's.
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if path.is_dir() || name.ends_with(".old") || name.starts_with(TEMPORARY) {
+            discard(&path)?;
+        }
+    }
+    fs::remove_dir(stage).map_err(|e| (stage.to_path_buf(), e))
+}
+
+/// Removes what a budget has weighed; anything else in its directory stays.
+pub(crate) fn discard_spectra(out: &Path) {
+    let dir = out.join(SPECTRA);
+    for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let is_spectrum = |name: &str| {
+            let name = name.strip_suffix(".failed").unwrap_or(name);
+            let stamp = name.strip_suffix(".npy").and_then(|name| name.rsplit_once('.')?.1.split_once('-'));
+            stamp.is_some_and(|(a, b)| [a, b].iter().all(|x| x.parse::<u64>().is_ok()))
+        };
+        if name.to_str().is_some_and(|name| is_spectrum(name) || name.starts_with(TEMPORARY)) {
+            // Left behind, it would only take space.
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+    let _ = fs::remove_dir(dir);
 }
 
 impl Results {
     /// Starts, or goes on with what is there.
-    pub(crate) fn open(out: &Path, header: Header, resume: bool) -> Result<Self, Failure> {
-        crate::output::prepare(out)?;
+    ///
+    /// # Errors
+    /// Another run uses the directory, or it holds a batch of other options, or what is no result in the place of one of `names`.
+    pub(crate) fn open(
+        out: &Path,
+        header: Header,
+        (resume, overwrite): (bool, bool),
+        (names, inputs): (&[String], &HashSet<Identity>),
+    ) -> Result<Self, Failure> {
+        output::prepare(out)?;
         let path = out.join(shard_file("journal", header.shard, "jsonl"));
-        let (journal, entries) = match resume && path.exists() {
-            true => Journal::resume(&path, &header)?,
-            false => (Journal::create(&path, &header)?, Vec::new()),
+        let check = |entries: &[Entry], overwrite: bool| {
+            let listed: HashSet<&str> =
+                entries.iter().filter(|e| e.status == Status::Done).map(|e| e.name.as_str()).collect();
+            let at = |name: &String| (out.join(directory(name)), listed.contains(name.as_str()));
+            names.iter().map(at).try_for_each(|(dir, is_listed)| check_place(&dir, is_listed, overwrite, inputs))
+        };
+        if overwrite {
+            check(&[], true)?;
+            start_anew(out, &header)?;
+        }
+        let is_there = path.exists();
+        let (journal, entries) = match resume && is_there {
+            true => {
+                let (journal, entries) = Journal::resume(&path, &header)?;
+                check_records(out, &header, Some(&path))?;
+                check(&entries, false)?;
+                (journal, entries)
+            }
+            false => {
+                // The journal of the same name is judged where it is made.
+                if !is_there {
+                    check_records(out, &header, None)?;
+                    check(&[], overwrite)?;
+                }
+                let journal = Journal::create(&path, &header)?;
+                writer::sync_directory(out)?;
+                // Another batch may have started in the same moment: then one of them, or both, see the other's journal.
+                if let Err(other) = check_records(out, &header, Some(&path)) {
+                    let _ = fs::remove_file(&path);
+                    return Err(other);
+                }
+                (journal, Vec::new())
+            }
         };
         let stage = out.join(format!(".stage-{}-of-{}", header.shard[0], header.shard[1]));
         // What a killed run left half written. The journal's lock says that it is nobody else's.
-        match fs::remove_dir_all(&stage) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(unwritable(&stage, &e).into()),
-            _ => {}
-        }
+        discard_stage(&stage).map_err(|(path, e)| {
+            Failure(format!("{}: is left of an earlier run and cannot be removed: {e}; move it", path.display()))
+        })?;
         fs::create_dir_all(&stage).map_err(|e| unwritable(&stage, &e))?;
         let entries = entries.into_iter().map(|e| (e.name.clone(), e)).collect();
         Ok(Results { out: out.to_path_buf(), stage, header, journal, entries })
@@ -101,15 +291,35 @@ impl Results {
         let complete = names.iter().all(|name| self.entries.contains_key(name));
         let manifest = Manifest::new(self.header.clone(), complete, mine);
         let text = manifest.text().map_err(Failure)?;
-        crate::output::replace(&self.out, &shard_file("manifest", self.header.shard, "json"), &text)?;
+        let path = self.out.join(shard_file("manifest", self.header.shard, "json"));
+        writer::put_through(Some(&self.stage), &path, &[text.as_bytes()])?;
         Ok(manifest)
     }
 
     /// Takes the hidden directory away.
     pub(crate) fn close(self) {
         // Left behind, it is removed by the next run.
-        let _ = fs::remove_dir_all(&self.stage);
+        let _ = discard_stage(&self.stage);
     }
+}
+
+/// Takes away the journals and manifests of what was in a directory; its results stay until others take their places.
+fn start_anew(out: &Path, header: &Header) -> Result<(), Failure> {
+    let own = [("journal", "jsonl"), ("manifest", "json")].map(|(stem, ext)| shard_file(stem, header.shard, ext));
+    for (path, found) in records(out) {
+        // Journals of the other shards of this batch are theirs, and what is no record is somebody's.
+        let is_own = own.iter().any(|name| path.file_name().is_some_and(|of| of == name.as_str()));
+        if !is_own && found.is_none_or(|found| found.difference(header).is_none()) {
+            continue;
+        }
+        writer::target(&path)?; // a directory or a device stays
+        let in_use = File::open(&path).is_ok_and(|file| matches!(file.try_lock(), Err(fs::TryLockError::WouldBlock)));
+        if in_use {
+            return Err(Failure(format!("{}: is in use by another run; wait for it", path.display())));
+        }
+        fs::remove_file(&path).map_err(|e| unwritable(&path, &e))?;
+    }
+    Ok(())
 }
 
 /// Where results go: usable from all workers at once.
@@ -129,156 +339,53 @@ impl Places {
     ) -> tensorslim::Result<BTreeMap<String, Sum>> {
         let dir = self.stage.join(directory(name));
         let target = self.out.join(directory(name));
-        let done = || -> Result<_, (PathBuf, io::Error)> {
-            let at = |path: &Path| {
-                let path = path.to_path_buf();
-                move |e| (path.clone(), e)
-            };
-            fs::create_dir_all(&dir).map_err(at(&dir))?;
-            let mut files = BTreeMap::new();
-            let mut put = |file: &str, write: &dyn Fn(&mut Summed) -> io::Result<()>| {
-                let path = dir.join(file);
-                let sum = Summed::create(&path, write).map_err(at(&path))?;
-                files.insert(file.to_string(), sum);
-                Ok(())
-            };
-            put("u.npy", &|w| npy::write_elements_to(w, dtype, &[f.u().nrows(), f.rank()], f.u().as_slice()))?;
-            put("s.npy", &|w| npy::write_elements_to(w, dtype, &[f.rank()], f.s()))?;
-            put("vt.npy", &|w| npy::write_elements_to(w, dtype, &[f.rank(), f.vt().ncols()], f.vt().as_slice()))?;
-            put("report.json", &|w| w.write_all(report.as_bytes()))?;
+        let done = || -> tensorslim::Result<_> {
+            fs::create_dir_all(&dir).map_err(|e| unwritable(&dir, &e))?;
+            let staged = vec![
+                Staged::new(&dir.join("u.npy"), |w| {
+                    npy::write_elements_to(w, dtype, &[f.u().nrows(), f.rank()], f.u().as_slice())
+                })?,
+                Staged::new(&dir.join("s.npy"), |w| npy::write_elements_to(w, dtype, &[f.rank()], f.s()))?,
+                Staged::new(&dir.join("vt.npy"), |w| {
+                    npy::write_elements_to(w, dtype, &[f.rank(), f.vt().ncols()], f.vt().as_slice())
+                })?,
+                Staged::new(&dir.join("report.json"), |w| w.write_all(report.as_bytes()))?,
+            ];
+            let files = staged.iter().map(|file| (file.name().to_string(), file.sum())).collect();
+            writer::publish(staged)?;
             // Only an empty directory is replaced by a rename: an old result goes first, also in one step.
             let old = self.stage.join(format!("{}.old", directory(name)));
-            match fs::rename(&target, &old) {
-                Ok(()) => fs::remove_dir_all(&old).map_err(at(&old))?,
-                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-                Err(e) => return Err((target.clone(), e)),
+            let is_replaced = match fs::rename(&target, &old) {
+                Ok(()) => true,
+                Err(e) if e.kind() == io::ErrorKind::NotFound => false,
+                Err(e) => return Err(unwritable(&target, &e)),
+            };
+            fs::rename(&dir, &target).map_err(|e| unwritable(&target, &e))?;
+            writer::sync_directory(&self.out)?;
+            if is_replaced {
+                discard(&old).map_err(|(path, e)| unwritable(&path, &e))?;
             }
-            fs::rename(&dir, &target).map_err(at(&target))?;
             Ok(files)
         };
-        done().map_err(|(path, e)| {
+        done().inspect_err(|_| {
             // On a full disk, room for the next one.
-            let _ = fs::remove_dir_all(&dir);
-            unwritable(&path, &e)
+            let _ = discard(&dir);
         })
     }
 
     /// Where the state of a single pass over a weight is kept: of the input as it is now, one that changed has another name.
     pub(crate) fn checkpoint(&self, name: &str, (bytes, changed): (u64, u64)) -> StateFile {
-        StateFile(self.out.join(".states").join(format!("{}.{bytes}-{changed}.state", directory(name))))
+        let file = format!("{}.{bytes}-{changed}.state", directory(name));
+        StateFile::hidden(self.out.join(".states").join(&file), &file, &self.stage)
+    }
+
+    /// The hidden directory that files are written through.
+    pub(crate) fn stage(&self) -> &Path {
+        &self.stage
     }
 
     /// What was measured of a weight's spectrum, kept for a run that goes on: a file of f64 in the hidden directory of its own.
     pub(crate) fn spectra(&self) -> PathBuf {
         self.out.join(SPECTRA)
     }
-}
-
-/// The state of a single pass in a file; its directory is made when there is something to save, and goes with its last state.
-pub(crate) struct StateFile(PathBuf);
-
-impl StateFile {
-    /// The factors are there: the state is of no more use.
-    pub(crate) fn remove(&self) {
-        // What is not there need not go; a directory with other states stays.
-        let _ = fs::remove_file(&self.0);
-        let _ = fs::remove_file(part_of(&self.0));
-        let _ = self.0.parent().map(fs::remove_dir);
-    }
-}
-
-impl Checkpoint for StateFile {
-    fn load(&self) -> Option<Vec<u8>> {
-        fs::read(&self.0).ok()
-    }
-
-    fn save(&self, state: &[u8]) -> tensorslim::Result<()> {
-        self.0.parent().map_or(Ok(()), fs::create_dir_all).map_err(|e| unwritable(&self.0, &e))?;
-        replace_whole(&self.0, &[state])
-    }
-}
-
-/// The state of a single pass over one file, in a place that the user has named: with the length and time of change of the file in front.
-pub(crate) struct Stamped {
-    path: PathBuf,
-    stamp: [u8; 16],
-}
-
-impl Stamped {
-    pub(crate) fn new(path: &Path, input: &Path) -> Self {
-        let (bytes, changed) = stamp(input);
-        let mut stamp = [0; 16];
-        stamp[..8].copy_from_slice(&bytes.to_le_bytes());
-        stamp[8..].copy_from_slice(&changed.to_le_bytes());
-        Stamped { path: path.to_path_buf(), stamp }
-    }
-
-    /// The factors are there: the state is of no more use.
-    pub(crate) fn remove(&self) {
-        // Of a short pass none was saved.
-        let _ = fs::remove_file(&self.path);
-    }
-}
-
-impl Checkpoint for Stamped {
-    fn load(&self) -> Option<Vec<u8>> {
-        let mut bytes = fs::read(&self.path).ok().filter(|bytes| bytes.starts_with(&self.stamp))?;
-        bytes.drain(..self.stamp.len());
-        Some(bytes)
-    }
-
-    fn save(&self, state: &[u8]) -> tensorslim::Result<()> {
-        replace_whole(&self.path, &[&self.stamp, state])
-    }
-}
-
-/// The name under which a file is written.
-fn part_of(path: &Path) -> PathBuf {
-    let mut part = path.as_os_str().to_owned();
-    part.push(".part");
-    part.into()
-}
-
-/// Writes a file that is whole at any time.
-pub(crate) fn replace_whole(path: &Path, parts: &[&[u8]]) -> tensorslim::Result<()> {
-    let part = part_of(path);
-    let put = || {
-        let mut file = File::create(&part)?;
-        parts.iter().try_for_each(|bytes| file.write_all(bytes))?;
-        fs::rename(&part, path)
-    };
-    put().map_err(|e| unwritable(path, &e))
-}
-
-/// A file that is summed as it is written.
-struct Summed {
-    file: BufWriter<File>,
-    hasher: crc32fast::Hasher,
-    bytes: u64,
-}
-
-impl Summed {
-    fn create(path: &Path, write: &dyn Fn(&mut Summed) -> io::Result<()>) -> io::Result<Sum> {
-        let mut w = Summed { file: BufWriter::new(File::create(path)?), hasher: crc32fast::Hasher::new(), bytes: 0 };
-        write(&mut w)?;
-        w.file.flush()?;
-        Ok(Sum { bytes: w.bytes, crc32: w.hasher.finalize() })
-    }
-}
-
-impl Write for Summed {
-    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        let n = self.file.write(data)?;
-        self.hasher.update(&data[..n]);
-        self.bytes += n as u64;
-        Ok(n)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
-    }
-}
-
-fn unwritable(path: &Path, e: &io::Error) -> Error {
-    Error::file(path, format_args!("cannot be written: {e}; check the permissions and the space"))
 }

@@ -21,7 +21,7 @@ mod words;
 pub(crate) use tables::escape;
 
 use std::io::{IsTerminal, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use faer::Par;
@@ -33,7 +33,7 @@ use tensorslim::simd;
 
 use crate::args::{BenchArgs, LEAST_SIDE};
 use crate::factor::{matrix, read};
-use crate::{Failure, about, emit, output};
+use crate::{Failure, about, emit, guard, output};
 use matrices::Spectrum;
 use measure::{Effort, Measured, SWEEPS, Weight};
 use results::{Case, Machine, Settings, Suite};
@@ -60,6 +60,12 @@ pub(crate) fn run(args: &BenchArgs) -> Result<(), Failure> {
         Dense::<f32>::new(a, Par::Seq).map_err(about(path))?; // no NaN, no infinity
     }
     output::prepare(&args.out)?;
+    let outputs = ["index.html", "results.csv", "results.json"].map(|name| args.out.join(name));
+    guard::apart(&outputs, &args.weights.iter().map(PathBuf::as_path).collect::<Vec<_>>())?;
+    for (path, start) in outputs.iter().zip([page::START, tables::COLUMNS, "{\n  \"version\": "]) {
+        let is_ours = |bytes: &[u8]| bytes.starts_with(start.as_bytes());
+        guard::replaceable(path, "of a bench", is_ours, args.overwrite)?;
+    }
     let threads = args.threads.map_or_else(rayon::current_num_threads, usize::from);
     let pool = ThreadPoolBuilder::new().num_threads(threads).build();
     pool.map_err(|e| Failure(format!("cannot start {threads} threads: {e}")))?.install(|| measured(args, &files))

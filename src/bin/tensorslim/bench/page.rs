@@ -32,11 +32,14 @@ tr.first td { border-top: 1px solid #ccc; }
 @media print { h2 { break-after: avoid; } svg { break-inside: avoid; } }
 ";
 
+/// How the page starts.
+pub(super) const START: &str = "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+     <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
+     <title>Random sketches for low-rank factorization: SRHT, Gaussian, sparse sign</title>\n";
+
 pub(super) fn html(suite: &Suite, tables: &[Table]) -> Result<String, Failure> {
     let mut page = format!(
-        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-         <title>Random sketches for low-rank factorization: SRHT, Gaussian, sparse sign</title>\n\
+        "{START}\
          <style>{STYLE}</style>\n</head>\n<body>\n\
          <h1>Random sketches for low-rank factorization: SRHT, Gaussian, sparse sign</h1>\n"
     );

@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use crate::report::cell;
+
 use super::results::{Case, POWERS, SKETCHES, Stat, Suite, title};
 
 /// One table, two renderings.
@@ -143,10 +145,13 @@ pub(crate) fn escape(text: &str) -> String {
     out
 }
 
+/// The first line of the CSV.
+pub(super) const COLUMNS: &str =
+    "name,m,n,dtype,rank,l,input,sketch,power_iterations,measure,unit,median,min,max,samples\n";
+
 /// One line for every number: `shape, …, what, median, min, max, samples`.
 pub(super) fn csv(suite: &Suite) -> String {
-    let mut out =
-        "name,m,n,dtype,rank,l,input,sketch,power_iterations,measure,unit,median,min,max,samples\n".to_owned();
+    let mut out = COLUMNS.to_owned();
     for c in &suite.cases {
         let mut line = |input: &str, sketch: &str, q: Option<usize>, measure: &str, unit: &str, s: Stat| {
             let q = q.map_or(String::new(), |q| q.to_string());
@@ -201,6 +206,7 @@ pub(super) fn csv(suite: &Suite) -> String {
 
 /// A field of a CSV line.
 fn quoted(text: &str) -> String {
+    let text = &cell(text);
     if text.contains(|c: char| c == ',' || c == '"' || c.is_control()) {
         format!("\"{}\"", text.replace('"', "\"\""))
     } else {

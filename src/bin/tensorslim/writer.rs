@@ -1,0 +1,257 @@
+//! How every file of the command line is written: whole or not at all.
+//!
+//! ```text
+//!   temporary name in the directory of the file ─> data ─> sync ─> rename ─> sync of the directory
+//! ```
+//!
+//! The temporary name ([`TEMPORARY`] and 16 random digits) is made by nobody else on any machine and is never opened if it is there, as a file
+//! or as a link. An output that is a link is written through: beside what it leads to. What is there and is no regular file (a
+//! device, a pipe, a socket, a directory) is refused. A run that is killed while it writes leaves the temporary file behind, which nothing reads.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File, OpenOptions};
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io::{self, BufWriter, ErrorKind, Write};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use tensorslim::Error;
+use tensorslim::batch::manifest::Sum;
+
+/// What the names of files that are being written start with.
+pub(crate) const TEMPORARY: &str = ".tensorslim-";
+/// As many links may lead to a file, one to the next.
+const MAX_LINKS: usize = 40;
+
+/// The file that a path stands for: that itself, or what the links that it is lead to. It need not be there; if it is, it is a regular file.
+pub(crate) fn target(path: &Path) -> tensorslim::Result<PathBuf> {
+    let mut at = path.to_path_buf();
+    for _ in 0..MAX_LINKS {
+        let meta = match fs::symlink_metadata(&at) {
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(at),
+            meta => meta.map_err(|e| unwritable(path, &e))?,
+        };
+        if meta.is_symlink() {
+            let to = fs::read_link(&at).map_err(|e| unwritable(path, &e))?;
+            at = at.parent().unwrap_or(Path::new("")).join(to);
+        } else if meta.is_file() {
+            return Ok(at);
+        } else {
+            let what = if meta.is_dir() { "a directory" } else { "a device, a pipe or a socket" };
+            return Err(Error::file(path, format_args!("is {what} and is not replaced; give the name of a file")));
+        }
+    }
+    Err(Error::file(path, "is a link that leads to no file; remove it"))
+}
+
+/// Writes one file.
+pub(crate) fn put(path: &Path, parts: &[&[u8]]) -> tensorslim::Result<()> {
+    put_through(None, path, parts)
+}
+
+/// As [`put`], with the temporary name in `stage`, a directory of the same file system that somebody clears after a run that was killed.
+pub(crate) fn put_through(stage: Option<&Path>, path: &Path, parts: &[&[u8]]) -> tensorslim::Result<()> {
+    let write = |w: &mut Sink| parts.iter().try_for_each(|bytes| w.write_all(bytes));
+    publish(vec![Staged::through(stage, path, write)?])
+}
+
+/// Makes files appear in this order, and waits until the disk has them.
+pub(crate) fn publish(files: Vec<Staged>) -> tensorslim::Result<()> {
+    let mut dirs = BTreeSet::new();
+    for file in files {
+        fs::rename(&file.temporary, &file.target).map_err(|e| unwritable(&file.target, &e))?;
+        dirs.insert(directory_of(&file.target).to_path_buf());
+    }
+    dirs.iter().try_for_each(|dir| sync_directory(dir))
+}
+
+/// Waits until the disk has the names in a directory.
+pub(crate) fn sync_directory(dir: &Path) -> tensorslim::Result<()> {
+    if cfg!(not(unix)) {
+        return Ok(());
+    }
+    match File::open(dir).and_then(|dir| dir.sync_all()) {
+        // Some file systems know no such thing, and a directory need not be readable.
+        Err(e)
+            if !matches!(e.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported | ErrorKind::PermissionDenied) =>
+        {
+            Err(unwritable(dir, &e))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The directory that holds a file.
+pub(crate) fn directory_of(path: &Path) -> &Path {
+    path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// A complete file under a temporary name; removed unless published.
+pub(crate) struct Staged {
+    /// The name that was asked for; that of the target is another one behind a link.
+    name: String,
+    temporary: PathBuf,
+    target: PathBuf,
+    sum: Sum,
+}
+
+impl Staged {
+    /// Writes what is to be at `path`.
+    pub(crate) fn new(path: &Path, write: impl FnOnce(&mut Sink) -> io::Result<()>) -> tensorslim::Result<Self> {
+        Staged::through(None, path, write)
+    }
+
+    /// As [`Staged::new`], with the temporary name in `stage`, unless `path` is a link: what it leads to may be on another file system.
+    pub(crate) fn through(
+        stage: Option<&Path>,
+        path: &Path,
+        write: impl FnOnce(&mut Sink) -> io::Result<()>,
+    ) -> tensorslim::Result<Self> {
+        let target = target(path)?;
+        let (Some(name), Some(_)) = (path.file_name(), target.file_name()) else {
+            return Err(Error::file(path, "is no name of a file; give one"));
+        };
+        let name = name.to_string_lossy().into_owned();
+        let (temporary, file) = create(stage.filter(|_| target == path).unwrap_or(directory_of(&target)))
+            .map_err(|e| unwritable(path, &e))?;
+        // From here on the temporary file goes with this value.
+        let mut staged = Staged { name, temporary, target, sum: Sum { bytes: 0, crc32: 0 } };
+        staged.sum = staged.fill(file, write).map_err(|e| unwritable(path, &e))?;
+        Ok(staged)
+    }
+
+    fn fill(&self, file: File, write: impl FnOnce(&mut Sink) -> io::Result<()>) -> io::Result<Sum> {
+        if let Ok(old) = fs::metadata(&self.target) {
+            // Who may read it stays as it was. Where permissions cannot be set there are none to keep.
+            let _ = file.set_permissions(old.permissions());
+        }
+        let mut sink = Sink { file: BufWriter::new(file), hasher: crc32fast::Hasher::new(), bytes: 0 };
+        write(&mut sink)?;
+        let sum = Sum { bytes: sink.bytes, crc32: sink.hasher.finalize() };
+        let file = sink.file.into_inner().map_err(io::IntoInnerError::into_error)?;
+        file.sync_all()?;
+        drop(file);
+        // What a file system finds out only when the file is closed: a quota, a server that is gone.
+        match fs::metadata(&self.temporary)?.len() {
+            len if len == sum.bytes => Ok(sum),
+            len => Err(io::Error::other(format!("the disk has {len} of {} bytes", sum.bytes))),
+        }
+    }
+
+    /// The name that the file will have.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its length and checksum.
+    pub(crate) fn sum(&self) -> Sum {
+        self.sum
+    }
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        // Once published the temporary name is gone and this finds nothing.
+        let _ = fs::remove_file(&self.temporary);
+    }
+}
+
+/// A new file of a name that is not there.
+fn create(dir: &Path) -> io::Result<(PathBuf, File)> {
+    loop {
+        let path = dir.join(format!("{TEMPORARY}{:016x}", random()));
+        match OpenOptions::new().write(true).create_new(true).open(&path) {
+            Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
+            file => return Ok((path, file?)),
+        }
+    }
+}
+
+/// A number that two processes have in common with probability 2^-64, whatever machine and container they are in.
+fn random() -> u64 {
+    // The keys of these hashers come from the system's source of randomness.
+    let mut hasher = RandomState::new().build_hasher();
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    hasher.write_u128(now.as_nanos());
+    hasher.write_u32(std::process::id());
+    hasher.finish()
+}
+
+/// A file that is summed as it is written.
+pub(crate) struct Sink {
+    file: BufWriter<File>,
+    hasher: crc32fast::Hasher,
+    bytes: u64,
+}
+
+impl Write for Sink {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        let n = self.file.write(data)?;
+        self.hasher.update(&data[..n]);
+        self.bytes += n as u64;
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+/// Why a file cannot be written, and what to do.
+pub(crate) fn unwritable(path: &Path, e: &io::Error) -> Error {
+    Error::file(path, format_args!("cannot be written: {e}; check the permissions and the space"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A directory that is gone when the test is.
+    fn within(name: &str, test: impl FnOnce(&Path)) {
+        let dir = std::env::temp_dir().join(format!("tensorslim-writer-{name}-{:016x}", random()));
+        fs::create_dir_all(&dir).unwrap();
+        test(&dir);
+        fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn a_failed_write_leaves_what_was_there() {
+        within("failed", |dir| {
+            let path = dir.join("x");
+            put(&path, &[b"old"]).unwrap();
+            let error = Staged::new(&path, |w| {
+                w.write_all(b"half")?;
+                Err(io::Error::from(ErrorKind::StorageFull))
+            });
+            assert!(error.err().unwrap().to_string().contains("cannot be written"));
+            assert_eq!(fs::read(&path).unwrap(), b"old");
+            assert_eq!(fs::read_dir(dir).unwrap().count(), 1);
+            let staged = Staged::new(&path, |w| w.write_all(b"new")).unwrap();
+            assert_eq!((staged.name(), staged.sum()), ("x", Sum { bytes: 3, crc32: crc32fast::hash(b"new") }));
+            publish(vec![staged]).unwrap();
+            assert_eq!(fs::read(&path).unwrap(), b"new");
+        });
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_are_written_through_and_nothing_else_is_replaced() {
+        use std::os::unix::fs::symlink;
+        within("links", |dir| {
+            fs::create_dir(dir.join("far")).unwrap();
+            symlink("far/real", dir.join("link")).unwrap();
+            for text in [b"one", b"two"] {
+                put(&dir.join("link"), &[text]).unwrap();
+                assert_eq!(fs::read(dir.join("far/real")).unwrap(), text);
+            }
+            assert!(fs::symlink_metadata(dir.join("link")).unwrap().is_symlink());
+            symlink("round", dir.join("round")).unwrap();
+            let _socket = std::os::unix::net::UnixListener::bind(dir.join("socket")).unwrap();
+            for (name, why) in [("round", "link"), ("far", "directory"), ("socket", "socket"), ("", "directory")] {
+                let error = put(&dir.join(name), &[b"x"]).unwrap_err().to_string();
+                assert!(error.contains(why), "{error}");
+            }
+            assert!(put(Path::new("/dev/null"), &[b"x"]).unwrap_err().to_string().contains("/dev/null: is a device"));
+        });
+    }
+}
