@@ -1408,20 +1408,9 @@ fn a_single_pass_goes_on_from_its_checkpoint() {
     let start = fs::metadata(&w).unwrap().len() - 2 * 20_000 * 1024;
     let late = start + 2 * 1024 * 19_000;
     let state = dir.path("state");
-    let args = [
-        "factor",
-        &w,
-        "--rank",
-        "2",
-        "--oversample",
-        "2",
-        "--method",
-        "single-pass",
-        "--memory-limit",
-        "48M",
-        "--checkpoint",
-        &state,
-    ];
+    // Small sketches, of which a state is saved before the late row.
+    let pass = ["factor", &w, "--rank", "2", "--oversample", "2", "--method", "single-pass"];
+    let args = [&pass[..], &["--memory-limit", "48M", "--checkpoint", &state]].concat();
     let (clean, hurt) = (dir.path("clean"), dir.path("hurt"));
     let with = |out: &str, f: &dyn Fn(&[&str])| f(&[&args[..], &["--out", out]].concat());
     with(&clean, &|args| drop(succeeds(args)));
