@@ -560,7 +560,7 @@ fn a_single_pass_goes_on_where_it_was_stopped() {
     }
     let a = matrix(9000, 700, 0.7, 8);
     for method in [Method::SinglePass, Method::Nystrom] {
-        let svd = TruncatedSvd::new(Rank::Fixed(5)).method(method).seed(3);
+        let svd = TruncatedSvd::new(Rank::Fixed(5)).oversample(5).method(method).seed(3);
         let source = || a.as_tensor().unwrap();
         let least = match svd.clone().memory_limit(1).plan_rows::<f32>(&source()) {
             Err(Error::Memory { least, .. }) => least,
