@@ -14,9 +14,10 @@
 //! reading runs one tile ahead on a thread of its own, and threads that multiply go from tile to tile without waiting (`flow.rs`). Sums go in tile order, so the bits depend on the tile size and on
 //! nothing else: not on threads, not on the speed of the disk.
 //!
-//! A pass is the expensive thing. The input check (finite? `max |a|`, `‖A‖_F²`) therefore rides on each product, while the tile is in
+//! A pass is the expensive thing. The input check (finite? `max |a|`, `‖A‖_F²`) therefore rides on the first product, while the tile is in
 //! cache; only when `max |a|` turns out to be outside of what squares in `T` can hold is that pass repeated with a scale.
-//! [`Tiled::check`] takes a pass for the check alone, for those that must know the norm first.
+//! [`Tiled::check`] takes a pass for the check alone, for those that must know the norm first. Later passes compare a sum of the bytes with that of the
+//! first: a source that changes meanwhile is an error.
 //!
 //! The Gram matrix of a matrix whose lines are its columns would need every pair of lines. It is read in blocks across all lines
 //! instead ([`RowSource::read_block`]): one pass, in shorter reads.
@@ -195,6 +196,8 @@ pub struct Tiled<'s, T: Scalar> {
     scale: Option<f64>,
     /// `None` until all elements were seen with that scale.
     norm_squared: Option<f64>,
+    /// The sum of the bytes that were seen then.
+    sum: u64,
     /// `max |a|` of the matrix, from the same look.
     largest: f64,
     context: Arc<HostContext>,
@@ -231,6 +234,7 @@ impl<'s, T: Scalar> Tiled<'s, T> {
             converted: vec![T::zeroed(); layout.converted((8 * words / layout.line_bytes()).clamp(1, layout.lines))],
             scale: None,
             norm_squared: None,
+            sum: 0,
             largest: f64::NAN,
             context: HostContext::new(par),
             passes: 0,
@@ -295,30 +299,29 @@ impl<'s, T: Scalar> Tiled<'s, T> {
     }
 
     /// One pass, or two if the first finds that the matrix needs a scale.
-    fn scaled(&mut self, mut pass: impl FnMut(&mut Self) -> Result<Scan>) -> Result<()> {
+    fn scaled(&mut self, mut pass: impl FnMut(&mut Self) -> Result<Seen>) -> Result<()> {
         loop {
             let total = pass(self)?;
             self.passes += 1;
             let Some(before) = self.norm_squared else {
                 let known = self.scale.is_some();
-                self.largest = self.largest.max(total.largest); // NaN at first, which `max` passes over
-                let scale = *self.scale.get_or_insert_with(|| scale_for::<T>(total.largest));
+                self.largest = self.largest.max(total.scan.largest); // NaN at first, which `max` passes over
+                let scale = *self.scale.get_or_insert_with(|| scale_for::<T>(total.scan.largest));
                 if !known && scale != 1.0 {
                     continue;
                 }
-                self.norm_squared = Some(total.norm_squared);
+                (self.norm_squared, self.sum) = (Some(total.scan.norm_squared), total.sum);
                 return Ok(());
             };
-            // Tiles of another cut add the same squares in another order.
-            let is_same = (total.norm_squared - before).abs() <= SAME * before && total.largest == self.largest;
-            if !is_same {
-                let what = "the same elements in every pass";
-                let norms = format!("{:e} and then {:e}", before.sqrt(), total.norm_squared.sqrt());
-                return Err(Error::shape(
-                    "RowSource",
-                    what,
-                    format_args!("others, of norm {norms}; read it when it is complete"),
-                ));
+            if total.sum != self.sum {
+                // Not what the first pass saw. Whether it is finite, another look says.
+                self.norm_squared = None;
+                let look = self.read_all(Cut::Lines, &mut |_, _, _, _, _| Ok(()));
+                self.passes += 1;
+                self.norm_squared = Some(before);
+                look?;
+                let want = "the same elements in every pass";
+                return Err(Error::shape("RowSource", want, "others in a later one; read it when it is complete"));
             }
             return Ok(());
         }
@@ -334,13 +337,14 @@ impl<'s, T: Scalar> Tiled<'s, T> {
         slots: &[Mutex<P>],
         work: &(impl Fn(&mut P, usize, MatView<'_>, f64, &mut [T]) -> R + Sync),
         finish: &(impl Fn(Range<usize>, Vec<R>) + Sync),
-    ) -> Result<Scan> {
+    ) -> Result<Seen> {
         let tile = self.tile_lines();
         let Tiled { source, layout, buffers, words, converted, watch, .. } = self;
         let (Layout { lines, width, dtype, .. }, line_bytes) = (*layout, layout.line_bytes());
-        let (scale, par) = (self.scale, self.context.par());
+        let (look, par) = ((self.scale, self.norm_squared.is_some()), self.context.par());
+        let scale = self.scale.unwrap_or(1.0);
         let column_major = source.is_column_major();
-        let scans = Mutex::new(vec![Scan::default(); lines.div_ceil(tile)]);
+        let scans = Mutex::new(vec![Seen::default(); lines.div_ceil(tile)]);
 
         buffers.resize_with(2, || vec![0; *words]);
         read_ahead(*source, Cut::Lines, (0..lines, tile), line_bytes, buffers, &mut |tiles| {
@@ -350,16 +354,17 @@ impl<'s, T: Scalar> Tiled<'s, T> {
                     let bytes = &bytemuck::cast_slice(buffer)[..count * line_bytes];
                     let view = TensorRef::from_bytes(dtype, &[*count, width], bytes)?.view()?;
                     let share = part * count / slots.len()..(part + 1) * count / slots.len();
-                    let share = view.subrows(share.start, share.len());
+                    let rows = view.subrows(share.start, share.len());
                     // The first in the tile is named, whichever part has seen one.
-                    let seen = look(share, scale, Par::Seq)
-                        .or_else(|_| look(view, scale, Par::Seq))
-                        .map_err(|e| place(e, Cut::Lines, *first, column_major))?;
-                    Ok((seen, work(slot, *first, view, scale.unwrap_or(1.0), scratch)))
+                    let seen =
+                        Seen::new(&bytes[share.start * line_bytes..share.end * line_bytes], rows, look, Par::Seq)
+                            .or_else(|_| Seen::new(bytes, view, look, Par::Seq))
+                            .map_err(|e| place(e, Cut::Lines, *first, column_major))?;
+                    Ok((seen, work(slot, *first, view, scale, scratch)))
                 };
                 flow.run(part, &|index, read, results| {
                     let (seen, results): (Vec<_>, Vec<_>) = results.into_iter().unzip();
-                    let total = seen.into_iter().fold(Scan::default(), Scan::merge);
+                    let total = seen.into_iter().fold(Seen::default(), Seen::merge);
                     scans.lock().unwrap_or_else(PoisonError::into_inner)[index] = total;
                     finish(read.first..read.first + read.count, results);
                     watch.read((read.count * line_bytes) as u64);
@@ -374,17 +379,18 @@ impl<'s, T: Scalar> Tiled<'s, T> {
             flow.end()
         })?;
         let scans = scans.into_inner().unwrap_or_else(PoisonError::into_inner);
-        Ok(scans.into_iter().fold(Scan::default(), Scan::merge))
+        Ok(scans.into_iter().fold(Seen::default(), Seen::merge))
     }
 
     fn read_all(
         &mut self,
         cut: Cut,
         f: &mut impl FnMut(usize, MatView<'_>, f64, &mut [T], Par) -> Result<()>,
-    ) -> Result<Scan> {
+    ) -> Result<Seen> {
         let Tiled { source, layout, buffers, words, converted, watch, .. } = self;
         let Layout { lines, width, dtype, .. } = *layout;
-        let (scale, par) = (self.scale, self.context.par());
+        let (look, par) = ((self.scale, self.norm_squared.is_some()), self.context.par());
+        let scale = self.scale.unwrap_or(1.0);
         // Bytes of one step of a tile, how many steps there are, and how many a tile has.
         let (step_bytes, steps) = match cut {
             Cut::Lines => (layout.line_bytes(), lines),
@@ -392,7 +398,7 @@ impl<'s, T: Scalar> Tiled<'s, T> {
         };
         let tile = (8 * *words / step_bytes).clamp(1, steps);
         let column_major = source.is_column_major();
-        let mut total = Scan::default();
+        let mut total = Seen::default();
 
         buffers.resize_with(2, || vec![0; *words]);
         let mut done = |first, bytes: &[u8]| {
@@ -403,8 +409,9 @@ impl<'s, T: Scalar> Tiled<'s, T> {
                 Cut::Across => [lines, count],
             };
             let view = TensorRef::from_bytes(dtype, &shape, bytes)?.view()?;
-            total = total.merge(look(view, scale, par).map_err(|e| place(e, cut, first, column_major))?);
-            f(first, view, scale.unwrap_or(1.0), converted, par)?;
+            let seen = Seen::new(bytes, view, look, par).map_err(|e| place(e, cut, first, column_major))?;
+            total = total.merge(seen);
+            f(first, view, scale, converted, par)?;
             watch.read(bytes.len() as u64);
             Ok(())
         };
@@ -596,16 +603,42 @@ pub fn stream(
     })
 }
 
-/// How far sums of the same squares in another order may be apart, relative: many times the rounding of f64.
-const SAME: f64 = 1e-9;
+/// What a pass has seen of the matrix, or of a part.
+#[derive(Debug, Clone, Copy, Default)]
+struct Seen {
+    scan: Scan,
+    /// Of the elements' bytes as [`sum_of`] gives it: the same in every pass, however the tiles are cut.
+    sum: u64,
+}
 
-/// What is seen of a part in every pass: all elements are finite, the largest of them, and their squares with the scale.
-fn look(view: MatView<'_>, scale: Option<f64>, par: Par) -> Result<Scan> {
-    let seen = scan(view, par)?;
-    Ok(match scale {
-        None | Some(1.0) => seen,
-        Some(s) => Scan { norm_squared: scaled_norm_squared(view, s, par), ..seen },
-    })
+impl Seen {
+    /// The sum, and if the norm is not `known` yet the finite check, `max |a|` and the squares with the scale.
+    fn new(bytes: &[u8], view: MatView<'_>, (scale, known): (Option<f64>, bool), par: Par) -> Result<Self> {
+        let sum = match par {
+            Par::Seq => sum_of(bytes),
+            Par::Rayon(_) => bytes.par_chunks(1 << 20).map(sum_of).sum(),
+        };
+        let mut seen = Scan::default();
+        if !known {
+            seen = scan(view, par)?;
+            if let Some(s) = scale.filter(|&s| s != 1.0) {
+                seen.norm_squared = scaled_norm_squared(view, s, par);
+            }
+        }
+        Ok(Seen { scan: seen, sum })
+    }
+
+    fn merge(self, other: Seen) -> Seen {
+        Seen { scan: self.scan.merge(other.scan), sum: self.sum + other.sum }
+    }
+}
+
+/// The sum of all pairs of bytes, at the speed of memory: for a whole number of elements of any type. It needs `2^48` of them to overflow.
+fn sum_of(bytes: &[u8]) -> u64 {
+    // 2^14 pairs fit 32 bits; adding that may wrap needs no check, which would keep the lanes apart.
+    let pair = |b: &[u8]| u32::from(u16::from_ne_bytes([b[0], b[1]]));
+    let pairs = |block: &[u8]| block.chunks_exact(2).map(pair).fold(0, u32::wrapping_add);
+    bytes.chunks(1 << 15).map(|block| u64::from(pairs(block))).sum()
 }
 
 /// An element that is not finite, from the rows and columns of a tile to those of the caller's matrix.

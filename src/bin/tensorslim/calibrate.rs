@@ -58,7 +58,7 @@ fn calibrate(args: &CalibrateArgs) -> Result<(), Failure> {
     let outputs: Vec<PathBuf> = args.checkpoint.iter().chain([&args.out]).cloned().collect();
     guard::apart(&outputs, &args.inputs.iter().map(PathBuf::as_path).collect::<Vec<_>>())?;
     let is_ours = |start: &[u8]| start.starts_with(&Calibration::MAGIC);
-    guard::replaceable(&args.out, "statistics of this program", is_ours, args.overwrite)?;
+    guard::replaceable(&args.out, "a file of statistics", is_ours, args.overwrite)?;
     let keep = args.checkpoint.as_deref().map(|path| Keep::new(args, path, options)).transpose()?;
     let sources = args.inputs.iter().map(|path| Source::open(path, args.bf16)).collect::<Result<Vec<_>, _>>()?;
     let limit = Limit::none();

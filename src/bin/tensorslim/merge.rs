@@ -228,7 +228,7 @@ fn check_out(out: &Path, header: &Header, overwrite: bool) -> Result<(), Failure
         ("index.html", PAGE),
     ] {
         let is_ours = |bytes: &[u8]| bytes.starts_with(start.as_bytes());
-        guard::replaceable(&out.join(name), "of a merge", is_ours, overwrite)?;
+        guard::replaceable(&out.join(name), "a file of a merge", is_ours, overwrite)?;
     }
     Ok(())
 }

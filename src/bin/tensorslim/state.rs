@@ -123,13 +123,10 @@ impl Lock {
             }
             let file = OpenOptions::new().write(true).create(true).truncate(false).open(&path);
             let file = file.map_err(|e| unwritable(&path, &e))?;
-            match file.try_lock() {
-                Err(fs::TryLockError::WouldBlock) => {
-                    let of = of.display();
-                    return Err(Failure(format!("{of}: is in use by another run; wait for it, or give another name")));
-                }
-                // File systems that cannot lock can still be written.
-                _ => {}
+            // File systems that cannot lock can still be written.
+            if matches!(file.try_lock(), Err(fs::TryLockError::WouldBlock)) {
+                let of = of.display();
+                return Err(Failure(format!("{of}: is in use by another run; wait for it, or give another name")));
             }
             // The run that had it may have taken the file away in the meantime: then the lock is on nothing.
             if is_at(&file, &path) {

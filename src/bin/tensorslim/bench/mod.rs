@@ -64,7 +64,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<(), Failure> {
     guard::apart(&outputs, &args.weights.iter().map(PathBuf::as_path).collect::<Vec<_>>())?;
     for (path, start) in outputs.iter().zip([page::START, tables::COLUMNS, "{\n  \"version\": "]) {
         let is_ours = |bytes: &[u8]| bytes.starts_with(start.as_bytes());
-        guard::replaceable(path, "of a bench", is_ours, args.overwrite)?;
+        guard::replaceable(path, "a file of a bench", is_ours, args.overwrite)?;
     }
     let threads = args.threads.map_or_else(rayon::current_num_threads, usize::from);
     let pool = ThreadPoolBuilder::new().num_threads(threads).build();
