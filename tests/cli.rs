@@ -390,6 +390,18 @@ fn same_seed_same_bytes_for_any_number_of_threads() {
     }
 }
 
+/// A pool of a million threads would never answer.
+#[test]
+fn threads_beyond_reason_are_refused() {
+    for arguments in [&["factor", UP, "--rank", "4"][..], &["batch", UP, "--rank", "4", "--out", "never-made"]] {
+        let mut command = command(arguments);
+        command.env("RAYON_NUM_THREADS", "999999").stdout(Stdio::piped());
+        let ran = finish(command);
+        assert_eq!(ran.code, Some(1), "{arguments:?}");
+        assert!(ran.err.contains("RAYON_NUM_THREADS = 999999"), "{arguments:?}: {}", ran.err);
+    }
+}
+
 #[test]
 fn another_seed_other_bytes_same_quality() {
     let dir = Dir::new("seeds");

@@ -17,7 +17,6 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rayon::ThreadPoolBuilder;
 use serde::Serialize;
 use serde_json::{Value, json};
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -39,7 +38,7 @@ use crate::progress::Show;
 use crate::report::{NO_SMALLER, bytes, plain, table};
 use crate::results::{Places, Results, discard_spectra};
 use crate::writer::{self, Staged};
-use crate::{Failure, complain, emit};
+use crate::{Failure, complain, emit, on_threads};
 
 /// From a signal to the end, at most: under the two seconds that a job manager may give.
 const GRACE: Duration = Duration::from_millis(1500);
@@ -49,10 +48,7 @@ pub(crate) fn run(args: &BatchArgs) -> Result<(), Failure> {
         DType::F64 => batch::<f64>(args),
         _ => batch::<f32>(args),
     };
-    // The default of rayon is what the affinity mask and the cgroup's quota allow.
-    let threads = args.threads.map_or(0, usize::from);
-    let pool = ThreadPoolBuilder::new().num_threads(threads).build();
-    pool.map_err(|e| Failure(format!("cannot start {threads} threads: {e}")))?.install(work)
+    on_threads(args.threads, work)
 }
 
 /// A weight to be factored.

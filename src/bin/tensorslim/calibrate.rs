@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use rayon::ThreadPoolBuilder;
 use serde::Serialize;
 use tensorslim::calibration::{Accumulation, Form, NonFinite};
 use tensorslim::svd::READ_PER_STATE;
@@ -14,7 +13,7 @@ use crate::memory::{self, Gathering, Limit};
 use crate::report::{bytes, table};
 use crate::samples::{Samples, Source};
 use crate::state::StateFile;
-use crate::{Failure, about, emit, guard, inputs, writer};
+use crate::{Failure, about, emit, guard, inputs, on_threads, writer};
 
 /// Parts of the samples that `--blend auto` keeps aside, one after the other.
 pub(crate) const FOLDS: usize = 4;
@@ -37,15 +36,7 @@ struct Report {
 }
 
 pub(crate) fn run(args: &CalibrateArgs) -> Result<(), Failure> {
-    let work = || calibrate(args);
-    match args.threads {
-        None => work(),
-        Some(n) => ThreadPoolBuilder::new()
-            .num_threads(n.into())
-            .build()
-            .map_err(|e| Failure(format!("cannot start {n} threads: {e}")))?
-            .install(work),
-    }
+    on_threads(args.threads, || calibrate(args))
 }
 
 fn calibrate(args: &CalibrateArgs) -> Result<(), Failure> {

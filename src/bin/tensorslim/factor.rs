@@ -4,7 +4,6 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rayon::ThreadPoolBuilder;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tensorslim::calibration::NonFinite;
@@ -23,21 +22,14 @@ use crate::memory::{self, Gathering, Limit};
 use crate::report::{Calibrated, Evaluated, NO_SMALLER, Report, Written, peak_rss};
 use crate::samples::{Samples, Source};
 use crate::state::StateFile;
-use crate::{Failure, about, calibrate, emit, guard, inputs, output};
+use crate::{Failure, about, calibrate, emit, guard, inputs, on_threads, output};
 
 pub(crate) fn run(args: &FactorArgs) -> Result<(), Failure> {
     let work = || match args.precision {
         DType::F64 => factor::<f64>(args),
         _ => factor::<f32>(args),
     };
-    match args.threads {
-        None => work(),
-        Some(n) => ThreadPoolBuilder::new()
-            .num_threads(n.into())
-            .build()
-            .map_err(|e| Failure(format!("cannot start {n} threads: {e}")))?
-            .install(work),
-    }
+    on_threads(args.threads, work)
 }
 
 fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {

@@ -39,6 +39,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use clap::error::ErrorKind as Clap;
+use rayon::ThreadPoolBuilder;
 use tensorslim::{DType, Error};
 
 use args::{Cli, Command};
@@ -61,6 +62,27 @@ fn about(path: &Path) -> impl Fn(Error) -> Failure {
         Error::File { .. } => e.into(),
         _ => Failure(format!("{}: {}", path.display(), Failure::from(e).0)),
     }
+}
+
+/// The most threads of a run, by option or environment.
+const MAX_THREADS: usize = 1024;
+
+/// Runs `work` on a pool of so many threads. Without a number they are as many as `RAYON_NUM_THREADS` says, or as the affinity mask and the cgroup's quota
+/// allow.
+fn on_threads<R: Send>(threads: Option<u16>, work: impl FnOnce() -> Result<R, Failure> + Send) -> Result<R, Failure> {
+    let asked = std::env::var("RAYON_NUM_THREADS").ok().and_then(|text| text.parse::<usize>().ok());
+    let threads = match (threads, asked) {
+        (Some(n), _) => n.into(),
+        (None, Some(n)) if n > MAX_THREADS => {
+            return Err(Failure(format!(
+                "RAYON_NUM_THREADS = {n} is more than {MAX_THREADS}; give fewer, or --threads"
+            )));
+        }
+        _ => 0,
+    };
+    let count = if threads > 0 { threads.to_string() } else { "the default number of".to_owned() };
+    let pool = ThreadPoolBuilder::new().num_threads(threads).build();
+    pool.map_err(|e| Failure(format!("cannot start {count} threads: {e}; give fewer with --threads")))?.install(work)
 }
 
 /// Writes to stdout; nobody reading it is no error.

@@ -26,14 +26,13 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use faer::Par;
 use indicatif::{ProgressBar, ProgressStyle};
-use rayon::ThreadPoolBuilder;
 use tensorslim::npy::Array;
 use tensorslim::operator::Dense;
 use tensorslim::simd;
 
 use crate::args::{BenchArgs, LEAST_SIDE};
 use crate::factor::{matrix, read};
-use crate::{Failure, about, emit, guard, output};
+use crate::{Failure, about, emit, guard, on_threads, output};
 use matrices::Spectrum;
 use measure::{Effort, Measured, SWEEPS, Weight};
 use results::{Case, Machine, Settings, Suite};
@@ -66,9 +65,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<(), Failure> {
         let is_ours = |bytes: &[u8]| bytes.starts_with(start.as_bytes());
         guard::replaceable(path, "a file of a bench", is_ours, args.overwrite)?;
     }
-    let threads = args.threads.map_or_else(rayon::current_num_threads, usize::from);
-    let pool = ThreadPoolBuilder::new().num_threads(threads).build();
-    pool.map_err(|e| Failure(format!("cannot start {threads} threads: {e}")))?.install(|| measured(args, &files))
+    on_threads(args.threads, || measured(args, &files))
 }
 
 fn measured(args: &BenchArgs, files: &[(&Path, Array)]) -> Result<(), Failure> {
