@@ -6,7 +6,7 @@
 //! ```
 //!
 //! A factorization of rank k holds all of smaller rank, and [`Factors::truncate`] takes one out with its own certificate. How depends on what the
-//! factors are ([`Slices`]): parts that are orthogonal are cut off; factors from one look have been measured at each rank; those that are the best
+//! factors are: parts that are orthogonal are cut off; factors from one look have been measured at each rank; those that are the best
 //! for some inputs are cut in the directions that these inputs have put in order, and are then an SVD again:
 //!
 //! ```text

@@ -39,7 +39,7 @@
 //! quarters of it are safe; the smallest Ritz value, which needs an eigensolver, is 0.6 λ_l.
 //!
 //! **Where that is too much.** Copies of one value that V has no room for, and panels of more than half of the columns, leave a mean above λ_k: the filter
-//! then damps what is wanted. It shows afterwards, when the Ritz value θ_k comes out below the end of the interval ([`Filter::corrected`]), and the
+//! then damps what is wanted. It shows afterwards, when the Ritz value θ_k comes out below the end of the interval, and the
 //! iteration begins anew with twice the steps and an end that θ_l bounds. By simulation, q = 2, excess over the optimum (1.25 is where it begins anew):
 //!
 //! ```text
