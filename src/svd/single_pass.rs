@@ -385,7 +385,8 @@ impl<T: Scalar> SinglePass<T> {
         let (error, deviation) = spread.certificate().error_and_deviation();
         if error + deviation >= 1.0 {
             notes.push(
-                "no better than zeros: the spectrum is too flat for one pass; oversample more, or look again".into(),
+                "hardly better than zeros: the spectrum is too flat for one pass; oversample more, or look again"
+                    .into(),
             );
         }
         let certificate = match self.norm_squared {
