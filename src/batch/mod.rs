@@ -335,13 +335,16 @@ impl<'a> Batch<'a> {
         if workers == 1 {
             return work();
         }
+        let worker = || match rayon::ThreadPoolBuilder::new().num_threads(threads.max(1)).build() {
+            Ok(pool) => pool.install(work),
+            // No more threads to be had: the current pool, shared, gives the same bits.
+            Err(_) => work(),
+        };
         thread::scope(|scope| {
-            for _ in 0..workers {
-                scope.spawn(|| match rayon::ThreadPoolBuilder::new().num_threads(threads.max(1)).build() {
-                    Ok(pool) => pool.install(work),
-                    // No more threads to be had: the current pool, shared, gives the same bits.
-                    Err(_) => work(),
-                });
+            let start = || thread::Builder::new().spawn_scoped(scope, worker).is_ok();
+            // With fewer threads than were asked for it takes longer; with none this one does all.
+            if (0..workers).filter(|_| start()).count() == 0 {
+                work();
             }
         });
     }

@@ -38,7 +38,7 @@ use crate::progress::Show;
 use crate::report::{NO_SMALLER, bytes, plain, table};
 use crate::results::{Places, Results, discard_spectra};
 use crate::writer::{self, Staged};
-use crate::{Failure, complain, emit, on_threads};
+use crate::{Failure, beside, complain, emit, on_threads};
 
 /// From a signal to the end, at most: under the two seconds that a job manager may give.
 const GRACE: Duration = Duration::from_millis(1500);
@@ -286,7 +286,7 @@ fn entry(weight: &Weight, status: Status, why: Option<String>) -> Entry {
 fn stop_on_signals(cancel: &Cancel, results: &Arc<Mutex<Results>>, names: &[String]) -> Result<(), Failure> {
     let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(|e| Failure(format!("cannot catch signals: {e}")))?;
     let (cancel, results, names) = (cancel.clone(), Arc::downgrade(results), names.to_vec());
-    std::thread::spawn(move || {
+    beside(move || {
         if signals.forever().next().is_none() {
             return;
         }
@@ -301,8 +301,7 @@ fn stop_on_signals(cancel: &Cancel, results: &Arc<Mutex<Results>>, names: &[Stri
             complain("stopped in the middle of a weight, which is not done; go on with --resume");
             std::process::exit(1);
         }
-    });
-    Ok(())
+    })
 }
 
 /// Of the tasks of this shard, with a rank for each, those that the budget does not leave whole; which it does, and whose spectrum cannot be had, is

@@ -22,7 +22,7 @@ use crate::memory::{self, Gathering, Limit};
 use crate::report::{Calibrated, Evaluated, NO_SMALLER, Report, Written, peak_rss};
 use crate::samples::{Samples, Source};
 use crate::state::StateFile;
-use crate::{Failure, about, calibrate, emit, guard, inputs, on_threads, output};
+use crate::{Failure, about, beside, calibrate, emit, guard, inputs, on_threads, output};
 
 pub(crate) fn run(args: &FactorArgs) -> Result<(), Failure> {
     let work = || match args.precision {
@@ -517,8 +517,7 @@ impl Weight {
 fn stop_on_signals(cancel: &Cancel) -> Result<(), Failure> {
     let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(|e| Failure(format!("cannot catch signals: {e}")))?;
     let cancel = cancel.clone();
-    std::thread::spawn(move || signals.forever().for_each(|_| cancel.cancel()));
-    Ok(())
+    beside(move || signals.forever().for_each(|_| cancel.cancel()))
 }
 
 /// Reads a file whole; `bf16` as in [`inputs::Header::read`].

@@ -85,6 +85,12 @@ fn on_threads<R: Send>(threads: Option<u16>, work: impl FnOnce() -> Result<R, Fa
     pool.map_err(|e| Failure(format!("cannot start {count} threads: {e}; give fewer with --threads")))?.install(work)
 }
 
+/// Starts a thread that waits for signals.
+fn beside(wait: impl FnOnce() + Send + 'static) -> Result<(), Failure> {
+    let started = std::thread::Builder::new().name("tensorslim-signals".into()).spawn(wait);
+    started.map(drop).map_err(|e| Failure(format!("cannot start a thread for signals: {e}; raise the limit (ulimit)")))
+}
+
 /// Writes to stdout; nobody reading it is no error.
 fn emit(text: &str) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
