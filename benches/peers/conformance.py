@@ -187,7 +187,8 @@ def scikit_learn(library, methods):
             for _, tests, wanted in SKLEARN:
                 outcomes, before = Outcomes(), function.calls
                 options = ["-p", "no:cacheprovider", "-p", "no:terminal"]
-                pytest.main(["--pyargs", tests, "-k", wanted, *options], plugins=[outcomes])
+                # Arrays of torch, where it is installed, would have to come through the array API: the adapter takes NumPy's.
+                pytest.main(["--pyargs", tests, "-k", f"({wanted}) and not torch", *options], plugins=[outcomes])
                 if function.calls == before:
                     yield method, tests, "failed", "no test was found that calls randomized_svd"
                 for test, (outcome, why) in outcomes.of.items():
