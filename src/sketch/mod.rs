@@ -22,13 +22,13 @@ mod srht;
 use std::ops::Range;
 
 use faer::{Accum, Mat, MatMut, MatRef, Par};
-use rayon::prelude::*;
 
 pub use gaussian::Gaussian;
 pub use sparse_sign::SparseSign;
 pub use srht::Srht;
 
 use crate::error::{Error, Result};
+use crate::parallel;
 use crate::simd::convert::convert;
 use crate::simd::load::{load_scaled, load_times, write};
 use crate::simd::transpose::{MAX_SIDE, transpose_square};
@@ -315,7 +315,7 @@ fn for_row_chunks<T: Scalar, S>(
             rest = tail;
         }
     } else {
-        y.par_row_chunks_mut(chunk).enumerate().for_each_init(scratch, |s, (c, y)| f(c * chunk, y, s));
+        parallel::for_each_with(par, parallel::row_blocks(y, chunk), scratch, |s, (first, y)| f(first, y, s));
     }
 }
 

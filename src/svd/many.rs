@@ -5,12 +5,12 @@
 //! thread has neither cost. The answers are those of single calls bit for bit, since no result depends on the number of threads.
 
 use faer::Par;
-use rayon::prelude::*;
 
 use super::TruncatedSvd;
 use crate::error::Result;
 use crate::factors::Factors;
 use crate::operator::{HostContext, Watch};
+use crate::parallel::{self, Threads};
 use crate::simd::Scalar;
 use crate::tensor::TensorRef;
 
@@ -40,11 +40,10 @@ impl TruncatedSvd {
         let mut large: Vec<_> =
             (matrices.iter()).filter(|w| !small(w)).map(|w| self.factor_in(w, &watch, HostContext::new(par))).collect();
         large.reverse();
-        let small: Vec<_> = matrices
-            .par_iter()
-            .with_max_len(1)
-            .map(|w| small(w).then(|| self.factor_in(w, &Watch::default(), HostContext::new(Par::Seq))))
-            .collect();
+        let small = parallel::map(Threads::Pool, matrices.len(), |i| {
+            let w = &matrices[i];
+            small(w).then(|| self.factor_in(w, &Watch::default(), HostContext::new(Par::Seq)))
+        });
         small.into_iter().map(|done| done.unwrap_or_else(|| large.pop().expect("one result each"))).collect()
     }
 }
