@@ -43,7 +43,7 @@
 //!   batch              many tensors: schedule, failures, progress, resume, shards
 //!   svd                TruncatedSvd, Plan; full, gram, randomized  factors   U, s, Vᵀ, report
 //!   rank  quality      how many, of one matrix or a budget's; how good for given inputs
-//!   whiten  calibration  the root of the second moments of inputs; statistics of them
+//!   calibration        second moments of inputs: statistics, their square roots, the file format
 //!   range              power and subspace iteration
 //!   operator           LinearOperator, Panel: what algorithms see of data       cuda   the same on a GPU (feature `cuda`)
 //!   sketch  qr         Gaussian, SRHT, sparse sign; Householder, CholeskyQR, TSQR
@@ -83,9 +83,8 @@ pub mod sketch;
 mod small;
 pub mod svd;
 pub mod tensor;
-pub mod whiten;
 
-pub use calibration::{Calibration, CalibrationOptions};
+pub use calibration::{Calibration, CalibrationOptions, Whitening};
 pub use error::{Error, Result};
 pub use factors::{Factors, Pivoted, Split};
 pub use faer::dyn_stack;
@@ -97,7 +96,6 @@ pub use simd::Scalar;
 pub use sketch::{AnySketch, Sketch, SketchOperator};
 pub use svd::{Device, Plan, TruncatedSvd};
 pub use tensor::{DType, Element, MatView, Matrix, TensorRef};
-pub use whiten::Whitening;
 
 /// The threads of the current rayon pool.
 pub(crate) fn current_par() -> Par {

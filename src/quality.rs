@@ -19,13 +19,13 @@ use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::{Accum, Mat, MatRef, Par};
 
 use crate::calibration::Calibration;
+use crate::calibration::Moments;
 use crate::error::{Error, Result};
 use crate::factors::Factors;
 use crate::operator::{Dense, HostPanel, LinearOperator, Pass};
 use crate::simd::Scalar;
 use crate::simd::convert::convert;
 use crate::tensor::{DType, Element, MatView, TensorRef, with_view};
-use crate::whiten::Moments;
 
 /// Agreement of the outputs of a layer before and after.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -26,6 +26,10 @@
 //! multiplied by a power of two; what then falls to zero is negligible beside them.
 
 mod bytes;
+mod whitening;
+
+pub use whitening::{BLENDS, Whitening};
+pub(crate) use whitening::{Fill, Moments, cholesky_bytes, equivalent_samples};
 
 use std::borrow::Cow;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
