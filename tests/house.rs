@@ -14,6 +14,7 @@ use std::path::Path;
 /// The rooms of the library from the ground up.
 const ORDER: &[&[&str]] = &[
     &["error"],
+    &["parallel"],
     &["tensor"],
     &["rng", "rank", "simd"],
     &["fwht"],

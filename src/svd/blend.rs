@@ -52,7 +52,7 @@ pub(super) fn choose<T: Scalar>(options: &Options, w: &TensorRef<'_>, folds: &[C
         let want = "a rank, ratio, energy or tolerance where the blend is to be chosen";
         return Err(Error::option("quality", q, want));
     }
-    let (view, par) = (w.view()?, crate::current_par());
+    let (view, par) = (w.view()?, crate::parallel::current_par());
     // Losses are in units of the loudest fold, so that none overflows.
     let loudness = |fold: &Calibration| Ok(Moments::of::<f64>(fold)?.exponent());
     let exponents = folds.iter().map(loudness).collect::<Result<Vec<_>>>()?;

@@ -20,7 +20,7 @@ const SMALL: usize = 1 << 19;
 
 /// Factors each of `matrices`, in their order.
 pub(super) fn factor_many<T: Scalar>(options: &Options, matrices: &[TensorRef<'_>]) -> Vec<Result<Factors<T>>> {
-    let (par, watch) = (crate::current_par(), Watch::default());
+    let (par, watch) = (crate::parallel::current_par(), Watch::default());
     let small = |w: &TensorRef<'_>| w.shape().iter().product::<usize>() <= SMALL;
     let mut large: Vec<_> =
         (matrices.iter()).filter(|w| !small(w)).map(|w| factor(options, w, &watch, HostContext::new(par))).collect();

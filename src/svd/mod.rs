@@ -218,7 +218,7 @@ impl TruncatedSvd {
     /// # Errors
     /// As [`factor`](Self::factor), and [`Error::Cancelled`].
     pub fn factor_watched<T: Scalar>(&self, w: TensorRef<'_>, watch: &Watch<'_>) -> Result<Factors<T>> {
-        in_memory::factor_in_pool(&self.options, &w, watch, HostContext::new(crate::current_par()))
+        in_memory::factor_in_pool(&self.options, &w, watch, HostContext::new(crate::parallel::current_par()))
     }
 
     /// As [`factor`](Self::factor), with memory that is kept in `workspace` from call to call: a repeated call allocates its result and the
@@ -244,7 +244,7 @@ impl TruncatedSvd {
             &self.options,
             &w,
             &Watch::default(),
-            HostContext::within(workspace, crate::current_par()),
+            HostContext::within(workspace, crate::parallel::current_par()),
         )
     }
 
@@ -255,7 +255,12 @@ impl TruncatedSvd {
         watch: &Watch<'_>,
         workspace: &mut Workspace,
     ) -> Result<Factors<T>> {
-        in_memory::factor_in_pool(&self.options, &w, watch, HostContext::within(workspace, crate::current_par()))
+        in_memory::factor_in_pool(
+            &self.options,
+            &w,
+            watch,
+            HostContext::within(workspace, crate::parallel::current_par()),
+        )
     }
 
     /// Factors whatever can be multiplied: a tiled, whitened, distributed or device matrix. `op` is tall or square;
@@ -275,7 +280,7 @@ impl TruncatedSvd {
             return Err(Error::unsuited("calibration", why));
         }
         let plan = self.plan::<T>((m, n), T::DTYPE)?;
-        run(op, plan, crate::current_par(), start)
+        run(op, plan, crate::parallel::current_par(), start)
     }
 
     /// [`factor`](Self::factor) of each matrix, in their order: the same bits as from single calls, on any number of

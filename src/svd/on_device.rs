@@ -84,7 +84,7 @@ fn factor_loaded<T: Scalar>(
         Error::NotFinite { .. } => first_not_finite(view),
         error => error,
     })?;
-    let par = crate::current_par();
+    let par = crate::parallel::current_par();
     if options.is_weighted() {
         let device = op.device().clone();
         let root = |l: Entries<T>| DeviceMatrix::from_host(&device, l.dense().as_ref());

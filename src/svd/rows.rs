@@ -154,7 +154,7 @@ pub(super) fn factor<T: Scalar>(
         return Err(Error::unsuited("calibration", why));
     }
     let (RowsPlan { mut plan, tile_lines, peak_bytes, .. }, within, residency) = self::plan::<T>(options, source)?;
-    let par = crate::current_par();
+    let par = crate::parallel::current_par();
     let mut op = Tiled::<T>::new(source, tile_lines, par, watch.clone())?;
     if weighted {
         let context = op.context().clone();

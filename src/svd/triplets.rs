@@ -273,7 +273,7 @@ pub(super) fn symmetric_eigen_beside<T: Scalar, P: Panel<T>>(
             meanwhile()?;
             Ok(small::Eigen { values, vectors, remedy: None })
         }
-        None => crate::beside(par, || small::symmetric_eigen(g), meanwhile),
+        None => crate::parallel::beside(par, || small::symmetric_eigen(g), meanwhile),
     }
 }
 

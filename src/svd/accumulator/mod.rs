@@ -78,7 +78,7 @@ impl<T: Scalar> SinglePass<T> {
         }
         let mut given = self.given.clone();
         insert(&mut given, rows).map_err(|rows| Error::shape(op, "each row once", format_args!("{rows:?} again")))?;
-        let par = crate::current_par();
+        let par = crate::parallel::current_par();
         let mut dense = Dense::<T>::unscaled(view, par).map_err(|error| match error {
             Error::NotFinite { row, col, value } => Error::NotFinite { row: row + first_row, col, value },
             error => error,
@@ -149,12 +149,12 @@ impl<T: Scalar> SinglePass<T> {
         state.norm_squared *= scale * scale;
         let (plan, norm_squared, width) = (self.plan, state.norm_squared, state.range.ncols());
         let goal = plan.goal(norm_squared);
-        let answer = state.solve(&goal, crate::current_par())?;
+        let answer = state.solve(&goal, crate::parallel::current_par())?;
         let k = answer.s.len();
         let (mut u, mut vt) = (Matrix::zeros(m, k), Matrix::zeros(k, n));
         u.as_mut().copy_from(answer.u.as_ref());
         vt.as_mut().transpose_mut().copy_from(answer.v.as_ref());
-        fix_signs(&mut u, &mut vt, crate::current_par());
+        fix_signs(&mut u, &mut vt, crate::parallel::current_par());
         let mut notes = answer.notes;
         notes.extend(goal.shortfall(k, answer.certificate.relative_error));
         notes.extend(beyond_numerical_rank(&answer.s, (m, n)));
