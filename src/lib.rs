@@ -44,7 +44,7 @@
 //!   batch              many tensors: schedule, failures, progress, resume, shards
 //!   svd                TruncatedSvd, Plan; full, gram, randomized  factors   U, s, Vᵀ, report
 //!   rank  quality      how many, of one matrix or a budget's; how good for given inputs
-//!   whiten  calibration  the root of the second moments of inputs; statistics of them
+//!   calibration        second moments of inputs: statistics, their square roots, the file format
 //!   range              power and subspace iteration
 //!   operator           LinearOperator, Panel: what algorithms see of data       cuda   the same on a GPU (feature `cuda`)
 //!   sketch  qr         Gaussian, SRHT, sparse sign; Householder, CholeskyQR, TSQR
@@ -120,8 +120,6 @@ mod small;
 #[cfg(feature = "linalg")]
 pub mod svd;
 pub mod tensor;
-#[cfg(feature = "linalg")]
-pub mod whiten;
 
 pub use error::{Error, Result};
 pub use parallel::Threads;
@@ -130,10 +128,8 @@ pub use simd::Scalar;
 pub use tensor::{DType, Element, Matrix, TensorMut, TensorRef};
 
 #[cfg(feature = "linalg")]
-pub(crate) use parallel::{beside, current_par, in_pool};
-#[cfg(feature = "linalg")]
 pub use {
-    calibration::{Calibration, CalibrationOptions},
+    calibration::{Calibration, CalibrationOptions, Whitening},
     factors::{Factors, Pivoted, Split},
     faer::{MatMut, MatRef, Par, dyn_stack},
     operator::Workspace,
@@ -141,5 +137,4 @@ pub use {
     sketch::{AnySketch, Sketch, SketchOperator},
     svd::{Device, Plan, TruncatedSvd},
     tensor::MatView,
-    whiten::Whitening,
 };
