@@ -61,6 +61,8 @@
 //! * Peak memory is known before the call.
 //! * Bad input is a typed [`Error`], never a panic; what was clamped or fell back is in the [`Report`].
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
 pub mod batch;
 pub mod calibration;
 #[cfg(feature = "cuda")]
@@ -129,6 +131,11 @@ pub(crate) fn beside<R: Send>(
     })?;
     Ok(result.expect("the scope waits for it"))
 }
+
+/// Compiles the Rust code of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
 
 #[cfg(test)]
 mod tests {
