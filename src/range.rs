@@ -71,8 +71,9 @@ use faer::linalg::triangular_inverse;
 use faer::{Accum, Mat, MatRef, Par, unzip, zip};
 
 use crate::error::Result;
+use crate::linalg::{column, column_mut};
 use crate::operator::{Dense, HostPanel, LinearOperator, Panel};
-use crate::qr::{Orthonormalization, column, column_mut};
+use crate::qr::Orthonormalization;
 use crate::simd::Scalar;
 use crate::sketch::{AnySketch, SketchOperator};
 

@@ -27,9 +27,10 @@ use faer::{Accum, MatRef, Par};
 use rayon::prelude::*;
 
 use super::host::{HostContext, HostPanel};
-use super::product::{add_gram, add_up, congruence, gram_groups, is_by_rows, mirror, product, product_bytes};
+use super::product::{add_gram, add_up, congruence, gram_groups, is_by_rows, product, product_bytes};
 use super::{FromPanel, LinearOperator, Panel as _, Watch};
 use crate::error::{Error, Result};
+use crate::linalg::mirror;
 use crate::simd::Scalar;
 use crate::simd::convert::{convert, convert_before};
 use crate::simd::reduce::{Statistics, statistics, statistics_of_lines};

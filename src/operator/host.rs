@@ -9,14 +9,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use faer::dyn_stack::{MemBuffer, MemStack, StackReq};
 use faer::linalg::matmul::matmul;
-use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::prelude::{Reborrow as _, ReborrowMut as _};
 use faer::{Accum, Mat, MatMut, MatRef, Par, unzip, zip};
 use rayon::prelude::*;
 
 use super::Panel;
-use super::product::{mirror, product, threads, wide_gram, wide_gram_scratch};
+use super::product::{product, threads, wide_gram, wide_gram_scratch};
 use crate::error::Result;
+use crate::linalg::{mirror, symmetric_product};
 use crate::qr::{self, Orthonormalization};
 use crate::simd::{self, Scalar};
 
@@ -476,19 +476,4 @@ pub(crate) fn copy<T: Scalar>(src: MatRef<'_, T>, mut dst: MatMut<'_, T>, par: P
         dst = rest;
     }
     blocks.into_par_iter().for_each(|(first, mut block)| block.copy_from(src.subrows(first, block.nrows())));
-}
-
-/// The lower triangle of `g <- [g +] a aᵀ` (SYRK).
-pub(crate) fn symmetric_product<T: Scalar>(a: MatRef<'_, T>, g: MatMut<'_, T>, accum: Accum, par: Par) {
-    triangular::matmul(
-        g,
-        BlockStructure::TriangularLower,
-        accum,
-        a,
-        BlockStructure::Rectangular,
-        a.transpose(),
-        BlockStructure::Rectangular,
-        T::one(),
-        par,
-    );
 }

@@ -36,9 +36,8 @@ pub use dense::{Dense, Pass, TileParams};
 pub(crate) use dense::{first_not_finite, for_each_line};
 #[cfg(feature = "cuda")]
 pub(crate) use host::copy;
-pub(crate) use host::symmetric_product;
 pub use host::{HostContext, HostPanel, Workspace};
-pub(crate) use product::{for_each, mirror, strips_of_rows};
+pub(crate) use product::{for_each, strips_of_rows};
 pub use tiled::{ReadParams, RowSource, Tiled, stream};
 pub use watch::{Cancel, Watch};
 pub(crate) use whitened::STREAMED_ROWS;
@@ -49,6 +48,7 @@ use faer::prelude::ReborrowMut as _;
 use faer::{Accum, Mat, MatMut, MatRef, unzip, zip};
 
 use crate::error::Result;
+use crate::linalg::mirror;
 use crate::qr::Orthonormalization;
 use crate::simd::Scalar;
 use crate::sketch::AnySketch;

@@ -37,7 +37,7 @@ use faer::{Accum, Mat, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
 use super::host::{Buffer, HostContext, HostPanel};
-use crate::qr::{column, column_mut};
+use crate::linalg::{column_mut, mirror};
 use crate::simd::Scalar;
 
 /// Sizes of the blocks.
@@ -205,29 +205,6 @@ pub(super) fn add_up<T: Scalar>(mut g: MatMut<'_, T>, parts: &[T]) {
         for part in parts.chunks_exact(n * n) {
             for (s, x) in sum.iter_mut().zip(&part[j * n + j..(j + 1) * n]) {
                 *s += *x;
-            }
-        }
-    }
-}
-
-/// Copies the lower triangle to the upper one, square by square.
-pub(crate) fn mirror<T: Scalar>(mut g: MatMut<'_, T>) {
-    let n = g.ncols();
-    let mut square = [[T::zeroed(); SQUARE]; SQUARE];
-    for j in (0..n).step_by(SQUARE) {
-        let cols = SQUARE.min(n - j);
-        for i in (j..n).step_by(SQUARE) {
-            let rows = SQUARE.min(n - i);
-            for (c, x) in square[..cols].iter_mut().enumerate() {
-                x[..rows].copy_from_slice(&column(g.rb(), j + c)[i..i + rows]);
-            }
-            for r in 0..rows {
-                let column = column_mut(g.rb_mut(), i + r);
-                // On the diagonal only what is above it.
-                let above = cols.min(i + r - j);
-                for (x, from) in column[j..j + above].iter_mut().zip(&square) {
-                    *x = from[r];
-                }
             }
         }
     }

@@ -25,10 +25,11 @@ use std::sync::Arc;
 use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::{Accum, Mat, MatMut, MatRef, Par};
 
-use super::host::{HostContext, HostPanel, leading_dimension, symmetric_product, zeros};
-use super::product::{congruence, mirror};
+use super::host::{HostContext, HostPanel, leading_dimension, zeros};
+use super::product::congruence;
 use super::{Dense, LinearOperator, Panel};
 use crate::error::Result;
+use crate::linalg::{mirror, symmetric_product};
 use crate::rng::philox4x32;
 use crate::simd::Scalar;
 use crate::sketch::{AnySketch, SketchOperator};

@@ -57,11 +57,9 @@ use std::mem::MaybeUninit;
 
 use super::householder::dot_of;
 use super::remote::Tall;
-use super::{
-    Algorithm, Orthonormalization, check_shapes, column, column_mut, for_row_groups, identity, join, keeping_awake,
-    write_r,
-};
+use super::{Algorithm, Orthonormalization, check_shapes, for_row_groups, identity, join, keeping_awake, write_r};
 use crate::error::{Error, Result};
+use crate::linalg::{column, column_mut};
 use crate::simd::Scalar;
 use crate::tensor::DType;
 

@@ -281,16 +281,6 @@ fn write_r<T: Scalar>(mut r: MatMut<'_, T>, acc: MatRef<'_, f64>, exponents: Opt
     Ok(())
 }
 
-/// Column j of a column-major matrix.
-pub(crate) fn column<W>(a: MatRef<'_, W>, j: usize) -> &[W] {
-    a.col(j).try_as_col_major().expect("a column-major matrix").as_slice()
-}
-
-/// The same, to be written.
-pub(crate) fn column_mut<W>(a: MatMut<'_, W>, j: usize) -> &mut [W] {
-    a.col_mut(j).try_as_col_major_mut().expect("a column-major matrix").as_slice_mut()
-}
-
 /// `2^e x` without intermediate overflow.
 fn scale_by_exponent(x: f64, e: i32) -> f64 {
     let half = e / 2;
