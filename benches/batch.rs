@@ -12,12 +12,16 @@
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a program that prints and may stop")]
 #![allow(missing_docs)]
 
+#[expect(dead_code, reason = "a bench uses a part of it")]
+mod common;
+
 use std::fs::{self, File};
 use std::io::{BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
+use common::{Random, median, seconds};
 use half::f16;
 use rayon::prelude::*;
 use serde_json::Value;
@@ -74,22 +78,9 @@ impl Drop for Dir {
     }
 }
 
-/// SplitMix64: independent of the library's generator.
-struct Random(u64);
-
-impl Random {
-    fn bits(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    /// Of mean 0 and variance 1, uniform: as noise its singular values are those of normals.
-    fn unit(&mut self) -> f32 {
-        ((self.bits() >> 40) as f32 / (1u64 << 24) as f32 - 0.5) * 12f32.sqrt()
-    }
+/// Of mean 0 and variance 1, uniform: as noise its singular values are those of normals.
+fn unit(random: &mut Random) -> f32 {
+    random.centred() * 12f32.sqrt()
 }
 
 /// Directions of the low-rank part.
@@ -101,7 +92,7 @@ const NOISE: f32 = 0.2;
 fn write(path: &Path, m: usize, n: usize, seed: u64) {
     const BLOCK: usize = 64;
     let mut random = Random(seed);
-    let mut directions = |len: usize| Matrix::<f32>::from_fn(SIGNAL, len, |_, _| random.unit());
+    let mut directions = |len: usize| Matrix::<f32>::from_fn(SIGNAL, len, |_, _| unit(&mut random));
     let (u, v) = (directions(m), directions(n));
     let s: Vec<f32> = (0..SIGNAL).map(|i| 1.0 / (1.0 + i as f32 / 4.0)).collect();
     // Entries of U diag(s) Vᵀ have variance Σ s²: scaled to 1 − NOISE.
@@ -124,7 +115,7 @@ fn write(path: &Path, m: usize, n: usize, seed: u64) {
         let rows = BLOCK.min(m - first);
         block[..rows * n].par_chunks_mut(n).enumerate().for_each(|(i, row)| {
             let mut random = Random(seed ^ ((first + i) as u64 + 1).wrapping_mul(0xD1B5_4A32_D192_ED03));
-            let mut line: Vec<f32> = (0..n).map(|_| NOISE.sqrt() * random.unit()).collect();
+            let mut line: Vec<f32> = (0..n).map(|_| NOISE.sqrt() * unit(&mut random)).collect();
             for (r, s) in s.iter().enumerate() {
                 let c = scale * s * u.row(r)[first + i];
                 line.iter_mut().zip(v.row(r)).for_each(|(x, v)| *x += c * v);
@@ -137,10 +128,10 @@ fn write(path: &Path, m: usize, n: usize, seed: u64) {
 
 /// Reads a file as the tiled operator does, one buffer after the other; seconds.
 fn read(path: &Path) -> f64 {
-    let start = Instant::now();
-    let (mut file, mut buffer) = (File::open(path).unwrap(), vec![0; ReadParams::default().product_bytes]);
-    while file.read(&mut buffer).unwrap() > 0 {}
-    start.elapsed().as_secs_f64()
+    seconds(|| {
+        let (mut file, mut buffer) = (File::open(path).unwrap(), vec![0; ReadParams::default().product_bytes]);
+        while file.read(&mut buffer).unwrap() > 0 {}
+    })
 }
 
 fn report(args: &[&str]) -> Value {
@@ -240,16 +231,13 @@ fn stack(layers: usize, hidden: usize, inner: usize) {
     run("1", "warm");
     // Side by side in time: what the machine does beside this, and what new pages cost it, drifts by half in a minute.
     let rounds: Vec<_> = (0..3).map(|i| (run("1", &format!("one-{i}")), run("2", &format!("two-{i}")))).collect();
-    let middle = |mut x: Vec<f64>| {
-        x.sort_by(f64::total_cmp);
-        x[1]
-    };
     for ((one, cpu, _), (two, _, events)) in &rounds {
         println!("{} weights: one thread {one:.2} s wall, {cpu:.2} s CPU; two threads {two:.2} s", 7 * layers);
         println!("  wall against CPU / 2: {:.3}", two / (cpu / 2.0));
         eta(events);
     }
-    let ratio = middle(rounds.iter().map(|((_, cpu, _), (two, _, _))| two / (cpu / 2.0)).collect());
+    let mut ratios: Vec<f64> = rounds.iter().map(|((_, cpu, _), (two, _, _))| two / (cpu / 2.0)).collect();
+    let ratio = median(&mut ratios);
     println!("wall against CPU / 2, the middle of three: {ratio:.3} (bound 1.15)");
 }
 

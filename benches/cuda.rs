@@ -5,6 +5,9 @@
 
 #![allow(clippy::print_stdout)] // the table is the output
 
+#[expect(dead_code, reason = "a bench uses a part of it")]
+mod common;
+
 use std::sync::Arc;
 
 use tensorslim::cuda::fwht::{DeviceArray, fwht_columns, fwht_rows};
@@ -21,7 +24,7 @@ fn main() {
         Ok(device) => device,
         Err(e) => return println!("no GPU: {e}"),
     };
-    let test = std::env::args().any(|a| a == "--test");
+    let test = common::asked("--test");
     let side = if test { 256 } else { 4096 };
     println!("{device:?}; a ratio of 1 is the speed of a copy; the last column is the time at an H100's 3.35 TB/s");
     println!("{:44} {:>9} {:>9} {:>7} {:>7} {:>9}", "", "ms", "GB/s", "copy", "paper", "H100 ms");
@@ -44,8 +47,7 @@ fn median(device: &Device, test: bool, mut work: impl FnMut()) -> f64 {
             f64::from(time.expect("the kernels ran before"))
         })
         .collect();
-    ms.sort_by(f64::total_cmp);
-    ms[runs / 2]
+    common::median(&mut ms)
 }
 
 fn line(what: &str, ms: f64, bytes: f64, copy_ms: f64, paper: &str) {
@@ -119,7 +121,6 @@ fn factor(side: usize, test: bool) {
         let mut ms: Vec<f64> = (0..if test { 1 } else { 5 })
             .map(|_| svd.factor::<f32>(tensor()).expect("finite").report().elapsed.as_secs_f64() * 1e3)
             .collect();
-        ms.sort_by(f64::total_cmp);
-        println!("factor {side}×{side} f32 rank {} on {name}: {:.1} ms", side / 16, ms[ms.len() / 2]);
+        println!("factor {side}×{side} f32 rank {} on {name}: {:.1} ms", side / 16, common::median(&mut ms));
     }
 }

@@ -5,28 +5,17 @@
 
 #![allow(clippy::print_stdout)] // a report is its purpose
 
+#[expect(dead_code, reason = "a bench uses a part of it")]
+mod common;
+
 use std::hint::black_box;
 use std::io::Write;
-use std::time::Instant;
 
+use common::{asked, medians};
 use criterion::{Criterion, Throughput};
 use half::{bf16, f16};
 use rayon::prelude::*;
 use tensorslim::{Element, MatMut, Par, fwht, simd};
-
-/// Medians of seconds of each function, called by turns.
-fn medians(rounds: usize, functions: &mut [&mut dyn FnMut()]) -> Vec<f64> {
-    let mut times = vec![Vec::new(); functions.len()];
-    for _ in 0..rounds {
-        for (f, times) in functions.iter_mut().zip(&mut times) {
-            let start = Instant::now();
-            f();
-            times.push(start.elapsed().as_secs_f64());
-        }
-    }
-    times.iter_mut().for_each(|t| t.sort_by(f64::total_cmp));
-    times.into_iter().map(|t| t[t.len() / 2]).collect()
-}
 
 /// `x <- x` on all threads: reads and writes every element once.
 fn scale<E: Element + std::ops::Mul<Output = E>>(x: &mut [E], one: E) {
@@ -109,7 +98,7 @@ fn vectors<E: Element + std::ops::Mul<Output = E>>(orders: &[usize], rounds: usi
 }
 
 fn main() {
-    let test = std::env::args().any(|a| a == "--test");
+    let test = asked("--test");
     let mut csv: Box<dyn Write> = if test {
         Box::new(std::io::sink())
     } else {

@@ -6,37 +6,25 @@
 
 #![allow(clippy::print_stdout)] // the table is the output
 
-use std::io::BufRead;
-use std::time::Instant;
+#[expect(dead_code, reason = "a bench uses a part of it")]
+mod common;
 
+use std::io::BufRead;
+
+use common::{Random, asked, median, seconds};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, Par};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use tensorslim::{Rank, TensorRef, TruncatedSvd};
 
-/// Uniform entries in ±1/2 from a congruential generator: a flat spectrum, the hardest one for power iterations.
+/// Uniform entries in ±1/2: a flat spectrum, the hardest one for power iterations.
 fn matrices(n: usize, count: usize) -> Vec<Vec<f32>> {
-    let mut state = 1u64;
-    let mut uniform = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
-    };
-    (0..count).map(|_| (0..n * n).map(|_| uniform()).collect()).collect()
+    let mut random = Random(1);
+    (0..count).map(|_| (0..n * n).map(|_| random.centred()).collect()).collect()
 }
 
 fn tensors(data: &[Vec<f32>], n: usize) -> Vec<TensorRef<'_>> {
     data.iter().map(|w| TensorRef::new(w, &[n, n]).expect("n² elements")).collect()
-}
-
-fn seconds(f: impl FnOnce()) -> f64 {
-    let start = Instant::now();
-    f();
-    start.elapsed().as_secs_f64()
-}
-
-fn median(times: &mut [f64]) -> f64 {
-    times.sort_by(f64::total_cmp);
-    times[times.len() / 2]
 }
 
 /// The certificates must agree with the product of the factors.
@@ -106,11 +94,10 @@ fn serve() {
 }
 
 fn main() {
-    let flag = |name: &str| std::env::args().any(|a| a == name);
-    if flag("--serve") {
+    if asked("--serve") {
         return serve();
     }
-    let (count, rounds) = if flag("--test") { (4, 1) } else { (400, 5) };
+    let (count, rounds) = if asked("--test") { (4, 1) } else { (400, 5) };
     for (n, k) in [(64, 8), (128, 16), (256, 32), (256, 64)] {
         compare(n, k, count, rounds);
     }

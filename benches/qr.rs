@@ -8,26 +8,22 @@
 
 #![allow(clippy::print_stdout)] // the table is the output
 
+#[expect(dead_code, reason = "a bench uses a part of it")]
+mod common;
+
+use common::{Random, asked, median, seconds};
 use criterion::{BenchmarkId, Criterion};
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, Par};
 use std::hint::black_box;
 use std::io::BufRead;
-use std::time::Instant;
 use tensorslim::Scalar;
 use tensorslim::qr;
 
 fn gaussian(m: usize, l: usize, seed: u64) -> Mat<f64> {
-    let mut state = seed;
-    let mut uniform = move || {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (((z ^ (z >> 31)) >> 11) as f64 + 0.5) / (1u64 << 53) as f64
-    };
-    Mat::from_fn(m, l, |_, _| (-2.0 * uniform().ln()).sqrt() * (std::f64::consts::TAU * uniform()).cos())
+    let mut random = Random(seed);
+    Mat::from_fn(m, l, |_, _| random.normal())
 }
 
 /// Singular values from 1 to 1/condition, geometrically; condition 0 stands for a Gaussian panel.
@@ -56,11 +52,6 @@ fn orthogonality<T: Scalar>(q: &Mat<T>) -> f64 {
     g.norm_max()
 }
 
-fn median(times: &mut [f64]) -> f64 {
-    times.sort_by(f64::total_cmp);
-    times[times.len() / 2]
-}
-
 fn compare<T: Scalar>(m: usize, l: usize, condition: f64, par: Par, rounds: usize) {
     let y = panel::<T>(m, l, condition);
     let mut q = y.clone();
@@ -76,18 +67,12 @@ fn compare<T: Scalar>(m: usize, l: usize, condition: f64, par: Par, rounds: usiz
     let (mut ours, mut floor, mut faer) = (vec![], vec![], vec![]);
     for _ in 0..rounds {
         q.copy_from(&y);
-        let start = Instant::now();
-        qr::orthonormalize(q.as_mut(), None, par, stack).expect("a finite panel");
-        ours.push(start.elapsed().as_secs_f64());
-
-        let start = Instant::now();
-        matmul(&mut product, Accum::Replace, &y, &r, T::from_f64(1.0), par);
-        floor.push(start.elapsed().as_secs_f64());
+        ours.push(seconds(|| {
+            qr::orthonormalize(q.as_mut(), None, par, stack).expect("a finite panel");
+        }));
+        floor.push(seconds(|| matmul(&mut product, Accum::Replace, &y, &r, T::from_f64(1.0), par)));
         black_box(&product);
-
-        let start = Instant::now();
-        black_box(y.qr().compute_thin_Q());
-        faer.push(start.elapsed().as_secs_f64());
+        faer.push(seconds(|| drop(black_box(y.qr().compute_thin_Q()))));
     }
     let (ours, floor, faer) = (median(&mut ours), median(&mut floor), median(&mut faer));
     println!(
@@ -126,21 +111,21 @@ fn serve(par: Par) {
         let Held { y, q, buffer, .. } = held.as_mut().expect("just made");
         for _ in 0..count {
             q.copy_from(&*y);
-            let start = Instant::now();
-            qr::orthonormalize(q.as_mut(), None, par, MemStack::new(buffer)).expect("a finite panel");
-            print!("{} ", start.elapsed().as_secs_f64());
+            let took = seconds(|| {
+                qr::orthonormalize(q.as_mut(), None, par, MemStack::new(buffer)).expect("a finite panel");
+            });
+            print!("{took} ");
         }
         println!();
     }
 }
 
 fn main() {
-    let flag = |name: &str| std::env::args().any(|a| a == name);
-    let test = flag("--test");
+    let test = asked("--test");
     let threads = rayon::current_num_threads();
     let par = if threads == 1 { Par::Seq } else { Par::rayon(threads) };
     faer::set_global_parallelism(par);
-    if flag("--serve") {
+    if asked("--serve") {
         return serve(par);
     }
     let rounds = if test { 1 } else { 15 };
@@ -153,7 +138,7 @@ fn main() {
         compare::<f64>(3072, 202, condition, par, rounds);
     }
 
-    if test || flag("--quick") {
+    if test || asked("--quick") {
         return;
     }
     let mut criterion = Criterion::default().configure_from_args().sample_size(20);

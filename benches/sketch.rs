@@ -9,10 +9,13 @@
 
 #![allow(clippy::print_stdout, reason = "the ratios are what it is for")]
 
+#[expect(dead_code, reason = "a bench uses a part of it")]
+mod common;
+
 use std::hint::black_box;
 use std::io::Write;
-use std::time::Instant;
 
+use common::{asked, median, medians, seconds};
 use criterion::{BenchmarkId, Criterion, Throughput};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, MatMut, MatRef, Par};
@@ -61,25 +64,13 @@ fn check<E: Element, T: Scalar>(s: &AnySketch, a: MatRef<'_, E>, y: MatRef<'_, T
 
 type Case<'a> = (String, Box<dyn FnMut() + 'a>);
 
-/// Medians of interleaved runs, in milliseconds.
-fn medians(cases: &mut [Case<'_>], runs: usize) -> Vec<f64> {
-    let mut times = vec![Vec::new(); cases.len()];
-    for run in 0..runs + 1 {
-        for ((_, f), times) in cases.iter_mut().zip(&mut times) {
-            let start = Instant::now();
-            f();
-            if run > 0 || runs == 1 {
-                times.push(start.elapsed().as_secs_f64() * 1e3);
-            }
-        }
+/// Medians of interleaved runs after one to warm up, in milliseconds.
+fn milliseconds(cases: &mut [Case<'_>], runs: usize) -> Vec<f64> {
+    if runs > 1 {
+        cases.iter_mut().for_each(|(_, f)| f());
     }
-    times
-        .iter_mut()
-        .map(|t| {
-            t.sort_by(f64::total_cmp);
-            t[t.len() / 2]
-        })
-        .collect()
+    let mut jobs: Vec<&mut dyn FnMut()> = cases.iter_mut().map(|(_, f)| &mut **f as &mut dyn FnMut()).collect();
+    medians(runs, &mut jobs).into_iter().map(|seconds| seconds * 1e3).collect()
 }
 
 fn sketch_case<'a, E: Element>(
@@ -141,7 +132,7 @@ fn table(runs: usize, shapes: &[(usize, usize, usize)]) -> Vec<String> {
             cases.push(sketch_case(&format!("{name} f16, A by columns"), s, at16, y(), true));
         }
         cases.push(sketch_case("sparse-stack (4)", &stack, av, y(), true));
-        let ms = medians(&mut cases, runs);
+        let ms = milliseconds(&mut cases, runs);
         println!(
             "\n{m}x{n}, l = {l}, {} threads            ms   /read   /gemm  gaussian/",
             rayon::current_num_threads()
@@ -164,18 +155,15 @@ fn normals() {
     let mut times = Vec::new();
     for first in 0..200u64 {
         let [a, b, c, d] = &mut planes;
-        let start = Instant::now();
-        Philox::new(1, stream::DATA).normal_planes(first << 20, 1.0, [a, b, c, d]);
-        times.push(start.elapsed().as_secs_f64() * 1e9 / (4.0 * 2048.0));
+        times.push(seconds(|| Philox::new(1, stream::DATA).normal_planes(first << 20, 1.0, [a, b, c, d])));
         black_box(&planes);
     }
-    times.sort_by(f64::total_cmp);
-    println!("normals, one thread: {:.3} ns each", times[times.len() / 2]);
+    println!("normals, one thread: {:.3} ns each", median(&mut times) * 1e9 / (4.0 * 2048.0));
 }
 
 fn main() {
-    let test = std::env::args().any(|a| a == "--test");
-    let only_table = std::env::args().any(|a| a == "table");
+    let test = asked("--test");
+    let only_table = asked("table");
     normals();
     if test {
         table(1, &[(300, 700, 40)]);

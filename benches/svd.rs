@@ -8,9 +8,13 @@
 
 #![allow(clippy::print_stdout)] // the table is the output
 
+#[expect(dead_code, reason = "a bench uses a part of it")]
+mod common;
+
 use std::hint::black_box;
 use std::time::Instant;
 
+use common::{Random, asked, median, medians};
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::matmul::matmul;
 use faer::linalg::matmul::triangular::{self, BlockStructure};
@@ -18,12 +22,8 @@ use faer::{Accum, Mat, MatMut, MatRef, Par};
 use tensorslim::sketch::{AnySketch, SketchOperator};
 use tensorslim::{Matrix, Method, Rank, Scalar, Sketch, TruncatedSvd, qr};
 
-/// Uniform in (-1/2, 1/2): SplitMix64 of the index.
 fn noise(index: u64) -> f32 {
-    let mut z = (index + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    ((z ^ (z >> 31)) >> 40) as f32 / (1 << 24) as f32 - 0.5
+    Random::at(index).centred()
 }
 
 /// Noise whose columns decay as `(1 + j)^-decay`, mixed by Hadamard-like signs of the rows: a flat or a decaying spectrum.
@@ -31,22 +31,10 @@ fn matrix(m: usize, n: usize, decay: f32) -> Matrix<f32> {
     Matrix::from_fn(m, n, |i, j| noise((i * n + j) as u64) * (1.0 + j as f32).powf(-decay))
 }
 
-fn median(times: &mut [f64]) -> f64 {
-    times.sort_by(f64::total_cmp);
-    times[times.len() / 2]
-}
-
 /// Median seconds of `f` after one call to warm up.
 fn time(rounds: usize, mut f: impl FnMut()) -> f64 {
     f();
-    let mut times: Vec<f64> = (0..rounds)
-        .map(|_| {
-            let start = Instant::now();
-            f();
-            start.elapsed().as_secs_f64()
-        })
-        .collect();
-    median(&mut times)
+    medians(rounds, &mut [&mut f])[0]
 }
 
 /// GEMM and SYRK in flops per second.
@@ -212,11 +200,11 @@ fn promise(test: bool, rates: (f64, f64)) {
 }
 
 fn main() {
-    let test = std::env::args().any(|a| a == "--test");
+    let test = asked("--test");
     let threads = rayon::current_num_threads();
     let par = if threads == 1 { Par::Seq } else { Par::rayon(threads) };
     let rates = rates(par, if test { 1 } else { 9 }, if test { 8 } else { 1 });
-    if !std::env::args().any(|a| a == "rates") {
+    if !asked("rates") {
         promise(test, rates);
     }
 }

@@ -12,9 +12,12 @@
 
 #![allow(clippy::print_stdout)] // the table is the output
 
-use std::hint::black_box;
-use std::time::Instant;
+#[expect(dead_code, reason = "a bench uses a part of it")]
+mod common;
 
+use std::hint::black_box;
+
+use common::{Random, asked, median, medians, seconds};
 use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::{Accum, Mat, MatRef, Par};
 use half::f16;
@@ -23,38 +26,13 @@ use tensorslim::{Calibration, CalibrationOptions, Element, Matrix, Rank, Scalar,
 
 /// Normals, mixed with their neighbours to `memory` so that the moments have a spectrum.
 fn samples<E: Element>(rows: usize, n: usize, memory: f64, seed: u64) -> Matrix<E> {
-    let mut state = seed;
-    let mut uniform = move || {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (((z ^ (z >> 31)) >> 11) as f64 + 0.5) / (1u64 << 53) as f64
-    };
+    let mut random = Random(seed);
     let mut before = 0.0;
     Matrix::from_fn(rows, n, |_, j| {
-        let normal = (-2.0 * uniform().ln()).sqrt() * (std::f64::consts::TAU * uniform()).cos();
+        let normal = random.normal();
         before = if j == 0 { normal } else { memory * before + normal };
         E::from_f64(before)
     })
-}
-
-/// Medians of the seconds of `jobs`, taken in turns.
-fn interleaved(rounds: usize, jobs: &mut [&mut dyn FnMut()]) -> Vec<f64> {
-    let mut times = vec![Vec::new(); jobs.len()];
-    for _ in 0..rounds {
-        for (job, times) in jobs.iter_mut().zip(&mut times) {
-            let start = Instant::now();
-            job();
-            times.push(start.elapsed().as_secs_f64());
-        }
-    }
-    times.into_iter().map(median).collect()
-}
-
-fn median(mut times: Vec<f64>) -> f64 {
-    times.sort_by(f64::total_cmp);
-    times[times.len() / 2]
 }
 
 fn syrk<T: Scalar>(x: MatRef<'_, T>, g: &mut Mat<T>, par: Par) {
@@ -85,7 +63,7 @@ fn update(rows: usize, n: usize, rounds: usize, par: Par) {
     // The second update and later ones: the memory is there.
     let (mut double, mut fast) = (run(Accumulation::F64), run(Accumulation::F32));
     let x = x.as_tensor().expect("not empty");
-    let times = interleaved(
+    let times = medians(
         rounds,
         &mut [
             &mut || syrk(wide.as_ref(), &mut g64, par),
@@ -121,12 +99,10 @@ fn whitened(m: usize, n: usize, k: usize, rounds: usize) {
     let mut times = [const { Vec::new() }; 3];
     for fresh in &fresh {
         for (svd, times) in [&plain, &weighed, fresh].into_iter().zip(&mut times) {
-            let start = Instant::now();
-            drop(black_box(factor(svd)));
-            times.push(start.elapsed().as_secs_f64());
+            times.push(seconds(|| drop(black_box(factor(svd)))));
         }
     }
-    let times = times.map(median);
+    let times = times.map(|mut times| median(&mut times));
     println!(
         "{m} × {n}, k = {k}: plain {:6.2} ms, whitened {:6.2} ms = {:.2}×, {:.2}× with statistics used for the first time; output error \
          {before:.4} -> {loss_after:.4} ({})",
@@ -161,7 +137,7 @@ fn by_quality(rounds: usize) {
     let factor = |svd: &TruncatedSvd| svd.factor::<f32>(w.clone()).expect("a finite weight");
     let k = factor(&searched).rank();
     let known = TruncatedSvd::new(Rank::Fixed(k)).calibration(&c);
-    let times = interleaved(rounds, &mut [&mut || drop(factor(&known)), &mut || drop(factor(&searched))]);
+    let times = medians(rounds, &mut [&mut || drop(factor(&known)), &mut || drop(factor(&searched))]);
     println!(
         "ffn_up, quality 0.98 on heldout: rank {k} in {:.2} ms, {:.2}× the factorization at that rank ({:.2} ms)",
         times[1] * 1e3,
@@ -171,24 +147,23 @@ fn by_quality(rounds: usize) {
 }
 
 fn main() {
-    let flag = |name: &str| std::env::args().any(|a| a == name);
     let threads = rayon::current_num_threads();
     let par = if threads == 1 { Par::Seq } else { Par::rayon(threads) };
-    if flag("--test") {
+    if asked("--test") {
         update(300, 700, 1, par);
         whitened(384, 96, 24, 1);
         by_quality(1);
         return;
     }
-    let all = !["factor", "quality", "update"].into_iter().any(flag);
-    if all || flag("factor") {
+    let all = !["factor", "quality", "update"].into_iter().any(asked);
+    if all || asked("factor") {
         whitened(3072, 768, 192, 15);
         whitened(768, 3072, 192, 7);
     }
-    if all || flag("quality") {
+    if all || asked("quality") {
         by_quality(15);
     }
-    if all || flag("update") {
+    if all || asked("update") {
         update(4096, 4096, 3, par);
     }
 }

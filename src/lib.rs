@@ -85,6 +85,8 @@
 //! * Peak memory is known before the call.
 //! * Bad input is a typed [`Error`], never a panic; what was clamped or fell back is in the [`Report`].
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
 #[cfg(feature = "linalg")]
 pub mod batch;
 #[cfg(feature = "linalg")]

@@ -90,7 +90,7 @@ fn base_matrices_are_hadamard() {
 }
 
 #[test]
-fn orders() {
+fn orders_are_the_lengths_that_have_a_matrix() {
     let all = lengths(1 << 14);
     for n in 0..=1 << 14 {
         let order = Order::new(n);

@@ -172,8 +172,9 @@ fn read(name: &str, source: &str) -> File {
     rest.push_str(text);
     for (at, _) in rest.match_indices("::") {
         let head = rest[..at].rsplit(|c: char| !is_word(c)).next().unwrap_or("");
-        // Only where a path begins.
-        if head.is_empty() || rest[..at - head.len()].ends_with("::") {
+        let before = &rest[..at - head.len()];
+        // A path that begins further left, or says who may see an item.
+        if head.is_empty() || before.ends_with("::") || before.ends_with("(in ") {
             continue;
         }
         let mut path = vec![head.to_owned()];

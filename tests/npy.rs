@@ -200,7 +200,7 @@ fn every_element_type() {
 
 /// Some programs write the name that NumPy does not know: a file that names its type needs nobody to say it again.
 #[test]
-fn bfloat16_by_name() {
+fn a_file_that_names_bfloat16_needs_no_hint() {
     let bytes: Vec<u8> = SIX.iter().flat_map(|&x| bf16::from_f32(x).to_ne_bytes()).collect();
     for header in [
         "{'descr': 'bfloat16', 'fortran_order': False, 'shape': (2, 3), }",
@@ -219,7 +219,7 @@ fn bfloat16_by_name() {
 
 /// What a file holds is told for every type and any number of axes, and a file of the wrong length is an error for all of them.
 #[test]
-fn descriptions() {
+fn every_type_is_described_and_wrong_lengths_are_refused() {
     for (descr, elements, size) in [
         ("<f2", Elements::Floats(DType::F16), 2),
         (">f4", Elements::Floats(DType::F32), 4),
@@ -406,7 +406,7 @@ fn what_is_written_is_what_numpy_writes() {
 }
 
 #[test]
-fn writing_what_cannot_be_written() {
+fn what_cannot_be_written_is_refused() {
     let temp = Temp(path());
     for (shape, bytes) in [(&[2, 3][..], 23), (&[2, 3], 25), (&[usize::MAX, 2], 24), (&[], 0)] {
         let error = npy::write(&temp.0, DType::F32, shape, &vec![0; bytes]).unwrap_err();
@@ -421,7 +421,7 @@ fn writing_what_cannot_be_written() {
 }
 
 #[test]
-fn no_file_to_read() {
+fn paths_that_are_no_files_are_refused() {
     refused_path(&path(), "cannot be read: No such file");
     refused_path(Path::new(env!("CARGO_TARGET_TMPDIR")), "is a directory");
     refused_path(Path::new(""), "cannot be read");
@@ -430,7 +430,7 @@ fn no_file_to_read() {
 }
 
 #[test]
-fn not_an_npy_file() {
+fn other_files_are_refused() {
     refused(b"", "is empty");
     refused(b"\x93", "is no .npy file");
     refused(b"hello, world, this is text", "is no .npy file");
@@ -444,7 +444,7 @@ fn not_an_npy_file() {
 }
 
 #[test]
-fn truncated_anywhere() {
+fn a_file_cut_anywhere_is_refused() {
     for major in [1, 2, 3] {
         let file = npy(major, padded(major, &dict("<f4", false, "(2, 3)")), little(&SIX));
         assert!(Array::read(&Temp::new(&file).0).is_ok());
@@ -458,7 +458,7 @@ fn truncated_anywhere() {
 }
 
 #[test]
-fn trailing_bytes() {
+fn trailing_bytes_are_refused() {
     let mut file = npy(1, dict("<f4", false, "(2, 3)"), little(&SIX));
     file.push(0);
     refused(&file, "needs 24 bytes for shape (2, 3) of f32 and has 25 after its header");
@@ -468,7 +468,7 @@ fn trailing_bytes() {
 }
 
 #[test]
-fn a_header_length_that_lies() {
+fn a_header_length_that_lies_is_refused() {
     let file = npy(2, padded(2, &dict("<f4", false, "(2, 3)")), little(&SIX));
     for size in [0u32, 1, 10, 60, file.len() as u32, 9_999, 10_001, 0x7fff_ffff, u32::MAX] {
         let mut lying = file.clone();
@@ -484,7 +484,7 @@ fn a_header_length_that_lies() {
 }
 
 #[test]
-fn a_garbage_header() {
+fn garbage_headers_are_refused() {
     for header in [
         "",
         "\n",
@@ -535,7 +535,7 @@ fn a_garbage_header() {
 }
 
 #[test]
-fn unicode_in_the_header() {
+fn unicode_in_the_header_does_no_harm() {
     let field = |major, name: &[u8]| {
         let header = [b"{'descr': [('", name, b"', '<f4')], 'fortran_order': False, 'shape': (2, 3), }"].concat();
         npy(major, header, little(&SIX))
@@ -550,7 +550,7 @@ fn unicode_in_the_header() {
 }
 
 #[test]
-fn shapes_that_are_too_large() {
+fn shapes_that_are_too_large_are_refused() {
     let shape = |shape: &str| npy(1, dict("<f4", false, shape), little(&SIX));
     // Larger than the file.
     refused(&shape("(2, 4)"), "needs 32 bytes for shape (2, 4) of f32 and has 24");
@@ -579,7 +579,7 @@ fn shapes_without_elements() {
 }
 
 #[test]
-fn element_types_that_are_not_taken() {
+fn element_types_that_are_not_taken_are_named() {
     let file = |descr: &str| npy(1, dict(descr, false, "(1,)"), [0; 32]);
     for descr in
         ["|b1", "|i1", "|u1", "<i2", "<i4", ">i8", "<u2", "<u4", "<f16", "<c8", "<c16", "<M8[ns]", "|S7", "<U3"]
@@ -628,7 +628,7 @@ fn element_types_that_are_not_taken() {
 }
 
 #[test]
-fn headers_made_to_bring_a_parser_down() {
+fn headers_made_to_bring_a_parser_down_are_refused() {
     // Each of these takes a recursive parser with backtracking 2^depth steps, or its stack.
     for c in ["(", "[", "{", "{(", "[{", "((1,),", "{1:", "[1,["] {
         refused(&npy(1, c.repeat(9_000 / c.len()), []), "brackets deeper than 4");
@@ -809,7 +809,7 @@ fn elements_are_written_in_blocks() {
 
 /// More axes than the first as rows.
 #[test]
-fn streams_of_merged_rows() {
+fn streams_of_merged_rows_give_the_same_elements() {
     use tensorslim::operator::RowSource;
 
     let numbers: Vec<f32> = (0..120).map(|i| i as f32).collect();
@@ -836,7 +836,7 @@ proptest! {
     #![proptest_config(cases(6_000))]
 
     #[test]
-    fn changed_files(mut file in valid(), changes in prop::collection::vec(change(), 1..6)) {
+    fn changed_files_are_read_or_refused(mut file in valid(), changes in prop::collection::vec(change(), 1..6)) {
         prop_assert!(Array::read(&Temp::new(&file).0).is_ok());
         for change in changes {
             apply(&mut file, change);
@@ -845,12 +845,12 @@ proptest! {
     }
 
     #[test]
-    fn headers_of_tokens(major in 1u8..=3, tokens in prop::collection::vec(prop::sample::select(TOKENS.to_vec()), 0..40)) {
+    fn headers_of_random_tokens_are_read_or_refused(major in 1u8..=3, tokens in prop::collection::vec(prop::sample::select(TOKENS.to_vec()), 0..40)) {
         sound(&npy(major, tokens.concat(), little(&SIX)))?;
     }
 
     #[test]
-    fn shapes_of_any_numbers(dims in prop::collection::vec(any::<u64>().prop_map(|x| x >> (x % 64)), 0..6), fortran: bool) {
+    fn shapes_of_any_numbers_are_read_or_refused(dims in prop::collection::vec(any::<u64>().prop_map(|x| x >> (x % 64)), 0..6), fortran: bool) {
         let shape = format!("({},)", dims.iter().map(u64::to_string).collect::<Vec<_>>().join(", "));
         sound(&npy(1, dict("<f4", fortran, if dims.is_empty() { "()" } else { &shape }), little(&SIX)))?;
     }

@@ -8,10 +8,14 @@
 //!   TENSORSLIM_FUZZ=10000000 cargo test --release --features cli --test parsers -- --nocapture
 //! ```
 //!
+//! `tests/fuzz` has the same checks as targets of cargo-fuzz, which follows the branches that an input takes.
+//!
 //! proptest makes the inputs of `tests/npy.rs`; here its shrinking would cost more than the inputs, and a failing one is printed with its seed.
 #![cfg(feature = "cli")]
 #![expect(unsafe_code, reason = "a counting allocator has to implement GlobalAlloc")]
 
+#[path = "parsers/checks.rs"]
+mod checks;
 #[expect(dead_code, reason = "a part of it is used")]
 mod common;
 
@@ -21,13 +25,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use checks::empty_state;
 use common::Random;
 use tensorslim::batch::config::Config;
-use tensorslim::batch::manifest::{self, Manifest, parse_journal, tensor_name};
+use tensorslim::batch::manifest::{Manifest, parse_journal};
 use tensorslim::calibration::Calibration;
 use tensorslim::npy::{self, Array};
-use tensorslim::svd::SinglePass;
-use tensorslim::{DType, Matrix, Method, Rank, TruncatedSvd};
+use tensorslim::{DType, Matrix};
 
 thread_local! {
     static NOW: Cell<usize> = const { Cell::new(0) };
@@ -108,14 +112,10 @@ fn statistics() -> Vec<Vec<u8>> {
     files
 }
 
-fn state() -> SinglePass<f32> {
-    TruncatedSvd::new(Rank::Fixed(1)).method(Method::SinglePass).oversample(1).accumulator((12, 4)).unwrap()
-}
-
 fn states() -> Vec<Vec<u8>> {
-    let mut files = vec![state().to_bytes()];
+    let mut files = vec![empty_state().to_bytes()];
     let a = Matrix::<f32>::from_fn(5, 4, |i, j| (3 * i + j) as f32);
-    let mut some = state();
+    let mut some = empty_state();
     some.update(6, &a.as_tensor().unwrap()).unwrap();
     files.push(some.to_bytes());
     files
@@ -180,15 +180,7 @@ fn targets() -> Vec<Target> {
                 "18446744073709551615",
                 "-",
             ],
-            parse: |bytes| {
-                for bits_of in [None, Some(DType::BF16)] {
-                    if let Ok(array) = Array::from_bytes(bytes, bits_of) {
-                        let tensor = array.tensor().unwrap();
-                        assert_eq!(tensor.shape(), array.shape());
-                        assert!(array.bytes().len() < bytes.len());
-                    }
-                }
-            },
+            parse: checks::npy,
             fixed: 1 << 20,
             factor: 64,
         },
@@ -196,16 +188,7 @@ fn targets() -> Vec<Target> {
             name: "statistics",
             corpus: statistics(),
             tokens: &["\0\0\0\0", "\u{7f}\u{7f}\u{7f}\u{7f}", "\x01", "\x02"],
-            parse: |bytes| {
-                // Behind the checksum, too.
-                let body = &bytes[..bytes.len().saturating_sub(4)];
-                let sealed = [body, &crc32fast::hash(body).to_le_bytes()].concat();
-                for bytes in [bytes, &sealed] {
-                    if let Ok(c) = Calibration::from_bytes(bytes) {
-                        assert_eq!(Calibration::from_bytes(&c.to_bytes()).unwrap().to_bytes(), c.to_bytes());
-                    }
-                }
-            },
+            parse: checks::statistics,
             fixed: 1 << 20,
             factor: 64,
         },
@@ -213,22 +196,7 @@ fn targets() -> Vec<Target> {
             name: "state",
             corpus: states(),
             tokens: &["\0\0\0\0", "\u{7f}\u{7f}\u{7f}\u{7f}", "\x01", "\x02"],
-            parse: |bytes| {
-                let body = &bytes[..bytes.len().saturating_sub(4)];
-                let sealed = [body, &crc32fast::hash(body).to_le_bytes()].concat();
-                for bytes in [bytes, &sealed] {
-                    let mut state = state();
-                    match state.restore(bytes) {
-                        // Not to the byte: a signaling NaN comes back quiet.
-                        Ok(()) => {
-                            let (written, mut again) = (state.to_bytes(), self::state());
-                            again.restore(&written).unwrap();
-                            assert_eq!(again.to_bytes(), written);
-                        }
-                        Err(_) => assert_eq!(state.rows_given(), 0),
-                    }
-                }
-            },
+            parse: checks::state,
             fixed: 1 << 20,
             factor: 64,
         },
@@ -236,15 +204,7 @@ fn targets() -> Vec<Target> {
             name: "manifest",
             corpus: vec![corpus("manifest.json")],
             tokens: JSON,
-            parse: |bytes| {
-                if let Ok(m) = Manifest::parse(bytes) {
-                    assert_eq!(Manifest::parse(m.text().unwrap().as_bytes()).unwrap(), m);
-                    for entry in &m.tensors {
-                        let dir = manifest::directory(&entry.name);
-                        assert!(!dir.contains('/') && !dir.starts_with('.') && !dir.is_empty() && dir.len() <= 255);
-                    }
-                }
-            },
+            parse: checks::manifest,
             fixed: 1 << 20,
             factor: 256,
         },
@@ -252,13 +212,7 @@ fn targets() -> Vec<Target> {
             name: "journal",
             corpus: vec![corpus("journal.jsonl")],
             tokens: JSON,
-            parse: |bytes| {
-                if let Ok((header, entries, end)) = parse_journal(bytes) {
-                    assert!(end <= bytes.len() && bytes[end - 1] == b'\n');
-                    let again = parse_journal(&bytes[..end]).unwrap();
-                    assert_eq!((again.0, again.1.len(), again.2), (header, entries.len(), end));
-                }
-            },
+            parse: checks::journal,
             fixed: 1 << 20,
             factor: 256,
         },
@@ -297,20 +251,7 @@ fn targets() -> Vec<Target> {
                 "{a,b}",
                 "\\",
             ],
-            parse: |bytes| {
-                if let Ok(text) = std::str::from_utf8(bytes) {
-                    match Config::parse(text) {
-                        Ok(config) => {
-                            let options = config.options("model.layers.0.mlp.up", &Default::default());
-                            assert!(config.factors("x") || !config.factors("x"));
-                            if let Some(rule) = options.rule() {
-                                options.svd(rule).unwrap();
-                            }
-                        }
-                        Err(why) => assert!(!why.contains('\n'), "{why:?}"),
-                    }
-                }
-            },
+            parse: checks::toml,
             // A glob compiles to an automaton that has a limit of its own, 10 MiB.
             fixed: 64 << 20,
             factor: 1024,
@@ -319,21 +260,7 @@ fn targets() -> Vec<Target> {
             name: "names",
             corpus: vec![b"sub/model.layers.0.q.npy".to_vec(), b"../..".to_vec(), "größe\u{202e}.npy".into()],
             tokens: &["/", ".", "..", "%", "%2F", "\0", "\n", ".npy", "~", "\u{10ffff}"],
-            parse: |bytes| {
-                #[cfg(unix)]
-                {
-                    use std::os::unix::ffi::OsStrExt;
-                    let name = tensor_name(Path::new(std::ffi::OsStr::from_bytes(bytes)));
-                    let dir = manifest::directory(&name);
-                    assert!(!name.chars().any(char::is_control));
-                    assert!(
-                        !dir.contains(['/', '\0', '\\'])
-                            && !dir.starts_with('.')
-                            && !dir.is_empty()
-                            && dir.len() <= 255
-                    );
-                }
-            },
+            parse: checks::names,
             fixed: 1 << 20,
             factor: 64,
         },
@@ -466,6 +393,6 @@ fn the_corpus_is_right() {
     assert_eq!(parse_journal(&corpus("journal.jsonl")).unwrap().1.len(), 3);
     Config::parse(std::str::from_utf8(&corpus("options.toml")).unwrap()).unwrap();
     for file in states() {
-        state().restore(&file).unwrap();
+        empty_state().restore(&file).unwrap();
     }
 }

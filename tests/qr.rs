@@ -207,7 +207,7 @@ const SHAPES: [(usize, usize); 14] = [
 ];
 
 #[test]
-fn every_kind_and_shape_f32() {
+fn f32_panels_of_every_kind_and_shape_become_orthonormal() {
     for (m, l) in SHAPES {
         for (name, a) in kinds(m, l) {
             check::<f32>(name, &narrowed(&a, 1.0), 1.0);
@@ -216,7 +216,7 @@ fn every_kind_and_shape_f32() {
 }
 
 #[test]
-fn every_kind_and_shape_f64() {
+fn f64_panels_of_every_kind_and_shape_become_orthonormal() {
     for (m, l) in SHAPES {
         for (name, a) in kinds(m, l) {
             check::<f64>(name, &narrowed(&a, 1.0), 1.0);
@@ -225,7 +225,7 @@ fn every_kind_and_shape_f64() {
 }
 
 #[test]
-fn scaled_inputs() {
+fn bounds_hold_at_any_scale() {
     for (name, a) in kinds(300, 37) {
         // A power of ten is not a power of two: the bits differ, the bounds do not. Entries of "graded" kinds that
         // fall off f32's range make columns that are partly or entirely zero.
@@ -239,7 +239,7 @@ fn scaled_inputs() {
 }
 
 #[test]
-fn panels_of_the_benchmark_and_of_the_notes() {
+fn panels_that_lose_columns_elsewhere_lose_none() {
     // 11008×64 f32, one shared direction plus 1 % independent noise: 62 of 64 columns are dropped elsewhere.
     let (shared, noise) = (gaussian(11008, 1, 1), gaussian(11008, 64, 2));
     let y = Mat::from_fn(11008, 64, |i, j| (shared[(i, 0)] + 0.01 * noise[(i, j)]) as f32);
@@ -327,7 +327,7 @@ fn threads_do_not_change_bits() {
 
 /// Strided views give what contiguous ones give, to rounding, and nothing outside them is touched.
 #[test]
-fn strides() {
+fn strided_views_give_what_contiguous_ones_give() {
     let (m, l) = (700, 43);
     for (name, a) in
         [("gaussian", gaussian(m, l, 1)), ("condition 1e6", conditioned(m, l, 1e6, 2)), ("zero", Mat::zeros(m, l))]
@@ -389,7 +389,7 @@ fn bad_input_is_an_error() {
 /// `factor`, `form_q`, `apply_q` and `apply_qt` against each other and the definition. Errors of n reflectors of length m
 /// are bounded by `m n eps` and behave like its root.
 #[test]
-fn householder() {
+fn householder_agrees_with_the_definition() {
     fn compare<T: Scalar>(m: usize, n: usize, b: usize) {
         let k = m.min(n);
         let eps = <T as Scalar>::EPSILON;
@@ -464,7 +464,7 @@ fn householder() {
 
 /// Q, R of the tree and R of the stream, for one leaf, two, odd numbers of them, against the definition.
 #[test]
-fn tsqr() {
+fn tsqr_agrees_with_the_definition() {
     fn compare<T: Scalar>(m: usize, l: usize, condition: f64) {
         let eps = <T as Scalar>::EPSILON;
         let bound = eps * (4 * l + 16) as f64;
@@ -558,7 +558,7 @@ fn accumulator_ignores_how_rows_are_cut_and_merges() {
 }
 
 #[test]
-fn cholesky_qr_alone() {
+fn cholesky_qr_alone_is_orthonormal_or_refuses() {
     use qr::cholesky::{Start, cholesky_qr, cholesky_qr_scratch};
     use tensorslim::Error;
     fn run<T: Scalar>(y: &Mat<T>, start: Start) -> tensorslim::Result<Orthonormalization> {

@@ -109,7 +109,7 @@ fn normals_use_the_whole_range() {
 }
 
 #[test]
-fn signs_and_indices() {
+fn signs_and_indices_are_fair() {
     let rng = Philox::new(9, stream::DATA);
     let n = 1u64 << 16;
     let minus = (0..n).filter(|&i| rng.sign(i)).count() as f64;
@@ -124,7 +124,7 @@ fn signs_and_indices() {
 }
 
 #[test]
-fn subsets() {
+fn subsets_are_sorted_and_equally_likely() {
     for (n, l) in [(1, 1), (7, 0), (7, 7), (1000, 10), (4096, 266)] {
         let s = Philox::new(4, stream::DATA).subset(n, l);
         assert!(s.len() == l && s.windows(2).all(|w| w[0] < w[1]) && s.iter().all(|&i| i < n));

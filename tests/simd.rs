@@ -182,7 +182,7 @@ fn lengths_around_registers_and_chunks() {
 }
 
 #[test]
-fn names() {
+fn an_instruction_set_that_the_machine_lacks_runs_the_portable_kernels() {
     assert_eq!(Isa::Portable.name(), "portable");
     assert_eq!(isa().to_string(), isa().name());
     assert_eq!(DType::F16.size(), 2);

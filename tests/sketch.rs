@@ -69,17 +69,26 @@ const ORDERS: [&str; 6] = ["rows", "rows+gap", "columns", "columns+gap", "revers
 /// the rows of its blocks in a tree, with at most one rounding for each of n additions, which the same bound covers,
 /// as it covers the roundings of `1/√l`, of ω itself and of the products.
 fn check<E: Element, T: Scalar>(s: &AnySketch, m: usize, orders: &[&str], y_orders: &[&str]) {
+    check_operator::<E, T, _>(s, matches!(s, AnySketch::Srht(_)), m, orders, y_orders);
+}
+
+fn check_operator<E: Element, T: Scalar, S: SketchOperator + std::fmt::Debug>(
+    s: &S,
+    transforms: bool,
+    m: usize,
+    orders: &[&str],
+    y_orders: &[&str],
+) {
     let (n, l) = (s.nrows(), s.ncols());
     let a = data(m, n, 17);
     let omega = s.to_dense::<f64>();
     let exact = &a * &omega;
     let abs = |x: &Mat<f64>| Mat::from_fn(x.nrows(), x.ncols(), |i, j| x[(i, j)].abs());
-    let magnitude = match s {
+    let magnitude = if transforms {
         // every intermediate of a transform is at most Σ |a| / √l
-        AnySketch::Srht(_) => {
-            Mat::from_fn(m, l, |i, _| (0..n).map(|k| a[(i, k)].abs()).sum::<f64>() / (l as f64).sqrt())
-        }
-        _ => abs(&a) * abs(&omega),
+        Mat::from_fn(m, l, |i, _| (0..n).map(|k| a[(i, k)].abs()).sum::<f64>() / (l as f64).sqrt())
+    } else {
+        abs(&a) * abs(&omega)
     };
     for order in orders {
         let stored = Strided::<E>::new(a.as_ref(), order);
@@ -130,14 +139,14 @@ fn products_match_the_definition() {
 }
 
 #[test]
-fn every_stride() {
+fn products_match_the_definition_for_every_stride() {
     for s in all(100, 13) {
         check::<f32, f32>(&s, 35, &ORDERS, &ORDERS);
     }
 }
 
 #[test]
-fn every_storage_and_arithmetic() {
+fn products_match_the_definition_for_every_storage_and_arithmetic() {
     for s in all(300, 20) {
         let y = ["rows", "columns"];
         check::<f16, f32>(&s, 37, &ORDERS, &y);
@@ -150,9 +159,53 @@ fn every_storage_and_arithmetic() {
     }
 }
 
+/// A sketch of somebody else: all that is known of it is its entries.
+#[derive(Debug)]
+struct Entrywise(AnySketch);
+
+impl SketchOperator for Entrywise {
+    fn nrows(&self) -> usize {
+        self.0.nrows()
+    }
+    fn ncols(&self) -> usize {
+        self.0.ncols()
+    }
+    fn state_bytes(&self) -> usize {
+        self.0.state_bytes()
+    }
+    fn entry(&self, i: usize, j: usize) -> f64 {
+        self.0.entry(i, j)
+    }
+}
+
+#[test]
+fn a_sketch_known_by_its_entries_alone_has_the_products_of_its_definition() {
+    // Rows of A and of Ω around the 256 that are taken at a time.
+    for (m, n, l) in [(1, 1, 1), (35, 100, 13), (257, 255, 9), (256, 513, 20)] {
+        let kind = if l < 20 { Sketch::SparseSign } else { Sketch::Gaussian };
+        let s = Entrywise(AnySketch::new(kind, n, l, 5, 9).unwrap());
+        check_operator::<f32, f32, _>(&s, false, m, &ORDERS, &["rows", "columns+gap"]);
+        check_operator::<f16, f32, _>(&s, false, m, &["rows"], &["columns"]);
+        check_operator::<bf16, f64, _>(&s, false, m, &["columns"], &["rows"]);
+    }
+    // Shares of Ω, and a scale without which the numbers are beyond f32.
+    let (m, n, l) = (9, 700, 7);
+    let s = Entrywise(AnySketch::new(Sketch::Srht, n, l, 5, 9).unwrap());
+    let a = data(m, n, 3);
+    let mut whole = Mat::<f32>::zeros(m, l);
+    s.apply(a.as_ref(), whole.as_mut(), Par::Seq).unwrap();
+    let big = Mat::from_fn(m, n, |i, j| a[(i, j)] * 2f64.powi(300));
+    let mut y = Mat::<f32>::from_fn(m, l, |_, _| f32::NAN);
+    for (rows, accumulate) in [(0..256, Accum::Replace), (256..700, Accum::Add)] {
+        let share = big.subcols(rows.start, rows.len());
+        s.apply_rows(rows, share, 2f64.powi(-300), accumulate, y.as_mut(), Par::Seq).unwrap();
+    }
+    assert_eq!(y, whole);
+}
+
 /// More rows of Ω than one Gaussian panel, one table of nonzeros, one SRHT block.
 #[test]
-fn long_sums() {
+fn products_longer_than_any_block_match_the_definition() {
     for (n, l) in [(513, 5), (4096, 33), (4097, 40), (9001, 12)] {
         for s in all(n, l) {
             check::<f32, f32>(&s, 3, &["rows", "columns"], &["rows"]);
@@ -276,7 +329,7 @@ fn bad_input_is_an_error() {
 
 /// Every instruction set of the machine: the same bits for the random numbers, the same product to rounding.
 #[test]
-fn every_instruction_set() {
+fn products_match_the_definition_on_every_instruction_set() {
     use tensorslim::simd::{Isa, latest_isa, with_isa};
     for isa in Isa::available() {
         with_isa(isa, || {

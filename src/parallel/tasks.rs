@@ -26,21 +26,35 @@ pub(crate) fn current_par() -> Par {
     }
 }
 
-/// `task` of each item, in any order, in theirs on one thread. Items are handed out in ranges, each with a `scratch` of its own.
+/// `task` of each item, each a piece of work of its own, in any order; in theirs on one thread.
+pub(crate) fn for_each_of<I: Send>(threads: impl Into<Threads>, items: Vec<I>, task: impl Fn(I) + Sync) {
+    split(threads.into(), items, 1, || (), |(), item| task(item));
+}
+
+/// As [`for_each_of`], for many small items: they are handed out in ranges, each with a `scratch` of its own.
 pub(crate) fn for_each_with<I: Send, S>(
     threads: impl Into<Threads>,
     items: Vec<I>,
     scratch: impl Fn() -> S + Sync,
     task: impl Fn(&mut S, I) + Sync,
 ) {
-    let threads = threads.into();
+    split(threads.into(), items, usize::MAX, scratch, task);
+}
+
+fn split<I: Send, S>(
+    threads: Threads,
+    items: Vec<I>,
+    longest: usize,
+    scratch: impl Fn() -> S + Sync,
+    task: impl Fn(&mut S, I) + Sync,
+) {
     if threads == Threads::One || items.len() < 2 {
         let mut scratch = scratch();
         return items.into_iter().for_each(|item| task(&mut scratch, item));
     }
     // A lock that nobody else ever holds: each item is taken once.
     let items: Vec<_> = items.into_iter().map(|item| Mutex::new(Some(item))).collect();
-    for_ranges(threads, items.len(), usize::MAX, &|range| {
+    for_ranges(threads, items.len(), longest, &|range| {
         let mut scratch = scratch();
         for item in &items[range] {
             let item = lock(item).take();

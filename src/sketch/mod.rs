@@ -21,7 +21,8 @@ mod srht;
 
 use std::ops::Range;
 
-use faer::{Accum, Mat, MatMut, MatRef, Par};
+use faer::linalg::matmul::matmul;
+use faer::{Accum, Mat, MatMut, MatRef, Par, unzip, zip};
 
 pub use gaussian::Gaussian;
 pub use sparse_sign::SparseSign;
@@ -78,6 +79,38 @@ impl std::str::FromStr for Sketch {
 }
 
 /// An n×l random embedding that is applied without being formed.
+///
+/// Four methods define one: its shape, its size, and [`entry`](Self::entry). Products with it form blocks of `Ω` from
+/// `entry` and multiply; the kinds of this crate have kernels in place of that, and a type of yours may have one by its
+/// own [`apply_rows`](Self::apply_rows).
+///
+/// ```
+/// use tensorslim::{MatRef, Par, SketchOperator};
+///
+/// /// Keeps every other column of `A`.
+/// struct EveryOther(usize);
+///
+/// impl SketchOperator for EveryOther {
+///     fn nrows(&self) -> usize {
+///         self.0
+///     }
+///     fn ncols(&self) -> usize {
+///         self.0 / 2
+///     }
+///     fn state_bytes(&self) -> usize {
+///         size_of::<Self>()
+///     }
+///     fn entry(&self, i: usize, j: usize) -> f64 {
+///         f64::from(i == 2 * j)
+///     }
+/// }
+///
+/// let a = [1f32, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0];
+/// let mut y = faer::Mat::<f64>::zeros(2, 2);
+/// EveryOther(4).apply(MatRef::from_row_major_slice(&a, 2, 4), y.as_mut(), Par::Seq)?;
+/// assert_eq!(y, faer::mat![[1.0, 3.0], [5.0, 7.0]]);
+/// # Ok::<(), tensorslim::Error>(())
+/// ```
 pub trait SketchOperator: Sync {
     /// `n`.
     fn nrows(&self) -> usize;
@@ -117,9 +150,17 @@ pub trait SketchOperator: Sync {
         Ok(())
     }
 
-    /// [`apply_rows`](Self::apply_rows) after its checks, of at least one row of `Ω` and of `Y`.
+    /// [`apply_rows`](Self::apply_rows) after its checks, of at least one row of `Ω` and of `Y`: where the kinds of this
+    /// crate have their kernels. The default multiplies by blocks of entries.
     #[doc(hidden)]
-    fn product<E: Element, T: Scalar>(&self, a: MatRef<'_, E>, product: Product<'_, T>);
+    fn product<E: Element, T: Scalar>(&self, a: MatRef<'_, E>, product: Product<'_, T>) {
+        let Product { rows, scale, accumulate, y, par } = product;
+        let omega = Entries { columns: self.ncols(), entry: &|i, j| self.entry(i, j) };
+        match arithmetic_mut(y) {
+            ArithmeticMut::F32(y) => omega.multiply(E::view(a), Product { rows, scale, accumulate, y, par }),
+            ArithmeticMut::F64(y) => omega.multiply(E::view(a), Product { rows, scale, accumulate, y, par }),
+        }
+    }
 
     /// `Y = A Ω`. `A` is `m × n`, `Y` is `m × l`.
     ///
@@ -144,6 +185,49 @@ pub struct Product<'y, T> {
     accumulate: Accum,
     y: MatMut<'y, T>,
     par: Par,
+}
+
+/// An Ω that is known by its entries alone.
+struct Entries<'a> {
+    columns: usize,
+    entry: &'a (dyn Fn(usize, usize) -> f64 + Sync),
+}
+
+/// Rows of `Ω` that are formed at a time, and rows of `A` that are converted at a time.
+const ENTRY_ROWS: usize = 256;
+
+impl Entries<'_> {
+    /// `Y (+)= scale · A Ω[rows, :]`, a block of `Ω` at a time. The blocks have the same size and come in the same order for
+    /// any number of threads.
+    fn multiply<T: Scalar>(&self, a: MatView<'_>, product: Product<'_, T>) {
+        let Product { rows, scale, mut accumulate, mut y, par } = product;
+        let depth = ENTRY_ROWS.min(rows.len());
+        let mut omega = Mat::<T>::zeros(depth, self.columns);
+        for first in rows.clone().step_by(depth) {
+            let (k, depth) = (first - rows.start, depth.min(rows.end - first));
+            let mut omega = omega.as_mut().subrows_mut(0, depth);
+            let columns = parallel::row_blocks(omega.as_mut().transpose_mut(), 1);
+            parallel::for_each_of(par, columns, |(j, mut column)| {
+                (0..depth).for_each(|i| column[(0, i)] = T::from_f64((self.entry)(first + i, j)));
+            });
+            let (omega, chunk) = (omega.as_ref(), ENTRY_ROWS.min(y.nrows()));
+            let scratch = || Mat::<T>::zeros(chunk, depth);
+            for_row_chunks(y.as_mut(), chunk, par, scratch, |i, y, tile| {
+                let mut tile = tile.as_mut().submatrix_mut(0, 0, y.nrows(), depth);
+                load_part(a, (i, k), scale, tile.as_mut());
+                matmul(y, accumulate, tile.as_ref(), omega, T::one(), Par::Seq);
+            });
+            accumulate = Accum::Add;
+        }
+    }
+}
+
+/// `tile = scale · A[first.., first..]`, scaled in f64, before anything is lost to the range of `T`.
+fn load_part<T: Scalar>(a: MatView<'_>, first: (usize, usize), scale: f64, tile: MatMut<'_, T>) {
+    with_view!(a, a => {
+        let a = a.submatrix(first.0, first.1, tile.nrows(), tile.ncols());
+        zip!(tile, a).for_each(|unzip!(to, from)| *to = T::from_f64(scale * from.to_f64()));
+    });
 }
 
 /// Any of the three.

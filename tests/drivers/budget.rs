@@ -86,7 +86,7 @@ fn check(layers: &[Layer<'_>], budget: &Budget, a: &Allocation) {
 
 /// Ranks on a grid of 128: two or three choices for each of the twelve, a few hundred thousand combinations.
 #[test]
-fn twelve_matrices_on_a_small_grid() {
+fn an_allocation_on_a_small_grid_is_the_best_of_all() {
     let spectra = twelve();
     let layers: Vec<Layer<'_>> = spectra.iter().map(Spectrum::layer).collect();
     for ratio in [1.2, 1.6, 2.0] {
@@ -107,7 +107,7 @@ fn twelve_matrices_on_a_small_grid() {
 
 /// All ranks: the budget is used to 0.5 %, and the loss is no more than that of one ratio for all.
 #[test]
-fn beats_a_uniform_ratio() {
+fn an_allocation_beats_a_uniform_ratio() {
     let spectra = twelve();
     let layers: Vec<Layer<'_>> = spectra.iter().map(Spectrum::layer).collect();
     for ratio in [1.5, 2.0, 3.2, 6.0] {
@@ -132,7 +132,7 @@ fn beats_a_uniform_ratio() {
 }
 
 #[test]
-fn rules_of_a_layer() {
+fn protection_floors_caps_and_alignment_are_kept() {
     let spectra = twelve();
     let mut layers: Vec<Layer<'_>> = spectra.iter().map(Spectrum::layer).collect();
     layers[0].protected = true;
@@ -162,7 +162,7 @@ fn rules_of_a_layer() {
 }
 
 #[test]
-fn refusals() {
+fn impossible_budgets_and_layers_are_refused() {
     let values = [3.0, 2.0, 1.0];
     let layer = || Layer::new((30, 20), DType::F16, &values, 14.0);
     assert!(matches!(allocate(&[], Budget::parameters(10)), Err(Error::Empty { .. })));
@@ -182,7 +182,7 @@ fn refusals() {
 
 /// Two hundred layers of 4096 ranks: the search is cut off, and the bound says how far it can be off.
 #[test]
-fn a_whole_model() {
+fn two_hundred_layers_are_shared_within_the_bound_that_is_said() {
     let spectra: Vec<Spectrum> = (0..200)
         .map(|i| {
             let rank = 1.0 + f64::from(i % 17);
@@ -202,7 +202,7 @@ fn a_whole_model() {
 
 /// The spectrum that a factorization reports is what it is shared by.
 #[test]
-fn from_reports() {
+fn the_spectrum_of_a_report_says_what_a_layer_loses() {
     let f = TruncatedSvd::new(Rank::Ratio(2.0)).factor::<f32>(real("ffn_up", 1536, 384).as_tensor().unwrap()).unwrap();
     let r = f.report();
     let layer = Layer::new(r.shape, r.dtype, &r.spectrum, r.norm * r.norm);
@@ -213,7 +213,7 @@ fn from_reports() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
     #[test]
-    fn equals_brute_force(
+    fn an_allocation_equals_brute_force(
         shapes in prop::collection::vec((2usize..12, 2usize..12, 0.2f64..1.0, 0.1f64..10.0), 1..5),
         share in 0.05f64..1.1,
         align in 1usize..4,

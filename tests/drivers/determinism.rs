@@ -35,31 +35,31 @@ fn same_on_any_number_of_threads<E: Element, T: Scalar>(a: MatRef<'_, f64>, k: u
 }
 
 #[test]
-fn tall() {
+fn threads_do_not_change_a_bit_of_tall_f32() {
     // Large enough that GEMM, syrk, QR and the sketches all split their work.
     same_on_any_number_of_threads::<f32, f32>(gaussian(1531, 389, 1).as_ref(), 48);
 }
 
 #[test]
-fn wide_and_half() {
+fn threads_do_not_change_a_bit_of_wide_and_half_precision() {
     same_on_any_number_of_threads::<f16, f32>(gaussian(311, 1203, 2).as_ref(), 33);
     same_on_any_number_of_threads::<bf16, f32>(gaussian(1203, 311, 2).as_ref(), 33);
 }
 
 #[test]
-fn double() {
+fn threads_do_not_change_a_bit_of_f64() {
     same_on_any_number_of_threads::<f64, f64>(gaussian(700, 257, 3).as_ref(), 40);
 }
 
 #[test]
-fn ill_conditioned() {
+fn threads_do_not_change_a_bit_of_ill_conditioned_matrices() {
     // Takes the repairs of orthonormalization and the probes of the certificate.
     let spectrum: Vec<f64> = (0..150).map(|i| 10f64.powf(-f64::from(i) / 10.0)).collect();
     same_on_any_number_of_threads::<f32, f32>(with_spectrum(900, 150, &spectrum, 4).as_ref(), 100);
 }
 
 #[test]
-fn quality_too() {
+fn threads_do_not_change_a_bit_of_quality() {
     let w = real("ffn_up", 1536, 384);
     let x = real("ffn_up_heldout", 512, 384);
     let run = |threads| {

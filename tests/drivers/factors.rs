@@ -67,7 +67,7 @@ fn a_slice_is_the_factorization_of_that_rank() {
 }
 
 #[test]
-fn report_counts() {
+fn a_report_counts_numbers_and_values() {
     let (_, f) = sample();
     let r = f.report();
     assert_eq!((r.params_before(), r.params_after()), (90 * 40, 12 * 131));
@@ -117,7 +117,7 @@ fn energy_is_that_of_the_whole_matrix() {
 }
 
 #[test]
-fn quality_by_definition() {
+fn quality_is_its_definition() {
     let (a, x) = (gaussian(30, 20, 5), gaussian(700, 20, 6));
     let w = rounded::<f64>(a.as_ref());
     for k in [1, 7, 20] {

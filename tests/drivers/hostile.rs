@@ -8,7 +8,7 @@ fn factor(data: &[f32], shape: &[usize], rank: Rank) -> Result<tensorslim::Facto
 }
 
 #[test]
-fn not_finite() {
+fn values_that_are_not_finite_are_named_by_row_and_column() {
     for method in Method::ALL {
         for bad in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             // Every position of a vector register, and both ends.
@@ -41,7 +41,7 @@ fn not_finite() {
 }
 
 #[test]
-fn shapes() {
+fn shapes_and_strides_that_cannot_be_are_typed_errors() {
     for shape in [&[][..], &[0], &[0, 5], &[5, 0], &[2, 0, 3]] {
         assert!(matches!(TensorRef::new::<f32>(&[], shape), Err(Error::Empty { .. })), "{shape:?}");
     }
@@ -64,7 +64,7 @@ fn shapes() {
 }
 
 #[test]
-fn ranks_and_options() {
+fn ranks_and_options_out_of_range_are_typed_errors() {
     let data = vec![1f32; 12];
     for k in [0, 4, usize::MAX] {
         match factor(&data, &[4, 3], Rank::Fixed(k)) {

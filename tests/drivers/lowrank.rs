@@ -409,7 +409,7 @@ fn shuffled(random: &mut Random, length: usize) -> Vec<usize> {
 }
 
 #[test]
-fn lowrank() {
+fn numerically_low_rank_matrices_keep_their_bounds() {
     let wanted = std::env::var("TENSORSLIM_LOWRANK").unwrap_or_else(|_| COUNT.to_string());
     let (first, end) = wanted.split_once("..").unwrap_or(("0", &wanted));
     let number = |text: &str| text.parse::<u64>().expect("TENSORSLIM_LOWRANK is a count, or FIRST..END");

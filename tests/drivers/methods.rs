@@ -134,7 +134,7 @@ fn streams_add_up() {
 }
 
 #[test]
-fn what_a_stream_refuses() {
+fn a_stream_refuses_rows_that_do_not_fit() {
     let svd = TruncatedSvd::new(Rank::Fixed(3)).method(Method::SinglePass);
     let rows = |count: usize| Matrix::<f32>::from_fn(count, 8, |i, j| (i * 8 + j) as f32);
     let mut state = svd.accumulator::<f32>((20, 8)).unwrap();

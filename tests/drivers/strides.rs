@@ -120,7 +120,7 @@ fn conv_weights_become_matrices() {
 }
 
 #[test]
-fn raw_bytes() {
+fn raw_bytes_are_read_in_place_or_refused() {
     #[repr(align(8))]
     struct Aligned([u8; 33]);
     let mut buffer = Aligned([0; 33]);

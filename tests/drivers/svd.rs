@@ -156,7 +156,7 @@ fn the_gram_route_says_when_it_is_out_of_its_depth() {
 }
 
 #[test]
-fn the_case_that_loses_columns_elsewhere() {
+fn a_shared_direction_with_little_noise_loses_no_column() {
     // One shared direction plus 1 % independent noise: an f32 QR with a rank test keeps 2 of 64 columns.
     let mut random = Random(1);
     let (m, n) = (11008, 64);
@@ -176,7 +176,7 @@ fn the_case_that_loses_columns_elsewhere() {
 }
 
 #[test]
-fn killers() {
+fn kahan_lauchli_and_their_kind_are_factored() {
     let kahan = |n: usize| {
         let (s, c) = (1.2f64.sin(), 1.2f64.cos());
         Mat::from_fn(n, n, |i, j| match i.cmp(&j) {
@@ -241,7 +241,7 @@ fn killers() {
 }
 
 #[test]
-fn zero_matrix() {
+fn a_zero_matrix_has_zero_values_and_no_error() {
     let w = Matrix::<f32>::zeros(30, 20);
     for method in METHODS {
         let f = TruncatedSvd::new(Rank::Fixed(5)).method(method).factor::<f32>(w.as_tensor().unwrap()).unwrap();
@@ -345,7 +345,7 @@ fn energy_takes_the_smallest_rank_that_reaches_it() {
 }
 
 #[test]
-fn real_weights() {
+fn real_weights_reach_the_figures_of_their_readme() {
     let w = real("ffn_up", 1536, 384);
     let x = real("ffn_up_heldout", 512, 384);
     let (w_ref, x_ref) = (w.as_tensor().unwrap(), x.as_tensor().unwrap());

@@ -50,7 +50,7 @@ fn check<T: Scalar>(what: &str, a: &Mat<f64>, f: &Factors<T>, tolerance: f64) {
 }
 
 #[test]
-fn two_hundred_random_cases() {
+fn tolerances_are_kept_by_nearly_the_fewest_columns() {
     let mut random = Random(20);
     let (mut above, mut exact_ones, mut worst) = (0, 0, (0, String::new()));
     for case in 0..200 {
@@ -143,7 +143,7 @@ fn less_than_rounding_is_not_promised() {
 }
 
 #[test]
-fn zero_and_tiny_matrices() {
+fn zero_and_tiny_matrices_meet_any_tolerance() {
     for method in [Method::Auto, Method::Full, Method::Gram, Method::Randomized] {
         let svd = TruncatedSvd::new(Rank::Tolerance(0.1)).method(method);
         let zero = Matrix::<f32>::zeros(40, 70);

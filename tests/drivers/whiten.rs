@@ -77,12 +77,12 @@ fn reaches(real: &Real, loss: f64, error: f64, cosine: f64) {
 }
 
 #[test]
-fn up_projection() {
+fn the_real_up_projection_reaches_its_optimum_on_unseen_inputs() {
     reaches(&up(), 0.17475, 0.196, 0.9806);
 }
 
 #[test]
-fn down_projection() {
+fn the_real_down_projection_reaches_its_optimum_on_unseen_inputs() {
     reaches(&down(), 0.12267, 0.149, 0.9887);
 }
 
@@ -211,7 +211,7 @@ fn shapes() -> [(usize, usize); 2] {
 }
 
 #[test]
-fn killers() {
+fn degenerate_inputs_stay_near_the_optimum() {
     for (m, n) in shapes() {
         let w = with_spectrum(m, n, &(0..40).map(|i| 0.93f64.powi(i)).collect::<Vec<_>>(), 1);
         let scaled = |by: &dyn Fn(usize) -> f64, rows: usize| {
@@ -356,7 +356,7 @@ fn relative(a: &Matrix<f64>, b: &Matrix<f64>) -> f64 {
 /// Sums of 1024 products in f64, in any order: `1024 · 2^-53 = 1.1e-13` of `√(G_ii G_jj)` each, at worst. In f32 blocks rounding errors of random
 /// sign add up to some `√1024 · 2^-25 = 1e-6` of it, a few times that at the worst of 384² entries, and less in the norm.
 #[test]
-fn any_grouping_and_any_number_of_threads() {
+fn any_grouping_and_any_number_of_threads_give_the_same_statistics() {
     let x = up().calibration;
     let (rows, n) = (x.nrows(), x.ncols());
     let reference = {
@@ -461,7 +461,7 @@ fn fast_accumulation_is_good_to_1e_6() {
 
 /// Whole blocks of samples that f32 holds do not wait in f64: the bits are those of samples that did, at any scale, with some left out.
 #[test]
-fn whole_blocks_and_single_samples() {
+fn whole_blocks_of_samples_have_the_bits_of_single_ones() {
     let (rows, n) = (4400, 37);
     let scaled = |spread: i32| {
         let scales: Vec<f64> = (0..n).map(|j| 2f64.powi(spread * (j as i32 % 3 - 1))).collect();
@@ -502,7 +502,7 @@ fn whole_blocks_and_single_samples() {
 
 /// Settled statistics are the same, and hold no rows.
 #[test]
-fn settled_statistics() {
+fn settled_statistics_are_the_same_and_hold_no_rows() {
     for form in [Form::Gram, Form::Factor] {
         let options = CalibrationOptions { form, ..Default::default() };
         let c = with_options(&first_rows(&up().calibration, 100), options);
@@ -523,7 +523,7 @@ fn settled_statistics() {
 
 /// Methods that look once are fed the rows of `W L` in blocks.
 #[test]
-fn one_look_under_calibration() {
+fn methods_of_one_look_are_calibrated_too() {
     for (m, n) in [(700, 40), (40, 60)] {
         let spectrum: Vec<f64> = (0..40).map(|i| 0.7f64.powi(i)).collect();
         let w = rounded::<f32>(with_spectrum(m, n, &spectrum, 61).as_ref());
@@ -613,7 +613,7 @@ fn bytes_survive_the_trip_and_nothing_else_does() {
 
 /// Calibration samples of 2^±1000: what the same samples near 1 give, to the bit if the scale is a power of two.
 #[test]
-fn samples_of_any_range() {
+fn samples_of_any_range_weigh_as_the_same_near_one() {
     fn factors<T: Scalar>(w: &Matrix<f64>, c: &Calibration, whitening: Whitening, blend: f64) -> Factors<T> {
         let svd = TruncatedSvd::new(Rank::Fixed(7)).calibration(c).whitening(whitening).blend(blend);
         svd.factor::<T>(w.as_tensor().unwrap()).unwrap()
@@ -694,7 +694,7 @@ fn samples_of_any_range() {
 
 /// Samples that grow and shrink by hundreds of powers of two: the statistics are those of the largest, however the rows are cut and merged.
 #[test]
-fn samples_of_mixed_range() {
+fn statistics_of_mixed_range_do_not_depend_on_how_rows_are_cut() {
     let n = 5;
     let x = exact(&rounded::<f16>(gaussian(40, n, 44).as_ref()));
     for orders in [[-1000, -650, 0, 600, 1010], [1010, 600, 0, -650, -1000], [-340, -980, -1000, -700, -310]] {
@@ -728,7 +728,7 @@ fn samples_of_mixed_range() {
 
 /// Bytes of regular samples are those of version 1; an exponent makes them version 2; and version 1 may be of samples that now have an exponent.
 #[test]
-fn bytes_of_both_versions() {
+fn both_versions_of_the_bytes_are_read() {
     let body = |version: u8, exponent: u8, counts: [u64; 3], numbers: &[f64]| {
         let mut body = b"TSLIMCAL".to_vec();
         body.extend([version, 0, 0, 0, 0, 0, 0, exponent]);
@@ -880,7 +880,7 @@ proptest! {
 
 /// Independent features: the diagonal is all there is, and `W D` says what is best.
 #[test]
-fn diagonal_scaling() {
+fn diagonal_whitening_is_optimal_for_independent_features() {
     for (m, n) in shapes() {
         let w = gaussian(m, n, 11);
         let scales: Vec<f64> = (0..n).map(|j| 10f64.powf(-2.0 * j as f64 / n as f64)).collect();
@@ -966,7 +966,7 @@ fn quality_finds_the_smallest_rank() {
 }
 
 #[test]
-fn quality_of_each_sample() {
+fn the_distribution_of_quality_is_that_of_the_samples() {
     let real = up();
     let w = real.w.as_tensor().unwrap();
     let x = real.heldout.as_tensor().unwrap();
@@ -1011,7 +1011,7 @@ fn quality_of_each_sample() {
 
 /// The round trip `W' -> (pivots, T, C) -> W'`: entries of T below 2, so that each of the r terms of a row rounds by at most 2 eps of the largest row.
 #[test]
-fn pivoted_form() {
+fn the_pivoted_form_multiplies_to_the_same_matrix() {
     fn run<T: Scalar>(w: TensorRef<'_>, k: usize) {
         let f = TruncatedSvd::new(Rank::Fixed(k)).factor::<T>(w).unwrap();
         let (m, n) = f.report().shape;

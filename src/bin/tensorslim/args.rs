@@ -10,7 +10,7 @@ use tensorslim::{DType, Device, Method, Rank, Sketch, Whitening};
 
 /// Low-rank factors of neural-network weights.
 #[derive(Parser)]
-#[command(version)]
+#[command(version, after_long_help = include_str!("help/main.txt"))]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -20,7 +20,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Factors one weight: W ≈ U · diag(s) · Vᵀ.
     Factor(Box<FactorArgs>),
-    /// Factors every weight in files and directories; can be stopped and gone on with, and divided among machines.
+    /// Factors every weight in files and directories; can be stopped and resumed, and divided among machines.
+    #[command(after_long_help = include_str!("help/batch.txt"))]
     Batch(Box<BatchArgs>),
     /// Checks the shards of a batch and writes one summary: CSV, JSON and an HTML page.
     Merge(MergeArgs),
