@@ -27,6 +27,13 @@ pub enum Threads {
     Pool,
 }
 
+impl Threads {
+    /// Whether there is the calling thread alone.
+    pub(crate) fn is_one(self) -> bool {
+        self == Threads::One || cfg!(not(feature = "rayon"))
+    }
+}
+
 /// The number of threads of the current pool.
 pub(crate) fn count() -> usize {
     #[cfg(feature = "rayon")]

@@ -111,7 +111,8 @@ fn transform<E: Element>(x: TensorMut<'_, E>, threads: Threads) -> Result<()> {
     unsafe { transform_vectors(Batch::rows(x), E::DTYPE, threads) }
 }
 
-/// Not generic, so that the kernels are compiled in this crate and not in each that calls them.
+/// Transforms vectors of elements of a type that is known by its tag. Not generic, so that the kernels are compiled in this
+/// crate and not in each that calls them.
 ///
 /// # Safety
 /// The elements of the batch are of the type `dtype`, valid for reads and writes, and distinct.
@@ -134,14 +135,14 @@ unsafe fn transform_vectors(x: Batch<()>, dtype: DType, threads: Threads) -> Res
 
 /// The rows of `x`.
 fn orthonormal<E: Element>(x: TensorMut<'_, E>, threads: Threads) -> Result<()> {
-    // SAFETY: as in `transform`.
+    // SAFETY: the view borrows its elements mutably: they are valid, distinct, and of the type that `E` names.
     unsafe { orthonormal_vectors(Batch::rows(x), E::DTYPE, threads) }
 }
 
-/// As [`transform_vectors`], scaled.
+/// As [`transform_vectors`], each divided by `√n`.
 ///
 /// # Safety
-/// As there.
+/// The elements of the batch are of the type `dtype`, valid for reads and writes, and distinct.
 unsafe fn orthonormal_vectors(x: Batch<()>, dtype: DType, threads: Threads) -> Result<()> {
     if x.n == 0 || x.count == 0 {
         return Ok(());

@@ -82,7 +82,7 @@ pub(super) unsafe fn batch<T: Scalar, E: Element>(mut x: Batch<E>, order: Order,
     let (isa, params) = (simd::isa(), Params::default());
     let elements = x.n * x.count;
     let from_memory = elements * size_of::<E>() >= params.long_bytes && x.n * size_of::<E>() <= params.ahead_bytes;
-    if threads == Threads::One || elements < 2 * params.task_len {
+    if threads.is_one() || elements < 2 * params.task_len {
         return simd::dispatch(isa, Task::<T, E> { x, order, from_memory, params, plain: PhantomData });
     }
     let plan = simd::dispatch(isa, PlanOf::<T> { order, params, plain: PhantomData });
@@ -138,7 +138,7 @@ pub(super) unsafe fn scaled_halves<E: Element>(x: Batch<E>, order: Order, thread
         // SAFETY: all of `wide`.
         unsafe { batch::<f32, f32>(one, order, Threads::One) };
         for (i, &wide) in wide.iter().enumerate() {
-            // SAFETY: as above.
+            // SAFETY: element `i` of vector `j`, which is this task's alone.
             unsafe { *x.element(i, j) = E::from_f64(wide as f64) };
         }
     });
