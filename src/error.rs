@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use crate::tensor::DType;
+use crate::dtype::DType;
 
 /// What can go wrong. Nothing in this crate panics on bad input; it returns one of these.
 #[derive(Debug, Clone, PartialEq)]

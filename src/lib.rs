@@ -93,6 +93,7 @@ pub mod batch;
 pub mod calibration;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+mod dtype;
 pub mod error;
 #[cfg(feature = "linalg")]
 pub mod factors;

@@ -14,6 +14,7 @@
 //! [`Element`]s; [`convert`] changes whole slices.
 
 pub mod convert;
+mod isa;
 mod lanes;
 #[cfg(feature = "linalg")]
 pub(crate) mod load;
@@ -27,8 +28,8 @@ pub(crate) mod transpose;
 mod x86;
 
 use std::cell::Cell;
-use std::fmt;
 
+pub use isa::Isa;
 pub use lanes::{F32s, F64s, Kernel, Lanes, Vector};
 pub use portable::Portable;
 
@@ -74,19 +75,6 @@ impl Scalar for f64 {
     const MIN_POSITIVE: f64 = f64::MIN_POSITIVE;
 }
 
-/// An instruction set that the kernels are compiled for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Isa {
-    /// One lane; whatever the compiler makes of it for the baseline target.
-    Portable,
-    /// x86-64 with AVX2, FMA and F16C: 256 bits, 16 registers.
-    Avx2,
-    /// x86-64 with AVX-512 F, BW, CD, DQ, VL: 512 bits, 32 registers.
-    Avx512,
-    /// AArch64: 128 bits, 32 registers.
-    Neon,
-}
-
 impl Isa {
     /// Those that this machine has, the best one last.
     pub fn available() -> Vec<Isa> {
@@ -99,16 +87,6 @@ impl Isa {
         #[cfg(target_arch = "aarch64")]
         found.extend(pulp::aarch64::Neon::try_new().map(|_| Isa::Neon));
         found
-    }
-
-    /// `"portable"`, `"avx2"`, `"avx512"` or `"neon"`.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Isa::Portable => "portable",
-            Isa::Avx2 => "avx2",
-            Isa::Avx512 => "avx512",
-            Isa::Neon => "neon",
-        }
     }
 
     /// The best one of this machine.
@@ -127,12 +105,6 @@ impl Isa {
             return Isa::Neon;
         }
         Isa::Portable
-    }
-}
-
-impl fmt::Display for Isa {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
     }
 }
 
