@@ -146,8 +146,9 @@ pub(crate) fn collect(
                     };
                     let error = Error::file(&path, why);
                     let mut name = tensor_name(path.strip_prefix(root).unwrap_or(&path));
-                    if fs::symlink_metadata(&path).is_ok_and(|meta| meta.is_dir()) {
-                        // A file beside the directory may have its name.
+                    let is_dir = fs::symlink_metadata(&path).is_ok_and(|meta| meta.is_dir());
+                    if is_dir || path.extension().is_none_or(|ext| ext != "npy") {
+                        // A file may be beside it that has its name, but for the extension.
                         name.push('/');
                     }
                     add(name, path, Some(Kind::Bad(error)))?;
@@ -319,4 +320,23 @@ pub(crate) fn digest(weights: &[Weight]) -> Inputs {
         hasher.update(&weight.stamp.0.to_le_bytes());
     }
     Inputs { count: weights.len(), crc32: hasher.finalize() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file that cannot be looked at has no stamp: one of zeros would be that of any other such file. What may go well a moment later is told from what
+    /// will not.
+    #[test]
+    fn a_file_that_cannot_be_looked_at_has_no_stamp() {
+        let e = stamp(Path::new("no/such/file.npy")).unwrap_err().to_string();
+        assert!(e.contains("no/such/file.npy: cannot be read") && e.ends_with("check the path"), "{e}");
+        #[cfg(unix)]
+        for (number, passes) in [(5, true), (23, true), (24, true), (116, true), (2, false), (13, false), (40, false)] {
+            let e = io::Error::from_raw_os_error(number);
+            assert_eq!(may_pass(&e), passes, "{e}");
+            assert_eq!(unreadable(Path::new("w.npy"), &e).to_string().ends_with("; try again"), passes, "{e}");
+        }
+    }
 }
