@@ -54,11 +54,13 @@ fn calibrate(args: &CalibrateArgs) -> Result<(), Failure> {
     guard::replaceable(&args.out, "a file of statistics", is_ours, args.overwrite)?;
     let keep = args.checkpoint.as_deref().map(|path| Keep::new(args, path, options)).transpose()?;
     let sources = args.inputs.iter().map(|path| Source::open(path, args.bf16)).collect::<Result<Vec<_>, _>>()?;
-    let most = sources.iter().map(Source::features).max().unwrap_or(0);
+    let widest =
+        sources.iter().max_by_key(|source| source.features()).expect("the command line asks for a file at least");
+    let most = widest.features();
     let saving = if keep.is_some() { memory::saving(most) } else { 0 };
     let gathering = Gathering::new(&sources, options, 1, saving)?;
     // Whatever was read, in the end there are the statistics and their bytes.
-    limit.check(gathering.least.max(memory::saving(most)))?;
+    limit.check(gathering.least.max(memory::saving(most))).map_err(about(widest.path()))?;
     let total = gather(&sources, options, &Room { limit: &limit, beside: gathering.work }, keep.as_ref())?;
     let contents = total.to_bytes();
     writer::put(&args.out, &[&contents])?;

@@ -78,8 +78,7 @@ pub(crate) fn collect(
             }
             (true, None) => match look(&path) {
                 Ok(stamp) => (stamp, judge(&path, bf16)),
-                Err(e) if may_pass(&e) => return Err(unreadable(&path, &e).into()),
-                Err(e) => ((0, 0), Kind::Bad(unreadable(&path, &e))),
+                Err(e) => ((0, 0), Kind::Bad(lasting(&path, &e)?)),
             },
         };
         found.insert(name.clone(), Weight { name, path, stamp, kind });
@@ -134,8 +133,8 @@ pub(crate) fn collect(
                 }
                 Err(e) => {
                     let path = e.path().unwrap_or(root).to_path_buf();
-                    if let Some(e) = e.io_error().filter(|e| may_pass(e)) {
-                        return Err(unreadable(&path, e).into());
+                    if let Some(e) = e.io_error() {
+                        lasting(&path, e)?;
                     }
                     let why = match (e.loop_ancestor(), e.io_error()) {
                         (Some(above), _) => {
@@ -206,6 +205,11 @@ fn may_pass(e: &io::Error) -> bool {
                 | ErrorKind::NotConnected
                 | ErrorKind::ConnectionReset
         )
+}
+
+/// What is wrong with an input for good, and fails it alone. What may pass fails the run, before its list of inputs is on record.
+fn lasting(path: &Path, e: &io::Error) -> Result<Error, Failure> {
+    if may_pass(e) { Err(unreadable(path, e).into()) } else { Ok(unreadable(path, e)) }
 }
 
 fn unreadable(path: &Path, e: &io::Error) -> Error {
@@ -326,8 +330,8 @@ pub(crate) fn digest(weights: &[Weight]) -> Inputs {
 mod tests {
     use super::*;
 
-    /// A file that cannot be looked at has no stamp: one of zeros would be that of any other such file. What may go well a moment later is told from what
-    /// will not.
+    /// A file that cannot be looked at has no stamp: one of zeros would be that of any other such file. What may go well a moment later ends the run, and
+    /// is not recorded of the file.
     #[test]
     fn a_file_that_cannot_be_looked_at_has_no_stamp() {
         let e = stamp(Path::new("no/such/file.npy")).unwrap_err().to_string();
@@ -335,8 +339,10 @@ mod tests {
         #[cfg(unix)]
         for (number, passes) in [(5, true), (23, true), (24, true), (116, true), (2, false), (13, false), (40, false)] {
             let e = io::Error::from_raw_os_error(number);
-            assert_eq!(may_pass(&e), passes, "{e}");
-            assert_eq!(unreadable(Path::new("w.npy"), &e).to_string().ends_with("; try again"), passes, "{e}");
+            match lasting(Path::new("w.npy"), &e) {
+                Err(Failure(line)) => assert!(passes && line.ends_with("; try again"), "{line}"),
+                Ok(error) => assert!(!passes && error.to_string().ends_with("; check the path"), "{error}"),
+            }
         }
     }
 }

@@ -31,7 +31,7 @@ use tensorslim::{Calibration, CalibrationOptions, DType, Error, Scalar, Truncate
 use crate::Failure;
 use crate::args::Form;
 use crate::calibrate::FOLDS;
-use crate::report::status;
+use crate::report::{count, status};
 use crate::samples::{Samples, Source};
 
 /// What the program itself takes on [`THREADS`] threads, beside its data: code, stacks, buffers of the GEMM. A batch of small weights has 10 to 15 MiB
@@ -138,9 +138,9 @@ impl Space {
         let least = before + here * estimate + more(estimate) + LEAST;
         if least > limit {
             return Err(Failure(format!(
-                "{} threads, with {} of buffers for each, do not fit the limit of {limit} bytes on the address space; the least that would \
-                 do is {least}; raise it (ulimit -v {}), or give fewer --threads",
-                here + pools,
+                "{}, and {} of buffers for each, do not fit the limit of {limit} bytes on the address space; the least that would do is \
+                 {least}; raise it (ulimit -v {}), or give fewer --threads",
+                count(here + pools, "thread"),
                 crate::report::bytes(estimate),
                 least.div_ceil(1 << 10)
             )));
@@ -181,7 +181,8 @@ impl Limit {
         let other = PROGRAM + threads.saturating_sub(THREADS) * THREAD;
         let resident = given.map(|limit| Bound { limit, other });
         let limit = Limit(resident.into_iter().chain(space.0).min_by_key(Bound::data));
-        limit.check(LEAST)?;
+        let program = |e| Failure(format!("the program on {}: {}", count(threads, "thread"), Failure::from(e).0));
+        limit.check(LEAST).map_err(program)?;
         Ok(limit)
     }
 

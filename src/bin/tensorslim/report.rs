@@ -214,7 +214,7 @@ fn times(shape: &[usize]) -> String {
 }
 
 /// `1 thread`, `2 threads`
-fn count(n: usize, what: &str) -> String {
+pub(crate) fn count(n: usize, what: &str) -> String {
     format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
