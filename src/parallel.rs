@@ -13,7 +13,9 @@ mod tasks;
 use std::ops::Range;
 
 #[cfg(feature = "linalg")]
-pub(crate) use tasks::{beside, current_par, in_pool};
+pub(crate) use tasks::{
+    beside, current_par, for_each_of, for_each_with, in_new_pool, in_pool, join, lock, map, row_blocks, yield_now,
+};
 
 /// Where a function may run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]

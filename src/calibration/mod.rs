@@ -38,11 +38,11 @@ use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::matmul::matmul;
 use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::{Accum, Mat, MatMut, MatRef, Par};
-use rayon::prelude::*;
 
 use crate::error::{Error, Result};
 use crate::linalg::{mirror, symmetric_product};
 use crate::operator::{Triangle, for_each};
+use crate::parallel;
 use crate::qr::householder;
 use crate::simd::convert::convert;
 use crate::tensor::{DType, Element, MatView, Matrix, TensorRef, with_view};
@@ -679,11 +679,7 @@ fn check<E: Element>(a: MatRef<'_, E>, exponent: i32, par: Par) -> Check {
     let mut total = Check::new(n);
     for first in (0..tasks).step_by(CHECKS_AT_ONCE) {
         let tasks = first..tasks.min(first + CHECKS_AT_ONCE);
-        let parts: Vec<Check> = match par {
-            Par::Seq => tasks.map(task).collect(),
-            Par::Rayon(_) => tasks.into_par_iter().map(task).collect(),
-        };
-        for part in parts {
+        for part in parallel::map(par, tasks.len(), |t| task(tasks.start + t)) {
             total.bad.extend(part.bad);
             add(&mut total.sums, &part.sums);
             add(&mut total.squares, &part.squares);
@@ -809,10 +805,8 @@ fn largest<E: Element>(a: MatRef<'_, E>, rows: &[usize], par: Par) -> Vec<f64> {
         }
         largest
     };
-    let parts: Vec<Vec<f64>> = match par {
-        Par::Seq => rows.chunks(PARAMS.rows).map(task).collect(),
-        Par::Rayon(_) => rows.par_chunks(PARAMS.rows).map(task).collect(),
-    };
+    let chunks: Vec<&[usize]> = rows.chunks(PARAMS.rows).collect();
+    let parts = parallel::map(par, chunks.len(), |chunk| task(chunks[chunk]));
     parts.into_iter().fold(vec![0.0; n], |mut largest, part| {
         raise(&mut largest, &part);
         largest

@@ -5,13 +5,13 @@
 //! thread has neither cost. The answers are those of single calls bit for bit, since no result depends on the number of threads.
 
 use faer::Par;
-use rayon::prelude::*;
 
 use super::in_memory::factor;
 use super::options::Options;
 use crate::error::Result;
 use crate::factors::Factors;
 use crate::operator::{HostContext, Watch};
+use crate::parallel::{self, Threads};
 use crate::simd::Scalar;
 use crate::tensor::TensorRef;
 
@@ -20,15 +20,14 @@ const SMALL: usize = 1 << 19;
 
 /// Factors each of `matrices`, in their order.
 pub(super) fn factor_many<T: Scalar>(options: &Options, matrices: &[TensorRef<'_>]) -> Vec<Result<Factors<T>>> {
-    let (par, watch) = (crate::parallel::current_par(), Watch::default());
+    let (par, watch) = (parallel::current_par(), Watch::default());
     let small = |w: &TensorRef<'_>| w.shape().iter().product::<usize>() <= SMALL;
     let mut large: Vec<_> =
         (matrices.iter()).filter(|w| !small(w)).map(|w| factor(options, w, &watch, HostContext::new(par))).collect();
     large.reverse();
-    let small: Vec<_> = matrices
-        .par_iter()
-        .with_max_len(1)
-        .map(|w| small(w).then(|| factor(options, w, &Watch::default(), HostContext::new(Par::Seq))))
-        .collect();
+    let small = parallel::map(Threads::Pool, matrices.len(), |i| {
+        let w = &matrices[i];
+        small(w).then(|| factor(options, w, &Watch::default(), HostContext::new(Par::Seq)))
+    });
     small.into_iter().map(|done| done.unwrap_or_else(|| large.pop().expect("one result each"))).collect()
 }
