@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use crate::tensor::DType;
+use crate::dtype::DType;
 
 /// What can go wrong. Nothing in this crate panics on bad input; it returns one of these.
 #[derive(Debug, Clone, PartialEq)]
@@ -211,6 +211,7 @@ impl Error {
     }
 
     /// An error of a device.
+    #[cfg(feature = "linalg")]
     #[cold]
     pub(crate) fn device(fault: DeviceFault, detail: impl fmt::Display) -> Self {
         Error::Device { fault, detail: detail.to_string() }

@@ -57,6 +57,7 @@ pub use progress::{Observer, Progress, Stage};
 use crate::error::{Error, Result};
 use crate::factors::Factors;
 use crate::operator::{Cancel, RowSource, Watch, Workspace};
+use crate::parallel::{self, lock};
 use crate::simd::Scalar;
 use crate::svd::{Checkpoint, TruncatedSvd};
 use crate::tensor::{DType, TensorRef};
@@ -209,7 +210,7 @@ impl<'a> Batch<'a> {
         sink: impl Fn(Finished<'_, T>) -> Result<()> + Sync,
     ) -> Summary {
         let start = Instant::now();
-        let threads = rayon::current_num_threads();
+        let threads = parallel::count();
         let workers = self.workers.unwrap_or(threads).clamp(1, threads.max(1));
         let jobs: Vec<Planned> = items.iter().map(|item| Planned::new::<T>(item, self.memory_limit)).collect();
         let schedule = Schedule::new(&jobs.iter().map(|job| job.cost).collect::<Vec<_>>(), workers, self.memory_limit);
@@ -335,11 +336,7 @@ impl<'a> Batch<'a> {
         if workers == 1 {
             return work();
         }
-        let worker = || match rayon::ThreadPoolBuilder::new().num_threads(threads.max(1)).build() {
-            Ok(pool) => pool.install(work),
-            // No more threads to be had: the current pool, shared, gives the same bits.
-            Err(_) => work(),
-        };
+        let worker = || parallel::in_new_pool(threads, &work);
         thread::scope(|scope| {
             let start = || thread::Builder::new().spawn_scoped(scope, worker).is_ok();
             // With fewer threads than were asked for it takes longer; with none this one does all.
@@ -384,10 +381,6 @@ impl Planned {
         let fit = if bytes <= limit { Fit::Whole } else { Fit::Tiles };
         Planned { cost: Cost { seconds, bytes: bytes.min(limit) }, fit, read: passes as u64 * size as u64 }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A panic as an error, so that it ends one tensor and not the batch.

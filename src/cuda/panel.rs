@@ -287,7 +287,7 @@ impl<T: Scalar> Panel<T> for DevicePanel<T> {
             let data = host.as_slice_mut(self.ld * count);
             device.download(&self.data, first * self.ld, data)?;
             let data = MatRef::from_column_major_slice_with_stride(data, self.nrows, count, self.ld);
-            copy(data, dst.as_mut().subcols_mut(first, count), crate::current_par());
+            copy(data, dst.as_mut().subcols_mut(first, count), crate::parallel::current_par());
             Ok(())
         })
     }
@@ -347,7 +347,7 @@ impl<T: Scalar> Tall<T> for DevicePanel<T> {
     }
 
     fn par(&self) -> Par {
-        crate::current_par()
+        crate::parallel::current_par()
     }
 
     fn wide_gram(&mut self, gram: MatMut<'_, f64>, _: &mut MemStack) -> Result<()> {

@@ -16,9 +16,11 @@
 
 use std::sync::OnceLock;
 
-use super::plan::BASES;
 use crate::simd::Scalar;
 use crate::tensor::DType;
+
+/// Orders of the matrices that [`matrix`] makes and that are no even multiple of a smaller one.
+pub(crate) const BASES: [usize; 10] = [1, 12, 20, 28, 36, 44, 52, 60, 108, 140];
 
 /// The field of `p` or `p²` elements; element `i` is `i % p + (i / p)·√d`, `d` no square.
 struct Field {

@@ -2,11 +2,9 @@
 
 use std::fmt;
 
+use super::hadamard::{self, BASES};
 use crate::simd::Isa;
 use crate::tensor::Matrix;
-
-/// Orders of the matrices that [`hadamard`](super::hadamard) makes and that are no even multiple of a smaller one.
-pub(crate) const BASES: [usize; 10] = [1, 12, 20, 28, 36, 44, 52, 60, 108, 140];
 
 /// A length that can be transformed: `n = b·2^k` with `b` in 1, 12, 20, 28, 36, 44, 52, 60, 108, 140.
 ///
@@ -49,7 +47,7 @@ impl Order {
     /// `H_b`, of entries ±1: `b = 1` gives `[1]`.
     pub fn base_matrix(self) -> Matrix<f64> {
         let b = self.base;
-        let h = super::hadamard::entries::<f64>(b);
+        let h = hadamard::entries::<f64>(b);
         Matrix::from_fn(b, b, |i, j| h[i * b + j])
     }
 

@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use super::Watch;
 use crate::error::{Error, Result};
+use crate::parallel::{self, lock};
 
 /// How long a thread waits for a tile before it sees whether the pool has other work: a source may need the pool to make its tiles.
 const PATIENCE: Duration = Duration::from_millis(1);
@@ -76,10 +77,6 @@ struct Feed<R> {
     tiles: usize,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl<'a, P, R> Flow<'a, P, R> {
     pub(super) fn new(Tiles { read, free }: Tiles, slots: &'a [Mutex<P>], watch: &'a Watch<'a>) -> Self {
         let feed = Mutex::new(Feed { read, tile: None, part: slots.len(), tiles: 0 });
@@ -127,7 +124,7 @@ impl<'a, P, R> Flow<'a, P, R> {
                     Err(RecvTimeoutError::Disconnected) => return None,
                     Err(RecvTimeoutError::Timeout) => {
                         drop(feed);
-                        rayon::yield_now();
+                        parallel::yield_now();
                         continue;
                     }
                 };

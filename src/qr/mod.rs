@@ -162,7 +162,7 @@ fn orthonormalize_in<T: Scalar>(
         return orthonormalize_in(y, r, sparing, Par::Seq, stack);
     }
     // From outside each `join` takes two more threads to wake, 100 µs instead of 30.
-    crate::in_pool(par, || orthonormalize_checked(y, r, sparing, par, stack))
+    crate::parallel::in_pool(par, || orthonormalize_checked(y, r, sparing, par, stack))
 }
 
 fn orthonormalize_checked<T: Scalar>(

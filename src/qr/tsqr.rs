@@ -25,6 +25,7 @@ use faer::{Accum, Mat, MatMut, MatRef, Par};
 
 use super::{check_shapes, householder};
 use crate::error::{Error, Result};
+use crate::parallel;
 use crate::simd::Scalar;
 
 /// Constants of the tree.
@@ -165,18 +166,11 @@ impl Tree {
         let (y0, y1) = y.split_at_row_mut(self.cut.start(first + half) - self.cut.start(first));
         let (work0, work1) = work.split_at_col_mut(half * self.l);
         let (bytes0, bytes1) = bytes.split_at_mut(half * (bytes.len() / count));
-        match self.par {
-            Par::Seq => {
-                f(self, y0, work0, bytes0, first, half);
-                f(self, y1, work1, bytes1, first + half, count - half);
-            }
-            Par::Rayon(_) => {
-                rayon::join(
-                    || f(self, y0, work0, bytes0, first, half),
-                    || f(self, y1, work1, bytes1, first + half, count - half),
-                );
-            }
-        }
+        parallel::join(
+            self.par,
+            || f(self, y0, work0, bytes0, first, half),
+            || f(self, y1, work1, bytes1, first + half, count - half),
+        );
     }
 
     /// Factors the leaves and joins; each node's R ends in the work columns of its first leaf.
@@ -336,18 +330,11 @@ fn fold_all<T: Scalar>(
         let (x0, x1) = x.split_at_row(folds.start(first + half) - folds.start(first));
         let (work0, work1) = work.split_at_col_mut(half * l);
         let (bytes0, bytes1) = bytes.split_at_mut(half * (bytes.len() / count));
-        match par {
-            Par::Seq => {
-                fold_all(x0, work0, bytes0, first, folds, par);
-                fold_all(x1, work1, bytes1, first + half, folds, par);
-            }
-            Par::Rayon(_) => {
-                rayon::join(
-                    || fold_all(x0, work0, bytes0, first, folds, par),
-                    || fold_all(x1, work1, bytes1, first + half, folds, par),
-                );
-            }
-        }
+        parallel::join(
+            par,
+            || fold_all(x0, work0, bytes0, first, folds, par),
+            || fold_all(x1, work1, bytes1, first + half, folds, par),
+        );
         return;
     }
     let h = leaf_rows(l);

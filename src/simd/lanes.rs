@@ -4,7 +4,7 @@ use bytemuck::Pod;
 use half::{bf16, f16};
 use pulp::Simd;
 
-use super::Isa;
+use super::isa::Isa;
 use crate::tensor::{DType, Element};
 
 /// One register of f32.

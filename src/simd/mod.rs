@@ -14,26 +14,47 @@
 //! [`Element`]s; [`convert`] changes whole slices.
 
 pub mod convert;
+mod isa;
 mod lanes;
+#[cfg(feature = "linalg")]
 pub(crate) mod load;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod portable;
 pub mod reduce;
+#[cfg(feature = "linalg")]
 pub(crate) mod transpose;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
 use std::cell::Cell;
-use std::fmt;
 
+pub use isa::Isa;
 pub use lanes::{F32s, F64s, Kernel, Lanes, Vector};
 pub use portable::Portable;
 
 use crate::tensor::Element;
 
+/// What else an arithmetic type has: the operators; with the feature `linalg` also all that faer's algorithms ask for.
+#[cfg(feature = "linalg")]
+mod arithmetic {
+    pub trait Arithmetic: faer::traits::RealField + faer::traits::num_traits::Float {}
+    impl<T: faer::traits::RealField + faer::traits::num_traits::Float> Arithmetic for T {}
+}
+#[cfg(not(feature = "linalg"))]
+mod arithmetic {
+    use std::ops::{Add, AddAssign, Mul, Sub};
+
+    pub trait Arithmetic:
+        Sized + PartialOrd + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> + AddAssign
+    {
+    }
+    impl Arithmetic for f32 {}
+    impl Arithmetic for f64 {}
+}
+
 /// Arithmetic types: `f32` and `f64`. Sealed through [`Element`].
-pub trait Scalar: Element + Vector + faer::traits::RealField + faer::traits::num_traits::Float {
+pub trait Scalar: Element + Vector + arithmetic::Arithmetic {
     /// Unit roundoff times two: the spacing at 1.
     const EPSILON: f64;
     /// Largest finite value.
@@ -54,19 +75,6 @@ impl Scalar for f64 {
     const MIN_POSITIVE: f64 = f64::MIN_POSITIVE;
 }
 
-/// An instruction set that the kernels are compiled for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Isa {
-    /// One lane; whatever the compiler makes of it for the baseline target.
-    Portable,
-    /// x86-64 with AVX2, FMA and F16C: 256 bits, 16 registers.
-    Avx2,
-    /// x86-64 with AVX-512 F, BW, CD, DQ, VL: 512 bits, 32 registers.
-    Avx512,
-    /// AArch64: 128 bits, 32 registers.
-    Neon,
-}
-
 impl Isa {
     /// Those that this machine has, the best one last.
     pub fn available() -> Vec<Isa> {
@@ -79,16 +87,6 @@ impl Isa {
         #[cfg(target_arch = "aarch64")]
         found.extend(pulp::aarch64::Neon::try_new().map(|_| Isa::Neon));
         found
-    }
-
-    /// `"portable"`, `"avx2"`, `"avx512"` or `"neon"`.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Isa::Portable => "portable",
-            Isa::Avx2 => "avx2",
-            Isa::Avx512 => "avx512",
-            Isa::Neon => "neon",
-        }
     }
 
     /// The best one of this machine.
@@ -107,12 +105,6 @@ impl Isa {
             return Isa::Neon;
         }
         Isa::Portable
-    }
-}
-
-impl fmt::Display for Isa {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
     }
 }
 

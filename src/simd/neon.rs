@@ -5,7 +5,8 @@ use half::slice::HalfFloatSliceExt;
 use pulp::aarch64::Neon;
 use pulp::{cast, f32x4, f64x2};
 
-use super::{Isa, Lanes};
+use super::isa::Isa;
+use super::lanes::Lanes;
 
 impl Lanes for Neon {
     type Simd = Neon;

@@ -2,7 +2,8 @@
 
 use half::f16;
 
-use super::{F32s, F64s, Isa, Lanes};
+use super::isa::Isa;
+use super::lanes::{F32s, F64s, Lanes};
 
 /// The token that every machine has.
 #[derive(Debug, Clone, Copy)]

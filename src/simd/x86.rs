@@ -8,7 +8,8 @@ use core::arch::x86_64::{
 use half::{bf16, f16};
 use pulp::{cast, f32x8, f32x16, f64x4, f64x8};
 
-use super::{Isa, Lanes};
+use super::isa::Isa;
+use super::lanes::Lanes;
 
 /// Words 1, 3, 5, ... of a register, in its lower half.
 const UPPER: [u16; 32] = {

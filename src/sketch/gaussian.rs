@@ -18,10 +18,10 @@
 
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatRef, Par};
-use rayon::prelude::*;
 
 use super::{Layout, Product, ROW_BITS, SketchOperator, Source, check_size, check_stream, for_row_chunks};
 use crate::error::Result;
+use crate::parallel;
 use crate::rng::{Philox, stream};
 use crate::simd::{self, Kernel, Lanes, Scalar};
 use crate::tensor::{DType, Element};
@@ -91,13 +91,8 @@ impl Gaussian {
             }
         };
         let panel = &mut panel[..depth * self.l.next_multiple_of(4)];
-        if let Par::Seq = par {
-            let mut narrow = Vec::new();
-            panel.chunks_exact_mut(4 * depth).enumerate().for_each(|(j4, x)| columns(j4, x, &mut narrow));
-        } else {
-            let chunks = panel.par_chunks_exact_mut(4 * depth).enumerate().with_min_len(4);
-            chunks.for_each_init(Vec::new, |narrow, (j4, x)| columns(j4, x, narrow));
-        }
+        let chunks = panel.chunks_exact_mut(4 * depth).enumerate().collect();
+        parallel::for_each_with(par, chunks, Vec::new, |narrow, (j4, x)| columns(j4, x, narrow));
     }
 }
 

@@ -23,13 +23,13 @@ use std::ops::Range;
 
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, MatMut, MatRef, Par, unzip, zip};
-use rayon::prelude::*;
 
 pub use gaussian::Gaussian;
 pub use sparse_sign::SparseSign;
 pub use srht::Srht;
 
 use crate::error::{Error, Result};
+use crate::parallel;
 use crate::simd::convert::convert;
 use crate::simd::load::{load_scaled, load_times, write};
 use crate::simd::transpose::{MAX_SIDE, transpose_square};
@@ -206,13 +206,10 @@ impl Entries<'_> {
         for first in rows.clone().step_by(depth) {
             let (k, depth) = (first - rows.start, depth.min(rows.end - first));
             let mut omega = omega.as_mut().subrows_mut(0, depth);
-            let fill = |(j, mut column): (usize, MatMut<'_, T>)| {
-                (0..depth).for_each(|i| column[(i, 0)] = T::from_f64((self.entry)(first + i, j)));
-            };
-            match par {
-                Par::Seq => (0..omega.ncols()).for_each(|j| fill((j, omega.as_mut().subcols_mut(j, 1)))),
-                _ => omega.as_mut().par_col_chunks_mut(1).enumerate().for_each(fill),
-            }
+            let columns = parallel::row_blocks(omega.as_mut().transpose_mut(), 1);
+            parallel::for_each_of(par, columns, |(j, mut column)| {
+                (0..depth).for_each(|i| column[(0, i)] = T::from_f64((self.entry)(first + i, j)));
+            });
             let (omega, chunk) = (omega.as_ref(), ENTRY_ROWS.min(y.nrows()));
             let scratch = || Mat::<T>::zeros(chunk, depth);
             for_row_chunks(y.as_mut(), chunk, par, scratch, |i, y, tile| {
@@ -402,7 +399,7 @@ fn for_row_chunks<T: Scalar, S>(
             rest = tail;
         }
     } else {
-        y.par_row_chunks_mut(chunk).enumerate().for_each_init(scratch, |s, (c, y)| f(c * chunk, y, s));
+        parallel::for_each_with(par, parallel::row_blocks(y, chunk), scratch, |s, (first, y)| f(first, y, s));
     }
 }
 

@@ -29,12 +29,12 @@ use std::ops::Range;
 
 use faer::prelude::ReborrowMut as _;
 use faer::{Accum, MatMut, MatRef, Par};
-use rayon::prelude::*;
 
 use super::{
     Layout, Lines, Product, ROW_BITS, SketchOperator, Source, check_size, check_stream, for_row_chunks, store,
 };
 use crate::error::{Error, Result};
+use crate::parallel;
 use crate::rng::{Philox, stream};
 use crate::simd::load::{add_lines, write};
 use crate::simd::transpose::{MAX_SIDE, transpose_square};
@@ -190,7 +190,7 @@ impl SketchOperator for SparseSign {
 
     fn product<E: Element, T: Scalar>(&self, a: MatRef<'_, E>, product: Product<'_, T>) {
         // Two parallel steps: woken once and not twice, 3072 × 768 takes 0.85 of the time.
-        crate::in_pool(product.par, || self.product_in_pool(a, product));
+        parallel::in_pool(product.par, || self.product_in_pool(a, product));
     }
 }
 
@@ -211,12 +211,7 @@ impl SparseSign {
                 let every = (i + 1) * depth >= count;
                 Plan::build(l, zeta, table, every, plan);
             };
-            if let Par::Seq = par {
-                let mut table = table();
-                plans.chunks_exact_mut(block).enumerate().for_each(|x| make(&mut table, x));
-            } else {
-                plans.par_chunks_exact_mut(block).enumerate().for_each_init(table, make);
-            }
+            parallel::for_each_with(par, plans.chunks_exact_mut(block).enumerate().collect(), table, make);
             let source = Source::new::<T>(a.subcols(first - rows.start, count), scale);
             let plans = Plans { zeta, block, of: plans };
             // One generic kernel; its width is a compile-time constant for each arithmetic type.

@@ -9,8 +9,8 @@ use tensorslim::svd::READ_PER_STATE;
 use tensorslim::{Calibration, CalibrationOptions, Error};
 
 use crate::args::CalibrateArgs;
-use crate::memory::{self, Gathering, Limit};
-use crate::report::{bytes, table};
+use crate::memory::{self, Gathering, Limit, Space};
+use crate::report::{bytes, peak_rss, table};
 use crate::samples::{Samples, Source};
 use crate::state::StateFile;
 use crate::{Failure, about, emit, guard, inputs, on_threads, writer};
@@ -33,6 +33,7 @@ struct Report {
     elapsed_ms: f64,
     written: String,
     bytes: usize,
+    peak_rss_bytes: Option<usize>,
 }
 
 pub(crate) fn run(args: &CalibrateArgs) -> Result<(), Failure> {
@@ -41,6 +42,7 @@ pub(crate) fn run(args: &CalibrateArgs) -> Result<(), Failure> {
 
 fn calibrate(args: &CalibrateArgs) -> Result<(), Failure> {
     let start = Instant::now();
+    let limit = Limit::new(args.memory_limit, rayon::current_num_threads(), Space::new(0, 0)?)?;
     let options = CalibrationOptions {
         form: if args.factor { Form::Factor } else { Form::Gram },
         accumulation: if args.fast { Accumulation::F32 } else { Accumulation::F64 },
@@ -52,9 +54,14 @@ fn calibrate(args: &CalibrateArgs) -> Result<(), Failure> {
     guard::replaceable(&args.out, "a file of statistics", is_ours, args.overwrite)?;
     let keep = args.checkpoint.as_deref().map(|path| Keep::new(args, path, options)).transpose()?;
     let sources = args.inputs.iter().map(|path| Source::open(path, args.bf16)).collect::<Result<Vec<_>, _>>()?;
-    let limit = Limit::none();
-    let beside = Gathering::new(&sources, 1, 0)?.work;
-    let total = gather(&sources, options, &Room { limit: &limit, beside }, keep.as_ref())?;
+    let widest =
+        sources.iter().max_by_key(|source| source.features()).expect("the command line asks for a file at least");
+    let most = widest.features();
+    let saving = if keep.is_some() { memory::saving(most) } else { 0 };
+    let gathering = Gathering::new(&sources, options, 1, saving)?;
+    // Whatever was read, in the end there are the statistics and their bytes.
+    limit.check(gathering.least.max(memory::saving(most))).map_err(about(widest.path()))?;
+    let total = gather(&sources, options, &Room { limit: &limit, beside: gathering.work }, keep.as_ref())?;
     let contents = total.to_bytes();
     writer::put(&args.out, &[&contents])?;
     if let Some(Keep(state)) = keep {
@@ -73,6 +80,7 @@ fn calibrate(args: &CalibrateArgs) -> Result<(), Failure> {
         elapsed_ms: start.elapsed().as_secs_f64() * 1e3,
         written: args.out.display().to_string(),
         bytes: contents.len(),
+        peak_rss_bytes: peak_rss(),
     };
     if args.json {
         let text =

@@ -18,7 +18,7 @@ use tensorslim::{
 
 use crate::args::{Blend, FactorArgs, Form};
 use crate::calibrate::Room;
-use crate::memory::{self, Gathering, Limit};
+use crate::memory::{self, Gathering, Limit, Space};
 use crate::report::{Calibrated, Evaluated, NO_SMALLER, Report, Written, peak_rss};
 use crate::samples::{Samples, Source};
 use crate::state::StateFile;
@@ -34,7 +34,7 @@ pub(crate) fn run(args: &FactorArgs) -> Result<(), Failure> {
 
 fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
     check_options(args)?;
-    let limit = Limit::new(args.memory_limit, rayon::current_num_threads())?;
+    let limit = Limit::new(args.memory_limit, rayon::current_num_threads(), Space::new(0, 0)?)?;
     let path = &args.weight;
     let mut svd = (TruncatedSvd::new(args.rank.policy()).method(args.method).seed(args.seed))
         .dynamic_shift(args.dynamic_shift)
@@ -77,8 +77,8 @@ fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
     let beside = [!sources.is_empty(), measured.is_some()].map(|held| if held { memory::settled(shape[1]) } else { 0 });
     let parts = if args.blend == Some(Blend::Auto) { calibrate::FOLDS } else { 1 };
     let gathering = [
-        Gathering::new(&sources, parts, 0)?,
-        Gathering::new(measured.map_or(&[], std::slice::from_ref), 1, beside[0])?,
+        Gathering::new(&sources, CalibrationOptions::default(), parts, 0)?,
+        Gathering::new(measured.map_or(&[], std::slice::from_ref), CalibrationOptions::default(), 1, beside[0])?,
     ];
     let beside = beside[0] + beside[1];
     let samples = x.as_ref().and_then(Source::samples);

@@ -51,8 +51,14 @@ struct Failure(String);
 impl From<Error> for Failure {
     fn from(e: Error) -> Self {
         // What the arithmetic does not hold, a wider one may.
-        let narrow = matches!(e, Error::Range { dtype, .. } if dtype != DType::F64);
-        Failure(format!("{e}{}", if narrow { " (--precision f64)" } else { "" }))
+        let hint = match &e {
+            Error::Range { dtype, .. } if *dtype != DType::F64 => " (--precision f64)",
+            Error::Memory { limit, .. } if memory::address_space() == Some(*limit) => {
+                " (ulimit -v, in KiB; fewer --threads take less)"
+            }
+            _ => "",
+        };
+        Failure(format!("{e}{hint}"))
     }
 }
 
@@ -78,7 +84,8 @@ fn on_threads<R: Send>(threads: Option<u16>, work: impl FnOnce() -> Result<R, Fa
                 "RAYON_NUM_THREADS = {n} is more than {MAX_THREADS}; give fewer, or --threads"
             )));
         }
-        _ => 0,
+        (None, Some(n)) => n,
+        _ => memory::threads().unwrap_or(0),
     };
     let count = if threads > 0 { threads.to_string() } else { "the default number of".to_owned() };
     let pool = ThreadPoolBuilder::new().num_threads(threads).build();
@@ -114,11 +121,10 @@ fn main() -> ExitCode {
     let limit = match &cli.command {
         Command::Factor(args) => args.memory_limit,
         Command::Batch(args) => args.memory_limit,
+        Command::Calibrate(args) => args.memory_limit,
         _ => None,
     };
-    if limit.is_some() {
-        memory::give_memory_back();
-    }
+    memory::give_memory_back(limit.is_some());
     let done = match &cli.command {
         Command::Factor(args) => factor::run(args),
         Command::Batch(args) => batch::run(args),

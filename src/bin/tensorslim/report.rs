@@ -214,7 +214,7 @@ fn times(shape: &[usize]) -> String {
 }
 
 /// `1 thread`, `2 threads`
-fn count(n: usize, what: &str) -> String {
+pub(crate) fn count(n: usize, what: &str) -> String {
     format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
@@ -229,8 +229,13 @@ fn milliseconds(ms: f64) -> String {
 
 /// The most memory that this process had resident so far, where the system tells.
 pub(crate) fn peak_rss() -> Option<usize> {
+    status("VmHWM:")
+}
+
+/// Bytes that the system tells of this process under a name.
+pub(crate) fn status(name: &str) -> Option<usize> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
     line.trim().strip_suffix("kB")?.trim().parse::<usize>().ok()?.checked_mul(1024)
 }
 
