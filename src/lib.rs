@@ -143,3 +143,8 @@ pub use {
     svd::{Device, Plan, TruncatedSvd},
     tensor::MatView,
 };
+
+/// Compiles the Rust code of the README.
+#[cfg(all(doctest, feature = "linalg"))]
+#[doc = include_str!("../README.md")]
+struct Readme;
