@@ -14,10 +14,10 @@
 
 pub mod cholesky;
 pub mod householder;
-mod remote;
+mod steps;
 pub mod tsqr;
 
-pub use remote::{Remote, Tall, orthonormalize_remote};
+pub use steps::{GramOf, Step, Steps, orthonormalize_by};
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -166,45 +166,23 @@ fn orthonormalize_in<T: Scalar>(
 }
 
 fn orthonormalize_checked<T: Scalar>(
-    mut y: MatMut<'_, T>,
+    y: MatMut<'_, T>,
     r: Option<MatMut<'_, T>>,
     sparing: bool,
     par: Par,
     stack: &mut MemStack,
 ) -> Result<Orthonormalization> {
     let l = y.ncols();
-    let most_groups = most_groups(sparing);
-    let (mut acc, stack) = identity(l, r.is_some(), stack);
-    let mut acc = r.is_some().then(|| acc.as_mat_mut());
-    let (mut exponents, stack) = stack.make_with(l, |_| 0_i32);
-
-    let iterate = |y: MatMut<'_, T>, acc: Option<MatMut<'_, f64>>, sketch, stack: &mut MemStack| {
-        cholesky::iterate(&mut cholesky::InMemory { y, par, most_groups }, acc, sketch, stack)
-    };
-    let mut outcome = iterate(y.rb_mut(), acc.as_mut().map(|a| a.rb_mut()), !sparing, stack)?;
-    if let cholesky::Outcome::Range = outcome {
-        let nonzero = equilibrate(y.rb_mut(), &mut exponents)?;
-        outcome = if nonzero {
-            iterate(y.rb_mut(), acc.as_mut().map(|a| a.rb_mut()), false, stack)?
-        } else {
-            cholesky::Outcome::Breakdown(cholesky::SINGULAR)
-        };
-    }
-    let report = match outcome {
-        cholesky::Outcome::Done(report) => report,
-        cholesky::Outcome::Range | cholesky::Outcome::Breakdown(_) => {
-            let algorithm = reflect(y.rb_mut(), acc.as_mut().map(|a| a.rb_mut()), sparing, par, stack)?;
-            // Reflections round by up to m eps where all errors have one sign (a panel of ones, 1000×100: 160 eps);
-            // one more pass, on a panel that is orthonormal but for that, brings it to the level of the others.
-            iterate(y.rb_mut(), acc.as_mut().map(|a| a.rb_mut()), false, stack)?;
-            let report = if let cholesky::Outcome::Breakdown(report) = outcome { report } else { cholesky::SINGULAR };
-            Orthonormalization { algorithm, ..report }
+    let mut panel = cholesky::InMemory { y, par, most_groups: most_groups(sparing) };
+    let mut steps = |step: Step<'_, T>, stack: &mut MemStack| match step {
+        Step::Equilibrate { exponents } => equilibrate(panel.y.rb_mut(), exponents),
+        Step::Reflect { r, algorithm } => {
+            *algorithm = reflect(panel.y.rb_mut(), r, sparing, par, stack)?;
+            Ok(true)
         }
+        step => panel.step(step, stack),
     };
-    if let (Some(r), Some(acc)) = (r, acc) {
-        write_r(r, acc.rb(), Some(&exponents))?;
-    }
-    Ok(report)
+    steps::drive(l, &mut steps, r, !sparing, par, stack)
 }
 
 /// Scratch for [`orthonormalize`] of an m×l panel.
@@ -281,16 +259,6 @@ fn write_r<T: Scalar>(mut r: MatMut<'_, T>, acc: MatRef<'_, f64>, exponents: Opt
     Ok(())
 }
 
-/// Column j of a column-major matrix.
-pub(crate) fn column<W>(a: MatRef<'_, W>, j: usize) -> &[W] {
-    a.col(j).try_as_col_major().expect("a column-major matrix").as_slice()
-}
-
-/// The same, to be written.
-pub(crate) fn column_mut<W>(a: MatMut<'_, W>, j: usize) -> &mut [W] {
-    a.col_mut(j).try_as_col_major_mut().expect("a column-major matrix").as_slice_mut()
-}
-
 /// `2^e x` without intermediate overflow.
 fn scale_by_exponent(x: f64, e: i32) -> f64 {
     let half = e / 2;
@@ -333,53 +301,39 @@ fn exponent(x: f64) -> i32 {
     }
 }
 
-/// Reflections on the panel as it is: `Y <- Q`, `acc <- R acc`, R's diagonal not negative.
+/// Reflections on the panel as it is: `Y <- Q`, the upper triangle of `r <- R`, R's diagonal not negative.
 fn reflect<T: Scalar>(
     mut y: MatMut<'_, T>,
-    acc: Option<MatMut<'_, f64>>,
+    mut r: MatMut<'_, T>,
     sparing: bool,
     par: Par,
     stack: &mut MemStack,
 ) -> Result<Algorithm> {
     let (m, l) = y.shape();
-    let (mut r, stack) = temp_mat_zeroed::<T, _, _>(l, l, stack);
-    let mut r = r.as_mat_mut();
-    let algorithm = if goes_to_tsqr(m, l, sparing) {
-        tsqr::tsqr(y.rb_mut(), r.rb_mut(), par, stack)?;
-        Algorithm::Tsqr
-    } else {
-        let (mut t, stack) = temp_mat_zeroed::<T, _, _>(reflector_block(m, l, sparing), l, stack);
-        let mut t = t.as_mat_mut();
-        householder::factor(y.rb_mut(), t.rb_mut(), par, stack);
-        for j in 0..l {
-            for i in 0..=j {
-                r[(i, j)] = y[(i, j)];
-            }
-        }
-        householder::form_q(y.rb_mut(), t.rb(), par, stack);
-        for i in 0..l {
-            if r[(i, i)] < T::from_f64(0.0) {
-                for j in i..l {
-                    r[(i, j)] = -r[(i, j)];
-                }
-                for k in 0..m {
-                    y[(k, i)] = -y[(k, i)];
-                }
-            }
-        }
-        Algorithm::Householder
-    };
-    if let Some(acc) = acc {
-        let (mut factor, _) = temp_mat_zeroed::<f64, _, _>(l, l, stack);
-        let mut factor = factor.as_mat_mut();
-        for j in 0..l {
-            for i in 0..=j {
-                factor[(i, j)] = r[(i, j)].to_f64();
-            }
-        }
-        cholesky::premultiply(acc, factor.rb());
+    if goes_to_tsqr(m, l, sparing) {
+        tsqr::tsqr(y, r, par, stack)?;
+        return Ok(Algorithm::Tsqr);
     }
-    Ok(algorithm)
+    let (mut t, stack) = temp_mat_zeroed::<T, _, _>(reflector_block(m, l, sparing), l, stack);
+    let mut t = t.as_mat_mut();
+    householder::factor(y.rb_mut(), t.rb_mut(), par, stack);
+    for j in 0..l {
+        for i in 0..=j {
+            r[(i, j)] = y[(i, j)];
+        }
+    }
+    householder::form_q(y.rb_mut(), t.rb(), par, stack);
+    for i in 0..l {
+        if r[(i, i)] < T::from_f64(0.0) {
+            for j in i..l {
+                r[(i, j)] = -r[(i, j)];
+            }
+            for k in 0..m {
+                y[(k, i)] = -y[(k, i)];
+            }
+        }
+    }
+    Ok(Algorithm::Householder)
 }
 
 /// Whether the panel is reflected in parts, which takes a copy.
