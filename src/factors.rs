@@ -16,122 +16,18 @@
 
 mod pivot;
 
-use std::time::Duration;
-
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, MatMut, MatRef, Par};
 
 use crate::error::{Error, Result};
+use crate::linalg::fix_signs;
+use crate::report::{ErrorKind, Report};
 use crate::simd::Scalar;
 use crate::simd::convert::convert;
-use crate::sketch::Sketch;
-use crate::svd::small::{self, SmallSvd};
-use crate::svd::{ErrorKind, Method, fix_signs};
-use crate::tensor::{DType, Element, Matrix, TensorRef, with_view};
-use crate::whiten::Whitening;
+use crate::small::{self, SmallSvd};
+use crate::tensor::{Element, Matrix, TensorRef, with_view};
 
 pub use pivot::Pivoted;
-
-/// What was done and how good it is.
-#[derive(Debug, Clone, PartialEq)]
-#[non_exhaustive]
-pub struct Report {
-    /// Rows and columns of the matrix.
-    pub shape: (usize, usize),
-    /// Its element type.
-    pub dtype: DType,
-    /// The arithmetic.
-    pub precision: DType,
-    /// The rank of the factors, `k`.
-    pub rank: usize,
-    /// The method that gave the result, after any fallback.
-    pub method: Method,
-    /// Why that method.
-    pub reason: String,
-    /// The random matrix, if the method used one.
-    pub sketch: Option<Sketch>,
-    /// The seed.
-    pub seed: u64,
-    /// Columns beyond the rank that the panels really had.
-    pub oversample: usize,
-    /// Power iterations that were asked for.
-    pub power_iterations: usize,
-    /// `‖A‖_F`.
-    pub norm: f64,
-    /// All singular values that were computed (at least `rank` of them), nonincreasing.
-    pub spectrum: Vec<f64>,
-    /// `‖A − U diag(s) Vᵀ‖_F / ‖A‖_F`; 0 for a zero matrix.
-    pub relative_error: f64,
-    /// Whether that is exact or an estimate.
-    pub error_kind: ErrorKind,
-    /// How often the matrix was read, the input check not counted.
-    pub passes: usize,
-    /// Peak bytes allocated, the factors included; known before the call from [`workspace`](crate::TruncatedSvd::workspace).
-    pub peak_bytes: usize,
-    /// Wall time of the call.
-    pub elapsed: Duration,
-    /// What calibration brought; `None` without it.
-    pub activation: Option<ActivationReport>,
-    /// What was clamped, fell back or was not routine. Empty when nothing was.
-    pub notes: Vec<String>,
-}
-
-impl Report {
-    /// Numbers in the matrix, `m n`.
-    pub fn params_before(&self) -> usize {
-        self.shape.0 * self.shape.1
-    }
-
-    /// Numbers in the factors, `k (m + n + 1)`.
-    pub fn params_after(&self) -> usize {
-        self.rank * (self.shape.0 + self.shape.1 + 1)
-    }
-
-    /// `params_before / params_after`.
-    pub fn ratio(&self) -> f64 {
-        self.params_before() as f64 / self.params_after() as f64
-    }
-
-    /// Counts a part of the matrix that is lost as well, orthogonal to what was, as a share of its squared norm.
-    fn lose(&mut self, share: f64) {
-        if share > 0.0 {
-            let before = self.relative_error;
-            self.relative_error = before.hypot(share.sqrt());
-            if let ErrorKind::Estimate { std_dev, .. } = &mut self.error_kind {
-                *std_dev *= before / self.relative_error;
-            }
-        }
-    }
-}
-
-/// The factorization as the calibration samples see it.
-#[derive(Debug, Clone, PartialEq)]
-#[non_exhaustive]
-pub struct ActivationReport {
-    /// Samples of the calibration.
-    pub samples: u64,
-    /// Samples that were left out of it because they were not finite.
-    pub skipped: u64,
-    /// What of their moments was used.
-    pub whitening: Whitening,
-    /// How much they were trusted.
-    pub blend: f64,
-    /// `‖(W − W') Xᵀ‖_F / ‖W Xᵀ‖_F` over the calibration samples; 0 if their outputs are.
-    pub relative_error: f64,
-    /// `‖W L‖_F`, with `L Lᵀ` the moments that weighed the error: without blend the root mean square norm of an output vector.
-    /// Infinite if that is beyond f64, as outputs of huge weights on huge samples are.
-    pub norm: f64,
-    /// All singular values of `W L` that were computed, nonincreasing: what [`allocate`](crate::rank::allocate) shares a budget by.
-    pub spectrum: Vec<f64>,
-}
-
-impl ActivationReport {
-    /// Cosine between the outputs before and after, all calibration samples together: `√(1 − e²)`, because the outputs
-    /// are projected.
-    pub fn cosine(&self) -> f64 {
-        (1.0 - self.relative_error * self.relative_error).max(0.0).sqrt()
-    }
-}
 
 /// Where the singular values go when the factors become two layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]

@@ -68,6 +68,7 @@ pub mod cuda;
 pub mod error;
 pub mod factors;
 pub mod fwht;
+mod linalg;
 #[cfg(feature = "npy")]
 pub mod npy;
 pub mod operator;
@@ -75,23 +76,26 @@ pub mod qr;
 pub mod quality;
 pub mod range;
 pub mod rank;
+pub mod report;
 pub mod rng;
 pub mod simd;
 pub mod sketch;
+mod small;
 pub mod svd;
 pub mod tensor;
 pub mod whiten;
 
 pub use calibration::{Calibration, CalibrationOptions};
 pub use error::{Error, Result};
-pub use factors::{Factors, Pivoted, Report, Split};
+pub use factors::{Factors, Pivoted, Split};
 pub use faer::dyn_stack;
 pub use faer::{MatMut, MatRef, Par};
 pub use operator::Workspace;
 pub use rank::{Rank, rank_saves_memory};
+pub use report::{ErrorKind, Method, Report};
 pub use simd::Scalar;
 pub use sketch::{AnySketch, Sketch, SketchOperator};
-pub use svd::{Device, ErrorKind, Method, Plan, TruncatedSvd};
+pub use svd::{Device, Plan, TruncatedSvd};
 pub use tensor::{DType, Element, MatView, Matrix, TensorRef};
 pub use whiten::Whitening;
 

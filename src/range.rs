@@ -71,7 +71,7 @@ use faer::linalg::triangular_inverse;
 use faer::{Accum, Mat, MatRef, Par, unzip, zip};
 
 use crate::error::Result;
-use crate::linalg::columns::{column, column_mut};
+use crate::linalg::{column, column_mut};
 use crate::operator::{Dense, LinearOperator, Symmetric};
 use crate::simd::Scalar;
 use crate::sketch::{AnySketch, SketchOperator};

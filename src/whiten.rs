@@ -30,8 +30,9 @@ use faer::{Accum, Mat, MatMut, MatRef, Par};
 
 use crate::calibration::{CachedRoot, Calibration};
 use crate::error::{Error, Result};
+use crate::linalg::{column, column_mut};
 use crate::operator::{Entries, Triangle, for_each, strips_of_rows};
-use crate::qr::{column, column_mut, householder};
+use crate::qr::householder;
 use crate::simd::Scalar;
 use crate::tensor::Element;
 

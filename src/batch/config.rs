@@ -21,8 +21,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
 use crate::rank::Rank;
+use crate::report::Method;
 use crate::sketch::Sketch;
-use crate::svd::{Method, TruncatedSvd};
+use crate::svd::TruncatedSvd;
 
 /// Longest file read, in bytes.
 pub const MAX_BYTES: usize = 1 << 20;

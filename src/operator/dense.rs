@@ -27,8 +27,7 @@ use rayon::prelude::*;
 
 use super::{Facts, LinearOperator, Symmetric, Watch};
 use crate::error::{Error, Result};
-use crate::linalg::columns::{is_by_rows, mirror};
-use crate::linalg::gram::{add_gram, add_up, gram_groups};
+use crate::linalg::{add_gram, add_up, gram_groups, is_by_rows, mirror};
 use crate::simd::Scalar;
 use crate::simd::convert::{convert, convert_before};
 use crate::simd::reduce::{Statistics, statistics, statistics_of_lines};

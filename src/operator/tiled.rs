@@ -39,7 +39,7 @@ use super::flow::{Flow, Read, Tiles};
 use super::stored::{Bands, Chunks, block_elements, split_rows, stored_product, submatrix};
 use super::{Facts, LinearOperator, Symmetric, Watch};
 use crate::error::{Error, Result};
-use crate::linalg::gram::{add_gram, add_up, gram_groups};
+use crate::linalg::{add_gram, add_up, gram_groups};
 use crate::simd::Scalar;
 use crate::sketch::{AnySketch, SketchOperator};
 use crate::space::{Host, HostPanel, Layout as PanelLayout, congruence};

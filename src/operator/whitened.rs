@@ -27,8 +27,7 @@ use faer::{Accum, Mat, MatMut, MatRef, Par};
 
 use super::{Facts, LinearOperator, Symmetric};
 use crate::error::Result;
-use crate::linalg::columns::mirror;
-use crate::linalg::gram::symmetric_product;
+use crate::linalg::{mirror, symmetric_product};
 use crate::rng::philox4x32;
 use crate::simd::Scalar;
 use crate::sketch::{AnySketch, SketchOperator};

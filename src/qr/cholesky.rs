@@ -61,7 +61,7 @@ use super::{
     Algorithm, Orthonormalization, check_shapes, for_row_groups, identity, join, keeping_awake, write_r,
 };
 use crate::error::{Error, Result};
-use crate::linalg::columns::{column, column_mut};
+use crate::linalg::{column, column_mut};
 use crate::simd::Scalar;
 use crate::tensor::DType;
 

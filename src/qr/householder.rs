@@ -27,7 +27,8 @@ use faer::mat::AsMatMut;
 use faer::prelude::*;
 use faer::{Accum, MatMut, MatRef, Par};
 
-use super::{column, column_mut, for_row_groups};
+use super::for_row_groups;
+use crate::linalg::{column, column_mut};
 use crate::simd::Scalar;
 
 /// Columns of a panel that are factored one reflector at a time.

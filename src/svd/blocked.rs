@@ -30,10 +30,11 @@ use faer::{Accum, Mat};
 use super::certificate::{PROBES, Spread};
 use super::goal::Goal;
 use super::triplets::Triplets;
-use super::{Method, Solution, TruncatedSvd, stream};
+use super::{Solution, TruncatedSvd, stream};
 use crate::error::Result;
 use crate::factors::Slices;
 use crate::operator::{LinearOperator, Panel};
+use crate::report::Method;
 use crate::simd::Scalar;
 use crate::sketch::{AnySketch, Sketch, SketchOperator};
 

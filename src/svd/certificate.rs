@@ -28,31 +28,9 @@ use faer::{Accum, Mat, MatRef, Par};
 use super::stream;
 use crate::error::Result;
 use crate::operator::{LinearOperator, Panel};
+use crate::report::ErrorKind;
 use crate::simd::Scalar;
 use crate::sketch::{AnySketch, Sketch, SketchOperator};
-
-/// How the error was obtained.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum ErrorKind {
-    /// By subtraction in f64.
-    Exact,
-    /// From this many random probes; the standard deviation is that of the relative error.
-    Estimate {
-        /// Number of probes.
-        probes: usize,
-        /// Standard deviation of the estimate.
-        std_dev: f64,
-    },
-}
-
-impl std::fmt::Display for ErrorKind {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            ErrorKind::Exact => f.pad("exact"),
-            ErrorKind::Estimate { probes, std_dev } => write!(f, "estimate ± {std_dev:.1e} from {probes} probes"),
-        }
-    }
-}
 
 pub(super) struct Certificate {
     pub(super) relative_error: f64,

@@ -1,11 +1,12 @@
 //! The optimum: `A = Q R`, then a dense SVD of R. `2 m n² + O(n³)` flops, one full copy of `A` in the arithmetic type.
 
+use super::Solution;
 use super::goal::Goal;
 use super::triplets::Triplets;
-use super::{Method, Solution};
 use crate::error::Result;
 use crate::factors::Slices;
 use crate::operator::LinearOperator;
+use crate::report::Method;
 use crate::simd::Scalar;
 
 pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(

@@ -35,14 +35,16 @@ use faer::{Accum, Mat, MatRef, Par};
 use super::goal::Goal;
 use super::plan::Footprint;
 use super::triplets::{Decomposition, Triplets, Vectors, decompose_bytes, decompose_clear, decompose_clear_bytes};
-use super::{Method, Solution, TruncatedSvd, points_down, small, stream};
+use super::{Solution, TruncatedSvd, stream};
 use crate::error::Result;
 use crate::factors::Slices;
+use crate::linalg::{column, column_mut, points_down};
 use crate::operator::{Dense, HostPanel, LinearOperator, Panel, Pass};
-use crate::qr::{column, column_mut};
 use crate::range::{FILTERED_ANEW, Factor, Filter, filtered_iteration, filtered_iteration_bytes, shift};
+use crate::report::Method;
 use crate::simd::Scalar;
 use crate::sketch::Sketch;
+use crate::small;
 use crate::tensor::Element;
 
 /// How the eigenvectors of G are found.

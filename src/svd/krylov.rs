@@ -30,10 +30,11 @@ use faer::{Mat, Par};
 use super::blocked::{orthonormalize_against, side_by_side};
 use super::goal::Goal;
 use super::triplets::Triplets;
-use super::{Method, Solution, TruncatedSvd, stream};
+use super::{Solution, TruncatedSvd, stream};
 use crate::error::Result;
 use crate::factors::Slices;
 use crate::operator::{LinearOperator, Panel as _};
+use crate::report::Method;
 use crate::simd::Scalar;
 
 /// Steps and columns of a block.

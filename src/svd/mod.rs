@@ -18,7 +18,6 @@ mod certificate;
 mod full;
 mod goal;
 mod gram;
-mod jacobi;
 mod krylov;
 mod many;
 mod nystrom;
@@ -26,31 +25,27 @@ mod plan;
 mod randomized;
 mod rows;
 mod single_pass;
-pub(crate) mod small;
 mod triplets;
 mod whitened;
 
-use std::cmp::Ordering;
 use std::sync::Arc;
-use std::sync::atomic::{self, AtomicBool};
 use std::time::Instant;
 
 use faer::Par;
 
 pub use blend::BlendChoice;
-pub use certificate::ErrorKind;
 pub use plan::{Candidate, Plan, Rates};
 pub use rows::{Checkpoint, READ_PER_STATE, RowsPlan};
 pub use single_pass::SinglePass;
 
 use crate::calibration::Calibration;
 use crate::error::{Error, Result};
-use crate::factors::{Factors, Report, Slices};
-use crate::operator::{
-    Dense, HostContext, LinearOperator, Panel, Root, Watch, Workspace, first_not_finite, for_each_line,
-};
-use crate::qr::{Algorithm, Orthonormalization, column_mut};
+use crate::factors::{Factors, Slices};
+use crate::linalg::{column_mut, fix_signs};
+use crate::operator::{Dense, HostContext, LinearOperator, Panel, Root, Watch, Workspace, first_not_finite};
+use crate::qr::{Algorithm, Orthonormalization};
 use crate::rank::Rank;
+use crate::report::{Method, Report};
 use crate::simd::Scalar;
 use crate::sketch::{AnySketch, Sketch};
 use crate::tensor::{DType, Element, Matrix, TensorRef};
@@ -58,75 +53,6 @@ use crate::whiten::Whitening;
 use certificate::Certificate;
 use goal::Goal;
 use triplets::Triplets;
-
-/// How the factorization is computed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-#[non_exhaustive]
-pub enum Method {
-    /// The cheapest of the others that is never less accurate than [`Randomized`](Method::Randomized), by the cost model of [`Plan`].
-    #[default]
-    Auto,
-    /// QR, then a dense SVD of R: the optimum, whatever the spectrum.
-    Full,
-    /// `G = AᵀA` on the short side, then its dominant eigenvectors, exactly or by subspace iteration. One pass for `G`,
-    /// one for `A V`. Singular values under `√eps · σ_1` are out of its reach; when the rank reaches down there, the
-    /// factorization falls back to [`Randomized`](Method::Randomized) and the report says so.
-    Gram,
-    /// Randomized range finder with power iterations (Halko, Martinsson, Tropp 2011), orthonormalized at every product.
-    Randomized,
-    /// Block Krylov iteration (Musco, Musco 2015): the randomized method with every panel kept, in fewer products. A rank
-    /// that the spectrum decides is found by [`Randomized`](Method::Randomized), and so is a basis where as many singular values tie as a block has
-    /// columns, which holds no more copies than that.
-    Krylov,
-    /// Three sketches of one pass (Tropp, Yurtsever, Udell, Cevher 2019), for matrices that can be seen once; see [`SinglePass`].
-    /// The rank is fixed or bounded by [`TruncatedSvd::max_rank`]. The sketches are those of the rank, or of the oversampling if that is more; power
-    /// iterations have no effect.
-    SinglePass,
-    /// Generalized Nyström (Nakatsukasa 2020): two sketches of one pass, a third of the memory of [`SinglePass`](Method::SinglePass) or less and a larger
-    /// error. The rank is fixed or bounded by [`TruncatedSvd::max_rank`]; power iterations have no effect.
-    Nystrom,
-}
-
-impl Method {
-    /// All methods, in the order of their names in the documentation.
-    pub const ALL: [Method; 7] = [
-        Method::Auto,
-        Method::Full,
-        Method::Gram,
-        Method::Randomized,
-        Method::Krylov,
-        Method::SinglePass,
-        Method::Nystrom,
-    ];
-
-    /// `"auto"`, `"full"`, `"gram"`, `"randomized"`, `"krylov"`, `"single-pass"` or `"nystrom"`.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Method::Auto => "auto",
-            Method::Full => "full",
-            Method::Gram => "gram",
-            Method::Randomized => "randomized",
-            Method::Krylov => "krylov",
-            Method::SinglePass => "single-pass",
-            Method::Nystrom => "nystrom",
-        }
-    }
-}
-
-impl std::fmt::Display for Method {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.pad(self.name())
-    }
-}
-
-impl std::str::FromStr for Method {
-    type Err = Error;
-
-    fn from_str(s: &str) -> Result<Self> {
-        (Method::ALL.into_iter().find(|m| m.name() == s))
-            .ok_or_else(|| Error::option("method", s, "auto, full, gram, randomized, krylov, single-pass or nystrom"))
-    }
-}
 
 /// Where the factorization is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -622,49 +548,6 @@ fn beyond_numerical_rank<T: Scalar>(s: &[T], (m, n): (usize, usize)) -> Option<S
     (rank < s.len()).then(|| format!("the numerical rank is {rank}: what is beyond it is rounding"))
 }
 
-/// Makes the entry of largest modulus in each right singular vector positive: the sign that an SVD leaves open is then
-/// the same on every machine.
-///
-/// Returns what the vectors were multiplied by.
-pub(crate) fn fix_signs<T: Scalar>(u: &mut Matrix<T>, vt: &mut Matrix<T>, par: Par) -> Vec<T> {
-    let (k, n) = (vt.nrows(), vt.ncols());
-    let down: Vec<AtomicBool> = (0..k).map(|_| AtomicBool::new(false)).collect();
-    for_each_line(vt.as_mut_slice(), n, par, |i, row| {
-        if points_down(row) {
-            row.iter_mut().for_each(|x| *x = -*x);
-            down[i].store(true, atomic::Ordering::Relaxed);
-        }
-    });
-    let signs: Vec<T> = down.into_iter().map(|down| if down.into_inner() { -T::one() } else { T::one() }).collect();
-    if signs.iter().any(|&sign| sign != T::one()) {
-        for_each_line(u.as_mut_slice(), k, par, |_, row| {
-            row.iter_mut().zip(&signs).for_each(|(x, &sign)| *x *= sign);
-        });
-    }
-    signs
-}
-
-/// Whether the entry of largest modulus, the first of them, is negative.
-fn points_down<T: Scalar>(line: &[T]) -> bool {
-    const LANES: usize = 16;
-    let (mut most, mut least) = ([T::zeroed(); LANES], [T::zeroed(); LANES]);
-    let (body, tail) = line.as_chunks::<LANES>();
-    for chunk in body {
-        for lane in 0..LANES {
-            let x = chunk[lane];
-            most[lane] = if x > most[lane] { x } else { most[lane] };
-            least[lane] = if x < least[lane] { x } else { least[lane] };
-        }
-    }
-    let most = most.iter().chain(tail).copied().fold(T::zeroed(), |a, x| if x > a { x } else { a });
-    let least = least.iter().chain(tail).copied().fold(T::zeroed(), |a, x| if x < a { x } else { a });
-    match most.partial_cmp(&-least) {
-        Some(Ordering::Greater) => false,
-        Some(Ordering::Less) => true,
-        _ => line.iter().find(|x| x.abs() == most).is_some_and(|x| *x < T::zeroed()),
-    }
-}
-
 /// Singular values of `A` from those of `scale · A`. The largest must be a normal number of `T`; smaller ones may round to
 /// zero.
 fn unscale<T: Scalar>(s: &[T], scale: f64) -> Result<Vec<T>> {
@@ -673,27 +556,4 @@ fn unscale<T: Scalar>(s: &[T], scale: f64) -> Result<Vec<T>> {
         return Err(Error::Range { what: "the largest singular value", value: largest, dtype: T::DTYPE });
     }
     Ok(s.iter().map(|&s| T::from_f64(s.to_f64() / scale)).collect())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::points_down;
-
-    /// Against the first entry of largest modulus, one by one; ties, zeros, and lines that lanes do not fill.
-    #[test]
-    fn sign_of_the_largest_entry() {
-        let by_one = |line: &[f32]| {
-            let largest = line.iter().fold(0.0, |a: f32, x| a.max(x.abs()));
-            line.iter().find(|x| x.abs() == largest).is_some_and(|x| *x < 0.0)
-        };
-        for n in [1, 2, 15, 16, 17, 100] {
-            for seed in 0..50 {
-                // Few values, so that most lines have ties.
-                let line: Vec<f32> = (0..n).map(|i| ((i * 7 + seed * 13 + i * i * seed) % 5) as f32 - 2.0).collect();
-                assert_eq!(points_down(&line), by_one(&line), "{line:?}");
-            }
-        }
-        assert!(!points_down(&[0.0_f32; 20]));
-        assert!(points_down(&[-1.0_f64]));
-    }
 }

@@ -28,13 +28,12 @@ use super::goal::Goal;
 use super::gram::{self, Eigenvectors};
 use super::single_pass::Sizes;
 use super::triplets::{Triplets, decompose_bytes};
-use super::{
-    Device, Method, Solution, TruncatedSvd, blocked, certificate, full, krylov, randomized, single_pass, whitened,
-};
+use super::{Device, Solution, TruncatedSvd, blocked, certificate, full, krylov, randomized, single_pass, whitened};
 use crate::error::{Error, Result};
-use crate::factors::Report;
 use crate::operator::{Dense, HostPanel, LinearOperator, Pass};
 use crate::rank::Rank;
+use crate::report::Method;
+use crate::report::Report;
 use crate::simd::Scalar;
 use crate::sketch::Sketch;
 use crate::tensor::DType;

@@ -5,11 +5,12 @@ use faer::Par;
 
 use super::goal::Goal;
 use super::triplets::Triplets;
-use super::{Method, Solution, TruncatedSvd, stream};
+use super::{Solution, TruncatedSvd, stream};
 use crate::error::Result;
 use crate::factors::Slices;
 use crate::operator::LinearOperator;
 use crate::range::{power_iteration, shifted_power_iteration, sparing_power_iteration};
+use crate::report::Method;
 use crate::simd::Scalar;
 
 /// `sparing` keeps to little scratch, where another method that took less has failed; without a shift, which has a panel of its own.

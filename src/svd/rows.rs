@@ -14,10 +14,11 @@
 use std::fmt;
 use std::time::Instant;
 
-use super::{Device, Method, Plan, TruncatedSvd, whitened};
+use super::{Device, Plan, TruncatedSvd, whitened};
 use crate::error::{Error, Result};
 use crate::factors::Factors;
 use crate::operator::{ReadParams, Root, RowSource, Tiled, Watch, stream};
+use crate::report::Method;
 use crate::simd::Scalar;
 
 /// Bytes of a matrix that are read for each byte of state that is saved.

@@ -39,15 +39,18 @@ use faer::{Accum, Mat, MatMut, MatRef, Par};
 
 use super::certificate::{Certificate, PROBES, Spread};
 use super::goal::Goal;
-use super::small::{self, SmallSvd};
 use super::triplets::{Triplets, Vectors};
-use super::{Method, Plan, Solution, TruncatedSvd, nystrom, stream};
+use super::{Plan, Solution, TruncatedSvd, nystrom, stream};
 use crate::error::{Error, Result};
-use crate::factors::{Factors, Report, Slices};
+use crate::factors::{Factors, Slices};
+use crate::linalg::fix_signs;
 use crate::operator::{Dense, LinearOperator};
 use crate::qr;
+use crate::report::Method;
+use crate::report::Report;
 use crate::simd::Scalar;
 use crate::sketch::{AnySketch, Sketch, SketchOperator};
+use crate::small::{self, SmallSvd};
 use crate::tensor::{Element, Matrix, TensorRef};
 
 /// Rows whose share of the core is formed at a time: `A Ψ` of a block is never larger.
@@ -298,7 +301,7 @@ impl<T: Scalar> SinglePass<T> {
         let (mut u, mut vt) = (Matrix::zeros(m, k), Matrix::zeros(k, n));
         u.as_mut().copy_from(answer.u.as_ref());
         vt.as_mut().transpose_mut().copy_from(answer.v.as_ref());
-        super::fix_signs(&mut u, &mut vt, crate::current_par());
+        fix_signs(&mut u, &mut vt, crate::current_par());
         let mut notes = answer.notes;
         notes.extend(goal.shortfall(k, answer.certificate.relative_error));
         notes.extend(super::beyond_numerical_rank(&answer.s, (m, n)));

@@ -22,14 +22,14 @@
 use std::ops::ControlFlow;
 
 use faer::dyn_stack::StackReq;
-use faer::{Mat, MatMut, Par};
+use faer::{Mat, MatMut, MatRef, Par};
 
-use super::small::{self, SmallSvd};
 use super::{Panel, note_orthonormalization};
 use crate::error::Result;
+use crate::linalg::{column, column_mut};
 use crate::operator::{HostPanel, LinearOperator};
-use crate::qr::{column, column_mut};
 use crate::simd::Scalar;
+use crate::small::{self, SmallSvd};
 
 /// Singular vectors come from the Gram matrix of the image while `σ_k` is above this part of `σ_1`.
 pub(super) const CLEAR: f64 = 1.0 / 256.0;
@@ -237,7 +237,7 @@ fn by_gram<T: Scalar, P: Panel<T>>(
     let captured = (0..l).map(|j| h[(j, j)]).sum::<f64>();
     let unit = small::normalize(h.as_mut());
     let small::Eigen { values: mut squares, vectors, remedy } =
-        small::symmetric_eigen_beside(&image, h.as_ref(), par, meanwhile)?;
+        symmetric_eigen_beside(&image, h.as_ref(), par, meanwhile)?;
     squares.iter_mut().for_each(|x| *x *= unit);
     // Nonincreasing from here on.
     squares.reverse();
@@ -258,4 +258,21 @@ fn by_gram<T: Scalar, P: Panel<T>>(
     }
     let (image, notes) = (Vectors::Combined(image, divided), remedy.map(str::to_owned).into_iter().collect());
     Ok(ControlFlow::Break(Decomposition { image, s, captured, basis, rank, by_qr: false, notes }))
+}
+
+/// Eigenvalues and eigenvectors of the symmetric `g`, by whatever is soonest where `panel` lives; `meanwhile` runs beside a thread of the host.
+pub(super) fn symmetric_eigen_beside<T: Scalar, P: Panel<T>>(
+    panel: &P,
+    g: MatRef<'_, f64>,
+    par: Par,
+    meanwhile: impl FnOnce() -> Result<()>,
+) -> Result<small::Eigen<f64>> {
+    let found = panel.symmetric_eigen(g)?.filter(|(values, vectors)| small::is_eigen(g, values, vectors.as_ref()));
+    match found {
+        Some((values, vectors)) => {
+            meanwhile()?;
+            Ok(small::Eigen { values, vectors, remedy: None })
+        }
+        None => crate::beside(par, || small::symmetric_eigen(g), meanwhile),
+    }
 }

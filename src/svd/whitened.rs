@@ -47,19 +47,21 @@ use faer::{Accum, Mat, MatRef, Par};
 
 use super::goal::Goal;
 use super::gram::{self, Eigenvectors, Projection, Subspace};
-use super::triplets::{Decomposition, Triplets, Vectors, decompose};
-use super::{Method, Plan, Solution, TruncatedSvd, certificate, small, stream};
+use super::triplets::{Decomposition, Triplets, Vectors, decompose, symmetric_eigen_beside};
+use super::{Plan, Solution, TruncatedSvd, certificate, stream};
 use crate::calibration::Calibration;
 use crate::error::{Error, Result};
-use crate::factors::{ActivationReport, Factors, Slices, Weighted};
+use crate::factors::{Factors, Slices, Weighted};
 use crate::operator::{
     Dense, Entries, FromPanel, Given, HostPanel, LinearOperator, Panel, STREAMED_ROWS, Triangle, Whitened,
 };
 use crate::quality;
 use crate::range::{FILTERED_ANEW, Filter, filtered_iteration};
 use crate::rank::Rank;
+use crate::report::{ActivationReport, Method};
 use crate::simd::Scalar;
 use crate::sketch::Sketch;
+use crate::small;
 use crate::tensor::{DType, Element, MatView};
 use crate::whiten::{self, Fill, Moments, Whitening};
 
@@ -582,7 +584,7 @@ where
                 let unit = small::normalize(h.as_mut());
                 let mut back = self.inputs(l)?;
                 let small::Eigen { values, vectors, remedy } =
-                    small::symmetric_eigen_beside(&v, h.as_ref(), par, || self.back(&v, &mut back))?;
+                    symmetric_eigen_beside(&v, h.as_ref(), par, || self.back(&v, &mut back))?;
                 let squares: Vec<T> = values.iter().rev().map(|x| <T as Element>::from_f64(x * unit)).collect();
                 let coefficients = Mat::from_fn(l, l, |i, j| <T as Element>::from_f64(vectors[(i, l - 1 - j)]));
                 (v, coefficients, roots(&squares), captured, Some(svd.sketch), back, remedy)

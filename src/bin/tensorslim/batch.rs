@@ -21,13 +21,13 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use tensorslim::ErrorKind;
 use tensorslim::batch::config::{Config, Options};
 use tensorslim::batch::manifest::{Entry, FORMAT, Facts, Header, Status, directory};
 use tensorslim::batch::schedule;
 use tensorslim::batch::{Batch, Finished, Fit, Input, Item};
 use tensorslim::operator::Cancel;
 use tensorslim::rank::{Budget, Layer, Share, allocate, rank_for_ratio};
-use tensorslim::svd::ErrorKind;
 use tensorslim::{DType, Error, Factors, Rank, Scalar, npy, rank_saves_memory};
 
 use crate::args::{BatchArgs, shard};

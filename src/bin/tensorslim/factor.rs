@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use tensorslim::ErrorKind;
 use tensorslim::calibration::NonFinite;
 use tensorslim::npy::{Array, Stream};
 use tensorslim::operator::{Cancel, Watch};
 use tensorslim::quality::Comparison;
-use tensorslim::svd::ErrorKind;
 use tensorslim::{
     Calibration, CalibrationOptions, DType, Error, Factors, Method, Rank, Scalar, TensorRef, TruncatedSvd,
     rank_saves_memory,

@@ -16,9 +16,7 @@ use rayon::prelude::*;
 
 use super::{Effort, Layout, Side, Space};
 use crate::error::Result;
-use crate::linalg::blocks::threads;
-use crate::linalg::columns::mirror;
-use crate::linalg::gram::{symmetric_product, wide_gram, wide_gram_scratch};
+use crate::linalg::{mirror, symmetric_product, threads, wide_gram, wide_gram_scratch};
 use crate::qr::{self, Orthonormalization};
 use crate::simd::Scalar;
 use crate::sketch::{AnySketch, SketchOperator};

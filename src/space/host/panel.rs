@@ -10,8 +10,7 @@ use faer::{Accum, Mat, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
 use super::memory::{Buffer, Host};
-use crate::linalg::blocks::{strips_of_rows, threads};
-use crate::linalg::gram::wide_gram_scratch;
+use crate::linalg::{strips_of_rows, threads, wide_gram_scratch};
 use crate::qr;
 use crate::simd::{self, Scalar};
 

@@ -25,8 +25,7 @@ use rayon::prelude::*;
 
 use super::memory::{Buffer, Host};
 use super::panel::HostPanel;
-use crate::linalg::blocks::{for_each, strips_of_rows, threads};
-use crate::linalg::columns::{is_by_rows, mirror, transpose};
+use crate::linalg::{for_each, is_by_rows, mirror, strips_of_rows, threads, transpose};
 use crate::simd::Scalar;
 
 /// Sizes of the blocks.

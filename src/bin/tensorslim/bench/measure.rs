@@ -17,8 +17,8 @@ use std::time::Instant;
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, MatMut, MatRef, Par};
 use rayon::prelude::*;
+use tensorslim::ErrorKind;
 use tensorslim::operator::{HostContext, HostPanel};
-use tensorslim::svd::ErrorKind;
 use tensorslim::tensor::MatView;
 use tensorslim::{AnySketch, DType, Element, Method, Rank, Report, Sketch, SketchOperator, TensorRef, TruncatedSvd};
 

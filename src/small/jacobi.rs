@@ -22,8 +22,9 @@ use faer::linalg::householder::{
 use faer::linalg::qr::col_pivoting::factor as pivoted_qr;
 use faer::{Conj, Mat, MatMut, MatRef, Par};
 
-use super::small::SmallSvd;
-use crate::qr::{column, column_mut, householder};
+use super::SmallSvd;
+use crate::linalg::{column, column_mut};
+use crate::qr::householder;
 use crate::simd::Scalar;
 use crate::tensor::Element;
 

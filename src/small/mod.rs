@@ -38,6 +38,8 @@
 //! [`svd`] and [`symmetric_eigen`] choose between two instances that this crate compiles once: left generic to the end,
 //! faer's solvers would be compiled again in every crate that factors a matrix, for half a minute each.
 
+mod jacobi;
+
 use std::any::Any;
 
 use faer::diag::DiagMut;
@@ -47,10 +49,9 @@ use faer::linalg::{evd, svd};
 use faer::prelude::*;
 use faer::{Accum, Mat, MatMut, MatRef, Par, unzip, zip};
 
-use super::jacobi;
 use crate::error::Result;
-use crate::operator::{Panel, symmetric_product};
-use crate::qr::{self, column, householder};
+use crate::linalg::{column, symmetric_product};
+use crate::qr::{self, householder};
 use crate::simd::Scalar;
 use crate::tensor::{DType, Element, MatView};
 
@@ -73,19 +74,19 @@ pub(crate) struct SmallSvd<T> {
     pub(crate) s: Vec<T>,
     pub(crate) v: Mat<T>,
     /// What the report should say of how it was found, if that was not routine.
-    pub(super) remedy: Option<&'static str>,
+    pub(crate) remedy: Option<&'static str>,
 }
 
 /// `g = V diag(values) Vᵀ`, `values` nondecreasing.
-pub(super) struct Eigen<T> {
-    pub(super) values: Vec<T>,
-    pub(super) vectors: Mat<T>,
+pub(crate) struct Eigen<T> {
+    pub(crate) values: Vec<T>,
+    pub(crate) vectors: Mat<T>,
     /// As in [`SmallSvd`].
-    pub(super) remedy: Option<&'static str>,
+    pub(crate) remedy: Option<&'static str>,
 }
 
 /// The SVD of the square matrix `a` of finite numbers.
-pub(super) fn svd<T: Scalar>(a: MatRef<'_, T>, par: Par) -> SmallSvd<T> {
+pub(crate) fn svd<T: Scalar>(a: MatRef<'_, T>, par: Par) -> SmallSvd<T> {
     match T::view(a) {
         MatView::F64(a) => same(svd_f64(a, par)),
         MatView::F32(a) => same(svd_f32(a, par)),
@@ -242,7 +243,7 @@ fn is_svd(a: MatRef<'_, f64>, SmallSvd { u, s, v, .. }: &SmallSvd<f64>) -> bool 
 }
 
 /// Whether `g V = V Λ`, for the symmetric matrix whose lower triangle is in `g`, and the vectors are orthonormal.
-fn is_eigen<T: Scalar>(g: MatRef<'_, T>, values: &[T], vectors: MatRef<'_, T>) -> bool {
+pub(crate) fn is_eigen<T: Scalar>(g: MatRef<'_, T>, values: &[T], vectors: MatRef<'_, T>) -> bool {
     let x = signs(values.len());
     let weighted: Vec<f64> = values.iter().zip(&x).map(|(&value, x)| Element::to_f64(value) * x).collect();
     let mixed = times(vectors, &x);
@@ -299,12 +300,12 @@ fn svd_scratch(l: usize) -> StackReq {
 }
 
 /// Bytes of an l × l matrix, whose columns begin at cache lines.
-pub(super) fn square_bytes<T>(l: usize) -> usize {
+pub(crate) fn square_bytes<T>(l: usize) -> usize {
     l.next_multiple_of(64 / size_of::<T>()) * l * size_of::<T>()
 }
 
 /// Bytes alive at the fullest moment of [`svd`], its results included.
-pub(super) fn svd_bytes<T: Scalar>(l: usize) -> usize {
+pub(crate) fn svd_bytes<T: Scalar>(l: usize) -> usize {
     let square = square_bytes::<f64>(l);
     let most = if T::DTYPE == DType::F32 {
         let block = householder::block_size(l, l) * l * size_of::<f64>();
@@ -320,7 +321,7 @@ pub(super) fn svd_bytes<T: Scalar>(l: usize) -> usize {
 
 /// Scales a Gram matrix by a power of two to a largest entry between 1 and 4, and returns what undoes that in its eigenvalues:
 /// faer's divide and conquer gives vectors far from orthogonal at scales like 1e24.
-pub(super) fn normalize<T: Scalar>(mut g: MatMut<'_, T>) -> T {
+pub(crate) fn normalize<T: Scalar>(mut g: MatMut<'_, T>) -> T {
     let largest = (0..g.ncols()).map(|i| g[(i, i)].to_f64()).fold(0.0, f64::max);
     if !largest.is_normal() {
         return T::one();
@@ -333,7 +334,7 @@ pub(super) fn normalize<T: Scalar>(mut g: MatMut<'_, T>) -> T {
 
 /// Eigenvalues and eigenvectors of the positive semidefinite matrix of finite numbers whose lower triangle is in `g`, both nondecreasing in the
 /// eigenvalue.
-pub(super) fn symmetric_eigen<T: Scalar>(g: MatRef<'_, T>) -> Eigen<T> {
+pub(crate) fn symmetric_eigen<T: Scalar>(g: MatRef<'_, T>) -> Eigen<T> {
     match T::view(g) {
         MatView::F64(g) => same(symmetric_eigen_f64(g)),
         MatView::F32(g) => same(symmetric_eigen_f32(g)),
@@ -418,25 +419,8 @@ fn embedded<T: Scalar>(g: MatRef<'_, T>, live: &[usize]) -> Eigen<T> {
     Eigen { values: found.into_iter().map(|(value, _)| value).collect(), vectors, remedy }
 }
 
-/// The same of a matrix in f64, by whatever is soonest where `panel` lives; `meanwhile` runs beside a thread of the host.
-pub(super) fn symmetric_eigen_beside<T: Scalar, P: Panel<T>>(
-    panel: &P,
-    g: MatRef<'_, f64>,
-    par: Par,
-    meanwhile: impl FnOnce() -> Result<()>,
-) -> Result<Eigen<f64>> {
-    let found = panel.symmetric_eigen(g)?.filter(|(values, vectors)| is_eigen(g, values, vectors.as_ref()));
-    match found {
-        Some((values, vectors)) => {
-            meanwhile()?;
-            Ok(Eigen { values, vectors, remedy: None })
-        }
-        None => crate::beside(par, || symmetric_eigen(g), meanwhile),
-    }
-}
-
 /// Bytes alive in [`symmetric_eigen`], its results included.
-pub(super) fn symmetric_eigen_bytes<T: Scalar>(n: usize) -> usize {
+pub(crate) fn symmetric_eigen_bytes<T: Scalar>(n: usize) -> usize {
     square_bytes::<T>(n) + n * size_of::<T>() + symmetric_eigen_scratch::<T>(n).unaligned_bytes_required()
 }
 

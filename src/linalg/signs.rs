@@ -1,0 +1,76 @@
+//! The signs of singular vectors, which an SVD leaves open.
+
+use std::cmp::Ordering;
+use std::sync::atomic::{self, AtomicBool};
+
+use faer::Par;
+
+use crate::operator::for_each_line;
+use crate::simd::Scalar;
+use crate::tensor::Matrix;
+
+/// Makes the entry of largest modulus in each right singular vector positive: the sign that an SVD leaves open is then
+/// the same on every machine.
+///
+/// Returns what the vectors were multiplied by.
+pub(crate) fn fix_signs<T: Scalar>(u: &mut Matrix<T>, vt: &mut Matrix<T>, par: Par) -> Vec<T> {
+    let (k, n) = (vt.nrows(), vt.ncols());
+    let down: Vec<AtomicBool> = (0..k).map(|_| AtomicBool::new(false)).collect();
+    for_each_line(vt.as_mut_slice(), n, par, |i, row| {
+        if points_down(row) {
+            row.iter_mut().for_each(|x| *x = -*x);
+            down[i].store(true, atomic::Ordering::Relaxed);
+        }
+    });
+    let signs: Vec<T> = down.into_iter().map(|down| if down.into_inner() { -T::one() } else { T::one() }).collect();
+    if signs.iter().any(|&sign| sign != T::one()) {
+        for_each_line(u.as_mut_slice(), k, par, |_, row| {
+            row.iter_mut().zip(&signs).for_each(|(x, &sign)| *x *= sign);
+        });
+    }
+    signs
+}
+
+/// Whether the entry of largest modulus, the first of them, is negative.
+pub(crate) fn points_down<T: Scalar>(line: &[T]) -> bool {
+    const LANES: usize = 16;
+    let (mut most, mut least) = ([T::zeroed(); LANES], [T::zeroed(); LANES]);
+    let (body, tail) = line.as_chunks::<LANES>();
+    for chunk in body {
+        for lane in 0..LANES {
+            let x = chunk[lane];
+            most[lane] = if x > most[lane] { x } else { most[lane] };
+            least[lane] = if x < least[lane] { x } else { least[lane] };
+        }
+    }
+    let most = most.iter().chain(tail).copied().fold(T::zeroed(), |a, x| if x > a { x } else { a });
+    let least = least.iter().chain(tail).copied().fold(T::zeroed(), |a, x| if x < a { x } else { a });
+    match most.partial_cmp(&-least) {
+        Some(Ordering::Greater) => false,
+        Some(Ordering::Less) => true,
+        _ => line.iter().find(|x| x.abs() == most).is_some_and(|x| *x < T::zeroed()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::points_down;
+
+    /// Against the first entry of largest modulus, one by one; ties, zeros, and lines that lanes do not fill.
+    #[test]
+    fn sign_of_the_largest_entry() {
+        let by_one = |line: &[f32]| {
+            let largest = line.iter().fold(0.0, |a: f32, x| a.max(x.abs()));
+            line.iter().find(|x| x.abs() == largest).is_some_and(|x| *x < 0.0)
+        };
+        for n in [1, 2, 15, 16, 17, 100] {
+            for seed in 0..50 {
+                // Few values, so that most lines have ties.
+                let line: Vec<f32> = (0..n).map(|i| ((i * 7 + seed * 13 + i * i * seed) % 5) as f32 - 2.0).collect();
+                assert_eq!(points_down(&line), by_one(&line), "{line:?}");
+            }
+        }
+        assert!(!points_down(&[0.0_f32; 20]));
+        assert!(points_down(&[-1.0_f64]));
+    }
+}
