@@ -45,7 +45,8 @@
 //!   rank  quality      how many, of one matrix or a budget's; how good for given inputs
 //!   whiten  calibration  the root of the second moments of inputs; statistics of them
 //!   range              power and subspace iteration
-//!   operator           LinearOperator, Panel: what algorithms see of data       cuda   the same on a GPU (feature `cuda`)
+//!   operator           LinearOperator: what algorithms see of a matrix          cuda   both on a GPU (feature `cuda`)
+//!   space              Space: where tall panels live, and who computes on them
 //!   sketch  qr         Gaussian, SRHT, sparse sign; Householder, CholeskyQR, TSQR
 //!   fwht  rng          transforms; Philox4x32-10
 //!   simd               instruction sets, Lanes, conversions, reductions
@@ -80,6 +81,7 @@ pub mod report;
 pub mod rng;
 pub mod simd;
 pub mod sketch;
+pub mod space;
 mod small;
 pub mod svd;
 pub mod tensor;
@@ -90,7 +92,7 @@ pub use error::{Error, Result};
 pub use factors::{Factors, Pivoted, Split};
 pub use faer::dyn_stack;
 pub use faer::{MatMut, MatRef, Par};
-pub use operator::Workspace;
+pub use space::Workspace;
 pub use rank::{Rank, rank_saves_memory};
 pub use report::{ErrorKind, Method, Report};
 pub use simd::Scalar;

@@ -56,7 +56,8 @@ pub use progress::{Observer, Progress, Stage};
 
 use crate::error::{Error, Result};
 use crate::factors::Factors;
-use crate::operator::{Cancel, RowSource, Watch, Workspace};
+use crate::operator::{Cancel, RowSource, Watch};
+use crate::space::Workspace;
 use crate::simd::Scalar;
 use crate::svd::{Checkpoint, TruncatedSvd};
 use crate::tensor::{DType, TensorRef};

@@ -37,8 +37,8 @@ use faer::{Accum, Mat, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
-use crate::linalg::{mirror, symmetric_product};
-use crate::operator::{Triangle, for_each};
+use crate::linalg::{for_each, mirror, symmetric_product};
+use crate::operator::Triangle;
 use crate::qr::householder;
 use crate::simd::convert::convert;
 use crate::tensor::{DType, Element, MatView, Matrix, TensorRef, with_view};

@@ -28,17 +28,18 @@ use super::device::{Arguments, Buffer, Device, Event, GRID_Y, Launch, Pinned, ar
 use super::panel::{DevicePanel, Statistics, statistics};
 use super::sketch;
 use crate::error::{Error, Result};
-use crate::operator::{FromPanel, LinearOperator, Panel, Watch, first_not_finite};
+use crate::operator::{Entries, Facts, LinearOperator, Symmetric, Watch, first_not_finite};
 use crate::simd::Scalar;
 use crate::sketch::AnySketch;
+use crate::space::Layout;
 use crate::tensor::{DType, Element, MatView, with_view};
 
 /// Rows in device memory, `ld` elements apart.
 #[derive(Debug)]
-pub(super) struct Rows {
+struct Rows {
     data: Buffer<u8>,
-    pub(super) dtype: DType,
-    pub(super) ld: usize,
+    dtype: DType,
+    ld: usize,
 }
 
 impl Rows {
@@ -53,12 +54,30 @@ impl Rows {
         n.next_multiple_of(16 / dtype.size())
     }
 
-    pub(super) fn address(&self, row: usize, column: usize) -> u64 {
-        self.data.address((row * self.ld + column) * self.dtype.size())
+    fn address(&self, row: usize, column: usize) -> u64 {
+        self.tile().address(row, column)
+    }
+
+    fn tile(&self) -> Tile {
+        Tile { at: self.data.address(0), dtype: self.dtype, ld: self.ld }
+    }
+}
+
+/// Rows somewhere in device memory that something else owns, `ld` elements apart. They begin at multiples of 16 bytes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Tile {
+    pub(super) at: u64,
+    pub(super) dtype: DType,
+    pub(super) ld: usize,
+}
+
+impl Tile {
+    fn address(&self, row: usize, column: usize) -> u64 {
+        self.at + ((row * self.ld + column) * self.dtype.size()) as u64
     }
 
     /// The rows from `(row, column)` on, as cuBLAS sees them.
-    pub(super) fn operand(&self, row: usize, column: usize) -> Operand {
+    fn operand(&self, row: usize, column: usize) -> Operand {
         Operand { at: self.address(row, column), dtype: self.dtype, ld: self.ld, transposed: true }
     }
 }
@@ -186,7 +205,7 @@ impl<'a, T: Scalar> DeviceMatrix<'a, T> {
         let (device, n) = (self.device.clone(), self.ncols);
         let mut total = Statistics { finite: true, ..Statistics::default() };
         self.for_each_tile(|_, count, tile| {
-            let part = statistics(&device, tile.dtype, tile.address(0, 0), count, n, tile.ld)?;
+            let part = statistics(&device, tile.dtype, tile.at, count, n, tile.ld)?;
             total.largest = total.largest.max(part.largest);
             total.sum_squares += part.sum_squares;
             total.finite &= part.finite;
@@ -197,12 +216,12 @@ impl<'a, T: Scalar> DeviceMatrix<'a, T> {
 
     /// Calls `f(first row, rows, tile)` for the whole matrix at once, or tile by tile in order. While `f`'s work on one tile runs on the
     /// device, the next one comes in.
-    fn for_each_tile(&mut self, mut f: impl FnMut(usize, usize, &Rows) -> Result<()>) -> Result<()> {
+    fn for_each_tile(&mut self, mut f: impl FnMut(usize, usize, Tile) -> Result<()>) -> Result<()> {
         self.passes += 1;
         match &self.data {
             Data::Resident(rows) => {
                 self.watch.check()?;
-                f(0, self.nrows, rows)?;
+                f(0, self.nrows, rows.tile())?;
                 self.watch.read((self.nrows * self.ncols * rows.dtype.size()) as u64);
                 Ok(())
             }
@@ -221,7 +240,7 @@ impl<'a, T: Scalar> DeviceMatrix<'a, T> {
                     }
                     let count = (*tile_rows).min(self.nrows - first);
                     loader.load(view.subrows(first, count), &tiles[i % 2], self.scale)?;
-                    f(first, count, &tiles[i % 2])?;
+                    f(first, count, tiles[i % 2].tile())?;
                     multiplied[i % 2].record(self.device.compute_stream())?;
                     self.watch.read((count * self.ncols * view.dtype().size()) as u64);
                 }
@@ -295,7 +314,7 @@ fn product<T: Scalar>(
 
 /// `y[first..first + count] = [y +] tile[:, column..column + x.nrows()] · x`.
 pub(super) fn multiply_rows<T: Scalar>(
-    tile: &Rows,
+    tile: Tile,
     (first, count): (usize, usize),
     column: usize,
     x: &DevicePanel<T>,
@@ -308,32 +327,20 @@ pub(super) fn multiply_rows<T: Scalar>(
 }
 
 impl<T: Scalar> LinearOperator<T> for DeviceMatrix<'_, T> {
-    type Left = DevicePanel<T>;
-    type Right = DevicePanel<T>;
-    type Gram = DeviceMatrix<'static, T>;
+    type Space = Arc<Device>;
 
-    fn nrows(&self) -> usize {
-        self.nrows
+    fn space(&self) -> &Arc<Device> {
+        &self.device
     }
 
-    fn ncols(&self) -> usize {
-        self.ncols
-    }
-
-    fn norm_squared(&self) -> f64 {
-        self.norm_squared
-    }
-
-    fn scale(&self) -> f64 {
-        self.scale
-    }
-
-    fn left(&self, l: usize) -> Result<DevicePanel<T>> {
-        DevicePanel::zeros(&self.device, self.nrows, l)
-    }
-
-    fn right(&self, l: usize) -> Result<DevicePanel<T>> {
-        DevicePanel::zeros(&self.device, self.ncols, l)
+    fn facts(&self) -> Facts {
+        Facts {
+            shape: (self.nrows, self.ncols),
+            norm_squared: self.norm_squared,
+            scale: self.scale,
+            passes: self.passes,
+            image: Layout::Columns,
+        }
     }
 
     fn apply(&mut self, x: &DevicePanel<T>, y: &mut DevicePanel<T>) -> Result<()> {
@@ -358,15 +365,41 @@ impl<T: Scalar> LinearOperator<T> for DeviceMatrix<'_, T> {
         self.for_each_tile(|first, count, tile| prepared.apply(tile, (first, count), y))
     }
 
+    fn gram(&mut self) -> Result<Symmetric<T, Arc<Device>>> {
+        let mut g = DevicePanel::zeros(&self.device, self.ncols, self.ncols)?;
+        self.for_each_tile(|first, count, tile| {
+            g.gram_of(tile.operand(0, 0), count, if first == 0 { T::zeroed() } else { T::one() })
+        })?;
+        g.mirror()?;
+        Ok(Symmetric::new(&self.device, g)?.watched(&self.watch))
+    }
+
+    /// `Eᵀ = Aᵀ S`, turned over, and `Aᵀ E`: two products with A, as with any panel.
+    fn congruence(&mut self, s: &DevicePanel<T>, g: &mut DevicePanel<T>) -> Result<()> {
+        let (m, n) = (self.nrows, self.ncols);
+        let mut turned = DevicePanel::zeros(&self.device, n, m)?;
+        {
+            let mut whole = s.duplicate()?;
+            whole.mirror()?;
+            self.apply_adjoint(&whole, &mut turned)?;
+        }
+        let e = DevicePanel::zeros(&self.device, m, n)?;
+        let from = (T::DTYPE, turned.address(0), turned.ld());
+        transpose(&self.device, from, (T::DTYPE, e.address(0), e.ld()), (m, n), 1.0)?;
+        drop(turned);
+        self.apply_adjoint(&e, g)?;
+        g.mirror()
+    }
+
     fn materialize(&mut self, y: &mut DevicePanel<T>) -> Result<()> {
         let (device, n) = (self.device.clone(), self.ncols);
         self.for_each_tile(|first, count, tile| {
-            let from = (tile.dtype, tile.address(0, 0), tile.ld);
+            let from = (tile.dtype, tile.at, tile.ld);
             transpose(&device, from, (T::DTYPE, y.address(first), y.ld()), (count, n), 1.0)
         })
     }
 
-    fn stream_rows(&mut self, f: &mut dyn FnMut(usize, MatRef<'_, T>) -> Result<()>) -> Result<()> {
+    fn for_each_row_block(&mut self, f: &mut dyn FnMut(usize, MatRef<'_, T>) -> Result<()>) -> Result<()> {
         let (device, n) = (self.device.clone(), self.ncols);
         let step = (Pinned::capacity::<T>() / n).clamp(1, self.nrows);
         let mut host = Mat::zeros(step, n);
@@ -381,25 +414,6 @@ impl<T: Scalar> LinearOperator<T> for DeviceMatrix<'_, T> {
             }
             Ok(())
         })
-    }
-
-    fn gram(&mut self) -> Result<DeviceMatrix<'static, T>> {
-        let mut g = DevicePanel::zeros(&self.device, self.ncols, self.ncols)?;
-        self.for_each_tile(|first, count, tile| {
-            g.gram_of(tile.operand(0, 0), count, if first == 0 { T::zeroed() } else { T::one() })
-        })?;
-        g.mirror()?;
-        Ok(DeviceMatrix::from_symmetric(g)?.watched(self.watch.without_reads()))
-    }
-
-    fn passes(&self) -> usize {
-        self.passes
-    }
-}
-
-impl<T: Scalar> FromPanel<T, DevicePanel<T>> for DeviceMatrix<'static, T> {
-    fn from_panel(g: DevicePanel<T>) -> Result<Self> {
-        DeviceMatrix::from_symmetric(g)
     }
 }
 
@@ -426,28 +440,12 @@ impl<T: Scalar> DeviceMatrix<'static, T> {
         })
     }
 
-    /// The operator of a symmetric matrix on the device.
-    ///
-    /// # Errors
-    /// [`Error::Shape`] unless it is square; [`Error::Device`].
-    pub fn from_symmetric(g: DevicePanel<T>) -> Result<Self> {
-        let n = g.ncols();
-        if g.nrows() != n {
-            return Err(Error::shape("from_symmetric", "a square matrix", format_args!("{}×{n}", g.nrows())));
-        }
-        let (norm_squared, device) = (g.norm_squared()?, g.device().clone());
-        let (data, ld) = g.into_bytes();
-        Ok(DeviceMatrix {
-            device,
-            data: Data::Resident(Rows { data, dtype: T::DTYPE, ld }),
-            nrows: n,
-            ncols: n,
-            scale: 1.0,
-            norm_squared,
-            passes: 0,
-            watch: Watch::default(),
-            arithmetic: PhantomData,
-        })
+    /// The operator of a root of moments.
+    pub(crate) fn boxed_root(
+        device: &Arc<Device>,
+        root: Entries<T>,
+    ) -> Result<Box<dyn LinearOperator<T, Space = Arc<Device>>>> {
+        Ok(Box::new(DeviceMatrix::from_host(device, root.dense().as_ref())?))
     }
 }
 

@@ -118,6 +118,37 @@ impl<'a, T: Scalar, S: Space<T>> Whitened<'a, T, S> {
         (self.weight, self.notes)
     }
 
+    /// Rows of the tall one of A and Aᵀ.
+    pub fn nrows(&self) -> usize {
+        self.weight.nrows()
+    }
+
+    /// Columns of the tall one of A and Aᵀ.
+    pub fn ncols(&self) -> usize {
+        self.weight.ncols()
+    }
+
+    /// `‖A‖_F²`, in f64.
+    pub fn norm_squared(&self) -> f64 {
+        self.norm_squared
+    }
+
+    /// A panel of as many rows as the operator has columns.
+    ///
+    /// # Errors
+    /// Those of the space.
+    pub fn right(&self, l: usize) -> Result<Panel<T, S>> {
+        self.weight.right(l)
+    }
+
+    /// A panel for an image of the operator, laid out as the product writes it best.
+    ///
+    /// # Errors
+    /// Those of the space.
+    pub fn image(&self, l: usize) -> Result<Panel<T, S>> {
+        self.space.panel(self.nrows(), l, self.facts().image)
+    }
+
     /// A panel of n rows.
     ///
     /// # Errors
@@ -472,8 +503,13 @@ pub struct Root<T: Scalar> {
 }
 
 impl<T: Scalar> Root<T> {
-    pub(crate) fn new(entries: Entries<T>, space: Host) -> Self {
+    fn new(entries: Entries<T>, space: Host) -> Self {
         Root { entries, space }
+    }
+
+    /// As an operator among others.
+    pub(crate) fn boxed(entries: Entries<T>, space: &Host) -> Box<dyn LinearOperator<T, Space = Host>> {
+        Box::new(Root::new(entries, space.clone()))
     }
 
     fn order(&self) -> usize {

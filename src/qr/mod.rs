@@ -293,7 +293,7 @@ fn equilibrate<T: Scalar>(mut y: MatMut<'_, T>, exponents: &mut [i32]) -> Result
 }
 
 /// `floor(log2 x)` of a positive finite x.
-fn exponent(x: f64) -> i32 {
+pub(crate) fn exponent(x: f64) -> i32 {
     let bits = |x: f64| ((x.to_bits() >> 52) & 0x7ff) as i32;
     match bits(x) {
         0 => bits(x * 2f64.powi(64)) - 64 - 1023,

@@ -20,7 +20,9 @@
 mod host;
 
 pub use host::{Host, HostPanel, Workspace};
-pub(crate) use host::{Buffer, congruence, copy, leading_dimension, product, product_bytes, zeros};
+#[cfg(feature = "cuda")]
+pub(crate) use host::copy;
+pub(crate) use host::{congruence, leading_dimension, product, product_bytes, zeros};
 
 use faer::{Accum, Mat, MatMut, MatRef};
 

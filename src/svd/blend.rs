@@ -11,10 +11,11 @@
 use super::TruncatedSvd;
 use crate::calibration::Calibration;
 use crate::error::{Error, Result};
-use crate::operator::{Dense, HostPanel, Pass};
+use crate::operator::{Dense, Pass};
 use crate::quality;
 use crate::rank::Rank;
 use crate::simd::Scalar;
+use crate::space::HostPanel;
 use crate::tensor::{DType, TensorRef};
 use crate::whiten::{BLENDS, Moments, cholesky_bytes, equivalent_samples};
 

@@ -8,16 +8,17 @@ use crate::factors::Slices;
 use crate::operator::LinearOperator;
 use crate::report::Method;
 use crate::simd::Scalar;
+use crate::space::Space;
 
-pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(
-    op: &mut O,
+pub(super) fn solve<T: Scalar, S: Space<T>>(
+    op: &mut dyn LinearOperator<T, Space = S>,
     goal: &Goal,
     par: faer::Par,
-) -> Result<Solution<T, O>> {
+) -> Result<Solution<T, S>> {
     let width = op.ncols();
     let mut image = op.left(width)?;
     op.materialize(&mut image)?;
-    let (triplets, rank, notes) = Triplets::from_right(None, image, false, |s, captured| goal.rank(s, captured), par)?;
+    let (triplets, rank, notes) = Triplets::from_right(op.space(), None, image, false, |s, captured| goal.rank(s, captured), par)?;
     Ok(Solution {
         triplets,
         rank,

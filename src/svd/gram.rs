@@ -39,11 +39,12 @@ use super::{Solution, TruncatedSvd, stream};
 use crate::error::Result;
 use crate::factors::Slices;
 use crate::linalg::{column, column_mut, points_down};
-use crate::operator::{Dense, HostPanel, LinearOperator, Panel, Pass};
+use crate::operator::{Dense, LinearOperator, Pass};
 use crate::range::{FILTERED_ANEW, Factor, Filter, filtered_iteration, filtered_iteration_bytes, shift};
 use crate::report::Method;
 use crate::simd::Scalar;
 use crate::sketch::Sketch;
+use crate::space::{Effort, HostPanel, Layout, Panel, Space};
 use crate::small;
 use crate::tensor::Element;
 
@@ -67,14 +68,14 @@ const DEFECT: f64 = 32.0;
 
 /// The Gram route. `width` gives the number of columns of the panels, from the squared singular values (nonincreasing)
 /// where the dense solver computes them.
-pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(
+pub(super) fn solve<T: Scalar, S: Space<T>>(
     options: &TruncatedSvd,
-    op: &mut O,
+    op: &mut dyn LinearOperator<T, Space = S>,
     how: Eigenvectors,
     width: impl FnOnce(&[T]) -> usize,
     goal: &Goal,
     par: Par,
-) -> Result<Solution<T, O>> {
+) -> Result<Solution<T, S>> {
     match how {
         Eigenvectors::Dense => {
             let Dominant { basis, remedy, .. } = dense(op, width)?;
@@ -105,18 +106,18 @@ pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(
 }
 
 /// The factors by the image of an orthonormal basis of the dominant eigenvectors.
-pub(super) fn from_basis<T: Scalar, O: LinearOperator<T>>(
-    op: &mut O,
-    basis: O::Right,
+pub(super) fn from_basis<T: Scalar, S: Space<T>>(
+    op: &mut dyn LinearOperator<T, Space = S>,
+    basis: Panel<T, S>,
     sketch: Option<Sketch>,
     goal: &Goal,
     par: Par,
-) -> Result<Solution<T, O>> {
-    let width = basis.ncols();
+) -> Result<Solution<T, S>> {
+    let width = op.space().shape(&basis).1;
     let mut image = op.image(width)?;
     op.apply(&basis, &mut image)?;
     let (triplets, rank, notes) =
-        Triplets::from_right(Some(basis), image, true, |s, captured| goal.rank(s, captured), par)?;
+        Triplets::from_right(op.space(), Some(basis), image, true, |s, captured| goal.rank(s, captured), par)?;
     Ok(Solution {
         triplets,
         rank,
@@ -140,17 +141,15 @@ pub(super) struct Dominant<T, P> {
 }
 
 /// The eigenvectors of G from a dense solver on the host, as many as `width` makes of the eigenvalues.
-pub(super) fn dense<T: Scalar, O: LinearOperator<T>>(
-    op: &mut O,
+pub(super) fn dense<T: Scalar, S: Space<T>>(
+    op: &mut dyn LinearOperator<T, Space = S>,
     width: impl FnOnce(&[T]) -> usize,
-) -> Result<Dominant<T, O::Right>> {
-    let n = op.ncols();
+) -> Result<Dominant<T, Panel<T, S>>> {
+    let (n, space) = (op.ncols(), op.space().clone());
     let mut host = Mat::zeros(n, n);
     {
-        let mut g = op.gram()?;
-        let mut panel = op.right(n)?;
-        g.materialize(&mut panel)?;
-        panel.copy_to_host(host.as_mut())?;
+        let g = op.gram()?;
+        space.download(g.panel(), host.as_mut())?;
     }
     let unit = small::normalize(host.as_mut());
     let small::Eigen { mut values, vectors, remedy } = small::symmetric_eigen(host.as_ref());
@@ -159,28 +158,31 @@ pub(super) fn dense<T: Scalar, O: LinearOperator<T>>(
     values.reverse();
     let width = width(&values);
     let mut basis = op.right(width)?;
-    basis.copy_from_host(vectors.as_ref().subcols(n - width, width).reverse_cols())?;
+    let dominant = vectors.as_ref().subcols(n - width, width).reverse_cols();
+    space.fill(&mut basis, &mut |mut basis| basis.copy_from(dominant))?;
     drop(vectors);
     // The dense solver's vectors are orthonormal to some 50 eps; the certificate and V deserve better.
-    basis.orthonormalize(None)?;
-    basis.release();
+    space.orthonormalize(&mut basis, None, Effort::Fast)?;
+    space.trim();
     Ok(Dominant { basis, values, remedy })
 }
 
 /// Subspace iteration where G lives. Breaks off with the factors, or goes on with an orthonormal basis of the dominant eigenvectors; with either comes the
 /// end of the interval that was damped.
 #[expect(clippy::type_complexity, reason = "the two ways that it ends")]
-fn iterated<T: Scalar, O: LinearOperator<T>>(
+fn iterated<T: Scalar, S: Space<T>>(
     options: &TruncatedSvd,
-    op: &mut O,
+    op: &mut dyn LinearOperator<T, Space = S>,
     (width, filter): (usize, Filter),
     goal: &Goal,
     par: Par,
-) -> Result<ControlFlow<(Solution<T, O>, f64), (O::Right, f64)>> {
+) -> Result<ControlFlow<(Solution<T, S>, f64), (Panel<T, S>, f64)>> {
+    let space = op.space().clone();
     let early = is_imaged_early::<T>((op.nrows(), op.ncols()), width);
     let (subspace, end) = Subspace::find(options, op, (width, filter), early)?;
     let mut imaged = None;
     let projection = subspace.project(
+        &space,
         |s, captured| goal.rank(s, captured),
         par,
         |v| {
@@ -196,12 +198,12 @@ fn iterated<T: Scalar, O: LinearOperator<T>>(
         ControlFlow::Break(projection) => projection,
         ControlFlow::Continue(subspace) => {
             drop(imaged);
-            return Ok(ControlFlow::Continue((subspace.into_basis()?, end)));
+            return Ok(ControlFlow::Continue((subspace.into_basis(&space)?, end)));
         }
     };
     let mut right = Mat::<T>::zeros(op.ncols(), rank);
     let f = subspace.f.as_ref().expect("what was projected");
-    f.product_to_host(divided.as_ref().subcols(0, rank), right.as_mut())?;
+    space.multiply_to_host(f, divided.as_ref().subcols(0, rank), right.as_mut())?;
     drop(divided);
     subspace.keep_one();
     // The sign that an SVD leaves open is settled before the long side is formed.
@@ -215,7 +217,7 @@ fn iterated<T: Scalar, O: LinearOperator<T>>(
         Some(panel) => Vectors::Combined(panel, combination),
         None => {
             let mut directions = op.right(rank)?;
-            directions.multiply(Accum::Replace, &subspace.v, combination.as_ref(), T::one())?;
+            space.multiply(&mut directions, Accum::Replace, &subspace.v, combination.as_ref(), T::one())?;
             drop(combination);
             let mut u = op.image(rank)?;
             op.apply(&directions, &mut u)?;
@@ -228,9 +230,9 @@ fn iterated<T: Scalar, O: LinearOperator<T>>(
             Vectors::Panel(panel) => (panel, None),
             Vectors::Small(_) => unreachable!("the long side is a panel"),
         };
-        if !is_orthonormal(op, panel, c)? {
+        if !is_orthonormal(&space, panel, c)? {
             drop((u, right));
-            return Ok(ControlFlow::Continue((subspace.into_basis()?, end)));
+            return Ok(ControlFlow::Continue((subspace.into_basis(&space)?, end)));
         }
     }
     let triplets = Triplets { left: u, s, captured, right: Vectors::Small(right), by_qr };
@@ -253,33 +255,30 @@ pub(super) struct Subspace<P> {
 
 impl<P> Subspace<P> {
     /// From a sketch of G and a filter, with the end of the interval that was damped. `in_place` takes W for F, where an image is to come beside.
-    pub(super) fn find<T, O>(
+    pub(super) fn find<T: Scalar, S: Space<T, Panel = P>>(
         options: &TruncatedSvd,
-        op: &mut O,
+        op: &mut dyn LinearOperator<T, Space = S>,
         (width, filter): (usize, Filter),
         in_place: bool,
-    ) -> Result<(Self, f64)>
-    where
-        T: Scalar,
-        P: Panel<T>,
-        O: LinearOperator<T, Right = P>,
-    {
+    ) -> Result<(Self, f64)> {
+        let space = op.space().clone();
         let mut g = op.gram()?;
         let sums = (op.norm_squared(), g.norm_squared());
         let omega = options.omega(op.ncols(), width, stream::RANGE)?;
         let (mut v, mut w) = (op.right(width)?, op.right(width)?);
-        let end = filtered_iteration(&mut g, sums.0, &omega, filter, &mut v, &mut w)?;
+        let end = filtered_iteration(&space, &mut g, sums.0, &omega, filter, &mut v, &mut w)?;
         drop(g);
         // V is orthonormal enough for the pivots of H to tell that σ_l is too small.
-        let Some(factor) = factor(&v, &w)?.filter(|factor| factor.least >= CLEAR * CLEAR) else {
+        let Some(factor) = factor(&space, &v, &w)?.filter(|factor| factor.least >= CLEAR * CLEAR) else {
             return Ok((Subspace { v, w: Some(w), f: None, factor: None, sums }, end));
         };
         let inverse = factor.inverse::<T>();
-        let (w, f) = if in_place && w.turn(inverse.as_ref())? {
+        let (w, f) = if in_place {
+            space.multiply_in_place(&mut w, inverse.as_ref())?;
             (None, w)
         } else {
             let mut f = op.right(width)?;
-            f.multiply(Accum::Replace, &w, inverse.as_ref(), T::one())?;
+            space.multiply(&mut f, Accum::Replace, &w, inverse.as_ref(), T::one())?;
             (Some(w), f)
         };
         Ok((Subspace { v, w, f: Some(f), factor: Some(factor), sums }, end))
@@ -287,19 +286,17 @@ impl<P> Subspace<P> {
 
     /// The decomposition of F, or what there is to go on with where G alone does not tell. `meanwhile` is done with V while the eigensolver has one
     /// thread, if there is one.
-    pub(super) fn project<T: Scalar>(
+    pub(super) fn project<T: Scalar, S: Space<T, Panel = P>>(
         mut self,
+        space: &S,
         choose: impl Fn(&[T], f64) -> usize,
         par: Par,
         meanwhile: impl FnOnce(&P) -> Result<()>,
-    ) -> Result<ControlFlow<Projection<T, P>, Self>>
-    where
-        P: Panel<T>,
-    {
+    ) -> Result<ControlFlow<Projection<T, P>, Self>> {
         let (Some(f), Some(factor)) = (self.f.take(), self.factor.take()) else {
             return Ok(ControlFlow::Continue(self));
         };
-        let found = match decompose_clear(f, choose, par, || meanwhile(&self.v))? {
+        let found = match decompose_clear(space, f, choose, par, || meanwhile(&self.v))? {
             ControlFlow::Break(found) => found,
             ControlFlow::Continue(f) => {
                 self.f = Some(f);
@@ -326,20 +323,17 @@ impl<P> Subspace<P> {
     }
 
     /// An orthonormal basis of the dominant eigenvectors.
-    pub(super) fn into_basis<T: Scalar>(self) -> Result<P>
-    where
-        P: Panel<T>,
-    {
+    pub(super) fn into_basis<T: Scalar, S: Space<T, Panel = P>>(self, space: &S) -> Result<P> {
         let mut basis = match (self.w, self.f) {
             (Some(mut w), _) => {
-                shift(self.sums, 0.5, f64::INFINITY, &self.v, &mut w)?;
+                shift(space, self.sums, 0.5, f64::INFINITY, &self.v, &mut w)?;
                 w
             }
             (None, Some(f)) => f,
             (None, None) => unreachable!("one of the two is kept"),
         };
-        basis.orthonormalize(None)?;
-        basis.release();
+        space.orthonormalize(&mut basis, None, Effort::Fast)?;
+        space.trim();
         Ok(basis)
     }
 }
@@ -370,10 +364,10 @@ pub(super) fn is_doubtful<T: Scalar>(s: &[T]) -> bool {
 }
 
 /// That of `VᵀW`, of which what is not symmetric is rounding.
-fn factor<T: Scalar, P: Panel<T>>(v: &P, w: &P) -> Result<Option<Factor>> {
-    let l = v.ncols();
+fn factor<T: Scalar, S: Space<T>>(space: &S, v: &Panel<T, S>, w: &Panel<T, S>) -> Result<Option<Factor>> {
+    let l = space.shape(v).1;
     let mut h = Mat::<T>::zeros(l, l);
-    v.inner(w, h.as_mut())?;
+    space.inner(v, w, h.as_mut())?;
     for j in 0..l {
         for i in j + 1..l {
             h[(i, j)] = <T as Element>::from_f64(0.5) * (h[(i, j)] + h[(j, i)]);
@@ -418,7 +412,7 @@ pub(super) fn peak_bytes<T: Scalar>(how: Eigenvectors, f: &Footprint) -> usize {
     let by_image =
         (f.image::<T>(l) + imaged.max(small + n * k * size_of::<T>() + right)).max(f.image::<T>(k) + f.factors::<T>());
     if how == Eigenvectors::Dense {
-        let found = (2 * panel(n, n) + square).max(square + small::symmetric_eigen_bytes::<T>(n));
+        let found = (panel(n, n) + square).max(square + small::symmetric_eigen_bytes::<T>(n));
         return forming.max(found).max(square + panel(n, l)).max(panel(n, l) + orthonormalize).max(by_image);
     }
     // V and W are kept throughout, F beside them or in place of W.
@@ -428,7 +422,7 @@ pub(super) fn peak_bytes<T: Scalar>(how: Eigenvectors, f: &Footprint) -> usize {
     // The image of V comes while the eigensolver runs, or that of the columns that are kept at the end.
     let early = is_imaged_early::<T>((m, n), l);
     let image = if early { 0 } else { panel(n, l) };
-    let turned = wide + small + if early { HostPanel::<T>::turn_bytes(n, l, l) } else { image };
+    let turned = wide + small + if early { HostPanel::<T>::multiply_in_place_bytes(n, l, l) } else { image };
     let (before, after) = if early { (f.image::<T>(l), 0) } else { (0, f.image::<T>(k)) };
     // An image lies as the matrix does: it is written in place, unless the matrix is converted.
     let converted = |l: usize| if f.storage.is_some() { tile(l) } else { 0 };
@@ -469,29 +463,30 @@ const EARLY: EarlyParams = EarlyParams { rows: 4096, tall: 3, multiplications: 1
 
 /// Whether the columns of `U = panel C` (the panel itself without one) are orthonormal to rounding: the largest entry of `(UᵀU − I) X` for columns X of
 /// random signs is about the length of the worst row of `UᵀU − I`.
-pub(super) fn is_orthonormal<T, O>(op: &O, panel: &O::Left, c: Option<MatRef<'_, T>>) -> Result<bool>
-where
-    T: Scalar,
-    O: LinearOperator<T>,
-{
-    let k = c.map_or(panel.ncols(), |c| c.ncols());
+pub(super) fn is_orthonormal<T: Scalar, S: Space<T>>(
+    space: &S,
+    panel: &Panel<T, S>,
+    c: Option<MatRef<'_, T>>,
+) -> Result<bool> {
+    let (m, l) = space.shape(panel);
+    let k = c.map_or(l, |c| c.ncols());
     let sign = |i: usize, j: usize| {
         let bits = (i * LOOKS + j + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15_u64 as usize);
         if (bits ^ (bits >> 29)).count_ones().is_multiple_of(2) { T::one() } else { -T::one() }
     };
     let x = Mat::<T>::from_fn(k, LOOKS, sign);
-    let mut combined = op.left(LOOKS)?;
+    let mut combined = space.panel(m, LOOKS, Layout::Columns)?;
     let mut back = Mat::<T>::zeros(k, LOOKS);
     match c {
         None => {
-            combined.multiply(Accum::Replace, panel, x.as_ref(), T::one())?;
-            panel.inner(&combined, back.as_mut())?;
+            space.multiply(&mut combined, Accum::Replace, panel, x.as_ref(), T::one())?;
+            space.inner(panel, &combined, back.as_mut())?;
         }
         Some(c) => {
             let turned = c * &x;
-            combined.multiply(Accum::Replace, panel, turned.as_ref(), T::one())?;
+            space.multiply(&mut combined, Accum::Replace, panel, turned.as_ref(), T::one())?;
             let mut inner = turned;
-            panel.inner(&combined, inner.as_mut())?;
+            space.inner(panel, &combined, inner.as_mut())?;
             matmul(back.as_mut(), Accum::Replace, c.transpose(), inner.as_ref(), T::one(), Par::Seq);
         }
     }

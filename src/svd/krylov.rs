@@ -33,9 +33,10 @@ use super::triplets::Triplets;
 use super::{Solution, TruncatedSvd, stream};
 use crate::error::Result;
 use crate::factors::Slices;
-use crate::operator::{LinearOperator, Panel as _};
+use crate::operator::LinearOperator;
 use crate::report::Method;
 use crate::simd::Scalar;
+use crate::space::Space;
 
 /// Steps and columns of a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,21 +77,22 @@ pub(super) fn may_lack_copies<T: Scalar>(blocks: Blocks, s: &[T], rank: usize) -
     (0..ends).any(|i| value(i) > noise && value(i + blocks.width - 1) >= (1.0 - TIED) * value(i))
 }
 
-pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(
+pub(super) fn solve<T: Scalar, S: Space<T>>(
     options: &TruncatedSvd,
-    op: &mut O,
+    op: &mut dyn LinearOperator<T, Space = S>,
     blocks: Blocks,
     width: usize,
     goal: &Goal,
     par: Par,
-) -> Result<Solution<T, O>> {
+) -> Result<Solution<T, S>> {
     let b = blocks.width;
     let omega = options.omega(op.ncols(), b, stream::RANGE)?;
+    let space = op.space().clone();
     let (mut basis, mut images) = (Vec::new(), Vec::new());
     let mut overlap = Mat::zeros(b, b);
     let mut y = op.left(b)?;
     op.sketch(&omega, &mut y)?;
-    orthonormalize_against(&basis, &mut y, &mut overlap)?;
+    orthonormalize_against(&space, &basis, &mut y, &mut overlap)?;
     loop {
         let mut x = op.right(b)?;
         op.apply_adjoint(&y, &mut x)?;
@@ -101,12 +103,12 @@ pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(
         }
         y = op.left(b)?;
         op.apply(&images[images.len() - 1], &mut y)?;
-        orthonormalize_against(&basis, &mut y, &mut overlap)?;
+        orthonormalize_against(&space, &basis, &mut y, &mut overlap)?;
     }
-    basis[0].release();
-    let basis = side_by_side(basis, op.left(blocks.columns())?)?;
-    let image = side_by_side(images, op.right(blocks.columns())?)?;
-    let (triplets, rank, notes) = Triplets::from_left(basis, image, false, |s, captured| goal.rank(s, captured), par)?;
+    space.trim();
+    let basis = side_by_side(&space, basis, op.left(blocks.columns())?)?;
+    let image = side_by_side(&space, images, op.right(blocks.columns())?)?;
+    let (triplets, rank, notes) = Triplets::from_left(&space, basis, image, false, |s, captured| goal.rank(s, captured), par)?;
     Ok(Solution {
         triplets,
         rank,

@@ -10,8 +10,9 @@ use rayon::prelude::*;
 use super::TruncatedSvd;
 use crate::error::Result;
 use crate::factors::Factors;
-use crate::operator::{HostContext, Watch};
+use crate::operator::Watch;
 use crate::simd::Scalar;
+use crate::space::Host;
 use crate::tensor::TensorRef;
 
 /// Matrices of more elements than this are factored one after the other, each on all threads.
@@ -38,12 +39,12 @@ impl TruncatedSvd {
         let (par, watch) = (crate::current_par(), Watch::default());
         let small = |w: &TensorRef<'_>| w.shape().iter().product::<usize>() <= SMALL;
         let mut large: Vec<_> =
-            (matrices.iter()).filter(|w| !small(w)).map(|w| self.factor_in(w, &watch, HostContext::new(par))).collect();
+            (matrices.iter()).filter(|w| !small(w)).map(|w| self.factor_in(w, &watch, Host::new(par))).collect();
         large.reverse();
         let small: Vec<_> = matrices
             .par_iter()
             .with_max_len(1)
-            .map(|w| small(w).then(|| self.factor_in(w, &Watch::default(), HostContext::new(Par::Seq))))
+            .map(|w| small(w).then(|| self.factor_in(w, &Watch::default(), Host::new(Par::Seq))))
             .collect();
         small.into_iter().map(|done| done.unwrap_or_else(|| large.pop().expect("one result each"))).collect()
     }

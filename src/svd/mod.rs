@@ -28,7 +28,6 @@ mod single_pass;
 mod triplets;
 mod whitened;
 
-use std::sync::Arc;
 use std::time::Instant;
 
 use faer::Par;
@@ -42,12 +41,13 @@ use crate::calibration::Calibration;
 use crate::error::{Error, Result};
 use crate::factors::{Factors, Slices};
 use crate::linalg::{column_mut, fix_signs};
-use crate::operator::{Dense, HostContext, LinearOperator, Panel, Root, Watch, Workspace, first_not_finite};
+use crate::operator::{Dense, LinearOperator, Root, Watch, first_not_finite};
 use crate::qr::{Algorithm, Orthonormalization};
 use crate::rank::Rank;
 use crate::report::{Method, Report};
 use crate::simd::Scalar;
 use crate::sketch::{AnySketch, Sketch};
+use crate::space::{Host, Space, Workspace};
 use crate::tensor::{DType, Element, Matrix, TensorRef};
 use crate::whiten::Whitening;
 use certificate::Certificate;
@@ -255,7 +255,7 @@ impl TruncatedSvd {
     /// # Errors
     /// As [`factor`](Self::factor), and [`Error::Cancelled`].
     pub fn factor_watched<T: Scalar>(&self, w: TensorRef<'_>, watch: &Watch<'_>) -> Result<Factors<T>> {
-        self.factor_in_pool(&w, watch, HostContext::new(crate::current_par()))
+        self.factor_in_pool(&w, watch, Host::new(crate::current_par()))
     }
 
     /// As [`factor`](Self::factor), with memory that is kept in `workspace` from call to call: a repeated call allocates its result and the
@@ -277,7 +277,7 @@ impl TruncatedSvd {
     /// # Errors
     /// As [`factor`](Self::factor).
     pub fn factor_with<T: Scalar>(&self, w: TensorRef<'_>, workspace: &mut Workspace) -> Result<Factors<T>> {
-        self.factor_in_pool(&w, &Watch::default(), HostContext::within(workspace, crate::current_par()))
+        self.factor_in_pool(&w, &Watch::default(), Host::within(workspace, crate::current_par()))
     }
 
     /// Both.
@@ -287,25 +287,25 @@ impl TruncatedSvd {
         watch: &Watch<'_>,
         workspace: &mut Workspace,
     ) -> Result<Factors<T>> {
-        self.factor_in_pool(&w, watch, HostContext::within(workspace, crate::current_par()))
+        self.factor_in_pool(&w, watch, Host::within(workspace, crate::current_par()))
     }
 
     fn factor_in_pool<T: Scalar>(
         &self,
         w: &TensorRef<'_>,
         watch: &Watch<'_>,
-        context: Arc<HostContext>,
+        space: Host,
     ) -> Result<Factors<T>> {
         // 1536×384 after a pause, 2 threads: 3.8 ms against 5.2 from outside.
-        let par = context.par();
-        crate::in_pool(par, || self.factor_in(w, watch, context))
+        let par = space.par();
+        crate::in_pool(par, || self.factor_in(w, watch, space))
     }
 
     fn factor_in<T: Scalar>(
         &self,
         w: &TensorRef<'_>,
         watch: &Watch<'_>,
-        context: Arc<HostContext>,
+        space: Host,
     ) -> Result<Factors<T>> {
         let start = Instant::now();
         let view = w.view()?;
@@ -315,17 +315,16 @@ impl TruncatedSvd {
         }
         let plan = self.plan::<T>((view.nrows(), view.ncols()), view.dtype())?;
         let tall = if wide { view.transpose() } else { view };
-        let par = context.par();
-        let op = Dense::<T>::within(tall, context).map_err(|error| match error {
+        let par = space.par();
+        let op = Dense::<T>::within(tall, space.clone()).map_err(|error| match error {
             // In the caller's rows and columns, not in those of the transpose.
             Error::NotFinite { .. } if wide => first_not_finite(view),
             error => error,
         })?;
         let mut op = op.watched(watch.clone());
         if self.weighting.is_active(self.rank) {
-            let context = op.context().clone();
-            let root = |l| Ok(Root::new(l, context));
-            return whitened::factor(self, op, root, whitened::Weight::Whole(view), par, start);
+            let root = |l| Ok(Root::boxed(l, &space));
+            return whitened::factor(self, &mut op, &root, whitened::Weight::Whole(view), par, start);
         }
         self.run(&mut op, plan, par, start)
     }
@@ -378,9 +377,8 @@ impl TruncatedSvd {
         let par = crate::current_par();
         if self.weighting.is_active(self.rank) {
             let device = op.device().clone();
-            let root =
-                |l: crate::operator::Entries<T>| crate::cuda::DeviceMatrix::from_host(&device, l.dense().as_ref());
-            return whitened::factor(self, op, root, whitened::Weight::Whole(view), par, start);
+            let root = |l| crate::cuda::DeviceMatrix::boxed_root(&device, l);
+            return whitened::factor(self, &mut op, &root, whitened::Weight::Whole(view), par, start);
         }
         self.run(&mut op, plan, par, start)
     }
@@ -390,7 +388,10 @@ impl TruncatedSvd {
     ///
     /// # Errors
     /// [`Error::Shape`] if `op` is wide (hand over its transpose), and as [`factor`](Self::factor).
-    pub fn factor_operator<T: Scalar, O: LinearOperator<T>>(&self, op: &mut O) -> Result<Factors<T>> {
+    pub fn factor_operator<T: Scalar, S: Space<T>>(
+        &self,
+        op: &mut dyn LinearOperator<T, Space = S>,
+    ) -> Result<Factors<T>> {
         let start = Instant::now();
         let (m, n) = (op.nrows(), op.ncols());
         if m < n {
@@ -406,9 +407,9 @@ impl TruncatedSvd {
     }
 
     /// Solves, brings the factors home and certifies them. `op` is `scale · A`, or `scale · Aᵀ` when A is wide.
-    fn run<T: Scalar, O: LinearOperator<T>>(
+    fn run<T: Scalar, S: Space<T>>(
         &self,
-        op: &mut O,
+        op: &mut dyn LinearOperator<T, Space = S>,
         plan: Plan,
         par: Par,
         start: Instant,
@@ -419,17 +420,18 @@ impl TruncatedSvd {
     }
 
     /// Brings the factors home and certifies them, against `goal` if it is one for `op`.
-    fn finish<T: Scalar, O: LinearOperator<T>>(
+    fn finish<T: Scalar, S: Space<T>>(
         &self,
-        op: &mut O,
+        op: &mut dyn LinearOperator<T, Space = S>,
         plan: Plan,
-        solution: Solution<T, O>,
+        solution: Solution<T, S>,
         goal: Option<&Goal>,
         par: Par,
         start: Instant,
     ) -> Result<Factors<T>> {
         let (m, n) = plan.shape;
         let wide = m < n;
+        let space = op.space().clone();
         let Solution { triplets, rank: k, width, method, sketch, certificate, mut slices, mut notes } = solution;
 
         // The short side first, and its panel goes before the long side comes: that is what most memory is needed for.
@@ -439,18 +441,18 @@ impl TruncatedSvd {
         let reduce = plan.method == Method::Gram && !gram::is_imaged_early::<T>((m.max(n), m.min(n)), width);
         if wide {
             u = Matrix::zeros(m, k);
-            right.bring_home(k, u.as_mut())?;
+            right.bring_home(&space, k, u.as_mut())?;
             drop(right);
-            left = if reduce { left.reduced(k)? } else { left };
+            left = if reduce { left.reduced(&space, k)? } else { left };
             vt = Matrix::zeros(k, n);
-            left.bring_home(k, vt.as_mut().transpose_mut())?;
+            left.bring_home(&space, k, vt.as_mut().transpose_mut())?;
         } else {
             vt = Matrix::zeros(k, n);
-            right.bring_home(k, vt.as_mut().transpose_mut())?;
+            right.bring_home(&space, k, vt.as_mut().transpose_mut())?;
             drop(right);
-            left = if reduce { left.reduced(k)? } else { left };
+            left = if reduce { left.reduced(&space, k)? } else { left };
             u = Matrix::zeros(m, k);
-            left.bring_home(k, u.as_mut())?;
+            left.bring_home(&space, k, u.as_mut())?;
         }
         drop(left); // the certificate's probes take the place of the panels
         let signs = fix_signs(&mut u, &mut vt, par);
@@ -461,7 +463,7 @@ impl TruncatedSvd {
         }
         let (left, right) =
             if wide { (vt.as_ref().transpose(), u.as_ref()) } else { (u.as_ref(), vt.as_ref().transpose()) };
-        let scale = op.scale();
+        let scale = op.facts().scale;
         let certificate = match certificate {
             Some(certificate) => certificate,
             None => certificate::certify(op, left, spectrum.split_at(k), right, captured, self.seed)?,
@@ -479,7 +481,7 @@ impl TruncatedSvd {
             method,
             peak_bytes: plan.peak_bytes_of(method, width, k, true),
             sketch,
-            passes: op.passes(),
+            passes: op.facts().passes,
             notes,
             ..plan.report(self, (k, width), spectrum, norm, &certificate, start.elapsed())
         };
@@ -517,8 +519,8 @@ mod stream {
 }
 
 /// What a method hands to the driver.
-struct Solution<T: Scalar, O: LinearOperator<T>> {
-    triplets: Triplets<T, O>,
+struct Solution<T: Scalar, S: Space<T>> {
+    triplets: Triplets<T, S>,
     /// How many of the triplets are the answer.
     rank: usize,
     /// Columns of the panels.

@@ -30,12 +30,13 @@ use super::single_pass::Sizes;
 use super::triplets::{Triplets, decompose_bytes};
 use super::{Device, Solution, TruncatedSvd, blocked, certificate, full, krylov, randomized, single_pass, whitened};
 use crate::error::{Error, Result};
-use crate::operator::{Dense, HostPanel, LinearOperator, Pass};
+use crate::operator::{Dense, LinearOperator, Pass};
 use crate::rank::Rank;
 use crate::report::Method;
 use crate::report::Report;
 use crate::simd::Scalar;
 use crate::sketch::Sketch;
+use crate::space::{HostPanel, Space};
 use crate::tensor::DType;
 
 /// What the machine does of each kind of work, in f32; products, sketches and copies in f64 are taken at half of it. The defaults are a fit to the times of
@@ -371,14 +372,14 @@ impl Plan {
     }
 
     /// Runs the plan, falling back where the result shows that the method was out of its depth.
-    pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(
+    pub(super) fn solve<T: Scalar, S: Space<T>>(
         &self,
         options: &TruncatedSvd,
-        op: &mut O,
+        op: &mut dyn LinearOperator<T, Space = S>,
         goal: &Goal,
         par: Par,
-    ) -> Result<Solution<T, O>> {
-        let randomized = |op: &mut O| self.randomized(options, op, goal, false, par);
+    ) -> Result<Solution<T, S>> {
+        let randomized = |op: &mut dyn LinearOperator<T, Space = S>| self.randomized(options, op, goal, false, par);
         match self.method {
             Method::Full => full::solve(op, goal, par),
             Method::Gram => {
@@ -422,14 +423,14 @@ impl Plan {
         }
     }
 
-    fn randomized<T: Scalar, O: LinearOperator<T>>(
+    fn randomized<T: Scalar, S: Space<T>>(
         &self,
         options: &TruncatedSvd,
-        op: &mut O,
+        op: &mut dyn LinearOperator<T, Space = S>,
         goal: &Goal,
         sparing: bool,
         par: Par,
-    ) -> Result<Solution<T, O>> {
+    ) -> Result<Solution<T, S>> {
         match self.rank {
             Some(_) => randomized::solve(options, op, self.width, goal, sparing, par),
             None => blocked::solve(options, op, goal, self.width, par),
@@ -437,14 +438,14 @@ impl Plan {
     }
 
     /// What the Gram route found, or what another method does where it could not see enough.
-    pub(super) fn unless_at_the_floor<T: Scalar, O: LinearOperator<T>>(
+    pub(super) fn unless_at_the_floor<T: Scalar, S: Space<T>>(
         &self,
         options: &TruncatedSvd,
-        op: &mut O,
-        solution: Solution<T, O>,
+        op: &mut dyn LinearOperator<T, Space = S>,
+        solution: Solution<T, S>,
         goal: &Goal,
         par: Par,
-    ) -> Result<Solution<T, O>> {
+    ) -> Result<Solution<T, S>> {
         let Triplets { s, captured, .. } = &solution.triplets;
         let short = solution.width < self.width && !goal.is_reached_by::<T>(*captured);
         if short || gram::reaches_floor(s, solution.rank) && op.norm_squared() > 0.0 {

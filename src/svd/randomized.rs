@@ -12,16 +12,17 @@ use crate::operator::LinearOperator;
 use crate::range::{power_iteration, shifted_power_iteration, sparing_power_iteration};
 use crate::report::Method;
 use crate::simd::Scalar;
+use crate::space::Space;
 
 /// `sparing` keeps to little scratch, where another method that took less has failed; without a shift, which has a panel of its own.
-pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(
+pub(super) fn solve<T: Scalar, S: Space<T>>(
     options: &TruncatedSvd,
-    op: &mut O,
+    op: &mut dyn LinearOperator<T, Space = S>,
     width: usize,
     goal: &Goal,
     sparing: bool,
     par: Par,
-) -> Result<Solution<T, O>> {
+) -> Result<Solution<T, S>> {
     let omega = options.omega(op.ncols(), width, stream::RANGE)?;
     let (mut y, mut x) = (op.left(width)?, op.right(width)?);
     if sparing {
@@ -33,7 +34,7 @@ pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(
         power_iteration(op, &omega, options.power_iterations, &mut y, &mut x)?;
     }
     op.apply_adjoint(&y, &mut x)?;
-    let (triplets, rank, notes) = Triplets::from_left(y, x, sparing, |s, captured| goal.rank(s, captured), par)?;
+    let (triplets, rank, notes) = Triplets::from_left(op.space(), y, x, sparing, |s, captured| goal.rank(s, captured), par)?;
     Ok(Solution {
         triplets,
         rank,

@@ -17,7 +17,7 @@ use std::time::Instant;
 use super::{Device, Plan, TruncatedSvd, whitened};
 use crate::error::{Error, Result};
 use crate::factors::Factors;
-use crate::operator::{ReadParams, Root, RowSource, Tiled, Watch, stream};
+use crate::operator::{LinearOperator, ReadParams, Root, RowSource, Tiled, Watch, stream};
 use crate::report::Method;
 use crate::simd::Scalar;
 
@@ -181,10 +181,10 @@ impl TruncatedSvd {
         let par = crate::current_par();
         let mut op = Tiled::<T>::new(source, tile_lines, par, watch.clone())?;
         if weighted {
-            let context = op.context().clone();
-            let root = |l| Ok(Root::new(l, context));
+            let space = op.space().clone();
+            let root = |l| Ok(Root::boxed(l, &space));
             let weight = whitened::Weight::Tiles(shape, dtype);
-            let mut factors = whitened::factor(&options, op, root, weight, par, start)?;
+            let mut factors = whitened::factor(&options, &mut op, &root, weight, par, start)?;
             let report = factors.report_mut();
             report.peak_bytes = peak_bytes;
             report.reason.push_str("; read in tiles");

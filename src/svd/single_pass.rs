@@ -50,6 +50,7 @@ use crate::report::Method;
 use crate::report::Report;
 use crate::simd::Scalar;
 use crate::sketch::{AnySketch, Sketch, SketchOperator};
+use crate::space::Space;
 use crate::small::{self, SmallSvd};
 use crate::tensor::{Element, Matrix, TensorRef};
 
@@ -237,10 +238,10 @@ impl<T: Scalar> SinglePass<T> {
                 dtype: T::DTYPE,
             });
         }
-        self.norm_squared += dense.norm_squared();
+        self.norm_squared += dense.facts().norm_squared;
         self.largest = self.largest.max(dense.largest());
         self.given = given;
-        dense.stream_rows(&mut |first, rows| self.add(first_row + first, rows, par))?;
+        dense.for_each_row_block(&mut |first, rows| self.add(first_row + first, rows, par))?;
         self.elapsed += start.elapsed();
         Ok(())
     }
@@ -454,15 +455,15 @@ fn shrinkage<T: Scalar>(error: &Mat<T>, v: &Mat<T>, weights: &Mat<T>, s: &[T]) -
 }
 
 /// One pass over `op`, which is `plan`'s matrix or its transpose.
-pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(
+pub(super) fn solve<T: Scalar, S: Space<T>>(
     options: &TruncatedSvd,
-    op: &mut O,
+    op: &mut dyn LinearOperator<T, Space = S>,
     plan: &Plan,
     goal: &Goal,
     par: Par,
-) -> Result<Solution<T, O>> {
+) -> Result<Solution<T, S>> {
     let mut state = SinglePass::new(options, plan.clone(), (op.nrows(), op.ncols()))?;
-    op.stream_rows(&mut |first, rows| state.add(first, rows, par))?;
+    op.for_each_row_block(&mut |first, rows| state.add(first, rows, par))?;
     state.norm_squared = op.norm_squared(); // out of core not known before
     state.work = Mat::new();
     let width = state.range.ncols();

@@ -52,15 +52,14 @@ use super::{Plan, Solution, TruncatedSvd, certificate, stream};
 use crate::calibration::Calibration;
 use crate::error::{Error, Result};
 use crate::factors::{Factors, Slices, Weighted};
-use crate::operator::{
-    Dense, Entries, FromPanel, Given, HostPanel, LinearOperator, Panel, STREAMED_ROWS, Triangle, Whitened,
-};
+use crate::operator::{Dense, Entries, Given, LinearOperator, STREAMED_ROWS, Triangle, Whitened};
 use crate::quality;
 use crate::range::{FILTERED_ANEW, Filter, filtered_iteration};
 use crate::rank::Rank;
 use crate::report::{ActivationReport, Method};
 use crate::simd::Scalar;
 use crate::sketch::Sketch;
+use crate::space::{HostPanel, Panel, Space};
 use crate::small;
 use crate::tensor::{DType, Element, MatView};
 use crate::whiten::{self, Fill, Moments, Whitening};
@@ -236,21 +235,14 @@ impl Weight<'_> {
 }
 
 /// `svd.factor` for `op`, the tall one of W and Wᵀ; `w` is W. `root` makes the operator of L on the same kind of panels.
-pub(super) fn factor<T, P, W, L>(
+pub(super) fn factor<T: Scalar, S: Space<T>>(
     svd: &TruncatedSvd,
-    op: W,
-    root: impl FnOnce(Entries<T>) -> Result<L>,
+    op: &mut dyn LinearOperator<T, Space = S>,
+    root: &dyn Fn(Entries<T>) -> Result<Box<dyn LinearOperator<T, Space = S>>>,
     w: Weight<'_>,
     par: Par,
     start: Instant,
-) -> Result<Factors<T>>
-where
-    T: Scalar,
-    P: Panel<T>,
-    W: LinearOperator<T, Left = P, Right = P>,
-    L: LinearOperator<T, Left = P, Right = P>,
-    W::Gram: FromPanel<T, P>,
-{
+) -> Result<Factors<T>> {
     let (m, n) = w.shape();
     let asked = svd.power_iterations;
     // Of a loss that is a tenth of the norm, an error in the directions is ten times the part that it is of the norm: one step more.
@@ -263,9 +255,10 @@ where
     };
     let make = || {
         let (entries, notes) = moments.root::<T>(par)?;
-        Ok((root(entries)?, notes))
+        let root: Box<dyn LinearOperator<T, Space = S>> = root(entries)?;
+        Ok((root, notes))
     };
-    let weight_scale = op.scale();
+    let weight_scale = op.facts().scale;
     let mut write = |dst: faer::MatMut<'_, T>| moments.write_lower(dst, par);
     let diagonal = moments.diagonal();
     let matrix: Option<Given<'_, T>> = if moments.are_a_matrix() { Some((&mut write, &diagonal)) } else { None };
@@ -289,14 +282,12 @@ struct About<'a> {
     start: Instant,
 }
 
-fn project<T, P, W, L>(svd: &TruncatedSvd, mut op: Whitened<'_, T, W, L>, about: About<'_>) -> Result<Factors<T>>
-where
-    T: Scalar,
-    P: Panel<T>,
-    W: LinearOperator<T, Left = P, Right = P>,
-    L: LinearOperator<T, Left = P, Right = P>,
-    W::Gram: FromPanel<T, P>,
-{
+fn project<T: Scalar, S: Space<T>>(
+    svd: &TruncatedSvd,
+    mut op: Whitened<'_, T, S>,
+    about: About<'_>,
+) -> Result<Factors<T>> {
+    let space = op.space().clone();
     let weighting = &svd.weighting;
     let shape = about.w.shape();
     let (plan, mut outputs) = match svd.rank {
@@ -311,19 +302,19 @@ where
     let (panel, found, lost, decomposition) = loop {
         let Outputs { mut panel, back, doubt, found } = outputs;
         let mut bt = op.inputs(found.rank)?;
-        bt.multiply(Accum::Replace, &back, found.coefficients(), T::one())?;
+        space.multiply(&mut bt, Accum::Replace, &back, found.coefficients(), T::one())?;
         drop(back);
         let lost = op.lost(weighting, &bt, &found, about.par)?;
         // The image takes the time in which the eigensolver has one thread.
         let early = gram::is_imaged_early::<T>((op.nrows(), op.ncols()), found.width);
         let meanwhile = || if early { op.form(&mut panel).map(drop) } else { Ok(()) };
-        let decomposition = decompose(bt, false, |s, _| s.len(), about.par, meanwhile)?;
+        let decomposition = decompose(&space, bt, false, |s, _| s.len(), about.par, meanwhile)?;
         op.form(&mut panel)?;
         let (Long::Formed(panel) | Long::Between(panel)) = panel;
         match doubt {
-            Some(subspace) if !gram::is_orthonormal(&op, &panel, Some(found.coefficients()))? => {
+            Some(subspace) if !gram::is_orthonormal(&space, &panel, Some(found.coefficients()))? => {
                 drop((panel, found, decomposition));
-                outputs = op.by_basis(svd, &plan, subspace.into_basis()?, about.par)?;
+                outputs = op.by_basis(svd, &plan, subspace.into_basis(&space)?, about.par)?;
             }
             _ => break (panel, found, lost, decomposition),
         }
@@ -336,7 +327,7 @@ where
     let u = Vectors::Combined(panel, turned);
     let (left, right) = if op.is_wide() { (image, u) } else { (u, image) };
     let rooted = op.has_root();
-    let (mut weight, root_notes) = op.into_parts();
+    let (weight, root_notes) = op.into_parts();
     let mut notes = about.notes;
     notes.extend(root_notes);
     notes.append(&mut found);
@@ -345,7 +336,7 @@ where
     let (share_lost, gains) = lost.map_or((None, Vec::new()), |Lost { share, gains }| (Some(share), gains));
     let slices = Slices::Weighted(Weighted { turn: basis, gains });
     let solution = Solution { triplets, rank: k, width, method, sketch, certificate: None, slices, notes };
-    let mut factors = svd.finish(&mut weight, plan.clone(), solution, None, about.par, about.start)?;
+    let mut factors = svd.finish(weight, plan.clone(), solution, None, about.par, about.start)?;
     if !rooted {
         factors.report_mut().peak_bytes = plan.peak_bytes_of(method, width, k, rooted);
     }
@@ -387,18 +378,11 @@ fn times_power_of_two(x: f64, exponent: i32) -> f64 {
     if part == exponent { x * 2f64.powi(part) } else { times_power_of_two(x * 2f64.powi(part), exponent - part) }
 }
 
-impl<T, P, W, L> Whitened<'_, T, W, L>
-where
-    T: Scalar,
-    P: Panel<T>,
-    W: LinearOperator<T, Left = P, Right = P>,
-    L: LinearOperator<T, Left = P, Right = P>,
-    W::Gram: FromPanel<T, P>,
-{
+impl<T: Scalar, S: Space<T>> Whitened<'_, T, S> {
     /// The panel, formed if it is not.
-    fn form<'p>(&mut self, long: &'p mut Long<P>) -> Result<&'p P> {
+    fn form<'p>(&mut self, long: &'p mut Long<Panel<T, S>>) -> Result<&'p Panel<T, S>> {
         if let Long::Between(x) = long {
-            let mut panel = self.image(x.ncols())?;
+            let mut panel = self.image(self.space().shape(x).1)?;
             self.forward(x, &mut panel)?;
             *long = Long::Formed(panel);
         }
@@ -407,7 +391,7 @@ where
     }
 
     /// The left singular vectors of `W L`, as planned.
-    fn left_vectors(&mut self, svd: &TruncatedSvd, plan: &Plan, par: Par) -> Result<Outputs<T, P>> {
+    fn left_vectors(&mut self, svd: &TruncatedSvd, plan: &Plan, par: Par) -> Result<Outputs<T, Panel<T, S>>> {
         // The projection on the image of the basis is half a step on each side of it.
         let saved = if self.is_wide() { 0 } else { 1 };
         let mut filter = Filter::new(svd.power_iterations.saturating_sub(saved));
@@ -427,7 +411,7 @@ where
     }
 
     /// The same with this filter, if the plan has one.
-    fn left_vectors_by(&mut self, svd: &TruncatedSvd, plan: &Plan, filter: Filter, par: Par) -> Result<Outputs<T, P>> {
+    fn left_vectors_by(&mut self, svd: &TruncatedSvd, plan: &Plan, filter: Filter, par: Par) -> Result<Outputs<T, Panel<T, S>>> {
         let goal = plan.goal(self.norm_squared());
         let solution = if self.is_wide() && plan.method == Method::Gram {
             match self.wide_by_gram(svd, plan, filter, &goal, par)? {
@@ -452,20 +436,20 @@ where
     }
 
     /// The left vectors of a solution.
-    fn of_solution(&mut self, solution: Solution<T, Self>) -> Result<Outputs<T, P>> {
+    fn of_solution(&mut self, solution: Solution<T, S>) -> Result<Outputs<T, Panel<T, S>>> {
         let Solution { triplets, rank, width, method, sketch, notes, .. } = solution;
         let Triplets { left, s, right, by_qr, .. } = triplets;
         let vectors = if self.is_wide() { right } else { left };
         let (panel, coefficients) = match vectors {
             Vectors::Combined(panel, coefficients) => (panel, coefficients),
             Vectors::Panel(panel) => {
-                let k = panel.ncols();
+                let k = self.space().shape(&panel).1;
                 (panel, Mat::identity(k, k))
             }
             Vectors::Small(vectors) => {
                 let k = vectors.ncols();
                 let mut panel = self.outputs(k)?;
-                panel.copy_from_host(vectors.as_ref())?;
+                self.space().fill(&mut panel, &mut |mut panel| panel.copy_from(vectors.as_ref()))?;
                 (panel, Mat::identity(k, k))
             }
         };
@@ -475,7 +459,7 @@ where
         let back = match from_image {
             Some(back) => back,
             None => {
-                let mut back = self.inputs(panel.ncols())?;
+                let mut back = self.inputs(self.space().shape(&panel).1)?;
                 self.back(&panel, &mut back)?;
                 back
             }
@@ -492,12 +476,14 @@ where
         filter: Filter,
         goal: &Goal,
         par: Par,
-    ) -> Result<Outputs<T, P>> {
+    ) -> Result<Outputs<T, Panel<T, S>>> {
         let width = plan.width;
         let early = gram::is_imaged_early::<T>((self.nrows(), self.ncols()), width);
         let (subspace, damped) = Subspace::find(svd, self, (width, filter), early)?;
         let mut to_be = None;
+        let space = self.space().clone();
         let projection = subspace.project(
+            &space,
             |s, captured| goal.rank(s, captured),
             par,
             |v| {
@@ -511,7 +497,7 @@ where
             ControlFlow::Break(projection) => projection,
             ControlFlow::Continue(subspace) => {
                 drop(to_be);
-                let mut outputs = self.by_basis(svd, plan, subspace.into_basis()?, par)?;
+                let mut outputs = self.by_basis(svd, plan, subspace.into_basis(&space)?, par)?;
                 outputs.found.damped = damped;
                 return Ok(outputs);
             }
@@ -522,7 +508,7 @@ where
             Some(to_be) => to_be,
             None => {
                 let mut directions = self.right(rank)?;
-                directions.multiply(Accum::Replace, &subspace.v, coefficients.as_ref(), T::one())?;
+                space.multiply(&mut directions, Accum::Replace, &subspace.v, coefficients.as_ref(), T::one())?;
                 coefficients = Mat::identity(rank, rank);
                 self.image_to_be(&directions)?
             }
@@ -536,7 +522,7 @@ where
     }
 
     /// The same by the image of a basis, where G did not tell.
-    fn by_basis(&mut self, svd: &TruncatedSvd, plan: &Plan, basis: P, par: Par) -> Result<Outputs<T, P>> {
+    fn by_basis(&mut self, svd: &TruncatedSvd, plan: &Plan, basis: Panel<T, S>, par: Par) -> Result<Outputs<T, Panel<T, S>>> {
         let goal = plan.goal(self.norm_squared());
         let solution = gram::from_basis(self, basis, Some(svd.sketch), &goal, par)?;
         let solution = plan.unless_at_the_floor(svd, self, solution, &goal, par)?;
@@ -551,10 +537,11 @@ where
         filter: Filter,
         goal: &Goal,
         par: Par,
-    ) -> Result<std::result::Result<Outputs<T, P>, String>> {
+    ) -> Result<std::result::Result<Outputs<T, Panel<T, S>>, String>> {
         let roots = |squares: &[T]| -> Vec<T> {
             squares.iter().map(|&x| <T as Element>::from_f64(Element::to_f64(x).max(0.0).sqrt())).collect()
         };
+        let space = self.space().clone();
         let mut damped = 0.0;
         let (panel, coefficients, s, captured, sketch, back, remedy) =
             if plan.eigenvectors() == Some(Eigenvectors::Dense) {
@@ -563,7 +550,7 @@ where
                     None => (goal.rank_given(&roots(squares), 0.0) + svd.oversample).min(plan.width),
                 };
                 let gram::Dominant { basis, values: squares, remedy } = gram::dense(self, width)?;
-                let l = basis.ncols();
+                let l = space.shape(&basis).1;
                 let captured = squares[..l].iter().map(|&x| Element::to_f64(x)).sum();
                 let mut back = self.inputs(l)?;
                 self.back(&basis, &mut back)?;
@@ -573,23 +560,23 @@ where
                 let mut g = self.gram()?;
                 let omega = svd.omega(self.ncols(), l, stream::RANGE)?;
                 let (mut v, mut image) = (self.right(l)?, self.right(l)?);
-                damped = filtered_iteration(&mut g, self.norm_squared(), &omega, filter, &mut v, &mut image)?;
+                damped = filtered_iteration(&space, &mut g, self.norm_squared(), &omega, filter, &mut v, &mut image)?;
                 g.apply(&v, &mut image)?;
                 drop(g);
                 let mut h = Mat::<T>::zeros(l, l);
-                v.inner(&image, h.as_mut())?;
+                space.inner(&v, &image, h.as_mut())?;
                 drop(image);
                 let mut h = Mat::from_fn(l, l, |i, j| Element::to_f64(h[(i.max(j), i.min(j))]));
                 let captured = (0..l).map(|i| h[(i, i)]).sum();
                 let unit = small::normalize(h.as_mut());
                 let mut back = self.inputs(l)?;
                 let small::Eigen { values, vectors, remedy } =
-                    symmetric_eigen_beside(&v, h.as_ref(), par, || self.back(&v, &mut back))?;
+                    symmetric_eigen_beside(&space, h.as_ref(), par, || self.back(&v, &mut back))?;
                 let squares: Vec<T> = values.iter().rev().map(|x| <T as Element>::from_f64(x * unit)).collect();
                 let coefficients = Mat::from_fn(l, l, |i, j| <T as Element>::from_f64(vectors[(i, l - 1 - j)]));
                 (v, coefficients, roots(&squares), captured, Some(svd.sketch), back, remedy)
             };
-        let width = panel.ncols();
+        let width = space.shape(&panel).1;
         let rank = goal.rank(&s, captured);
         let short = width < plan.width && !goal.is_reached_by::<T>(captured);
         if short || gram::reaches_floor(&s, rank) && self.norm_squared() > 0.0 {
@@ -604,7 +591,7 @@ where
     /// How much of the outputs is lost, on the calibration: by subtraction, of the norm that weighed the error where that is what is
     /// asked, or of the samples' own. None without calibration; zero if the outputs
     /// are, and only then.
-    fn lost(&mut self, weighting: &Weighting, bt: &P, found: &Found<T>, par: Par) -> Result<Option<Lost>> {
+    fn lost(&mut self, weighting: &Weighting, bt: &Panel<T, S>, found: &Found<T>, par: Par) -> Result<Option<Lost>> {
         let norm_squared = self.norm_squared();
         let exact = weighting.whitening == Whitening::Full && weighting.blend == 1.0;
         Ok(match &weighting.calibration {
@@ -623,14 +610,14 @@ where
             }
             Some(c) => {
                 let data = Data::new(self, c, par)?;
-                let gains: Vec<f64> = data.gains(bt)?.into_iter().map(|gain| gain / data.whole).collect();
+                let gains: Vec<f64> = data.gains(self.space(), bt)?.into_iter().map(|gain| gain / data.whole).collect();
                 Some(Lost { share: (1.0 - gains.iter().sum::<f64>()).max(f64::MIN_POSITIVE), gains })
             }
         })
     }
 
     /// The smallest rank whose outputs have a cosine of at least `q` with the true ones.
-    fn by_quality(&mut self, svd: &TruncatedSvd, about: &About<'_>, q: f64) -> Result<(Plan, Outputs<T, P>)> {
+    fn by_quality(&mut self, svd: &TruncatedSvd, about: &About<'_>, q: f64) -> Result<(Plan, Outputs<T, Panel<T, S>>)> {
         let weighting = &svd.weighting;
         let shape = about.w.shape();
         let par = about.par;
@@ -648,15 +635,16 @@ where
             let mut outputs = self.left_vectors(&options, &plan, par)?;
             if let Some(subspace) = outputs.doubt.take() {
                 let panel = self.form(&mut outputs.panel)?;
-                if !gram::is_orthonormal(self, panel, Some(outputs.found.coefficients()))? {
-                    outputs = self.by_basis(&options, &plan, subspace.into_basis()?, par)?;
+                if !gram::is_orthonormal(self.space(), panel, Some(outputs.found.coefficients()))? {
+                    outputs = self.by_basis(&options, &plan, subspace.into_basis(&self.space().clone())?, par)?;
                 }
             }
             let gains: Vec<f64> = match &data {
                 Some(data) => {
                     let mut bt = self.inputs(tried)?;
-                    bt.multiply(Accum::Replace, &outputs.back, outputs.found.coefficients(), T::one())?;
-                    data.gains(&bt)?
+                    let coefficients = outputs.found.coefficients();
+                    self.space().multiply(&mut bt, Accum::Replace, &outputs.back, coefficients, T::one())?;
+                    data.gains(self.space(), &bt)?
                 }
                 None => outputs.found.s.iter().take(tried).map(|&s| Element::to_f64(s).powi(2)).collect(),
             };
@@ -695,13 +683,7 @@ struct Data<T> {
 
 impl<T: Scalar> Data<T> {
     /// Those of the samples of `c`.
-    fn new<P, W, L>(op: &mut Whitened<'_, T, W, L>, c: &Calibration, par: Par) -> Result<Self>
-    where
-        P: Panel<T>,
-        W: LinearOperator<T, Left = P, Right = P>,
-        L: LinearOperator<T, Left = P, Right = P>,
-        W::Gram: FromPanel<T, P>,
-    {
+    fn new<S: Space<T>>(op: &mut Whitened<'_, T, S>, c: &Calibration, par: Par) -> Result<Self> {
         let n = c.features();
         let moments = Moments::of::<T>(c)?;
         let mut half = Mat::zeros(n, n);
@@ -712,10 +694,10 @@ impl<T: Scalar> Data<T> {
     }
 
     /// `b_iᵀ M b_i` for the columns of a panel.
-    fn gains<P: Panel<T>>(&self, b: &P) -> Result<Vec<f64>> {
-        let (n, k) = (b.nrows(), b.ncols());
+    fn gains<S: Space<T>>(&self, space: &S, b: &Panel<T, S>) -> Result<Vec<f64>> {
+        let (n, k) = space.shape(b);
         let (mut host, mut y) = (Mat::zeros(n, k), Mat::zeros(n, k));
-        b.copy_to_host(host.as_mut())?;
+        space.download(b, host.as_mut())?;
         let (lower, full) = (BlockStructure::TriangularLower, BlockStructure::Rectangular);
         let (t, x) = (self.half.as_ref(), host.as_ref());
         triangular::matmul(y.as_mut(), full, Accum::Replace, t, lower, x, full, T::one(), self.par);

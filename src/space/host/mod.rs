@@ -5,7 +5,7 @@ mod panel;
 mod product;
 
 pub use memory::{Host, Workspace};
-pub(crate) use memory::{Buffer, zeros};
+pub(crate) use memory::zeros;
 pub use panel::HostPanel;
 pub(crate) use panel::leading_dimension;
 pub(crate) use product::{congruence, product, product_bytes};
