@@ -211,6 +211,7 @@ impl Error {
     }
 
     /// An error of a device.
+    #[cfg(feature = "linalg")]
     #[cold]
     pub(crate) fn device(fault: DeviceFault, detail: impl fmt::Display) -> Self {
         Error::Device { fault, detail: detail.to_string() }

@@ -158,7 +158,7 @@ impl<T: Scalar> Factors<T> {
         let narrow = |c: Mat<f64>| Mat::<T>::from_fn(whole, k, |i, j| <T as Element>::from_f64(c[(i, j)]));
         let (left, right) = (narrow(&kept * &b), narrow(z));
         let (mut u, mut vt) = (Matrix::zeros(m, k), Matrix::zeros(k, n));
-        let par = crate::current_par();
+        let par = crate::parallel::current_par();
         matmul(u.as_mut(), Accum::Replace, self.u.as_ref(), left.as_ref(), T::one(), par);
         matmul(vt.as_mut(), Accum::Replace, right.transpose(), self.vt.as_ref(), T::one(), par);
         let signs = fix_signs(&mut u, &mut vt, par);
@@ -205,7 +205,7 @@ impl<T: Scalar> Factors<T> {
         let samples = samples_as::<T>("Factors::apply", x, self.vt.ncols())?;
         let mut y = Matrix::zeros(samples.nrows(), self.u.nrows());
         let mut c = Mat::<T>::zeros(samples.nrows(), self.rank());
-        self.apply_into(samples.as_ref(), 1.0, c.as_mut(), y.as_mut(), crate::current_par());
+        self.apply_into(samples.as_ref(), 1.0, c.as_mut(), y.as_mut(), crate::parallel::current_par());
         Ok(y)
     }
 
@@ -223,7 +223,7 @@ impl<T: Scalar> Factors<T> {
     pub fn reconstruct(&self) -> Matrix<T> {
         let (up, _) = self.split(Split::Left);
         let mut w = Matrix::zeros(self.u.nrows(), self.vt.ncols());
-        matmul(w.as_mut(), Accum::Replace, up.as_ref(), self.vt.as_ref(), T::one(), crate::current_par());
+        matmul(w.as_mut(), Accum::Replace, up.as_ref(), self.vt.as_ref(), T::one(), crate::parallel::current_par());
         w
     }
 }

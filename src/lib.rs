@@ -5,7 +5,8 @@
 //! Walsh-Hadamard transforms, sketches, orthonormalization, range finders and SVD drivers. It knows no ML framework and
 //! no model file format.
 //!
-//! ```
+#![cfg_attr(feature = "linalg", doc = "```")]
+#![cfg_attr(not(feature = "linalg"), doc = "```ignore")]
 //! use tensorslim::{DType, Rank, Sketch, Split, TensorRef, TruncatedSvd};
 //!
 //! let bytes = vec![0x3cu8; 2 * 256 * 96]; // bf16, 256 × 96, from wherever weights come
@@ -43,14 +44,37 @@
 //!   batch              many tensors: schedule, failures, progress, resume, shards
 //!   svd                TruncatedSvd, Plan; full, gram, randomized  factors   U, s, Vᵀ, report
 //!   rank  quality      how many, of one matrix or a budget's; how good for given inputs
-//!   whiten  calibration  the root of the second moments of inputs; statistics of them
+//!   calibration        second moments of inputs: statistics, their square roots, the file format
 //!   range              power and subspace iteration
 //!   operator           LinearOperator: what algorithms see of a matrix          cuda   both on a GPU (feature `cuda`)
 //!   space              Space: where tall panels live, and who computes on them
 //!   sketch  qr         Gaussian, SRHT, sparse sign; Householder, CholeskyQR, TSQR
 //!   fwht  rng          transforms; Philox4x32-10
 //!   simd               instruction sets, Lanes, conversions, reductions
-//!   tensor  error      TensorRef, Matrix; Error
+//!   parallel           the only door to threads
+//!   tensor  error      TensorRef, TensorMut, Matrix; Error
+//! ```
+//!
+//! # Features
+//!
+//! | feature | gives | on by default |
+//! |---|---|---|
+//! | `linalg` | all but the rows `fwht`, `simd`, `parallel`, `tensor` of the map and the rules of [`rank`]; needs faer | yes |
+//! | `rayon` | threads; without it the same functions run on the calling thread | with `linalg` |
+//! | `npy` | `.npy` files | no |
+//! | `cuda` | factorization on an NVIDIA GPU | no |
+//! | `cli` | the command line | no |
+//!
+//! A crate that needs the transforms and the random numbers alone takes `default-features = false`:
+//!
+//! ```
+//! use tensorslim::{TensorMut, Threads, fwht};
+//!
+//! let mut vectors = vec![0.0f32; 3 * 768];
+//! vectors[1] = 1.0;
+//! fwht::orthonormal_rows(TensorMut::new(&mut vectors, 3, 768)?, Threads::Pool)?;
+//! assert!(vectors[..768].iter().all(|x| (x.abs() - 768f32.sqrt().recip()).abs() < 1e-7));
+//! # Ok::<(), tensorslim::Error>(())
 //! ```
 //!
 //! # Promises
@@ -62,99 +86,58 @@
 //! * Peak memory is known before the call.
 //! * Bad input is a typed [`Error`], never a panic; what was clamped or fell back is in the [`Report`].
 
+#[cfg(feature = "linalg")]
 pub mod batch;
+#[cfg(feature = "linalg")]
 pub mod calibration;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod error;
+#[cfg(feature = "linalg")]
 pub mod factors;
 pub mod fwht;
+#[cfg(feature = "linalg")]
 mod linalg;
 #[cfg(feature = "npy")]
 pub mod npy;
+#[cfg(feature = "linalg")]
 pub mod operator;
+mod parallel;
+#[cfg(feature = "linalg")]
 pub mod qr;
+#[cfg(feature = "linalg")]
 pub mod quality;
+#[cfg(feature = "linalg")]
 pub mod range;
 pub mod rank;
+#[cfg(feature = "linalg")]
 pub mod report;
 pub mod rng;
 pub mod simd;
+#[cfg(feature = "linalg")]
 pub mod sketch;
-pub mod space;
+#[cfg(feature = "linalg")]
 mod small;
+#[cfg(feature = "linalg")]
+pub mod space;
+#[cfg(feature = "linalg")]
 pub mod svd;
 pub mod tensor;
-pub mod whiten;
 
-pub use calibration::{Calibration, CalibrationOptions};
 pub use error::{Error, Result};
-pub use factors::{Factors, Pivoted, Split};
-pub use faer::dyn_stack;
-pub use faer::{MatMut, MatRef, Par};
-pub use space::Workspace;
+pub use parallel::Threads;
 pub use rank::{Rank, rank_saves_memory};
-pub use report::{ErrorKind, Method, Report};
 pub use simd::Scalar;
-pub use sketch::{AnySketch, Sketch, SketchOperator};
-pub use svd::{Device, Plan, TruncatedSvd};
-pub use tensor::{DType, Element, MatView, Matrix, TensorRef};
-pub use whiten::Whitening;
+pub use tensor::{DType, Element, Matrix, TensorMut, TensorRef};
 
-/// The threads of the current rayon pool.
-pub(crate) fn current_par() -> Par {
-    match rayon::current_num_threads() {
-        1 => Par::Seq,
-        threads => Par::rayon(threads),
-    }
-}
-
-/// `f` from inside of the current rayon pool, if it is to run on threads: called from outside, every parallel step of it would
-/// wake the pool anew and put the caller to sleep.
-pub(crate) fn in_pool<R: Send>(par: Par, f: impl FnOnce() -> R + Send) -> R {
-    match par {
-        Par::Rayon(_) if rayon::current_thread_index().is_none() => rayon::scope(|_| f()),
-        _ => f(),
-    }
-}
-
-/// `work` on another thread, if there is one, while this one does `here`, which need not be able to move between threads.
-pub(crate) fn beside<R: Send>(
-    par: Par,
-    work: impl FnOnce() -> R + Send,
-    here: impl FnOnce() -> Result<()>,
-) -> Result<R> {
-    if matches!(par, Par::Seq) {
-        here()?;
-        return Ok(work());
-    }
-    let mut result = None;
-    rayon::in_place_scope(|scope| {
-        scope.spawn(|_| result = Some(work()));
-        here()
-    })?;
-    Ok(result.expect("the scope waits for it"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn beside_gives_both() {
-        for par in [Par::Seq, Par::rayon(2)] {
-            let mut here = 0;
-            let there = beside(
-                par,
-                || 6 * 7,
-                || {
-                    here = 1;
-                    Ok(())
-                },
-            );
-            assert_eq!((there.unwrap(), here), (42, 1));
-            let failed = beside(par, || 0, || Err(Error::Cancelled));
-            assert!(matches!(failed, Err(Error::Cancelled)));
-        }
-    }
-}
+#[cfg(feature = "linalg")]
+pub use {
+    calibration::{Calibration, CalibrationOptions, Whitening},
+    factors::{Factors, Pivoted, Split},
+    faer::{MatMut, MatRef, Par, dyn_stack},
+    report::{ErrorKind, Method, Report},
+    sketch::{AnySketch, Sketch, SketchOperator},
+    space::Workspace,
+    svd::{Device, Plan, TruncatedSvd},
+    tensor::MatView,
+};

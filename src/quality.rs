@@ -19,6 +19,7 @@ use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::{Accum, Mat, MatRef, Par};
 
 use crate::calibration::Calibration;
+use crate::calibration::Moments;
 use crate::error::{Error, Result};
 use crate::factors::Factors;
 use crate::operator::{Dense, LinearOperator, Pass};
@@ -26,7 +27,6 @@ use crate::simd::Scalar;
 use crate::simd::convert::convert;
 use crate::space::HostPanel;
 use crate::tensor::{DType, Element, MatView, TensorRef, with_view};
-use crate::whiten::Moments;
 
 /// Agreement of the outputs of a layer before and after.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -154,7 +154,7 @@ pub(crate) fn expected_view<T: Scalar>(w: MatView<'_>, f: &Factors<T>, c: &Calib
     if c.features() != n {
         return Err(Error::shape("quality::expected", format_args!("statistics of {n} features"), c.features()));
     }
-    let par = crate::current_par();
+    let par = crate::parallel::current_par();
     let of_samples = 2f64.powi(c.exponent() - Moments::of::<f64>(c)?.exponent());
     let squares = Squares::new(c, par);
     let v = Mat::from_fn(n, k, |j, i| Element::to_f64(f.vt().row(i)[j]));
@@ -296,7 +296,7 @@ fn weight<'a, T: Scalar>(w: MatView<'a>, f: &Factors<T>) -> Result<Dense<'a, T>>
         let got = format_args!("{}×{}", w.nrows(), w.ncols());
         return Err(Error::shape("quality", format_args!("the {m}×{n} weight"), got));
     }
-    Dense::new(w, crate::current_par())
+    Dense::new(w, crate::parallel::current_par())
 }
 
 /// The power of two that keeps samples in range, which are checked as matrices are.
@@ -305,7 +305,7 @@ fn sample_scale<T: Scalar>(x: MatView<'_>, f: &Factors<T>) -> Result<f64> {
     if x.ncols() != n {
         return Err(Error::shape("quality", format_args!("samples of {n} features"), x.ncols()));
     }
-    Ok(Dense::<T>::new(x, crate::current_par())?.facts().scale)
+    Ok(Dense::<T>::new(x, crate::parallel::current_par())?.facts().scale)
 }
 
 /// Sends the rows of `x`, times `scale`, through `weight` and `f` in blocks and gives what comes out of each to `sink`, in order.
@@ -317,7 +317,7 @@ fn compare<T: Scalar>(
     mut sink: impl FnMut(Sums),
 ) -> Result<()> {
     let (m, k) = (f.u().nrows(), f.rank());
-    let par = crate::current_par();
+    let par = crate::parallel::current_par();
     for_each_output(weight, x, scale, |weight, samples, before| {
         let rows = samples.as_ref().ncols();
         let mut c = Mat::zeros(rows, k);
@@ -368,7 +368,7 @@ fn for_each_output<T: Scalar>(
 
 /// `‖c W Xᵀ‖_F²`, rows of `x` of moderate size, and the power of two c that keeps W in range.
 pub(crate) fn output_norm_squared<T: Scalar>(w: MatView<'_>, x: MatRef<'_, f64>) -> Result<(f64, f64)> {
-    let mut weight = Dense::<T>::new(w, crate::current_par())?;
+    let mut weight = Dense::<T>::new(w, crate::parallel::current_par())?;
     let mut total = 0.0;
     for_each_output(&mut weight, f64::view(x), 1.0, |_, _, y| {
         total += (0..y.as_ref().ncols()).map(|j| column_norm_squared(y.as_ref(), j)).sum::<f64>();

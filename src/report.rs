@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
+use crate::calibration::Whitening;
 use crate::error::{Error, Result};
 use crate::sketch::Sketch;
 use crate::tensor::DType;
-use crate::whiten::Whitening;
 
 /// How the factorization is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]

@@ -9,13 +9,24 @@
 //!      matricize(1)  ->  m = out, n = in·kh·kw, strides [in·kh·kw, 1]
 //! ```
 //!
-//! Everything below this file works on [`MatView`]: a `faer::MatRef` of one of the four element types.
+//! A [`TensorMut`] is a matrix that is worked on in place: a typed slice and two strides. What multiplies and decomposes
+//! takes faer's views, which `view.rs` makes of these (feature `linalg`): a [`MatView`] is a `faer::MatRef` of one of the
+//! four element types.
+
+use std::marker::PhantomData;
 
 use bytemuck::Pod;
-use faer::{Mat, MatMut, MatRef};
 use half::{bf16, f16};
 
 use crate::error::{Error, Result};
+
+#[cfg(feature = "linalg")]
+mod view;
+
+#[cfg(feature = "linalg")]
+pub use view::MatView;
+#[cfg(feature = "linalg")]
+pub(crate) use view::{ArithmeticMut, arithmetic_mut, with_view};
 
 /// The element types that tensors are stored in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -88,7 +99,8 @@ pub trait Element: sealed::Sealed + Pod + Send + Sync + std::fmt::Debug + 'stati
     /// The nearest value of this type, ties to even; out of range becomes an infinity.
     fn from_f64(x: f64) -> Self;
     /// A view of a matrix of this type.
-    fn view(a: MatRef<'_, Self>) -> MatView<'_>;
+    #[cfg(feature = "linalg")]
+    fn view(a: faer::MatRef<'_, Self>) -> MatView<'_>;
     #[doc(hidden)]
     fn slice(a: &[Self]) -> Slice<'_>;
 }
@@ -101,7 +113,8 @@ macro_rules! element {
             fn to_f64(self) -> f64 { self.into() }
             #[inline(always)]
             fn from_f64(x: f64) -> Self { round_from_f64::$t(x) }
-            fn view(a: MatRef<'_, Self>) -> MatView<'_> { MatView::$v(a) }
+            #[cfg(feature = "linalg")]
+            fn view(a: faer::MatRef<'_, Self>) -> MatView<'_> { MatView::$v(a) }
             fn slice(a: &[Self]) -> Slice<'_> { Slice::$v(a) }
         }
     )*};
@@ -130,100 +143,6 @@ pub enum Slice<'a> {
     BF16(&'a [bf16]),
     F32(&'a [f32]),
     F64(&'a [f64]),
-}
-
-/// Runs `$body` with `$a` bound to the `MatRef` inside a [`MatView`], once per element type.
-macro_rules! with_view {
-    ($view:expr, $a:ident => $body:expr) => {
-        match $view {
-            $crate::tensor::MatView::F16($a) => $body,
-            $crate::tensor::MatView::BF16($a) => $body,
-            $crate::tensor::MatView::F32($a) => $body,
-            $crate::tensor::MatView::F64($a) => $body,
-        }
-    };
-}
-pub(crate) use with_view;
-
-/// A strided `m × n` matrix of any element type.
-#[derive(Debug, Clone, Copy)]
-pub enum MatView<'a> {
-    /// Binary16.
-    F16(MatRef<'a, f16>),
-    /// Bfloat16.
-    BF16(MatRef<'a, bf16>),
-    /// Binary32.
-    F32(MatRef<'a, f32>),
-    /// Binary64.
-    F64(MatRef<'a, f64>),
-}
-
-impl<'a> MatView<'a> {
-    /// Rows, `m`.
-    pub fn nrows(&self) -> usize {
-        with_view!(self, a => a.nrows())
-    }
-
-    /// Columns, `n`.
-    pub fn ncols(&self) -> usize {
-        with_view!(self, a => a.ncols())
-    }
-
-    /// The element type.
-    pub fn dtype(&self) -> DType {
-        match self {
-            MatView::F16(_) => DType::F16,
-            MatView::BF16(_) => DType::BF16,
-            MatView::F32(_) => DType::F32,
-            MatView::F64(_) => DType::F64,
-        }
-    }
-
-    /// The view as a matrix of `E`, if that is what it stores.
-    pub fn typed<E: Element>(self) -> Option<MatRef<'a, E>> {
-        if self.dtype() != E::DTYPE {
-            return None;
-        }
-        with_view!(self, a => {
-            let (m, n, rs, cs) = (a.nrows(), a.ncols(), a.row_stride(), a.col_stride());
-            // SAFETY: `E` is the element type of `a`, by the test above (`DTYPE` is one to one over the sealed
-            // types); pointer, shape, strides and lifetime are those of `a`.
-            Some(unsafe { MatRef::from_raw_parts(a.as_ptr().cast::<E>(), m, n, rs, cs) })
-        })
-    }
-
-    /// The same elements as an `n × m` matrix.
-    pub fn transpose(self) -> MatView<'a> {
-        with_view!(self, a => Element::view(a.transpose()))
-    }
-
-    /// Rows `first..first + count`.
-    pub fn subrows(self, first: usize, count: usize) -> MatView<'a> {
-        with_view!(self, a => Element::view(a.subrows(first, count)))
-    }
-}
-
-/// A mutable matrix of one of the two arithmetic types, known by name. Where generic code ends in one of these, the
-/// kernels behind it are compiled once, here, and not in every crate that calls them.
-pub(crate) enum ArithmeticMut<'a> {
-    F32(MatMut<'a, f32>),
-    F64(MatMut<'a, f64>),
-}
-
-/// `y` by the name of its element type.
-///
-/// # Panics
-/// If that is f16 or bf16, in which no arithmetic is done.
-pub(crate) fn arithmetic_mut<T: Element>(y: MatMut<'_, T>) -> ArithmeticMut<'_> {
-    let (m, n, rs, cs, at) = (y.nrows(), y.ncols(), y.row_stride(), y.col_stride(), y.as_ptr_mut());
-    match T::DTYPE {
-        // SAFETY: `T` is f32 (`DTYPE` is one to one over the sealed types); pointer, shape, strides and lifetime are
-        // those of `y`, which is consumed.
-        DType::F32 => ArithmeticMut::F32(unsafe { MatMut::from_raw_parts_mut(at.cast(), m, n, rs, cs) }),
-        // SAFETY: `T` is f64, and as above.
-        DType::F64 => ArithmeticMut::F64(unsafe { MatMut::from_raw_parts_mut(at.cast(), m, n, rs, cs) }),
-        DType::F16 | DType::BF16 => unreachable!("arithmetic is in f32 or f64"),
-    }
 }
 
 /// A borrowed tensor: any of the four element types, any number of axes, any strides that do not overlap.
@@ -305,29 +224,7 @@ impl<'a> TensorRef<'a> {
     /// [`Error::Overlap`] if two indices may share an address, [`Error::Shape`] if the data is too short or the
     /// number of strides is not the number of axes.
     pub fn with_strides(mut self, strides: &[isize]) -> Result<Self> {
-        let op = "TensorRef::with_strides";
-        if strides.len() != self.shape.len() {
-            return Err(Error::shape(op, format_args!("{} strides", self.shape.len()), strides.len()));
-        }
-        let too_large = || Error::TooLarge { shape: self.shape.clone() };
-        let mut axes: Vec<(usize, usize)> = (self.shape.iter())
-            .zip(strides)
-            .filter(|&(&dim, _)| dim > 1)
-            .map(|(&dim, &stride)| (stride.unsigned_abs(), dim))
-            .collect();
-        axes.sort_unstable();
-        // Each stride must step over everything the smaller ones span. Sufficient, and exact for every layout
-        // that slicing, transposing and reversing can make.
-        let mut span = 0usize;
-        for &(stride, dim) in &axes {
-            if stride <= span {
-                return Err(Error::Overlap { shape: self.shape.clone(), strides: strides.to_vec() });
-            }
-            span = (dim - 1).checked_mul(stride).and_then(|s| span.checked_add(s)).ok_or_else(too_large)?;
-        }
-        if span >= self.data.len() {
-            return Err(Error::shape(op, format_args!("at least {} elements", span + 1), self.data.len()));
-        }
+        check_strides("TensorRef::with_strides", &self.shape, strides, self.data.len())?;
         self.strides = strides.to_vec();
         Ok(self)
     }
@@ -375,32 +272,131 @@ impl<'a> TensorRef<'a> {
             _ => Err(Error::Layout { shape: self.shape.clone(), strides: self.strides.clone() }),
         }
     }
+}
 
-    /// The tensor as a matrix view.
+/// A borrowed mutable `m × n` matrix of any strides that do not overlap: what is transformed in place.
+///
+/// A batch of vectors is the rows of one. Unlike a [`TensorRef`], it knows its element type and may be empty.
+pub struct TensorMut<'a, T> {
+    /// Element (0, 0). With the strides it reaches `nrows · ncols` distinct elements, which are borrowed for `'a`.
+    first: *mut T,
+    nrows: usize,
+    ncols: usize,
+    row_stride: isize,
+    col_stride: isize,
+    borrowed: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: it is a mutable borrow of elements that nothing else reaches, as `&mut [T]` is, which is Send for such T.
+unsafe impl<T: Send> Send for TensorMut<'_, T> {}
+// SAFETY: a shared reference to it gives access to no element, only to its shape and strides.
+unsafe impl<T: Sync> Sync for TensorMut<'_, T> {}
+
+impl<'a, T> TensorMut<'a, T> {
+    /// A row-major `nrows × ncols` matrix over all of `data`.
     ///
     /// # Errors
-    /// [`Error::Shape`] unless it has two axes (see [`matricize`](Self::matricize)).
-    pub fn view(&self) -> Result<MatView<'a>> {
-        let (&[m, n], &[rs, cs]) = (&self.shape[..], &self.strides[..]) else {
-            return Err(Error::shape(
-                "matrix view",
-                "a tensor of 2 axes (group them with matricize)",
-                format_args!("shape {:?}", self.shape),
-            ));
-        };
-        fn view<E: Element>(data: &[E], m: usize, n: usize, rs: isize, cs: isize) -> MatView<'_> {
-            let back = |dim: usize, stride: isize| if stride < 0 { (dim - 1) * stride.unsigned_abs() } else { 0 };
-            let first = &data[back(m, rs) + back(n, cs)..];
-            // SAFETY: `with_strides` and `new` proved that every index lands inside `data` when the element of
-            // lowest address is `data[0]`; `first` is the element of index (0, 0) under that rule.
-            E::view(unsafe { MatRef::from_raw_parts(first.as_ptr(), m, n, rs, cs) })
+    /// [`Error::Shape`] if the length is not `nrows · ncols`.
+    pub fn new(data: &'a mut [T], nrows: usize, ncols: usize) -> Result<Self> {
+        if Some(data.len()) != nrows.checked_mul(ncols) {
+            return Err(Error::shape("TensorMut::new", format_args!("{nrows}×{ncols} elements"), data.len()));
         }
-        Ok(match self.data {
-            Slice::F16(d) => view(d, m, n, rs, cs),
-            Slice::BF16(d) => view(d, m, n, rs, cs),
-            Slice::F32(d) => view(d, m, n, rs, cs),
-            Slice::F64(d) => view(d, m, n, rs, cs),
-        })
+        let (first, row_stride) = (data.as_mut_ptr(), ncols as isize);
+        Ok(TensorMut { first, nrows, ncols, row_stride, col_stride: 1, borrowed: PhantomData })
+    }
+
+    /// An `nrows × ncols` matrix over part of `data` with the given strides, in elements. The element of lowest address
+    /// is `data[0]`, so an axis of negative stride runs from the end of its extent backwards.
+    ///
+    /// # Errors
+    /// [`Error::Overlap`] if two indices may share an address, [`Error::Shape`] if `data` is too short.
+    pub fn strided(
+        data: &'a mut [T],
+        nrows: usize,
+        ncols: usize,
+        row_stride: isize,
+        col_stride: isize,
+    ) -> Result<Self> {
+        let mut first = data.as_mut_ptr();
+        if nrows > 0 && ncols > 0 {
+            check_strides("TensorMut::strided", &[nrows, ncols], &[row_stride, col_stride], data.len())?;
+            // Not by slicing: negative strides go back from there, to what a slice would no longer borrow.
+            first = first.wrapping_add(first_element(nrows, row_stride) + first_element(ncols, col_stride));
+        }
+        // SAFETY: `check_strides` proved that every index lands inside `data`, on an element of its own, when the
+        // element of lowest address is `data[0]`, as it is with element (0, 0) at `first`.
+        Ok(unsafe { Self::from_raw_parts(first, nrows, ncols, row_stride, col_stride) })
+    }
+
+    /// A matrix from the pointer to its element (0, 0), its shape and its strides in elements.
+    ///
+    /// # Safety
+    /// For `i < nrows` and `j < ncols` the elements at `first + i·row_stride + j·col_stride` are distinct, and valid for
+    /// reads and writes through this pointer; for `'a` nothing else reads or writes them.
+    pub unsafe fn from_raw_parts(
+        first: *mut T,
+        nrows: usize,
+        ncols: usize,
+        row_stride: isize,
+        col_stride: isize,
+    ) -> Self {
+        TensorMut { first, nrows, ncols, row_stride, col_stride, borrowed: PhantomData }
+    }
+
+    /// Rows, `m`.
+    pub fn nrows(&self) -> usize {
+        self.nrows
+    }
+
+    /// Columns, `n`.
+    pub fn ncols(&self) -> usize {
+        self.ncols
+    }
+
+    /// The distance between elements of a column, in elements.
+    pub fn row_stride(&self) -> isize {
+        self.row_stride
+    }
+
+    /// The distance between elements of a row, in elements.
+    pub fn col_stride(&self) -> isize {
+        self.col_stride
+    }
+
+    /// The pointer to element (0, 0).
+    pub fn as_mut_ptr(&mut self) -> *mut T {
+        self.first
+    }
+
+    /// The same elements as an `n × m` matrix.
+    pub fn transpose(self) -> Self {
+        TensorMut {
+            nrows: self.ncols,
+            ncols: self.nrows,
+            row_stride: self.col_stride,
+            col_stride: self.row_stride,
+            ..self
+        }
+    }
+
+    /// The same matrix for a shorter time.
+    pub fn reborrow(&mut self) -> TensorMut<'_, T> {
+        TensorMut { borrowed: PhantomData, ..*self }
+    }
+}
+
+impl<T> std::fmt::Debug for TensorMut<'_, T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let TensorMut { nrows, ncols, row_stride, col_stride, .. } = self;
+        write!(f, "TensorMut({nrows}×{ncols}, strides ({row_stride}, {col_stride}))")
+    }
+}
+
+impl<'a, T: Element> From<&'a mut Matrix<T>> for TensorMut<'a, T> {
+    fn from(a: &'a mut Matrix<T>) -> Self {
+        let (nrows, ncols) = (a.nrows, a.ncols);
+        let (first, row_stride) = (a.data.as_mut_ptr(), ncols as isize);
+        TensorMut { first, nrows, ncols, row_stride, col_stride: 1, borrowed: PhantomData }
     }
 }
 
@@ -433,6 +429,39 @@ impl Slice<'_> {
             Slice::F64(_) => DType::F64,
         }
     }
+}
+
+/// Refuses strides under which two indices may share an address, or one lies behind `len` elements, of which the
+/// lowest is the first.
+fn check_strides(op: &'static str, shape: &[usize], strides: &[isize], len: usize) -> Result<()> {
+    if strides.len() != shape.len() {
+        return Err(Error::shape(op, format_args!("{} strides", shape.len()), strides.len()));
+    }
+    let too_large = || Error::TooLarge { shape: shape.to_vec() };
+    let mut axes: Vec<(usize, usize)> = (shape.iter())
+        .zip(strides)
+        .filter(|&(&dim, _)| dim > 1)
+        .map(|(&dim, &stride)| (stride.unsigned_abs(), dim))
+        .collect();
+    axes.sort_unstable();
+    // Each stride must step over everything the smaller ones span. Sufficient, and exact for every layout
+    // that slicing, transposing and reversing can make.
+    let mut span = 0usize;
+    for &(stride, dim) in &axes {
+        if stride <= span {
+            return Err(Error::Overlap { shape: shape.to_vec(), strides: strides.to_vec() });
+        }
+        span = (dim - 1).checked_mul(stride).and_then(|s| span.checked_add(s)).ok_or_else(too_large)?;
+    }
+    if span >= len {
+        return Err(Error::shape(op, format_args!("at least {} elements", span + 1), len));
+    }
+    Ok(())
+}
+
+/// How far behind the element of lowest address element 0 of an axis is.
+fn first_element(dim: usize, stride: isize) -> usize {
+    if stride < 0 { (dim - 1) * stride.unsigned_abs() } else { 0 }
 }
 
 /// The product of `shape`, refusing empty, zero and overflowing ones.
@@ -509,16 +538,6 @@ impl<T: Element> Matrix<T> {
         &self.data[i * self.ncols..][..self.ncols]
     }
 
-    /// As a faer view.
-    pub fn as_ref(&self) -> MatRef<'_, T> {
-        MatRef::from_row_major_slice(&self.data, self.nrows, self.ncols)
-    }
-
-    /// As a mutable faer view.
-    pub fn as_mut(&mut self) -> MatMut<'_, T> {
-        MatMut::from_row_major_slice_mut(&mut self.data, self.nrows, self.ncols)
-    }
-
     /// As a tensor of two axes.
     ///
     /// # Errors
@@ -542,17 +561,5 @@ impl<T: Element> Matrix<T> {
             DType::F32 => bytes::<T, f32>(&self.data),
             DType::F64 => bytes::<T, f64>(&self.data),
         }
-    }
-}
-
-impl<T: Element> From<MatRef<'_, T>> for Matrix<T> {
-    fn from(a: MatRef<'_, T>) -> Self {
-        Matrix::from_fn(a.nrows(), a.ncols(), |i, j| a[(i, j)])
-    }
-}
-
-impl<T: Element> From<&Matrix<T>> for Mat<T> {
-    fn from(a: &Matrix<T>) -> Self {
-        Mat::from_fn(a.nrows, a.ncols, |i, j| a.data[i * a.ncols + j])
     }
 }

@@ -811,7 +811,7 @@ fn a_batch_comes_out_in_order_and_leaves_nothing() {
         weights.iter().zip(&shapes).map(|(w, &(m, n))| TensorRef::new(w, &[m, n]).unwrap()).collect();
     let svd = TruncatedSvd::new(Rank::Fixed(6)).method(Method::Randomized).seed(3);
     let live = Mock::get().map(|mock| mock.live());
-    let results = cuda::factor_batch::<f32>(&svd, &device, &tensors);
+    let results = svd.factor_many_on::<f32>(&device, &tensors);
     assert_eq!(results.len(), 20);
     for (i, (result, tensor)) in results.iter().zip(&tensors).enumerate() {
         match result {
@@ -925,10 +925,10 @@ fn faults_in_a_batch_are_errors_and_leave_nothing() {
     for (what, fault, _) in FAULTS {
         let device = Device::try_new(0).unwrap();
         let before = mock.calls(what);
-        let whole = cuda::factor_batch::<f32>(&svd, &device, &tensors);
+        let whole = svd.factor_many_on::<f32>(&device, &tensors);
         assert!(whole.iter().all(Result::is_ok));
         mock.fail_after(what, (mock.calls(what) - before) / 2);
-        let results = cuda::factor_batch::<f32>(&svd, &device, &tensors);
+        let results = svd.factor_many_on::<f32>(&device, &tensors);
         mock.fail_after(what, -1);
         let failed: Vec<usize> = (0..20).filter(|&i| results[i].is_err()).collect();
         for &i in &failed {

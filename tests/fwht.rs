@@ -2,11 +2,10 @@
 //! exact in f32 (|x| <= 8, n <= 2^16: below 2^24) and results must be equal bit for bit, whatever the order of the
 //! additions. Halves are f32 inside and rounded once, so they must equal the rounded exact sum.
 
-use faer::{MatMut, Par};
 use half::{bf16, f16};
 use tensorslim::fwht::{self, Order};
 use tensorslim::simd::{Isa, isa, latest_isa, with_isa};
-use tensorslim::{Element, Error};
+use tensorslim::{Element, Error, TensorMut, Threads};
 
 /// Bases of `Order`, written down again.
 const BASES: [usize; 11] = [1, 12, 20, 28, 36, 40, 44, 52, 60, 108, 140];
@@ -121,13 +120,13 @@ fn on_every_isa(f: impl Fn(Isa)) {
 }
 
 /// A vector in the middle of a guarded buffer, at an odd offset: in place, nothing else written.
-fn check_vector<E: Element>(x: &[i64], y: &[i64], par: Par, what: &str) {
+fn check_vector<E: Element>(x: &[i64], y: &[i64], threads: Threads, what: &str) {
     let guard = E::from_f64(77.0);
     let mut buffer = vec![guard; x.len() + 6];
     for (b, &x) in buffer[3..].iter_mut().zip(x) {
         *b = E::from_f64(x as f64);
     }
-    fwht::fwht(&mut buffer[3..3 + x.len()], par).unwrap();
+    fwht::fwht(&mut buffer[3..3 + x.len()], threads).unwrap();
     for (i, &y) in y.iter().enumerate() {
         let (got, want) = (buffer[3 + i].to_f64(), E::from_f64(y as f64).to_f64());
         assert_eq!(got, want, "{what} {} n = {}, i = {i}", E::DTYPE, x.len());
@@ -145,10 +144,10 @@ fn vectors_equal_the_definition_on_every_isa() {
         let x: Vec<i64> = (0..n).map(value).collect();
         let y = exact(&x);
         on_every_isa(|isa| {
-            check_vector::<f32>(&x, &y, Par::Seq, isa.name());
-            check_vector::<f64>(&x, &y, Par::Seq, isa.name());
-            check_vector::<f16>(&x, &y, Par::Seq, isa.name());
-            check_vector::<bf16>(&x, &y, Par::Seq, isa.name());
+            check_vector::<f32>(&x, &y, Threads::One, isa.name());
+            check_vector::<f64>(&x, &y, Threads::One, isa.name());
+            check_vector::<f16>(&x, &y, Threads::One, isa.name());
+            check_vector::<bf16>(&x, &y, Threads::One, isa.name());
         });
     }
 }
@@ -184,14 +183,12 @@ impl<E: Element> Strided<E> {
         (self.first() as isize + i as isize * self.rs + j as isize * self.cs) as usize
     }
 
-    fn view(&mut self) -> MatMut<'_, E> {
-        let first = self.first();
-        // SAFETY: `new` made the buffer as long as the strides span.
-        unsafe { MatMut::from_raw_parts_mut(self.data[first..].as_mut_ptr(), self.m, self.n, self.rs, self.cs) }
+    fn view(&mut self) -> TensorMut<'_, E> {
+        TensorMut::strided(&mut self.data, self.m, self.n, self.rs, self.cs).unwrap()
     }
 }
 
-fn check_matrix<E: Element>(m: usize, n: usize, layout: usize, rows: bool, par: Par, what: &str) {
+fn check_matrix<E: Element>(m: usize, n: usize, layout: usize, rows: bool, threads: Threads, what: &str) {
     let (mi, ni) = (m as isize, n as isize);
     let (rs, cs) = [
         (ni, 1),
@@ -209,8 +206,8 @@ fn check_matrix<E: Element>(m: usize, n: usize, layout: usize, rows: bool, par: 
     let mut a = Strided::<E>::new(m, n, rs, cs);
     let before = a.data.clone();
     match rows {
-        true => fwht::fwht_rows(a.view(), par).unwrap(),
-        false => fwht::fwht_columns(a.view(), par).unwrap(),
+        true => fwht::fwht_rows(a.view(), threads).unwrap(),
+        false => fwht::fwht_columns(a.view(), threads).unwrap(),
     }
     let mut touched = vec![false; before.len()];
     let (count, len) = if rows { (m, n) } else { (n, m) };
@@ -235,15 +232,15 @@ fn matrices_of_any_strides_equal_the_definition() {
         for len in [1, 2, 4, 8, 12, 16, 24, 32, 64, 96, 128, 160, 256, 512, 1024, 432] {
             for count in [1, 3, 16, 37] {
                 for layout in 0..11 {
-                    check_matrix::<f32>(count, len, layout, true, Par::Seq, isa.name());
-                    check_matrix::<f32>(len, count, layout, false, Par::Seq, isa.name());
+                    check_matrix::<f32>(count, len, layout, true, Threads::One, isa.name());
+                    check_matrix::<f32>(len, count, layout, false, Threads::One, isa.name());
                 }
                 for layout in [0, 2, 5] {
-                    check_matrix::<f16>(count, len, layout, true, Par::Seq, isa.name());
-                    check_matrix::<f16>(len, count, layout, false, Par::Seq, isa.name());
-                    check_matrix::<bf16>(len, count, layout, false, Par::Seq, isa.name());
-                    check_matrix::<f64>(count, len, layout, true, Par::Seq, isa.name());
-                    check_matrix::<f64>(len, count, layout, false, Par::Seq, isa.name());
+                    check_matrix::<f16>(count, len, layout, true, Threads::One, isa.name());
+                    check_matrix::<f16>(len, count, layout, false, Threads::One, isa.name());
+                    check_matrix::<bf16>(len, count, layout, false, Threads::One, isa.name());
+                    check_matrix::<f64>(count, len, layout, true, Threads::One, isa.name());
+                    check_matrix::<f64>(len, count, layout, false, Threads::One, isa.name());
                 }
             }
         }
@@ -256,16 +253,17 @@ fn long_columns_equal_the_definition() {
     on_every_isa(|isa| {
         // Panels of up to 2 MiB: one sweep, several, a remainder one at a time, several with a base, few columns.
         for (m, n) in [(1 << 13, 35), (1 << 15, 35), (1 << 16, 19), (28 << 11, 33), (12 << 10, 3)] {
-            check_matrix::<f32>(m, n, 0, false, Par::Seq, isa.name());
-            check_matrix::<f16>(m, n, 0, false, Par::Seq, isa.name());
+            check_matrix::<f32>(m, n, 0, false, Threads::One, isa.name());
+            check_matrix::<f16>(m, n, 0, false, Threads::One, isa.name());
         }
-        check_matrix::<f64>(1 << 15, 17, 1, false, Par::Seq, isa.name());
-        check_matrix::<f32>(17, 1 << 14, 8, true, Par::Seq, isa.name());
+        check_matrix::<f64>(1 << 15, 17, 1, false, Threads::One, isa.name());
+        check_matrix::<f32>(17, 1 << 14, 8, true, Threads::One, isa.name());
     });
 }
 
 /// Threads share vectors, panels, and the parts of one long vector. Non-integer data, so that another order of
 /// additions would show.
+#[cfg(feature = "rayon")]
 #[test]
 fn threads_do_not_change_a_bit() {
     fn matrix<E: Element>(m: usize, n: usize) -> Vec<E> {
@@ -274,23 +272,23 @@ fn threads_do_not_change_a_bit() {
     fn check<E: Element>(m: usize, n: usize) {
         let bits = |x: &[E]| x.iter().map(|x| x.to_f64().to_bits()).collect::<Vec<_>>();
         for rows in [true, false] {
-            let run = |par: Par| {
+            let run = |threads: Threads| {
                 let mut a = matrix::<E>(m, n);
-                let view = MatMut::from_row_major_slice_mut(&mut a, m, n);
+                let view = TensorMut::new(&mut a, m, n).unwrap();
                 if rows {
-                    fwht::fwht_rows(view, par).unwrap()
+                    fwht::fwht_rows(view, threads).unwrap()
                 } else {
-                    fwht::fwht_columns(view, par).unwrap()
+                    fwht::fwht_columns(view, threads).unwrap()
                 }
                 bits(&a)
             };
             if Order::new(if rows { n } else { m }).is_none() {
                 continue;
             }
-            let one = run(Par::Seq);
+            let one = run(Threads::One);
             for threads in [1, 2, 5] {
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-                let many = pool.install(|| run(Par::rayon(threads)));
+                let many = pool.install(|| run(Threads::Pool));
                 assert!(one == many, "{} {m}×{n} rows {rows}, {threads} threads", E::DTYPE);
             }
         }
@@ -311,30 +309,30 @@ fn long_vectors_equal_the_definition() {
         // |x| <= 4 keeps sums below 2^24.
         let x: Vec<i64> = (0..1 << k).map(|i| value(i) / 2).collect();
         let y = exact(&x);
-        on_every_isa(|isa| check_vector::<f32>(&x, &y, Par::Seq, isa.name()));
-        check_vector::<f32>(&x, &y, Par::rayon(2), "threads");
-        check_vector::<f64>(&x, &y, Par::Seq, "f64");
-        check_vector::<bf16>(&x, &y, Par::rayon(2), "threads");
+        on_every_isa(|isa| check_vector::<f32>(&x, &y, Threads::One, isa.name()));
+        check_vector::<f32>(&x, &y, Threads::Pool, "threads");
+        check_vector::<f64>(&x, &y, Threads::One, "f64");
+        check_vector::<bf16>(&x, &y, Threads::Pool, "threads");
     }
     let x: Vec<i64> = (0..20 << 14).map(|i| value(i) / 2).collect();
     let y = exact(&x);
-    check_vector::<f32>(&x, &y, Par::Seq, "base");
-    check_vector::<f16>(&x, &y, Par::rayon(2), "base");
+    check_vector::<f32>(&x, &y, Threads::One, "base");
+    check_vector::<f16>(&x, &y, Threads::Pool, "base");
 }
 
 #[test]
 fn lengths_without_a_matrix_are_refused_and_empty_ones_left_alone() {
     for n in [3, 5, 24 * 7, 148 * 128] {
         let mut x = vec![1f32; n];
-        assert_eq!(fwht::fwht(&mut x, Par::Seq), Err(Error::Order { n }));
+        assert_eq!(fwht::fwht(&mut x, Threads::One), Err(Error::Order { n }));
         assert!(x.iter().all(|&x| x == 1.0));
         assert!(fwht::plan::<f32>(n).is_err());
     }
-    fwht::fwht::<f32>(&mut [], Par::Seq).unwrap();
+    fwht::fwht::<f32>(&mut [], Threads::One).unwrap();
     for (m, n) in [(0, 0), (0, 8), (8, 0), (0, 7)] {
         let mut none: [f32; 0] = [];
-        fwht::fwht_rows(MatMut::from_row_major_slice_mut(&mut none, m, n), Par::rayon(2)).unwrap();
-        fwht::fwht_columns(MatMut::from_row_major_slice_mut(&mut none, m, n), Par::rayon(2)).unwrap();
+        fwht::fwht_rows(TensorMut::new(&mut none, m, n).unwrap(), Threads::Pool).unwrap();
+        fwht::fwht_columns(TensorMut::new(&mut none, m, n).unwrap(), Threads::Pool).unwrap();
     }
 }
 
@@ -356,15 +354,15 @@ fn plans_name_every_stage_once() {
 fn orthonormal_transforms_are_scaled() {
     fn check<E: Element>(m: usize, n: usize, eps: f64) {
         for rows in [true, false] {
-            for par in [Par::Seq, Par::rayon(2)] {
+            for threads in [Threads::One, Threads::Pool] {
                 let x: Vec<i64> = (0..m * n).map(value).collect();
                 let mut a: Vec<E> = x.iter().map(|&x| E::from_f64(x as f64)).collect();
                 let len = if rows { n } else { m };
-                let view = MatMut::from_row_major_slice_mut(&mut a, m, n);
+                let view = TensorMut::new(&mut a, m, n).unwrap();
                 let (count, step, stride) = if rows { (m, n, 1) } else { (n, 1, n) };
                 match rows {
-                    true => fwht::orthonormal_rows(view, par).unwrap(),
-                    false => fwht::orthonormal_columns(view, par).unwrap(),
+                    true => fwht::orthonormal_rows(view, threads).unwrap(),
+                    false => fwht::orthonormal_columns(view, threads).unwrap(),
                 }
                 for v in 0..count {
                     let one: Vec<i64> = (0..len).map(|t| x[v * step + t * stride]).collect();
@@ -382,7 +380,7 @@ fn orthonormal_transforms_are_scaled() {
     check::<f16>(48, 64, 2f64.powi(-11));
     check::<bf16>(16, 512, 2f64.powi(-8));
     assert_eq!(
-        fwht::orthonormal_rows(MatMut::from_row_major_slice_mut(&mut [0f32; 7], 1, 7), Par::Seq),
+        fwht::orthonormal_rows(TensorMut::new(&mut [0f32; 7], 1, 7).unwrap(), Threads::One),
         Err(Error::Order { n: 7 })
     );
 }
@@ -392,19 +390,23 @@ fn orthonormal_transforms_are_scaled() {
 fn addresses_do_not_change_a_bit() {
     fn check<E: Element>() {
         let (m, n, line) = (256, 1024, 64 / size_of::<E>());
-        let from = |offset: usize, par: Par| {
+        let from = |offset: usize, threads: Threads| {
             let mut buffer = vec![E::from_f64(0.0); m * n + 64 * line];
             let first = buffer.as_ptr().align_offset(32 * 64) + offset;
             let x = &mut buffer[first..][..m * n];
             x.iter_mut().enumerate().for_each(|(i, x)| *x = E::from_f64((i as f64 * 0.7).sin()));
-            fwht::fwht_columns(MatMut::from_row_major_slice_mut(x, m, n), par).unwrap();
+            fwht::fwht_columns(TensorMut::new(x, m, n).unwrap(), threads).unwrap();
             x.iter().map(|x| x.to_f64().to_bits()).collect::<Vec<_>>()
         };
-        let aligned = from(0, Par::Seq);
+        let aligned = from(0, Threads::One);
         // Past a line, and past what a panel has of a row.
         for offset in (1..line).chain([line, 5 * line + 3, 15 * line, 16 * line - 1]) {
-            for par in [Par::Seq, Par::rayon(2)] {
-                assert!(from(offset, par) == aligned, "{offset} elements of {} past a panel, {par:?}", E::DTYPE);
+            for threads in [Threads::One, Threads::Pool] {
+                assert!(
+                    from(offset, threads) == aligned,
+                    "{offset} elements of {} past a panel, {threads:?}",
+                    E::DTYPE
+                );
             }
         }
     }

@@ -1,6 +1,7 @@
 //! The peak memory that is promised before the call is what a counting allocator sees.
 //!
 //! One test, so that nothing else allocates while it counts.
+#![cfg(feature = "linalg")]
 #![expect(unsafe_code, reason = "a counting allocator has to implement GlobalAlloc")]
 
 #[expect(dead_code, reason = "a part of it is used")]

@@ -1,7 +1,7 @@
 //! `.npy` files: what NumPy writes is read exactly, what this crate writes is what NumPy writes, and every kind of
 //! damaged or foreign file gives one line of error. The files are put together here byte by byte, not by the code
 //! under test.
-#![cfg(feature = "npy")]
+#![cfg(all(feature = "npy", feature = "linalg"))]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;

@@ -7,6 +7,7 @@
 //! products; with rounding errors of random sign `sqrt(l) eps |q|ᵀ|r_j|`, and `‖ |Q| |r_j| ‖ <= sqrt(l) ‖r_j‖`.
 //! That is `l eps ‖y_j‖` per pass; up to four passes, and a Householder sweep of l reflectors errs by no more than
 //! that: `4 l eps`, and 16 eps for what does not depend on l (storing Q and R).
+#![cfg(feature = "linalg")]
 
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::prelude::*;

@@ -1,4 +1,5 @@
 //! Sketches against their definition: the entry formula, the dense product in f64, the embedding property.
+#![cfg(feature = "linalg")]
 
 use faer::{Accum, Mat, MatMut, MatRef, Par};
 use half::{bf16, f16};

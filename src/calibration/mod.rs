@@ -26,6 +26,10 @@
 //! multiplied by a power of two; what then falls to zero is negligible beside them.
 
 mod bytes;
+mod whitening;
+
+pub use whitening::{BLENDS, Whitening};
+pub(crate) use whitening::{Fill, Moments, cholesky_bytes, equivalent_samples};
 
 use std::borrow::Cow;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -378,7 +382,7 @@ impl Calibration {
     }
 
     fn take(&mut self, x: MatView<'_>) -> Result<()> {
-        let (n, par) = (self.features(), crate::current_par());
+        let (n, par) = (self.features(), crate::parallel::current_par());
         if x.ncols() != n {
             return Err(Error::shape("Calibration::update", format_args!("samples of {n} features"), x.ncols()));
         }
@@ -469,7 +473,7 @@ impl Calibration {
     /// [`Error::Shape`] if it has another number of features, [`Error::Option`] if it has another form or if there are more than `2^43`
     /// samples in all. After an error nothing has changed. (Accumulations may differ; the result is as good as the worse, and says so.)
     pub fn merge(&mut self, other: &Self) -> Result<()> {
-        let (n, par) = (self.features(), crate::current_par());
+        let (n, par) = (self.features(), crate::parallel::current_par());
         if other.features() != n {
             return Err(Error::shape("Calibration::merge", format_args!("{n} features"), other.features()));
         }
@@ -507,7 +511,7 @@ impl Calibration {
 
     /// `G = XᵀX`, `n × n`, both triangles; times `4^-e`, e the [`exponent`](Self::exponent), which is 0 but for extreme samples.
     pub fn gram(&self) -> Matrix<f64> {
-        let mut g = Mat::clone(&self.gram_lower(crate::current_par()));
+        let mut g = Mat::clone(&self.gram_lower(crate::parallel::current_par()));
         mirror(g.as_mut());
         Matrix::from(g.as_ref())
     }
@@ -555,7 +559,7 @@ impl Calibration {
             return matrix.clone();
         }
         let mut settled = self.clone();
-        settled.flush(crate::current_par());
+        settled.flush(crate::parallel::current_par());
         self.derived().settled = Some(settled.matrix.clone());
         settled.matrix
     }
@@ -574,7 +578,7 @@ impl Calibration {
         let matrix = self.derived().settled.take();
         match matrix {
             Some(matrix) => self.matrix = matrix,
-            None => self.flush(crate::current_par()),
+            None => self.flush(crate::parallel::current_par()),
         }
         // With the memory that a block takes.
         self.waiting = Arc::default();

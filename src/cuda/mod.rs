@@ -23,7 +23,6 @@
 //! and the kernel layer is public: [`DeviceMatrix`], [`DevicePanel`], [`fwht`], [`solver`]. What an H100 should do and does is in the
 //! headers of `kernels/*.cu`; `benches/cuda.rs` measures it.
 
-mod batch;
 mod blas;
 mod device;
 pub mod fwht;
@@ -38,7 +37,6 @@ mod images {
     include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 }
 
-pub use batch::factor_batch;
 pub use device::Device;
 pub use operator::DeviceMatrix;
 pub use panel::DevicePanel;

@@ -274,7 +274,7 @@ impl<T: Scalar> DevicePanel<T> {
             let data = host.as_slice_mut(self.ld * count);
             device.download(&self.data, first * self.ld, data)?;
             let data = MatRef::from_column_major_slice_with_stride(data, self.nrows, count, self.ld);
-            copy(data, dst.as_mut().subcols_mut(first, count), crate::current_par());
+            copy(data, dst.as_mut().subcols_mut(first, count), crate::parallel::current_par());
             Ok(())
         })
     }

@@ -40,7 +40,7 @@ impl<T: Scalar> Space<T> for Arc<Device> {
     }
 
     fn into_host(&self, y: DevicePanel<T>) -> Result<HostPanel<T>> {
-        let mut host = HostPanel::zeros(y.nrows(), y.ncols(), &Host::new(crate::current_par()));
+        let mut host = HostPanel::zeros(y.nrows(), y.ncols(), &Host::new(crate::parallel::current_par()));
         y.copy_to_host(host.as_mut())?;
         Ok(host)
     }
@@ -111,7 +111,7 @@ impl<T: Scalar> Space<T> for Arc<Device> {
         _: Effort,
     ) -> Result<Orthonormalization> {
         let shape = (y.nrows(), y.ncols());
-        qr::orthonormalize_by(shape, &mut |step, _| y.step(step), r, crate::current_par())
+        qr::orthonormalize_by(shape, &mut |step, _| y.step(step), r, crate::parallel::current_par())
     }
 
     fn symmetric_eigen(&self, g: MatRef<'_, f64>) -> Result<Option<(Vec<f64>, Mat<f64>)>> {

@@ -148,7 +148,7 @@ impl<T: Scalar> Factors<T> {
 /// `a b` on the threads of the current pool.
 fn product<T: Scalar>(a: MatRef<'_, T>, b: MatRef<'_, T>) -> Mat<T> {
     let mut c = Mat::zeros(a.nrows(), b.ncols());
-    matmul(c.as_mut(), Accum::Replace, a, b, T::one(), crate::current_par());
+    matmul(c.as_mut(), Accum::Replace, a, b, T::one(), crate::parallel::current_par());
     c
 }
 

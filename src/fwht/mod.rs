@@ -56,13 +56,11 @@ mod passes;
 mod plan;
 mod run;
 
-use faer::prelude::ReborrowMut;
-use faer::{MatMut, Par};
-use rayon::iter::ParallelIterator;
-
 use crate::error::{Error, Result};
+use crate::parallel::Threads;
+#[cfg(feature = "linalg")]
 use crate::simd::{Lanes, Scalar};
-use crate::tensor::{DType, Element};
+use crate::tensor::{DType, Element, TensorMut};
 pub use plan::{Order, Plan, Radices, Radix};
 use run::Batch;
 
@@ -70,89 +68,92 @@ use run::Batch;
 ///
 /// # Errors
 /// [`Error::Order`] unless the length is that of an [`Order`]. An empty `x` stays as it is.
-pub fn fwht<E: Element>(x: &mut [E], par: Par) -> Result<()> {
+pub fn fwht<E: Element>(x: &mut [E], threads: impl Into<Threads>) -> Result<()> {
     let n = x.len();
-    transform(Batch { ptr: x.as_mut_ptr(), n, n_stride: 1, count: 1, stride: n as isize }, par)
+    transform(TensorMut::new(x, 1, n)?, threads.into())
 }
 
 /// Each row `x_i <- H x_i` of an `m × n` matrix of any strides.
 ///
 /// # Errors
 /// [`Error::Order`] unless `n` is the length of an [`Order`]. An empty matrix stays as it is.
-pub fn fwht_rows<E: Element>(x: MatMut<'_, E>, par: Par) -> Result<()> {
-    transform(batch(x), par)
+pub fn fwht_rows<'a, E: Element>(x: impl Into<TensorMut<'a, E>>, threads: impl Into<Threads>) -> Result<()> {
+    transform(x.into(), threads.into())
 }
 
 /// Each column of an `m × n` matrix of any strides: `X <- H X`.
 ///
 /// # Errors
 /// [`Error::Order`] unless `m` is the length of an [`Order`]. An empty matrix stays as it is.
-pub fn fwht_columns<E: Element>(x: MatMut<'_, E>, par: Par) -> Result<()> {
-    transform(batch(x.transpose_mut()), par)
+pub fn fwht_columns<'a, E: Element>(x: impl Into<TensorMut<'a, E>>, threads: impl Into<Threads>) -> Result<()> {
+    transform(x.into().transpose(), threads.into())
 }
 
 /// Each row `x_i <- H x_i / √n`, an orthogonal matrix. As [`fwht_rows`] otherwise.
 ///
 /// # Errors
 /// As [`fwht_rows`].
-pub fn orthonormal_rows<E: Element>(x: MatMut<'_, E>, par: Par) -> Result<()> {
-    orthonormal(x, par)
+pub fn orthonormal_rows<'a, E: Element>(x: impl Into<TensorMut<'a, E>>, threads: impl Into<Threads>) -> Result<()> {
+    orthonormal(x.into(), threads.into())
 }
 
 /// Each column `x_j <- H x_j / √m`, an orthogonal matrix. As [`fwht_columns`] otherwise.
 ///
 /// # Errors
 /// As [`fwht_columns`].
-pub fn orthonormal_columns<E: Element>(x: MatMut<'_, E>, par: Par) -> Result<()> {
-    orthonormal(x.transpose_mut(), par)
+pub fn orthonormal_columns<'a, E: Element>(x: impl Into<TensorMut<'a, E>>, threads: impl Into<Threads>) -> Result<()> {
+    orthonormal(x.into().transpose(), threads.into())
 }
 
-/// The rows of `x`. f32 and f64 are transformed, then scaled; halves are scaled as they are widened, a row at a time,
-/// so that they are rounded once.
-fn orthonormal<E: Element>(mut x: MatMut<'_, E>, par: Par) -> Result<()> {
-    let n = x.ncols();
-    if n == 0 || x.nrows() == 0 {
+/// The rows of `x`.
+fn transform<E: Element>(x: TensorMut<'_, E>, threads: Threads) -> Result<()> {
+    // SAFETY: the view borrows its elements mutably: they are valid, distinct, and of the type that `E` names.
+    unsafe { transform_vectors(Batch::rows(x), E::DTYPE, threads) }
+}
+
+/// Not generic, so that the kernels are compiled in this crate and not in each that calls them.
+///
+/// # Safety
+/// The elements of the batch are of the type `dtype`, valid for reads and writes, and distinct.
+unsafe fn transform_vectors(x: Batch<()>, dtype: DType, threads: Threads) -> Result<()> {
+    if x.n == 0 || x.count == 0 {
         return Ok(());
     }
-    Order::new(n).ok_or(Error::Order { n })?;
-    let scale = 1.0 / (n as f64).sqrt();
-    let half = matches!(E::DTYPE, DType::F16 | DType::BF16);
-    if !half {
-        transform(batch(x.rb_mut()), par)?;
-    }
-    let row = |x: MatMut<'_, E>| {
-        let mut x = x.row_mut(0);
-        if half {
-            let mut wide: Vec<f32> = (0..n).map(|j| (scale * x[j].to_f64()) as f32).collect();
-            transform_row(&mut wide);
-            (0..n).for_each(|j| x[j] = E::from_f64(wide[j] as f64));
-        } else {
-            (0..n).for_each(|j| x[j] = E::from_f64(scale * x[j].to_f64()));
+    let order = Order::new(x.n).ok_or(Error::Order { n: x.n })?;
+    // SAFETY: this function's contract, with the element type that `dtype` names.
+    unsafe {
+        match dtype {
+            DType::F16 => run::batch::<f32, half::f16>(x.cast(), order, threads),
+            DType::BF16 => run::batch::<f32, half::bf16>(x.cast(), order, threads),
+            DType::F32 => run::batch::<f32, f32>(x.cast(), order, threads),
+            DType::F64 => run::batch::<f64, f64>(x.cast(), order, threads),
         }
-    };
-    match par {
-        Par::Seq => (0..x.nrows()).for_each(|i| row(x.rb_mut().subrows_mut(i, 1))),
-        _ => x.par_row_chunks_mut(1).for_each(row),
     }
     Ok(())
 }
 
 /// The rows of `x`.
-fn batch<E: Element>(x: MatMut<'_, E>) -> Batch<E> {
-    let (n, n_stride, count, stride) = (x.ncols(), x.col_stride(), x.nrows(), x.row_stride());
-    Batch { ptr: x.as_ptr_mut(), n, n_stride, count, stride }
+fn orthonormal<E: Element>(x: TensorMut<'_, E>, threads: Threads) -> Result<()> {
+    // SAFETY: as in `transform`.
+    unsafe { orthonormal_vectors(Batch::rows(x), E::DTYPE, threads) }
 }
 
-fn transform<E: Element>(x: Batch<E>, par: Par) -> Result<()> {
+/// As [`transform_vectors`], scaled.
+///
+/// # Safety
+/// As there.
+unsafe fn orthonormal_vectors(x: Batch<()>, dtype: DType, threads: Threads) -> Result<()> {
     if x.n == 0 || x.count == 0 {
         return Ok(());
     }
     let order = Order::new(x.n).ok_or(Error::Order { n: x.n })?;
-    // SAFETY: a `MatMut` or a slice, borrowed mutably by the caller: its elements are valid and distinct.
+    // SAFETY: this function's contract, with the element type that `dtype` names.
     unsafe {
-        match E::DTYPE {
-            DType::F64 => run::batch::<f64, E>(x, order, par),
-            _ => run::batch::<f32, E>(x, order, par),
+        match dtype {
+            DType::F16 => run::scaled_halves::<half::f16>(x.cast(), order, threads),
+            DType::BF16 => run::scaled_halves::<half::bf16>(x.cast(), order, threads),
+            DType::F32 => run::scaled::<f32>(x.cast(), order, threads),
+            DType::F64 => run::scaled::<f64>(x.cast(), order, threads),
         }
     }
     Ok(())
@@ -170,14 +171,9 @@ pub fn plan<E: Element>(n: usize) -> Result<Plan> {
     })
 }
 
-/// `x <- H x` for a contiguous vector whose length is that of an [`Order`], on this thread.
-pub(crate) fn transform_row<T: Scalar>(x: &mut [T]) {
-    let done = fwht(x, Par::Seq);
-    debug_assert_eq!(done, Ok(()));
-}
-
 /// Transforms the rows of `x`, of the power of two `n` each, on this thread, and meanwhile asks for as many bytes from
 /// `ahead` on, which need not be valid.
+#[cfg(feature = "linalg")]
 pub(crate) fn transform_rows<S: Lanes, T: Scalar>(s: S, x: &mut [T], n: usize, ahead: *const u8) {
     if let Some(order) = Order::new(n) {
         run::rows_ahead(s, x, order, ahead);
@@ -186,9 +182,9 @@ pub(crate) fn transform_rows<S: Lanes, T: Scalar>(s: S, x: &mut [T], n: usize, a
 
 /// Transforms each of the `width` columns of the row-major `r × width` panel `x`, `r` the length of an [`Order`], on
 /// this thread.
+#[cfg(feature = "linalg")]
 pub(crate) fn transform_panel<T: Scalar>(x: &mut [T], width: usize) {
-    debug_assert_eq!(x.len() % width, 0);
     let r = x.len() / width;
-    let done = fwht_columns(MatMut::from_row_major_slice_mut(x, r, width), Par::Seq);
+    let done = TensorMut::new(x, r, width).and_then(|x| fwht_columns(x, Threads::One));
     debug_assert_eq!(done, Ok(()));
 }

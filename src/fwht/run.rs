@@ -13,14 +13,13 @@ use std::cell::Cell;
 use std::marker::PhantomData;
 
 use bytemuck::{Pod, Zeroable};
-use faer::Par;
-use rayon::prelude::*;
 
 use super::hadamard;
 use super::passes::{self, Rows};
 use super::plan::{Order, Params, Plan, Radices, max_radix};
+use crate::parallel::{self, Threads};
 use crate::simd::{self, Kernel, Lanes, Scalar};
-use crate::tensor::Element;
+use crate::tensor::{Element, TensorMut};
 
 /// `count` vectors of length `n`.
 #[derive(Debug)]
@@ -44,6 +43,19 @@ unsafe impl<E: Send> Send for Batch<E> {}
 // SAFETY: as above.
 unsafe impl<E: Send> Sync for Batch<E> {}
 
+impl Batch<()> {
+    /// The rows of a matrix, of which the element type is forgotten.
+    pub(super) fn rows<E: Element>(mut x: TensorMut<'_, E>) -> Self {
+        let (n, n_stride, count, stride) = (x.ncols(), x.col_stride(), x.nrows(), x.row_stride());
+        Batch { ptr: x.as_mut_ptr().cast(), n, n_stride, count, stride }
+    }
+
+    /// The same vectors, of elements of type `E`.
+    pub(super) fn cast<E: Element>(self) -> Batch<E> {
+        Batch { ptr: self.ptr.cast(), n: self.n, n_stride: self.n_stride, count: self.count, stride: self.stride }
+    }
+}
+
 impl<E> Batch<E> {
     /// Vectors `first..first + count`, as far as they exist.
     fn part(self, first: usize, count: usize) -> Self {
@@ -61,7 +73,7 @@ impl<E> Batch<E> {
 ///
 /// # Safety
 /// The batch is valid for reads and writes, its elements are distinct, and `order` is that of its length.
-pub(super) unsafe fn batch<T: Scalar, E: Element>(mut x: Batch<E>, order: Order, par: Par) {
+pub(super) unsafe fn batch<T: Scalar, E: Element>(mut x: Batch<E>, order: Order, threads: Threads) {
     if x.n_stride != 1 && x.stride == -1 {
         // The order of the vectors is of no account.
         x.ptr = x.element(0, x.count - 1);
@@ -70,15 +82,11 @@ pub(super) unsafe fn batch<T: Scalar, E: Element>(mut x: Batch<E>, order: Order,
     let (isa, params) = (simd::isa(), Params::default());
     let elements = x.n * x.count;
     let from_memory = elements * size_of::<E>() >= params.long_bytes && x.n * size_of::<E>() <= params.ahead_bytes;
-    if par == Par::Seq || elements < 2 * params.task_len {
+    if threads == Threads::One || elements < 2 * params.task_len {
         return simd::dispatch(isa, Task::<T, E> { x, order, from_memory, params, plain: PhantomData });
     }
     let plan = simd::dispatch(isa, PlanOf::<T> { order, params, plain: PhantomData });
-    if x.n_stride == 1
-        && x.n >= params.long_len
-        && plan.bits() >= params.long_bits
-        && x.count < 2 * rayon::current_num_threads()
-    {
+    if x.n_stride == 1 && x.n >= params.long_len && plan.bits() >= params.long_bits && x.count < 2 * parallel::count() {
         // SAFETY: the caller's.
         return (0..x.count).for_each(|i| unsafe { long::<T, E>(x.part(i, 1), &plan, params) });
     }
@@ -86,16 +94,59 @@ pub(super) unsafe fn batch<T: Scalar, E: Element>(mut x: Batch<E>, order: Order,
     let mut vectors = (params.task_len / x.n).max(1);
     if x.n_stride != 1 {
         // Whole panels, unless that leaves threads without work.
-        vectors = vectors.max(panel_width::<T, E>(x.n, &params).min(x.count / (2 * rayon::current_num_threads())));
+        vectors = vectors.max(panel_width::<T, E>(x.n, &params).min(x.count / (2 * parallel::count())));
     }
     let vectors = vectors.next_multiple_of(granule);
     // What comes before the first panel is a task of its own.
     let (_, lead) = lead::<T, E>(x, &params);
     let first = usize::from(lead > 0);
-    (0..first + (x.count - lead).div_ceil(vectors)).into_par_iter().for_each(|i| {
+    parallel::for_each(threads, first + (x.count - lead).div_ceil(vectors), &|i| {
         let (at, count) = if i < first { (0, lead) } else { (lead + (i - first) * vectors, vectors) };
         simd::dispatch(isa, Task::<T, E> { x: x.part(at, count), order, from_memory, params, plain: PhantomData });
     });
+}
+
+/// [`batch`] divided by `√n`, of an arithmetic type.
+///
+/// # Safety
+/// As [`batch`].
+pub(super) unsafe fn scaled<T: Scalar>(x: Batch<T>, order: Order, threads: Threads) {
+    // SAFETY: this function's contract.
+    unsafe { batch::<T, T>(x, order, threads) };
+    let scale = orthonormal_scale(x.n);
+    parallel::for_each(threads, x.count, &|j| {
+        for i in 0..x.n {
+            // SAFETY: element `i` of vector `j`, which is this task's alone.
+            unsafe {
+                let x = x.element(i, j);
+                *x = <T as Element>::from_f64(scale * Element::to_f64(*x));
+            }
+        }
+    });
+}
+
+/// [`batch`] divided by `√n`, of halves: they are scaled as they are widened, a vector at a time, so that they are rounded once.
+///
+/// # Safety
+/// As [`batch`].
+pub(super) unsafe fn scaled_halves<E: Element>(x: Batch<E>, order: Order, threads: Threads) {
+    let scale = orthonormal_scale(x.n);
+    parallel::for_each(threads, x.count, &|j| {
+        // SAFETY: element `i` of vector `j`, which is this task's alone.
+        let mut wide: Vec<f32> = (0..x.n).map(|i| (scale * unsafe { *x.element(i, j) }.to_f64()) as f32).collect();
+        let one = Batch { ptr: wide.as_mut_ptr(), n: x.n, n_stride: 1, count: 1, stride: 1 };
+        // SAFETY: all of `wide`.
+        unsafe { batch::<f32, f32>(one, order, Threads::One) };
+        for (i, &wide) in wide.iter().enumerate() {
+            // SAFETY: as above.
+            unsafe { *x.element(i, j) = E::from_f64(wide as f64) };
+        }
+    });
+}
+
+/// What makes `H_n` orthogonal.
+fn orthonormal_scale(n: usize) -> f64 {
+    1.0 / (n as f64).sqrt()
 }
 
 /// Of vectors side by side, how many come before the first whose elements begin a cache line, and before the first that
@@ -133,7 +184,7 @@ unsafe fn long<T: Scalar, E: Element>(x: Batch<E>, plan: &Plan, params: Params) 
     let all = Batch { ptr: all, n: x.n, n_stride: 1, count: 1, stride: 1 };
     let share = |stage: Stage, items: usize| {
         let chunk = (params.task_len * items / x.n).max(1);
-        (0..items.div_ceil(chunk)).into_par_iter().for_each(|i| {
+        parallel::for_each(Threads::Pool, items.div_ceil(chunk), &|i| {
             let items = i * chunk..items.min((i + 1) * chunk);
             simd::dispatch(plan.isa, Part { x: x.element(0, 0), all: all.element(0, 0), plan, stage, items });
         });
@@ -288,6 +339,7 @@ unsafe fn rows<S: Lanes, T: Scalar, E: Element>(s: S, x: Batch<E>, from_memory: 
 
 /// The adjacent vectors of length `2^k` in `x`, and meanwhile as many bytes from `ahead` on, which need not be valid, into
 /// cache.
+#[cfg(feature = "linalg")]
 pub(super) fn rows_ahead<S: Lanes, T: Scalar>(s: S, x: &mut [T], order: Order, ahead: *const u8) {
     debug_assert!(order.base() == 1 && x.len().is_multiple_of(order.len()));
     let plan = plan_of::<S, T>(order, &Params::default());

@@ -13,11 +13,13 @@
 //! number of threads: rows are partitioned by shape alone, and partial sums are added in a fixed order.
 
 pub mod cholesky;
+mod driver;
 pub mod householder;
 mod steps;
 pub mod tsqr;
 
-pub use steps::{GramOf, Step, Steps, orthonormalize_by};
+pub use driver::orthonormalize_by;
+pub use steps::{GramOf, Step, Steps};
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -162,7 +164,7 @@ fn orthonormalize_in<T: Scalar>(
         return orthonormalize_in(y, r, sparing, Par::Seq, stack);
     }
     // From outside each `join` takes two more threads to wake, 100 µs instead of 30.
-    crate::in_pool(par, || orthonormalize_checked(y, r, sparing, par, stack))
+    crate::parallel::in_pool(par, || orthonormalize_checked(y, r, sparing, par, stack))
 }
 
 fn orthonormalize_checked<T: Scalar>(
@@ -182,7 +184,7 @@ fn orthonormalize_checked<T: Scalar>(
         }
         step => panel.step(step, stack),
     };
-    steps::drive(l, &mut steps, r, !sparing, par, stack)
+    driver::drive(l, &mut steps, r, !sparing, par, stack)
 }
 
 /// Scratch for [`orthonormalize`] of an m×l panel.

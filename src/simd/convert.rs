@@ -19,6 +19,7 @@ pub fn convert<E: Element, T: Scalar>(src: &[E], dst: &mut [T], scale: f64) {
 }
 
 /// As [`convert`], after asking for the cache lines of `next`, which is to be converted soon.
+#[cfg(feature = "linalg")]
 pub(crate) fn convert_before<E: Element, T: Scalar>(src: &[E], next: &[E], dst: &mut [T], scale: f64) {
     convert_any(src, next, dst, scale);
 }

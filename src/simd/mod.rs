@@ -15,11 +15,13 @@
 
 pub mod convert;
 mod lanes;
+#[cfg(feature = "linalg")]
 pub(crate) mod load;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod portable;
 pub mod reduce;
+#[cfg(feature = "linalg")]
 pub(crate) mod transpose;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -32,8 +34,26 @@ pub use portable::Portable;
 
 use crate::tensor::Element;
 
+/// What else an arithmetic type has: the operators; with the feature `linalg` also all that faer's algorithms ask for.
+#[cfg(feature = "linalg")]
+mod arithmetic {
+    pub trait Arithmetic: faer::traits::RealField + faer::traits::num_traits::Float {}
+    impl<T: faer::traits::RealField + faer::traits::num_traits::Float> Arithmetic for T {}
+}
+#[cfg(not(feature = "linalg"))]
+mod arithmetic {
+    use std::ops::{Add, AddAssign, Mul, Sub};
+
+    pub trait Arithmetic:
+        Sized + PartialOrd + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> + AddAssign
+    {
+    }
+    impl Arithmetic for f32 {}
+    impl Arithmetic for f64 {}
+}
+
 /// Arithmetic types: `f32` and `f64`. Sealed through [`Element`].
-pub trait Scalar: Element + Vector + faer::traits::RealField + faer::traits::num_traits::Float {
+pub trait Scalar: Element + Vector + arithmetic::Arithmetic {
     /// Unit roundoff times two: the spacing at 1.
     const EPSILON: f64;
     /// Largest finite value.

@@ -22,7 +22,7 @@ use faer::linalg::householder::{
 use faer::linalg::qr::col_pivoting::factor as pivoted_qr;
 use faer::{Conj, Mat, MatMut, MatRef, Par};
 
-use super::SmallSvd;
+use super::results::SmallSvd;
 use crate::linalg::{column, column_mut};
 use crate::qr::householder;
 use crate::simd::Scalar;

@@ -39,6 +39,9 @@
 //! faer's solvers would be compiled again in every crate that factors a matrix, for half a minute each.
 
 mod jacobi;
+mod results;
+
+pub(crate) use results::{Eigen, SmallSvd};
 
 use std::any::Any;
 
@@ -67,23 +70,6 @@ const PARAMS: Params = Params { clear_of_noise: 1.0 / 2048.0, right: 512.0 };
 
 /// What the report says where the library's solver was of no use.
 const REMEDY: &str = "the library's solver failed on the small dense problem; Jacobi rotations solved it";
-
-/// `a = U diag(s) Vᵀ`, all `l × l`, `s` nonincreasing.
-pub(crate) struct SmallSvd<T> {
-    pub(crate) u: Mat<T>,
-    pub(crate) s: Vec<T>,
-    pub(crate) v: Mat<T>,
-    /// What the report should say of how it was found, if that was not routine.
-    pub(crate) remedy: Option<&'static str>,
-}
-
-/// `g = V diag(values) Vᵀ`, `values` nondecreasing.
-pub(crate) struct Eigen<T> {
-    pub(crate) values: Vec<T>,
-    pub(crate) vectors: Mat<T>,
-    /// As in [`SmallSvd`].
-    pub(crate) remedy: Option<&'static str>,
-}
 
 /// The SVD of the square matrix `a` of finite numbers.
 pub(crate) fn svd<T: Scalar>(a: MatRef<'_, T>, par: Par) -> SmallSvd<T> {

@@ -8,18 +8,20 @@
 //! Everything is done with statistics: one [`Calibration`] per fold, merged. Since `W'` is a projection, the loss on a fold is
 //! `‖W X_fᵀ‖² − ‖diag(s) Vᵀ X_fᵀ‖²`: `k n²` flops for each candidate besides its factorization.
 
-use super::TruncatedSvd;
+use super::in_memory::factor_in_pool;
+use super::options::Options;
+use super::weighting::Weighting;
 use crate::calibration::Calibration;
+use crate::calibration::{BLENDS, Moments, cholesky_bytes, equivalent_samples};
 use crate::error::{Error, Result};
-use crate::operator::{Dense, Pass};
+use crate::operator::{Dense, Pass, Watch};
 use crate::quality;
 use crate::rank::Rank;
 use crate::simd::Scalar;
-use crate::space::HostPanel;
+use crate::space::{Host, HostPanel};
 use crate::tensor::{DType, TensorRef};
-use crate::whiten::{BLENDS, Moments, cholesky_bytes, equivalent_samples};
 
-/// What [`TruncatedSvd::choose_blend`] found.
+/// What [`TruncatedSvd::choose_blend`](super::TruncatedSvd::choose_blend) found.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BlendChoice {
     /// The best blend.
@@ -28,66 +30,60 @@ pub struct BlendChoice {
     pub candidates: Vec<(f64, f64)>,
 }
 
-impl TruncatedSvd {
-    /// Bytes that [`choose_blend`](Self::choose_blend) takes of an `m × n` weight, beside the weight, the folds and the factorizations (whose
-    /// [`plan`](Self::plan) is that under a calibration), of which the largest rank is k: those that it holds during a factorization, and those that it
-    /// takes at other times.
-    pub fn blend_bytes<T: Scalar>((m, n): (usize, usize), storage: DType, k: usize) -> (usize, usize) {
-        let square = n * (n + 3) * size_of::<f64>();
-        // The statistics of all folds but one, and the samples of that one.
-        let held = 2 * square;
-        let samples = quality::BLOCK.min(n);
-        let outputs = HostPanel::<T>::bytes(n, samples)
-            + HostPanel::<T>::bytes(m, samples)
-            + Dense::<T>::product_bytes(m, samples)
-            + Dense::<T>::tile_bytes(Pass::Product(samples), (m, n), storage);
-        let gains = (n * n + 2 * n * k + (m + n) * k) * size_of::<T>();
-        (held, (square + cholesky_bytes(n)).max(outputs).max(gains))
-    }
+/// Bytes that [`choose`] takes beside the factorizations: held during each, and at other times.
+pub(super) fn bytes<T: Scalar>((m, n): (usize, usize), storage: DType, k: usize) -> (usize, usize) {
+    let square = n * (n + 3) * size_of::<f64>();
+    // The statistics of all folds but one, and the samples of that one.
+    let held = 2 * square;
+    let samples = quality::BLOCK.min(n);
+    let outputs = HostPanel::<T>::bytes(n, samples)
+        + HostPanel::<T>::bytes(m, samples)
+        + Dense::<T>::product_bytes(m, samples)
+        + Dense::<T>::tile_bytes(Pass::Product(samples), (m, n), storage);
+    let gains = (n * n + 2 * n * k + (m + n) * k) * size_of::<T>();
+    (held, (square + cholesky_bytes(n)).max(outputs).max(gains))
+}
 
-    /// The blend, of [`BLENDS`], whose factors have the least output error on calibration that they have not seen: each of `folds`
-    /// in turn is kept aside (see [`Calibration::folds`]). Costs a factorization for each fold and candidate.
-    ///
-    /// # Errors
-    /// [`Error::Option`] for fewer than two folds or a rank that depends on the inputs, and as [`factor`](Self::factor).
-    pub fn choose_blend<T: Scalar>(&self, w: &TensorRef<'_>, folds: &[Calibration]) -> Result<BlendChoice> {
-        if folds.len() < 2 {
-            return Err(Error::option("folds", folds.len(), "two or more parts of the calibration samples"));
-        }
-        if let Rank::Quality(q) = self.rank {
-            let want = "a rank, ratio, energy or tolerance where the blend is to be chosen";
-            return Err(Error::option("quality", q, want));
-        }
-        let (view, par) = (w.view()?, crate::current_par());
-        // Losses are in units of the loudest fold, so that none overflows.
-        let loudness = |fold: &Calibration| Ok(Moments::of::<f64>(fold)?.exponent());
-        let exponents = folds.iter().map(loudness).collect::<Result<Vec<_>>>()?;
-        let is_heard = |fold: &Calibration| fold.dead().count() < fold.features();
-        let heard = folds.iter().zip(&exponents).filter(|(fold, _)| is_heard(fold));
-        let loudest = heard.map(|(_, &exponent)| exponent).max().unwrap_or(0);
-        let mut lost = [0.0; BLENDS.len()];
-        let mut whole = 0.0;
-        for (held, fold) in folds.iter().enumerate() {
-            let mut seen = Calibration::with(fold.features(), fold.options())?;
-            for (i, other) in folds.iter().enumerate() {
-                if i != held {
-                    seen.merge(other)?;
-                }
-            }
-            let samples = equivalent_samples(fold, par)?;
-            let scale = fold.samples() as f64 * 4f64.powi((exponents[held] - loudest).clamp(-500, 0));
-            let (before, weight_scale) = quality::output_norm_squared::<T>(view, samples.as_ref())?;
-            let whole_fold = scale * before;
-            whole += whole_fold;
-            for (lost, blend) in lost.iter_mut().zip(BLENDS) {
-                let f = self.clone().calibration(&seen).blend(blend).factor::<T>(w.clone())?;
-                let kept = quality::kept_norm_squared(&f, samples.as_ref(), weight_scale, par);
-                *lost += (whole_fold - scale * kept).max(0.0);
-            }
-        }
-        let error = |lost: f64| if whole > 0.0 { (lost / whole).sqrt() } else { 0.0 };
-        let candidates: Vec<(f64, f64)> = BLENDS.into_iter().zip(lost.map(error)).collect();
-        let best = candidates.iter().min_by(|a, b| a.1.total_cmp(&b.1)).expect("there are candidates");
-        Ok(BlendChoice { blend: best.0, candidates })
+/// The blend whose factors lose least on the folds that they have not seen.
+pub(super) fn choose<T: Scalar>(options: &Options, w: &TensorRef<'_>, folds: &[Calibration]) -> Result<BlendChoice> {
+    if folds.len() < 2 {
+        return Err(Error::option("folds", folds.len(), "two or more parts of the calibration samples"));
     }
+    if let Rank::Quality(q) = options.rank {
+        let want = "a rank, ratio, energy or tolerance where the blend is to be chosen";
+        return Err(Error::option("quality", q, want));
+    }
+    let (view, par) = (w.view()?, crate::parallel::current_par());
+    // Losses are in units of the loudest fold, so that none overflows.
+    let loudness = |fold: &Calibration| Ok(Moments::of::<f64>(fold)?.exponent());
+    let exponents = folds.iter().map(loudness).collect::<Result<Vec<_>>>()?;
+    let is_heard = |fold: &Calibration| fold.dead().count() < fold.features();
+    let heard = folds.iter().zip(&exponents).filter(|(fold, _)| is_heard(fold));
+    let loudest = heard.map(|(_, &exponent)| exponent).max().unwrap_or(0);
+    let mut lost = [0.0; BLENDS.len()];
+    let mut whole = 0.0;
+    for (held, fold) in folds.iter().enumerate() {
+        let mut seen = Calibration::with(fold.features(), fold.options())?;
+        for (i, other) in folds.iter().enumerate() {
+            if i != held {
+                seen.merge(other)?;
+            }
+        }
+        let samples = equivalent_samples(fold, par)?;
+        let scale = fold.samples() as f64 * 4f64.powi((exponents[held] - loudest).clamp(-500, 0));
+        let (before, weight_scale) = quality::output_norm_squared::<T>(view, samples.as_ref())?;
+        let whole_fold = scale * before;
+        whole += whole_fold;
+        for (lost, blend) in lost.iter_mut().zip(BLENDS) {
+            let weighting = Weighting { calibration: Some(seen.clone()), blend, ..options.weighting.clone() };
+            let options = Options { weighting, ..options.clone() };
+            let f = factor_in_pool::<T>(&options, w, &Watch::default(), Host::new(par))?;
+            let kept = quality::kept_norm_squared(&f, samples.as_ref(), weight_scale, par);
+            *lost += (whole_fold - scale * kept).max(0.0);
+        }
+    }
+    let error = |lost: f64| if whole > 0.0 { (lost / whole).sqrt() } else { 0.0 };
+    let candidates: Vec<(f64, f64)> = BLENDS.into_iter().zip(lost.map(error)).collect();
+    let best = candidates.iter().min_by(|a, b| a.1.total_cmp(&b.1)).expect("there are candidates");
+    Ok(BlendChoice { blend: best.0, candidates })
 }

@@ -12,60 +12,55 @@
 //! known, the best approximation of `A` in that subspace is an SVD of the image, and its error is known exactly by a
 //! subtraction of norms (`certificate.rs`). Wide matrices are factored as their transpose; U and V then change places.
 
+mod accumulator;
 mod blend;
-mod blocked;
+mod calibrated;
 mod certificate;
-mod full;
+mod cost;
+mod finish;
+mod footprint;
 mod goal;
-mod gram;
-mod krylov;
+mod in_memory;
 mod many;
-mod nystrom;
+mod methods;
+mod on_device;
+mod options;
 mod plan;
-mod randomized;
+mod rates;
 mod rows;
-mod single_pass;
+mod solution;
+mod stream;
+mod task;
 mod triplets;
-mod whitened;
+mod weighting;
 
+#[cfg(feature = "cuda")]
+use std::sync::Arc;
 use std::time::Instant;
 
-use faer::Par;
-
+pub use accumulator::SinglePass;
 pub use blend::BlendChoice;
-pub use plan::{Candidate, Plan, Rates};
+pub use options::Device;
+pub use plan::{Candidate, Plan};
+pub use rates::Rates;
 pub use rows::{Checkpoint, READ_PER_STATE, RowsPlan};
-pub use single_pass::SinglePass;
 
 use crate::calibration::Calibration;
+use crate::calibration::Whitening;
 use crate::error::{Error, Result};
-use crate::factors::{Factors, Slices};
-use crate::linalg::{column_mut, fix_signs};
-use crate::operator::{Dense, LinearOperator, Root, Watch, first_not_finite};
-use crate::qr::{Algorithm, Orthonormalization};
+use crate::factors::Factors;
+use crate::operator::{LinearOperator, RowSource, Watch};
 use crate::rank::Rank;
-use crate::report::{Method, Report};
+use crate::report::Method;
 use crate::simd::Scalar;
-use crate::sketch::{AnySketch, Sketch};
+use crate::sketch::Sketch;
 use crate::space::{Host, Space, Workspace};
-use crate::tensor::{DType, Element, Matrix, TensorRef};
-use crate::whiten::Whitening;
-use certificate::Certificate;
-use goal::Goal;
-use triplets::Triplets;
+use crate::tensor::{DType, TensorRef};
+use finish::run;
+use options::Options;
+use task::{Residency, Task, looks_once};
 
-/// Where the factorization is computed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-#[non_exhaustive]
-pub enum Device {
-    /// On the threads of the current rayon pool.
-    #[default]
-    Cpu,
-    /// On the CUDA device of this number (feature `cuda`). It is opened once for the process, and closed never.
-    Cuda(usize),
-}
-
-/// A truncated SVD to be: what rank, by which method, with which random numbers.
+/// Configures a truncated SVD: the rule for the rank, the method, the random numbers, the memory, the device; and runs it.
 ///
 /// ```
 /// use tensorslim::{Rank, Sketch, TensorRef, TruncatedSvd};
@@ -79,64 +74,33 @@ pub enum Device {
 /// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct TruncatedSvd {
-    rank: Rank,
-    method: Method,
-    sketch: Sketch,
-    oversample: usize,
-    power_iterations: usize,
-    dynamic_shift: bool,
-    seed: u64,
-    max_rank: Option<usize>,
-    /// None are those of the device.
-    rates: Option<Rates>,
-    memory_limit: Option<usize>,
-    /// What reading the matrix once takes, out of core; 0 in memory.
-    pass_seconds: f64,
-    weighting: whitened::Weighting,
-    device: Device,
-    /// The matrix goes through a buffer of converted elements if it must: not where it is read in tiles, which bring their own.
-    converts: bool,
+    options: Options,
 }
 
 impl TruncatedSvd {
     /// Defaults: `Method::Auto`, `Sketch::Srht`, 10 columns of oversampling, 2 power iterations, seed 0.
     pub fn new(rank: Rank) -> Self {
-        TruncatedSvd {
-            rank,
-            method: Method::Auto,
-            sketch: Sketch::default(),
-            oversample: 10,
-            power_iterations: 2,
-            dynamic_shift: false,
-            seed: 0,
-            max_rank: None,
-            rates: None,
-            memory_limit: None,
-            pass_seconds: 0.0,
-            weighting: whitened::Weighting::default(),
-            device: Device::Cpu,
-            converts: true,
-        }
+        TruncatedSvd { options: Options::new(rank) }
     }
 
     /// The same factorization with another rank.
     #[must_use]
     pub fn with_rank(mut self, rank: Rank) -> Self {
-        self.rank = rank;
+        self.options.rank = rank;
         self
     }
 
     /// Extra columns `p` of the sketch, `l = k + p` (at most `min(m, n)`).
     #[must_use]
     pub fn oversample(mut self, p: usize) -> Self {
-        self.oversample = p;
+        self.options.oversample = p;
         self
     }
 
     /// Power iterations `q`: each costs two products and takes the singular values to a power higher by two.
     #[must_use]
     pub fn power_iterations(mut self, q: usize) -> Self {
-        self.power_iterations = q;
+        self.options.power_iterations = q;
         self
     }
 
@@ -144,21 +108,21 @@ impl TruncatedSvd {
     /// decays slowly, one more panel of memory. Off by default. Rules that look at the spectrum are not affected.
     #[must_use]
     pub fn dynamic_shift(mut self, on: bool) -> Self {
-        self.dynamic_shift = on;
+        self.options.dynamic_shift = on;
         self
     }
 
     /// The random matrix Ω.
     #[must_use]
     pub fn sketch(mut self, sketch: Sketch) -> Self {
-        self.sketch = sketch;
+        self.options.sketch = sketch;
         self
     }
 
     /// The seed. One seed, one answer: the same bits for any number of threads.
     #[must_use]
     pub fn seed(mut self, seed: u64) -> Self {
-        self.seed = seed;
+        self.options.seed = seed;
         self
     }
 
@@ -166,14 +130,14 @@ impl TruncatedSvd {
     /// ends the search, the report has a note and the error of what is returned.
     #[must_use]
     pub fn max_rank(mut self, k: usize) -> Self {
-        self.max_rank = Some(k);
+        self.options.max_rank = Some(k);
         self
     }
 
     /// How to compute it.
     #[must_use]
     pub fn method(mut self, method: Method) -> Self {
-        self.method = method;
+        self.options.method = method;
         self
     }
 
@@ -181,7 +145,7 @@ impl TruncatedSvd {
     /// `‖(W − W') Xᵀ‖_F` over the calibration samples, whatever their number and rank. [`Rank::Energy`] is then the energy of the outputs.
     #[must_use]
     pub fn calibration(mut self, c: &Calibration) -> Self {
-        self.weighting.calibration = Some(c.clone());
+        self.options.weighting.calibration = Some(c.clone());
         self
     }
 
@@ -189,28 +153,28 @@ impl TruncatedSvd {
     /// `b G + (1 − b) μ I`. See [`choose_blend`](Self::choose_blend).
     #[must_use]
     pub fn blend(mut self, b: f64) -> Self {
-        self.weighting.blend = b;
+        self.options.weighting.blend = b;
         self
     }
 
     /// What of the calibration is used.
     #[must_use]
     pub fn whitening(mut self, whitening: Whitening) -> Self {
-        self.weighting.whitening = whitening;
+        self.options.weighting.whitening = whitening;
         self
     }
 
     /// The data that [`Rank::Quality`] is measured on; by default the calibration itself, which flatters.
     #[must_use]
     pub fn quality_on(mut self, c: &Calibration) -> Self {
-        self.weighting.quality_on = Some(c.clone());
+        self.options.weighting.quality_on = Some(c.clone());
         self
     }
 
     /// The measured rates that the planner weighs methods by: [`Rates::default`] on the CPU, [`Rates::cuda`] on a GPU, unless they are given.
     #[must_use]
     pub fn rates(mut self, rates: Rates) -> Self {
-        self.rates = Some(rates);
+        self.options.rates = Some(rates);
         self
     }
 
@@ -218,7 +182,7 @@ impl TruncatedSvd {
     /// the device, so that it may choose another one there.
     #[must_use]
     pub fn device(mut self, device: Device) -> Self {
-        self.device = device;
+        self.options.device = device;
         self
     }
 
@@ -227,7 +191,7 @@ impl TruncatedSvd {
     /// # Errors
     /// Those of the options and the shape.
     pub fn plan<T: Scalar>(&self, shape: (usize, usize), dtype: DType) -> Result<Plan> {
-        Plan::new::<T>(self, shape, dtype)
+        Plan::new(Task::new::<T>(&self.options, shape, dtype, Residency::InMemory)?)
     }
 
     /// Peak bytes that [`factor`](Self::factor) allocates for such a matrix, its result included: never less than what is
@@ -255,7 +219,7 @@ impl TruncatedSvd {
     /// # Errors
     /// As [`factor`](Self::factor), and [`Error::Cancelled`].
     pub fn factor_watched<T: Scalar>(&self, w: TensorRef<'_>, watch: &Watch<'_>) -> Result<Factors<T>> {
-        self.factor_in_pool(&w, watch, Host::new(crate::current_par()))
+        in_memory::factor_in_pool(&self.options, &w, watch, Host::new(crate::parallel::current_par()))
     }
 
     /// As [`factor`](Self::factor), with memory that is kept in `workspace` from call to call: a repeated call allocates its result and the
@@ -277,110 +241,27 @@ impl TruncatedSvd {
     /// # Errors
     /// As [`factor`](Self::factor).
     pub fn factor_with<T: Scalar>(&self, w: TensorRef<'_>, workspace: &mut Workspace) -> Result<Factors<T>> {
-        self.factor_in_pool(&w, &Watch::default(), Host::within(workspace, crate::current_par()))
+        in_memory::factor_in_pool(
+            &self.options,
+            &w,
+            &Watch::default(),
+            Host::within(workspace, crate::parallel::current_par()),
+        )
     }
 
-    /// Both.
+    /// As [`factor_watched`](Self::factor_watched), in the memory of `workspace`.
     pub(crate) fn factor_watched_with<T: Scalar>(
         &self,
         w: TensorRef<'_>,
         watch: &Watch<'_>,
         workspace: &mut Workspace,
     ) -> Result<Factors<T>> {
-        self.factor_in_pool(&w, watch, Host::within(workspace, crate::current_par()))
-    }
-
-    fn factor_in_pool<T: Scalar>(
-        &self,
-        w: &TensorRef<'_>,
-        watch: &Watch<'_>,
-        space: Host,
-    ) -> Result<Factors<T>> {
-        // 1536×384 after a pause, 2 threads: 3.8 ms against 5.2 from outside.
-        let par = space.par();
-        crate::in_pool(par, || self.factor_in(w, watch, space))
-    }
-
-    fn factor_in<T: Scalar>(
-        &self,
-        w: &TensorRef<'_>,
-        watch: &Watch<'_>,
-        space: Host,
-    ) -> Result<Factors<T>> {
-        let start = Instant::now();
-        let view = w.view()?;
-        let wide = view.nrows() < view.ncols();
-        if let Device::Cuda(ordinal) = self.device {
-            return self.factor_on_cuda(w, ordinal, watch, start);
-        }
-        let plan = self.plan::<T>((view.nrows(), view.ncols()), view.dtype())?;
-        let tall = if wide { view.transpose() } else { view };
-        let par = space.par();
-        let op = Dense::<T>::within(tall, space.clone()).map_err(|error| match error {
-            // In the caller's rows and columns, not in those of the transpose.
-            Error::NotFinite { .. } if wide => first_not_finite(view),
-            error => error,
-        })?;
-        let mut op = op.watched(watch.clone());
-        if self.weighting.is_active(self.rank) {
-            let root = |l| Ok(Root::boxed(l, &space));
-            return whitened::factor(self, &mut op, &root, whitened::Weight::Whole(view), par, start);
-        }
-        self.run(&mut op, plan, par, start)
-    }
-
-    #[cfg(feature = "cuda")]
-    fn factor_on_cuda<T: Scalar>(
-        &self,
-        w: &TensorRef<'_>,
-        ordinal: usize,
-        watch: &Watch<'_>,
-        start: Instant,
-    ) -> Result<Factors<T>> {
-        let device = crate::cuda::Device::shared(ordinal)?;
-        let view = w.view()?;
-        let tall = if view.nrows() < view.ncols() { view.transpose() } else { view };
-        // A plan that is refused is refused before anything is copied.
-        self.plan::<T>((view.nrows(), view.ncols()), view.dtype())?;
-        let loaded = crate::cuda::DeviceMatrix::new(&device, tall).map(|op| op.watched(watch.clone()));
-        self.factor_loaded(w, loaded, start)
-    }
-
-    #[cfg(not(feature = "cuda"))]
-    fn factor_on_cuda<T: Scalar>(
-        &self,
-        _: &TensorRef<'_>,
-        ordinal: usize,
-        _: &Watch<'_>,
-        _: Instant,
-    ) -> Result<Factors<T>> {
-        let detail = format_args!("device {ordinal}: this build has no support for CUDA");
-        Err(Error::device(crate::error::DeviceFault::NotBuilt, detail))
-    }
-
-    /// The rest of [`factor`](Self::factor), once the matrix (its transpose, if it is wide) is on a device or failed to get there;
-    /// `start` is when that began.
-    #[cfg(feature = "cuda")]
-    pub(crate) fn factor_loaded<T: Scalar>(
-        &self,
-        w: &TensorRef<'_>,
-        loaded: Result<crate::cuda::DeviceMatrix<'_, T>>,
-        start: Instant,
-    ) -> Result<Factors<T>> {
-        let view = w.view()?;
-        let plan = self.plan::<T>((view.nrows(), view.ncols()), view.dtype())?;
-        let mut op = loaded.map_err(|error| match error {
-            // In the caller's rows and columns, not in those of the transpose.
-            Error::NotFinite { .. } => first_not_finite(view),
-            error => error,
-        })?;
-        let par = crate::current_par();
-        if self.weighting.is_active(self.rank) {
-            let device = op.device().clone();
-            let root = |l| crate::cuda::DeviceMatrix::boxed_root(&device, l);
-            return whitened::factor(self, &mut op, &root, whitened::Weight::Whole(view), par, start);
-        }
-        self.run(&mut op, plan, par, start)
+        in_memory::factor_in_pool(
+            &self.options,
+            &w,
+            watch,
+            Host::within(workspace, crate::parallel::current_par()),
+        )
     }
 
     /// Factors whatever can be multiplied: a tiled, whitened, distributed or device matrix. `op` is tall or square;
@@ -398,164 +279,116 @@ impl TruncatedSvd {
             let got = format_args!("{m}×{n}; hand over its transpose");
             return Err(Error::shape("factor_operator", "at least as many rows as columns", got));
         }
-        if self.weighting.is_active(self.rank) {
+        if self.options.is_weighted() {
             let why = "weighs the columns of a matrix, not an operator; give the operator as a Whitened one";
             return Err(Error::unsuited("calibration", why));
         }
         let plan = self.plan::<T>((m, n), T::DTYPE)?;
-        self.run(op, plan, crate::current_par(), start)
+        run(op, plan, crate::parallel::current_par(), start)
     }
 
-    /// Solves, brings the factors home and certifies them. `op` is `scale · A`, or `scale · Aᵀ` when A is wide.
-    fn run<T: Scalar, S: Space<T>>(
+    /// [`factor`](Self::factor) of each matrix, in their order: the same bits as from single calls, on any number of
+    /// threads. Shapes and element types may differ; what is wrong with one is its own error, and the others are factored.
+    ///
+    /// Small matrices (up to 2^19 elements) are factored one per thread of the current rayon pool.
+    /// [`Report::elapsed`](crate::Report) is then the time on that thread.
+    ///
+    /// ```
+    /// use tensorslim::{Rank, TensorRef, TruncatedSvd};
+    ///
+    /// let heads: Vec<f32> = (0..8 * 64 * 48).map(|i| (i as f32 * 0.61).sin()).collect();
+    /// let heads = heads.chunks(64 * 48).map(|w| TensorRef::new(w, &[64, 48])).collect::<Result<Vec<_>, _>>()?;
+    /// for factors in TruncatedSvd::new(Rank::Fixed(2)).factor_many::<f32>(&heads) {
+    ///     assert!(factors?.report().relative_error < 1e-3);
+    /// }
+    /// # Ok::<(), tensorslim::Error>(())
+    /// ```
+    pub fn factor_many<T: Scalar>(&self, matrices: &[TensorRef<'_>]) -> Vec<Result<Factors<T>>> {
+        many::factor_many(&self.options, matrices)
+    }
+
+    /// [`factor`](Self::factor) of each of `tensors` on `device`, in order; a failure concerns its own matrix alone. Two of them are on the device at a
+    /// time: the next one comes in while this one is factored.
+    #[cfg(feature = "cuda")]
+    pub fn factor_many_on<T: Scalar>(
         &self,
-        op: &mut dyn LinearOperator<T, Space = S>,
-        plan: Plan,
-        par: Par,
-        start: Instant,
-    ) -> Result<Factors<T>> {
-        let goal = plan.goal(op.norm_squared());
-        let solution = plan.solve(self, op, &goal, par)?;
-        self.finish(op, plan, solution, Some(&goal), par, start)
+        device: &Arc<crate::cuda::Device>,
+        tensors: &[TensorRef<'_>],
+    ) -> Vec<Result<Factors<T>>> {
+        on_device::factor_many(&self.options, device, tensors)
     }
 
-    /// Brings the factors home and certifies them, against `goal` if it is one for `op`.
-    fn finish<T: Scalar, S: Space<T>>(
+    /// The most bytes that a factorization may allocate. A method that needs more is not taken; if none is left, the error names the
+    /// least limit that would do. In [`factor`](Self::factor) the matrix itself, which the caller holds, does not count; in
+    /// [`factor_rows`](Self::factor_rows) the read buffers do.
+    #[must_use]
+    pub fn memory_limit(mut self, bytes: usize) -> Self {
+        self.options.memory_limit = Some(bytes);
+        self
+    }
+
+    /// What [`factor_rows`](Self::factor_rows) would do.
+    ///
+    /// # Errors
+    /// Those of [`plan`](Self::plan), and [`Error::Memory`] with the least limit that would do.
+    pub fn plan_rows<T: Scalar>(&self, source: &dyn RowSource) -> Result<RowsPlan> {
+        rows::plan::<T>(&self.options, source).map(|(plan, ..)| plan)
+    }
+
+    /// Factors a matrix that is read in blocks of rows, in arithmetic `T`, on the threads of the current rayon pool and one more that
+    /// reads. Every read of the source counts in [`Report::passes`](crate::Report::passes).
+    ///
+    /// # Errors
+    /// As [`factor`](Self::factor) and [`plan_rows`](Self::plan_rows); what the source reports; [`Error::Cancelled`] if `watch` says so.
+    pub fn factor_rows<T: Scalar>(&self, source: &mut dyn RowSource, watch: &Watch<'_>) -> Result<Factors<T>> {
+        rows::factor(&self.options, source, watch)
+    }
+
+    /// As [`factor_rows`](Self::factor_rows); a method of a single pass keeps its state in `checkpoint` on the way and goes on from what is there. What
+    /// is damaged, or of other options, is passed over and the pass starts anew. The other methods start anew in any case.
+    ///
+    /// States are saved between blocks, so that a run that goes on under the same memory limit is fed the same blocks and ends in the same
+    /// bits as one that went through. They are saved after every [`READ_PER_STATE`] times their own size, and so cost a small share of the reading; and
+    /// when `watch` says to stop.
+    ///
+    /// # Errors
+    /// As [`factor_rows`](Self::factor_rows); what [`Checkpoint::save`] reports.
+    pub fn factor_rows_resumable<T: Scalar>(
         &self,
-        op: &mut dyn LinearOperator<T, Space = S>,
-        plan: Plan,
-        solution: Solution<T, S>,
-        goal: Option<&Goal>,
-        par: Par,
-        start: Instant,
+        source: &mut dyn RowSource,
+        watch: &Watch<'_>,
+        checkpoint: &dyn Checkpoint,
     ) -> Result<Factors<T>> {
-        let (m, n) = plan.shape;
-        let wide = m < n;
-        let space = op.space().clone();
-        let Solution { triplets, rank: k, width, method, sketch, certificate, mut slices, mut notes } = solution;
+        rows::factor_resumable(&self.options, source, watch, checkpoint)
+    }
 
-        // The short side first, and its panel goes before the long side comes: that is what most memory is needed for.
-        let Triplets { mut left, s: mut spectrum, captured, right, .. } = triplets;
-        let (mut u, mut vt);
-        // Where most matrices never see an image of all l columns.
-        let reduce = plan.method == Method::Gram && !gram::is_imaged_early::<T>((m.max(n), m.min(n)), width);
-        if wide {
-            u = Matrix::zeros(m, k);
-            right.bring_home(&space, k, u.as_mut())?;
-            drop(right);
-            left = if reduce { left.reduced(&space, k)? } else { left };
-            vt = Matrix::zeros(k, n);
-            left.bring_home(&space, k, vt.as_mut().transpose_mut())?;
-        } else {
-            vt = Matrix::zeros(k, n);
-            right.bring_home(&space, k, vt.as_mut().transpose_mut())?;
-            drop(right);
-            left = if reduce { left.reduced(&space, k)? } else { left };
-            u = Matrix::zeros(m, k);
-            left.bring_home(&space, k, u.as_mut())?;
+    /// An empty state for [`Method::SinglePass`] or [`Method::Nystrom`] that is fed the rows of an `m × n` matrix; any blocks of
+    /// any storage type, in any order, by any number of states that are merged.
+    ///
+    /// The rank must be known from the shape, or bounded by [`max_rank`](Self::max_rank).
+    ///
+    /// # Errors
+    /// Those of the options and the shape; [`Error::Option`] for another method.
+    pub fn accumulator<T: Scalar>(&self, shape: (usize, usize)) -> Result<SinglePass<T>> {
+        if !looks_once(self.options.method) {
+            return Err(Error::option("method", self.options.method, "single-pass or nystrom: the others look again"));
         }
-        drop(left); // the certificate's probes take the place of the panels
-        let signs = fix_signs(&mut u, &mut vt, par);
-        if let Slices::Weighted(weighted) = &mut slices {
-            for (j, &sign) in signs.iter().enumerate() {
-                column_mut(weighted.turn.as_mut(), j).iter_mut().for_each(|x| *x *= sign);
-            }
-        }
-        let (left, right) =
-            if wide { (vt.as_ref().transpose(), u.as_ref()) } else { (u.as_ref(), vt.as_ref().transpose()) };
-        let scale = op.facts().scale;
-        let certificate = match certificate {
-            Some(certificate) => certificate,
-            None => certificate::certify(op, left, spectrum.split_at(k), right, captured, self.seed)?,
-        };
-        if certificate.scale != 1.0 {
-            let scale = T::from_f64(certificate.scale);
-            spectrum.iter_mut().for_each(|s| *s *= scale);
-        }
-        notes.extend(goal.and_then(|goal| goal.shortfall(k, certificate.relative_error)));
-        notes.extend(beyond_numerical_rank(&spectrum[..k], (m, n)));
-        let s = unscale(&spectrum[..k], scale)?;
-        let spectrum = spectrum.iter().map(|&s| s.to_f64() / scale).collect();
-        let norm = op.norm_squared().sqrt() / scale;
-        let report = Report {
-            method,
-            peak_bytes: plan.peak_bytes_of(method, width, k, true),
-            sketch,
-            passes: op.facts().passes,
-            notes,
-            ..plan.report(self, (k, width), spectrum, norm, &certificate, start.elapsed())
-        };
-        Ok(Factors::new(u, s, vt, report, slices))
+        SinglePass::new(self.plan::<T>(shape, T::DTYPE)?)
     }
-}
 
-impl TruncatedSvd {
-    /// The random matrix of a stream. One as wide as it is long is a random square matrix, which may be singular, or nearly; one of normals is as well conditioned
-    /// as any.
-    fn omega(&self, length: usize, columns: usize, stream: u64) -> Result<AnySketch> {
-        let kind = if columns < length { self.sketch } else { Sketch::Gaussian };
-        AnySketch::new(kind, length, columns, self.seed, stream)
+    /// Bytes that [`choose_blend`](Self::choose_blend) takes of an `m × n` weight, beside the weight, the folds and the factorizations (whose
+    /// [`plan`](Self::plan) is that under a calibration), of which the largest rank is k: those that it holds during a factorization, and those that it
+    /// takes at other times.
+    pub fn blend_bytes<T: Scalar>(shape: (usize, usize), storage: DType, k: usize) -> (usize, usize) {
+        blend::bytes::<T>(shape, storage, k)
     }
-}
 
-/// Streams of the random numbers of one factorization: operators that share a seed stay independent.
-mod stream {
-    /// The range finder's Ω.
-    pub(super) const RANGE: u64 = 0;
-    /// The certificate's probes.
-    pub(super) const PROBES: u64 = 1;
-    /// The probes that end the search for a rank.
-    pub(super) const STOP: u64 = 2;
-    /// The Υ of one pass.
-    pub(super) const CORANGE: u64 = 3;
-    /// Its Φ.
-    pub(super) const CORE_LEFT: u64 = 4;
-    /// Its Ψ.
-    pub(super) const CORE_RIGHT: u64 = 5;
-    /// What leads an exhausted block out of the span of the others.
-    pub(super) const NOISE: u64 = 6;
-    /// The Ω of the first block of that search; the next ones follow.
-    pub(super) const BLOCKS: u64 = 1 << 32;
-}
-
-/// What a method hands to the driver.
-struct Solution<T: Scalar, S: Space<T>> {
-    triplets: Triplets<T, S>,
-    /// How many of the triplets are the answer.
-    rank: usize,
-    /// Columns of the panels.
-    width: usize,
-    /// The method that gave them, after any fallback.
-    method: Method,
-    sketch: Option<Sketch>,
-    /// The error, if the method has measured it.
-    certificate: Option<Certificate>,
-    /// What the factors of smaller rank are.
-    slices: Slices<T>,
-    notes: Vec<String>,
-}
-
-/// A note on an orthonormalization that was not routine, for the report.
-fn note_orthonormalization(notes: &mut Vec<String>, what: &str, o: &Orthonormalization) {
-    if o.algorithm == Algorithm::Householder {
-        notes.push(format!("{what}: dependent columns, Householder reflections"));
+    /// The blend, of [`BLENDS`], whose factors have the least output error on calibration that they have not seen: each of `folds`
+    /// in turn is kept aside (see [`Calibration::folds`]). Costs a factorization for each fold and candidate.
+    ///
+    /// # Errors
+    /// [`Error::Option`] for fewer than two folds or a rank that depends on the inputs, and as [`factor`](Self::factor).
+    pub fn choose_blend<T: Scalar>(&self, w: &TensorRef<'_>, folds: &[Calibration]) -> Result<BlendChoice> {
+        blend::choose::<T>(&self.options, w, folds)
     }
-}
-
-/// A note on singular values that are rounding, if some were asked for: those below `4 √max(m, n) eps σ_1`. (LAPACK's `max(m, n) eps` is a bound; rounding
-/// errors do not all point one way.)
-fn beyond_numerical_rank<T: Scalar>(s: &[T], (m, n): (usize, usize)) -> Option<String> {
-    let noise = 4.0 * (m.max(n) as f64).sqrt() * T::EPSILON * Element::to_f64(s[0]);
-    let rank = s.partition_point(|&s| Element::to_f64(s) > noise);
-    (rank < s.len()).then(|| format!("the numerical rank is {rank}: what is beyond it is rounding"))
-}
-
-/// Singular values of `A` from those of `scale · A`. The largest must be a normal number of `T`; smaller ones may round to
-/// zero.
-fn unscale<T: Scalar>(s: &[T], scale: f64) -> Result<Vec<T>> {
-    let largest = s[0].to_f64() / scale;
-    if largest > <T as Scalar>::MAX || (largest > 0.0 && largest < T::MIN_POSITIVE) {
-        return Err(Error::Range { what: "the largest singular value", value: largest, dtype: T::DTYPE });
-    }
-    Ok(s.iter().map(|&s| T::from_f64(s.to_f64() / scale)).collect())
 }

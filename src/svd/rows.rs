@@ -5,7 +5,7 @@
 //!             chosen first, with the least buffers beside it           what is left, up to ReadParams::bytes
 //! ```
 //!
-//! Under calibration the same, of a tall weight: its product with the root of the moments is that of `svd/whitened.rs`, and takes one pass for the norm and
+//! Under calibration the same, of a tall weight: its product with the root of the moments is that of `svd/calibrated.rs`, and takes one pass for the norm and
 //! one for the projection besides those of the method. A wide one is refused: the statistics of its n inputs alone take `8 n²` bytes, more than it.
 //!
 //! The methods are those of a matrix in memory; what changes is what they cost. A method takes the larger of its arithmetic and
@@ -14,11 +14,15 @@
 use std::fmt;
 use std::time::Instant;
 
-use super::{Device, Plan, TruncatedSvd, whitened};
+use super::accumulator::SinglePass;
+use super::calibrated::{self, Weight};
+use super::finish::run;
+use super::options::{Device, Options};
+use super::plan::Plan;
+use super::task::{Residency, Task, looks_once};
 use crate::error::{Error, Result};
 use crate::factors::Factors;
 use crate::operator::{LinearOperator, ReadParams, Root, RowSource, Tiled, Watch, stream};
-use crate::report::Method;
 use crate::simd::Scalar;
 
 /// Bytes of a matrix that are read for each byte of state that is saved.
@@ -63,140 +67,111 @@ impl fmt::Display for RowsPlan {
     }
 }
 
-impl TruncatedSvd {
-    /// The most bytes that a factorization may allocate. A method that needs more is not taken; if none is left, the error names the
-    /// least limit that would do. In [`factor`](Self::factor) the matrix itself, which the caller holds, does not count; in
-    /// [`factor_rows`](Self::factor_rows) the read buffers do.
-    #[must_use]
-    pub fn memory_limit(mut self, bytes: usize) -> Self {
-        self.memory_limit = Some(bytes);
-        self
+/// The plan, and what is left of the options for the method: their limit without the buffers, and the price of a pass.
+pub(super) fn plan<T: Scalar>(options: &Options, source: &dyn RowSource) -> Result<(RowsPlan, Options, Residency)> {
+    let (shape, dtype) = (source.shape(), source.dtype());
+    if shape.0 == 0 || shape.1 == 0 {
+        return Err(Error::Empty { shape: vec![shape.0, shape.1] });
     }
+    let bytes = (shape.0.checked_mul(shape.1))
+        .and_then(|elements| elements.checked_mul(dtype.size()))
+        .filter(|&bytes| bytes <= isize::MAX as usize)
+        .ok_or(Error::TooLarge { shape: vec![shape.0, shape.1] })?;
+    let once = looks_once(options.method);
+    let params = ReadParams::default();
+    let most = if once { params.bytes } else { params.product_bytes };
+    let least = Tiled::<T>::lines_for(source, 0, most).unwrap_or_else(|least| least);
+    let room = |limit: usize| limit.saturating_sub(least);
+    let within = Options { memory_limit: options.memory_limit.map(room), ..options.clone() };
+    let residency = Residency::InTiles { pass_seconds: bytes as f64 / options.rates_in_use().read };
+    let task = Task::new::<T>(&within, shape, dtype, residency)?;
+    let plan = Plan::new(task).map_err(|e| match (e, options.memory_limit) {
+        (Error::Memory { least: method, .. }, Some(limit)) => Error::Memory { limit, least: method + least },
+        (e, _) => e,
+    })?;
+    let method = plan.peak_bytes;
+    let room = options.memory_limit.map_or(usize::MAX, |limit| limit - method);
+    let tile_lines = Tiled::<T>::lines_for(source, room, most)
+        .map_err(|least| Error::Memory { limit: options.memory_limit.unwrap_or(usize::MAX), least: method + least })?;
+    let tile_bytes = Tiled::<T>::bytes(source, tile_lines);
+    Ok((RowsPlan { plan, tile_lines, tile_bytes, peak_bytes: method + tile_bytes }, within, residency))
+}
 
-    /// What [`factor_rows`](Self::factor_rows) would do.
-    ///
-    /// # Errors
-    /// Those of [`plan`](Self::plan), and [`Error::Memory`] with the least limit that would do.
-    pub fn plan_rows<T: Scalar>(&self, source: &dyn RowSource) -> Result<RowsPlan> {
-        self.plan_within::<T>(source).map(|(plan, _)| plan)
+/// Factors the matrix of `source`; a method of a single pass keeps its state in `checkpoint` and goes on from what is there.
+pub(super) fn factor_resumable<T: Scalar>(
+    options: &Options,
+    source: &mut dyn RowSource,
+    watch: &Watch<'_>,
+    checkpoint: &dyn Checkpoint,
+) -> Result<Factors<T>> {
+    if !looks_once(options.method) || source.is_column_major() || options.is_weighted() {
+        return factor(options, source, watch);
     }
-
-    /// The plan, and the options that plan the same for a matrix in memory: with what the buffers leave of the limit, and the price of a pass.
-    fn plan_within<T: Scalar>(&self, source: &dyn RowSource) -> Result<(RowsPlan, TruncatedSvd)> {
-        let (shape, dtype) = (source.shape(), source.dtype());
-        if shape.0 == 0 || shape.1 == 0 {
-            return Err(Error::Empty { shape: vec![shape.0, shape.1] });
-        }
-        let bytes = (shape.0.checked_mul(shape.1))
-            .and_then(|elements| elements.checked_mul(dtype.size()))
-            .filter(|&bytes| bytes <= isize::MAX as usize)
-            .ok_or(Error::TooLarge { shape: vec![shape.0, shape.1] })?;
-        let once = matches!(self.method, Method::SinglePass | Method::Nystrom);
-        let params = ReadParams::default();
-        let most = if once { params.bytes } else { params.product_bytes };
-        let least = Tiled::<T>::lines_for(source, 0, most).unwrap_or_else(|least| least);
-        let room = |limit: usize| limit.saturating_sub(least);
-        let mut options = self.clone();
-        // Tiles have a buffer of their own.
-        options.converts = false;
-        options.memory_limit = self.memory_limit.map(room);
-        options.pass_seconds = bytes as f64 / self.rates_in_use().read;
-        let plan = options.plan::<T>(shape, dtype).map_err(|e| match (e, self.memory_limit) {
-            (Error::Memory { least: method, .. }, Some(limit)) => Error::Memory { limit, least: method + least },
-            (e, _) => e,
-        })?;
-        let method = plan.peak_bytes;
-        let room = self.memory_limit.map_or(usize::MAX, |limit| limit - method);
-        let tile_lines = Tiled::<T>::lines_for(source, room, most)
-            .map_err(|least| Error::Memory { limit: self.memory_limit.unwrap_or(usize::MAX), least: method + least })?;
-        let tile_bytes = Tiled::<T>::bytes(source, tile_lines);
-        Ok((RowsPlan { plan, tile_lines, tile_bytes, peak_bytes: method + tile_bytes }, options))
+    let (RowsPlan { tile_lines, peak_bytes, .. }, ..) = plan::<T>(options, source)?;
+    let task = Task::new::<T>(options, source.shape(), T::DTYPE, Residency::InMemory)?;
+    let mut state = SinglePass::<T>::new(Plan::new(task)?)?;
+    if let Some(bytes) = checkpoint.load() {
+        // An error says that these bytes are of no use, and leaves the state empty.
+        let _ = state.restore(&bytes);
     }
-
-    /// As [`factor_rows`](Self::factor_rows); a method of a single pass keeps its state in `checkpoint` on the way and goes on from what is there. What
-    /// is damaged, or of other options, is passed over and the pass starts anew. The other methods start anew in any case.
-    ///
-    /// States are saved between blocks, so that a run that goes on under the same memory limit is fed the same blocks and ends in the same
-    /// bits as one that went through. They are saved after every [`READ_PER_STATE`] times their own size, and so cost a small share of the reading; and
-    /// when `watch` says to stop.
-    ///
-    /// # Errors
-    /// As [`factor_rows`](Self::factor_rows); what [`Checkpoint::save`] reports.
-    pub fn factor_rows_resumable<T: Scalar>(
-        &self,
-        source: &mut dyn RowSource,
-        watch: &Watch<'_>,
-        checkpoint: &dyn Checkpoint,
-    ) -> Result<Factors<T>> {
-        let once = matches!(self.method, Method::SinglePass | Method::Nystrom);
-        if !once || source.is_column_major() || self.weighting.is_active(self.rank) {
-            return self.factor_rows(source, watch);
-        }
-        let RowsPlan { tile_lines, peak_bytes, .. } = self.plan_rows::<T>(source)?;
-        let mut state = self.accumulator::<T>(source.shape())?;
-        if let Some(bytes) = checkpoint.load() {
-            // An error says that these bytes are of no use, and leaves the state empty.
-            let _ = state.restore(&bytes);
-        }
-        let line = source.shape().1 * source.dtype().size();
-        let (mut unsaved, every) = (0, READ_PER_STATE * state.state_bytes());
-        let done = stream(source, state.rows_given(), tile_lines * line, watch, |first, rows| {
-            state.update(first, &rows)?;
-            unsaved += rows.shape()[0] * line;
-            if unsaved >= every {
-                unsaved = 0;
-                checkpoint.save(&state.to_bytes())?;
-            }
-            Ok(())
-        });
-        if done == Err(Error::Cancelled) && unsaved > 0 {
+    let line = source.shape().1 * source.dtype().size();
+    let (mut unsaved, every) = (0, READ_PER_STATE * state.state_bytes());
+    let done = stream(source, state.rows_given(), tile_lines * line, watch, |first, rows| {
+        state.update(first, &rows)?;
+        unsaved += rows.shape()[0] * line;
+        if unsaved >= every {
+            unsaved = 0;
             checkpoint.save(&state.to_bytes())?;
         }
-        done?;
-        let mut factors = state.finish()?;
-        factors.report_mut().peak_bytes = peak_bytes;
-        Ok(factors)
+        Ok(())
+    });
+    if done == Err(Error::Cancelled) && unsaved > 0 {
+        checkpoint.save(&state.to_bytes())?;
     }
+    done?;
+    let mut factors = state.finish()?;
+    factors.report_mut().peak_bytes = peak_bytes;
+    Ok(factors)
+}
 
-    /// Factors a matrix that is read in blocks of rows, in arithmetic `T`, on the threads of the current rayon pool and one more that
-    /// reads. Every read of the source counts in [`Report::passes`](crate::Report::passes).
-    ///
-    /// # Errors
-    /// As [`factor`](Self::factor) and [`plan_rows`](Self::plan_rows); what the source reports; [`Error::Cancelled`] if `watch` says so.
-    pub fn factor_rows<T: Scalar>(&self, source: &mut dyn RowSource, watch: &Watch<'_>) -> Result<Factors<T>> {
-        let start = Instant::now();
-        if self.device != Device::Cpu {
-            return Err(Error::unsuited(
-                "device",
-                "takes no matrix out of core but the CPU; give a matrix that fits into memory",
-            ));
-        }
-        let (shape, dtype) = (source.shape(), source.dtype());
-        let weighted = self.weighting.is_active(self.rank);
-        if weighted && shape.0 < shape.1 {
-            let why = "of a weight with fewer rows than columns is larger than the weight; give the weight in memory";
-            return Err(Error::unsuited("calibration", why));
-        }
-        let (RowsPlan { mut plan, tile_lines, peak_bytes, .. }, options) = self.plan_within::<T>(source)?;
-        let par = crate::current_par();
-        let mut op = Tiled::<T>::new(source, tile_lines, par, watch.clone())?;
-        if weighted {
-            let space = op.space().clone();
-            let root = |l| Ok(Root::boxed(l, &space));
-            let weight = whitened::Weight::Tiles(shape, dtype);
-            let mut factors = whitened::factor(&options, &mut op, &root, weight, par, start)?;
-            let report = factors.report_mut();
-            report.peak_bytes = peak_bytes;
-            report.reason.push_str("; read in tiles");
-            return Ok(factors);
-        }
-        // Where the spectrum decides the rank, the norm that it is measured by is needed first.
-        if plan.rank.is_none() {
-            op.check()?;
-        }
-        plan.reason.push_str("; read in tiles");
-        let mut factors = self.run(&mut op, plan, par, start)?;
-        factors.report_mut().peak_bytes = peak_bytes;
-        Ok(factors)
+/// Factors the matrix of `source`, which is read in tiles.
+pub(super) fn factor<T: Scalar>(
+    options: &Options,
+    source: &mut dyn RowSource,
+    watch: &Watch<'_>,
+) -> Result<Factors<T>> {
+    let start = Instant::now();
+    if options.device != Device::Cpu {
+        return Err(Error::unsuited(
+            "device",
+            "takes no matrix out of core but the CPU; give a matrix that fits into memory",
+        ));
     }
+    let (shape, dtype) = (source.shape(), source.dtype());
+    let weighted = options.is_weighted();
+    if weighted && shape.0 < shape.1 {
+        let why = "of a weight with fewer rows than columns is larger than the weight; give the weight in memory";
+        return Err(Error::unsuited("calibration", why));
+    }
+    let (RowsPlan { mut plan, tile_lines, peak_bytes, .. }, within, residency) = self::plan::<T>(options, source)?;
+    let par = crate::parallel::current_par();
+    let mut op = Tiled::<T>::new(source, tile_lines, par, watch.clone())?;
+    if weighted {
+        let space = op.space().clone();
+        let root = |l| Ok(Root::boxed(l, &space));
+        let weight = Weight::Tiles(shape, dtype);
+        let mut factors = calibrated::factor(&within, residency, &mut op, &root, weight, par, start)?;
+        let report = factors.report_mut();
+        report.peak_bytes = peak_bytes;
+        report.reason.push_str("; read in tiles");
+        return Ok(factors);
+    }
+    // Where the spectrum decides the rank, the norm that it is measured by is needed first.
+    if plan.rank.is_none() {
+        op.check()?;
+    }
+    plan.reason.push_str("; read in tiles");
+    let mut factors = run(&mut op, plan, par, start)?;
+    factors.report_mut().peak_bytes = peak_bytes;
+    Ok(factors)
 }

@@ -24,9 +24,10 @@ use std::ops::ControlFlow;
 use faer::dyn_stack::StackReq;
 use faer::{Mat, MatMut, MatRef, Par};
 
-use super::note_orthonormalization;
 use crate::error::Result;
 use crate::linalg::{column, column_mut};
+use crate::operator::LinearOperator;
+use crate::qr::{Algorithm, Orthonormalization};
 use crate::simd::Scalar;
 use crate::space::{Effort, HostPanel, Panel, Space};
 use crate::small::{self, SmallSvd};
@@ -276,6 +277,13 @@ pub(super) fn symmetric_eigen_beside<T: Scalar, S: Space<T>>(
             meanwhile()?;
             Ok(small::Eigen { values, vectors, remedy: None })
         }
-        None => crate::beside(par, || small::symmetric_eigen(g), meanwhile),
+        None => crate::parallel::beside(par, || small::symmetric_eigen(g), meanwhile),
+    }
+}
+
+/// A note on an orthonormalization that was not routine, for the report.
+fn note_orthonormalization(notes: &mut Vec<String>, what: &str, o: &Orthonormalization) {
+    if o.algorithm == Algorithm::Householder {
+        notes.push(format!("{what}: dependent columns, Householder reflections"));
     }
 }

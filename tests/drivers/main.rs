@@ -1,5 +1,6 @@
 //! All that runs whole factorizations, a file for each subject. One binary, since the drivers are generic: each of these
 //! files on its own would compile them anew, for half a minute and more.
+#![cfg(feature = "linalg")]
 
 #[path = "../common/mod.rs"]
 mod common;

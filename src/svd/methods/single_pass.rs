@@ -27,32 +27,30 @@
 //! Error over the optimum, at worst over the spectra and sketches of `tests/drivers/methods.rs` (k = 16): 1.45 with three sketches, 2.3 with two,
 //! where one power iteration is within a few percent. They are for matrices that can be seen once.
 
-mod bytes;
-
-use std::ops::Range;
-use std::time::{Duration, Instant};
-
 use faer::dyn_stack::{MemBuffer, MemStack, StackReq};
 use faer::linalg::matmul::matmul;
-use faer::linalg::triangular_solve::solve_upper_triangular_in_place;
-use faer::{Accum, Mat, MatMut, MatRef, Par};
+use faer::{Accum, Mat, MatRef, Par};
 
-use super::certificate::{Certificate, PROBES, Spread};
-use super::goal::Goal;
-use super::triplets::{Triplets, Vectors};
-use super::{Plan, Solution, TruncatedSvd, nystrom, stream};
-use crate::error::{Error, Result};
-use crate::factors::{Factors, Slices};
-use crate::linalg::fix_signs;
-use crate::operator::{Dense, LinearOperator};
+use super::embedded::solve_embedded;
+use super::nystrom;
+use crate::error::Result;
+use crate::factors::Slices;
+use crate::operator::{LinearOperator, Pass};
 use crate::qr;
 use crate::report::Method;
-use crate::report::Report;
 use crate::simd::Scalar;
 use crate::sketch::{AnySketch, Sketch, SketchOperator};
 use crate::space::Space;
 use crate::small::{self, SmallSvd};
-use crate::tensor::{Element, Matrix, TensorRef};
+use crate::svd::certificate::{Certificate, PROBES, Spread};
+use crate::svd::cost::Work;
+use crate::svd::footprint::{Footprint, rest};
+use crate::svd::goal::Goal;
+use crate::svd::solution::Solution;
+use crate::svd::stream;
+use crate::svd::task::Task;
+use crate::svd::triplets::{Triplets, Vectors};
+use crate::tensor::Element;
 
 /// Rows whose share of the core is formed at a time: `A Ψ` of a block is never larger.
 const CORE_ROWS: usize = 512;
@@ -91,41 +89,6 @@ impl Sizes {
     }
 }
 
-/// Sketches of an `m × n` matrix whose rows come in blocks, each exactly once; made by [`TruncatedSvd::accumulator`].
-///
-/// ```
-/// use tensorslim::{Method, Rank, TensorRef, TruncatedSvd};
-///
-/// let a: Vec<f32> = (0..90 * 40).map(|i| (i as f32 * 0.37).sin()).collect();
-/// let svd = TruncatedSvd::new(Rank::Fixed(2)).method(Method::SinglePass).seed(1);
-/// let (mut here, mut there) = (svd.accumulator::<f32>((90, 40))?, svd.accumulator::<f32>((90, 40))?);
-/// here.update(0, &TensorRef::new(&a[..50 * 40], &[50, 40])?)?;
-/// there.update(50, &TensorRef::new(&a[50 * 40..], &[40, 40])?)?;
-/// here.merge(&there)?;
-/// let f = here.finish()?;
-/// assert_eq!((f.u().nrows(), f.rank(), f.report().passes), (90, 2, 1));
-/// assert!(f.report().relative_error < 1e-4); // sin(a + b) has rank 2
-/// # Ok::<(), tensorslim::Error>(())
-/// ```
-#[derive(Debug, Clone)]
-pub struct SinglePass<T: Scalar> {
-    options: TruncatedSvd,
-    plan: Plan,
-    sketches: Sketches,
-    pub(super) range: Mat<T>,
-    pub(super) corange: Mat<T>,
-    /// `Zᵀ`.
-    core: Mat<T>,
-    error: Mat<T>,
-    /// `A Ψ` of a few rows.
-    work: Mat<T>,
-    norm_squared: f64,
-    largest: f64,
-    /// The rows that were given, as disjoint ranges in order.
-    given: Vec<Range<usize>>,
-    elapsed: Duration,
-}
-
 /// The random matrices.
 #[derive(Debug, Clone)]
 struct Sketches {
@@ -136,59 +99,48 @@ struct Sketches {
     theta: AnySketch,
 }
 
-impl TruncatedSvd {
-    /// The random matrix of a stream that a basis is embedded with, which may be made of unit vectors: a sampled Hadamard matrix of few columns may be blind to
-    /// some of their combinations. There normals cost little.
-    fn embedding(&self, length: usize, columns: usize, stream: u64) -> Result<AnySketch> {
-        /// Fewer columns are never sampled from a Hadamard matrix; fewer than twice as many from a short one neither.
-        const FEW: usize = 64;
-        /// A short one has fewer rows than this many times the columns.
-        const SHORT: usize = 16;
-        if columns < FEW || columns < 2 * FEW && length < SHORT * columns {
-            return AnySketch::new(Sketch::Gaussian, length, columns, self.seed, stream);
-        }
-        self.omega(length, columns, stream)
+/// The random matrix of a stream that a basis is embedded with, which may be made of unit vectors: a sampled Hadamard matrix of few columns may be blind to
+/// some of their combinations. There normals cost little.
+fn embedding(task: &Task, length: usize, columns: usize, stream: u64) -> Result<AnySketch> {
+    /// Fewer columns are never sampled from a Hadamard matrix; fewer than twice as many from a short one neither.
+    const FEW: usize = 64;
+    /// A short one has fewer rows than this many times the columns.
+    const SHORT: usize = 16;
+    if columns < FEW || columns < 2 * FEW && length < SHORT * columns {
+        return AnySketch::new(Sketch::Gaussian, length, columns, task.seed, stream);
     }
+    task.omega(length, columns, stream)
 }
 
-/// The largest modulus that sketches in `T` take without a risk of overflow, as a power of two.
-const fn largest_exponent<T: Scalar>() -> i32 {
-    if size_of::<T>() == 4 { 100 } else { 400 }
+/// The sketches of the rows that were added so far.
+#[derive(Debug, Clone)]
+pub(in crate::svd) struct State<T> {
+    sketches: Sketches,
+    pub(in crate::svd) range: Mat<T>,
+    pub(in crate::svd) corange: Mat<T>,
+    /// `Zᵀ`.
+    pub(in crate::svd) core: Mat<T>,
+    pub(in crate::svd) error: Mat<T>,
+    /// `A Ψ` of a few rows.
+    work: Mat<T>,
+    pub(in crate::svd) norm_squared: f64,
 }
 
-impl TruncatedSvd {
-    /// An empty state for [`Method::SinglePass`] or [`Method::Nystrom`] that is fed the rows of an `m × n` matrix; any blocks of
-    /// any storage type, in any order, by any number of states that are merged.
-    ///
-    /// The rank must be known from the shape, or bounded by [`max_rank`](Self::max_rank).
-    ///
-    /// # Errors
-    /// Those of the options and the shape; [`Error::Option`] for another method.
-    pub fn accumulator<T: Scalar>(&self, shape: (usize, usize)) -> Result<SinglePass<T>> {
-        if !matches!(self.method, Method::SinglePass | Method::Nystrom) {
-            return Err(Error::option("method", self.method, "single-pass or nystrom: the others look again"));
-        }
-        SinglePass::new(self, self.plan::<T>(shape, T::DTYPE)?, shape)
-    }
-}
-
-impl<T: Scalar> SinglePass<T> {
-    /// For rows of a matrix of this shape, which is the plan's or its transpose.
-    fn new(options: &TruncatedSvd, plan: Plan, (m, n): (usize, usize)) -> Result<Self> {
-        let sizes = plan.sizes(options, (m, n));
+impl<T: Scalar> State<T> {
+    /// For rows of a matrix of this shape, which is the task's or its transpose.
+    pub(in crate::svd) fn new(task: &Task, method: Method, (m, n): (usize, usize)) -> Result<Self> {
+        let sizes = Sizes::new(method, (m, n), task.largest_rank(), task.oversample);
         let s = sizes.core;
         let core = match s {
             0 => None,
-            _ => Some((options.embedding(m, s, stream::CORE_LEFT)?, options.embedding(n, s, stream::CORE_RIGHT)?)),
+            _ => Some((embedding(task, m, s, stream::CORE_LEFT)?, embedding(task, n, s, stream::CORE_RIGHT)?)),
         };
-        Ok(SinglePass {
-            options: options.clone(),
-            plan,
+        Ok(State {
             sketches: Sketches {
-                omega: options.omega(n, sizes.range, stream::RANGE)?,
-                upsilon: options.embedding(m, sizes.corange, stream::CORANGE)?,
+                omega: task.omega(n, sizes.range, stream::RANGE)?,
+                upsilon: embedding(task, m, sizes.corange, stream::CORANGE)?,
                 core,
-                theta: AnySketch::new(Sketch::Gaussian, m, PROBES, options.seed, stream::PROBES)?,
+                theta: AnySketch::new(Sketch::Gaussian, m, PROBES, task.seed, stream::PROBES)?,
             },
             range: Mat::zeros(m, sizes.range),
             corange: Mat::zeros(n, sizes.corange),
@@ -196,127 +148,16 @@ impl<T: Scalar> SinglePass<T> {
             error: Mat::zeros(n, PROBES),
             work: Mat::zeros(if s > 0 { CORE_ROWS.min(m) } else { 0 }, s),
             norm_squared: 0.0,
-            largest: 0.0,
-            given: Vec::new(),
-            elapsed: Duration::ZERO,
         })
     }
 
     /// Rows and columns of the matrix.
-    pub fn shape(&self) -> (usize, usize) {
+    pub(in crate::svd) fn shape(&self) -> (usize, usize) {
         (self.range.nrows(), self.corange.nrows())
     }
 
-    /// Takes rows `first_row ..` of the matrix. On an error the state is as before.
-    ///
-    /// # Errors
-    /// [`Error::Shape`] unless the block is a matrix of `n` columns whose rows lie within the matrix and were not given before;
-    /// [`Error::NotFinite`] with the position in the whole matrix; [`Error::Range`] for values near the largest of `T`.
-    pub fn update(&mut self, first_row: usize, block: &TensorRef<'_>) -> Result<()> {
-        let start = Instant::now();
-        let view = block.view()?;
-        let (m, n) = self.shape();
-        let op = "SinglePass::update";
-        if view.ncols() != n {
-            return Err(Error::shape(op, format_args!("rows of {n} columns"), view.ncols()));
-        }
-        let rows = first_row..first_row.saturating_add(view.nrows());
-        if rows.end > m {
-            return Err(Error::shape(op, format_args!("rows within 0..{m}"), format_args!("{rows:?}")));
-        }
-        let mut given = self.given.clone();
-        insert(&mut given, rows).map_err(|rows| Error::shape(op, "each row once", format_args!("{rows:?} again")))?;
-        let par = crate::current_par();
-        let mut dense = Dense::<T>::unscaled(view, par).map_err(|error| match error {
-            Error::NotFinite { row, col, value } => Error::NotFinite { row: row + first_row, col, value },
-            error => error,
-        })?;
-        if dense.largest() > 2f64.powi(largest_exponent::<T>()) {
-            return Err(Error::Range {
-                what: "the largest element of the block",
-                value: dense.largest(),
-                dtype: T::DTYPE,
-            });
-        }
-        self.norm_squared += dense.facts().norm_squared;
-        self.largest = self.largest.max(dense.largest());
-        self.given = given;
-        dense.for_each_row_block(&mut |first, rows| self.add(first_row + first, rows, par))?;
-        self.elapsed += start.elapsed();
-        Ok(())
-    }
-
-    /// Adds the rows that another state of the same options has seen.
-    ///
-    /// # Errors
-    /// [`Error::Shape`] if both have seen a row, [`Error::Option`] if the options or the shapes are not the same.
-    pub fn merge(&mut self, other: &Self) -> Result<()> {
-        if self.options != other.options || self.shape() != other.shape() {
-            return Err(Error::unsuited(
-                "options",
-                "differ from those of the other state; give all states the same options and shape",
-            ));
-        }
-        let mut given = self.given.clone();
-        for rows in &other.given {
-            insert(&mut given, rows.clone())
-                .map_err(|rows| Error::shape("SinglePass::merge", "each row once", format_args!("{rows:?} again")))?;
-        }
-        self.given = given;
-        self.range += &other.range;
-        self.corange += &other.corange;
-        self.core += &other.core;
-        self.error += &other.error;
-        self.norm_squared += other.norm_squared;
-        self.largest = self.largest.max(other.largest);
-        self.elapsed += other.elapsed;
-        Ok(())
-    }
-
-    /// The factors.
-    ///
-    /// # Errors
-    /// [`Error::Shape`] unless every row was given; [`Error::Range`] if all values are too small for norms in f64.
-    pub fn finish(mut self) -> Result<Factors<T>> {
-        let start = Instant::now();
-        let (m, n) = self.shape();
-        if self.given.first() != Some(&(0..m)) {
-            let given = format_args!("{:?}", self.given).to_string();
-            return Err(Error::shape("SinglePass::finish", format_args!("rows 0..{m}"), given));
-        }
-        if self.largest > 0.0 && self.largest < 2f64.powi(-largest_exponent::<T>()) {
-            return Err(Error::Range { what: "the largest element", value: self.largest, dtype: T::DTYPE });
-        }
-        // Exact, and then no square below leaves the range of T.
-        let exponent = if self.largest > 0.0 { -self.largest.log2().floor() as i32 } else { 0 };
-        let scale = 2f64.powi(exponent);
-        for part in [&mut self.range, &mut self.corange, &mut self.core, &mut self.error] {
-            *part *= faer::Scale(T::from_f64(scale));
-        }
-        self.norm_squared *= scale * scale;
-        let (options, plan, norm_squared) = (self.options.clone(), self.plan.clone(), self.norm_squared);
-        let (elapsed, width) = (self.elapsed, self.range.ncols());
-        let goal = plan.goal(norm_squared);
-        let answer = self.solve(&goal, crate::current_par())?;
-        let k = answer.s.len();
-        let (mut u, mut vt) = (Matrix::zeros(m, k), Matrix::zeros(k, n));
-        u.as_mut().copy_from(answer.u.as_ref());
-        vt.as_mut().transpose_mut().copy_from(answer.v.as_ref());
-        fix_signs(&mut u, &mut vt, crate::current_par());
-        let mut notes = answer.notes;
-        notes.extend(goal.shortfall(k, answer.certificate.relative_error));
-        notes.extend(super::beyond_numerical_rank(&answer.s, (m, n)));
-        let s = super::unscale(&answer.s, scale)?;
-        let spectrum = answer.s.iter().map(|&s| s.to_f64() / scale).collect();
-        let norm = norm_squared.sqrt() / scale;
-        let elapsed = elapsed + start.elapsed();
-        let base = plan.report(&options, (k, width), spectrum, norm, &answer.certificate, elapsed);
-        let report = Report { passes: 1, notes, ..base };
-        Ok(Factors::new(u, s, vt, report, answer.slices))
-    }
-
     /// Adds `rows`, which begin at row `first` of the matrix.
-    fn add(&mut self, first: usize, rows: MatRef<'_, T>, par: Par) -> Result<()> {
+    pub(in crate::svd) fn add(&mut self, first: usize, rows: MatRef<'_, T>, par: Par) -> Result<()> {
         let (count, range) = (rows.nrows(), first..first + rows.nrows());
         let Sketches { omega, upsilon, core, theta } = &self.sketches;
         omega.apply(rows, self.range.as_mut().subrows_mut(first, count), par)?;
@@ -334,7 +175,7 @@ impl<T: Scalar> SinglePass<T> {
     }
 
     /// The factors that meet `goal`.
-    fn solve(self, goal: &Goal, par: Par) -> Result<Answer<T>> {
+    pub(in crate::svd) fn solve(self, goal: &Goal, par: Par) -> Result<Answer<T>> {
         let (m, n) = self.shape();
         let l = self.range.ncols();
         let mut buffer = MemBuffer::new(solve_scratch::<T>((m, n), self.sizes()));
@@ -411,13 +252,13 @@ impl<T: Scalar> SinglePass<T> {
 }
 
 /// The factors of the rank that was wanted.
-struct Answer<T> {
-    u: Mat<T>,
-    s: Vec<T>,
-    v: Mat<T>,
-    certificate: Certificate,
-    slices: Slices<T>,
-    notes: Vec<String>,
+pub(in crate::svd) struct Answer<T> {
+    pub(in crate::svd) u: Mat<T>,
+    pub(in crate::svd) s: Vec<T>,
+    pub(in crate::svd) v: Mat<T>,
+    pub(in crate::svd) certificate: Certificate,
+    pub(in crate::svd) slices: Slices<T>,
+    pub(in crate::svd) notes: Vec<String>,
 }
 
 /// What to multiply the singular values of `Â` by so that the error is least, where the probes leave no doubt that it is less than 1:
@@ -454,15 +295,15 @@ fn shrinkage<T: Scalar>(error: &Mat<T>, v: &Mat<T>, weights: &Mat<T>, s: &[T]) -
     (mean < -deviation && part < MOST).then_some(part)
 }
 
-/// One pass over `op`, which is `plan`'s matrix or its transpose.
+/// One pass over `op`, which is the task's matrix or its transpose.
 pub(super) fn solve<T: Scalar, S: Space<T>>(
-    options: &TruncatedSvd,
+    task: &Task,
+    method: Method,
     op: &mut dyn LinearOperator<T, Space = S>,
-    plan: &Plan,
     goal: &Goal,
     par: Par,
 ) -> Result<Solution<T, S>> {
-    let mut state = SinglePass::new(options, plan.clone(), (op.nrows(), op.ncols()))?;
+    let mut state = State::new(task, method, (op.nrows(), op.ncols()))?;
     op.for_each_row_block(&mut |first, rows| state.add(first, rows, par))?;
     state.norm_squared = op.norm_squared(); // out of core not known before
     state.work = Mat::new();
@@ -473,8 +314,8 @@ pub(super) fn solve<T: Scalar, S: Space<T>>(
         rank: s.len(),
         triplets: Triplets { by_qr: false, left: Vectors::Small(u), s, captured, right: Vectors::Small(v) },
         width,
-        method: plan.method,
-        sketch: Some(options.sketch),
+        method,
+        sketch: Some(task.sketch),
         certificate: Some(certificate),
         slices,
         notes,
@@ -498,42 +339,6 @@ fn three_sketches<T: Scalar>(
     Ok((q, p, c.transpose().to_owned()))
 }
 
-/// `(ΩᵀQ)⁺ B` for an orthonormal Q: least squares with a matrix whose condition is that of the embedding, a small constant, so
-/// that its QR is as good as a pseudo-inverse. Unless Q is made of unit vectors (of a matrix with few live rows it is), some combinations of which a
-/// sampled Hadamard matrix may not see: a column that adds nothing to those before it gets coefficient 0.
-pub(super) fn solve_embedded<T: Scalar>(
-    q: &Mat<T>,
-    omega: &AnySketch,
-    b: MatRef<'_, T>,
-    par: Par,
-    stack: &mut MemStack,
-) -> Result<Mat<T>> {
-    /// Of a pivot over the largest: an honest embedding has `(√s − √l) / (√s + √l)` at least, 0.17 for s = 2 l, 0.1 for 1.5 l.
-    const SEEN: f64 = 1.0 / 64.0;
-    let l = q.ncols();
-    let mut embedded = Mat::zeros(omega.ncols(), l);
-    omega.apply(q.transpose(), embedded.as_mut().transpose_mut(), par)?;
-    let mut r = Mat::zeros(l, l);
-    qr::orthonormalize(embedded.as_mut(), Some(r.as_mut()), par, stack)?;
-    let pivot = |r: &Mat<T>, j: usize| Element::to_f64(r[(j, j)]).abs();
-    let largest = (0..l).map(|j| pivot(&r, j)).fold(0.0, f64::max);
-    for j in 0..l {
-        if pivot(&r, j) <= SEEN * largest {
-            // As good as infinite, and nothing else becomes so.
-            r[(j, j)] = <T as Element>::from_f64(largest / T::EPSILON.powi(2));
-        }
-    }
-    let mut x = Mat::zeros(l, b.ncols());
-    matmul(x.as_mut(), Accum::Replace, embedded.transpose(), b, T::one(), par);
-    back_substitute(r.as_ref(), x.as_mut());
-    Ok(x)
-}
-
-/// `x <- R⁻¹ x`, on one thread: the bits must not depend on how many there are.
-fn back_substitute<T: Scalar>(r: MatRef<'_, T>, x: MatMut<'_, T>) {
-    solve_upper_triangular_in_place(r, x, Par::Seq);
-}
-
 fn solve_scratch<T: Scalar>((m, n): (usize, usize), sizes: Sizes) -> StackReq {
     let Sizes { range, corange, core } = sizes;
     let orthonormalize = |rows: usize, cols: usize| qr::orthonormalize_scratch::<T>(rows, cols, Par::Seq);
@@ -541,8 +346,23 @@ fn solve_scratch<T: Scalar>((m, n): (usize, usize), sizes: Sizes) -> StackReq {
     StackReq::any_of(&[orthonormalize(m, range), orthonormalize(n, range), orthonormalize(embedded, range)])
 }
 
-/// Bytes alive at the fullest moment of [`solve`], the factors included; rows come in tiles of so many bytes.
-pub(super) fn peak_bytes<T: Scalar>((m, n): (usize, usize), sizes: Sizes, k: usize, tile: usize) -> usize {
+pub(super) fn cost(method: Method, work: &Work<'_>) -> (f64, usize) {
+    let &Work { m, n, width, .. } = work;
+    let Sizes { range, corange, core } = Sizes::with_range(method, width);
+    let sketched = |columns: usize| match work.task.sketch {
+        Sketch::Gaussian => work.flops(2.0 * m * n * columns as f64),
+        _ => work.sketch(m, n),
+    };
+    let (rf, sf) = (range as f64, core.max(corange) as f64);
+    let core = if core > 0 { sketched(core) + sketched(core) * core as f64 / n } else { 0.0 };
+    let orths = work.orthonormalize(m, rf) + work.orthonormalize(n, rf) + 2.0 * work.orthonormalize(sf, rf);
+    (sketched(range) + sketched(corange) + core + orths + work.finish(rf, rf) + work.begin(), 1)
+}
+
+/// Bytes alive at the fullest moment of [`solve`], the factors included.
+pub(super) fn peak<T: Scalar>(method: Method, f: &Footprint) -> usize {
+    let (m, n, k, tile) = (f.m, f.n, f.rank, f.tile::<T>(Pass::Rows));
+    let sizes = Sizes::with_range(method, f.width);
     let Sizes { range: l, corange: c, core: s } = sizes;
     let mat = |rows: usize, cols: usize| rows * cols * size_of::<T>();
     let error = mat(n, PROBES);
@@ -563,24 +383,6 @@ pub(super) fn peak_bytes<T: Scalar>((m, n): (usize, usize), sizes: Sizes, k: usi
     let svd = bases + mat(l, l) + small::svd_bytes::<T>(l);
     let combined = bases + 2 * mat(l, l) + mat(m, k);
     let home = 2 * mat(m + n, k);
-    fed.max(scratch + projected).max(svd).max(combined).max(home)
-}
-
-/// Adds a range to disjoint ranges in order, joining neighbours; gives back what of it was there already.
-fn insert(given: &mut Vec<Range<usize>>, rows: Range<usize>) -> std::result::Result<(), Range<usize>> {
-    if rows.is_empty() {
-        return Ok(());
-    }
-    let at = given.partition_point(|r| r.end <= rows.start);
-    if let Some(next) = given.get(at).filter(|next| next.start < rows.end) {
-        return Err(next.start.max(rows.start)..next.end.min(rows.end));
-    }
-    given.insert(at, rows);
-    given.dedup_by(|next, last| {
-        last.end == next.start && {
-            last.end = next.end;
-            true
-        }
-    });
-    Ok(())
+    let counted = fed.max(scratch + projected).max(svd).max(combined).max(home);
+    counted + 4 * rest(counted)
 }

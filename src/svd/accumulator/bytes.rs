@@ -50,15 +50,15 @@ impl Reader<'_> {
 
 impl<T: Scalar> SinglePass<T> {
     fn parts(&self) -> [&Mat<T>; 4] {
-        [&self.range, &self.corange, &self.core, &self.error]
+        [&self.state.range, &self.state.corange, &self.state.core, &self.state.error]
     }
 
     /// Tells apart states that must not be mixed.
     fn fingerprint(&self) -> u32 {
-        crc32fast::hash(format!("{} {:?}", env!("CARGO_PKG_VERSION"), self.options).as_bytes())
+        crc32fast::hash(format!("{} {:?}", env!("CARGO_PKG_VERSION"), self.plan.task).as_bytes())
     }
 
-    /// The state as bytes; the layout is in the source file, `src/svd/single_pass/bytes.rs`.
+    /// The state as bytes; the layout is in the source file, `src/svd/accumulator/bytes.rs`.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(128 + 16 * self.given.len() + self.state_bytes());
         bytes.extend(MAGIC);
@@ -69,7 +69,7 @@ impl<T: Scalar> SinglePass<T> {
         for rows in &self.given {
             bytes.extend([rows.start as u64, rows.end as u64].map(u64::to_le_bytes).concat());
         }
-        bytes.extend(self.norm_squared.to_le_bytes());
+        bytes.extend(self.state.norm_squared.to_le_bytes());
         bytes.extend(self.largest.to_le_bytes());
         bytes.extend((self.elapsed.as_nanos() as u64).to_le_bytes());
         for part in self.parts() {
@@ -120,12 +120,12 @@ impl<T: Scalar> SinglePass<T> {
             [a, b, c, d, e, f, g, h] => T::from_f64(f64::from_le_bytes([a, b, c, d, e, f, g, h])),
             _ => unreachable!("numbers have 4 or 8 bytes"),
         });
-        for part in [&mut self.range, &mut self.corange, &mut self.core, &mut self.error] {
+        for part in [&mut self.state.range, &mut self.state.corange, &mut self.state.core, &mut self.state.error] {
             for x in part.as_mut().col_iter_mut().flat_map(|column| column.iter_mut()) {
                 *x = next.next().expect("the length was checked");
             }
         }
-        (self.given, self.norm_squared, self.largest, self.elapsed) = (given, norm_squared, largest, elapsed);
+        (self.given, self.state.norm_squared, self.largest, self.elapsed) = (given, norm_squared, largest, elapsed);
         Ok(())
     }
 

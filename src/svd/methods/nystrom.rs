@@ -17,7 +17,7 @@
 use faer::dyn_stack::MemStack;
 use faer::{Mat, Par};
 
-use super::single_pass::solve_embedded;
+use super::embedded::solve_embedded;
 use crate::error::Result;
 use crate::qr;
 use crate::simd::Scalar;

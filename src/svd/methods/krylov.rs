@@ -27,28 +27,33 @@
 
 use faer::{Mat, Par};
 
-use super::blocked::{orthonormalize_against, side_by_side};
-use super::goal::Goal;
-use super::triplets::Triplets;
-use super::{Solution, TruncatedSvd, stream};
+use super::adaptive::{orthonormalize_against, side_by_side};
+use super::randomized;
 use crate::error::Result;
 use crate::factors::Slices;
 use crate::operator::LinearOperator;
 use crate::report::Method;
 use crate::simd::Scalar;
-use crate::space::Space;
+use crate::svd::cost::Work;
+use crate::svd::footprint::Footprint;
+use crate::svd::goal::Goal;
+use crate::svd::solution::Solution;
+use crate::svd::stream;
+use crate::svd::task::Task;
+use crate::svd::triplets::{Triplets, decompose_bytes};
+use crate::space::{HostPanel, Space};
 
 /// Steps and columns of a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Blocks {
-    pub(super) count: usize,
-    pub(super) width: usize,
+struct Blocks {
+    count: usize,
+    width: usize,
 }
 
 impl Blocks {
     /// For panels of `l` columns and `q` power iterations of an operator with `n` columns; `None` if the basis would be wider than
     /// that: there is nothing left for a polynomial to choose then.
-    pub(super) fn new(l: usize, power_iterations: usize, n: usize) -> Option<Self> {
+    fn new(l: usize, power_iterations: usize, n: usize) -> Option<Self> {
         let count = power_iterations.saturating_add(2);
         let half = l.div_ceil(2);
         // GEMM likes multiples of 16: b = 64 against 72 takes 12 % less. A few columns less than half cost nothing where the spectrum decays; on i.i.d. entries,
@@ -61,7 +66,7 @@ impl Blocks {
     }
 
     /// Columns of the basis.
-    pub(super) fn columns(&self) -> usize {
+    fn columns(&self) -> usize {
         self.count * self.width
     }
 }
@@ -70,23 +75,88 @@ impl Blocks {
 const TIED: f64 = 1e-3;
 
 /// Whether some of the first `rank` singular values have as many copies as a block has columns, so that there may be more.
-pub(super) fn may_lack_copies<T: Scalar>(blocks: Blocks, s: &[T], rank: usize) -> bool {
+fn may_lack_copies<T: Scalar>(blocks: Blocks, s: &[T], rank: usize) -> bool {
     let value = |i: usize| s[i].to_f64();
     let ends = s.len().saturating_sub(blocks.width - 1).min(rank);
     let noise = 32.0 * T::EPSILON * value(0);
     (0..ends).any(|i| value(i) > noise && value(i + blocks.width - 1) >= (1.0 - TIED) * value(i))
 }
 
+pub(super) fn allowed(task: &Task) -> bool {
+    task.rank.is_some() && Blocks::new(task.width, task.power_iterations, task.tall().1).is_some()
+}
+
+pub(super) fn cost(work: &Work<'_>) -> (f64, usize) {
+    let &Work { m, n, .. } = work;
+    let blocks = match work.task.rule.allowed_loss() {
+        None => Blocks::new(work.width, work.task.power_iterations, n as usize),
+        Some(_) => None,
+    };
+    let Some(blocks) = blocks else { return randomized::cost(work) };
+    let (count, width, columns) = (blocks.count as f64, blocks.width as f64, blocks.columns() as f64);
+    let products = work.sketch(m, n) + (2.0 * count - 1.0) * work.product(m, n, width);
+    // Each block twice, and against those before it.
+    let against = work.flops(2.0 * m * width * width * count * (count - 1.0)) + work.copy(2.0 * (m + n) * columns);
+    let calls = 0.5 * count * (count - 1.0) * work.rates.call;
+    let orths = (2.0 * count - 1.0) * work.orthonormalize(m, width) + calls;
+    let seconds = work.crowding() * (products + against + orths + work.finish(n, columns));
+    (seconds + work.begin(), 2 * blocks.count)
+}
+
+pub(super) fn peak<T: Scalar>(f: &Footprint) -> usize {
+    let &Footprint { m, n, .. } = f;
+    let Some(Blocks { count, width: b }) = Blocks::new(f.width, f.power_iterations, n) else {
+        return randomized::peak::<T>(f);
+    };
+    let panel = |rows: usize, cols: usize| HostPanel::<T>::bytes(rows, cols);
+    let small = |rows: usize, cols: usize| rows * cols * size_of::<T>();
+    let scratch = HostPanel::<T>::orthonormalize_scratch(m, b, Par::Seq).unaligned_bytes_required();
+    // Each side is put together while the other's blocks are still apart.
+    let (left, right) = (panel(m, count * b), panel(n, count * b));
+    let after = left.max(right).max(decompose_bytes::<T>(n, count * b, false, 0));
+    let home = small(count * b, count * b) + f.home::<T>(right + small(count * b, count * b));
+    // With the overlap of two blocks.
+    let kept = (left + right + small(b, b) + f.pass::<T>(scratch, b).max(after)).max(left + home);
+    // Where it finds ties that a block cannot hold.
+    f.certified::<T>(kept.max(randomized::by_products::<T>(f, !f.searched)), true)
+}
+
+/// Solves the task, by the randomized method where blocks cannot.
 pub(super) fn solve<T: Scalar, S: Space<T>>(
-    options: &TruncatedSvd,
+    task: &Task,
     op: &mut dyn LinearOperator<T, Space = S>,
-    blocks: Blocks,
-    width: usize,
     goal: &Goal,
     par: Par,
 ) -> Result<Solution<T, S>> {
-    let b = blocks.width;
-    let omega = options.omega(op.ncols(), b, stream::RANGE)?;
+    if task.rank.is_none() {
+        return randomized::solve(task, op, goal, false, par);
+    }
+    let Some(blocks) = Blocks::new(task.width, task.power_iterations, op.ncols()) else {
+        let mut next = randomized::solve(task, op, goal, false, par)?;
+        next.notes.push("block Krylov would span the whole space; took randomized".to_owned());
+        return Ok(next);
+    };
+    let solution = by_blocks(task, op, blocks, goal, par)?;
+    if !may_lack_copies(blocks, &solution.triplets.s, solution.rank) {
+        return Ok(solution);
+    }
+    drop(solution);
+    let mut next = randomized::solve(task, op, goal, true, par)?;
+    let width = blocks.width;
+    next.notes.push(format!("{width} or more tied values, of which a block holds {width}; took randomized"));
+    Ok(next)
+}
+
+/// The factors by these blocks.
+fn by_blocks<T: Scalar, S: Space<T>>(
+    task: &Task,
+    op: &mut dyn LinearOperator<T, Space = S>,
+    blocks: Blocks,
+    goal: &Goal,
+    par: Par,
+) -> Result<Solution<T, S>> {
+    let (b, width) = (blocks.width, task.width);
+    let omega = task.omega(op.ncols(), b, stream::RANGE)?;
     let space = op.space().clone();
     let (mut basis, mut images) = (Vec::new(), Vec::new());
     let mut overlap = Mat::zeros(b, b);
@@ -114,7 +184,7 @@ pub(super) fn solve<T: Scalar, S: Space<T>>(
         rank,
         width,
         method: Method::Krylov,
-        sketch: Some(options.sketch),
+        sketch: Some(task.sketch),
         certificate: None,
         slices: Slices::Orthogonal,
         notes,

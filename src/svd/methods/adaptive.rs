@@ -25,40 +25,43 @@
 //! `P = (I − QQᵀ) A G`, and `E‖P‖² = 16 ‖A − QQᵀA‖²` at full relative precision, for one more pass in all. The loop stops two
 //! standard deviations on the safe side; the certificate has probes of its own.
 
-use faer::{Accum, Mat};
+use faer::{Accum, Mat, Par};
 
-use super::certificate::{PROBES, Spread};
-use super::goal::Goal;
-use super::triplets::Triplets;
-use super::{Solution, TruncatedSvd, stream};
 use crate::error::Result;
 use crate::factors::Slices;
 use crate::operator::LinearOperator;
 use crate::report::Method;
 use crate::simd::Scalar;
 use crate::sketch::{AnySketch, Sketch, SketchOperator};
+use crate::svd::certificate::{PROBES, Spread};
+use crate::svd::cost::Work;
+use crate::svd::goal::Goal;
+use crate::svd::solution::Solution;
+use crate::svd::stream;
+use crate::svd::task::Task;
+use crate::svd::triplets::Triplets;
 use crate::space::{Effort, Panel, Space};
 
 /// Columns of the blocks.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct BlockParams {
+struct BlockParams {
     /// Of the first: a GEMM panel that keeps both cores busy, and what most low-rank matrices need.
-    pub(super) first: usize,
+    first: usize,
     /// A later block has this part of the columns before it, if that is more.
-    pub(super) growth: usize,
+    growth: usize,
 }
 
-pub(super) const PARAMS: BlockParams = BlockParams { first: 32, growth: 4 };
+const PARAMS: BlockParams = BlockParams { first: 32, growth: 4 };
 
 impl BlockParams {
     /// Columns of the block that follows `width` columns, at most `room`.
-    pub(super) fn next(&self, width: usize, room: usize) -> usize {
+    fn next(&self, width: usize, room: usize) -> usize {
         (width / self.growth).max(self.first).min(room)
     }
 }
 
 /// Passes over A until there are `width` columns.
-pub(super) fn passes(width: usize, power_iterations: usize) -> usize {
+fn passes(width: usize, power_iterations: usize) -> usize {
     let (mut columns, mut blocks) = (0, 0);
     while columns < width {
         columns += PARAMS.next(columns, width - columns);
@@ -67,16 +70,26 @@ pub(super) fn passes(width: usize, power_iterations: usize) -> usize {
     2 * power_iterations.max(1) * blocks + 1
 }
 
-/// Meets `goal`, with at most `limit` columns.
+pub(super) fn cost(work: &Work<'_>) -> (f64, usize) {
+    let &Work { m, n, l, .. } = work;
+    let q = work.task.power_iterations;
+    // Every round of every block is made orthogonal to the blocks before it, twice.
+    let rounds = (q as f64).max(1.0);
+    let products = (2.0 * rounds + 1.0) * work.product(m, n, l);
+    let orths = rounds * (work.orthonormalize(m, l) + work.flops(4.0 * m * l * l)) + 2.0 * work.orthonormalize(n, l);
+    (products + orths + work.finish(m, l) + work.begin(), passes(work.width, q))
+}
+
+/// Meets `goal`, with at most the columns of the task.
 pub(super) fn solve<T: Scalar, S: Space<T>>(
-    options: &TruncatedSvd,
+    task: &Task,
     op: &mut dyn LinearOperator<T, Space = S>,
     goal: &Goal,
-    limit: usize,
-    par: faer::Par,
+    par: Par,
 ) -> Result<Solution<T, S>> {
+    let limit = task.width;
     let norm_squared = op.norm_squared();
-    let mut probes = if goal.is_below_floor::<T>() && norm_squared > 0.0 { Some(probe(options, op)?) } else { None };
+    let mut probes = if goal.is_below_floor::<T>() && norm_squared > 0.0 { Some(probe(task, op)?) } else { None };
     let space = op.space().clone();
     let (mut left, mut right): (Vec<Panel<T, S>>, Vec<Panel<T, S>>) = (Vec::new(), Vec::new());
     let (mut width, mut captured) = (0, 0.0);
@@ -86,11 +99,11 @@ pub(super) fn solve<T: Scalar, S: Space<T>>(
     while width < limit && (width == 0 || !goal.is_within_reach::<T>(missing)) {
         let block = PARAMS.next(width, limit - width);
         let stream = stream::BLOCKS + left.len() as u64;
-        let omega = options.omega(op.ncols(), block, stream)?;
+        let omega = task.omega(op.ncols(), block, stream)?;
         let (mut y, mut x) = (op.left(block)?, op.right(block)?);
         op.sketch(&omega, &mut y)?;
         orthonormalize_against(&space, &left, &mut y, &mut overlap)?;
-        for _ in 1..options.power_iterations {
+        for _ in 1..task.power_iterations {
             op.apply_adjoint(&y, &mut x)?;
             space.orthonormalize(&mut x, None, Effort::Fast)?;
             op.apply(&x, &mut y)?;
@@ -125,7 +138,7 @@ pub(super) fn solve<T: Scalar, S: Space<T>>(
         rank,
         width,
         method: Method::Randomized,
-        sketch: Some(options.sketch),
+        sketch: Some(task.sketch),
         certificate: None,
         slices: Slices::Orthogonal,
         notes,
@@ -147,11 +160,8 @@ pub(super) fn side_by_side<T: Scalar, S: Space<T>>(
 }
 
 /// `A G`, G of independent normals.
-fn probe<T: Scalar, S: Space<T>>(
-    options: &TruncatedSvd,
-    op: &mut dyn LinearOperator<T, Space = S>,
-) -> Result<Panel<T, S>> {
-    let omega = AnySketch::new(Sketch::Gaussian, op.ncols(), PROBES, options.seed, stream::STOP)?;
+fn probe<T: Scalar, S: Space<T>>(task: &Task, op: &mut dyn LinearOperator<T, Space = S>) -> Result<Panel<T, S>> {
+    let omega = AnySketch::new(Sketch::Gaussian, op.ncols(), PROBES, task.seed, stream::STOP)?;
     let mut p = op.left(PROBES)?;
     op.sketch(&omega, &mut p)?;
     Ok(p)

@@ -32,10 +32,7 @@ use faer::linalg::matmul::matmul;
 use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::{Accum, Mat, MatRef, Par};
 
-use super::goal::Goal;
-use super::plan::Footprint;
-use super::triplets::{Decomposition, Triplets, Vectors, decompose_bytes, decompose_clear, decompose_clear_bytes};
-use super::{Solution, TruncatedSvd, stream};
+use super::randomized;
 use crate::error::Result;
 use crate::factors::Slices;
 use crate::linalg::{column, column_mut, points_down};
@@ -46,16 +43,14 @@ use crate::simd::Scalar;
 use crate::sketch::Sketch;
 use crate::space::{Effort, HostPanel, Layout, Panel, Space};
 use crate::small;
+use crate::svd::cost::Work;
+use crate::svd::footprint::Footprint;
+use crate::svd::goal::Goal;
+use crate::svd::solution::Solution;
+use crate::svd::stream;
+use crate::svd::task::Task;
+use crate::svd::triplets::{Decomposition, Triplets, Vectors, decompose_bytes, decompose_clear, decompose_clear_bytes};
 use crate::tensor::Element;
-
-/// How the eigenvectors of G are found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Eigenvectors {
-    /// All of them, by a dense solver.
-    Dense,
-    /// The dominant ones, by subspace iteration.
-    Iterated,
-}
 
 /// The factors come from G alone while σ_l is above this part of σ_1.
 const CLEAR: f64 = 1.0 / 32.0;
@@ -66,47 +61,116 @@ const LOOKS: usize = 8;
 /// How far from orthonormal they may show U to be, in units of `eps √k`: entries of UᵀU are below that then (they are allowed 50 of it).
 const DEFECT: f64 = 32.0;
 
-/// The Gram route. `width` gives the number of columns of the panels, from the squared singular values (nonincreasing)
-/// where the dense solver computes them.
-pub(super) fn solve<T: Scalar, S: Space<T>>(
-    options: &TruncatedSvd,
+/// Whether the Gram matrix resolves what is asked for: it shows σ down to `√eps σ_1`, so that it cannot show a loss near that.
+pub(super) fn allowed(task: &Task) -> bool {
+    !task.is_below_floor()
+}
+
+/// Whether there is a panel width for subspace iteration before the spectrum has been seen.
+pub(super) fn may_iterate(task: &Task) -> bool {
+    task.rank.is_some()
+}
+
+pub(super) fn cost_dense(work: &Work<'_>) -> (f64, usize) {
+    let &Work { m, n, l, .. } = work;
+    let solving = work.syrk() + work.eigen(n) + work.product(m, n, l) + work.orthonormalize(n, l);
+    (solving + work.finish(m, l) + work.begin(), 2)
+}
+
+pub(super) fn cost_iterated(work: &Work<'_>) -> (f64, usize) {
+    let &Work { m, n, l, k, rates, .. } = work;
+    let q = work.task.power_iterations;
+    let cholesky = rates.cholesky * l.powi(3);
+    // One pass of CholeskyQR by a product with the inverse, and the product with G.
+    let step = work.flops(3.0 * n * l * l) + cholesky + work.product(n, n, l) + 2.0 * rates.call;
+    // The sketch is a step of the filter, if the spectrum allows it, which is not known yet.
+    let after = if q > 1 { q as f64 } else { q as f64 + 1.0 };
+    let iterations = work.sketch(n, n) + after * step;
+    // H, F and its decomposition, the directions, U.
+    let projection = work.flops(4.0 * n * l * l + 4.0 * n * l * k)
+        + work.product(m, n, k)
+        + cholesky
+        + work.decompose(n, l)
+        + work.copy((m + n) * k)
+        + 4.0 * rates.call;
+    // Panels of more than half of the columns are often filtered anew.
+    (work.crowding() * work.crowding() * (work.syrk() + iterations + projection) + work.begin(), 2)
+}
+
+/// Solves the task by all eigenvectors of G.
+pub(super) fn by_dense<T: Scalar, S: Space<T>>(
+    task: &Task,
     op: &mut dyn LinearOperator<T, Space = S>,
-    how: Eigenvectors,
-    width: impl FnOnce(&[T]) -> usize,
     goal: &Goal,
     par: Par,
 ) -> Result<Solution<T, S>> {
-    match how {
-        Eigenvectors::Dense => {
-            let Dominant { basis, remedy, .. } = dense(op, width)?;
-            let mut solution = from_basis(op, basis, None, goal, par)?;
-            solution.notes.extend(remedy.map(str::to_owned));
-            Ok(solution)
+    let Dominant { basis, remedy, .. } = dense(op, |squares| width_for(task, goal, squares))?;
+    let mut solution = from_basis(op, basis, None, goal, par)?;
+    solution.notes.extend(remedy.map(str::to_owned));
+    unless_at_the_floor(task, op, solution, goal, par)
+}
+
+/// Solves the task by filtered iteration.
+pub(super) fn by_iteration<T: Scalar, S: Space<T>>(
+    task: &Task,
+    op: &mut dyn LinearOperator<T, Space = S>,
+    goal: &Goal,
+    par: Par,
+) -> Result<Solution<T, S>> {
+    let mut filter = Filter::new(task.power_iterations);
+    let solution = loop {
+        let (mut solution, end) = match iterated(task, op, filter, goal, par)? {
+            ControlFlow::Break(found) => found,
+            ControlFlow::Continue((basis, end)) => (from_basis(op, basis, Some(task.sketch), goal, par)?, end),
+        };
+        if let Some(next) = filter.corrected(end, &solution.triplets.s, solution.rank) {
+            filter = next;
+            continue;
         }
-        Eigenvectors::Iterated => {
-            let (width, mut filter) = (width(&[]), Filter::new(options.power_iterations));
-            loop {
-                let (mut solution, end) = match iterated(options, op, (width, filter), goal, par)? {
-                    ControlFlow::Break(found) => found,
-                    ControlFlow::Continue((basis, end)) => {
-                        (from_basis(op, basis, Some(options.sketch), goal, par)?, end)
-                    }
-                };
-                if let Some(next) = filter.corrected(end, &solution.triplets.s, solution.rank) {
-                    filter = next;
-                    continue;
-                }
-                if filter.most.is_finite() {
-                    solution.notes.push(FILTERED_ANEW.to_owned());
-                }
-                return Ok(solution);
-            }
+        if filter.most.is_finite() {
+            solution.notes.push(FILTERED_ANEW.to_owned());
         }
+        break solution;
+    };
+    unless_at_the_floor(task, op, solution, goal, par)
+}
+
+/// Columns of the panels for these squared singular values, nonincreasing: all of σ² is there, so that nothing is missing.
+pub(in crate::svd) fn width_for<T: Scalar>(task: &Task, goal: &Goal, squares: &[T]) -> usize {
+    match task.rank {
+        Some(_) => task.width,
+        None => (goal.rank_given(&roots(squares), 0.0) + task.oversample).min(task.width),
     }
 }
 
+/// Singular values from their squares, of which rounding may have made some negative.
+pub(in crate::svd) fn roots<T: Scalar>(squares: &[T]) -> Vec<T> {
+    squares.iter().map(|&x| <T as Element>::from_f64(Element::to_f64(x).max(0.0).sqrt())).collect()
+}
+
+/// What the Gram route found, or what the randomized method does, within the memory of this route, where the Gram matrix could not see enough.
+pub(in crate::svd) fn unless_at_the_floor<T: Scalar, S: Space<T>>(
+    task: &Task,
+    op: &mut dyn LinearOperator<T, Space = S>,
+    solution: Solution<T, S>,
+    goal: &Goal,
+    par: Par,
+) -> Result<Solution<T, S>> {
+    let Triplets { s, captured, .. } = &solution.triplets;
+    let short = solution.width < task.width && !goal.is_reached_by::<T>(*captured);
+    if short || reaches_floor(s, solution.rank) && op.norm_squared() > 0.0 {
+        let rank = solution.rank;
+        drop(solution);
+        let mut next = randomized::solve(task, op, goal, true, par)?;
+        next.notes
+            .push(format!("σ_{rank} is near the rounding of the Gram matrix (√eps σ_1); fell back to {}", next.method));
+        return Ok(next);
+    }
+    Ok(solution)
+}
+
 /// The factors by the image of an orthonormal basis of the dominant eigenvectors.
-pub(super) fn from_basis<T: Scalar, S: Space<T>>(
+pub(in crate::svd) fn from_basis<T: Scalar, S: Space<T>>(
     op: &mut dyn LinearOperator<T, Space = S>,
     basis: Panel<T, S>,
     sketch: Option<Sketch>,
@@ -131,17 +195,17 @@ pub(super) fn from_basis<T: Scalar, S: Space<T>>(
 }
 
 /// What a dense solver finds of G.
-pub(super) struct Dominant<T, P> {
+pub(in crate::svd) struct Dominant<T, P> {
     /// The eigenvectors of the largest eigenvalues.
-    pub(super) basis: P,
+    pub(in crate::svd) basis: P,
     /// All eigenvalues, nonincreasing.
-    pub(super) values: Vec<T>,
+    pub(in crate::svd) values: Vec<T>,
     /// What the report should say of how they were found, if that was not routine.
-    pub(super) remedy: Option<&'static str>,
+    pub(in crate::svd) remedy: Option<&'static str>,
 }
 
 /// The eigenvectors of G from a dense solver on the host, as many as `width` makes of the eigenvalues.
-pub(super) fn dense<T: Scalar, S: Space<T>>(
+pub(in crate::svd) fn dense<T: Scalar, S: Space<T>>(
     op: &mut dyn LinearOperator<T, Space = S>,
     width: impl FnOnce(&[T]) -> usize,
 ) -> Result<Dominant<T, Panel<T, S>>> {
@@ -171,15 +235,16 @@ pub(super) fn dense<T: Scalar, S: Space<T>>(
 /// end of the interval that was damped.
 #[expect(clippy::type_complexity, reason = "the two ways that it ends")]
 fn iterated<T: Scalar, S: Space<T>>(
-    options: &TruncatedSvd,
+    task: &Task,
     op: &mut dyn LinearOperator<T, Space = S>,
-    (width, filter): (usize, Filter),
+    filter: Filter,
     goal: &Goal,
     par: Par,
 ) -> Result<ControlFlow<(Solution<T, S>, f64), (Panel<T, S>, f64)>> {
     let space = op.space().clone();
+    let width = task.width;
     let early = is_imaged_early::<T>((op.nrows(), op.ncols()), width);
-    let (subspace, end) = Subspace::find(options, op, (width, filter), early)?;
+    let (subspace, end) = Subspace::find(task, op, filter, early)?;
     let mut imaged = None;
     let projection = subspace.project(
         &space,
@@ -236,15 +301,15 @@ fn iterated<T: Scalar, S: Space<T>>(
         }
     }
     let triplets = Triplets { left: u, s, captured, right: Vectors::Small(right), by_qr };
-    let (sketch, method) = (Some(options.sketch), Method::Gram);
+    let (sketch, method) = (Some(task.sketch), Method::Gram);
     let (certificate, slices) = (None, Slices::Orthogonal);
     let solution = Solution { triplets, rank, width, method, sketch, certificate, slices, notes };
     Ok(ControlFlow::Break((solution, end)))
 }
 
 /// What the iteration leaves: V, conditioned, and `W = G V`, or F in its place, or both.
-pub(super) struct Subspace<P> {
-    pub(super) v: P,
+pub(in crate::svd) struct Subspace<P> {
+    pub(in crate::svd) v: P,
     w: Option<P>,
     f: Option<P>,
     /// R, where H is definite enough for F.
@@ -255,16 +320,17 @@ pub(super) struct Subspace<P> {
 
 impl<P> Subspace<P> {
     /// From a sketch of G and a filter, with the end of the interval that was damped. `in_place` takes W for F, where an image is to come beside.
-    pub(super) fn find<T: Scalar, S: Space<T, Panel = P>>(
-        options: &TruncatedSvd,
+    pub(in crate::svd) fn find<T: Scalar, S: Space<T, Panel = P>>(
+        task: &Task,
         op: &mut dyn LinearOperator<T, Space = S>,
-        (width, filter): (usize, Filter),
+        filter: Filter,
         in_place: bool,
     ) -> Result<(Self, f64)> {
         let space = op.space().clone();
+        let width = task.width;
         let mut g = op.gram()?;
         let sums = (op.norm_squared(), g.norm_squared());
-        let omega = options.omega(op.ncols(), width, stream::RANGE)?;
+        let omega = task.omega(op.ncols(), width, stream::RANGE)?;
         let (mut v, mut w) = (op.right(width)?, op.right(width)?);
         let end = filtered_iteration(&space, &mut g, sums.0, &omega, filter, &mut v, &mut w)?;
         drop(g);
@@ -286,7 +352,7 @@ impl<P> Subspace<P> {
 
     /// The decomposition of F, or what there is to go on with where G alone does not tell. `meanwhile` is done with V while the eigensolver has one
     /// thread, if there is one.
-    pub(super) fn project<T: Scalar, S: Space<T, Panel = P>>(
+    pub(in crate::svd) fn project<T: Scalar, S: Space<T, Panel = P>>(
         mut self,
         space: &S,
         choose: impl Fn(&[T], f64) -> usize,
@@ -316,14 +382,14 @@ impl<P> Subspace<P> {
     }
 
     /// Drops F where W is still there to go on with.
-    pub(super) fn keep_one(&mut self) {
+    pub(in crate::svd) fn keep_one(&mut self) {
         if self.w.is_some() {
             self.f = None;
         }
     }
 
     /// An orthonormal basis of the dominant eigenvectors.
-    pub(super) fn into_basis<T: Scalar, S: Space<T, Panel = P>>(self, space: &S) -> Result<P> {
+    pub(in crate::svd) fn into_basis<T: Scalar, S: Space<T, Panel = P>>(self, space: &S) -> Result<P> {
         let mut basis = match (self.w, self.f) {
             (Some(mut w), _) => {
                 shift(space, self.sums, 0.5, f64::INFINITY, &self.v, &mut w)?;
@@ -339,18 +405,18 @@ impl<P> Subspace<P> {
 }
 
 /// `A ≈ Q QᵀA` for `Q = A V R⁻¹`, by the decomposition of `F = AᵀQ = V̂ Σ Ŵᵀ`.
-pub(super) struct Projection<T, P> {
-    pub(super) subspace: Subspace<P>,
-    pub(super) factor: Factor,
+pub(in crate::svd) struct Projection<T, P> {
+    pub(in crate::svd) subspace: Subspace<P>,
+    pub(in crate::svd) factor: Factor,
     /// `Ŵ Σ⁻¹`, or what else F (now Q of its QR) gives V̂ with.
     divided: Mat<T>,
     /// Ŵ.
-    pub(super) basis: Mat<T>,
-    pub(super) s: Vec<T>,
-    pub(super) captured: f64,
-    pub(super) rank: usize,
+    pub(in crate::svd) basis: Mat<T>,
+    pub(in crate::svd) s: Vec<T>,
+    pub(in crate::svd) captured: f64,
+    pub(in crate::svd) rank: usize,
     by_qr: bool,
-    pub(super) notes: Vec<String>,
+    pub(in crate::svd) notes: Vec<String>,
 }
 
 /// σ_l over σ_1.
@@ -359,7 +425,7 @@ fn decay<T: Scalar>(s: &[T]) -> f64 {
 }
 
 /// Whether the columns of U from G alone have to be looked at.
-pub(super) fn is_doubtful<T: Scalar>(s: &[T]) -> bool {
+pub(in crate::svd) fn is_doubtful<T: Scalar>(s: &[T]) -> bool {
     decay(s) < PLAIN
 }
 
@@ -377,7 +443,7 @@ fn factor<T: Scalar, S: Space<T>>(space: &S, v: &Panel<T, S>, w: &Panel<T, S>) -
 }
 
 /// `R⁻¹ Ŵ_k`, with signs.
-pub(super) fn combination<T: Scalar>(factor: Factor, basis: &Mat<T>, signs: &[f64]) -> Mat<T> {
+pub(in crate::svd) fn combination<T: Scalar>(factor: Factor, basis: &Mat<T>, signs: &[f64]) -> Mat<T> {
     let (l, k) = (basis.nrows(), signs.len());
     let inverse = factor.inverse::<f64>();
     drop(factor);
@@ -398,23 +464,22 @@ pub(super) fn combination<T: Scalar>(factor: Factor, basis: &Mat<T>, signs: &[f6
     combination
 }
 
-/// Bytes alive at the fullest moment of [`solve`] in memory, whichever way it goes, and of bringing the factors home.
-pub(super) fn peak_bytes<T: Scalar>(how: Eigenvectors, f: &Footprint) -> usize {
+pub(super) fn peak_dense<T: Scalar>(f: &Footprint) -> usize {
+    let &Footprint { n, width: l, .. } = f;
+    let panel = |rows: usize, cols: usize| HostPanel::<T>::bytes(rows, cols);
+    let square = n * n * size_of::<T>();
+    let orthonormalize = HostPanel::<T>::orthonormalize_scratch(n, l, Par::Seq).unaligned_bytes_required();
+    let found = (panel(n, n) + square).max(square + small::symmetric_eigen_bytes::<T>(n));
+    let solving = forming::<T>(f).max(found).max(square + panel(n, l)).max(panel(n, l) + orthonormalize);
+    with_ways_out::<T>(f, solving)
+}
+
+/// Whichever way it goes.
+pub(super) fn peak_iterated<T: Scalar>(f: &Footprint) -> usize {
     let &Footprint { m, n, width: l, rank: k, .. } = f;
     let panel = |rows: usize, cols: usize| HostPanel::<T>::bytes(rows, cols);
-    let (small, wide, square) = (l * l * size_of::<T>(), l * l * size_of::<f64>(), n * n * size_of::<T>());
-    let forming = Dense::<T>::gram_bytes(m, n) + f.tile::<T>(Pass::Whole);
+    let (small, wide) = (l * l * size_of::<T>(), l * l * size_of::<f64>());
     let orthonormalize = HostPanel::<T>::orthonormalize_scratch(n, l, Par::Seq).unaligned_bytes_required();
-    let tile = |l: usize| f.tile::<T>(Pass::Product(l));
-    // From a basis and the image of A on it.
-    let imaged = panel(n, l) + tile(l).max(decompose_bytes::<T>(m, l, true, 0));
-    let right = panel(n, l) + small;
-    let by_image =
-        (f.image::<T>(l) + imaged.max(small + n * k * size_of::<T>() + right)).max(f.image::<T>(k) + f.factors::<T>());
-    if how == Eigenvectors::Dense {
-        let found = (panel(n, n) + square).max(square + small::symmetric_eigen_bytes::<T>(n));
-        return forming.max(found).max(square + panel(n, l)).max(panel(n, l) + orthonormalize).max(by_image);
-    }
     // V and W are kept throughout, F beside them or in place of W.
     let pair = 2 * panel(n, l);
     let iterated = panel(n, n) + filtered_iteration_bytes::<T>(n, l);
@@ -425,7 +490,7 @@ pub(super) fn peak_bytes<T: Scalar>(how: Eigenvectors, f: &Footprint) -> usize {
     let turned = wide + small + if early { HostPanel::<T>::multiply_in_place_bytes(n, l, l) } else { image };
     let (before, after) = if early { (f.image::<T>(l), 0) } else { (0, f.image::<T>(k)) };
     // An image lies as the matrix does: it is written in place, unless the matrix is converted.
-    let converted = |l: usize| if f.storage.is_some() { tile(l) } else { 0 };
+    let converted = |l: usize| if f.storage.is_some() { f.tile::<T>(Pass::Product(l)) } else { 0 };
     let multiplying = if early { converted(l) } else { 0 };
     let (gathered, solved) = decompose_clear_bytes::<T>(n, l);
     let solved = solved.max(2 * small + panel(n, k)) + multiplying;
@@ -436,14 +501,30 @@ pub(super) fn peak_bytes<T: Scalar>(how: Eigenvectors, f: &Footprint) -> usize {
     let projected = [iterated, factored, turned, projected, orthonormalize].into_iter().fold(0, usize::max);
     let combination = if early { l * k * size_of::<T>() } else { 0 };
     let at_home = before + after + combination + f.home::<T>(panel(n, k));
-    forming.max(pair + projected).max(at_home).max(by_image)
+    with_ways_out::<T>(f, forming::<T>(f).max(pair + projected).max(at_home))
+}
+
+/// Bytes of forming G.
+fn forming<T: Scalar>(f: &Footprint) -> usize {
+    Dense::<T>::gram_bytes(f.m, f.n) + f.tile::<T>(Pass::Whole)
+}
+
+/// The peak with the ways that it may end in: by the image of a basis, by the randomized method.
+fn with_ways_out<T: Scalar>(f: &Footprint, solving: usize) -> usize {
+    let &Footprint { m, n, width: l, rank: k, .. } = f;
+    let (small, panel) = (l * l * size_of::<T>(), HostPanel::<T>::bytes(n, l));
+    // From a basis and the image of A on it.
+    let imaged = panel + f.tile::<T>(Pass::Product(l)).max(decompose_bytes::<T>(m, l, true, 0));
+    let home = small + n * k * size_of::<T>() + panel + small;
+    let by_image = (f.image::<T>(l) + imaged.max(home)).max(f.image::<T>(k) + f.factors::<T>());
+    f.certified::<T>(solving.max(by_image).max(randomized::by_products::<T>(f, !f.searched)), true)
 }
 
 /// Whether A meets all of V while the eigensolver has one thread, and the columns that are kept come of the image: `2 m l²` flops and those of
 /// l − k columns more for half of the solver's time, `l²` of 53 ns (l = 106, 202: 0.6, 2.0 ms). A pure function of the shape, so that the bits do not
 /// depend on the threads; what one thread would do at once anyway is not worth it.
 /// Where m is not several times n, V and F beside the image would be more memory than all else takes.
-pub(super) fn is_imaged_early<T: Scalar>((m, n): (usize, usize), l: usize) -> bool {
+pub(in crate::svd) fn is_imaged_early<T: Scalar>((m, n): (usize, usize), l: usize) -> bool {
     let has_eigensolver = size_of::<T>() == size_of::<f32>();
     has_eigensolver && m <= EARLY.rows && m >= EARLY.tall * n && m * n * l >= EARLY.multiplications
 }
@@ -463,7 +544,7 @@ const EARLY: EarlyParams = EarlyParams { rows: 4096, tall: 3, multiplications: 1
 
 /// Whether the columns of `U = panel C` (the panel itself without one) are orthonormal to rounding: the largest entry of `(UᵀU − I) X` for columns X of
 /// random signs is about the length of the worst row of `UᵀU − I`.
-pub(super) fn is_orthonormal<T: Scalar, S: Space<T>>(
+pub(in crate::svd) fn is_orthonormal<T: Scalar, S: Space<T>>(
     space: &S,
     panel: &Panel<T, S>,
     c: Option<MatRef<'_, T>>,
@@ -496,6 +577,6 @@ pub(super) fn is_orthonormal<T: Scalar, S: Space<T>>(
 }
 
 /// Whether `σ_k` is so small against `σ_1` that the rounding of G, `eps σ_1²`, is felt in its eigenvector.
-pub(super) fn reaches_floor<T: Scalar>(s: &[T], k: usize) -> bool {
+pub(in crate::svd) fn reaches_floor<T: Scalar>(s: &[T], k: usize) -> bool {
     s[k - 1].to_f64() < 8.0 * T::EPSILON.sqrt() * s[0].to_f64()
 }

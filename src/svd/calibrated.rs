@@ -1,4 +1,4 @@
-//! Factorization under calibration: the left singular vectors of `W L` (`whiten.rs`), and W projected on them.
+//! Factorization under calibration: the left singular vectors of `W L` (`calibration/whitening.rs`), and W projected on them.
 //!
 //! ```text
 //!   W L  = U Σ Zᵀ   (any method of the planner, on the operator `Whitened`)       loss² = ‖W L‖² − ‖U_kᵀ W L‖²
@@ -45,121 +45,35 @@ use faer::linalg::matmul::matmul;
 use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::{Accum, Mat, MatRef, Par};
 
+use super::certificate;
+use super::finish::finish;
 use super::goal::Goal;
-use super::gram::{self, Eigenvectors, Projection, Subspace};
+use super::methods::gram::{self, Projection, Subspace, roots};
+use super::methods::{self, Route, randomized};
+use super::options::Options;
+use super::plan::Plan;
+use super::solution::Solution;
+use super::stream;
+use super::task::{Residency, Task};
 use super::triplets::{Decomposition, Triplets, Vectors, decompose, symmetric_eigen_beside};
-use super::{Plan, Solution, TruncatedSvd, certificate, stream};
+use super::weighting::Weighting;
 use crate::calibration::Calibration;
-use crate::error::{Error, Result};
+use crate::calibration::{Fill, Moments, Whitening};
+use crate::error::Result;
 use crate::factors::{Factors, Slices, Weighted};
-use crate::operator::{Dense, Entries, Given, LinearOperator, STREAMED_ROWS, Triangle, Whitened};
+use crate::operator::{Entries, Given, LinearOperator, Whitened};
 use crate::quality;
 use crate::range::{FILTERED_ANEW, Filter, filtered_iteration};
 use crate::rank::Rank;
 use crate::report::{ActivationReport, Method};
 use crate::simd::Scalar;
 use crate::sketch::Sketch;
-use crate::space::{HostPanel, Panel, Space};
+use crate::space::{Panel, Space};
 use crate::small;
 use crate::tensor::{DType, Element, MatView};
-use crate::whiten::{self, Fill, Moments, Whitening};
-
-/// What calibration adds to a factorization to be.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Weighting {
-    pub(super) calibration: Option<Calibration>,
-    pub(super) whitening: Whitening,
-    pub(super) blend: f64,
-    /// What [`Rank::Quality`] is measured on; the calibration if none.
-    pub(super) quality_on: Option<Calibration>,
-}
-
-impl Default for Weighting {
-    fn default() -> Self {
-        Weighting { calibration: None, whitening: Whitening::Full, blend: 1.0, quality_on: None }
-    }
-}
 
 /// [`Rank::Quality`] first looks at this part of all ranks, and doubles: a quarter is where ratios of 2 to 4 lie.
 const QUALITY_FIRST: usize = 4;
-
-impl Weighting {
-    /// Whether the factorization goes through this file.
-    pub(super) fn is_active(&self, rank: Rank) -> bool {
-        self.calibration.is_some() || matches!(rank, Rank::Quality(_))
-    }
-
-    /// What measuring the outputs takes, unless the loss is that of the calibration itself: their moments and the Gram matrix of the weight.
-    pub(super) fn measuring_bytes<T: Scalar>(&self, n: usize, rank: Rank) -> usize {
-        let itself = self.quality_on.is_none() && self.whitening == Whitening::Full && self.blend == 1.0;
-        if itself || !self.is_active(rank) { 0 } else { n * n * (size_of::<f64>() + 3 * size_of::<T>()) }
-    }
-
-    fn check(&self, n: usize, rank: Rank) -> Result<()> {
-        for c in self.calibration.iter().chain(&self.quality_on) {
-            if c.features() != n {
-                let want = format_args!("statistics of the {n} inputs of the weight");
-                return Err(Error::shape("calibration", want, format_args!("{} features", c.features())));
-            }
-        }
-        if matches!(rank, Rank::Quality(_)) && self.calibration.is_none() && self.quality_on.is_none() {
-            return Err(Error::unsuited(
-                "quality",
-                "has nothing to be measured on; give a calibration, or samples by quality_on",
-            ));
-        }
-        Ok(())
-    }
-}
-
-/// What calibration takes, for a weight and statistics that the caller holds.
-pub(super) struct Bytes {
-    /// At the fullest moment before the factorization of `W L` starts.
-    pub(super) before: usize,
-    /// Beside what that takes.
-    pub(super) beside: usize,
-}
-
-/// The root (which the statistics keep for the next weight); the Gram matrices of W and of `W L`, with what a congruence takes;
-/// the panel between W and L; `Wᵀ P` and B.
-pub(super) fn bytes<T: Scalar>(
-    (m, n): (usize, usize),
-    method: Method,
-    width: usize,
-    rank: usize,
-    rooted: bool,
-) -> Bytes {
-    let panel = |rows: usize, cols: usize| HostPanel::<T>::bytes(rows, cols);
-    let (roots, making) = if rooted { (Triangle::bytes::<T>(n), whiten::cholesky_bytes(n)) } else { (0, 0) };
-    let short = m.min(n);
-    let (forming, later, of_weight) = if m < n {
-        // Moments go before a root is made, if one is, which may be when something first asks for it.
-        let roots = roots + making;
-        ((panel(n, m) + panel(n, n)).max(roots + 2 * panel(n, m)), roots, 0)
-    } else {
-        // A congruence comes after it.
-        (roots + 2 * panel(n, n) + making.saturating_sub(panel(n, n)), roots, panel(n, n))
-    };
-    let streamed = match method {
-        Method::SinglePass | Method::Nystrom if m < n => 2 * panel(n, m),
-        Method::SinglePass | Method::Nystrom => 3 * panel(n, STREAMED_ROWS.min(m)),
-        _ => 0,
-    };
-    Bytes {
-        before: {
-            let counted = forming + panel(short, short) + Dense::<T>::product_bytes(n, m.min(n));
-            counted + counted / 64 + (64 << 10)
-        },
-        // The turn of the outputs stays with the factors.
-        beside: streamed
-            + later
-            + panel(short, short)
-            + of_weight
-            + 2 * panel(n, width)
-            + panel(n, rank)
-            + panel(rank, rank),
-    }
-}
 
 /// The left singular vectors of `W L`: panel times coefficients.
 struct Outputs<T, P> {
@@ -234,9 +148,10 @@ impl Weight<'_> {
     }
 }
 
-/// `svd.factor` for `op`, the tall one of W and Wᵀ; `w` is W. `root` makes the operator of L on the same kind of panels.
+/// Factors `op`, the tall one of W and Wᵀ; `w` is W. `root` makes the operator of L on the same kind of panels.
 pub(super) fn factor<T: Scalar, S: Space<T>>(
-    svd: &TruncatedSvd,
+    options: &Options,
+    residency: Residency,
     op: &mut dyn LinearOperator<T, Space = S>,
     root: &dyn Fn(Entries<T>) -> Result<Box<dyn LinearOperator<T, Space = S>>>,
     w: Weight<'_>,
@@ -244,11 +159,11 @@ pub(super) fn factor<T: Scalar, S: Space<T>>(
     start: Instant,
 ) -> Result<Factors<T>> {
     let (m, n) = w.shape();
-    let asked = svd.power_iterations;
+    let asked = options.power_iterations;
     // Of a loss that is a tenth of the norm, an error in the directions is ten times the part that it is of the norm: one step more.
-    let svd = &svd.clone().power_iterations(asked.saturating_add(1));
-    let weighting = &svd.weighting;
-    weighting.check(n, svd.rank)?;
+    let options = &Options { power_iterations: asked.saturating_add(1), ..options.clone() };
+    let weighting = &options.weighting;
+    weighting.check(n, options.rank)?;
     let moments = match &weighting.calibration {
         Some(c) => Moments::blended::<T>(c, weighting.whitening, weighting.blend, Fill::Visible)?,
         None => Moments::identity(n),
@@ -264,8 +179,8 @@ pub(super) fn factor<T: Scalar, S: Space<T>>(
     let matrix: Option<Given<'_, T>> = if moments.are_a_matrix() { Some((&mut write, &diagonal)) } else { None };
     let op = Whitened::new(op, m < n, make, matrix)?;
     let notes = moments.note(weighting.calibration.is_some()).into_iter().collect();
-    let about = About { w, weight_scale, root_exponent: moments.exponent(), notes, par, start };
-    let mut factors = project(svd, op, about)?;
+    let about = About { w, residency, weight_scale, root_exponent: moments.exponent(), notes, par, start };
+    let mut factors = project(options, op, about)?;
     factors.report_mut().power_iterations = asked;
     Ok(factors)
 }
@@ -273,6 +188,7 @@ pub(super) fn factor<T: Scalar, S: Space<T>>(
 /// What is known of the weight besides its operator.
 struct About<'a> {
     w: Weight<'a>,
+    residency: Residency,
     /// The operator is this times W.
     weight_scale: f64,
     /// L is `2^-this` times a root of the moments.
@@ -282,19 +198,24 @@ struct About<'a> {
     start: Instant,
 }
 
+impl About<'_> {
+    fn plan<T: Scalar>(&self, options: &Options) -> Result<Plan> {
+        Plan::new(Task::new::<T>(options, self.w.shape(), self.w.dtype(), self.residency)?)
+    }
+}
+
 fn project<T: Scalar, S: Space<T>>(
-    svd: &TruncatedSvd,
+    options: &Options,
     mut op: Whitened<'_, T, S>,
     about: About<'_>,
 ) -> Result<Factors<T>> {
     let space = op.space().clone();
-    let weighting = &svd.weighting;
-    let shape = about.w.shape();
-    let (plan, mut outputs) = match svd.rank {
-        Rank::Quality(q) => op.by_quality(svd, &about, q)?,
+    let weighting = &options.weighting;
+    let (plan, mut outputs) = match options.rank {
+        Rank::Quality(q) => op.by_quality(options, &about, q)?,
         _ => {
-            let plan = svd.plan::<T>(shape, about.w.dtype())?;
-            let outputs = op.left_vectors(svd, &plan, about.par)?;
+            let plan = about.plan::<T>(options)?;
+            let outputs = op.left_vectors(&plan, about.par)?;
             (plan, outputs)
         }
     };
@@ -314,7 +235,7 @@ fn project<T: Scalar, S: Space<T>>(
         match doubt {
             Some(subspace) if !gram::is_orthonormal(&space, &panel, Some(found.coefficients()))? => {
                 drop((panel, found, decomposition));
-                outputs = op.by_basis(svd, &plan, subspace.into_basis(&space)?, about.par)?;
+                outputs = op.by_basis(&plan.task, subspace.into_basis(&space)?, about.par)?;
             }
             _ => break (panel, found, lost, decomposition),
         }
@@ -336,7 +257,7 @@ fn project<T: Scalar, S: Space<T>>(
     let (share_lost, gains) = lost.map_or((None, Vec::new()), |Lost { share, gains }| (Some(share), gains));
     let slices = Slices::Weighted(Weighted { turn: basis, gains });
     let solution = Solution { triplets, rank: k, width, method, sketch, certificate: None, slices, notes };
-    let mut factors = svd.finish(weight, plan.clone(), solution, None, about.par, about.start)?;
+    let mut factors = finish(weight, plan.clone(), solution, None, about.par, about.start)?;
     if !rooted {
         factors.report_mut().peak_bytes = plan.peak_bytes_of(method, width, k, rooted);
     }
@@ -391,12 +312,12 @@ impl<T: Scalar, S: Space<T>> Whitened<'_, T, S> {
     }
 
     /// The left singular vectors of `W L`, as planned.
-    fn left_vectors(&mut self, svd: &TruncatedSvd, plan: &Plan, par: Par) -> Result<Outputs<T, Panel<T, S>>> {
+    fn left_vectors(&mut self, plan: &Plan, par: Par) -> Result<Outputs<T, Panel<T, S>>> {
         // The projection on the image of the basis is half a step on each side of it.
         let saved = if self.is_wide() { 0 } else { 1 };
-        let mut filter = Filter::new(svd.power_iterations.saturating_sub(saved));
+        let mut filter = Filter::new(plan.task.power_iterations.saturating_sub(saved));
         loop {
-            let mut outputs = self.left_vectors_by(svd, plan, filter, par)?;
+            let mut outputs = self.left_vectors_by(plan, filter, par)?;
             let Found { damped, s, rank, .. } = &outputs.found;
             match filter.corrected(*damped, s, *rank) {
                 Some(next) => filter = next,
@@ -411,26 +332,24 @@ impl<T: Scalar, S: Space<T>> Whitened<'_, T, S> {
     }
 
     /// The same with this filter, if the plan has one.
-    fn left_vectors_by(&mut self, svd: &TruncatedSvd, plan: &Plan, filter: Filter, par: Par) -> Result<Outputs<T, Panel<T, S>>> {
-        let goal = plan.goal(self.norm_squared());
+    fn left_vectors_by(&mut self, plan: &Plan, filter: Filter, par: Par) -> Result<Outputs<T, Panel<T, S>>> {
+        let (task, goal) = (&plan.task, plan.goal(self.norm_squared()));
         let solution = if self.is_wide() && plan.method == Method::Gram {
-            match self.wide_by_gram(svd, plan, filter, &goal, par)? {
+            match self.wide_by_gram(plan.route, task, filter, &goal, par)? {
                 Ok(outputs) => return Ok(outputs),
                 Err(note) => {
-                    let mut randomized = plan.clone();
-                    randomized.method = Method::Randomized;
-                    let mut solution = randomized.solve(svd, self, &goal, par)?;
+                    let mut solution = randomized::solve(task, self, &goal, false, par)?;
                     solution.notes.push(format!("{note}; fell back to {}", solution.method));
                     solution
                 }
             }
+        } else if plan.route == Route::GramIterated {
+            return self.tall_by_gram(task, filter, &goal, par);
         } else if plan.method == Method::Gram {
-            if plan.rank.is_some() && plan.eigenvectors() == Some(Eigenvectors::Iterated) {
-                return self.tall_by_gram(svd, plan, filter, &goal, par);
-            }
-            plan.solve(&svd.clone().power_iterations(filter.steps), self, &goal, par)?
+            let steps = task.with_power_iterations(filter.steps);
+            methods::solve(plan.route, &steps, self, &goal, par)?
         } else {
-            plan.solve(svd, self, &goal, par)?
+            plan.solve(self, &goal, par)?
         };
         self.of_solution(solution)
     }
@@ -469,17 +388,10 @@ impl<T: Scalar, S: Space<T>> Whitened<'_, T, S> {
     }
 
     /// The Gram route of a tall weight: the factors of `Q QᵀA` from G alone, where it tells, without their right side and with W for last.
-    fn tall_by_gram(
-        &mut self,
-        svd: &TruncatedSvd,
-        plan: &Plan,
-        filter: Filter,
-        goal: &Goal,
-        par: Par,
-    ) -> Result<Outputs<T, Panel<T, S>>> {
-        let width = plan.width;
+    fn tall_by_gram(&mut self, task: &Task, filter: Filter, goal: &Goal, par: Par) -> Result<Outputs<T, Panel<T, S>>> {
+        let width = task.width;
         let early = gram::is_imaged_early::<T>((self.nrows(), self.ncols()), width);
-        let (subspace, damped) = Subspace::find(svd, self, (width, filter), early)?;
+        let (subspace, damped) = Subspace::find(task, self, filter, early)?;
         let mut to_be = None;
         let space = self.space().clone();
         let projection = subspace.project(
@@ -497,7 +409,7 @@ impl<T: Scalar, S: Space<T>> Whitened<'_, T, S> {
             ControlFlow::Break(projection) => projection,
             ControlFlow::Continue(subspace) => {
                 drop(to_be);
-                let mut outputs = self.by_basis(svd, plan, subspace.into_basis(&space)?, par)?;
+                let mut outputs = self.by_basis(task, subspace.into_basis(&space)?, par)?;
                 outputs.found.damped = damped;
                 return Ok(outputs);
             }
@@ -516,69 +428,62 @@ impl<T: Scalar, S: Space<T>> Whitened<'_, T, S> {
         // What `Q QᵀA` keeps is what was captured.
         let kept = Some(captured - s[rank..].iter().map(|&s| Element::to_f64(s).powi(2)).sum::<f64>());
         let doubt = gram::is_doubtful(&s).then_some(subspace);
-        let (method, sketch) = (Method::Gram, Some(svd.sketch));
+        let (method, sketch) = (Method::Gram, Some(task.sketch));
         let found = Found { coefficients, s, rank, width, damped, kept, method, sketch, notes };
         Ok(Outputs { panel: Long::Between(between), back, doubt, found })
     }
 
     /// The same by the image of a basis, where G did not tell.
-    fn by_basis(&mut self, svd: &TruncatedSvd, plan: &Plan, basis: Panel<T, S>, par: Par) -> Result<Outputs<T, Panel<T, S>>> {
-        let goal = plan.goal(self.norm_squared());
-        let solution = gram::from_basis(self, basis, Some(svd.sketch), &goal, par)?;
-        let solution = plan.unless_at_the_floor(svd, self, solution, &goal, par)?;
+    fn by_basis(&mut self, task: &Task, basis: Panel<T, S>, par: Par) -> Result<Outputs<T, Panel<T, S>>> {
+        let goal = task.goal(self.norm_squared());
+        let solution = gram::from_basis(self, basis, Some(task.sketch), &goal, par)?;
+        let solution = gram::unless_at_the_floor(task, self, solution, &goal, par)?;
         self.of_solution(solution)
     }
 
     /// The Gram route of a wide weight: the eigenvectors of `W M Wᵀ` are the answer, and need no image. Or why not.
     fn wide_by_gram(
         &mut self,
-        svd: &TruncatedSvd,
-        plan: &Plan,
+        route: Route,
+        task: &Task,
         filter: Filter,
         goal: &Goal,
         par: Par,
     ) -> Result<std::result::Result<Outputs<T, Panel<T, S>>, String>> {
-        let roots = |squares: &[T]| -> Vec<T> {
-            squares.iter().map(|&x| <T as Element>::from_f64(Element::to_f64(x).max(0.0).sqrt())).collect()
-        };
         let space = self.space().clone();
         let mut damped = 0.0;
-        let (panel, coefficients, s, captured, sketch, back, remedy) =
-            if plan.eigenvectors() == Some(Eigenvectors::Dense) {
-                let width = |squares: &[T]| match plan.rank {
-                    Some(_) => plan.width,
-                    None => (goal.rank_given(&roots(squares), 0.0) + svd.oversample).min(plan.width),
-                };
-                let gram::Dominant { basis, values: squares, remedy } = gram::dense(self, width)?;
-                let l = space.shape(&basis).1;
-                let captured = squares[..l].iter().map(|&x| Element::to_f64(x)).sum();
-                let mut back = self.inputs(l)?;
-                self.back(&basis, &mut back)?;
-                (basis, Mat::identity(l, l), roots(&squares[..l]), captured, None, back, remedy)
-            } else {
-                let l = plan.width;
-                let mut g = self.gram()?;
-                let omega = svd.omega(self.ncols(), l, stream::RANGE)?;
-                let (mut v, mut image) = (self.right(l)?, self.right(l)?);
-                damped = filtered_iteration(&space, &mut g, self.norm_squared(), &omega, filter, &mut v, &mut image)?;
-                g.apply(&v, &mut image)?;
-                drop(g);
-                let mut h = Mat::<T>::zeros(l, l);
-                space.inner(&v, &image, h.as_mut())?;
-                drop(image);
-                let mut h = Mat::from_fn(l, l, |i, j| Element::to_f64(h[(i.max(j), i.min(j))]));
-                let captured = (0..l).map(|i| h[(i, i)]).sum();
-                let unit = small::normalize(h.as_mut());
-                let mut back = self.inputs(l)?;
-                let small::Eigen { values, vectors, remedy } =
-                    symmetric_eigen_beside(&space, h.as_ref(), par, || self.back(&v, &mut back))?;
-                let squares: Vec<T> = values.iter().rev().map(|x| <T as Element>::from_f64(x * unit)).collect();
-                let coefficients = Mat::from_fn(l, l, |i, j| <T as Element>::from_f64(vectors[(i, l - 1 - j)]));
-                (v, coefficients, roots(&squares), captured, Some(svd.sketch), back, remedy)
-            };
+        let (panel, coefficients, s, captured, sketch, back, remedy) = if route == Route::GramDense {
+            let gram::Dominant { basis, values: squares, remedy } =
+                gram::dense(self, |squares| gram::width_for(task, goal, squares))?;
+            let l = space.shape(&basis).1;
+            let captured = squares[..l].iter().map(|&x| Element::to_f64(x)).sum();
+            let mut back = self.inputs(l)?;
+            self.back(&basis, &mut back)?;
+            (basis, Mat::identity(l, l), roots(&squares[..l]), captured, None, back, remedy)
+        } else {
+            let l = task.width;
+            let mut g = self.gram()?;
+            let omega = task.omega(self.ncols(), l, stream::RANGE)?;
+            let (mut v, mut image) = (self.right(l)?, self.right(l)?);
+            damped = filtered_iteration(&space, &mut g, self.norm_squared(), &omega, filter, &mut v, &mut image)?;
+            g.apply(&v, &mut image)?;
+            drop(g);
+            let mut h = Mat::<T>::zeros(l, l);
+            space.inner(&v, &image, h.as_mut())?;
+            drop(image);
+            let mut h = Mat::from_fn(l, l, |i, j| Element::to_f64(h[(i.max(j), i.min(j))]));
+            let captured = (0..l).map(|i| h[(i, i)]).sum();
+            let unit = small::normalize(h.as_mut());
+            let mut back = self.inputs(l)?;
+            let small::Eigen { values, vectors, remedy } =
+                symmetric_eigen_beside(&space, h.as_ref(), par, || self.back(&v, &mut back))?;
+            let squares: Vec<T> = values.iter().rev().map(|x| <T as Element>::from_f64(x * unit)).collect();
+            let coefficients = Mat::from_fn(l, l, |i, j| <T as Element>::from_f64(vectors[(i, l - 1 - j)]));
+            (v, coefficients, roots(&squares), captured, Some(task.sketch), back, remedy)
+        };
         let width = space.shape(&panel).1;
         let rank = goal.rank(&s, captured);
-        let short = width < plan.width && !goal.is_reached_by::<T>(captured);
+        let short = width < task.width && !goal.is_reached_by::<T>(captured);
         if short || gram::reaches_floor(&s, rank) && self.norm_squared() > 0.0 {
             return Ok(Err(format!("σ_{rank} is near the rounding of the Gram matrix (√eps σ_1)")));
         }
@@ -617,12 +522,12 @@ impl<T: Scalar, S: Space<T>> Whitened<'_, T, S> {
     }
 
     /// The smallest rank whose outputs have a cosine of at least `q` with the true ones.
-    fn by_quality(&mut self, svd: &TruncatedSvd, about: &About<'_>, q: f64) -> Result<(Plan, Outputs<T, Panel<T, S>>)> {
-        let weighting = &svd.weighting;
+    fn by_quality(&mut self, options: &Options, about: &About<'_>, q: f64) -> Result<(Plan, Outputs<T, Panel<T, S>>)> {
+        let weighting = &options.weighting;
         let shape = about.w.shape();
         let par = about.par;
         let short = shape.0.min(shape.1);
-        let most = svd.max_rank.unwrap_or(usize::MAX).clamp(1, short);
+        let most = options.max_rank.unwrap_or(usize::MAX).clamp(1, short);
         // What the outputs are measured on: the operator itself has the curve of the calibration.
         let itself = weighting.quality_on.is_none() && weighting.blend == 1.0 && weighting.whitening == Whitening::Full;
         let data = weighting.quality_on.as_ref().or(weighting.calibration.as_ref()).filter(|_| !itself);
@@ -630,13 +535,12 @@ impl<T: Scalar, S: Space<T>> Whitened<'_, T, S> {
         let whole = data.as_ref().map_or(self.norm_squared(), |data| data.whole);
         let mut tried = short.div_ceil(QUALITY_FIRST).min(most);
         loop {
-            let options = svd.clone().with_rank(Rank::Fixed(tried));
-            let plan = options.plan::<T>(shape, about.w.dtype())?;
-            let mut outputs = self.left_vectors(&options, &plan, par)?;
+            let plan = about.plan::<T>(&Options { rank: Rank::Fixed(tried), ..options.clone() })?;
+            let mut outputs = self.left_vectors(&plan, par)?;
             if let Some(subspace) = outputs.doubt.take() {
                 let panel = self.form(&mut outputs.panel)?;
                 if !gram::is_orthonormal(self.space(), panel, Some(outputs.found.coefficients()))? {
-                    outputs = self.by_basis(&options, &plan, subspace.into_basis(&self.space().clone())?, par)?;
+                    outputs = self.by_basis(&plan.task, subspace.into_basis(&self.space().clone())?, par)?;
                 }
             }
             let gains: Vec<f64> = match &data {

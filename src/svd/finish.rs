@@ -1,0 +1,100 @@
+//! From a plan to factors: solves, brings the panels home in the order that takes least memory, fixes signs and units, certifies.
+
+use std::time::Instant;
+
+use faer::Par;
+
+use super::certificate;
+use super::goal::Goal;
+use super::methods::gram;
+use super::plan::Plan;
+use super::solution::{Solution, beyond_numerical_rank, unscale};
+use super::triplets::Triplets;
+use crate::error::Result;
+use crate::factors::{Factors, Slices};
+use crate::linalg::{column_mut, fix_signs};
+use crate::operator::LinearOperator;
+use crate::report::{Method, Report};
+use crate::simd::Scalar;
+use crate::space::Space;
+use crate::tensor::Matrix;
+
+/// Solves, brings the factors home and certifies them. `op` is `scale · A`, or `scale · Aᵀ` when A is wide.
+pub(super) fn run<T: Scalar, S: Space<T>>(
+    op: &mut dyn LinearOperator<T, Space = S>,
+    plan: Plan,
+    par: Par,
+    start: Instant,
+) -> Result<Factors<T>> {
+    let goal = plan.goal(op.norm_squared());
+    let solution = plan.solve(op, &goal, par)?;
+    finish(op, plan, solution, Some(&goal), par, start)
+}
+
+/// Brings the factors home and certifies them, against `goal` if it is one for `op`.
+pub(super) fn finish<T: Scalar, S: Space<T>>(
+    op: &mut dyn LinearOperator<T, Space = S>,
+    plan: Plan,
+    solution: Solution<T, S>,
+    goal: Option<&Goal>,
+    par: Par,
+    start: Instant,
+) -> Result<Factors<T>> {
+    let (m, n) = plan.shape;
+    let wide = m < n;
+    let space = op.space().clone();
+    let Solution { triplets, rank: k, width, method, sketch, certificate, mut slices, mut notes } = solution;
+
+    // The short side first, and its panel goes before the long side comes: that is what most memory is needed for.
+    let Triplets { mut left, s: mut spectrum, captured, right, .. } = triplets;
+    let (mut u, mut vt);
+    // Where most matrices never see an image of all l columns.
+    let reduce = plan.method == Method::Gram && !gram::is_imaged_early::<T>((m.max(n), m.min(n)), width);
+    if wide {
+        u = Matrix::zeros(m, k);
+        right.bring_home(&space, k, u.as_mut())?;
+        drop(right);
+        left = if reduce { left.reduced(&space, k)? } else { left };
+        vt = Matrix::zeros(k, n);
+        left.bring_home(&space, k, vt.as_mut().transpose_mut())?;
+    } else {
+        vt = Matrix::zeros(k, n);
+        right.bring_home(&space, k, vt.as_mut().transpose_mut())?;
+        drop(right);
+        left = if reduce { left.reduced(&space, k)? } else { left };
+        u = Matrix::zeros(m, k);
+        left.bring_home(&space, k, u.as_mut())?;
+    }
+    drop(left); // the certificate's probes take the place of the panels
+    let signs = fix_signs(&mut u, &mut vt, par);
+    if let Slices::Weighted(weighted) = &mut slices {
+        for (j, &sign) in signs.iter().enumerate() {
+            column_mut(weighted.turn.as_mut(), j).iter_mut().for_each(|x| *x *= sign);
+        }
+    }
+    let (left, right) =
+        if wide { (vt.as_ref().transpose(), u.as_ref()) } else { (u.as_ref(), vt.as_ref().transpose()) };
+    let scale = op.facts().scale;
+    let certificate = match certificate {
+        Some(certificate) => certificate,
+        None => certificate::certify(op, left, spectrum.split_at(k), right, captured, plan.task.seed)?,
+    };
+    if certificate.scale != 1.0 {
+        let scale = T::from_f64(certificate.scale);
+        spectrum.iter_mut().for_each(|s| *s *= scale);
+    }
+    notes.extend(goal.and_then(|goal| goal.shortfall(k, certificate.relative_error)));
+    notes.extend(beyond_numerical_rank(&spectrum[..k], (m, n)));
+    let s = unscale(&spectrum[..k], scale)?;
+    let spectrum = spectrum.iter().map(|&s| s.to_f64() / scale).collect();
+    let norm = op.norm_squared().sqrt() / scale;
+    let report = Report {
+        method,
+        peak_bytes: plan.peak_bytes_of(method, width, k, true),
+        sketch,
+        passes: op.facts().passes,
+        notes,
+        ..plan.report((k, width), spectrum, norm, &certificate, start.elapsed())
+    };
+    Ok(Factors::new(u, s, vt, report, slices))
+}

@@ -1,0 +1,43 @@
+//! The optimum: `A = Q R`, then a dense SVD of R. `2 m n² + O(n³)` flops, one full copy of `A` in the arithmetic type.
+
+use faer::Par;
+
+use crate::error::Result;
+use crate::factors::Slices;
+use crate::operator::{LinearOperator, Pass};
+use crate::report::Method;
+use crate::simd::Scalar;
+use crate::svd::cost::Work;
+use crate::svd::footprint::Footprint;
+use crate::svd::goal::Goal;
+use crate::svd::solution::Solution;
+use crate::svd::triplets::{Triplets, decompose_bytes};
+use crate::space::{HostPanel, Space};
+
+pub(super) fn cost(work: &Work<'_>) -> (f64, usize) {
+    (work.copy(work.m * work.n) + work.finish(work.m, work.n) + work.begin(), 1)
+}
+
+pub(super) fn peak<T: Scalar>(f: &Footprint) -> usize {
+    let &Footprint { m, n, .. } = f;
+    let square = n * n * size_of::<T>();
+    let decomposing = decompose_bytes::<T>(m, n, false, 0).max(square + f.home::<T>(square));
+    f.certified::<T>(HostPanel::<T>::bytes(m, n) + f.tile::<T>(Pass::Whole).max(decomposing), false)
+}
+
+pub(super) fn solve<T: Scalar, S: Space<T>>(op: &mut dyn LinearOperator<T, Space = S>, goal: &Goal, par: Par) -> Result<Solution<T, S>> {
+    let width = op.ncols();
+    let mut image = op.left(width)?;
+    op.materialize(&mut image)?;
+    let (triplets, rank, notes) = Triplets::from_right(op.space(), None, image, false, |s, captured| goal.rank(s, captured), par)?;
+    Ok(Solution {
+        triplets,
+        rank,
+        width,
+        method: Method::Full,
+        sketch: None,
+        certificate: None,
+        slices: Slices::Orthogonal,
+        notes,
+    })
+}

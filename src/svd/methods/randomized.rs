@@ -1,0 +1,100 @@
+//! Randomized SVD (Halko, Martinsson, Tropp, SIAM Rev. 2011, algorithms 4.4 and 5.1): power iterations on `A Ω`, then
+//! the image `AᵀQ`. `2q + 2` passes of `2 m n l` flops, the first one cheaper with a fast sketch.
+
+use faer::Par;
+
+use super::adaptive;
+use crate::error::Result;
+use crate::factors::Slices;
+use crate::operator::LinearOperator;
+use crate::range::{power_iteration, shifted_power_iteration, sparing_power_iteration};
+use crate::report::Method;
+use crate::simd::Scalar;
+use crate::svd::cost::Work;
+use crate::svd::footprint::Footprint;
+use crate::svd::goal::Goal;
+use crate::svd::solution::Solution;
+use crate::svd::stream;
+use crate::svd::task::Task;
+use crate::svd::triplets::{Triplets, decompose_bytes};
+use crate::space::{HostPanel, Space};
+
+pub(super) fn cost(work: &Work<'_>) -> (f64, usize) {
+    if work.task.rule.allowed_loss().is_some() {
+        return adaptive::cost(work);
+    }
+    let &Work { m, n, l, .. } = work;
+    let (q, call) = (work.task.power_iterations, work.rates.call);
+    let steps = q as f64;
+    let products = work.sketch(m, n) + (2.0 * steps + 1.0) * work.product(m, n, l) + (2.0 * steps + 2.0) * call;
+    let orths = (steps + 1.0) * work.orthonormalize(m, l) + steps * work.orthonormalize(n, l);
+    (work.crowding() * (products + orths + work.finish(n, l)) + work.begin(), 2 * q + 2)
+}
+
+pub(super) fn peak<T: Scalar>(f: &Footprint) -> usize {
+    f.certified::<T>(by_products::<T>(f, false), true)
+}
+
+/// Bytes alive at the fullest moment of [`solve`] in memory, and of bringing the factors home.
+pub(super) fn by_products<T: Scalar>(f: &Footprint, sparing: bool) -> usize {
+    let &Footprint { m, n, width: l, .. } = f;
+    let panel = |rows: usize, cols: usize| HostPanel::<T>::bytes(rows, cols);
+    let (small, wide) = (l * l * size_of::<T>(), l * l * size_of::<f64>());
+    let scratch = |rows: usize| match sparing {
+        true => HostPanel::<T>::orthonormalize_sparingly_scratch(rows, l, false, Par::Seq).unaligned_bytes_required(),
+        false => HostPanel::<T>::orthonormalize_scratch(rows, l, Par::Seq).unaligned_bytes_required(),
+    };
+    let scratch = scratch(m).max(scratch(n));
+    // A panel, R in two types, and the shift.
+    let second = if f.shifted && !sparing { panel(m, l) + 2 * small + wide } else { 0 };
+    // A rank that is searched for ends with an image of the long side.
+    let searched = if f.searched { decompose_bytes::<T>(m, l, sparing, scratch) } else { 0 };
+    let after = decompose_bytes::<T>(n, l, sparing, scratch).max(searched);
+    let solved = panel(m, l) + panel(n, l) + (second + f.pass::<T>(scratch, l)).max(after);
+    let home = panel(m, l) + small;
+    match sparing {
+        // The long side is combined in its own memory.
+        true => {
+            let right = home + f.n * f.rank * size_of::<T>() + panel(n, l) + small;
+            solved.max(right).max(panel(m, f.rank) + f.factors::<T>())
+        }
+        false => solved.max(home + f.home::<T>(panel(n, l) + small)),
+    }
+}
+
+/// Solves the task, by blocks where the spectrum decides the rank. `sparing` keeps to little scratch, where another method that took less has failed;
+/// without a shift, which has a panel of its own.
+pub(in crate::svd) fn solve<T: Scalar, S: Space<T>>(
+    task: &Task,
+    op: &mut dyn LinearOperator<T, Space = S>,
+    goal: &Goal,
+    sparing: bool,
+    par: Par,
+) -> Result<Solution<T, S>> {
+    if task.rank.is_none() {
+        return adaptive::solve(task, op, goal, par);
+    }
+    let (width, q) = (task.width, task.power_iterations);
+    let omega = task.omega(op.ncols(), width, stream::RANGE)?;
+    let (mut y, mut x) = (op.left(width)?, op.right(width)?);
+    if sparing {
+        sparing_power_iteration(op, &omega, q, &mut y, &mut x)?;
+    } else if task.is_shifted() {
+        let mut z = op.left(width)?;
+        shifted_power_iteration(op, &omega, q, &mut y, &mut x, &mut z)?;
+    } else {
+        power_iteration(op, &omega, q, &mut y, &mut x)?;
+    }
+    op.apply_adjoint(&y, &mut x)?;
+    let (triplets, rank, notes) = Triplets::from_left(op.space(), y, x, sparing, |s, captured| goal.rank(s, captured), par)?;
+    Ok(Solution {
+        triplets,
+        rank,
+        width,
+        method: Method::Randomized,
+        sketch: Some(task.sketch),
+        certificate: None,
+        slices: Slices::Orthogonal,
+        notes,
+    })
+}

@@ -1,0 +1,124 @@
+//! The front door for devices: opens one, loads the matrix, and runs the same methods there.
+//!
+//! ```text
+//!   many matrices, loader thread     gather 1 | copy 1 | gather 2 | copy 2 | ...        pinned buffers, transfer stream
+//!                  this thread                 factor 1            | factor 2 | ...      compute stream
+//! ```
+
+#[cfg(feature = "cuda")]
+use std::sync::Arc;
+#[cfg(feature = "cuda")]
+use std::sync::mpsc::sync_channel;
+use std::time::Instant;
+
+#[cfg(feature = "cuda")]
+use super::calibrated::{self, Weight};
+#[cfg(feature = "cuda")]
+use super::finish::run;
+use super::options::Options;
+#[cfg(feature = "cuda")]
+use super::plan::Plan;
+#[cfg(feature = "cuda")]
+use super::task::{Residency, Task};
+#[cfg(feature = "cuda")]
+use crate::cuda::{Device, DeviceMatrix};
+#[cfg(not(feature = "cuda"))]
+use crate::error::DeviceFault;
+use crate::error::{Error, Result};
+use crate::factors::Factors;
+use crate::operator::Watch;
+#[cfg(feature = "cuda")]
+use crate::operator::first_not_finite;
+use crate::simd::Scalar;
+use crate::tensor::TensorRef;
+
+/// Factors `w` on the CUDA device of this number; `start` is when that began.
+#[cfg(not(feature = "cuda"))]
+pub(super) fn factor<T: Scalar>(
+    _: &Options,
+    _: &TensorRef<'_>,
+    ordinal: usize,
+    _: &Watch<'_>,
+    _: Instant,
+) -> Result<Factors<T>> {
+    let detail = format_args!("device {ordinal}: this build has no support for CUDA");
+    Err(Error::device(DeviceFault::NotBuilt, detail))
+}
+
+/// Factors `w` on the CUDA device of this number; `start` is when that began.
+#[cfg(feature = "cuda")]
+pub(super) fn factor<T: Scalar>(
+    options: &Options,
+    w: &TensorRef<'_>,
+    ordinal: usize,
+    watch: &Watch<'_>,
+    start: Instant,
+) -> Result<Factors<T>> {
+    let device = Device::shared(ordinal)?;
+    let view = w.view()?;
+    let tall = if view.nrows() < view.ncols() { view.transpose() } else { view };
+    // A plan that is refused is refused before anything is copied.
+    plan::<T>(options, w)?;
+    let loaded = DeviceMatrix::new(&device, tall).map(|op| op.watched(watch.clone()));
+    factor_loaded(options, w, loaded, start)
+}
+
+#[cfg(feature = "cuda")]
+fn plan<T: Scalar>(options: &Options, w: &TensorRef<'_>) -> Result<Plan> {
+    let view = w.view()?;
+    Plan::new(Task::new::<T>(options, (view.nrows(), view.ncols()), view.dtype(), Residency::InMemory)?)
+}
+
+/// Factors `w`, which is on a device (its transpose, if it is wide) or failed to get there.
+#[cfg(feature = "cuda")]
+fn factor_loaded<T: Scalar>(
+    options: &Options,
+    w: &TensorRef<'_>,
+    loaded: Result<DeviceMatrix<'_, T>>,
+    start: Instant,
+) -> Result<Factors<T>> {
+    let view = w.view()?;
+    let plan = plan::<T>(options, w)?;
+    let mut op = loaded.map_err(|error| match error {
+        // In the caller's rows and columns, not in those of the transpose.
+        Error::NotFinite { .. } => first_not_finite(view),
+        error => error,
+    })?;
+    let par = crate::parallel::current_par();
+    if options.is_weighted() {
+        let device = op.device().clone();
+        let root = |l| DeviceMatrix::boxed_root(&device, l);
+        return calibrated::factor(options, Residency::InMemory, &mut op, &root, Weight::Whole(view), par, start);
+    }
+    run(&mut op, plan, par, start)
+}
+
+/// Factors each of `tensors` on `device`, in order; a failure concerns its own matrix alone. Two of them are on the device at a
+/// time.
+#[cfg(feature = "cuda")]
+pub(super) fn factor_many<T: Scalar>(
+    options: &Options,
+    device: &Arc<Device>,
+    tensors: &[TensorRef<'_>],
+) -> Vec<Result<Factors<T>>> {
+    std::thread::scope(|scope| {
+        let (send, receive) = sync_channel(0);
+        scope.spawn(move || {
+            for tensor in tensors {
+                let loaded = tensor.view().and_then(|view| {
+                    let tall = if view.nrows() < view.ncols() { view.transpose() } else { view };
+                    DeviceMatrix::<T>::new(device, tall)
+                });
+                if send.send(loaded).is_err() {
+                    return;
+                }
+            }
+        });
+        let mut loaded = receive.into_iter();
+        let next = |tensor| {
+            let start = Instant::now(); // what it has to wait for is its time
+            Some(factor_loaded(options, tensor, loaded.next()?, start))
+        };
+        tensors.iter().map_while(next).collect()
+    })
+}

@@ -1,0 +1,154 @@
+//! The task: the options resolved once for one shape, element type and arithmetic. Methods, planner and drivers read it and nothing else of
+//! the options.
+
+use super::goal::Goal;
+use super::options::Options;
+use super::rates::Rates;
+use crate::error::{Error, Result};
+use crate::rank::Rank;
+use crate::report::Method;
+use crate::simd::Scalar;
+use crate::sketch::{AnySketch, Sketch};
+use crate::tensor::DType;
+
+/// Where the matrix is while it is factored.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Residency {
+    /// In memory; another element type than the arithmetic goes through a buffer of converted elements.
+    InMemory,
+    /// Read in tiles, which bring their buffers with them.
+    InTiles {
+        /// What reading the matrix once takes.
+        pass_seconds: f64,
+    },
+}
+
+/// One factorization: the options for a matrix of this shape, type and arithmetic.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Task {
+    /// Rows and columns, as the caller has them.
+    pub(super) shape: (usize, usize),
+    /// The element type of the matrix.
+    pub(super) dtype: DType,
+    /// The arithmetic.
+    pub(super) precision: DType,
+    pub(super) residency: Residency,
+    /// The method that was asked for.
+    pub(super) method: Method,
+    /// The rule that gives the rank.
+    pub(super) rule: Rank,
+    /// The rank, where the shape decides it.
+    pub(super) rank: Option<usize>,
+    /// The largest rank to return.
+    pub(super) max_rank: usize,
+    /// Columns of the panels, `l = min(k + p, min(m, n))`; the most there can be where the spectrum decides the rank.
+    pub(super) width: usize,
+    pub(super) oversample: usize,
+    pub(super) power_iterations: usize,
+    pub(super) dynamic_shift: bool,
+    pub(super) sketch: Sketch,
+    pub(super) seed: u64,
+    pub(super) rates: Rates,
+    pub(super) memory_limit: Option<usize>,
+    /// Calibration weighs the error.
+    pub(super) weighted: bool,
+    /// Bytes of measuring the outputs, where that is not of the weighed operator itself.
+    pub(super) measuring: usize,
+}
+
+impl Task {
+    /// Resolves `options` for a matrix of this shape and element type.
+    ///
+    /// # Errors
+    /// [`Error::Empty`], [`Error::Rank`], and [`Error::Option`] where a single pass does not know how much to keep.
+    pub(super) fn new<T: Scalar>(
+        options: &Options,
+        shape: (usize, usize),
+        dtype: DType,
+        residency: Residency,
+    ) -> Result<Self> {
+        let (rows, cols) = shape;
+        if rows == 0 || cols == 0 {
+            return Err(Error::Empty { shape: vec![rows, cols] });
+        }
+        let (m, n) = (rows.max(cols), rows.min(cols));
+        let rank = options.rank.from_shape(m, n)?;
+        let max_rank = match options.max_rank {
+            Some(0) => return Err(Error::Rank { rank: 0, max: n }),
+            Some(k) => k.min(n),
+            None => n,
+        };
+        if looks_once(options.method) && rank.is_none() && options.max_rank.is_none() {
+            let why = "is not given, and a single pass that is to reach an energy or a tolerance has to know how much to keep \
+                       at most; give one";
+            return Err(Error::unsuited("max_rank", why));
+        }
+        Ok(Task {
+            shape,
+            dtype,
+            precision: T::DTYPE,
+            residency,
+            method: options.method,
+            rule: options.rank,
+            rank,
+            max_rank,
+            width: rank.unwrap_or(max_rank).saturating_add(options.oversample).min(n),
+            oversample: options.oversample,
+            power_iterations: options.power_iterations,
+            dynamic_shift: options.dynamic_shift,
+            sketch: options.sketch,
+            seed: options.seed,
+            rates: options.rates_in_use(),
+            memory_limit: options.memory_limit,
+            weighted: options.is_weighted(),
+            measuring: options.weighting.measuring_bytes::<T>(cols, options.rank),
+        })
+    }
+
+    /// The same task with another number of power iterations.
+    pub(super) fn with_power_iterations(&self, q: usize) -> Self {
+        Task { power_iterations: q, ..self.clone() }
+    }
+
+    /// Rows and columns of the matrix once it stands tall, `m >= n`.
+    pub(super) fn tall(&self) -> (usize, usize) {
+        (self.shape.0.max(self.shape.1), self.shape.0.min(self.shape.1))
+    }
+
+    /// The rank, or the largest that the spectrum may ask for.
+    pub(super) fn largest_rank(&self) -> usize {
+        self.rank.unwrap_or(self.max_rank)
+    }
+
+    /// What the factors must reach, for an operator of this squared norm.
+    pub(super) fn goal(&self, norm_squared: f64) -> Goal {
+        Goal::new(self.rank, self.rule, self.max_rank, norm_squared)
+    }
+
+    /// Whether power iterations have a shift, and a panel for it.
+    pub(super) fn is_shifted(&self) -> bool {
+        self.dynamic_shift && self.power_iterations > 0 && self.rank.is_some()
+    }
+
+    /// Whether the error that is asked for is so small that what a subspace misses cannot be had by a subtraction of norms.
+    pub(super) fn is_below_floor(&self) -> bool {
+        let goal = self.goal(1.0);
+        self.rank.is_none()
+            && match self.precision {
+                DType::F64 => goal.is_below_floor::<f64>(),
+                _ => goal.is_below_floor::<f32>(),
+            }
+    }
+
+    /// The random matrix of a stream. One as wide as it is long is a random square matrix, which may be singular, or nearly; one of normals is as
+    /// well conditioned as any.
+    pub(super) fn omega(&self, length: usize, columns: usize, stream: u64) -> Result<AnySketch> {
+        let kind = if columns < length { self.sketch } else { Sketch::Gaussian };
+        AnySketch::new(kind, length, columns, self.seed, stream)
+    }
+}
+
+/// Whether a method sees the matrix once.
+pub(super) fn looks_once(method: Method) -> bool {
+    matches!(method, Method::SinglePass | Method::Nystrom)
+}
