@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::factors::Factors;
 use crate::operator::{Dense, Root, Watch, first_not_finite};
 use crate::simd::Scalar;
+use crate::space::Host;
 use crate::tensor::TensorRef;
 
 /// Factors `w` from inside of the thread pool of `space`.

@@ -26,7 +26,6 @@ use faer::{Mat, MatMut, MatRef, Par};
 
 use crate::error::Result;
 use crate::linalg::{column, column_mut};
-use crate::operator::LinearOperator;
 use crate::qr::{Algorithm, Orthonormalization};
 use crate::simd::Scalar;
 use crate::space::{Effort, HostPanel, Panel, Space};
