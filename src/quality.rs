@@ -23,9 +23,10 @@ use crate::calibration::Moments;
 use crate::compiled::same_ref;
 use crate::error::{Error, Result};
 use crate::factors::Factors;
-use crate::operator::{Dense, HostPanel, LinearOperator, Pass};
+use crate::operator::{Dense, LinearOperator, Pass};
 use crate::simd::Scalar;
 use crate::simd::convert::convert;
+use crate::space::HostPanel;
 use crate::tensor::{DType, Element, MatView, TensorRef, with_view};
 
 /// Agreement of the outputs of a layer before and after.
@@ -197,7 +198,7 @@ fn expected_f32(w: &TensorRef<'_>, f: &Factors<f32>, c: &Calibration) -> Result<
 pub(crate) fn expected_view<T: Scalar>(w: MatView<'_>, f: &Factors<T>, c: &Calibration) -> Result<Activation> {
     let (m, n, k) = (f.u().nrows(), f.vt().ncols(), f.rank());
     // Powers of two that keep both in range.
-    let scale = weight(w, f)?.scale();
+    let scale = weight(w, f)?.facts().scale;
     if c.features() != n {
         return Err(Error::shape("quality::expected", format_args!("statistics of {n} features"), c.features()));
     }
@@ -352,7 +353,7 @@ fn sample_scale<T: Scalar>(x: MatView<'_>, f: &Factors<T>) -> Result<f64> {
     if x.ncols() != n {
         return Err(Error::shape("quality", format_args!("samples of {n} features"), x.ncols()));
     }
-    Ok(Dense::<T>::new(x, crate::parallel::current_par())?.scale())
+    Ok(Dense::<T>::new(x, crate::parallel::current_par())?.facts().scale)
 }
 
 /// Sends the rows of `x`, times `scale`, through `weight` and `f` in blocks and gives what comes out of each to `sink`, in order.
@@ -369,7 +370,13 @@ fn compare<T: Scalar>(
         let rows = samples.as_ref().ncols();
         let mut c = Mat::zeros(rows, k);
         let mut after = Mat::zeros(m, rows);
-        f.apply_into(samples.as_ref().transpose(), weight.scale(), c.as_mut(), after.as_mut().transpose_mut(), par);
+        f.apply_into(
+            samples.as_ref().transpose(),
+            weight.facts().scale,
+            c.as_mut(),
+            after.as_mut().transpose_mut(),
+            par,
+        );
         for j in 0..rows {
             let mut sums = Sums::default();
             for (&y, &z) in before.as_ref().col(j).iter().zip(after.col(j).iter()) {
@@ -391,10 +398,11 @@ fn for_each_output<T: Scalar>(
     scale: f64,
     mut f: impl FnMut(&Dense<'_, T>, &HostPanel<T>, &HostPanel<T>),
 ) -> Result<()> {
+    let (space, (m, n)) = (weight.space().clone(), weight.facts().shape);
     for first in (0..x.nrows()).step_by(BLOCK) {
         let rows = BLOCK.min(x.nrows() - first);
         // Samples as columns, so that W X is a product with a right panel.
-        let mut samples: HostPanel<T> = weight.right(rows)?;
+        let mut samples = HostPanel::zeros(n, rows, &space);
         with_view!(x, a => {
             let mut line = Vec::with_capacity(a.ncols());
             for i in 0..rows {
@@ -405,7 +413,7 @@ fn for_each_output<T: Scalar>(
                 convert(&line, column.as_slice_mut(), scale);
             }
         });
-        let mut before = weight.left(rows)?;
+        let mut before = HostPanel::zeros(m, rows, &space);
         weight.apply(&samples, &mut before)?;
         f(weight, &samples, &before);
     }
@@ -419,7 +427,7 @@ pub(crate) fn output_norm_squared<T: Scalar>(w: MatView<'_>, x: MatRef<'_, f64>)
     for_each_output(&mut weight, f64::view(x), 1.0, |_, _, y| {
         total += (0..y.as_ref().ncols()).map(|j| column_norm_squared(y.as_ref(), j)).sum::<f64>();
     })?;
-    Ok((total, weight.scale()))
+    Ok((total, weight.facts().scale))
 }
 
 /// `‖c W' Xᵀ‖_F² = ‖c diag(s) Vᵀ Xᵀ‖_F²`, c a power of two.

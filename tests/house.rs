@@ -22,6 +22,8 @@ const ORDER: &[&[&str]] = &[
     &["linalg"],
     &["sketch", "qr"],
     &["small"],
+    &["space"],
+    &["space"],
     &["operator"],
     &["range"],
     &["calibration"],

@@ -56,9 +56,10 @@ pub use progress::{Observer, Progress, Stage};
 
 use crate::error::{Error, Result};
 use crate::factors::Factors;
-use crate::operator::{Cancel, RowSource, Watch, Workspace};
+use crate::operator::{Cancel, RowSource, Watch};
 use crate::parallel::{self, lock};
 use crate::simd::Scalar;
+use crate::space::Workspace;
 use crate::svd::{Checkpoint, TruncatedSvd};
 use crate::tensor::{DType, TensorRef};
 use progress::{Expected, Tracker};

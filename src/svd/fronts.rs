@@ -1,6 +1,6 @@
 //! The public generic functions of this room as fronts over two compiled instances; see [`compiled`](crate::compiled).
 
-use std::sync::Arc;
+use std::marker::PhantomData;
 
 use super::accumulator::{self, SinglePass};
 use super::blend::{self, BlendChoice};
@@ -11,42 +11,34 @@ use crate::calibration::Calibration;
 use crate::compiled::{same, same_mut};
 use crate::error::Result;
 use crate::factors::Factors;
-use crate::operator::{HostContext, RowSource, Watch};
+use crate::operator::{RowSource, Watch};
 use crate::simd::Scalar;
+use crate::space::Host;
 use crate::tensor::{DType, TensorRef};
 
-/// The instances for one arithmetic: none of these is generic, so that they are compiled here.
-macro_rules! instances {
-    ($name:ident, $t:ty) => {
-        mod $name {
-            use super::*;
+/// The instances for one arithmetic: none of these functions is generic, so that they are compiled here.
+struct Instance<T>(PhantomData<T>);
 
+macro_rules! instances {
+    ($t:ty) => {
+        impl Instance<$t> {
             #[inline(never)]
-            pub(super) fn factor(
-                options: &Options,
-                w: &TensorRef<'_>,
-                watch: &Watch<'_>,
-                context: Arc<HostContext>,
-            ) -> Result<Factors<$t>> {
+            fn factor(options: &Options, w: &TensorRef<'_>, watch: &Watch<'_>, context: Host) -> Result<Factors<$t>> {
                 in_memory::factor_in_pool(options, w, watch, context)
             }
 
             #[inline(never)]
-            pub(super) fn factor_many(options: &Options, matrices: &[TensorRef<'_>]) -> Vec<Result<Factors<$t>>> {
+            fn factor_many(options: &Options, matrices: &[TensorRef<'_>]) -> Vec<Result<Factors<$t>>> {
                 many::factor_many(options, matrices)
             }
 
             #[inline(never)]
-            pub(super) fn factor_rows(
-                options: &Options,
-                source: &mut dyn RowSource,
-                watch: &Watch<'_>,
-            ) -> Result<Factors<$t>> {
+            fn factor_rows(options: &Options, source: &mut dyn RowSource, watch: &Watch<'_>) -> Result<Factors<$t>> {
                 rows::factor(options, source, watch)
             }
 
             #[inline(never)]
-            pub(super) fn factor_resumable(
+            fn factor_resumable(
                 options: &Options,
                 source: &mut dyn RowSource,
                 watch: &Watch<'_>,
@@ -56,45 +48,41 @@ macro_rules! instances {
             }
 
             #[inline(never)]
-            pub(super) fn choose_blend(
-                options: &Options,
-                w: &TensorRef<'_>,
-                folds: &[Calibration],
-            ) -> Result<BlendChoice> {
+            fn choose_blend(options: &Options, w: &TensorRef<'_>, folds: &[Calibration]) -> Result<BlendChoice> {
                 blend::choose::<$t>(options, w, folds)
             }
 
             #[inline(never)]
-            pub(super) fn update(state: &mut SinglePass<$t>, first_row: usize, block: &TensorRef<'_>) -> Result<()> {
+            fn update(state: &mut SinglePass<$t>, first_row: usize, block: &TensorRef<'_>) -> Result<()> {
                 accumulator::update(state, first_row, block)
             }
 
             #[inline(never)]
-            pub(super) fn finish(state: SinglePass<$t>) -> Result<Factors<$t>> {
+            fn finish(state: SinglePass<$t>) -> Result<Factors<$t>> {
                 accumulator::finish(state)
             }
         }
     };
 }
-instances!(single, f32);
-instances!(double, f64);
+instances!(f32);
+instances!(f64);
 
 pub(super) fn factor<T: Scalar>(
     options: &Options,
     w: &TensorRef<'_>,
     watch: &Watch<'_>,
-    context: Arc<HostContext>,
+    context: Host,
 ) -> Result<Factors<T>> {
     match T::DTYPE {
-        DType::F64 => same(double::factor(options, w, watch, context)),
-        _ => same(single::factor(options, w, watch, context)),
+        DType::F64 => same(Instance::<f64>::factor(options, w, watch, context)),
+        _ => same(Instance::<f32>::factor(options, w, watch, context)),
     }
 }
 
 pub(super) fn factor_many<T: Scalar>(options: &Options, matrices: &[TensorRef<'_>]) -> Vec<Result<Factors<T>>> {
     match T::DTYPE {
-        DType::F64 => same(double::factor_many(options, matrices)),
-        _ => same(single::factor_many(options, matrices)),
+        DType::F64 => same(Instance::<f64>::factor_many(options, matrices)),
+        _ => same(Instance::<f32>::factor_many(options, matrices)),
     }
 }
 
@@ -104,8 +92,8 @@ pub(super) fn factor_rows<T: Scalar>(
     watch: &Watch<'_>,
 ) -> Result<Factors<T>> {
     match T::DTYPE {
-        DType::F64 => same(double::factor_rows(options, source, watch)),
-        _ => same(single::factor_rows(options, source, watch)),
+        DType::F64 => same(Instance::<f64>::factor_rows(options, source, watch)),
+        _ => same(Instance::<f32>::factor_rows(options, source, watch)),
     }
 }
 
@@ -116,8 +104,8 @@ pub(super) fn factor_resumable<T: Scalar>(
     checkpoint: &dyn Checkpoint,
 ) -> Result<Factors<T>> {
     match T::DTYPE {
-        DType::F64 => same(double::factor_resumable(options, source, watch, checkpoint)),
-        _ => same(single::factor_resumable(options, source, watch, checkpoint)),
+        DType::F64 => same(Instance::<f64>::factor_resumable(options, source, watch, checkpoint)),
+        _ => same(Instance::<f32>::factor_resumable(options, source, watch, checkpoint)),
     }
 }
 
@@ -127,8 +115,8 @@ pub(super) fn choose_blend<T: Scalar>(
     folds: &[Calibration],
 ) -> Result<BlendChoice> {
     match T::DTYPE {
-        DType::F64 => double::choose_blend(options, w, folds),
-        _ => single::choose_blend(options, w, folds),
+        DType::F64 => Instance::<f64>::choose_blend(options, w, folds),
+        _ => Instance::<f32>::choose_blend(options, w, folds),
     }
 }
 
@@ -141,8 +129,8 @@ impl<T: Scalar> SinglePass<T> {
     /// largest of `T`.
     pub fn update(&mut self, first_row: usize, block: &TensorRef<'_>) -> Result<()> {
         match T::DTYPE {
-            DType::F64 => double::update(same_mut(self), first_row, block),
-            _ => single::update(same_mut(self), first_row, block),
+            DType::F64 => Instance::<f64>::update(same_mut(self), first_row, block),
+            _ => Instance::<f32>::update(same_mut(self), first_row, block),
         }
     }
 
@@ -153,8 +141,8 @@ impl<T: Scalar> SinglePass<T> {
     /// f64.
     pub fn finish(self) -> Result<Factors<T>> {
         match T::DTYPE {
-            DType::F64 => same(double::finish(same(self))),
-            _ => same(single::finish(same(self))),
+            DType::F64 => same(Instance::<f64>::finish(same(self))),
+            _ => same(Instance::<f32>::finish(same(self))),
         }
     }
 }

@@ -50,11 +50,12 @@ use crate::calibration::Calibration;
 use crate::calibration::Whitening;
 use crate::error::{Error, Result};
 use crate::factors::Factors;
-use crate::operator::{HostContext, LinearOperator, RowSource, Watch, Workspace};
+use crate::operator::{LinearOperator, RowSource, Watch};
 use crate::rank::Rank;
 use crate::report::Method;
 use crate::simd::Scalar;
 use crate::sketch::Sketch;
+use crate::space::{Host, Space, Workspace};
 use crate::tensor::{DType, TensorRef};
 use finish::run;
 use options::Options;
@@ -219,7 +220,7 @@ impl TruncatedSvd {
     /// # Errors
     /// As [`factor`](Self::factor), and [`Error::Cancelled`].
     pub fn factor_watched<T: Scalar>(&self, w: TensorRef<'_>, watch: &Watch<'_>) -> Result<Factors<T>> {
-        fronts::factor(&self.options, &w, watch, HostContext::new(crate::parallel::current_par()))
+        fronts::factor(&self.options, &w, watch, Host::new(crate::parallel::current_par()))
     }
 
     /// As [`factor`](Self::factor), with memory that is kept in `workspace` from call to call: a repeated call allocates its result and the
@@ -245,7 +246,7 @@ impl TruncatedSvd {
             &self.options,
             &w,
             &Watch::default(),
-            HostContext::within(workspace, crate::parallel::current_par()),
+            Host::within(workspace, crate::parallel::current_par()),
         )
     }
 
@@ -256,12 +257,7 @@ impl TruncatedSvd {
         watch: &Watch<'_>,
         workspace: &mut Workspace,
     ) -> Result<Factors<T>> {
-        in_memory::factor_in_pool(
-            &self.options,
-            &w,
-            watch,
-            HostContext::within(workspace, crate::parallel::current_par()),
-        )
+        fronts::factor(&self.options, &w, watch, Host::within(workspace, crate::parallel::current_par()))
     }
 
     /// Factors whatever can be multiplied: a tiled, whitened, distributed or device matrix. `op` is tall or square;
@@ -269,7 +265,10 @@ impl TruncatedSvd {
     ///
     /// # Errors
     /// [`Error::Shape`] if `op` is wide (hand over its transpose), and as [`factor`](Self::factor).
-    pub fn factor_operator<T: Scalar, O: LinearOperator<T>>(&self, op: &mut O) -> Result<Factors<T>> {
+    pub fn factor_operator<T: Scalar, S: Space<T>>(
+        &self,
+        op: &mut dyn LinearOperator<T, Space = S>,
+    ) -> Result<Factors<T>> {
         let start = Instant::now();
         let (m, n) = (op.nrows(), op.ncols());
         if m < n {

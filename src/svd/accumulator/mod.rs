@@ -110,10 +110,10 @@ pub(super) fn update<T: Scalar>(pass: &mut SinglePass<T>, first_row: usize, bloc
     if dense.largest() > 2f64.powi(largest_exponent::<T>()) {
         return Err(Error::Range { what: "the largest element of the block", value: dense.largest(), dtype: T::DTYPE });
     }
-    pass.state.norm_squared += dense.norm_squared();
+    pass.state.norm_squared += dense.facts().norm_squared;
     pass.largest = pass.largest.max(dense.largest());
     pass.given = given;
-    dense.stream_rows(&mut |first, rows| pass.state.add(first_row + first, rows, par))?;
+    dense.for_each_row_block(&mut |first, rows| pass.state.add(first_row + first, rows, par))?;
     pass.elapsed += start.elapsed();
     Ok(())
 }
