@@ -91,6 +91,8 @@
 pub mod batch;
 #[cfg(feature = "linalg")]
 pub mod calibration;
+#[cfg(feature = "linalg")]
+mod compiled;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 mod dtype;

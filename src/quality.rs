@@ -20,6 +20,7 @@ use faer::{Accum, Mat, MatRef, Par};
 
 use crate::calibration::Calibration;
 use crate::calibration::Moments;
+use crate::compiled::same_ref;
 use crate::error::{Error, Result};
 use crate::factors::Factors;
 use crate::operator::{Dense, HostPanel, LinearOperator, Pass};
@@ -56,6 +57,23 @@ const EXPECTED_ELEMENTS: usize = 1 << 18;
 /// [`Error::Shape`] unless `w` is the shape that `f` was made from and `x` has as many columns;
 /// [`Error::NotFinite`] for NaN or infinities in either.
 pub fn activation<T: Scalar>(w: &TensorRef<'_>, f: &Factors<T>, x: &TensorRef<'_>) -> Result<Activation> {
+    match T::DTYPE {
+        DType::F64 => activation_f64(w, same_ref(f), x),
+        _ => activation_f32(w, same_ref(f), x),
+    }
+}
+
+#[inline(never)]
+fn activation_f64(w: &TensorRef<'_>, f: &Factors<f64>, x: &TensorRef<'_>) -> Result<Activation> {
+    activation_in(w, f, x)
+}
+
+#[inline(never)]
+fn activation_f32(w: &TensorRef<'_>, f: &Factors<f32>, x: &TensorRef<'_>) -> Result<Activation> {
+    activation_in(w, f, x)
+}
+
+fn activation_in<T: Scalar>(w: &TensorRef<'_>, f: &Factors<T>, x: &TensorRef<'_>) -> Result<Activation> {
     let mut total = Sums::default();
     let mut weight = weight(w.view()?, f)?;
     let x = x.view()?;
@@ -69,6 +87,23 @@ pub fn activation<T: Scalar>(w: &TensorRef<'_>, f: &Factors<T>, x: &TensorRef<'_
 /// # Errors
 /// As [`activation`].
 pub fn distribution<T: Scalar>(w: &TensorRef<'_>, f: &Factors<T>, x: &TensorRef<'_>) -> Result<Distribution> {
+    match T::DTYPE {
+        DType::F64 => distribution_f64(w, same_ref(f), x),
+        _ => distribution_f32(w, same_ref(f), x),
+    }
+}
+
+#[inline(never)]
+fn distribution_f64(w: &TensorRef<'_>, f: &Factors<f64>, x: &TensorRef<'_>) -> Result<Distribution> {
+    distribution_in(w, f, x)
+}
+
+#[inline(never)]
+fn distribution_f32(w: &TensorRef<'_>, f: &Factors<f32>, x: &TensorRef<'_>) -> Result<Distribution> {
+    distribution_in(w, f, x)
+}
+
+fn distribution_in<T: Scalar>(w: &TensorRef<'_>, f: &Factors<T>, x: &TensorRef<'_>) -> Result<Distribution> {
     let mut comparison = Comparison::new(w, f)?;
     comparison.update(x)?;
     Ok(comparison.distribution())
@@ -143,6 +178,19 @@ impl<'a, T: Scalar> Comparison<'a, T> {
 /// [`Error::Shape`] unless `w` is the shape that `f` was made from and `c` has as many features; [`Error::Option`] if it has seen
 /// no samples; [`Error::NotFinite`] for NaN or infinities in `w`.
 pub fn expected<T: Scalar>(w: &TensorRef<'_>, f: &Factors<T>, c: &Calibration) -> Result<Activation> {
+    match T::DTYPE {
+        DType::F64 => expected_f64(w, same_ref(f), c),
+        _ => expected_f32(w, same_ref(f), c),
+    }
+}
+
+#[inline(never)]
+fn expected_f64(w: &TensorRef<'_>, f: &Factors<f64>, c: &Calibration) -> Result<Activation> {
+    expected_view(w.view()?, f, c)
+}
+
+#[inline(never)]
+fn expected_f32(w: &TensorRef<'_>, f: &Factors<f32>, c: &Calibration) -> Result<Activation> {
     expected_view(w.view()?, f, c)
 }
 

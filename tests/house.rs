@@ -13,7 +13,7 @@ use std::path::Path;
 
 /// The rooms of the library from the ground up.
 const ORDER: &[&[&str]] = &[
-    &["dtype"],
+    &["compiled", "dtype"],
     &["error"],
     &["parallel"],
     &["tensor"],

@@ -2,9 +2,11 @@
 //! factorizations themselves are faer's.
 
 mod columns;
+mod gemm;
 mod gram;
 mod signs;
 
 pub(crate) use columns::{column, column_mut, mirror};
+pub(crate) use gemm::gemm;
 pub(crate) use gram::symmetric_product;
 pub(crate) use signs::{fix_signs, points_down};

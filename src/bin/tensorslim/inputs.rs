@@ -13,7 +13,9 @@ use tensorslim::npy::{Array, Description, Elements, Stream};
 use tensorslim::{DType, Error};
 use walkdir::WalkDir;
 
-use crate::{Failure, output, results};
+use crate::failure::Failure;
+use crate::hash::hash;
+use crate::{output, results};
 
 /// An input by name.
 pub(crate) struct Weight {
@@ -181,11 +183,6 @@ fn look(path: &Path) -> io::Result<(u64, u64)> {
         [sign, apart.as_secs() as i64, i64::from(apart.subsec_nanos())]
     };
     Ok((meta.len(), hash(&when.map(i64::to_le_bytes).concat())))
-}
-
-/// FNV-1a: the same number for the same bytes on every machine.
-pub(crate) fn hash(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
 }
 
 /// Whether it may go well a moment later: nothing is to be concluded from such an error about the file.

@@ -227,18 +227,6 @@ fn milliseconds(ms: f64) -> String {
     }
 }
 
-/// The most memory that this process had resident so far, where the system tells.
-pub(crate) fn peak_rss() -> Option<usize> {
-    status("VmHWM:")
-}
-
-/// Bytes that the system tells of this process under a name.
-pub(crate) fn status(name: &str) -> Option<usize> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<usize>().ok()?.checked_mul(1024)
-}
-
 /// `8.2 MiB`
 pub(crate) fn bytes(n: usize) -> String {
     let mut value = n as f64;

@@ -16,10 +16,11 @@ use tensorslim::batch::manifest::{
 };
 use tensorslim::{DType, Error, Factors, Scalar, npy};
 
+use crate::failure::Failure;
 use crate::guard::{self, Identity};
+use crate::output;
 use crate::state::StateFile;
 use crate::writer::{self, Staged, TEMPORARY, unwritable};
-use crate::{Failure, output};
 
 /// The directory of what a budget weighs.
 pub(crate) const SPECTRA: &str = ".spectra";

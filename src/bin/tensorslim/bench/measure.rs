@@ -23,7 +23,7 @@ use tensorslim::tensor::MatView;
 use tensorslim::{AnySketch, DType, Element, Method, Rank, Report, Sketch, SketchOperator, TensorRef, TruncatedSvd};
 
 use super::results::{Case, Errors, Factored, Input, OperatorState, POWERS, SKETCHES, Sketched, Stat, State};
-use crate::Failure;
+use crate::failure::Failure;
 
 /// How long to measure.
 #[derive(Clone, Copy)]
