@@ -84,7 +84,7 @@ impl Array {
     /// [`read_as`](Self::read_as).
     ///
     /// # Errors
-    /// [`Error::File`] for the reasons of these.
+    /// [`Error::File`] for the reasons of [`read`](Self::read) or [`read_as`](Self::read_as).
     pub fn read_c_order(path: impl AsRef<Path>, bits_of: Option<DType>) -> Result<Self> {
         let path = path.as_ref();
         let (mut file, header) = open(path, bits_of)?;
@@ -97,7 +97,8 @@ impl Array {
     /// `bits_of`, in [`read_as`](Self::read_as).
     ///
     /// # Errors
-    /// [`Error::File`] for the reasons of these, with `.npy bytes` in place of a path.
+    /// [`Error::File`] for the reasons of [`read`](Self::read) or [`read_as`](Self::read_as), with `.npy bytes` in
+    /// place of a path.
     pub fn from_bytes(mut bytes: &[u8], bits_of: Option<DType>) -> Result<Self> {
         let len = bytes.len() as u64;
         let array = parse_header(&mut bytes, len, bits_of).and_then(|header| load(&mut bytes, header));
@@ -289,8 +290,8 @@ impl Mapped {
     /// [`Array::read`] or, with `bits_of`, in [`Array::read_as`].
     ///
     /// # Errors
-    /// [`Error::File`] for the reasons of these, and for a foreign byte order, elements that are not aligned in the
-    /// file (NumPy aligns them), or a file that cannot be mapped.
+    /// [`Error::File`] for the reasons of [`Array::read`] or [`Array::read_as`], and for a foreign byte order, elements
+    /// that are not aligned in the file (NumPy aligns them), or a file that cannot be mapped.
     pub fn open(path: impl AsRef<Path>, bits_of: Option<DType>) -> Result<Self> {
         let path = path.as_ref();
         let (file, header) = open(path, bits_of)?;
@@ -466,6 +467,7 @@ fn read(path: &Path, bits_of: Option<DType>) -> Result<Array> {
 struct FileState(Option<(u64, SystemTime)>);
 
 impl FileState {
+    /// Looks up the present state of a file.
     fn new(file: &File) -> Self {
         FileState(file.metadata().ok().and_then(|meta| Some((meta.len(), meta.modified().ok()?))))
     }
@@ -483,7 +485,7 @@ impl FileState {
 fn open_file(path: &Path) -> Result<(File, u64)> {
     let why = |why: String| Error::file(path, why);
     let io = |e: std::io::Error| why(format!("cannot be read: {e}; check the path"));
-    // The kind of the file is asked for before it is opened, because opening a pipe would wait for its writer.
+    // The kind of the file is looked up before it is opened, because opening a pipe would wait for its writer.
     let meta = fs::metadata(path).map_err(io)?;
     if !meta.is_file() {
         let what = if meta.is_dir() { "a directory" } else { "no regular file" };

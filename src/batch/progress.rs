@@ -133,6 +133,7 @@ struct Class {
 }
 
 impl<'a> Tracker<'a> {
+    /// Starts the clock of a batch of these tensors.
     pub(super) fn new(expected: Vec<Expected>, workers: usize, observer: &'a dyn Observer) -> Self {
         let workers = workers as f64;
         let (mut ids, mut classes) = (HashMap::new(), Vec::<Class>::new());

@@ -1,10 +1,10 @@
 //! The order of a batch: large tensors alone on all threads, small ones side by side, all within one memory limit.
 //!
 //! ```text
-//!   threads  ┌────────┬────────┬─── c ──┬── e ─┬ g ┐     alone: while a tensor would take longer on one worker than all
-//!            │ a: all │ b: all │        └──────┴───┤            smaller ones on all of them, it takes all threads
-//!            │        │        ├── d ──┬─ f ─┬─ h ─┤     side by side: the largest that fits into the memory left
-//!            └────────┴────────┴───────┴─────┴─────┘            goes to the next worker that is free
+//!   threads  ┌────────┬────────┬─── c ──┬── e ─┬ g ┐    alone: while a tensor would take longer on one worker than all
+//!            │ a: all │ b: all │        └──────┴───┤           smaller ones on all of them, it takes all threads
+//!            │        │        ├── d ──┬─ f ─┬─ h ─┤    side by side: the largest that fits into the memory left
+//!            └────────┴────────┴───────┴─────┴─────┘           goes to the next worker that is free
 //!                                                 time
 //! ```
 //!
@@ -97,7 +97,7 @@ mod tests {
         // One worker has nothing to choose.
         let s = Schedule::new(&costs(&[1.0, 9.0, 1.0]), 1, 100);
         assert_eq!(s, Schedule { alone: vec![], side_by_side: vec![1, 0, 2] });
-        // Of two equal ones, each has a worker.
+        // Two equal tensors have a worker each.
         assert_eq!(Schedule::new(&costs(&[3.0, 3.0]), 2, 100).alone, Vec::<usize>::new());
         // One tensor gets all threads.
         assert_eq!(Schedule::new(&costs(&[3.0]), 2, 100).alone, vec![0]);
@@ -122,7 +122,7 @@ mod tests {
             let (least, most) = (0..count).map(load).fold((f64::MAX, 0f64), |(a, b), load| (a.min(load), b.max(load)));
             assert!(most - least <= 49.0, "{count} shards: {least} to {most}");
         }
-        // Of unknown cost: spread by number.
+        // Tensors of unknown cost are spread by number.
         assert_eq!(shard(&[0.0; 5], 1, 2), vec![1, 3]);
     }
 }

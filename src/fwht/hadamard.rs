@@ -31,6 +31,7 @@ struct Field {
 }
 
 impl Field {
+    /// Makes the field of `q` elements, for `q` a prime or 25.
     fn new(q: usize) -> Self {
         match q {
             25 => Field { p: 5, q, d: 2 },
@@ -38,11 +39,13 @@ impl Field {
         }
     }
 
+    /// Returns element `a − b`.
     fn sub(&self, a: usize, b: usize) -> usize {
         let p = self.p;
         (a % p + p - b % p) % p + (a / p + p - b / p) % p * p
     }
 
+    /// Returns element `a²`.
     fn square(&self, a: usize) -> usize {
         let (p, re, im) = (self.p, a % self.p, a / self.p);
         (re * re + self.d * im * im) % p + 2 * re * im % p * p

@@ -590,8 +590,8 @@ impl<S: Lanes, T: Scalar, A: Element, B: Element> NullaryFnOnce for Short<S, T, 
 /// bytes behind the elements, and `dst` is `src`.
 ///
 /// # Safety
-/// So many elements are readable at `src` and writable at `dst` and `work`; any two of them are equal (address and
-/// type) or disjoint.
+/// `count · 2^plan.bits()` elements are readable at `src` and writable at `dst` and `work`; any two of these are equal
+/// (address and type) or disjoint.
 pub(super) unsafe fn blocks<S: Lanes, T: Scalar, A: Element, B: Element>(
     s: S,
     plan: &Plan,

@@ -151,6 +151,7 @@ impl Radices {
         radices
     }
 
+    /// Adds a pass after all others.
     fn push(&mut self, rows: u8, beside: u8) {
         self.of[self.passes as usize] = Radix { rows, beside };
         self.passes += 1;

@@ -550,6 +550,7 @@ struct Scratch<T> {
 }
 
 impl<T: Scalar> Scratch<T> {
+    /// Takes scratch of `len` elements. With debug assertions it is filled with NaN.
     fn new(len: usize) -> Self {
         let lines = (len * size_of::<T>()).div_ceil(size_of::<Line>());
         let mut buffer = if lines > 0 { SCRATCH.take() } else { Vec::new() };

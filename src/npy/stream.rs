@@ -34,7 +34,8 @@ impl Stream {
     /// in [`Array::read_as`]. An array of one axis is a column.
     ///
     /// # Errors
-    /// [`Error::File`] for the reasons of these, and for an array of more than two axes in Fortran order.
+    /// [`Error::File`] for the reasons of [`Array::read`] or [`Array::read_as`], and for an array of more than two axes
+    /// in Fortran order.
     pub fn open(path: impl AsRef<Path>, bits_of: Option<DType>) -> Result<Self> {
         let path = path.as_ref();
         let (file, header) = open(path, bits_of)?;

@@ -50,7 +50,7 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     /// Loads and widens as many f16 as a register has f32 lanes.
     ///
     /// # Safety
-    /// So many f16 are readable at `src`.
+    /// As many f16 as a register has f32 lanes are readable at `src`.
     unsafe fn load_f16(self, src: *const f16) -> F32s<Self>;
     /// Rounds each lane to f16, to nearest with ties to even, and stores them.
     ///
@@ -60,7 +60,7 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     /// Loads and widens as many bf16 as a register has f32 lanes.
     ///
     /// # Safety
-    /// So many bf16 are readable at `src`.
+    /// As many bf16 as a register has f32 lanes are readable at `src`.
     #[inline(always)]
     unsafe fn load_bf16(self, src: *const bf16) -> F32s<Self> {
         let mut a: F32s<Self> = bytemuck::Zeroable::zeroed();

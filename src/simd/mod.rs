@@ -35,7 +35,7 @@ pub use portable::Portable;
 
 use crate::tensor::Element;
 
-/// The operators of an arithmetic type. With the feature `linalg` these are all that faer's algorithms ask for.
+/// The operators of an arithmetic type and, with the feature `linalg`, all that faer's algorithms need of it.
 #[cfg(feature = "linalg")]
 mod arithmetic {
     pub trait Arithmetic: faer::traits::RealField + faer::traits::num_traits::Float {}

@@ -484,6 +484,7 @@ struct Lines<T, const W: usize> {
 }
 
 impl<T: Scalar, const W: usize> Lines<T, W> {
+    /// Makes `count` lines of zeros.
     fn new(count: usize) -> Self {
         const LINE: usize = 64;
         let spare = LINE / size_of::<T>();
@@ -515,6 +516,7 @@ enum Layout {
 }
 
 impl Layout {
+    /// Returns the axis along which the elements of `a` are adjacent.
     fn of<E>(a: MatRef<'_, E>) -> Self {
         if a.col_stride() == 1 || a.ncols() == 1 && a.row_stride() != 1 {
             Layout::Rows
@@ -545,11 +547,13 @@ impl<E> Clone for Source<'_, E> {
 impl<E> Copy for Source<'_, E> {}
 
 impl<'a, E: Element> Source<'a, E> {
+    /// Makes the source of `scale · A` for arithmetic in `T`.
     fn new<T: Scalar>(a: MatRef<'a, E>, scale: f64) -> Self {
         let narrows = E::DTYPE.size() > T::DTYPE.size();
         Source { a, scale, fused: scale == 1.0 || !narrows && T::from_f64(scale).is_normal() }
     }
 
+    /// Returns the source of `scale · Aᵀ`.
     fn transpose(&self) -> Self {
         Source { a: self.a.transpose(), ..*self }
     }

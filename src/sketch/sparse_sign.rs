@@ -1,9 +1,9 @@
 //! The sparse sign embedding: each row of `Ω` has ζ entries `±1/√ζ`.
 //!
 //! ```text
-//!   tile: A[W rows, depth columns]ᵀ, in L1       sums: l × W
+//!   tile: A[W rows, depth columns]ᵀ, in L1      sums: l × W
 //!     j   [a a a a ...]  ──┐
-//!     j'  [a a a a ...]     ├─ × ±1, + ──►  row c   for each column c of Y: the nonzeros of column c of these rows of Ω
+//!     j'  [a a a a ...]     ├─ × ±1, + ──► row c   for each column c of Y: the nonzeros of column c of these rows of Ω
 //!     …                  ──┘
 //! ```
 //! `y(i, c) += ± a(i, j)` along a row of `Y` is a scatter, which vector units do badly; along a column it is a vector

@@ -13,8 +13,8 @@
 //!   Y(i, 0..l) += …                   gather l rows  ->  Y(i..i+width, 0..l) += …
 //! ```
 //! `n` is any number. A last block of fewer than `r` rows, and the ends of a range of rows, are *pieces*
-//! ([`Srht::pieces`]). `R` is stratified ([`Srht::build`]). `r` is at least `2l`, and what makes a model of the time
-//! least ([`block_length`]).
+//! ([`Srht::pieces`]). `R` is stratified ([`Srht::build`]). `r` is at least `2l`, and chosen by a model of the time
+//! ([`block_length`]).
 //!
 //! A row-major `A` is transformed row by row in L1. A column-major `A` goes by panels whose lines have 512 bytes,
 //! because memory gives shorter ones slowly; a panel of 128 such lines fits L2, and sums over the pieces of a block
@@ -60,6 +60,7 @@ enum Sample {
 }
 
 impl Sample {
+    /// Returns the row of `H_r` that column `t` of a block samples.
     fn get(&self, t: usize) -> usize {
         match self {
             Sample::Short(s) => s[t].into(),
@@ -239,6 +240,7 @@ struct Scratch<T, const W: usize> {
 }
 
 impl<T: Scalar, const W: usize> Scratch<T, W> {
+    /// Makes scratch for pieces in subcubes of at most `s` rows, with `outputs` lines of sums, for `l` columns of `Y`.
     fn new(s: usize, outputs: usize, l: usize) -> Self {
         let zero = T::zeroed();
         Scratch {
