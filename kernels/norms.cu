@@ -5,13 +5,13 @@
 //   dot_<arithmetic>         Σ x(i, j) y(i, j), in f64, one sum for each block
 //   trace_<arithmetic>       Σ x(i, i), in f64
 //
-// The host adds the triples in order, so the sum depends on the shape alone. Roofline, H100: bytes over 3.35 TB/s; the f64 units
-// (67 TFLOP/s) take 0.5 us for 4096 × 4096. It should take 1.0 to 1.2 times the reading half of a copy.
+// The host adds the triples in order, so the sum depends on the shape alone. Cost: one read of the matrix; its f64
+// operations take less. Figures: benches/NOTES.md.
 #include "dtype.cuh"
 #include "reduce.cuh"
 
-// Lines of `width` elements, `ld` apart. Launch: 256 threads, any number of blocks up to `lines`, 24·8 bytes; block b takes
-// lines b, b + blocks, ....
+// Writes the triples of `lines` lines of `width` elements, `ld` apart; block b takes lines b, b + blocks, ....
+// Launch: 256 threads, any number of blocks up to `lines`, 24·8 bytes.
 template <class E>
 __device__ __forceinline__ void statistics(const E* __restrict__ x, double* __restrict__ partial, i64 lines, i64 width,
                                            i64 ld) {

@@ -1,20 +1,20 @@
-//! The tags of the element types.
+//! The names of the element types.
 
 /// The element types that tensors are stored in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DType {
-    /// IEEE binary16.
+    /// IEEE binary16: 11 bits of precision.
     F16,
-    /// The upper half of a binary32.
+    /// bfloat16, the upper half of a binary32: 8 bits of precision.
     BF16,
-    /// IEEE binary32.
+    /// IEEE binary32: 24 bits of precision.
     F32,
-    /// IEEE binary64.
+    /// IEEE binary64: 53 bits of precision.
     F64,
 }
 
 impl DType {
-    /// Bytes of one element.
+    /// Returns the size of one element in bytes.
     pub const fn size(self) -> usize {
         match self {
             DType::F16 | DType::BF16 => 2,
@@ -23,7 +23,7 @@ impl DType {
         }
     }
 
-    /// `"f16"`, `"bf16"`, `"f32"` or `"f64"`.
+    /// Returns the name: `"f16"`, `"bf16"`, `"f32"` or `"f64"`.
     pub const fn name(self) -> &'static str {
         match self {
             DType::F16 => "f16",

@@ -5,7 +5,7 @@ use std::fmt;
 /// An instruction set that the kernels are compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Isa {
-    /// One lane; whatever the compiler makes of it for the baseline target.
+    /// No instruction set beyond the baseline of the target: registers of one lane.
     Portable,
     /// x86-64 with AVX2, FMA and F16C: 256 bits, 16 registers.
     Avx2,
@@ -16,7 +16,7 @@ pub enum Isa {
 }
 
 impl Isa {
-    /// `"portable"`, `"avx2"`, `"avx512"` or `"neon"`.
+    /// Returns the name: `"portable"`, `"avx2"`, `"avx512"` or `"neon"`.
     pub const fn name(self) -> &'static str {
         match self {
             Isa::Portable => "portable",
