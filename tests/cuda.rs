@@ -280,7 +280,7 @@ fn gaussian_entries_have_the_bits_of_the_cpu() {
         let omega = AnySketch::new(Sketch::Gaussian, n, l, 9, 3).unwrap();
         let want = omega.to_dense::<f64>();
         let (mut op, _) = both::<f32>(&device, view_of(&single, n, n));
-        let mut y = op.left(l).unwrap();
+        let mut y = DevicePanel::zeros(&device, n, l).unwrap();
         op.sketch(&omega, &mut y).unwrap();
         let got = home(&y);
         for j in 0..l {
@@ -289,7 +289,7 @@ fn gaussian_entries_have_the_bits_of_the_cpu() {
             }
         }
         let (mut op, _) = both::<f64>(&device, view_of(&double, n, n));
-        let mut y = op.left(l).unwrap();
+        let mut y = DevicePanel::zeros(&device, n, l).unwrap();
         op.sketch(&omega, &mut y).unwrap();
         assert_eq!(home(&y), home_of(want.as_ref()));
     }
