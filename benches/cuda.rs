@@ -12,8 +12,9 @@ use std::sync::Arc;
 
 use tensorslim::cuda::fwht::{DeviceArray, fwht_columns, fwht_rows};
 use tensorslim::cuda::{Device, DeviceMatrix};
-use tensorslim::operator::{LinearOperator, Panel};
+use tensorslim::operator::LinearOperator;
 use tensorslim::sketch::AnySketch;
+use tensorslim::space::{Layout, Space};
 use tensorslim::{DType, Element, Matrix, Method, Par, Rank, Sketch, TensorRef, TruncatedSvd};
 
 /// Bytes per second of an H100's memory.
@@ -95,7 +96,7 @@ fn sketches(device: &Arc<Device>, side: usize, test: bool) {
     let view = half::bf16::view(w.as_ref());
     let l = side / 16 + 10;
     let mut op = DeviceMatrix::<f32>::new(device, view).expect("32 MiB fit");
-    let mut y = op.left(l).expect("a panel fits");
+    let mut y = device.panel(side, l, Layout::Columns).expect("a panel fits");
     let x = DeviceArray::new(device, w.as_slice(), side, side).expect("32 MiB fit");
     let mut z = DeviceArray::new(device, w.as_slice(), side, side).expect("32 MiB fit");
     let copy = median(device, test, || z.copy_from(&x).expect("of one shape")) / 2.0;
@@ -107,7 +108,7 @@ fn sketches(device: &Arc<Device>, side: usize, test: bool) {
         line(&format!("{kind} bf16 {side}×{side}, l = {l} (to one read)"), ms, bytes, copy, paper);
     }
     let ms = median(device, test, || {
-        y.norm_squared().expect("a panel fits");
+        device.dot(&y, &y).expect("a panel fits");
     });
     line(&format!("norm of {side}×{l} f32 (to one read of A)"), ms, (side * l * 4) as f64, copy, "");
 }

@@ -4,7 +4,7 @@
 
 use tensorslim::fwht;
 use tensorslim::rng::{Philox, stream};
-use tensorslim::{MatMut, Par};
+use tensorslim::{TensorMut, Threads};
 
 const FEATURES: usize = 768; // a multiple of 12: transforms take lengths 2^k, 12·2^k, 20·2^k, 28·2^k
 
@@ -33,7 +33,7 @@ fn rotate(x: &mut [f32]) -> tensorslim::Result<()> {
     let negative = |j: usize| rng.block((j / 128) as u64)[j / 32 % 4] >> (j % 32) & 1 == 1;
     x.iter_mut().enumerate().filter(|(i, _)| negative(i % FEATURES)).for_each(|(_, x)| *x = -*x);
     let rows = x.len() / FEATURES;
-    fwht::orthonormal_rows(MatMut::from_row_major_slice_mut(x, rows, FEATURES), Par::Seq)
+    fwht::orthonormal_rows(TensorMut::new(x, rows, FEATURES)?, Threads::One)
 }
 
 /// `x wᵀ`.

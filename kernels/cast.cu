@@ -1,17 +1,16 @@
-// Copies that change type, order, or both.
+// Copies that change the type of the elements, their order, or both.
 //
 //   cast_<from>_<to>         dst(i, j) = scale · src(i, j)                     one sweep
 //   transpose_<from>_<to>    dst(j, i) = scale · src(i, j)                     one sweep, through 32 × 32 tiles
 //   split_f32_<half>         x = p_0 + 2^-s p_1 + 2^-2s p_2, p_i halves        for products on tensor cores
 //
-// Roofline, H100: bytes read + bytes written over 3.35 TB/s; 4096 × 4096 bf16 to f32: 101 MB, 30 us.
-// cast: 1.0 to 1.1 times a copy of as many bytes. transpose: 1.1 to 1.3, with 2-byte elements up to 2 (64 bytes a warp).
-// split: reads 4, writes 6 bytes; 4096 × 266: 11 MB, 3 us; both sides are narrow, 1.2 to 1.5.
+// Cost: bytes read + bytes written at the speed of memory; split reads 4 and writes 6 bytes for each element. Figures:
+// benches/NOTES.md.
 #include "dtype.cuh"
 
-// Line i begins at src + i·lds and dst + i·ldd and has `width` elements. A thread has as many at a time as the narrower of
-// the two types puts into 16 bytes.
-// Launch: 256 threads, grid (min(ceil(width / 1024), 2^20), min(lines, 65535)).
+// Copies `lines` lines of `width` elements; line i begins at src + i·lds and dst + i·ldd. A thread takes as many
+// elements at a time as the narrower of the two types has in 16 bytes. Launch: 256 threads, grid (min(ceil(width /
+// 1024), 2^20), min(lines, 65535)).
 template <class E, class F>
 __device__ __forceinline__ void cast(const E* __restrict__ src, F* __restrict__ dst, Arithmetic<F> scale, i64 lines,
                                      i64 width, i64 lds, i64 ldd) {
@@ -56,13 +55,14 @@ CAST(cast_f64_f64, double, double)
 CAST(cast_f32_f16, float, f16)
 CAST(cast_f32_bf16, float, bf16)
 
-// src: `lines` lines of `width` elements; dst gets them as columns. Each block has one tile, tiles row by row.
-// Launch: 32 × 8 threads, ceil(width / 32)·ceil(lines / 32) blocks, 32·33·sizeof(arithmetic of F) bytes.
+// Transposes: the `lines` lines of `width` elements of src become the columns of dst. Each block has one tile; tiles
+// are counted row by row. Launch: 32 × 8 threads, ceil(width / 32)·ceil(lines / 32) blocks, 32·33·sizeof(arithmetic of
+// F) bytes.
 template <class E, class F>
 __device__ __forceinline__ void transpose(const E* __restrict__ src, F* __restrict__ dst, Arithmetic<F> scale,
                                           i64 lines, i64 width, i64 lds, i64 ldd) {
     using A = Arithmetic<F>;
-    DYNAMIC_SHARED(A, tile);  // 32 lines of 33: a column then lies in 32 banks
+    DYNAMIC_SHARED(A, tile);  // 32 lines of 33 elements, so that a column lies in 32 banks
     const i64 across = (width + 31) / 32, left = blockIdx.x % across * 32, top = blockIdx.x / across * 32;
     for (int k = threadIdx.y; k < 32; k += 8)
         if (top + k < lines && left + threadIdx.x < width)
@@ -89,10 +89,10 @@ TRANSPOSE(transpose_f16_f64, f16, double)
 TRANSPOSE(transpose_bf16_f64, bf16, double)
 TRANSPOSE(transpose_f32_f64, float, double)
 
-// Each float as three halves that hold its 24 bits: x·scale = p_0 + 2^-s p_1 + 2^-2s p_2 with s = 11 for f16 (whose
-// small numbers would otherwise be lost) and 0 for bf16. A product of a matrix of halves with a panel of floats is then
-// three products on tensor cores, exact before the sums. parts: three panels of `count` elements.
-// Launch: 256 threads, ceil(count / 256) blocks.
+// Splits each float into three halves that hold its 24 bits: x·scale = p_0 + 2^-s p_1 + 2^-2s p_2 with s = 11 for f16
+// (whose small numbers would otherwise be lost) and 0 for bf16. A product of a matrix of halves with a panel of floats
+// is then three products on tensor cores, exact before the sums. `parts` gets three panels of `count` elements. Launch:
+// 256 threads, ceil(count / 256) blocks.
 template <class H, int S>
 __device__ __forceinline__ void split(const float* __restrict__ x, H* __restrict__ parts, float scale, i64 count) {
     const i64 i = static_cast<i64>(blockIdx.x) * blockDim.x + threadIdx.x;

@@ -1,4 +1,4 @@
-// Storage types: f16, bf16, float, double. Arithmetic: double for double, float for all others.
+// The element types. Storage: f16, bf16, float, double. Arithmetic: double for double, float for all others.
 //
 // Vectors are loaded and stored 16 bytes at a time where the address allows it:
 //
@@ -14,12 +14,13 @@ template <class E> struct Storage { using arithmetic = float; };
 template <> struct Storage<double> { using arithmetic = double; };
 template <class E> using Arithmetic = typename Storage<E>::arithmetic;
 
+// The value in the arithmetic type, exactly.
 __device__ __forceinline__ float widen(float x) { return x; }
 __device__ __forceinline__ double widen(double x) { return x; }
 __device__ __forceinline__ float widen(f16 x) { return __half2float(x); }
 __device__ __forceinline__ float widen(bf16 x) { return __bfloat162float(x); }
 
-// To the nearest E, ties to even.
+// Rounds to the nearest E, ties to even.
 template <class E> struct Narrow;
 template <> struct Narrow<float> {
     static __device__ __forceinline__ float from(float x) { return x; }
@@ -35,20 +36,21 @@ template <> struct Narrow<bf16> {
     static __device__ __forceinline__ bf16 from(float x) { return __float2bfloat16_rn(x); }
 };
 
-// -x where `minus` is 1, x where it is 0: one exclusive or.
+// Returns -x if `minus` is 1 and x if it is 0, by one exclusive or.
 __device__ __forceinline__ float flip(float x, u32 minus) { return __uint_as_float(__float_as_uint(x) ^ minus << 31); }
 __device__ __forceinline__ double flip(double x, u32 minus) {
     return __longlong_as_double(__double_as_longlong(x) ^ static_cast<i64>(minus) << 63);
 }
 
-// log2 of the elements in 16 bytes.
+// log2 of the number of elements in 16 bytes.
 template <class E> constexpr int LOG_VECTOR = sizeof(E) == 2 ? 3 : sizeof(E) == 4 ? 2 : 1;
 
+// Whether lines that begin at p and are `stride` elements apart all begin at multiples of 16 bytes.
 template <class E> __device__ __forceinline__ bool aligned(const E* p, i64 stride) {
     return ((reinterpret_cast<u64>(p) | static_cast<u64>(stride) * sizeof(E)) & 15) == 0;
 }
 
-// N adjacent elements, widened. With `wide` and N elements of 16 bytes, one load.
+// Loads N adjacent elements and widens them. If `wide`, and if N elements are 16 bytes, it is one load.
 template <int N, class E> __device__ __forceinline__ void load(const E* p, Arithmetic<E>* v, bool wide) {
     if (N * sizeof(E) == 16 && wide) {
         union { uint4 raw; E element[16 / sizeof(E)]; } line;
@@ -61,7 +63,7 @@ template <int N, class E> __device__ __forceinline__ void load(const E* p, Arith
     }
 }
 
-// The same the other way.
+// Narrows N values and stores them side by side. If `wide`, and if N elements are 16 bytes, it is one store.
 template <int N, class E> __device__ __forceinline__ void store(E* p, const Arithmetic<E>* v, bool wide) {
     if (N * sizeof(E) == 16 && wide) {
         union { uint4 raw; E element[16 / sizeof(E)]; } line;

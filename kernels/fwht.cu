@@ -1,27 +1,22 @@
-// Walsh-Hadamard transforms of rows and columns, unnormalized but for `scale`, natural order.
+// Walsh-Hadamard transforms of rows and columns, in natural order, scaled by `scale` and not otherwise normalized.
 //
 //   fwht_rows_<dtype>_<k>      vectors of 2^k adjacent elements, each in one block    one sweep
 //   fwht_based_<dtype>_<k>     vectors of b·2^k adjacent elements, likewise           one sweep
 //   fwht_columns_<types>_<r>   r stages between elements `inner·ld` apart             one sweep for r stages
 //   hadamard_<types>           H_b on b elements 2^k apart, b = 12, 20, ..., 140      one sweep
 //
-// A vector of b·2^k elements that shared memory holds is one sweep; a longer one is rows of at most 2^15, columns of the rest,
-// then H_b. Halves that need more than one sweep go through a workspace of f32: <types> is one type, or those of a first
-// sweep (<half>_f32) or a last one (f32_<half>).
+// A vector of b·2^k elements that fits shared memory is one sweep. A longer one is transformed as rows of at most 2^15
+// elements, then by columns, then by H_b. Halves that need more than one sweep go through a workspace of f32: <types>
+// is one type, or the two of a first sweep (<half>_f32) or of a last one (f32_<half>).
 //
-// Roofline, H100 (3.35 TB/s): a sweep moves 2·size bytes for each element. 4096 × 4096: f32 134 MB, 40 us; f16 67 MB, 20 us; a copy by
-// the driver takes 52 and 29. Measured as multiples of that copy (benches/cuda.rs):
-//
-//   rows       f32 0.98 to 1.05 from 2^8 to 2^13, 1.35 at 2^15; halves 0.82 to 1.15, 1.6 at 2^15, where one block of 512 threads with 64
-//              elements each is all that a multiprocessor holds. (Dao's kernel: 1.0 to 1.2 up to 8192 points.)
-//   based      12·256 1.33, 28·512 1.8 in f32; 1.9 and 2.6 in halves: shared memory and additions, not the copy, are the limit.
-//              In two sweeps and with sums of b terms these were 3.7, 4.3, 8.7 and 10.0.
-//   columns    4096 rows, two sweeps: 1.85 in f32; 2.7 in halves, whose first sweep writes and second reads f32, 3 times the bytes
-//              (with two sweeps more to widen and narrow: 6.0)
+// Cost: a sweep moves 2·size bytes for each element; n log2 n additions. Based rows are bound by shared memory and
+// additions. Columns of halves take two sweeps, of which the first writes and the second reads f32: 3 times the bytes.
+// Figures: benches/NOTES.md.
 #include "fwht.cuh"
 
-// y <- scale · H x for `count` vectors; vector i begins at (i / per_row)·stride + (i % per_row)·2^k. x may be y.
-// Launch: ceil(count / VECTORS) blocks of THREADS threads, SHARED bytes (struct Layout; src/cuda/fwht.rs repeats them).
+// Computes y <- scale · H x for `count` vectors; vector i begins at (i / per_row)·stride + (i % per_row)·2^k. x may be
+// y. Launch: ceil(count / VECTORS) blocks of THREADS threads, SHARED bytes (struct Layout; src/cuda/fwht.rs repeats
+// them).
 template <class E, int LOG_N>
 __device__ __forceinline__ void fwht_rows(const E* x, E* y, Arithmetic<E> scale, i64 count, int per_row, i64 x_stride,
                                           i64 y_stride) {
@@ -77,8 +72,9 @@ FOR_ROWS(FWHT_ROWS, f16, f16)
 FOR_ROWS(FWHT_ROWS, bf16, bf16)
 FOR_ROWS_F64(FWHT_ROWS, f64, double)
 
-// For every o < outer, i < inner, j < columns, the 2^r elements ((o·2^r + t)·inner + i)·ld + j of x, to the same places of y,
-// which may be x. Launch: 256 threads, grid (ceil(columns / 256), min(outer·inner, 65535)).
+// Does r stages: for every o < outer, i < inner, j < columns it transforms the 2^r elements ((o·2^r + t)·inner + i)·ld
+// + j of x, t < 2^r, times `scale`, to the same places of y, which may be x. Launch: 256 threads, grid (ceil(columns /
+// 256), min(outer·inner, 65535)).
 template <class E, class F, int LOG_R>
 __device__ __forceinline__ void fwht_columns(const E* x, F* y, Arithmetic<F> scale, i64 outer, i64 inner, i64 ld,
                                              i64 columns) {
@@ -126,14 +122,14 @@ FOR_COLUMNS(FWHT_COLUMNS, f32_f16, float, f16)
 FOR_COLUMNS(FWHT_COLUMNS, f32_bf16, float, bf16)
 FOR_COLUMNS_F64(FWHT_COLUMNS, f64, double, double)
 
-// H_b by tables: b is a multiple of four, and of four elements there are only eight sums up to sign.
+// Multiplies by H_b with tables: b is a multiple of four, and four elements have only eight signed sums, up to sign.
 //
-//   table[8 g + p]   v_4g ± v_4g+1 ± v_4g+2 ± v_4g+3, minus where bits 0, 1, 2 of p are set      3 additions for each element
-//   row i            the sum over g of ± table[code(i, g)]                                       b / 4 additions
+//   table[8 g + p]   v_4g ± v_4g+1 ± v_4g+2 ± v_4g+3, minus where bits 0, 1, 2 of p are set     3 additions per element
+//   row i            the sum over g of ± table[code(i, g)]                                      b / 4 additions
 //
-// `codes` has b / 4 words for each row: 8 g + p, and bit 31 for a minus. A lane of the warp has 8 bytes of columns; `in(j, w)`
-// and `out(i, w, value)` are element j, or i, of column w·32 + lane. The table takes 2 b · 256 bytes. Every thread of the
-// block of 8 warps takes part; the table may be written again after the next barrier.
+// `codes` has b / 4 words for each row: 8 g + p, and bit 31 for a minus. A lane of the warp has 8 bytes of columns:
+// `in(j, w)` reads element j and `out(i, w, value)` writes element i of column w·32 + lane. The table takes 2 b · 256
+// bytes. Every thread of the block of 8 warps takes part; the table may be written again after the next barrier.
 template <class A> struct alignas(8) Lane { A x[8 / sizeof(A)]; };
 template <class A, class In, class Out>
 __device__ __forceinline__ void hadamard_tile(Lane<A>* table, const u32* codes, int b, In in, Out out) {
@@ -175,7 +171,7 @@ __device__ __forceinline__ void hadamard_tile(Lane<A>* table, const u32* codes, 
     }
 }
 
-// (H_b ⊗ I) on `count` vectors of b·width elements, `stride` apart; y may be x.
+// Multiplies `count` vectors of b·width elements, `stride` apart, by scale · (H_b ⊗ I); y may be x.
 // Launch: 256 threads, ceil(count·width / (256 / sizeof(arithmetic))) blocks, 512·b bytes.
 template <class E, class F>
 __device__ __forceinline__ void hadamard(const E* x, F* y, const u32* codes, Arithmetic<F> scale, int b, i64 width,
@@ -209,8 +205,8 @@ HADAMARD(hadamard_f32_f16, float, f16)
 HADAMARD(hadamard_f32_bf16, float, bf16)
 HADAMARD(hadamard_f64, double, double)
 
-// (H_b ⊗ H_{2^k}) in place on vectors of b·2^k adjacent elements, one after the other: each piece of 2^k by the threads of one
-// warp, then H_b by tables, 256 bytes of each piece at a time.
+// Multiplies adjacent vectors of b·2^k elements by scale · (H_b ⊗ H_{2^k}), in place: each piece of 2^k elements is
+// transformed by the threads of one warp, then H_b is applied with tables, to 256 bytes of each piece at a time.
 // Launch: a block of 256 threads for each vector, b·2^k·sizeof(arithmetic) + 512·b bytes.
 template <class E, int LOG_N>
 __device__ __forceinline__ void fwht_based(E* x, const u32* codes, Arithmetic<E> scale, int b) {
@@ -239,10 +235,10 @@ __device__ __forceinline__ void fwht_based(E* x, const u32* codes, Arithmetic<E>
         fwht_warp<E, LOG_N>(v, thread);
         if (piece < b) to_shared<E, LOG_N>(v, thread, pieces + piece * L::N);
     }
-    __syncthreads();  // the pieces are there
+    __syncthreads();  // all pieces are written
     const int lane = threadIdx.x & 31;
     for (int left = 0; left < L::N; left += 32 * W) {
-        if (left > 0) __syncthreads();  // nobody reads the table any more
+        if (left > 0) __syncthreads();  // all reads of the table have ended
         const auto in = [&](int j, int w) {
             const int column = left + 32 * w + lane;
             return column < L::N ? pieces[j * L::N + column] : A(0);

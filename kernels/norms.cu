@@ -1,15 +1,17 @@
 // One sweep for what is asked of a matrix before and after: the largest modulus, the sum of squares, whether all
-// elements are finite.
+// elements are finite; and sums over two panels or a diagonal.
 //
 //   statistics_<dtype>       {max |x|, Σ x², number of NaN and infinities}, in f64, one triple for each block
+//   dot_<arithmetic>         Σ x(i, j) y(i, j), in f64, one sum for each block
+//   trace_<arithmetic>       Σ x(i, i), in f64
 //
-// The host adds the triples in order, so the sum depends on the shape alone. Roofline, H100: bytes over 3.35 TB/s; the f64 units
-// (67 TFLOP/s) take 0.5 us for 4096 × 4096. It should take 1.0 to 1.2 times the reading half of a copy.
+// The host adds the triples in order, so the sum depends on the shape alone. Cost: one read of the matrix; its f64
+// operations take less. Figures: benches/NOTES.md.
 #include "dtype.cuh"
 #include "reduce.cuh"
 
-// Lines of `width` elements, `ld` apart. Launch: 256 threads, any number of blocks up to `lines`, 24·8 bytes; block b takes
-// lines b, b + blocks, ....
+// Writes the triples of `lines` lines of `width` elements, `ld` apart; block b takes lines b, b + blocks, ....
+// Launch: 256 threads, any number of blocks up to `lines`, 24·8 bytes.
 template <class E>
 __device__ __forceinline__ void statistics(const E* __restrict__ x, double* __restrict__ partial, i64 lines, i64 width,
                                            i64 ld) {
@@ -60,3 +62,54 @@ STATISTICS(statistics_f32, float)
 STATISTICS(statistics_f16, f16)
 STATISTICS(statistics_bf16, bf16)
 STATISTICS(statistics_f64, double)
+
+// Lines of `width` elements, `ldx` and `ldy` apart. Launch: 256 threads, any number of blocks up to `lines`, 8·8 bytes; block b takes
+// lines b, b + blocks, ....
+template <class A>
+__device__ __forceinline__ void dot(const A* __restrict__ x, const A* __restrict__ y, double* __restrict__ partial,
+                                    i64 lines, i64 width, i64 ldx, i64 ldy) {
+    DYNAMIC_SHARED(double, shared);
+    constexpr int V = 16 / sizeof(A);
+    double sum = 0;
+    const bool wide = aligned(x, ldx) && aligned(y, ldy);
+    for (i64 i = blockIdx.x; i < lines; i += gridDim.x) {
+        const A *const a = x + i * ldx, *const b = y + i * ldy;
+        for (i64 j = static_cast<i64>(threadIdx.x) * V; j < width; j += static_cast<i64>(blockDim.x) * V) {
+            if (j + V <= width) {
+                A v[V], w[V];
+                load<V>(a + j, v, wide);
+                load<V>(b + j, w, wide);
+#pragma unroll
+                for (int k = 0; k < V; ++k) sum += static_cast<double>(v[k]) * w[k];
+            } else {
+#pragma unroll 1
+                for (i64 k = j; k < width; ++k) sum += static_cast<double>(a[k]) * b[k];
+            }
+        }
+    }
+    sum = reduce_block(sum, 0.0, shared, [](double a, double b) { return a + b; });
+    if (threadIdx.x == 0) partial[blockIdx.x] = sum;
+}
+extern "C" __global__ void __launch_bounds__(256)
+    dot_f32(const float* x, const float* y, double* partial, i64 lines, i64 width, i64 ldx, i64 ldy) {
+    dot(x, y, partial, lines, width, ldx, ldy);
+}
+KERNEL(dot_f32)
+extern "C" __global__ void __launch_bounds__(256)
+    dot_f64(const double* x, const double* y, double* partial, i64 lines, i64 width, i64 ldx, i64 ldy) {
+    dot(x, y, partial, lines, width, ldx, ldy);
+}
+KERNEL(dot_f64)
+
+// Launch: 256 threads, one block, 8·8 bytes.
+template <class A> __device__ __forceinline__ void trace(const A* __restrict__ x, double* __restrict__ sum, i64 n, i64 ld) {
+    DYNAMIC_SHARED(double, shared);
+    double part = 0;
+    for (i64 i = threadIdx.x; i < n; i += blockDim.x) part += x[i * ld + i];
+    part = reduce_block(part, 0.0, shared, [](double a, double b) { return a + b; });
+    if (threadIdx.x == 0) *sum = part;
+}
+extern "C" __global__ void __launch_bounds__(256) trace_f32(const float* x, double* sum, i64 n, i64 ld) { trace(x, sum, n, ld); }
+KERNEL(trace_f32)
+extern "C" __global__ void __launch_bounds__(256) trace_f64(const double* x, double* sum, i64 n, i64 ld) { trace(x, sum, n, ld); }
+KERNEL(trace_f64)

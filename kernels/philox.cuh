@@ -1,8 +1,8 @@
-// Philox4x32-10 and Box-Muller normals with the bits of src/rng.rs, which explains them.
+// The generator Philox4x32-10 and its Box-Muller normals, with the bits of src/rng.rs, which explains them.
 //
 //   key = seed      counter = index | stream << 64
 //
-// Only correctly rounded operations, none contracted: the words and the normals are those of the CPU.
+// All operations are correctly rounded and none is contracted: the words and the normals are those of the CPU.
 #pragma once
 #include "device.cuh"
 
@@ -12,9 +12,10 @@ constexpr u64 SRHT_SIGNS = 2ull << 56;
 constexpr u64 SRHT_OUTPUT_SIGNS = 3ull << 56;
 }  // namespace stream
 
-// Block indices of the sketches: (column block) << 40 | row.
+// The bits of a row in a block index of the sketches, which is (column block) << 40 | row.
 constexpr int ROW_BITS = 40;
 
+// The four words of block `index`.
 __device__ __forceinline__ uint4 philox(u64 seed, u64 stream, u64 index) {
     u32 k0 = static_cast<u32>(seed), k1 = static_cast<u32>(seed >> 32);
     uint4 c = make_uint4(static_cast<u32>(index), static_cast<u32>(index >> 32), static_cast<u32>(stream),
@@ -30,19 +31,21 @@ __device__ __forceinline__ uint4 philox(u64 seed, u64 stream, u64 index) {
     return c;
 }
 
-// Word i of a block, without an array that would live in local memory.
+// Returns word i of a block, without an array, which would be in local memory.
 __device__ __forceinline__ u32 word(uint4 w, u32 i) { return i == 0 ? w.x : i == 1 ? w.y : i == 2 ? w.z : w.w; }
 
-// Bit `index % 128` of block `index / 128`: 1 stands for the sign -1.
+// Returns random sign number `index`: bit `index % 128` of block `index / 128`. 1 stands for the sign -1.
 __device__ __forceinline__ u32 sign_bit(u64 seed, u64 stream, u64 index) {
     const u32 bit = static_cast<u32>(index) & 127;
     return word(philox(seed, stream, index >> 7), bit >> 5) >> (bit & 31) & 1;
 }
 
-// An integer below 2^23 as a float, exactly.
-__device__ __forceinline__ float small_integer(u32 x) { return __fadd_rn(__uint_as_float(x | 0x4b000000u), -8388608.0f); }
+// Returns an integer below 2^23 as a float, exactly.
+__device__ __forceinline__ float small_integer(u32 x) {
+    return __fadd_rn(__uint_as_float(x | 0x4b000000u), -8388608.0f);
+}
 
-// ln((w + 1/2) 2^-32).
+// Returns ln((w + 1/2) 2^-32).
 __device__ __forceinline__ float ln_uniform(u32 w) {
     const float high = small_integer(w >> 16), low = __fadd_rn(small_integer(w & 0xffff), 0.5f);
     const float x = __fmaf_rn(high, 65536.0f, low);
@@ -66,7 +69,7 @@ __device__ __forceinline__ float ln_uniform(u32 w) {
     return __fmaf_rn(e, 0.6933594f, __fadd_rn(y, tail));
 }
 
-// Two independent standard normals from two words.
+// Returns two independent standard normals from two words.
 __device__ __forceinline__ float2 box_muller(u32 w0, u32 w1) {
     const float r = __fsqrt_rn(fabsf(__fmul_rn(-2.0f, ln_uniform(w0))));
     const u32 t = w1 + (1u << 29), q = t >> 30;

@@ -8,28 +8,20 @@
 //
 // A is row-major with `lda` elements from row to row, Y column-major.
 //
-// Roofline, H100: srht reads A once and writes l of n: 4096 × 4096 bf16 at l = 266: 34 MB + 4 MB, 11 us; 12 additions for each
-// element, 200 M: 3 us; but each of five stages of shuffles is one instruction of the load-store unit for 32 elements, 16 us
-// together, and that is what it is bound by: 30 us in bf16, 37 in f32 (22 for its bytes). With signs drawn row by row, the stages of
-// the warp bits done for all elements and an exchange it took 39 and 40; of that the signs of the outputs, one Philox block for
-// each, were 7.
-// srht_panel: two Philox blocks (200 integer operations, 15 T/s) for each ± 1: 4096 × 266 take 15 us; only for blocks that the
-// fused kernel has no instance for, and the product with the panel takes longer.
-// sparse_sign reads A once from memory and ζ times from shared memory, 16 bytes at a time from anywhere: 8 threads that read from 8
-// groups of banks at random take 2.6 turns, 46 us at ζ = 8 in bf16. Measured 62 (from global memory, a thread for each column of
-// four rows: 193; one nonzero at a time: 156; one block on a multiprocessor for its registers: 69). Its lists are made by
-// the host, which takes 0.3 to 0.5 ms. gaussian: about 50 instructions for a
-// normal, n l of them: 4096 × 266 take 3 us, against 130 us for the f32 product. philox_words writes 16 bytes for 100
-// integer operations: 0.7 of a fill.
+// srht reads A once and writes l of n; it is bound by its five stages of shuffles, each of which is one instruction of
+// the load-store unit for 32 elements. sparse_sign reads A once from memory and ζ times from shared memory, 16 bytes at
+// a time from anywhere, and is bound by conflicts of banks. srht_panel draws two Philox blocks for each ±1, and
+// gaussian takes about 50 instructions for a normal; the product with their panels takes longer. Figures:
+// benches/NOTES.md.
 #include "fwht.cuh"
 #include "philox.cuh"
 
-// Y(i, c) = factor · Σ_blocks ± (H x)_{sample[c]}, x the signed piece of row i. Input sign of column j: bit j of the
-// input stream; output sign of column c in block b: bit c % 128 of Philox block (c / 128) << 40 | b. A block has `rows`
-// adjacent rows, for which it draws the signs once, and whose sums are adjacent in Y. The stages of the warp bits are left to
-// the sampling: l sums of as many elements as there are warps, instead of an exchange and butterflies for all of them.
-// Launch: ceil(m / rows) blocks of T threads (struct Layout), 2^t·sizeof(arithmetic) + 2^t / 8 + 16·ceil(l / 128) +
-// rows·l·sizeof(arithmetic) bytes.
+// Computes Y(i, c) = factor · Σ_blocks ± (H x)_{sample[c]}, where x is the signed piece of row i. The input sign of
+// column j is bit j of the input stream; the output sign of column c in block b is bit c % 128 of Philox block (c /
+// 128) << 40 | b. A block of threads has `rows` adjacent rows, for which it draws the signs once, and whose sums are
+// adjacent in Y. The stages of the warp bits are left to the sampling: l sums of as many elements as there are warps
+// take the place of an exchange and butterflies for all elements. Launch: ceil(m / rows) blocks of T threads (struct
+// Layout), 2^t·sizeof(arithmetic) + 2^t / 8 + 16·ceil(l / 128) + rows·l·sizeof(arithmetic) bytes.
 template <class E, int LOG_R>
 __device__ __forceinline__ void srht(const E* __restrict__ a, Arithmetic<E>* __restrict__ y,
                                      const u32* __restrict__ sample, Arithmetic<E> factor, u64 seed, u64 stream, i64 m,
@@ -49,17 +41,18 @@ __device__ __forceinline__ void srht(const E* __restrict__ a, Arithmetic<E>* __r
     const bool wide = aligned(a, lda);
     i64 block = 0;
     for (i64 first = 0; first < n; first += L::N, ++block) {
-        if (first > 0) __syncthreads();  // nobody needs the signs of the block before any more
+        if (first > 0) __syncthreads();  // the signs of the block before are used no more
         for (int i = thread; i < L::N / 128 + blocks; i += L::T) {
             const int c = i - L::N / 128;
-            const uint4 w = c < 0 ? philox(seed, stream::SRHT_SIGNS | stream, static_cast<u64>(first) / 128 + i)
-                                  : philox(seed, stream::SRHT_OUTPUT_SIGNS | stream, static_cast<u64>(c) << ROW_BITS | block);
+            const uint4 w =
+                c < 0 ? philox(seed, stream::SRHT_SIGNS | stream, static_cast<u64>(first) / 128 + i)
+                      : philox(seed, stream::SRHT_OUTPUT_SIGNS | stream, static_cast<u64>(c) << ROW_BITS | block);
             *reinterpret_cast<uint4*>(signs + 4 * i) = w;
         }
 #pragma unroll 1
         for (int r = 0; r < count; ++r) {
             const E* const row = a + (top + r) * lda;
-            __syncthreads();  // the signs are there, and nobody gathers from x any more
+            __syncthreads();  // all signs are written, and the gathers from x have ended
             A v[L::R];
 #pragma unroll
             for (int c = 0; c < L::C; ++c) {
@@ -89,7 +82,7 @@ __device__ __forceinline__ void srht(const E* __restrict__ a, Arithmetic<E>* __r
             }
         }
     }
-    __syncthreads();  // all sums are there
+    __syncthreads();  // all sums are written
     for (int i = thread; i < l * rows; i += L::T) {
         const int c = i / rows, r = i % rows;
         if (r < count) y[c * ldy + top + r] = factor * sums[r * l + c];
@@ -97,7 +90,7 @@ __device__ __forceinline__ void srht(const E* __restrict__ a, Arithmetic<E>* __r
 }
 
 #define SRHT(NAME, E, K)                                                                                            \
-    extern "C" __global__ void __launch_bounds__((Layout<E, K>::T), 768 / Layout<E, K>::T)                                  \
+    extern "C" __global__ void __launch_bounds__((Layout<E, K>::T), 768 / Layout<E, K>::T)                          \
         NAME(const E* a, Arithmetic<E>* y, const u32* sample, Arithmetic<E> factor, u64 seed, u64 stream, i64 m,    \
              i64 n, int l, int rows, i64 lda, i64 ldy) {                                                            \
         srht<E, K>(a, y, sample, factor, seed, stream, m, n, l, rows, lda, ldy);                                    \
@@ -115,8 +108,8 @@ FOR_SRHT(SRHT, f16, f16)
 FOR_SRHT(SRHT, bf16, bf16)
 FOR_SRHT(SRHT, f64, double)
 
-// panel(i, c) = factor · (± 1), rows first..first + depth of the Ω of an SRHT of block 2^log2_r, column-major.
-// Launch: 256 threads, grid (ceil(depth / 256), min(l, 65535)).
+// Writes panel(i, c) = factor · (± 1), rows first..first + depth of the Ω of an SRHT with blocks of 2^log2_r,
+// column-major. Launch: 256 threads, grid (ceil(depth / 256), min(l, 65535)).
 template <class A>
 __device__ __forceinline__ void srht_panel(A* panel, const u32* sample, A factor, u64 seed, u64 stream, i64 first,
                                            i64 depth, int l, int log2_r, i64 ld) {
@@ -141,17 +134,18 @@ __device__ __forceinline__ void srht_panel(A* panel, const u32* sample, A factor
 SRHT_PANEL(srht_panel_f32, float)
 SRHT_PANEL(srht_panel_f64, double)
 
-// Y(i, c) = factor · Σ ± a(i, j) over the nonzeros (j, minus) of column c, j ascending.
+// Computes Y(i, c) = factor · Σ ± a(i, j) over the nonzeros (j, minus) of column c, j ascending.
 //
-// A block has V rows, V the elements in 16 bytes, and one column in each thread. 2048 columns of the rows at a time lie in
-// shared memory, the V elements of one column side by side: a nonzero is one read of 16 bytes for V sums.
+// A block has V rows, where V is the number of elements in 16 bytes, and each thread one column of Y. 2048 columns of
+// these rows at a time are in shared memory, the V elements of one column side by side: a nonzero is one read of 16
+// bytes for V sums.
 //
-//   unit j of a tile lies at j ^ (j / 8 % V): units of a square of V × V, which a thread turns, and of its seven
-//   neighbours are on different banks
+//   unit j of a tile is at j ^ (j / 8 % V): the units of a square of V × V, which one thread transposes, and those of
+//   its seven neighbours are on different banks
 //
-// The nonzeros of tile t in columns 32 g..32 g + 32 are quads start[t·ceil(l / 32) + g] to the next start, those of lane c at
-// 32 quad + c: `(j - 2048 t) << 1 | minus`, filled up with 2·2048, a unit of zeros.
-// Launch: up to 384 threads, whole warps, grid (ceil(m / V), ceil(l / threads)), 32 KiB and 16 bytes.
+// The nonzeros of tile t in columns 32 g..32 g + 32 are quads start[t·ceil(l / 32) + g] up to the next start. Those of
+// lane c are at 32 quad + c: `(j - 2048 t) << 1 | minus`, filled up with 2·2048, which is a unit of zeros. Launch: up
+// to 384 threads, whole warps, grid (ceil(m / V), ceil(l / threads)), 32 KiB and 16 bytes.
 template <class E>
 __device__ __forceinline__ void sparse_sign(const E* __restrict__ a, Arithmetic<E>* __restrict__ y,
                                             const u32* __restrict__ start, const uint4* __restrict__ quads,
@@ -169,9 +163,9 @@ __device__ __forceinline__ void sparse_sign(const E* __restrict__ a, Arithmetic<
 #pragma unroll
     for (int r = 0; r < V; ++r) sum[r] = A(0);
     for (i64 left = 0; left < n; left += TILE, start += groups) {
-        if (left > 0) __syncthreads();  // nobody reads the tile any more
+        if (left > 0) __syncthreads();  // all reads of the tile have ended
         for (int j = threadIdx.x * V; j < TILE && left + j < n; j += blockDim.x * V) {
-            // Half of the rows at a time: with all of them there are too many registers for two blocks.
+            // Half of the rows at a time, because all of them take too many registers for two blocks.
 #pragma unroll 1
             for (int half = 0; half < 2; ++half) {
                 Unit row[V / 2];
@@ -183,7 +177,8 @@ __device__ __forceinline__ void sparse_sign(const E* __restrict__ a, Arithmetic<
                         row[r].raw = *reinterpret_cast<const uint4*>(from);
                     } else {
 #pragma unroll
-                        for (int k = 0; k < V; ++k) row[r].x[k] = i < m && left + j + k < n ? from[k] : Narrow<E>::from(A(0));
+                        for (int k = 0; k < V; ++k)
+                            row[r].x[k] = i < m && left + j + k < n ? from[k] : Narrow<E>::from(A(0));
                     }
                 }
 #pragma unroll
@@ -228,8 +223,9 @@ SPARSE_SIGN(sparse_sign_f16, f16)
 SPARSE_SIGN(sparse_sign_bf16, bf16)
 SPARSE_SIGN(sparse_sign_f64, double)
 
-// panel(i, c) = scale · z(first + i, c): normal c % 4 of Philox block (c / 4) << 40 | row, times `normalization` in f32.
-// Column-major. Launch: 256 threads, grid (ceil(depth / 256), min(ceil(l / 4), 65535)).
+// Writes panel(i, c) = scale · z(first + i, c), column-major: normal c % 4 of Philox block (c / 4) << 40 | row, times
+// `normalization` in f32.
+// Launch: 256 threads, grid (ceil(depth / 256), min(ceil(l / 4), 65535)).
 template <class A>
 __device__ __forceinline__ void gaussian(A* panel, float normalization, A scale, u64 seed, u64 stream, i64 first,
                                          i64 depth, int l, i64 ld) {
@@ -253,7 +249,7 @@ __device__ __forceinline__ void gaussian(A* panel, float normalization, A scale,
 GAUSSIAN(gaussian_f32, float)
 GAUSSIAN(gaussian_f64, double)
 
-// words[4 i + w] = word w of block first + i. Launch: 256 threads, ceil(count / 256) blocks.
+// Writes words[4 i + w] = word w of block first + i. Launch: 256 threads, ceil(count / 256) blocks.
 extern "C" __global__ void __launch_bounds__(256) philox_words(u32* words, u64 seed, u64 stream, u64 first, i64 count) {
     const i64 i = static_cast<i64>(blockIdx.x) * blockDim.x + threadIdx.x;
     if (i >= count) return;

@@ -1,13 +1,13 @@
-//! The one error type. Each variant carries the numbers that were wrong; its text is one line that says what,
-//! where, and what to do.
+//! The one error type. Each variant carries the numbers that were wrong; its text is one line that says what, where,
+//! and what to do.
 //!
 //! Variants are built by cold constructors so that formatting never sits in a hot function.
 
 use std::fmt;
 
-use crate::tensor::DType;
+use crate::dtype::DType;
 
-/// What can go wrong. Nothing in this crate panics on bad input; it returns one of these.
+/// An error of this crate. Bad input never panics: it gives one of these.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Error {
@@ -15,9 +15,9 @@ pub enum Error {
     Shape {
         /// The operation that was asked for.
         op: &'static str,
-        /// What it needs.
+        /// The sizes that the operation needs.
         want: String,
-        /// What it was given.
+        /// The sizes that it was given.
         got: String,
     },
     /// A dimension is zero.
@@ -25,7 +25,7 @@ pub enum Error {
         /// The shape that was given.
         shape: Vec<usize>,
     },
-    /// The product of a shape, or the bytes it needs, does not fit the address space.
+    /// The number of elements of a shape, or of their bytes, does not fit the address space.
     TooLarge {
         /// The shape that was given.
         shape: Vec<usize>,
@@ -48,121 +48,121 @@ pub enum Error {
     Misaligned {
         /// The element type.
         dtype: &'static str,
-        /// The alignment it needs, in bytes.
+        /// The alignment that the type needs, in bytes.
         align: usize,
         /// The address of the first byte modulo that alignment.
         remainder: usize,
     },
-    /// A NaN or an infinity in the input.
+    /// The input has a NaN or an infinity.
     NotFinite {
-        /// Row of the first one.
+        /// The row of the first such element.
         row: usize,
-        /// Column of the first one.
+        /// The column of the first such element.
         col: usize,
-        /// Its value.
+        /// The value of the first such element.
         value: f64,
     },
-    /// A rank outside `1..=min(m, n)`.
+    /// A rank is outside `1..=min(m, n)`.
     Rank {
         /// The rank that was asked for.
         rank: usize,
-        /// The largest possible one.
+        /// The largest possible rank.
         max: usize,
     },
-    /// An option outside its range, or one that does not go with the rest.
+    /// An option is outside its range, or does not go with the other options.
     Option {
-        /// The option's name.
+        /// The name of the option.
         name: &'static str,
-        /// The value that was given; `None` where no value of it is at fault.
+        /// The value that was given; `None` if the option is at fault whatever its value.
         value: Option<String>,
-        /// What is allowed; without a value, what is the matter with the option and what to do.
+        /// The values that are allowed or, without a value, what is wrong with the option and what to do.
         want: &'static str,
     },
     /// A value is larger than the arithmetic can compute with, or so small that it would be lost.
     Range {
-        /// What it is.
+        /// What the value is of.
         what: &'static str,
-        /// Its value.
+        /// The value.
         value: f64,
-        /// The arithmetic.
+        /// The type of the arithmetic.
         dtype: DType,
     },
-    /// A length that no Hadamard matrix of this crate has.
+    /// No Hadamard matrix of this crate has the length of a vector.
     Order {
-        /// The length.
+        /// The length of the vector.
         n: usize,
     },
-    /// An iterative kernel did not converge. Not seen on finite input.
+    /// An iterative kernel did not converge. This was never seen on finite input.
     NoConvergence {
-        /// The kernel.
+        /// The name of the kernel.
         op: &'static str,
     },
-    /// The memory limit is below what the cheapest way needs.
+    /// The memory limit is below what the most frugal way of doing the work needs.
     Memory {
-        /// The limit, in bytes.
+        /// The limit that was given, in bytes.
         limit: usize,
         /// The least limit that would do, in bytes.
         least: usize,
     },
-    /// A panic in code that a batch runs: a bug, kept to the tensor that it met.
+    /// Code that a batch runs panicked, which is a bug. The panic fails one tensor and not the batch.
     Internal {
-        /// What the panic said.
+        /// The message of the panic.
         what: String,
     },
-    /// Somebody asked to stop; see [`Cancel`](crate::operator::Cancel).
+    /// The work was cancelled by the caller; see [`Cancel`](crate::operator::Cancel).
     Cancelled,
-    /// A device that cannot be used, or that failed.
+    /// A device cannot be used, or failed.
     Device {
-        /// Which kind of failure.
+        /// The kind of failure.
         fault: DeviceFault,
-        /// What was asked of it, and what it answered.
+        /// What the device was asked for, and what it answered.
         detail: String,
     },
-    /// A file that cannot be read or written, or that is not what it says.
+    /// A file cannot be read or written, or its content is wrong.
     File {
-        /// The path.
+        /// The path of the file.
         path: String,
-        /// What is wrong with it and what to do.
+        /// What is wrong with the file and what to do.
         why: String,
     },
-    /// Bytes that are not what they should be.
+    /// Bytes do not have the format that they should have.
     Format {
-        /// What they should be.
+        /// The format that they should have.
         what: &'static str,
-        /// What is wrong with them.
+        /// What is wrong with the bytes.
         why: String,
     },
 }
 
-/// Why a device cannot be used, or how it failed.
+/// The reason why a device cannot be used, or the way in which it failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum DeviceFault {
-    /// This build of the crate has no support for it.
+    /// This build of the crate has no support for devices.
     NotBuilt,
     /// The crate was built without a compiler for its kernels, or for other cards than this one.
     NoKernels,
     /// The driver is not installed.
     NoDriver,
-    /// The driver lacks what this crate calls.
+    /// The driver lacks functions that this crate calls.
     DriverTooOld,
     /// A library that comes with the toolkit is not installed.
     NoLibrary,
-    /// There is no such device.
+    /// The machine has no such device.
     NoDevice,
-    /// Device memory, or the limit set for it, is exhausted. The device remains usable.
+    /// The memory of the device, or the limit set for it, is exhausted. The device remains usable.
     OutOfMemory,
-    /// A kernel could not be started, or failed; the device has to be opened again. After an access to memory that is not its own CUDA
-    /// wants a new process for that.
+    /// A kernel could not be started, or failed. The device has to be opened again; after an access to memory that is
+    /// not its own, CUDA wants a new process for that.
     Launch,
-    /// The driver or the device went away; the device has to be opened again.
+    /// The driver or the device went away. The device has to be opened again.
     Lost,
-    /// Any other answer of the driver or its libraries.
+    /// The driver or its libraries answered with any other failure.
     Other,
 }
 
 impl DeviceFault {
-    /// What to do about it.
+    /// Returns what a user can do about the failure.
     const fn advice(self) -> &'static str {
         match self {
             DeviceFault::NotBuilt => "build with --features cuda, or use the CPU",
@@ -182,18 +182,20 @@ impl DeviceFault {
     }
 }
 
-/// Numbers of more digits are written with an exponent.
+/// The most digits of a number in an error text; longer numbers are written with an exponent.
 const MAX_DIGITS: usize = 20;
 
 /// `Result` with this crate's [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
+    /// Makes an [`Error::Shape`] of the operation `op`.
     #[cold]
     pub(crate) fn shape(op: &'static str, want: impl fmt::Display, got: impl fmt::Display) -> Self {
         Error::Shape { op, want: want.to_string(), got: got.to_string() }
     }
 
+    /// Makes an [`Error::Option`] for a value that is not allowed; `want` completes the sentence "give …".
     #[cold]
     pub(crate) fn option(name: &'static str, value: impl fmt::Display, want: &'static str) -> Self {
         let mut value = value.to_string();
@@ -204,20 +206,21 @@ impl Error {
         Error::Option { name, value: Some(value), want }
     }
 
-    /// An option that does not go with the rest: `why` is the predicate of a sentence that starts with its name.
+    /// Makes an [`Error::Option`] for an option that does not go with the others; `why` is the predicate of a sentence
+    /// that starts with its name.
     #[cold]
     pub(crate) fn unsuited(name: &'static str, why: &'static str) -> Self {
         Error::Option { name, value: None, want: why }
     }
 
-    /// An error of a device.
+    /// Makes an [`Error::Device`].
     #[cfg(feature = "linalg")]
     #[cold]
     pub(crate) fn device(fault: DeviceFault, detail: impl fmt::Display) -> Self {
         Error::Device { fault, detail: detail.to_string() }
     }
 
-    /// An error about a file, with the path made printable.
+    /// Makes an [`Error::File`], with the path made printable.
     #[cold]
     pub fn file(path: &std::path::Path, why: impl fmt::Display) -> Self {
         Error::File { path: path.display().to_string(), why: why.to_string() }
@@ -232,11 +235,13 @@ impl fmt::Display for Error {
             Error::TooLarge { shape } => write!(f, "shape {shape:?} does not fit the address space"),
             Error::Overlap { shape, strides } => write!(
                 f,
-                "strides {strides:?} over shape {shape:?} visit an element twice; copy the tensor to a contiguous one first"
+                "strides {strides:?} over shape {shape:?} visit an element twice; \
+                 copy the tensor to a contiguous one first"
             ),
             Error::Layout { shape, strides } => write!(
                 f,
-                "axes of shape {shape:?} with strides {strides:?} do not merge into one row and one column stride; copy the tensor to a contiguous one first"
+                "axes of shape {shape:?} with strides {strides:?} do not merge into one row and one column stride; \
+                 copy the tensor to a contiguous one first"
             ),
             Error::Misaligned { dtype, align, remainder } => write!(
                 f,

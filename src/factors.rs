@@ -16,11 +16,10 @@
 
 mod pivot;
 
-use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, MatMut, MatRef, Par};
 
 use crate::error::{Error, Result};
-use crate::linalg::fix_signs;
+use crate::linalg::{fix_signs, gemm};
 use crate::report::{ErrorKind, Report};
 use crate::simd::Scalar;
 use crate::simd::convert::convert;
@@ -159,8 +158,8 @@ impl<T: Scalar> Factors<T> {
         let (left, right) = (narrow(&kept * &b), narrow(z));
         let (mut u, mut vt) = (Matrix::zeros(m, k), Matrix::zeros(k, n));
         let par = crate::parallel::current_par();
-        matmul(u.as_mut(), Accum::Replace, self.u.as_ref(), left.as_ref(), T::one(), par);
-        matmul(vt.as_mut(), Accum::Replace, right.transpose(), self.vt.as_ref(), T::one(), par);
+        gemm(u.as_mut(), Accum::Replace, self.u.as_ref(), left.as_ref(), 1.0, par);
+        gemm(vt.as_mut(), Accum::Replace, right.transpose(), self.vt.as_ref(), 1.0, par);
         let signs = fix_signs(&mut u, &mut vt, par);
         let spectrum: Vec<f64> = s.iter().map(|s| s * norm).collect();
         let turn = Mat::from_fn(k, k, |i, j| <T as Element>::from_f64(b[(i, j)]) * signs[j]);
@@ -211,19 +210,19 @@ impl<T: Scalar> Factors<T> {
 
     /// `y <- scale · ((x V) s) Uᵀ` with `c` (`samples × k`) as scratch; `scale`, a power of two, is applied to `s`.
     pub(crate) fn apply_into(&self, x: MatRef<'_, T>, scale: f64, mut c: MatMut<'_, T>, y: MatMut<'_, T>, par: Par) {
-        matmul(c.as_mut(), Accum::Replace, x, self.vt.as_ref().transpose(), T::one(), par);
+        gemm(c.as_mut(), Accum::Replace, x, self.vt.as_ref().transpose(), 1.0, par);
         for (j, &s) in self.s.iter().enumerate() {
             let s = T::from_f64(s.to_f64() * scale);
             c.as_mut().col_mut(j).iter_mut().for_each(|x| *x *= s);
         }
-        matmul(y, Accum::Replace, c.as_ref(), self.u.as_ref().transpose(), T::one(), par);
+        gemm(y, Accum::Replace, c.as_ref(), self.u.as_ref().transpose(), 1.0, par);
     }
 
     /// `U diag(s) Vᵀ`, `m × n`.
     pub fn reconstruct(&self) -> Matrix<T> {
         let (up, _) = self.split(Split::Left);
         let mut w = Matrix::zeros(self.u.nrows(), self.vt.ncols());
-        matmul(w.as_mut(), Accum::Replace, up.as_ref(), self.vt.as_ref(), T::one(), crate::parallel::current_par());
+        gemm(w.as_mut(), Accum::Replace, up.as_ref(), self.vt.as_ref(), 1.0, crate::parallel::current_par());
         w
     }
 }

@@ -46,7 +46,8 @@
 //!   rank  quality      how many, of one matrix or a budget's; how good for given inputs
 //!   calibration        second moments of inputs: statistics, their square roots, the file format
 //!   range              power and subspace iteration
-//!   operator           LinearOperator, Panel: what algorithms see of data       cuda   the same on a GPU (feature `cuda`)
+//!   operator           LinearOperator: what algorithms see of a matrix          cuda   both on a GPU (feature `cuda`)
+//!   space              Space: where tall panels live, and who computes on them
 //!   sketch  qr         Gaussian, SRHT, sparse sign; Householder, CholeskyQR, TSQR
 //!   fwht  rng          transforms; Philox4x32-10
 //!   simd               instruction sets, Lanes, conversions, reductions
@@ -91,8 +92,11 @@
 pub mod batch;
 #[cfg(feature = "linalg")]
 pub mod calibration;
+#[cfg(feature = "linalg")]
+mod compiled;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+mod dtype;
 pub mod error;
 #[cfg(feature = "linalg")]
 pub mod factors;
@@ -120,6 +124,8 @@ pub mod sketch;
 #[cfg(feature = "linalg")]
 mod small;
 #[cfg(feature = "linalg")]
+pub mod space;
+#[cfg(feature = "linalg")]
 pub mod svd;
 pub mod tensor;
 
@@ -134,9 +140,14 @@ pub use {
     calibration::{Calibration, CalibrationOptions, Whitening},
     factors::{Factors, Pivoted, Split},
     faer::{MatMut, MatRef, Par, dyn_stack},
-    operator::Workspace,
     report::{ErrorKind, Method, Report},
     sketch::{AnySketch, Sketch, SketchOperator},
+    space::Workspace,
     svd::{Device, Plan, TruncatedSvd},
     tensor::MatView,
 };
+
+/// Compiles the Rust code of the README.
+#[cfg(all(doctest, feature = "linalg"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -1,27 +1,24 @@
-//! NumPy's `.npy` files (feature `npy`): one array in, one array out, whole, in pieces, or as memory.
+//! NumPy's `.npy` files (feature `npy`): one array, read whole, in pieces, or mapped, and written.
 //!
 //! ```text
 //!   \x93NUMPY  major minor  header length  {'descr': '<f2', 'fortran_order': False, 'shape': (m, n), }  m·n elements
 //!   6 bytes    1     1      2 (v1), 4      padded to a multiple of 64                                   as in memory
 //! ```
 //!
-//! [`Array::read`] reads the elements straight into one aligned buffer: file size bytes of memory, one pass over
-//! the file, no vector of decoded values. Fortran order becomes strides and costs nothing; foreign byte order is
-//! swapped in place. [`Array::read_c_order`] puts each element where C order has it, for tensors of more than two axes, whose
-//! Fortran order no two strides describe.
+//! [`Array::read`] reads the elements straight into one aligned buffer: as many bytes of memory as the file has, and
+//! one pass over it. Fortran order becomes strides and costs nothing; foreign byte order is swapped in place.
+//! [`Array::read_c_order`] puts each element where C order has it, for tensors of more than two axes, whose Fortran
+//! order cannot be merged into two strides. [`Stream`] reads in blocks of rows and holds none of them; [`Mapped`]
+//! leaves the reading to the system; [`Description`] tells what a file holds without reading an element.
 //!
-//! [`Stream`] reads the same files in blocks of rows and holds none of them; [`Mapped`] leaves the reading to the system.
+//! A file is hostile input. The parser of `npyz` takes exponential time for nested brackets, multiplies the shape
+//! unchecked, and allocates the length that a header claims. So before it sees a header, the header is held to NumPy's
+//! own limit on length, to the depth and the characters that a description of an array can have, and to a shape of at
+//! most 2^63 elements. Nothing of the array's size is allocated before that size was found to be the size of the file.
 //!
-//! The header is parsed by `npyz`. Around it stands a fence, since a file is input like any other and a short header
-//! can bring that parser down: it tries nested brackets two or three ways on each level (20 times `[` take 5 s, 12
-//! times `{` 2 s), takes the product of the shape unchecked, and allocates the length that the header claims before
-//! reading it. So before `npyz` sees it, the header is held to NumPy's own limit on length, to the depth and the
-//! characters that a description of an array can have, and to a shape of at most 2^63 elements; and nothing of the
-//! array's size is allocated before that size was found to be that of the file.
-//!
-//! bfloat16 has no type string in NumPy. What `ml_dtypes` makes of it is `'<V2'`, two bytes without a meaning, and
-//! [`write()`] does the same; [`Array::read_as`] reads it back, because the caller then says what they mean. Some programs write
-//! its name, `'bfloat16'`, which says it. [`Description`] tells what a file holds without reading an element.
+//! bfloat16 has no type string in NumPy. `ml_dtypes` saves it as `'<V2'`, two bytes without a meaning, and so does
+//! [`write()`]; [`Array::read_as`] reads it back, because the caller then says what the bytes are. Some programs write
+//! the name `'bfloat16'`, which needs no help. Format: NumPy Enhancement Proposal 1.
 
 #[cfg(feature = "linalg")]
 mod stream;
@@ -38,15 +35,16 @@ use crate::tensor::{DType, Element, Matrix, TensorRef, map};
 #[cfg(feature = "linalg")]
 pub use stream::Stream;
 
-/// Alignment of the elements in memory: a cache line, and a register of the widest instruction set.
+/// The alignment of the elements in memory: a cache line, and a register of the widest instruction set.
 const ALIGN: usize = 64;
-/// The longest header read, in bytes: the limit of `numpy.load`. That of a matrix takes 118.
+/// The longest header that is read, in bytes: the limit of `numpy.load`. The header of a matrix takes 118.
 const MAX_HEADER: usize = 10_000;
-/// Deepest brackets in a header: a dict with a list of tuples with a shape, to be told of as structured.
+/// The deepest brackets in a header. Structured elements have a dict with a list of tuples with a shape; their error
+/// says so.
 const MAX_DEPTH: usize = 4;
-/// Most axes, as in NumPy 2.
+/// The most axes, as in NumPy 2.
 const MAX_AXES: usize = 64;
-/// Bytes that are read at a time where elements change their order: whole elements of every type.
+/// The bytes that are read at a time where elements change their order: whole elements of every type.
 const BLOCK: usize = 1 << 20;
 
 /// An array read from a file: element type, shape, order, and its bytes, aligned and in native byte order.
@@ -61,7 +59,8 @@ pub struct Array {
 }
 
 impl Array {
-    /// Reads a `.npy` file of f16, f32, f64 or bfloat16 by name, in either byte order, C or Fortran order, version 1, 2 or 3.
+    /// Reads a `.npy` file of f16, f32, f64 or bfloat16 by name, in either byte order, C or Fortran order, version 1, 2
+    /// or 3.
     ///
     /// # Errors
     /// [`Error::File`], with the path, what is wrong and what to do: no such file, a directory or a pipe, not a
@@ -71,32 +70,35 @@ impl Array {
         read(path.as_ref(), None)
     }
 
-    /// As [`read`](Self::read), for files whose elements are bits of `dtype` under another name: void
-    /// (`'<V2'`, how `ml_dtypes` saves bfloat16) or integers (`'<u2'`, `'<i2'`) of its size, besides `dtype` itself.
+    /// Reads a `.npy` file whose elements are bits of `dtype`, whatever their type is called: void (`'<V2'`, how
+    /// `ml_dtypes` saves bfloat16), integers (`'<u2'`, `'<i2'`) of its size, or `dtype` itself.
     ///
     /// # Errors
-    /// As [`read`](Self::read); any other element type is one too.
+    /// [`Error::File`] for the reasons of [`read`](Self::read), and for any other element type.
     pub fn read_as(path: impl AsRef<Path>, dtype: DType) -> Result<Self> {
         read(path.as_ref(), Some(dtype))
     }
 
-    /// As [`read`](Self::read) and, with `bits_of`, [`read_as`](Self::read_as); what is in Fortran order comes out in C order, so that
-    /// axes can be merged ([`TensorRef::matricize`]). Takes a block of 1 MiB more than the array.
+    /// Reads a `.npy` file into C order, so that its axes can be merged ([`TensorRef::matricize`]). It takes 1 MiB of
+    /// memory more than the array. The type of the elements is as in [`read`](Self::read) or, with `bits_of`, in
+    /// [`read_as`](Self::read_as).
     ///
     /// # Errors
-    /// As [`read`](Self::read).
+    /// [`Error::File`] for the reasons of [`read`](Self::read) or [`read_as`](Self::read_as).
     pub fn read_c_order(path: impl AsRef<Path>, bits_of: Option<DType>) -> Result<Self> {
         let path = path.as_ref();
         let (mut file, header) = open(path, bits_of)?;
-        let seen = Seen::new(&file);
+        let seen = FileState::new(&file);
         let array = if header.fortran { load_reordered(&mut file, header) } else { load(&mut file, header) };
         array.and_then(|array| seen.check(&file).map(|()| array)).map_err(|why| Error::file(path, why))
     }
 
-    /// As [`read`](Self::read) and, with `bits_of`, [`read_as`](Self::read_as), from the bytes of a file that came another way.
+    /// Reads an array from the bytes of a `.npy` file. The type of the elements is as in [`read`](Self::read) or, with
+    /// `bits_of`, in [`read_as`](Self::read_as).
     ///
     /// # Errors
-    /// As [`read`](Self::read); what stands for the path is `.npy bytes`.
+    /// [`Error::File`] for the reasons of [`read`](Self::read) or [`read_as`](Self::read_as), with `.npy bytes` in
+    /// place of a path.
     pub fn from_bytes(mut bytes: &[u8], bits_of: Option<DType>) -> Result<Self> {
         let len = bytes.len() as u64;
         let array = parse_header(&mut bytes, len, bits_of).and_then(|header| load(&mut bytes, header));
@@ -118,45 +120,47 @@ impl Array {
         self.fortran
     }
 
-    /// The elements in the order of the file and native byte order, aligned to 64 bytes.
+    /// The bytes of the elements, in the order of the axes that [`is_fortran`](Self::is_fortran) tells and in native
+    /// byte order, aligned to 64 bytes.
     pub fn bytes(&self) -> &[u8] {
         &self.buffer[self.offset..]
     }
 
-    /// The array as a tensor over the same memory; Fortran order shows as strides.
+    /// Returns the array as a tensor over the same memory; Fortran order shows as strides.
     ///
     /// # Errors
-    /// None for an array that [`read`](Self::read) returned.
+    /// An array that was read gives none.
     pub fn tensor(&self) -> Result<TensorRef<'_>> {
         tensor(self.dtype, &self.shape, self.fortran, self.bytes())
     }
 }
 
-/// What the elements of a file are, by the type that its header names.
+/// The kind of the elements of a file, by the type that its header names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Elements {
-    /// Numbers of a type that is factored; bfloat16 where the file names it.
+    /// Numbers of a type that can be factored. bfloat16 is one only if the file names it.
     Floats(DType),
     /// Floating-point numbers of another type: of 8 bits or fewer, or extended precision.
     OtherFloats,
-    /// So many bytes without a type: how `ml_dtypes` saves bfloat16 (2 bytes) and its types of 8 bits and fewer (1 byte).
+    /// Elements of this many bytes without a type. `ml_dtypes` saves so bfloat16 (2 bytes) and types of 8 bits and
+    /// fewer (1 byte).
     Untyped(usize),
-    /// Integers of so many bytes.
+    /// Integers of this many bytes.
     Integers(usize),
-    /// Anything else: bool, complex numbers, text, dates, structures, Python objects.
+    /// Elements of any other kind: bool, complex numbers, text, dates, structures, Python objects.
     Other,
 }
 
-/// What the header of a file says, whatever its elements are and however many axes it has.
+/// The content of the header of a file, whatever its elements are and however many axes it has.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Description {
     path: PathBuf,
     elements: Elements,
     type_name: String,
-    /// Bytes of an element, where that is fixed.
+    /// The bytes of an element, if they are fixed.
     size: Option<usize>,
-    /// The elements are in the other byte order.
+    /// Whether the elements are in the other byte order.
     swap: bool,
     shape: Vec<usize>,
     fortran: bool,
@@ -166,7 +170,8 @@ impl Description {
     /// Reads the header of a file.
     ///
     /// # Errors
-    /// [`Error::File`]: no such file, a directory or a pipe, not a `.npy` file, a damaged header, fewer or more bytes than the shape needs.
+    /// [`Error::File`]: no such file, a directory or a pipe, not a `.npy` file, a damaged header, fewer or more bytes
+    /// than the shape needs.
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let (mut file, len) = open_file(path)?;
@@ -179,12 +184,12 @@ impl Description {
         described.map_err(|why| Error::file(path, why))
     }
 
-    /// The file.
+    /// The path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The type that [`Array::read`], or with `bits_of` [`Array::read_as`], reads the elements as.
+    /// Returns the type as which [`Array::read`] or, with `bits_of`, [`Array::read_as`] reads the elements.
     ///
     /// # Errors
     /// [`Error::File`] for elements that it does not read.
@@ -192,12 +197,12 @@ impl Description {
         self.readable(bits_of).map_err(|why| Error::file(&self.path, why))
     }
 
-    /// What the elements are.
+    /// The kind of the elements.
     pub fn elements(&self) -> Elements {
         self.elements
     }
 
-    /// The type in the words of the file, such as `<i2`.
+    /// The type of the elements as the file names it, such as `<i2`.
     pub fn type_name(&self) -> &str {
         &self.type_name
     }
@@ -212,7 +217,7 @@ impl Description {
         self.fortran
     }
 
-    /// The type that the elements are read as. `bits_of` is what elements without a type are, as in [`Array::read_as`].
+    /// Returns the type as which the elements are read, or why they are not. `bits_of` is as in [`Array::read_as`].
     fn readable(&self, bits_of: Option<DType>) -> Checked<DType> {
         let name = &self.type_name;
         let what = match name.as_str() {
@@ -230,8 +235,8 @@ impl Description {
                 "holds two-byte elements without a type ('{name}'); if they are bfloat16, say so when it is opened"
             )),
             (Elements::Untyped(1), None) => Err(format!(
-                "holds one-byte elements without a type ('{name}'), as float8 is saved; save the array as a wider type, \
-                 e.g. a.astype('f4')"
+                "holds one-byte elements without a type ('{name}'), as float8 is saved; save the array as a wider \
+                 type, e.g. a.astype('f4')"
             )),
             (Elements::OtherFloats, None) if self.size == Some(1) => {
                 Err(format!("holds {what}, which is not read; save the array as a wider type, e.g. a.astype('f4')"))
@@ -247,7 +252,8 @@ impl Description {
         }
     }
 
-    /// The bytes of the elements, `size` each, which must be the `have` that follow the header.
+    /// Returns the bytes of all elements, of `size` bytes each, or an error unless these are the `have` bytes that
+    /// follow the header. `of` is the type for the error.
     fn check_length(&self, size: usize, of: &str, have: u64) -> Checked<u64> {
         let want = (self.shape.iter())
             .try_fold(size as u64, |p, &d| p.checked_mul(d as u64))
@@ -266,13 +272,13 @@ impl Description {
     }
 }
 
-/// What stands for the type of structured elements, which have a list of names.
+/// The name for the type of structured elements, for which a file has a list of names.
 const STRUCTURED: &str = "structured";
 
-/// A file as memory: the system reads what is touched, and drops it again when memory is short.
+/// A file that is mapped into memory: the system reads what is touched, and drops it again when memory is short.
 ///
-/// Whoever cuts the file short while it is mapped ends this process (SIGBUS); what another process writes into it shows. Where
-/// that can happen, take [`Stream`]: its reads return errors, and cost no more.
+/// What another process writes into the file shows, and a process that cuts it short while it is mapped ends this one
+/// (SIGBUS). Where that can happen, take [`Stream`]: its reads return errors, and cost no more.
 #[derive(Debug)]
 pub struct Mapped {
     map: memmap2::Mmap,
@@ -280,10 +286,12 @@ pub struct Mapped {
 }
 
 impl Mapped {
-    /// Maps a `.npy` file whose elements are in this machine's byte order. `bits_of` as in [`Stream::open`].
+    /// Maps a `.npy` file whose elements are in this machine's byte order. The type of the elements is as in
+    /// [`Array::read`] or, with `bits_of`, in [`Array::read_as`].
     ///
     /// # Errors
-    /// As [`Array::read`] but for memory; also a foreign byte order, and elements that are not aligned in the file (NumPy aligns them).
+    /// [`Error::File`] for the reasons of [`Array::read`] or [`Array::read_as`], and for a foreign byte order, elements
+    /// that are not aligned in the file (NumPy aligns them), or a file that cannot be mapped.
     pub fn open(path: impl AsRef<Path>, bits_of: Option<DType>) -> Result<Self> {
         let path = path.as_ref();
         let (file, header) = open(path, bits_of)?;
@@ -292,7 +300,7 @@ impl Mapped {
         }
         let map = map(&file).map_err(|e| Error::file(path, format_args!("cannot be mapped: {e}; read it instead")))?;
         if map.len() as u64 != (header.start + header.bytes) as u64 {
-            return Err(Error::file(path, lost_its_end(map.len() as u64, (header.start + header.bytes) as u64)));
+            return Err(Error::file(path, truncated(map.len() as u64, (header.start + header.bytes) as u64)));
         }
         if !header.start.is_multiple_of(header.dtype.size()) {
             return Err(Error::file(path, format_args!("has elements that are not aligned; {SAVE_AGAIN}")));
@@ -310,17 +318,18 @@ impl Mapped {
         &self.header.shape
     }
 
-    /// The array as a tensor over the file; Fortran order shows as strides.
+    /// Returns the array as a tensor over the file; Fortran order shows as strides.
     ///
     /// # Errors
-    /// None for a file that [`open`](Self::open) took.
+    /// A file that [`open`](Self::open) mapped gives none.
     pub fn tensor(&self) -> Result<TensorRef<'_>> {
         tensor(self.header.dtype, &self.header.shape, self.header.fortran, &self.map[self.header.start..])
     }
 }
 
-/// Writes row-major native-endian elements as a `.npy` file of version 1, replacing what was there. bfloat16 is
-/// written as `'<V2'`: `numpy.load(path).view(ml_dtypes.bfloat16)` and [`Array::read_as`] read it.
+/// Writes elements, row-major and in native byte order, as a `.npy` file of version 1, and replaces a file that exists.
+///
+/// bfloat16 is written as `'<V2'`, which `numpy.load(path).view(ml_dtypes.bfloat16)` and [`Array::read_as`] read.
 ///
 /// # Errors
 /// [`Error::Shape`] if `bytes` is not what `shape` needs; [`Error::File`] if the file cannot be written.
@@ -333,16 +342,18 @@ pub fn write(path: impl AsRef<Path>, dtype: DType, shape: &[usize], bytes: &[u8]
     })
 }
 
-/// The bytes of the file that [`write()`] makes, into any writer.
+/// Writes the bytes of the file that [`write()`] makes into any writer.
 ///
 /// # Errors
-/// What the writer reports, and [`InvalidInput`](std::io::ErrorKind::InvalidInput) if `bytes` is not what `shape` needs.
+/// The errors of the writer, and [`InvalidInput`](std::io::ErrorKind::InvalidInput) if `bytes` is not what `shape`
+/// needs.
 pub fn write_to(w: &mut impl Write, dtype: DType, shape: &[usize], bytes: &[u8]) -> std::io::Result<()> {
     check_length(dtype, shape, bytes).map_err(|e| std::io::Error::new(std::io::ErrorKind::InvalidInput, e))?;
     w.write_all(&header(dtype, shape)?)?;
     w.write_all(bytes)
 }
 
+/// Refuses `bytes` that are not as many as elements of this type and shape have.
 fn check_length(dtype: DType, shape: &[usize], bytes: &[u8]) -> Result<()> {
     let want = shape.iter().try_fold(dtype.size(), |p, &d| p.checked_mul(d));
     if want != Some(bytes.len()) {
@@ -352,11 +363,12 @@ fn check_length(dtype: DType, shape: &[usize], bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Writes the bytes of the file of an array of these elements, rounded to `dtype` (nearest, ties to even), into any writer. Takes a block of
-/// some 100 KiB at a time, not a copy.
+/// Writes the bytes of the `.npy` file of row-major `elements`, rounded to `dtype` (to nearest, ties to even), into any
+/// writer. They are rounded in blocks of some 100 KiB, without a copy of all of them.
 ///
 /// # Errors
-/// As [`write_to`].
+/// The errors of the writer, and [`InvalidInput`](std::io::ErrorKind::InvalidInput) if the number of elements is not
+/// that of `shape`.
 pub fn write_elements_to<T: Element>(
     w: &mut impl Write,
     dtype: DType,
@@ -375,13 +387,13 @@ pub fn write_elements_to<T: Element>(
     })
 }
 
-/// Elements that are rounded at a time.
+/// The number of elements that are rounded at a time.
 const WRITTEN_AT_ONCE: usize = 1 << 12;
 
-/// Writes a matrix, rounded to `dtype` (nearest, ties to even), as [`write()`] does.
+/// Writes a matrix, rounded to `dtype` (to nearest, ties to even), as a `.npy` file, as [`write()`] does.
 ///
 /// # Errors
-/// As [`write()`].
+/// [`Error::File`] if the file cannot be written.
 pub fn write_matrix<T: Element>(path: impl AsRef<Path>, a: &Matrix<T>, dtype: DType) -> Result<()> {
     let path = path.as_ref();
     let put = || write_elements_to(&mut File::create(path)?, dtype, &[a.nrows(), a.ncols()], a.as_slice());
@@ -390,7 +402,7 @@ pub fn write_matrix<T: Element>(path: impl AsRef<Path>, a: &Matrix<T>, dtype: DT
     })
 }
 
-/// Writes indices as 64-bit integers, one axis.
+/// Writes indices as a `.npy` file of 64-bit integers with one axis, and replaces a file that exists.
 ///
 /// # Errors
 /// [`Error::File`] if the file cannot be written.
@@ -402,18 +414,18 @@ pub fn write_indices(path: impl AsRef<Path>, indices: &[usize]) -> Result<()> {
     })
 }
 
-/// The bytes of the file that [`write_indices`] makes, into any writer.
+/// Writes the bytes of the file that [`write_indices`] makes into any writer.
 ///
 /// # Errors
-/// What the writer reports.
+/// The errors of the writer.
 pub fn write_indices_to(w: &mut impl Write, indices: &[usize]) -> std::io::Result<()> {
     let elements: Vec<i64> = indices.iter().map(|&i| i as i64).collect();
     w.write_all(&header_of('i', 8, &[indices.len()])?)?;
     w.write_all(bytemuck::cast_slice(&elements))
 }
 
-/// Everything in the file before the elements, to the byte as NumPy 2 writes it (`npyz` writes `(2, 3, )`): room for
-/// a first axis of 21 digits, then blanks up to a multiple of 64.
+/// Returns the bytes of a file before its elements, to the byte as NumPy 2 writes them (`npyz` writes `(2, 3, )`): with
+/// room for a first axis of 21 digits, and blanks up to a multiple of 64.
 fn header(dtype: DType, shape: &[usize]) -> std::io::Result<Vec<u8>> {
     let kind = match dtype {
         DType::BF16 => 'V',
@@ -422,7 +434,8 @@ fn header(dtype: DType, shape: &[usize]) -> std::io::Result<Vec<u8>> {
     header_of(kind, dtype.size(), shape)
 }
 
-/// The same for elements of any kind.
+/// Returns the bytes of a file before its elements, for elements of any kind: `kind` is NumPy's letter, and `size` the
+/// bytes of one element.
 fn header_of(kind: char, size: usize, shape: &[usize]) -> std::io::Result<Vec<u8>> {
     let order = if cfg!(target_endian = "little") { '<' } else { '>' };
     let tuple = Tuple(shape);
@@ -438,38 +451,41 @@ fn header_of(kind: char, size: usize, shape: &[usize]) -> std::io::Result<Vec<u8
     Ok(bytes)
 }
 
-/// What the functions below return: an error is a sentence that goes after the path.
+/// A result whose error is a sentence that goes after a path.
 type Checked<T> = std::result::Result<T, String>;
 
+/// Reads a file whole.
 fn read(path: &Path, bits_of: Option<DType>) -> Result<Array> {
     let (mut file, header) = open(path, bits_of)?;
-    let seen = Seen::new(&file);
+    let seen = FileState::new(&file);
     let array = load(&mut file, header);
     array.and_then(|array| seen.check(&file).map(|()| array)).map_err(|why| Error::file(path, why))
 }
 
-/// Length and time of change of an open file, so that one that is written to while it is read shows.
+/// The length and the time of change of an open file. They show that a file was written to while it was read.
 #[derive(Debug, Clone, Copy)]
-struct Seen(Option<(u64, SystemTime)>);
+struct FileState(Option<(u64, SystemTime)>);
 
-impl Seen {
+impl FileState {
+    /// Looks up the present state of a file.
     fn new(file: &File) -> Self {
-        Seen(file.metadata().ok().and_then(|meta| Some((meta.len(), meta.modified().ok()?))))
+        FileState(file.metadata().ok().and_then(|meta| Some((meta.len(), meta.modified().ok()?))))
     }
 
+    /// Refuses a file that has changed since.
     fn check(self, file: &File) -> Checked<()> {
-        if Seen::new(file).0 == self.0 {
+        if FileState::new(file).0 == self.0 {
             return Ok(());
         }
         Err("was changed while it was read; read it when it is complete".into())
     }
 }
 
-/// Opens a regular file and tells its length.
+/// Opens a regular file and returns it with its length.
 fn open_file(path: &Path) -> Result<(File, u64)> {
     let why = |why: String| Error::file(path, why);
     let io = |e: std::io::Error| why(format!("cannot be read: {e}; check the path"));
-    // Asked before opening: opening a pipe would wait for its writer.
+    // The kind of the file is looked up before it is opened, because opening a pipe would wait for its writer.
     let meta = fs::metadata(path).map_err(io)?;
     if !meta.is_file() {
         let what = if meta.is_dir() { "a directory" } else { "no regular file" };
@@ -485,16 +501,17 @@ fn open(path: &Path, bits_of: Option<DType>) -> Result<(File, Header)> {
     Ok((file, header))
 }
 
-/// What the header of a file says of an array that is read, checked against the length of the file.
+/// The header of a file whose elements can be read, checked against the length of the file.
 #[derive(Debug, Clone)]
 struct Header {
     dtype: DType,
-    /// The elements are in the other byte order.
+    /// Whether the elements are in the other byte order.
     swap: bool,
     shape: Vec<usize>,
     fortran: bool,
-    /// Where the elements start, and their bytes.
+    /// The offset of the elements in the file.
     start: usize,
+    /// The bytes of all elements.
     bytes: usize,
 }
 
@@ -506,20 +523,20 @@ fn parse_header(r: &mut impl Read, len: u64, bits_of: Option<DType>) -> Checked<
         let shape = Tuple(&what.shape);
         return Err(format!("has shape {shape}, which holds no matrix; give an array with elements"));
     }
-    // The rest of a file that exists, and an address: `usize` holds it.
+    // `check_length` has seen that the size fits an address.
     let bytes = what.check_length(dtype.size(), dtype.name(), len - start as u64)? as usize;
     let Description { swap, shape, fortran, .. } = what;
     Ok(Header { dtype, swap, shape, fortran, start, bytes })
 }
 
-/// Reads the header of a file of `len` bytes, whatever it holds; also where the elements start.
+/// Reads the header of a file of `len` bytes, whatever it holds, and returns it with the offset of the elements.
 fn describe(r: &mut impl Read, len: u64) -> Checked<(Description, usize)> {
     let mut text = read_header(r, len)?;
     let start = preamble(text[6]);
-    let foreign = fence(&mut text[start..])?;
+    let foreign = sanitize(&mut text[start..])?;
     let header = NpyHeader::from_reader(&text[..]).map_err(|e| {
         let e = e.to_string();
-        // The parser draws the place in several lines.
+        // For a syntax error the parser prints the place, in several lines.
         let e = if e.contains('\n') { "it is no Python dict" } else { &e };
         format!("has a damaged header: {e}; {SAVE_AGAIN}")
     })?;
@@ -529,7 +546,7 @@ fn describe(r: &mut impl Read, len: u64) -> Checked<(Description, usize)> {
     }
     let shape = dims.iter().map(|&d| usize::try_from(d)).collect::<std::result::Result<Vec<_>, _>>();
     let shape = shape.map_err(|_| format!("has shape {}, more than there are addresses; {SAVE_AGAIN}", Tuple(dims)))?;
-    // One axis is both orders at once.
+    // An array of one axis is in both orders.
     let fortran = header.order() == Order::Fortran && shape.len() > 1;
     let (elements, type_name, size, swap) = match foreign {
         Some(foreign) => foreign.elements(),
@@ -545,7 +562,7 @@ fn load(r: &mut impl Read, header: Header) -> Checked<Array> {
     let (mut buffer, offset) = aligned(want)?;
     let got = r.take(want as u64).read_to_end(&mut buffer).map_err(|e| format!("cannot be read: {e}; try again"))?;
     if got != want {
-        return Err(lost_its_end(got as u64, want as u64));
+        return Err(truncated(got as u64, want as u64));
     }
     if swap {
         swap_bytes(&mut buffer[offset..], dtype);
@@ -572,7 +589,7 @@ fn load_reordered(r: &mut impl Read, header: Header) -> Checked<Array> {
         let read = r.by_ref().take(part as u64).read_to_end(&mut block);
         done += read.map_err(|e| format!("cannot be read: {e}; try again"))?;
         if block.len() != part {
-            return Err(lost_its_end(done as u64, want as u64));
+            return Err(truncated(done as u64, want as u64));
         }
         for element in block.chunks_exact(size) {
             elements[at..at + size].copy_from_slice(element);
@@ -594,10 +611,10 @@ fn load_reordered(r: &mut impl Read, header: Header) -> Checked<Array> {
     Ok(Array { dtype, shape, fortran: false, buffer, offset })
 }
 
-/// An empty buffer with room for `bytes` elements that start at the offset, where it ends.
+/// Returns a buffer whose end is aligned, with room for `bytes` more bytes, and the offset of its end.
 fn aligned(bytes: usize) -> Checked<(Vec<u8>, usize)> {
     let mut buffer: Vec<u8> = Vec::new();
-    // One allocation, never grown: what is read stops at `bytes`, so the alignment stays.
+    // There is one allocation, and it is never grown, because reads stop at `bytes`. So the alignment stays.
     let room = bytes.checked_add(ALIGN).filter(|&room| buffer.try_reserve_exact(room).is_ok());
     room.ok_or_else(|| format!("needs {bytes} bytes of memory, which there are not; use a machine with more"))?;
     let offset = buffer.as_ptr().align_offset(ALIGN);
@@ -605,18 +622,20 @@ fn aligned(bytes: usize) -> Checked<(Vec<u8>, usize)> {
     Ok((buffer, offset))
 }
 
+/// Says that a file is shorter than it was when it was opened.
 #[cold]
-fn lost_its_end(got: u64, want: u64) -> String {
+fn truncated(got: u64, want: u64) -> String {
     format!("lost its end while it was read ({got} of {want} bytes); read it when it is complete")
 }
 
+/// Reverses the bytes of every element.
 fn swap_bytes(bytes: &mut [u8], dtype: DType) {
     for element in bytes.chunks_exact_mut(dtype.size()) {
         element.reverse();
     }
 }
 
-/// A tensor over the elements of a file.
+/// Makes a tensor over the elements of a file.
 fn tensor<'a>(dtype: DType, shape: &[usize], fortran: bool, bytes: &'a [u8]) -> Result<TensorRef<'a>> {
     let tensor = TensorRef::from_bytes(dtype, shape, bytes)?;
     if !fortran {
@@ -635,12 +654,12 @@ fn tensor<'a>(dtype: DType, shape: &[usize], fortran: bool, bytes: &'a [u8]) -> 
 
 const SAVE_AGAIN: &str = "save the array again with numpy.save";
 
-/// Bytes before the header's text in a file of version `major`.
+/// Returns the number of bytes before the text of the header in a file of version `major`.
 fn preamble(major: u8) -> usize {
     if major == 1 { 10 } else { 12 }
 }
 
-/// The file up to the elements: magic, version, length and text of the header.
+/// Reads a file up to its elements: magic, version, length and text of the header.
 fn read_header(r: &mut impl Read, len: u64) -> Checked<Vec<u8>> {
     if len == 0 {
         return Err(format!("is empty; {SAVE_AGAIN}"));
@@ -673,12 +692,13 @@ fn read_header(r: &mut impl Read, len: u64) -> Checked<Vec<u8>> {
     Ok(head)
 }
 
-/// Refuses header texts on which the parser would take exponential time or overflow the product of the shape. What
-/// passes is not yet a valid header.
+/// Refuses header texts on which the parser would take exponential time or overflow the product of the shape. A text
+/// that passes is not yet a valid header.
 ///
-/// Backslashes and adjacent quotes are refused so that a string here is a string there. What NumPy reads and the parser does not is
-/// blanked out, byte for byte: the `L` that Python 2 puts after numbers, and a type that is not NumPy's, which is returned.
-fn fence(text: &mut [u8]) -> Checked<Option<Foreign>> {
+/// Backslashes and adjacent quotes are refused, so that a string ends here where it ends for the parser. Two things
+/// that NumPy reads and the parser does not are blanked out, byte for byte: the `L` that Python 2 puts after numbers,
+/// and a type that is not NumPy's, which is returned.
+fn sanitize(text: &mut [u8]) -> Checked<Option<Foreign>> {
     let damaged = |what: String| Err(format!("has a damaged header: {what}; {SAVE_AGAIN}"));
     let (mut depth, mut elements, mut at) = (0usize, 1u64, 0);
     let (mut foreign, mut is_descr, mut is_value) = (None, false, false);
@@ -694,7 +714,7 @@ fn fence(text: &mut [u8]) -> Checked<Option<Foreign>> {
                 if depth == 1 && is_descr && is_value {
                     foreign = Foreign::parse(string);
                     if foreign.is_some() {
-                        // Any type that the parser knows; `n` is at least that long.
+                        // Any type that the parser knows stands in for it; `n` is at least that long.
                         string.fill(b' ');
                         string[..3].copy_from_slice(b"|V1");
                         text[at + 3] = c;
@@ -740,17 +760,18 @@ fn fence(text: &mut [u8]) -> Checked<Option<Foreign>> {
     Ok(foreign)
 }
 
-/// A type that a header names and NumPy has no name for.
+/// A type that a header names and for which NumPy has no name.
 struct Foreign {
     name: String,
-    /// bfloat16; the others are floats of 8 bits or fewer.
+    /// Whether it is bfloat16; if not, it is a float of 8 bits or fewer.
     is_bf16: bool,
+    /// The letter of the byte order, if there is one.
     order: Option<u8>,
 }
 
 impl Foreign {
-    /// `bfloat16`, which some programs write in place of what `ml_dtypes` makes of it; `<f1`, which that makes of one kind of float8; and the
-    /// names of float8 and smaller.
+    /// Recognizes `bfloat16`, which some programs write in place of the `<V2` of `ml_dtypes`, `<f1`, which `ml_dtypes`
+    /// writes for one kind of float8, and the names of float8 and smaller types.
     fn parse(text: &[u8]) -> Option<Self> {
         let (order, name) = match text {
             [order @ (b'<' | b'>' | b'|' | b'='), name @ ..] => (Some(*order), name),
@@ -762,6 +783,7 @@ impl Foreign {
         (is_bf16 || is_small).then(|| Foreign { name: String::from_utf8_lossy(text).into_owned(), is_bf16, order })
     }
 
+    /// Returns what [`element_type`] returns for NumPy's own types.
     fn elements(self) -> (Elements, String, Option<usize>, bool) {
         let other = if cfg!(target_endian = "little") { b'>' } else { b'<' };
         match self.is_bf16 {
@@ -771,7 +793,8 @@ impl Foreign {
     }
 }
 
-/// What the elements are, the name of their type, their size where it is fixed, and whether their bytes are to be swapped.
+/// Returns the kind of the elements, the name of their type, their size if it is fixed, and whether their bytes are to
+/// be swapped.
 fn element_type(descr: &npyz::DType) -> (Elements, String, Option<usize>, bool) {
     let pickled = descr.uses_pickled_array();
     let size = descr.num_bytes().filter(|_| !pickled);
@@ -791,7 +814,7 @@ fn element_type(descr: &npyz::DType) -> (Elements, String, Option<usize>, bool) 
     (elements, t.to_string(), size, swap)
 }
 
-/// A shape as Python writes it.
+/// A shape that is displayed as Python writes it.
 struct Tuple<'a, D>(&'a [D]);
 
 impl<D: ToString> std::fmt::Display for Tuple<'_, D> {

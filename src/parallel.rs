@@ -1,8 +1,8 @@
-//! The only door to threads.
+//! Threads: the only door to them.
 //!
-//! Work is cut by its shape alone and never by the number of threads, so that results have the same bits on any number of
-//! them. The threads are those of the current rayon pool; without the feature `rayon` all runs on the calling thread, through
-//! the same functions.
+//! Work is cut by its shape alone and never by the number of threads, so that results have the same bits on any number
+//! of them. The threads are those of the current rayon pool; without the feature `rayon` everything runs on the calling
+//! thread, through the same functions.
 //!
 //! What reaches rayon is `&dyn Fn`: its plumbing, a dozen functions for each kind of job, is compiled once and not for
 //! every caller. A task is called through a pointer, so it should be worth a microsecond or more.
@@ -17,24 +17,24 @@ pub(crate) use tasks::{
     beside, current_par, for_each_of, for_each_with, in_new_pool, in_pool, join, lock, map, row_blocks, yield_now,
 };
 
-/// Where a function may run.
+/// The threads on which a function may run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Threads {
-    /// On the calling thread alone.
+    /// The calling thread alone.
     One,
-    /// On the threads of the current rayon pool. Without the feature `rayon` that is the calling thread.
+    /// The threads of the current rayon pool. Without the feature `rayon` that is the calling thread.
     #[default]
     Pool,
 }
 
 impl Threads {
-    /// Whether there is the calling thread alone.
+    /// Returns whether there is the calling thread alone.
     pub(crate) fn is_one(self) -> bool {
         self == Threads::One || cfg!(not(feature = "rayon"))
     }
 }
 
-/// The number of threads of the current pool.
+/// Returns the number of threads of the current pool.
 pub(crate) fn count() -> usize {
     #[cfg(feature = "rayon")]
     return rayon::current_num_threads();
@@ -42,20 +42,21 @@ pub(crate) fn count() -> usize {
     1
 }
 
-/// Calls `task` with each of `0..count`, in any order.
+/// Calls `task` with each of `0..count`, in any order, and returns when all calls have.
 pub(crate) fn for_each(threads: Threads, count: usize, task: &(dyn Fn(usize) + Sync)) {
     for_ranges(threads, count, usize::MAX, &|range| range.for_each(task));
 }
 
-/// Calls `task` with ranges of at most `longest` that make up `0..count`, each on one thread; on a single thread with all of it.
-/// A task that needs scratch makes it once for a range.
+/// Calls `task` with ranges of at most `longest` numbers that make up `0..count`, each on one thread, and returns when
+/// all calls have. On a single thread the one range is all of `0..count`. A task that needs scratch makes it once for a
+/// range.
 pub(crate) fn for_ranges(threads: Threads, count: usize, longest: usize, task: &(dyn Fn(Range<usize>) + Sync)) {
     match threads {
         _ if count == 0 => {}
         #[cfg(feature = "rayon")]
         Threads::Pool if count > 1 => {
             use rayon::prelude::*;
-            // What a thread gets in one piece folds into its range before any of it is done.
+            // The numbers that a thread gets in one piece are folded into a range before any work is done.
             let range = |range: Range<usize>, i: usize| if range.is_empty() { i..i + 1 } else { range.start..i + 1 };
             (0..count).into_par_iter().with_max_len(longest).fold(|| 0..0, range).for_each(task);
         }

@@ -20,11 +20,13 @@ use faer::{Accum, Mat, MatRef, Par};
 
 use crate::calibration::Calibration;
 use crate::calibration::Moments;
+use crate::compiled::same_ref;
 use crate::error::{Error, Result};
 use crate::factors::Factors;
-use crate::operator::{Dense, HostPanel, LinearOperator, Pass};
+use crate::operator::{Dense, LinearOperator, Pass};
 use crate::simd::Scalar;
 use crate::simd::convert::convert;
+use crate::space::HostPanel;
 use crate::tensor::{DType, Element, MatView, TensorRef, with_view};
 
 /// Agreement of the outputs of a layer before and after.
@@ -56,6 +58,23 @@ const EXPECTED_ELEMENTS: usize = 1 << 18;
 /// [`Error::Shape`] unless `w` is the shape that `f` was made from and `x` has as many columns;
 /// [`Error::NotFinite`] for NaN or infinities in either.
 pub fn activation<T: Scalar>(w: &TensorRef<'_>, f: &Factors<T>, x: &TensorRef<'_>) -> Result<Activation> {
+    match T::DTYPE {
+        DType::F64 => activation_f64(w, same_ref(f), x),
+        _ => activation_f32(w, same_ref(f), x),
+    }
+}
+
+#[inline(never)]
+fn activation_f64(w: &TensorRef<'_>, f: &Factors<f64>, x: &TensorRef<'_>) -> Result<Activation> {
+    activation_in(w, f, x)
+}
+
+#[inline(never)]
+fn activation_f32(w: &TensorRef<'_>, f: &Factors<f32>, x: &TensorRef<'_>) -> Result<Activation> {
+    activation_in(w, f, x)
+}
+
+fn activation_in<T: Scalar>(w: &TensorRef<'_>, f: &Factors<T>, x: &TensorRef<'_>) -> Result<Activation> {
     let mut total = Sums::default();
     let mut weight = weight(w.view()?, f)?;
     let x = x.view()?;
@@ -69,6 +88,23 @@ pub fn activation<T: Scalar>(w: &TensorRef<'_>, f: &Factors<T>, x: &TensorRef<'_
 /// # Errors
 /// As [`activation`].
 pub fn distribution<T: Scalar>(w: &TensorRef<'_>, f: &Factors<T>, x: &TensorRef<'_>) -> Result<Distribution> {
+    match T::DTYPE {
+        DType::F64 => distribution_f64(w, same_ref(f), x),
+        _ => distribution_f32(w, same_ref(f), x),
+    }
+}
+
+#[inline(never)]
+fn distribution_f64(w: &TensorRef<'_>, f: &Factors<f64>, x: &TensorRef<'_>) -> Result<Distribution> {
+    distribution_in(w, f, x)
+}
+
+#[inline(never)]
+fn distribution_f32(w: &TensorRef<'_>, f: &Factors<f32>, x: &TensorRef<'_>) -> Result<Distribution> {
+    distribution_in(w, f, x)
+}
+
+fn distribution_in<T: Scalar>(w: &TensorRef<'_>, f: &Factors<T>, x: &TensorRef<'_>) -> Result<Distribution> {
     let mut comparison = Comparison::new(w, f)?;
     comparison.update(x)?;
     Ok(comparison.distribution())
@@ -143,13 +179,26 @@ impl<'a, T: Scalar> Comparison<'a, T> {
 /// [`Error::Shape`] unless `w` is the shape that `f` was made from and `c` has as many features; [`Error::Option`] if it has seen
 /// no samples; [`Error::NotFinite`] for NaN or infinities in `w`.
 pub fn expected<T: Scalar>(w: &TensorRef<'_>, f: &Factors<T>, c: &Calibration) -> Result<Activation> {
+    match T::DTYPE {
+        DType::F64 => expected_f64(w, same_ref(f), c),
+        _ => expected_f32(w, same_ref(f), c),
+    }
+}
+
+#[inline(never)]
+fn expected_f64(w: &TensorRef<'_>, f: &Factors<f64>, c: &Calibration) -> Result<Activation> {
+    expected_view(w.view()?, f, c)
+}
+
+#[inline(never)]
+fn expected_f32(w: &TensorRef<'_>, f: &Factors<f32>, c: &Calibration) -> Result<Activation> {
     expected_view(w.view()?, f, c)
 }
 
 pub(crate) fn expected_view<T: Scalar>(w: MatView<'_>, f: &Factors<T>, c: &Calibration) -> Result<Activation> {
     let (m, n, k) = (f.u().nrows(), f.vt().ncols(), f.rank());
     // Powers of two that keep both in range.
-    let scale = weight(w, f)?.scale();
+    let scale = weight(w, f)?.facts().scale;
     if c.features() != n {
         return Err(Error::shape("quality::expected", format_args!("statistics of {n} features"), c.features()));
     }
@@ -304,7 +353,7 @@ fn sample_scale<T: Scalar>(x: MatView<'_>, f: &Factors<T>) -> Result<f64> {
     if x.ncols() != n {
         return Err(Error::shape("quality", format_args!("samples of {n} features"), x.ncols()));
     }
-    Ok(Dense::<T>::new(x, crate::parallel::current_par())?.scale())
+    Ok(Dense::<T>::new(x, crate::parallel::current_par())?.facts().scale)
 }
 
 /// Sends the rows of `x`, times `scale`, through `weight` and `f` in blocks and gives what comes out of each to `sink`, in order.
@@ -321,7 +370,13 @@ fn compare<T: Scalar>(
         let rows = samples.as_ref().ncols();
         let mut c = Mat::zeros(rows, k);
         let mut after = Mat::zeros(m, rows);
-        f.apply_into(samples.as_ref().transpose(), weight.scale(), c.as_mut(), after.as_mut().transpose_mut(), par);
+        f.apply_into(
+            samples.as_ref().transpose(),
+            weight.facts().scale,
+            c.as_mut(),
+            after.as_mut().transpose_mut(),
+            par,
+        );
         for j in 0..rows {
             let mut sums = Sums::default();
             for (&y, &z) in before.as_ref().col(j).iter().zip(after.col(j).iter()) {
@@ -343,10 +398,11 @@ fn for_each_output<T: Scalar>(
     scale: f64,
     mut f: impl FnMut(&Dense<'_, T>, &HostPanel<T>, &HostPanel<T>),
 ) -> Result<()> {
+    let (space, (m, n)) = (weight.space().clone(), weight.facts().shape);
     for first in (0..x.nrows()).step_by(BLOCK) {
         let rows = BLOCK.min(x.nrows() - first);
         // Samples as columns, so that W X is a product with a right panel.
-        let mut samples: HostPanel<T> = weight.right(rows)?;
+        let mut samples = HostPanel::zeros(n, rows, &space);
         with_view!(x, a => {
             let mut line = Vec::with_capacity(a.ncols());
             for i in 0..rows {
@@ -357,7 +413,7 @@ fn for_each_output<T: Scalar>(
                 convert(&line, column.as_slice_mut(), scale);
             }
         });
-        let mut before = weight.left(rows)?;
+        let mut before = HostPanel::zeros(m, rows, &space);
         weight.apply(&samples, &mut before)?;
         f(weight, &samples, &before);
     }
@@ -371,7 +427,7 @@ pub(crate) fn output_norm_squared<T: Scalar>(w: MatView<'_>, x: MatRef<'_, f64>)
     for_each_output(&mut weight, f64::view(x), 1.0, |_, _, y| {
         total += (0..y.as_ref().ncols()).map(|j| column_norm_squared(y.as_ref(), j)).sum::<f64>();
     })?;
-    Ok((total, weight.scale()))
+    Ok((total, weight.facts().scale))
 }
 
 /// `‖c W' Xᵀ‖_F² = ‖c diag(s) Vᵀ Xᵀ‖_F²`, c a power of two.

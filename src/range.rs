@@ -72,56 +72,56 @@ use faer::{Accum, Mat, MatRef, Par, unzip, zip};
 
 use crate::error::Result;
 use crate::linalg::{column, column_mut};
-use crate::operator::{Dense, HostPanel, LinearOperator, Panel};
-use crate::qr::Orthonormalization;
+use crate::operator::{Dense, LinearOperator, Symmetric};
 use crate::simd::Scalar;
 use crate::sketch::{AnySketch, SketchOperator};
+use crate::space::{Effort, HostPanel, Panel, Space};
 
 /// An orthonormal `m × l` basis of the dominant left space of `op` in `y`. `x` is a right panel of `l` columns, used
 /// and left dirty when `q > 0`.
 ///
 /// # Errors
-/// What the operator reports.
-pub fn power_iteration<T: Scalar, O: LinearOperator<T>>(
-    op: &mut O,
+/// Those of the operator.
+pub fn power_iteration<T: Scalar, S: Space<T>>(
+    op: &mut dyn LinearOperator<T, Space = S>,
     omega: &AnySketch,
     power_iterations: usize,
-    y: &mut O::Left,
-    x: &mut O::Right,
+    y: &mut Panel<T, S>,
+    x: &mut Panel<T, S>,
 ) -> Result<()> {
-    iterate_with(op, omega, power_iterations, (y, x), |y| y.orthonormalize(None), |x| x.orthonormalize(None))
+    iterate_with(op, omega, power_iterations, y, x, Effort::Fast)
 }
 
-/// The same in little scratch, see [`Panel::orthonormalize_sparingly`].
+/// As [`power_iteration`], in [little memory](Effort::LittleMemory).
 ///
 /// # Errors
-/// What the operator reports.
-pub fn sparing_power_iteration<T: Scalar, O: LinearOperator<T>>(
-    op: &mut O,
+/// Those of the operator.
+pub fn sparing_power_iteration<T: Scalar, S: Space<T>>(
+    op: &mut dyn LinearOperator<T, Space = S>,
     omega: &AnySketch,
     power_iterations: usize,
-    y: &mut O::Left,
-    x: &mut O::Right,
+    y: &mut Panel<T, S>,
+    x: &mut Panel<T, S>,
 ) -> Result<()> {
-    let (left, right) = (O::Left::orthonormalize_sparingly, O::Right::orthonormalize_sparingly);
-    iterate_with(op, omega, power_iterations, (y, x), |y| left(y, None), |x| right(x, None))
+    iterate_with(op, omega, power_iterations, y, x, Effort::LittleMemory)
 }
 
-fn iterate_with<T: Scalar, O: LinearOperator<T>>(
-    op: &mut O,
+fn iterate_with<T: Scalar, S: Space<T>>(
+    op: &mut dyn LinearOperator<T, Space = S>,
     omega: &AnySketch,
     power_iterations: usize,
-    (y, x): (&mut O::Left, &mut O::Right),
-    left: impl Fn(&mut O::Left) -> Result<Orthonormalization>,
-    right: impl Fn(&mut O::Right) -> Result<Orthonormalization>,
+    y: &mut Panel<T, S>,
+    x: &mut Panel<T, S>,
+    effort: Effort,
 ) -> Result<()> {
+    let space = op.space().clone();
     op.sketch(omega, y)?;
-    left(y)?;
+    space.orthonormalize(y, None, effort)?;
     for _ in 0..power_iterations {
         op.apply_adjoint(y, x)?;
-        right(x)?;
+        space.orthonormalize(x, None, effort)?;
         op.apply(x, y)?;
-        left(y)?;
+        space.orthonormalize(y, None, effort)?;
     }
     Ok(())
 }
@@ -165,45 +165,38 @@ impl Filter {
 /// What the report says of a filter that had to be corrected.
 pub(crate) const FILTERED_ANEW: &str = "hardly any decay behind σ_k: the filter was run anew with a narrower band";
 
-/// A well-conditioned basis V of the dominant space of the positive semidefinite operator `g` in `v`, orthonormal to a few percent, and
+/// A well-conditioned basis V of the dominant space of the positive semidefinite `g` in `v`, orthonormal to a few percent, and
 /// `G V` in `w`: the Chebyshev filter, which begins with the sketch where that can be, or after it; then the product. `trace` is that
 /// of `g` (`‖A‖_F²` for `AᵀA`). Returns the end of the interval that was damped, 0 if none was.
 ///
 /// # Errors
-/// What the operator reports.
-pub fn filtered_iteration<T: Scalar, P: Panel<T>, G: LinearOperator<T, Left = P, Right = P>>(
-    g: &mut G,
+/// Those of the space, and what the watch of `g` says.
+pub fn filtered_iteration<T: Scalar, S: Space<T>>(
+    space: &S,
+    g: &mut Symmetric<T, S>,
     trace: f64,
     omega: &AnySketch,
     filter: Filter,
-    v: &mut P,
-    w: &mut P,
+    v: &mut Panel<T, S>,
+    w: &mut Panel<T, S>,
 ) -> Result<f64> {
     let Filter { steps, most } = filter;
     let part = |step: usize| (step as f64 - 0.5) / steps as f64;
     let sums = (trace, g.norm_squared());
     let guessing = steps > 1 && most == f64::INFINITY;
-    let guess = if guessing { tail_of_exponential(sums, g.ncols(), omega.ncols()) } else { None };
-    let mut end: f64 = 0.0;
-    let mut shifted = match &guess {
-        Some(tail) => g.sketch_shifted(omega, root(CUTOFF * tail.mean, part(1)), v)?,
-        None => false,
-    };
-    if let (Some(tail), true) = (&guess, shifted) {
-        end = CUTOFF * tail.mean;
-    }
-    if !shifted {
-        g.sketch(omega, v)?;
-    }
-    condition(v, w)?;
+    let guess = if guessing { tail_of_exponential(sums, g.order(), omega.ncols()) } else { None };
+    let mut end = guess.as_ref().map_or(0.0, |tail| CUTOFF * tail.mean);
+    let mut shifted = guess.is_some();
+    g.sketch(if shifted { root(end, part(1)) } else { 0.0 }, omega, v)?;
+    condition(space, v, w)?;
     g.apply(v, w)?;
-    let mut advance = |v: &mut P, w: &mut P| {
-        condition(w, v)?;
+    let advance = |v: &mut Panel<T, S>, w: &mut Panel<T, S>| {
+        condition(space, w, v)?;
         std::mem::swap(v, w);
         g.apply(v, w)
     };
-    if let Some(tail) = guess.filter(|_| shifted)
-        && trace - w.dot(v)? < CREDIBLE * tail.part * trace
+    if let Some(tail) = guess
+        && trace - space.dot(w, v)? < CREDIBLE * tail.part * trace
     {
         // Less is left than was guessed, where V can only have missed more: a spectrum that ends (exact low rank, a step). What the shift has
         // brought in of directions without eigenvalues goes by a plain step.
@@ -212,7 +205,7 @@ pub fn filtered_iteration<T: Scalar, P: Panel<T>, G: LinearOperator<T, Left = P,
     }
     for step in if shifted { 2 } else { 1 }..=steps {
         // Smallest root first: the later the estimate, the better, and the large roots need it more.
-        end = end.max(shift(sums, part(step), most, v, w)?);
+        end = end.max(shift(space, sums, part(step), most, v, w)?);
         advance(v, w)?;
     }
     Ok(end)
@@ -265,19 +258,19 @@ struct Tail {
 
 /// Makes the columns of `y` orthonormal to a few percent, with `spare` as a second panel of its shape: one pass of CholeskyQR, half of what
 /// a basis takes that has to be right to rounding (384×106 0.19 ms of 0.3). Panels that it cannot do are orthonormalized.
-fn condition<T: Scalar, P: Panel<T>>(y: &mut P, spare: &mut P) -> Result<()> {
-    let l = y.ncols();
+fn condition<T: Scalar, S: Space<T>>(space: &S, y: &mut Panel<T, S>, spare: &mut Panel<T, S>) -> Result<()> {
+    let l = space.shape(y).1;
     let mut gram = Mat::<T>::zeros(l, l);
-    y.inner(y, gram.as_mut())?;
+    space.inner(y, y, gram.as_mut())?;
     // A pivot p² of the scaled matrix is off by l eps at worst and leaves that part of p² as the defect.
     match Factor::of(&gram) {
         Some(factor) if factor.least_scaled > 4.0 * l as f64 * T::EPSILON => {
-            spare.multiply(Accum::Replace, y, factor.inverse::<T>().as_ref(), T::one())?;
+            space.multiply(spare, Accum::Replace, y, factor.inverse::<T>().as_ref(), T::one())?;
             std::mem::swap(y, spare);
         }
         _ => {
-            y.orthonormalize_sparingly(None)?;
-            y.release();
+            space.orthonormalize(y, None, Effort::LittleMemory)?;
+            space.trim();
         }
     }
     Ok(())
@@ -352,21 +345,22 @@ impl Factor {
 /// at most. The sums are the trace of G and `‖G‖_F²`. Returns the end of the interval, 0 if nothing was shifted.
 ///
 /// # Errors
-/// What the operator reports.
-pub fn shift<T: Scalar, P: Panel<T>>(
+/// Those of the space.
+pub fn shift<T: Scalar, S: Space<T>>(
+    space: &S,
     (trace, squares): (f64, f64),
     part: f64,
     most: f64,
-    v: &P,
-    w: &mut P,
+    v: &Panel<T, S>,
+    w: &mut Panel<T, S>,
 ) -> Result<f64> {
-    let residual_trace = trace - w.dot(v)?;
-    let residual_squares = squares - w.norm_squared()?;
+    let residual_trace = trace - space.dot(w, v)?;
+    let residual_squares = squares - space.dot(w, w)?;
     // Both are differences of sums that carry some eps of f32; where less is left, powers converge anyway. The same for f64, so
     // that it takes the same steps.
     if residual_trace > RESOLVED * trace && residual_squares > RESOLVED * squares {
         let end = (CUTOFF * residual_squares / residual_trace).min(most);
-        w.add_scaled(v, T::from_f64(-root(end, part)))?;
+        space.axpy(w, T::from_f64(-root(end, part)), v)?;
         return Ok(end);
     }
     Ok(0.0)
@@ -397,23 +391,24 @@ pub fn shift<T: Scalar, P: Panel<T>>(
 /// ```
 ///
 /// # Errors
-/// What the operator reports.
-pub fn shifted_power_iteration<T: Scalar, O: LinearOperator<T>>(
-    op: &mut O,
+/// Those of the operator.
+pub fn shifted_power_iteration<T: Scalar, S: Space<T>>(
+    op: &mut dyn LinearOperator<T, Space = S>,
     omega: &AnySketch,
     power_iterations: usize,
-    y: &mut O::Left,
-    x: &mut O::Right,
-    z: &mut O::Left,
+    y: &mut Panel<T, S>,
+    x: &mut Panel<T, S>,
+    z: &mut Panel<T, S>,
 ) -> Result<()> {
+    let space = op.space().clone();
     let l = omega.ncols();
     let (mut r, mut wide, mut shift) = (Mat::<T>::zeros(l, l), Mat::<f64>::zeros(l, l), Mat::<T>::zeros(l, l));
     let mut column = vec![0.0; l];
     op.sketch(omega, y)?;
-    y.orthonormalize(None)?;
+    space.orthonormalize(y, None, Effort::Fast)?;
     for _ in 0..power_iterations {
         op.apply_adjoint(y, x)?;
-        x.orthonormalize(Some(r.as_mut()))?;
+        space.orthonormalize(x, Some(r.as_mut()), Effort::Fast)?;
         zip!(wide.as_mut(), r.as_ref()).for_each(|unzip!(to, x)| *to = (*x).to_f64());
         op.apply(x, z)?;
         let smallest = smallest_singular_value(wide.as_ref());
@@ -427,10 +422,10 @@ pub fn shifted_power_iteration<T: Scalar, O: LinearOperator<T>>(
                 back_substitute(wide.as_ref(), column);
                 column.iter().enumerate().for_each(|(i, &c)| shift[(i, j)] = T::from_f64(c));
             }
-            z.multiply(Accum::Add, y, shift.as_ref(), -T::one())?;
+            space.multiply(z, Accum::Add, y, shift.as_ref(), -T::one())?;
         }
         std::mem::swap(y, z);
-        y.orthonormalize(None)?;
+        space.orthonormalize(y, None, Effort::Fast)?;
     }
     Ok(())
 }
@@ -474,7 +469,7 @@ fn back_substitute(r: MatRef<'_, f64>, x: &mut [f64]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::operator::{FromPanel as _, HostContext};
+    use crate::space::{Host, Layout};
 
     /// Spectra of which the mean beyond l is known: exponential, flat; and those of which nothing is said.
     #[test]
@@ -507,22 +502,22 @@ mod tests {
     /// `(G − c I) Ω`, and G as it was.
     #[test]
     fn shifted_sketch() {
-        let context = HostContext::new(Par::Seq);
+        let space = Host::new(Par::Seq);
         let (n, l, c) = (60, 7, 0.8125);
-        let mut g = HostPanel::<f64>::zeros(n, n, context.clone());
+        let mut g: HostPanel<f64> = space.panel(n, n, Layout::Columns).unwrap();
         for j in 0..n {
             for i in 0..n {
                 g.as_mut()[(i, j)] = ((i * j + i + j) % 17) as f64 / 16.0;
             }
         }
         let before = g.as_ref().to_owned();
-        let mut g = Dense::from_panel(g).unwrap();
+        let mut g = Symmetric::new(&space, g).unwrap();
         let omega = AnySketch::new(crate::Sketch::Gaussian, n, l, 3, 0).unwrap();
-        let mut y = HostPanel::zeros(n, l, context);
-        assert!(g.sketch_shifted(&omega, c, &mut y).unwrap());
+        let mut y = space.panel(n, l, Layout::Columns).unwrap();
+        g.sketch(c, &omega, &mut y).unwrap();
         let dense = omega.to_dense::<f64>();
         let want = &before * &dense - &dense * faer::Scale(c);
         assert!((y.as_ref() - want).norm_max() < 1e-13);
-        assert_eq!(g.panel().expect("it is held as one").as_ref(), before.as_ref());
+        assert_eq!(g.panel().as_ref(), before.as_ref());
     }
 }

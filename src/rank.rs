@@ -3,8 +3,9 @@
 //! A rank `k` factorization of an `m × n` matrix has `k (m + n + 1)` numbers (U, s, V), so it saves memory only while
 //! `k (m + n + 1) < m n`.
 //!
-//! Energy and tolerance are one rule, the share of `‖A‖_F²` that may be lost; [`rank_for_loss`] finds the smallest rank for
-//! it from the singular values that a method shows, and randQB finds the subspace that shows them (`svd/blocked.rs`).
+//! Energy and tolerance are one rule: the share of `‖A‖_F²` that may be lost. [`rank_for_loss`] finds the smallest rank
+//! for it from the singular values that a method shows, and randQB finds the subspace that shows them
+//! (`svd/methods/adaptive.rs`).
 
 mod budget;
 
@@ -12,24 +13,27 @@ pub use budget::{Allocation, Budget, Cost, Layer, Share, allocate};
 
 use crate::error::{Error, Result};
 
-/// What the caller wants of the rank.
+/// The rule by which the rank of a factorization is chosen.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub enum Rank {
-    /// Exactly this many.
+    /// This rank, `1 <= k <= min(m, n)`.
     Fixed(usize),
-    /// The largest rank whose factors are at least this many times smaller: `m n / (k (m+n+1)) >= r`.
+    /// The largest rank whose factors are at least `r` times smaller than the matrix: `m n / (k (m+n+1)) >= r`.
     Ratio(f64),
-    /// The smallest rank of which the method can show that `Σ_{i<=k} σ_i² >= e ‖A‖_F²`, `0 < e <= 1`. The energy is that of the whole
-    /// matrix, not of the part that was computed. [`Method::Full`](crate::Method::Full) and [`Method::Gram`](crate::Method::Gram) see
-    /// every σ and take the fewest there are; the others see those of their subspace, which are a little smaller, and may take some
-    /// more (up to an eighth on the weights of `tests/data`).
+    /// The smallest rank for which the method can show that `Σ_{i<=k} σ_i² >= e ‖A‖_F²`, `0 < e <= 1`.
+    ///
+    /// The energy is that of the whole matrix, not of the part that was computed. [`Method::Full`](crate::Method::Full)
+    /// and [`Method::Gram`](crate::Method::Gram) see every σ and take the smallest rank there is. The other methods see
+    /// the values of their subspace, which are a little smaller, and may take a larger rank (by up to an eighth on the
+    /// weights of `tests/data`).
     Energy(f64),
-    /// The smallest rank of which the method can show that the outputs on given inputs have a cosine of at least `q` with the true ones, `0 < q < 1`
-    /// ([`quality_on`](crate::TruncatedSvd::quality_on), or the calibration).
+    /// The smallest rank for which the method can show that the outputs on given inputs have a cosine of at least `q`
+    /// with the true outputs, `0 < q < 1`. The inputs come from [`quality_on`](crate::TruncatedSvd::quality_on) or from
+    /// the calibration.
     Quality(f64),
-    /// The smallest rank of which the method can show that `‖A − U diag(s) Vᵀ‖_F <= ε ‖A‖_F`, `0 < ε < 1`: the same rule as
-    /// [`Energy(1 − ε²)`](Rank::Energy), without the digits that `1 − ε²` would lose.
+    /// The smallest rank for which the method can show that `‖A − U diag(s) Vᵀ‖_F <= ε ‖A‖_F`, `0 < ε < 1`. It is the
+    /// rule [`Energy(1 − ε²)`](Rank::Energy) without the digits that `1 − ε²` would lose.
     Tolerance(f64),
 }
 
@@ -46,12 +50,12 @@ impl std::fmt::Display for Rank {
 }
 
 impl Rank {
-    /// The rank for an `m × n` matrix where the shape decides it; `None` where the spectrum does ([`allowed_loss`](Self::allowed_loss)),
-    /// be it that of the outputs ([`Rank::Quality`]).
+    /// Returns the rank for an `m × n` matrix if its shape decides it, or `None` if the spectrum does, of the matrix or
+    /// of its outputs ([`allowed_loss`](Self::allowed_loss)).
     ///
     /// # Errors
-    /// [`Error::Rank`] for a fixed rank outside `1..=min(m, n)`; [`Error::Option`] for a ratio, an energy or a tolerance
-    /// outside its range, or a ratio that no rank reaches.
+    /// [`Error::Rank`] for a fixed rank outside `1..=min(m, n)`; [`Error::Option`] for a ratio, an energy, a quality or
+    /// a tolerance outside its range, or a ratio that no rank reaches.
     pub fn from_shape(self, m: usize, n: usize) -> Result<Option<usize>> {
         let max = m.min(n);
         match self {
@@ -73,8 +77,8 @@ impl Rank {
         }
     }
 
-    /// The share of `‖A‖_F²` that the factors may lose, for the rules that look at the spectrum: `1 − e`, `ε²`, and of the
-    /// outputs' `1 − q²`.
+    /// Returns the share of `‖A‖_F²` that the factors may lose, for the rules that look at the spectrum: `1 − e` or
+    /// `ε²`, and `1 − q²`, which is a share of the outputs' energy.
     pub fn allowed_loss(self) -> Option<f64> {
         match self {
             Rank::Fixed(_) | Rank::Ratio(_) => None,
@@ -85,7 +89,7 @@ impl Rank {
     }
 }
 
-/// The largest `k <= min(m, n)` with `m n / (k (m+n+1)) >= ratio`, or 0.
+/// Returns the largest `k <= min(m, n)` with `m n / (k (m+n+1)) >= ratio`, or 0 if there is none.
 pub fn rank_for_ratio(m: usize, n: usize, ratio: f64) -> usize {
     let (before, per_rank) = (m as f64 * n as f64, (m + n + 1) as f64);
     let reaches = |k: usize| before / (k as f64 * per_rank) >= ratio;
@@ -94,15 +98,16 @@ pub fn rank_for_ratio(m: usize, n: usize, ratio: f64) -> usize {
     (guess.saturating_sub(1)..=(guess + 1).min(m.min(n))).rev().find(|&k| k > 0 && reaches(k)).unwrap_or(0)
 }
 
-/// Whether factors of rank `k` are smaller than the `m × n` matrix: `k (m + n + 1) < m n`.
+/// Returns whether factors of rank `k` have fewer numbers than the `m × n` matrix: `k (m + n + 1) < m n`.
 pub fn rank_saves_memory(m: usize, n: usize, k: usize) -> bool {
     (k as u128).checked_mul(m as u128 + n as u128 + 1).is_some_and(|after| after < m as u128 * n as u128)
 }
 
-/// The smallest `k >= 1` with `missing + Σ_{i>k} σ_i² <= allowed`, for nonincreasing `spectrum`; all of them if even those are
-/// not enough. `missing` is what the spectrum does not show of `‖A‖_F²`.
+/// Returns the smallest `k >= 1` with `missing + Σ_{i>k} σ_i² <= allowed`, for a nonincreasing `spectrum`, or its
+/// length if even all values are not enough. `missing` is the part of `‖A‖_F²` that the spectrum does not show.
 ///
-/// The sum runs from the small end, so that it is right to rounding even where it is far below `σ_1²`.
+/// The sum runs from the small end, so that it is right to rounding even where it is far below `σ_1²`. An empty
+/// spectrum gives 0.
 pub fn rank_for_loss(spectrum: &[f64], missing: f64, allowed: f64) -> usize {
     let mut lost = missing;
     for (k, s) in spectrum.iter().enumerate().rev() {

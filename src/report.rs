@@ -11,7 +11,7 @@ use crate::tensor::DType;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum Method {
-    /// The cheapest of the others that is never less accurate than [`Randomized`](Method::Randomized), by the cost model of [`Plan`].
+    /// The cheapest of the others that is never less accurate than [`Randomized`](Method::Randomized), by the cost model of [`Plan`](crate::Plan).
     #[default]
     Auto,
     /// QR, then a dense SVD of R: the optimum, whatever the spectrum.
@@ -26,12 +26,12 @@ pub enum Method {
     /// that the spectrum decides is found by [`Randomized`](Method::Randomized), and so is a basis where as many singular values tie as a block has
     /// columns, which holds no more copies than that.
     Krylov,
-    /// Three sketches of one pass (Tropp, Yurtsever, Udell, Cevher 2019), for matrices that can be seen once; see [`SinglePass`].
-    /// The rank is fixed or bounded by [`TruncatedSvd::max_rank`]. The sketches are those of the rank, or of the oversampling if that is more; power
+    /// Three sketches of one pass (Tropp, Yurtsever, Udell, Cevher 2019), for matrices that can be seen once; see [`SinglePass`](crate::svd::SinglePass).
+    /// The rank is fixed or bounded by [`max_rank`](crate::TruncatedSvd::max_rank). The sketches are those of the rank, or of the oversampling if that is more; power
     /// iterations have no effect.
     SinglePass,
     /// Generalized Nyström (Nakatsukasa 2020): two sketches of one pass, a third of the memory of [`SinglePass`](Method::SinglePass) or less and a larger
-    /// error. The rank is fixed or bounded by [`TruncatedSvd::max_rank`]; power iterations have no effect.
+    /// error. The rank is fixed or bounded by [`max_rank`](crate::TruncatedSvd::max_rank); power iterations have no effect.
     Nystrom,
 }
 

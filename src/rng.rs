@@ -1,31 +1,30 @@
-//! Random numbers as a pure function of `(seed, stream, index)`: Philox4x32-10 (Salmon, Moraes, Dror, Shaw, SC 2011).
+//! Random numbers as a pure function of `(seed, stream, index)`: the generator Philox4x32-10, and normals made of it.
 //!
 //! ```text
 //!   key     = seed                      64 bits
 //!   counter = index (low) | stream (high), 64 + 64 bits       ->  one block of four 32-bit words
 //! ```
-//! There is no state: any sub-block of a random matrix is regenerated from its indices, in any order, by any
-//! thread, tile or rank. Ten rounds of two 32×32 -> 64 multiplications; blocks are independent, so the vector version
-//! puts one block in each lane and writes the four words of block `first + i` to place `i` of four planes.
+//! There is no state: any part of a random matrix is regenerated from its indices, in any order, by any thread, tile or
+//! rank. Blocks are independent, so the vector version puts one block in each lane and writes the four words of block
+//! `first + i` to place `i` of four planes.
 //!
-//! **Normals.** Box-Muller in f32 turns the words `(w0, w1)` and `(w2, w3)` of a block into four normals:
-//! `r = sqrt(-2 ln u)`, `u = (w + 1/2) 2^-32` in `(0, 1]`, times cosine and sine of an angle of 25 bits. `u >= 2^-33`
-//! gives `|z| <= 6.77`; neither an infinity nor a NaN can occur. The logarithm is Cephes' `logf` polynomial (the
-//! argument reduction around sqrt(1/2) by integer subtraction), sine and cosine are Cephes' on `[-pi/4, pi/4]` with
-//! the quadrant taken from the two leading bits of the word, so no range reduction is needed. Measured against f64:
-//! `ln` within 1.5 ulp, sine and cosine within 1.5 ulp, a normal within 4 ulp of its magnitude `r` (tests/rng.rs).
+//! **Normals.** Box-Muller in f32 turns the words `(w0, w1)` and `(w2, w3)` of a block into four normals: the radius `r
+//! = sqrt(-2 ln u)`, `u = (w + 1/2) 2^-32` in `(0, 1]`, times cosine and sine of an angle of 25 bits. `u >= 2^-33`
+//! gives `|z| <= 6.77`; neither an infinity nor a NaN can occur. The logarithm is Cephes' `logf` polynomial, sine and
+//! cosine are Cephes' on `[-pi/4, pi/4]`; the two leading bits of the word are the quadrant. Logarithm, sine and cosine
+//! are within 1.5 ulp of f64, a normal within 4 ulp of `r` (tests/rng.rs). f64 arithmetic uses the same f32 normals.
+//!
 //! Only correctly rounded operations are used (add, multiply, fused multiply-add, square root), so every instruction
 //! set gives the same bits; where there is no fused multiply-add, it is emulated and slow.
 //!
-//! f32 and f64 arithmetic use the same f32 normals: a seed names one matrix.
-//!
-//! Cost: about 160 vector operations for 16 blocks and 40 for their 64 normals.
-//! Rejected: Ziggurat (data dependent branches), inverse CDF (two polynomial branches, more operations than a
-//! sine/cosine pair shared by two normals).
+//! Cost: ten rounds of two 32×32 -> 64 multiplications; about 160 vector operations for 16 blocks and 40 for their 64
+//! normals. Ziggurat has branches that depend on the data, and the inverse CDF needs two polynomials for each normal,
+//! where a sine and a cosine serve two. Source: J. K. Salmon, M. A. Moraes, R. O. Dror, D. E. Shaw, Parallel random
+//! numbers: as easy as 1, 2, 3, SC 2011.
 
 use pulp::{Arch, Simd, WithSimd};
 
-/// High byte of the stream number: what the numbers are for. The low 56 bits are the caller's.
+/// The high byte of a stream number, which tells what the numbers are used for. The low 56 bits are the caller's.
 pub mod stream {
     /// Entries of Gaussian sketches.
     pub const GAUSSIAN: u64 = 1 << 56;
@@ -33,7 +32,7 @@ pub mod stream {
     pub const SRHT_SIGNS: u64 = 2 << 56;
     /// Output signs of the SRHT.
     pub const SRHT_OUTPUT_SIGNS: u64 = 3 << 56;
-    /// The sample of the SRHT.
+    /// The sampled rows of the SRHT.
     pub const SRHT_SAMPLE: u64 = 4 << 56;
     /// Positions of sparse sign sketches.
     pub const SPARSE_POSITIONS: u64 = 5 << 56;
@@ -43,7 +42,7 @@ pub mod stream {
     pub const PROBES: u64 = 7 << 56;
     /// Test data.
     pub const DATA: u64 = 8 << 56;
-    /// Callers' stream numbers are below this.
+    /// The bound of a caller's stream numbers, which are below it.
     pub const LIMIT: u64 = 1 << 56;
 }
 
@@ -53,7 +52,7 @@ const W0: u32 = 0x9E37_79B9;
 const W1: u32 = 0xBB67_AE85;
 const ROUNDS: usize = 10;
 
-/// Philox4x32-10: the block of counter `ctr` under `key`.
+/// Computes Philox4x32-10: the block of four words of counter `ctr` under `key`, low words first.
 pub const fn philox4x32(key: [u32; 2], ctr: [u32; 4]) -> [u32; 4] {
     let ([mut k0, mut k1], mut c) = (key, ctr);
     let mut round = 0;
@@ -68,7 +67,7 @@ pub const fn philox4x32(key: [u32; 2], ctr: [u32; 4]) -> [u32; 4] {
     c
 }
 
-/// One stream of random blocks.
+/// A stream of random blocks of four words, addressed by index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Philox {
     seed: u64,
@@ -76,18 +75,18 @@ pub struct Philox {
 }
 
 impl Philox {
-    /// The stream `stream` (see [`stream`]) of `seed`.
+    /// Returns the stream with number `stream` (see [`stream`]) of `seed`.
     pub const fn new(seed: u64, stream: u64) -> Self {
         Philox { seed, stream }
     }
 
-    /// Seed and stream, for generators elsewhere.
+    /// Returns seed and stream, for the kernels of a device.
     #[cfg(feature = "cuda")]
     pub(crate) const fn key(&self) -> (u64, u64) {
         (self.seed, self.stream)
     }
 
-    /// The four words of block `index`.
+    /// Returns the four words of block `index`.
     pub const fn block(&self, index: u64) -> [u32; 4] {
         philox4x32(
             [self.seed as u32, (self.seed >> 32) as u32],
@@ -95,7 +94,7 @@ impl Philox {
         )
     }
 
-    /// The four normals of block `index`.
+    /// Returns the four standard normals of block `index`.
     pub fn normal_block(&self, index: u64) -> [f32; 4] {
         let w = self.block(index);
         let s = pulp::Scalar::new();
@@ -104,7 +103,7 @@ impl Philox {
         [z0, z1, z2, z3]
     }
 
-    /// `planes[w][i]` becomes word `w` of block `first + i`.
+    /// Overwrites `planes[w][i]` with word `w` of block `first + i`.
     ///
     /// # Panics
     /// If the planes differ in length.
@@ -112,7 +111,7 @@ impl Philox {
         Arch::new().dispatch(Fill::<false> { rng: *self, first, planes, scale: 1.0 });
     }
 
-    /// `planes[w][i]` becomes `scale` times normal `w` of block `first + i` (one rounding when `scale` is not 1).
+    /// Overwrites `planes[w][i]` with `scale` times normal `w` of block `first + i`. The product is rounded once.
     ///
     /// # Panics
     /// If the planes differ in length.
@@ -121,7 +120,7 @@ impl Philox {
         Arch::new().dispatch(Fill::<true> { rng: *self, first, planes, scale });
     }
 
-    /// `out[4i + w]` becomes normal `w` of block `first + i`.
+    /// Overwrites `out[4i + w]` with normal `w` of block `first + i`.
     pub fn normals(&self, first: u64, out: &mut [f32]) {
         const BLOCKS: usize = 64;
         let mut planes = [[0f32; BLOCKS]; 4];
@@ -135,20 +134,21 @@ impl Philox {
         }
     }
 
-    /// Bit `index % 128` of block `index / 128`: true stands for the sign −1.
+    /// Returns random sign number `index`: bit `index % 128` of block `index / 128`. True stands for the sign −1.
     pub const fn sign(&self, index: u64) -> bool {
         let w = self.block(index / 128)[(index % 128 / 32) as usize];
         w >> (index % 32) & 1 != 0
     }
 
-    /// A uniform number in `0..bound` from block `index`, off by at most `bound · 2^-64` in each probability.
+    /// Returns a uniform number in `0..bound` from block `index`. The relative error of each probability is at most
+    /// `bound · 2^-64`.
     pub const fn below(&self, index: u64, bound: u64) -> u64 {
         let w = self.block(index);
         let x = (w[1] as u64) << 32 | w[0] as u64;
         ((x as u128 * bound as u128) >> 64) as u64
     }
 
-    /// A uniform subset of `l` of `0..n`, ascending. Floyd's algorithm: `l` draws, O(l) memory.
+    /// Draws a uniform subset of `l` members of `0..n`, ascending, by Floyd's algorithm: `l` draws, O(l) memory.
     ///
     /// # Panics
     /// If `l > n`.
@@ -165,22 +165,24 @@ impl Philox {
         chosen.into_iter().collect()
     }
 
-    /// A subset of `l` of `0..2^bits`, ascending, that is spread evenly over both ends of its binary digits: the `low`
-    /// lowest bits, and the highest bits down to there, take each value of their first `b` digits equally often (to within
-    /// one), for every `b`. No sum of digits (mod 2) is the same for all members, if there are more members than digits.
+    /// Draws a subset of `l` members of `0..2^bits`, ascending, that is spread evenly over the low and the high digits.
     ///
-    /// The members are points `0..l` of the two-dimensional Sobol' sequence under a nested uniform scramble (Owen 1995): the
-    /// digits of `t` give the low bits, lowest first, and its digits times Pascal's triangle mod 2 the high bits, highest
-    /// first. As any `2^bits` points of that sequence are a (0, bits, 2)-net, no member comes twice. Each member alone is
-    /// uniform.
+    /// Binary digits are meant. For every `b`, the `b` lowest of the `low` lowest digits take each of their values
+    /// equally often, to within one, and so do the `b` highest of the others. Each member alone is uniform. If there
+    /// are more members than digits, no sum of digits (mod 2) is the same for all members.
     ///
-    /// Both halves are functions of the few digits of t, and a scramble of few nodes may make a sum of digits constant: for 30 of 2^10 in one of
-    /// three scrambles, where 30 independent draws would in one of 2^19. Such a scramble is drawn again.
+    /// The members are points `0..l` of the two-dimensional Sobol' sequence under a nested uniform scramble (Owen
+    /// 1995): the digits of `t` give the low digits, lowest first, and its digits times Pascal's triangle mod 2 the
+    /// high ones, highest first. As any `2^bits` points of that sequence are a (0, bits, 2)-net, no member comes twice.
+    ///
+    /// Both halves are functions of the few digits of `t`, and a scramble of few nodes may make a sum of digits
+    /// constant: for 30 members of 2^10 it does in one of three scrambles, where 30 independent draws would in one of
+    /// 2^19. Such a scramble is drawn again.
     ///
     /// # Panics
     /// If `l > 2^bits`, `bits > 40` or `low > bits`.
     pub fn stratified_subset(&self, bits: u32, low: u32, l: usize) -> Vec<u64> {
-        /// Four of five are drawn again at worst (15 of 2^7).
+        /// Scrambles that are drawn at most. At worst, for 15 members of 2^7, four of five are drawn again.
         const ATTEMPTS: u64 = 64;
         assert!(bits <= 40 && low <= bits && l as u64 <= 1 << bits, "a subset of {l} out of 2^{bits}, {low} low bits");
         let possible = l > bits as usize;
@@ -198,7 +200,8 @@ impl Philox {
         chosen
     }
 
-    /// One draw of [`stratified_subset`](Self::stratified_subset).
+    /// Draws the members of [`stratified_subset`](Self::stratified_subset) once, unsorted, with the scramble number
+    /// `attempt`.
     fn scrambled_points(&self, bits: u32, low: u32, l: usize, attempt: u64) -> Vec<u64> {
         // Flips each digit by a random bit that depends on the digits before it.
         let scramble = |digits: u64, count: u32, tree: u64| {
@@ -225,7 +228,7 @@ impl Philox {
     }
 }
 
-/// Whether the differences of the points span all vectors of `bits` digits, mod 2.
+/// Returns whether the differences of the points span all vectors of `bits` digits, mod 2.
 fn is_affine_basis(points: &[u64], bits: u32) -> bool {
     // Row b begins with digit b, if there is one.
     let mut basis = [0u64; 64];
@@ -248,7 +251,7 @@ fn is_affine_basis(points: &[u64], bits: u32) -> bool {
     rank == bits
 }
 
-/// Fills planes with words, or with the bits of normals.
+/// Fills four planes with words or, if `NORMAL`, with the bits of normals times `scale`, as a kernel.
 struct Fill<'a, const NORMAL: bool> {
     rng: Philox,
     first: u64,
@@ -282,7 +285,7 @@ impl<const NORMAL: bool> WithSimd for Fill<'_, NORMAL> {
     }
 }
 
-/// Blocks `first..first + lanes`, one per lane.
+/// Returns the words of blocks `first..first + lanes`, one block in each lane.
 #[inline(always)]
 fn blocks<S: Simd>(simd: S, rng: Philox, first: u64) -> [S::u32s; 4] {
     const IOTA: [u32; 16] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
@@ -309,6 +312,7 @@ fn blocks<S: Simd>(simd: S, rng: Philox, first: u64) -> [S::u32s; 4] {
     [c0, c1, c2, c3]
 }
 
+/// Returns the words `w` as they are or, if `NORMAL`, the bits of their normals times `scale`.
 #[inline(always)]
 fn finish<S: Simd, const NORMAL: bool>(simd: S, w: [S::u32s; 4], scale: f32) -> [S::u32s; 4] {
     if !NORMAL {
@@ -323,11 +327,11 @@ fn finish<S: Simd, const NORMAL: bool>(simd: S, w: [S::u32s; 4], scale: f32) -> 
     )
 }
 
-/// Bits of 2^23: or-ing an integer below 2^23 into them makes the float `2^23 + integer`.
+/// The bits of the float 2^23. An integer below 2^23, or-ed into them, makes the float `2^23 + integer`.
 const MAGIC: u32 = 0x4b00_0000;
 const TWO_23: f32 = 8_388_608.0;
 
-/// Two independent standard normals from two words.
+/// Returns two independent standard normals from two words, in every lane.
 #[inline(always)]
 fn box_muller<S: Simd>(simd: S, w0: S::u32s, w1: S::u32s) -> (S::f32s, S::f32s) {
     let r = simd.sqrt_f32s(simd.abs_f32s(simd.mul_f32s(simd.splat_f32s(-2.0), ln_uniform(simd, w0))));
@@ -335,13 +339,13 @@ fn box_muller<S: Simd>(simd: S, w0: S::u32s, w1: S::u32s) -> (S::f32s, S::f32s) 
     (simd.mul_f32s(r, cos), simd.mul_f32s(r, sin))
 }
 
-/// Shift by a constant: folds to an immediate.
+/// Shifts every lane to the right by a constant, which folds to an immediate.
 #[inline(always)]
 fn shr<S: Simd>(simd: S, x: S::u32s, by: u32) -> S::u32s {
     simd.wrapping_dyn_shr_u32s(x, simd.splat_u32s(by))
 }
 
-/// `poly[0] x^d + … + poly[d]`, fused.
+/// Evaluates `poly[0] x^d + … + poly[d]` with fused multiply-adds.
 #[inline(always)]
 fn horner<S: Simd, const D: usize>(simd: S, x: S::f32s, poly: [f32; D]) -> S::f32s {
     let mut p = simd.splat_f32s(poly[0]);
@@ -351,7 +355,7 @@ fn horner<S: Simd, const D: usize>(simd: S, x: S::f32s, poly: [f32; D]) -> S::f3
     p
 }
 
-/// `ln((w + 1/2) 2^-32)`.
+/// Returns `ln((w + 1/2) 2^-32)` in every lane.
 #[inline(always)]
 fn ln_uniform<S: Simd>(simd: S, w: S::u32s) -> S::f32s {
     let f = |x: f32| simd.splat_f32s(x);
@@ -390,7 +394,8 @@ fn ln_uniform<S: Simd>(simd: S, w: S::u32s) -> S::f32s {
     simd.mul_add_f32s(e, f(0.693_359_4), simd.add_f32s(y, tail))
 }
 
-/// Sine and cosine of the angle `w / 2^32` of a turn, to 25 bits of it (middle of each interval).
+/// Returns sine and cosine of the angle `w / 2^32` of a turn. The angle is rounded to 25 bits, to the middle of an
+/// interval.
 #[inline(always)]
 fn sin_cos_turn<S: Simd>(simd: S, w: S::u32s) -> (S::f32s, S::f32s) {
     let f = |x: f32| simd.splat_f32s(x);

@@ -1,17 +1,16 @@
-//! Tensors in: element types, borrowed strided tensors of any of them, and the owned row-major matrix.
+//! Tensors: element types, borrowed strided tensors of any of them, and the owned row-major matrix.
 //!
-//! A [`TensorRef`] is a slice, a shape and strides; it owns nothing and copies nothing. The axes of an n-d tensor
-//! are grouped into the two of a matrix by [`TensorRef::matricize`], which succeeds exactly when that needs no
-//! copy:
+//! A [`TensorRef`] is a slice, a shape and strides; it owns nothing and copies nothing. The axes of an n-d tensor are
+//! grouped into the two of a matrix by [`TensorRef::matricize`], which succeeds exactly when that needs no copy:
 //!
 //! ```text
 //!   conv weight [out, in, kh, kw], strides [in·kh·kw, kh·kw, kw, 1]
 //!      matricize(1)  ->  m = out, n = in·kh·kw, strides [in·kh·kw, 1]
 //! ```
 //!
-//! A [`TensorMut`] is a matrix that is worked on in place: a typed slice and two strides. What multiplies and decomposes
-//! takes faer's views, which `view.rs` makes of these (feature `linalg`): a [`MatView`] is a `faer::MatRef` of one of the
-//! four element types.
+//! A [`TensorMut`] is a matrix that is worked on in place: a typed slice and two strides. Products and decompositions
+//! take faer's views, which `view.rs` makes of these (feature `linalg`): a [`MatView`] is a `faer::MatRef` of one of
+//! the four element types.
 
 use std::marker::PhantomData;
 
@@ -20,6 +19,8 @@ use half::{bf16, f16};
 
 use crate::error::{Error, Result};
 
+pub use crate::dtype::DType;
+
 #[cfg(feature = "linalg")]
 mod view;
 
@@ -27,46 +28,6 @@ mod view;
 pub use view::MatView;
 #[cfg(feature = "linalg")]
 pub(crate) use view::{ArithmeticMut, arithmetic_mut, with_view};
-
-/// The element types that tensors are stored in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum DType {
-    /// IEEE binary16.
-    F16,
-    /// The upper half of a binary32.
-    BF16,
-    /// IEEE binary32.
-    F32,
-    /// IEEE binary64.
-    F64,
-}
-
-impl DType {
-    /// Bytes of one element.
-    pub const fn size(self) -> usize {
-        match self {
-            DType::F16 | DType::BF16 => 2,
-            DType::F32 => 4,
-            DType::F64 => 8,
-        }
-    }
-
-    /// `"f16"`, `"bf16"`, `"f32"` or `"f64"`.
-    pub const fn name(self) -> &'static str {
-        match self {
-            DType::F16 => "f16",
-            DType::BF16 => "bf16",
-            DType::F32 => "f32",
-            DType::F64 => "f64",
-        }
-    }
-}
-
-impl std::fmt::Display for DType {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.name())
-    }
-}
 
 impl std::str::FromStr for DType {
     type Err = Error;
@@ -90,15 +51,15 @@ mod sealed {
     impl Sealed for f64 {}
 }
 
-/// A type that a tensor can be stored in: `f16`, `bf16`, `f32`, `f64`. Sealed.
+/// A type that a tensor can be stored in: `f16`, `bf16`, `f32` or `f64`. The trait is sealed.
 pub trait Element: sealed::Sealed + Pod + Send + Sync + std::fmt::Debug + 'static {
-    /// Its tag.
+    /// The name of this type.
     const DTYPE: DType;
-    /// Its value, exactly.
+    /// Returns the value, exactly.
     fn to_f64(self) -> f64;
-    /// The nearest value of this type, ties to even; out of range becomes an infinity.
+    /// Returns the value of this type that is nearest to `x`, ties to even; out of range it is an infinity.
     fn from_f64(x: f64) -> Self;
-    /// A view of a matrix of this type.
+    /// Returns `a` as a view whose element type is not part of its Rust type.
     #[cfg(feature = "linalg")]
     fn view(a: faer::MatRef<'_, Self>) -> MatView<'_>;
     #[doc(hidden)]
@@ -121,6 +82,7 @@ macro_rules! element {
 }
 element!(f16 F16 bf16 BF16 f32 F32 f64 F64);
 
+/// The conversions of [`Element::from_f64`], by the name of the type.
 mod round_from_f64 {
     pub(super) fn f16(x: f64) -> half::f16 {
         half::f16::from_f64(x)
@@ -136,6 +98,7 @@ mod round_from_f64 {
     }
 }
 
+/// A slice of one of the four element types.
 #[doc(hidden)]
 #[derive(Debug, Clone, Copy)]
 pub enum Slice<'a> {
@@ -154,7 +117,7 @@ pub struct TensorRef<'a> {
 }
 
 impl<'a> TensorRef<'a> {
-    /// A contiguous row-major tensor over all of `data`.
+    /// Makes a contiguous row-major tensor over all of `data`.
     ///
     /// # Errors
     /// [`Error::Empty`] for a zero dimension or no axes, [`Error::Shape`] if the length is not the product of
@@ -175,21 +138,24 @@ impl<'a> TensorRef<'a> {
         Ok(TensorRef { data: E::slice(data), shape: shape.to_vec(), strides })
     }
 
-    /// A tensor over part of `data` with the given strides (in elements). The element of lowest address is
+    /// Makes a tensor over part of `data` with the given strides, in elements. The element of lowest address is
     /// `data[0]`, so an axis of negative stride runs from the end of its extent backwards.
     ///
     /// # Errors
-    /// As [`new`](Self::new); [`Error::Overlap`] if two indices may share an address, [`Error::Shape`] if `data`
-    /// is too short.
+    /// [`Error::Empty`] for a zero dimension or no axes, [`Error::TooLarge`] if the product of `shape` overflows,
+    /// [`Error::Overlap`] if two indices may share an address, [`Error::Shape`] if `data` is too short or the number of
+    /// strides is not the number of axes.
     pub fn strided<E: Element>(data: &'a [E], shape: &[usize], strides: &[isize]) -> Result<Self> {
         element_count(shape)?;
         TensorRef { data: E::slice(data), shape: shape.to_vec(), strides: Vec::new() }.with_strides(strides)
     }
 
-    /// A contiguous row-major tensor over raw native-endian bytes.
+    /// Makes a contiguous row-major tensor over raw bytes in native byte order.
     ///
     /// # Errors
-    /// As [`new`](Self::new); [`Error::Misaligned`] if the first byte is not aligned for `dtype`.
+    /// [`Error::Empty`] for a zero dimension or no axes, [`Error::Shape`] if the number of bytes is not that of
+    /// `shape`, [`Error::TooLarge`] if that overflows, [`Error::Misaligned`] if the first byte is not aligned for
+    /// `dtype`.
     pub fn from_bytes(dtype: DType, shape: &[usize], bytes: &'a [u8]) -> Result<Self> {
         fn cast<'a, E: Element>(shape: &[usize], bytes: &'a [u8]) -> Result<TensorRef<'a>> {
             let want = element_count(shape)?
@@ -217,8 +183,8 @@ impl<'a> TensorRef<'a> {
         }
     }
 
-    /// The same data and shape with other strides (in elements): Fortran order, padded rows, reversed axes. The
-    /// element of lowest address stays `data[0]`.
+    /// Returns a tensor of the same data and shape with other strides, in elements: for Fortran order, padded rows, or
+    /// reversed axes. The element of lowest address stays `data[0]`.
     ///
     /// # Errors
     /// [`Error::Overlap`] if two indices may share an address, [`Error::Shape`] if the data is too short or the
@@ -244,8 +210,8 @@ impl<'a> TensorRef<'a> {
         &self.strides
     }
 
-    /// Groups the first `row_axes` axes into rows and the others into columns: a conv weight
-    /// `[out, in, kh, kw]` becomes `out × (in·kh·kw)` by `matricize(1)`.
+    /// Groups the first `row_axes` axes into rows and the others into columns. A conv weight `[out, in, kh, kw]`
+    /// becomes `out × (in·kh·kw)` by `matricize(1)`.
     ///
     /// # Errors
     /// [`Error::Option`] unless `1 <= row_axes < axes`; [`Error::Layout`] if the strides would need a copy.
@@ -274,11 +240,11 @@ impl<'a> TensorRef<'a> {
     }
 }
 
-/// A borrowed mutable `m × n` matrix of any strides that do not overlap: what is transformed in place.
+/// A borrowed mutable `m × n` matrix of any strides that do not overlap, to be transformed in place.
 ///
-/// A batch of vectors is the rows of one. Unlike a [`TensorRef`], it knows its element type and may be empty.
+/// A batch of vectors is the rows of such a matrix. Unlike a [`TensorRef`], it knows its element type and may be empty.
 pub struct TensorMut<'a, T> {
-    /// Element (0, 0). With the strides it reaches `nrows · ncols` distinct elements, which are borrowed for `'a`.
+    /// The pointer to element (0, 0). With the strides it reaches `nrows · ncols` distinct elements, borrowed for `'a`.
     first: *mut T,
     nrows: usize,
     ncols: usize,
@@ -287,13 +253,14 @@ pub struct TensorMut<'a, T> {
     borrowed: PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: it is a mutable borrow of elements that nothing else reaches, as `&mut [T]` is, which is Send for such T.
+// SAFETY: a `TensorMut` is a mutable borrow of elements that nothing else reaches, as `&mut [T]` is, which is Send for
+// such T.
 unsafe impl<T: Send> Send for TensorMut<'_, T> {}
-// SAFETY: a shared reference to it gives access to no element, only to its shape and strides.
+// SAFETY: a shared reference to a `TensorMut` gives access to its shape and strides, and to no element.
 unsafe impl<T: Sync> Sync for TensorMut<'_, T> {}
 
 impl<'a, T> TensorMut<'a, T> {
-    /// A row-major `nrows × ncols` matrix over all of `data`.
+    /// Makes a row-major `nrows × ncols` matrix over all of `data`.
     ///
     /// # Errors
     /// [`Error::Shape`] if the length is not `nrows · ncols`.
@@ -305,8 +272,8 @@ impl<'a, T> TensorMut<'a, T> {
         Ok(TensorMut { first, nrows, ncols, row_stride, col_stride: 1, borrowed: PhantomData })
     }
 
-    /// An `nrows × ncols` matrix over part of `data` with the given strides, in elements. The element of lowest address
-    /// is `data[0]`, so an axis of negative stride runs from the end of its extent backwards.
+    /// Makes an `nrows × ncols` matrix over part of `data` with the given strides, in elements. The element of lowest
+    /// address is `data[0]`, so an axis of negative stride runs from the end of its extent backwards.
     ///
     /// # Errors
     /// [`Error::Overlap`] if two indices may share an address, [`Error::Shape`] if `data` is too short.
@@ -320,7 +287,7 @@ impl<'a, T> TensorMut<'a, T> {
         let mut first = data.as_mut_ptr();
         if nrows > 0 && ncols > 0 {
             check_strides("TensorMut::strided", &[nrows, ncols], &[row_stride, col_stride], data.len())?;
-            // Not by slicing: negative strides go back from there, to what a slice would no longer borrow.
+            // The pointer does not come from a subslice: negative strides go back to elements that it would not borrow.
             first = first.wrapping_add(first_element(nrows, row_stride) + first_element(ncols, col_stride));
         }
         // SAFETY: `check_strides` proved that every index lands inside `data`, on an element of its own, when the
@@ -328,11 +295,11 @@ impl<'a, T> TensorMut<'a, T> {
         Ok(unsafe { Self::from_raw_parts(first, nrows, ncols, row_stride, col_stride) })
     }
 
-    /// A matrix from the pointer to its element (0, 0), its shape and its strides in elements.
+    /// Makes a matrix from the pointer to its element (0, 0), its shape, and its strides in elements.
     ///
     /// # Safety
-    /// For `i < nrows` and `j < ncols` the elements at `first + i·row_stride + j·col_stride` are distinct, and valid for
-    /// reads and writes through this pointer; for `'a` nothing else reads or writes them.
+    /// For `i < nrows` and `j < ncols` the elements at `first + i·row_stride + j·col_stride` are distinct, and valid
+    /// for reads and writes through this pointer; for `'a` nothing else reads or writes them.
     pub unsafe fn from_raw_parts(
         first: *mut T,
         nrows: usize,
@@ -343,12 +310,12 @@ impl<'a, T> TensorMut<'a, T> {
         TensorMut { first, nrows, ncols, row_stride, col_stride, borrowed: PhantomData }
     }
 
-    /// Rows, `m`.
+    /// The number of rows, `m`.
     pub fn nrows(&self) -> usize {
         self.nrows
     }
 
-    /// Columns, `n`.
+    /// The number of columns, `n`.
     pub fn ncols(&self) -> usize {
         self.ncols
     }
@@ -368,7 +335,7 @@ impl<'a, T> TensorMut<'a, T> {
         self.first
     }
 
-    /// The same elements as an `n × m` matrix.
+    /// Returns the transpose, an `n × m` matrix of the same elements.
     pub fn transpose(self) -> Self {
         TensorMut {
             nrows: self.ncols,
@@ -379,7 +346,7 @@ impl<'a, T> TensorMut<'a, T> {
         }
     }
 
-    /// The same matrix for a shorter time.
+    /// Borrows the same matrix for a shorter time.
     pub fn reborrow(&mut self) -> TensorMut<'_, T> {
         TensorMut { borrowed: PhantomData, ..*self }
     }
@@ -400,14 +367,15 @@ impl<'a, T: Element> From<&'a mut Matrix<T>> for TensorMut<'a, T> {
     }
 }
 
-/// A file as bytes of memory that the system reads when they are touched.
+/// Maps a file into memory as bytes, which the system reads when they are touched.
 ///
-/// Its elements are plain numbers: whatever another process writes into the file meanwhile, they stay values of their type. What
-/// nobody can rule out is that it cuts the file short; a touch behind the new end is then SIGBUS, not an error.
+/// Whatever another process writes into the file meanwhile, its elements stay values of their type, because they are
+/// plain numbers. If another process cuts the file short, a touch behind the new end is SIGBUS, and not an error.
 #[cfg(feature = "npy")]
 pub(crate) fn map(file: &std::fs::File) -> std::io::Result<memmap2::Mmap> {
-    // SAFETY: the map is read-only and only ever seen as bytes and, through them, as numbers, for which every bit pattern is a
-    // value. The caller documents what a file that is changed while it is mapped does.
+    // SAFETY: the map is read-only and seen only as bytes and, through them, as numbers, for which every bit pattern is
+    // a value, so that a file that changes while it is mapped gives other numbers. The callers document the loss of its
+    // end.
     unsafe { memmap2::Mmap::map(file) }
 }
 
@@ -431,8 +399,8 @@ impl Slice<'_> {
     }
 }
 
-/// Refuses strides under which two indices may share an address, or one lies behind `len` elements, of which the
-/// lowest is the first.
+/// Refuses strides under which two indices may share an address, or one lies behind `len` elements, where the element
+/// of lowest address is the first of these.
 fn check_strides(op: &'static str, shape: &[usize], strides: &[isize], len: usize) -> Result<()> {
     if strides.len() != shape.len() {
         return Err(Error::shape(op, format_args!("{} strides", shape.len()), strides.len()));
@@ -444,8 +412,8 @@ fn check_strides(op: &'static str, shape: &[usize], strides: &[isize], len: usiz
         .map(|(&dim, &stride)| (stride.unsigned_abs(), dim))
         .collect();
     axes.sort_unstable();
-    // Each stride must step over everything the smaller ones span. Sufficient, and exact for every layout
-    // that slicing, transposing and reversing can make.
+    // Each stride must step over everything that the smaller ones span. This is sufficient, and it is exact for every
+    // layout that slicing, transposing and reversing can make.
     let mut span = 0usize;
     for &(stride, dim) in &axes {
         if stride <= span {
@@ -459,12 +427,12 @@ fn check_strides(op: &'static str, shape: &[usize], strides: &[isize], len: usiz
     Ok(())
 }
 
-/// How far behind the element of lowest address element 0 of an axis is.
+/// Returns how many elements behind the element of lowest address element 0 of an axis is.
 fn first_element(dim: usize, stride: isize) -> usize {
     if stride < 0 { (dim - 1) * stride.unsigned_abs() } else { 0 }
 }
 
-/// The product of `shape`, refusing empty, zero and overflowing ones.
+/// Returns the number of elements of `shape`. It refuses shapes that are empty, have a zero, or overflow.
 fn element_count(shape: &[usize]) -> Result<usize> {
     if shape.is_empty() || shape.contains(&0) {
         return Err(Error::Empty { shape: shape.to_vec() });
@@ -485,12 +453,12 @@ pub struct Matrix<T> {
 }
 
 impl<T: Element> Matrix<T> {
-    /// A matrix of zeros. Unlike a [`TensorRef`], it may be empty.
+    /// Makes a matrix of zeros. Unlike a [`TensorRef`], it may be empty.
     pub fn zeros(nrows: usize, ncols: usize) -> Self {
         Matrix { data: vec![T::zeroed(); nrows * ncols], nrows, ncols }
     }
 
-    /// A matrix over row-major `data`.
+    /// Makes an `nrows × ncols` matrix of row-major `data`.
     ///
     /// # Errors
     /// [`Error::Shape`] if the length is not `nrows · ncols`.
@@ -501,7 +469,7 @@ impl<T: Element> Matrix<T> {
         Ok(Matrix { data, nrows, ncols })
     }
 
-    /// Entry `(i, j)` is `f(i, j)`.
+    /// Makes an `nrows × ncols` matrix whose entry `(i, j)` is `f(i, j)`.
     pub fn from_fn(nrows: usize, ncols: usize, mut f: impl FnMut(usize, usize) -> T) -> Self {
         let mut data = Vec::with_capacity(nrows * ncols);
         for i in 0..nrows {
@@ -510,12 +478,12 @@ impl<T: Element> Matrix<T> {
         Matrix { data, nrows, ncols }
     }
 
-    /// Rows.
+    /// The number of rows.
     pub fn nrows(&self) -> usize {
         self.nrows
     }
 
-    /// Columns.
+    /// The number of columns.
     pub fn ncols(&self) -> usize {
         self.ncols
     }
@@ -525,20 +493,20 @@ impl<T: Element> Matrix<T> {
         &self.data
     }
 
-    /// The elements, row by row.
+    /// The elements, row by row, to be changed.
     pub fn as_mut_slice(&mut self) -> &mut [T] {
         &mut self.data
     }
 
-    /// Row `i`.
+    /// Returns row `i`.
     ///
     /// # Panics
-    /// If `i >= nrows`, as slices do.
+    /// If `i >= nrows`.
     pub fn row(&self, i: usize) -> &[T] {
         &self.data[i * self.ncols..][..self.ncols]
     }
 
-    /// As a tensor of two axes.
+    /// Returns the matrix as a tensor of two axes.
     ///
     /// # Errors
     /// [`Error::Empty`] if a dimension is zero.
@@ -546,7 +514,8 @@ impl<T: Element> Matrix<T> {
         TensorRef::new(&self.data, &[self.nrows, self.ncols])
     }
 
-    /// The elements rounded to `dtype` (nearest, ties to even), row by row, in native byte order.
+    /// Returns the bytes of the elements, rounded to `dtype` (to nearest, ties to even), row by row, in native byte
+    /// order.
     pub fn to_bytes(&self, dtype: DType) -> Vec<u8> {
         fn bytes<T: Element, E: Element>(data: &[T]) -> Vec<u8> {
             if T::DTYPE == E::DTYPE {

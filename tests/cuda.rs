@@ -14,9 +14,10 @@ use tensorslim::calibration::Calibration;
 use tensorslim::cuda::{self, Device, DeviceMatrix, DevicePanel, fwht as device_fwht, solver};
 use tensorslim::error::DeviceFault;
 use tensorslim::fwht::{fwht_columns, fwht_rows};
-use tensorslim::operator::{Dense, LinearOperator, Panel};
+use tensorslim::operator::{Dense, LinearOperator};
 use tensorslim::rng::Philox;
 use tensorslim::sketch::{AnySketch, SketchOperator};
+use tensorslim::space::{Effort, HostPanel, Layout, Panel, Side, Space};
 use tensorslim::svd::Rates;
 use tensorslim::{Element, Matrix};
 use tensorslim::{Error, MatMut, MatView, Method, Rank, Scalar, Sketch, TensorRef, TruncatedSvd};
@@ -46,6 +47,7 @@ struct Mock {
     fail: unsafe extern "C" fn(i32, i64),
     calls: unsafe extern "C" fn(i32) -> i64,
     live: unsafe extern "C" fn() -> i64,
+    home: unsafe extern "C" fn() -> i64,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -65,6 +67,7 @@ impl Mock {
                 fail: *library.get::<unsafe extern "C" fn(i32, i64)>(b"mock_fail").ok()?,
                 calls: *library.get::<unsafe extern "C" fn(i32) -> i64>(b"mock_calls").ok()?,
                 live: *library.get::<unsafe extern "C" fn() -> i64>(b"mock_live").ok()?,
+                home: *library.get::<unsafe extern "C" fn() -> i64>(b"mock_home").ok()?,
             })
         }
     }
@@ -78,6 +81,12 @@ impl Mock {
     fn calls(&self, what: Fail) -> i64 {
         // SAFETY: takes a lock and reads a number.
         unsafe { (self.calls)(what as i32) }
+    }
+
+    /// Bytes that were copied to the host, since the driver was loaded.
+    fn home(&self) -> i64 {
+        // SAFETY: takes a lock and reads a number.
+        unsafe { (self.home)() }
     }
 
     fn live(&self) -> i64 {
@@ -245,10 +254,14 @@ fn both<'a, T: Scalar>(device: &Arc<Device>, view: MatView<'a>) -> (DeviceMatrix
     (DeviceMatrix::new(device, view).unwrap(), Dense::new(view, Par::Seq).unwrap())
 }
 
-fn home<T: Scalar>(panel: &impl Panel<T>) -> Vec<T> {
+fn home<T: Scalar>(panel: &DevicePanel<T>) -> Vec<T> {
     let mut host = Mat::zeros(panel.nrows(), panel.ncols());
     panel.copy_to_host(host.as_mut()).unwrap();
     host.col_iter().flat_map(|c| c.iter().copied().collect::<Vec<_>>()).collect()
+}
+
+fn at_home<T: Scalar>(panel: &HostPanel<T>) -> Vec<T> {
+    panel.as_ref().col_iter().flat_map(|c| c.iter().copied().collect::<Vec<_>>()).collect()
 }
 
 fn view_of<E: Element>(data: &[E], m: usize, n: usize) -> MatView<'_> {
@@ -267,7 +280,7 @@ fn gaussian_entries_have_the_bits_of_the_cpu() {
         let omega = AnySketch::new(Sketch::Gaussian, n, l, 9, 3).unwrap();
         let want = omega.to_dense::<f64>();
         let (mut op, _) = both::<f32>(&device, view_of(&single, n, n));
-        let mut y = op.left(l).unwrap();
+        let mut y = DevicePanel::zeros(&device, n, l).unwrap();
         op.sketch(&omega, &mut y).unwrap();
         let got = home(&y);
         for j in 0..l {
@@ -276,7 +289,7 @@ fn gaussian_entries_have_the_bits_of_the_cpu() {
             }
         }
         let (mut op, _) = both::<f64>(&device, view_of(&double, n, n));
-        let mut y = op.left(l).unwrap();
+        let mut y = DevicePanel::zeros(&device, n, l).unwrap();
         op.sketch(&omega, &mut y).unwrap();
         assert_eq!(home(&y), home_of(want.as_ref()));
     }
@@ -301,10 +314,10 @@ fn check_sketches_of<E: Element, T: Scalar>(
     let (mut on_device, mut on_host) = both::<T>(device, view_of(&data, m, n));
     for &kind in kinds {
         let omega = AnySketch::new(kind, n, l, 1234, 1).unwrap();
-        let (mut y, mut want) = (on_device.left(l).unwrap(), on_host.left(l).unwrap());
+        let (mut y, mut want) = (panel(&on_device, m, l), panel(&on_host, m, l));
         on_device.sketch(&omega, &mut y).unwrap();
         on_host.sketch(&omega, &mut want).unwrap();
-        let error = relative(&home(&y), &home(&want));
+        let error = relative(&home(&y), &at_home(&want));
         assert!(error <= tolerance, "{kind} of {}, {m}×{n}, l = {l}: {error:e}", E::DTYPE);
     }
 }
@@ -325,6 +338,11 @@ fn sketches_are_those_of_the_cpu() {
     check_sketches::<f64, f32>(&device, &shapes[1..2], 2e-6);
 }
 
+/// A panel of zeros where those of an operator live.
+fn panel<T: Scalar, S: Space<T>>(op: &dyn LinearOperator<T, Space = S>, nrows: usize, ncols: usize) -> Panel<T, S> {
+    op.space().panel(nrows, ncols, Layout::Columns).unwrap()
+}
+
 /// Every product of an operator against the CPU's.
 fn check_operator<T: Scalar>(device: &Arc<Device>, view: MatView<'_>, tolerance: f64) {
     let (mut on_device, mut on_host) = both::<T>(device, view);
@@ -334,51 +352,78 @@ fn check_operator<T: Scalar>(device: &Arc<Device>, view: MatView<'_>, tolerance:
         let error = relative(got, want);
         assert!(error <= tolerance, "{what}: {op}: {error:e}");
     };
-    assert_eq!(on_device.scale(), on_host.scale(), "{what}");
-    let norm = on_device.norm_squared() / on_host.norm_squared() - 1.0;
+    let facts = [on_device.facts(), on_host.facts()];
+    assert_eq!(facts[0].scale, facts[1].scale, "{what}");
+    let norm = facts[0].norm_squared / facts[1].norm_squared - 1.0;
     assert!(norm.abs() <= tolerance, "{what}: norm {norm:e}");
 
     let x = Mat::<T>::from_fn(n, l, |i, j| T::from_f64(((i * 7 + j * 3) % 23) as f64 / 11.0 - 1.0));
-    let (mut dx, mut hx) = (on_device.right(l).unwrap(), on_host.right(l).unwrap());
+    let (mut dx, mut hx) = (panel(&on_device, n, l), panel(&on_host, n, l));
     dx.copy_from_host(x.as_ref()).unwrap();
-    hx.copy_from_host(x.as_ref()).unwrap();
-    let (mut dy, mut hy) = (on_device.left(l).unwrap(), on_host.left(l).unwrap());
+    hx.as_mut().copy_from(&x);
+    let (mut dy, mut hy) = (panel(&on_device, m, l), panel(&on_host, m, l));
     on_device.apply(&dx, &mut dy).unwrap();
     on_host.apply(&hx, &mut hy).unwrap();
-    close(&home(&dy), &home(&hy), "A X");
+    close(&home(&dy), &at_home(&hy), "A X");
     dy.copy_from_host(hy.as_ref()).unwrap();
     on_device.apply_adjoint(&dy, &mut dx).unwrap();
     on_host.apply_adjoint(&hy, &mut hx).unwrap();
-    close(&home(&dx), &home(&hx), "Aᵀ Y");
+    close(&home(&dx), &at_home(&hx), "Aᵀ Y");
     let resident = on_device.is_resident();
     assert_eq!(resident, device.memory_limit() == usize::MAX, "{what}");
     if resident {
-        let (mut da, mut ha) = (on_device.left(n).unwrap(), on_host.left(n).unwrap());
+        let (mut da, mut ha) = (panel(&on_device, m, n), panel(&on_host, m, n));
         on_device.materialize(&mut da).unwrap();
         on_host.materialize(&mut ha).unwrap();
-        assert_eq!(home(&da), home(&ha), "{what}: A");
+        assert_eq!(home(&da), at_home(&ha), "{what}: A");
     }
     drop((dx, dy));
     let mut rows = Mat::<T>::zeros(m, n);
     let mut given = 0;
     on_device
-        .stream_rows(&mut |first, block| {
+        .for_each_row_block(&mut |first, block| {
             assert_eq!(first, given, "{what}: rows in order");
             given += block.nrows();
             rows.subrows_mut(first, block.nrows()).copy_from(block);
             Ok(())
         })
         .unwrap();
-    let mut ha = on_host.left(n).unwrap();
+    let mut ha = panel(&on_host, m, n);
     on_host.materialize(&mut ha).unwrap();
     let rows: Vec<T> = rows.col_iter().flat_map(|c| c.iter().copied().collect::<Vec<_>>()).collect();
-    assert_eq!((given, rows), (m, home(&ha)), "{what}: rows of A");
+    assert_eq!((given, rows), (m, at_home(&ha)), "{what}: rows of A");
     let (mut dg, mut hg) = (on_device.gram().unwrap(), on_host.gram().unwrap());
-    let (mut da, mut ha) = (dg.left(n).unwrap(), hg.left(n).unwrap());
-    dg.materialize(&mut da).unwrap();
-    hg.materialize(&mut ha).unwrap();
-    close(&home(&da), &home(&ha), "AᵀA");
-    assert_eq!(on_device.passes(), if resident { 5 } else { 4 });
+    close(&home(dg.panel()), &at_home(hg.panel()), "AᵀA");
+    let trace = |g: f64, want: f64| assert!((g / want - 1.0).abs() <= tolerance, "{what}: a sum: {g} for {want}");
+    trace(device.trace(dg.panel()).unwrap(), on_host.space().trace(hg.panel()).unwrap());
+    trace(dg.norm_squared(), hg.norm_squared());
+    // A shift, and the matrix as it was; the lower triangle of a symmetric matrix that meets A from both sides.
+    let before = home(dg.panel());
+    let omega = AnySketch::new(Sketch::SparseSign, n, l, 3, 0).unwrap();
+    let (mut dv, mut hv) = (panel(&on_device, n, l), panel(&on_host, n, l));
+    let shift = 0.25 * on_host.space().trace(hg.panel()).unwrap() / n as f64;
+    for shift in [0.0, shift] {
+        dg.sketch(shift, &omega, &mut dv).unwrap();
+        hg.sketch(shift, &omega, &mut hv).unwrap();
+        close(&home(&dv), &at_home(&hv), "(G − c) Ω");
+    }
+    assert_eq!(home(dg.panel()), before, "{what}: G after a shift");
+    let (mut dw, mut hw) = (panel(&on_device, n, l), panel(&on_host, n, l));
+    dg.apply(&dv, &mut dw).unwrap();
+    hg.apply(&hv, &mut hw).unwrap();
+    close(&home(&dw), &at_home(&hw), "G X");
+    drop((dv, dw, dg));
+    if resident {
+        let s = |i: usize, j: usize| T::from_f64(((i * 13 + j * 5) % 17) as f64 / 8.0 - 1.0);
+        let s = Mat::from_fn(m, m, |i, j| if i >= j { s(i, j) } else { T::from_f64(f64::NAN) });
+        let mut hs = panel(&on_host, m, m);
+        hs.as_mut().copy_from(&s);
+        let (mut dg, mut hg) = (panel(&on_device, n, n), panel(&on_host, n, n));
+        on_device.congruence(&DevicePanel::from_host(device, s.as_ref()).unwrap(), &mut dg).unwrap();
+        on_host.congruence(&hs, &mut hg).unwrap();
+        close(&home(&dg), &at_home(&hg), "Aᵀ S A");
+    }
+    assert_eq!(on_device.facts().passes, if resident { 7 } else { 4 });
 }
 
 #[test]
@@ -444,24 +489,24 @@ fn panels() {
     let (m, l) = (203, 12);
     let a = Mat::<f64>::from_fn(m, l, |i, j| ((i * 13 + j * 29) % 31) as f64 / 15.0 - 1.0);
     let b = Mat::<f64>::from_fn(m, 5, |i, j| ((i * 17 + j * 11) % 37) as f64 / 18.0 - 1.0);
-    let (da, mut db) =
+    let (mut da, mut db) =
         (DevicePanel::from_host(&device, a.as_ref()).unwrap(), DevicePanel::from_host(&device, b.as_ref()).unwrap());
     let close = |got: MatRef<'_, f64>, want: MatRef<'_, f64>| {
         let error = (got - want).norm_l2() / want.norm_l2();
         assert!(error < 1e-14, "{error:e}");
     };
     let mut c = Mat::zeros(l, 5);
-    da.inner(&db, c.as_mut()).unwrap();
+    device.inner(&da, &db, c.as_mut()).unwrap();
     close(c.as_ref(), (a.transpose() * &b).as_ref());
     let mut g = Mat::zeros(l, l);
-    da.inner(&da, g.as_mut()).unwrap();
+    device.inner(&da, &da, g.as_mut()).unwrap();
     close(g.as_ref(), (a.transpose() * &a).as_ref());
-    assert!((da.norm_squared().unwrap() / a.squared_norm_l2() - 1.0).abs() < 1e-14);
+    assert!((device.dot(&da, &da).unwrap() / a.squared_norm_l2() - 1.0).abs() < 1e-14);
     let small = Mat::from_fn(l, 5, |i, j| (i as f64 - j as f64) / 7.0);
     let mut out = Mat::zeros(m, 5);
-    da.product_to_host(small.as_ref(), out.as_mut()).unwrap();
+    device.multiply_to_host(&da, small.as_ref(), out.as_mut()).unwrap();
     close(out.as_ref(), (&a * &small).as_ref());
-    db.multiply(Accum::Add, &da, small.as_ref(), -2.0).unwrap();
+    device.multiply(&mut db, Accum::Add, &da, small.as_ref(), -2.0).unwrap();
     db.copy_to_host(out.as_mut()).unwrap();
     close(out.as_ref(), (&b - (&a * &small) * faer::Scale(2.0)).as_ref());
 
@@ -477,6 +522,39 @@ fn panels() {
     let mut out = Mat::zeros(l, l);
     square.copy_to_host(out.as_mut()).unwrap();
     close(out.as_ref(), (&g + Mat::<f64>::identity(l, l) * faer::Scale(3.0)).as_ref());
+
+    // What the algorithms ask of a space.
+    assert_eq!(Space::<f64>::shape(&device, &da), (m, l));
+    let mut in_space = device.panel(l, l, Layout::Columns).unwrap();
+    device.multiply_panels(Side::Adjoint, &da, &da, &mut in_space).unwrap();
+    device.download(&in_space, out.as_mut()).unwrap();
+    close(out.as_ref(), g.as_ref());
+    assert!((device.trace(&in_space).unwrap() / a.squared_norm_l2() - 1.0).abs() < 1e-14);
+    let mut wide = Mat::zeros(l, l);
+    device.gram(&da, wide.as_mut()).unwrap();
+    assert!((0..l).all(|j| (j..l).all(|i| (wide[(i, j)] - g[(i, j)]).abs() < 1e-11)));
+    let mut product = device.panel(m, l, Layout::Columns).unwrap();
+    device.multiply_panels(Side::Plain, &da, &in_space, &mut product).unwrap();
+    let mut out = Mat::zeros(m, l);
+    device.download(&product, out.as_mut()).unwrap();
+    close(out.as_ref(), (&a * &g).as_ref());
+    assert!((device.dot(&da, &product).unwrap() / g.squared_norm_l2() - 1.0).abs() < 1e-13);
+    device.axpy(&mut product, -0.5, &da).unwrap();
+    device.download(&product, out.as_mut()).unwrap();
+    close(out.as_ref(), (&a * &g - &a * faer::Scale(0.5)).as_ref());
+    let mut both = device.panel(m, l + 5, Layout::Columns).unwrap();
+    device.copy_columns(&mut both, 0, &da).unwrap();
+    device.copy_columns(&mut both, l, &DevicePanel::from_host(&device, b.as_ref()).unwrap()).unwrap();
+    let both: HostPanel<f64> = device.into_host(both).unwrap();
+    assert_eq!((both.as_ref().subcols(0, l), both.as_ref().subcols(l, 5)), (a.as_ref(), b.as_ref()));
+    device.multiply_in_place(&mut da, small.as_ref()).unwrap();
+    assert_eq!(Space::<f64>::shape(&device, &da), (m, 5));
+    let mut out = Mat::zeros(m, 5);
+    device.download(&da, out.as_mut()).unwrap();
+    close(out.as_ref(), (&a * &small).as_ref());
+    device.fill(&mut da, &mut |mut dst| dst.copy_from(&b)).unwrap();
+    device.download(&da, out.as_mut()).unwrap();
+    assert_eq!(out, b);
 }
 
 /// `y = q r` with orthonormal q, for a panel of the given columns.
@@ -484,7 +562,7 @@ fn check_orthonormal<T: Scalar>(device: &Arc<Device>, y: &Mat<T>, tolerance: f64
     let (m, l) = (y.nrows(), y.ncols());
     let mut panel = DevicePanel::from_host(device, y.as_ref()).unwrap();
     let mut r = Mat::<T>::zeros(l, l);
-    let report = panel.orthonormalize(Some(r.as_mut())).unwrap();
+    let report = device.orthonormalize(&mut panel, Some(r.as_mut()), Effort::Fast).unwrap();
     let mut q = Mat::<T>::zeros(m, l);
     panel.copy_to_host(q.as_mut()).unwrap();
     let wide = |a: &Mat<T>| Mat::<f64>::from_fn(a.nrows(), a.ncols(), |i, j| a[(i, j)].to_f64());
@@ -545,13 +623,13 @@ fn factorizations_of_the_solver_library() {
     let gram = a.transpose() * &a;
 
     // Small ones are left to the host; of others the lower triangle counts.
-    let panel = up(&a);
-    assert!(panel.symmetric_eigen(gram.as_ref()).unwrap().is_none());
+    let eigen = |g: MatRef<'_, f64>| Space::<f64>::symmetric_eigen(&device, g).unwrap();
+    assert!(eigen(gram.as_ref()).is_none());
     let n_large = 130;
     let noise: Vec<f64> = elements(n_large * n_large, 3);
     let symmetric = Mat::from_fn(n_large, n_large, |i, j| noise[i.max(j) * n_large + i.min(j)]);
     let triangle = Mat::from_fn(n_large, n_large, |i, j| if i >= j { symmetric[(i, j)] } else { f64::NAN });
-    let (values, vectors) = panel.symmetric_eigen(triangle.as_ref()).unwrap().unwrap();
+    let (values, vectors) = eigen(triangle.as_ref()).unwrap();
     assert!(values.is_sorted());
     let scaled = Mat::from_fn(n_large, n_large, |i, j| vectors[(i, j)] * values[j]);
     assert!((&symmetric * &vectors - scaled).norm_max() < 1e-12);
@@ -690,6 +768,34 @@ fn whitened_singular_values_are_those_of_the_cpu() {
             let (got, want) = (gpu.report().activation.as_ref().unwrap(), cpu.report().activation.as_ref().unwrap());
             assert!((got.relative_error / want.relative_error - 1.0).abs() < 1e-3, "{got:?} {want:?}");
         }
+    }
+    Device::close_shared();
+}
+
+/// What comes home is the factors, and small matrices of which neither the size nor the number depends on how long the matrix is.
+#[test]
+fn only_small_matrices_and_the_factors_come_home() {
+    let _one = one();
+    let Some(device) = device() else { return };
+    let Some(mock) = Mock::get() else { return };
+    let (n, k) = (512, 32);
+    let mut x = noise(n * n, 9);
+    x.chunks_mut(n).for_each(|row| row.iter_mut().enumerate().for_each(|(j, x)| *x *= 1.0 + (j % 7) as f32));
+    let mut calibration = Calibration::new(n).unwrap();
+    calibration.update(&TensorRef::new(&x, &[n, n]).unwrap()).unwrap();
+    let svd = TruncatedSvd::new(Rank::Fixed(k)).device(tensorslim::Device::Cuda(0)).seed(5);
+    drop(device);
+    for (svd, calibrated) in [(svd.clone(), false), (svd.calibration(&calibration), true)] {
+        let besides = [1024, 2048].map(|m| {
+            let w = weight(m, n, 3);
+            let before = mock.home();
+            let f = svd.factor::<f32>(TensorRef::new(&w, &[m, n]).unwrap()).unwrap();
+            let besides = (mock.home() - before) as usize - size_of::<f32>() * k * (m + n);
+            let (l, method) = (f.rank() + f.report().oversample, f.report().method);
+            println!("{m}×{n}, calibrated: {calibrated}, {method}: {besides} bytes, l = {l}");
+            besides
+        });
+        println!("{besides:?}");
     }
     Device::close_shared();
 }

@@ -13,6 +13,7 @@ use std::path::Path;
 
 /// The rooms of the library from the ground up.
 const ORDER: &[&[&str]] = &[
+    &["compiled", "dtype"],
     &["error"],
     &["parallel"],
     &["tensor"],
@@ -21,6 +22,8 @@ const ORDER: &[&[&str]] = &[
     &["linalg"],
     &["sketch", "qr"],
     &["small"],
+    &["space"],
+    &["space"],
     &["operator"],
     &["range"],
     &["calibration"],

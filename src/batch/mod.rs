@@ -1,8 +1,8 @@
-//! Many tensors: scheduled by predicted cost, isolated from each other's failures, watched, stopped, gone on with.
+//! Many tensors: scheduled by predicted cost, isolated from each other's failures, observed, cancelled, resumed.
 //!
 //! ```text
-//!   items ──plan──> costs ──schedule──> alone, all threads │ side by side        load(item) ─> factor ─> sink(result)
-//!                                            memory limit over all in flight          a failure ends one tensor
+//!   items ──plan──> costs ──schedule──> alone, all threads │ side by side     load(item) ─> factor ─> sink(result)
+//!                                            memory limit over all in flight       a failure ends one tensor
 //! ```
 //!
 //! A batch takes its tensors from a callback and gives its results to another, both called from the workers:
@@ -12,7 +12,8 @@
 //! use tensorslim::batch::{Batch, Input, Item};
 //! use tensorslim::{DType, Matrix, Rank, TruncatedSvd};
 //!
-//! let weights: Vec<Matrix<f32>> = (1..=4).map(|i| Matrix::from_fn(64, 16 * i, |r, c| ((r * c) as f32).sin())).collect();
+//! let weight = |n| Matrix::from_fn(64, n, |r, c| ((r * c) as f32).sin());
+//! let weights: Vec<Matrix<f32>> = (1..=4).map(|i| weight(16 * i)).collect();
 //! let svd = TruncatedSvd::new(Rank::Fixed(4));
 //! let items: Vec<Item> = (weights.iter().enumerate())
 //!     .map(|(i, w)| Item::new(format!("layer.{i}"), (w.nrows(), w.ncols()), DType::F32, svd.clone()))
@@ -30,15 +31,15 @@
 //! assert_eq!(*ranks.lock().unwrap(), [4; 4]);
 //! ```
 //!
-//! Each worker keeps the memory of a factorization for its next one, unless there is a limit: pages that go back to the system and are mapped
-//! again are what small tensors on several threads wait for each other in the kernel for (224 weights of 0.5 to 1.4 MB on two threads, bench `batch`,
-//! stack: half the page faults, and wall time over half of one thread's CPU time from 1.16 down to 1.04).
+//! Each worker keeps the memory of a factorization for its next one, unless there is a limit. Pages that go back to the
+//! system are mapped again for every small tensor, and threads wait for each other in the kernel for that.
 //!
-//! The bits of a result depend neither on the schedule nor on the threads. What depends on the memory limit is whether a tensor is
-//! read whole or in tiles, which changes it by rounding.
+//! The bits of a result depend neither on the schedule nor on the threads. The memory limit decides whether a tensor is
+//! read whole or in tiles, which changes the result by rounding.
 //!
-//! [`schedule`] has the order and the division into shards, [`progress`] the estimate of what is left. With feature `cli`,
-//! `config` and `manifest` are the files around a batch: patterns in TOML, and the record of what is done.
+//! [`schedule`] has the order and the division into shards, [`progress`] the estimate of the time that is left. With
+//! the feature `cli`, `config` and `manifest` are the files around a batch: patterns in TOML, and the record of what is
+//! done.
 
 #[cfg(feature = "cli")]
 pub mod config;
@@ -56,93 +57,95 @@ pub use progress::{Observer, Progress, Stage};
 
 use crate::error::{Error, Result};
 use crate::factors::Factors;
-use crate::operator::{Cancel, RowSource, Watch, Workspace};
+use crate::operator::{Cancel, RowSource, Watch};
 use crate::parallel::{self, lock};
 use crate::simd::Scalar;
+use crate::space::Workspace;
 use crate::svd::{Checkpoint, TruncatedSvd};
 use crate::tensor::{DType, TensorRef};
 use progress::{Expected, Tracker};
-use schedule::{Cost, Schedule};
+use schedule::{Demand, Schedule};
 
 /// A tensor to be factored.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Item {
-    /// Its name, for reports.
+    /// The name of the tensor, for reports.
     pub name: String,
-    /// Rows and columns.
+    /// The numbers of rows and columns.
     pub shape: (usize, usize),
     /// The element type.
     pub dtype: DType,
-    /// What to do with it.
+    /// The factorization to be done.
     pub svd: TruncatedSvd,
 }
 
 impl Item {
-    /// A tensor of this shape.
+    /// Makes an item of a tensor of this name, shape and element type.
     pub fn new(name: impl Into<String>, shape: (usize, usize), dtype: DType, svd: TruncatedSvd) -> Self {
         Item { name: name.into(), shape, dtype, svd }
     }
 }
 
-/// How a tensor comes in.
+/// The source of the elements of a tensor.
 pub enum Input<'a> {
-    /// In memory, or mapped.
+    /// A tensor in memory, or mapped.
     Tensor(TensorRef<'a>),
-    /// To be read in tiles.
+    /// Rows that are read in tiles.
     Rows(&'a mut dyn RowSource),
-    /// The same, with a place for the state of a single pass.
+    /// Rows that are read in tiles, with a place for the state of a single pass, so that it can be resumed.
     Resumable(&'a mut dyn RowSource, &'a dyn Checkpoint),
 }
 
-/// How a tensor is to come in.
+/// Whether a tensor fits the memory limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fit {
-    /// It fits the memory limit whole.
+    /// The tensor and its factorization fit the limit, so that any [`Input`] will do.
     Whole,
-    /// It does not: [`Input::Rows`] will do, [`Input::Tensor`] is over the limit.
+    /// They do not: [`Input::Rows`] keeps the limit, [`Input::Tensor`] exceeds it.
     Tiles,
 }
 
-/// A tensor that is through.
+/// The result for one tensor.
 #[derive(Debug)]
 pub struct Finished<'a, T> {
-    /// Its place in the list.
+    /// The index of its item.
     pub index: usize,
-    /// What was asked for.
+    /// The item.
     pub item: &'a Item,
     /// The factors, or why there are none.
     pub result: Result<Factors<T>>,
-    /// Wall time from loading on.
+    /// The wall time, from loading on.
     pub elapsed: Duration,
 }
 
-/// How each tensor of a batch ended.
+/// The outcomes of all tensors of a batch.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Summary {
-    /// In the order of the items: done, or why not. Those that a stopped batch did not come to are [`Error::Cancelled`].
+    /// The outcome of each item, in their order: done, or why not. Items that a cancelled batch did not finish have
+    /// [`Error::Cancelled`].
     pub outcomes: Vec<Result<()>>,
-    /// Wall time.
+    /// The wall time of the batch.
     pub elapsed: Duration,
 }
 
 impl Summary {
-    /// Tensors whose results the sink has taken.
+    /// The number of tensors whose results the sink has taken.
     pub fn done(&self) -> usize {
         self.outcomes.iter().filter(|o| o.is_ok()).count()
     }
 
-    /// Tensors that failed for a reason of their own.
+    /// The number of tensors that failed for a reason of their own.
     pub fn failed(&self) -> usize {
         self.outcomes.iter().filter(|o| o.as_ref().is_err_and(|e| *e != Error::Cancelled)).count()
     }
 
-    /// Tensors that were not done because the batch was stopped.
+    /// The number of tensors that were not done because the batch was cancelled.
     pub fn cancelled(&self) -> usize {
         self.outcomes.len() - self.done() - self.failed()
     }
 }
 
-/// How a batch runs.
+/// The settings of a batch: workers, memory, cancellation, observer.
 #[derive(Clone, Copy)]
 pub struct Batch<'a> {
     workers: Option<usize>,
@@ -167,42 +170,44 @@ impl std::fmt::Debug for Batch<'_> {
 }
 
 impl<'a> Batch<'a> {
-    /// One worker for each thread of the current rayon pool, no limit, nobody watching.
+    /// Makes a batch with one worker for each thread of the current rayon pool, no memory limit, and no observer.
     pub fn new() -> Self {
         Batch::default()
     }
 
-    /// So many tensors side by side; the threads of the pool are divided among them.
+    /// Sets the number of tensors that run side by side; the threads of the pool are divided among them.
     #[must_use]
     pub fn workers(mut self, workers: usize) -> Self {
         self.workers = Some(workers);
         self
     }
 
-    /// The most bytes that all tensors in flight and their factorizations take together.
+    /// Sets the most bytes that all tensors in flight and their factorizations take together.
     #[must_use]
     pub fn memory_limit(mut self, bytes: usize) -> Self {
         self.memory_limit = bytes;
         self
     }
 
-    /// Stops when the token says so: running tensors at their next product or tile, the others never start.
+    /// Sets the token that cancels the batch: running tensors stop at their next product or tile, others never start.
     #[must_use]
     pub fn cancel(mut self, cancel: &'a Cancel) -> Self {
         self.cancel = Some(cancel);
         self
     }
 
-    /// Tells `observer` how far it is.
+    /// Sets the observer that is told about the progress.
     #[must_use]
     pub fn observer(mut self, observer: &'a dyn Observer) -> Self {
         self.observer = observer;
         self
     }
 
-    /// Factors all items. `load(index, fit, with)` hands tensor `index` to `with`, which factors it before it returns; `sink` takes the
-    /// result. An error, or a panic, of either ends that tensor alone, and so does a tensor of another shape than the item's. A panic of the
-    /// observer ends nothing. All run on several threads at once.
+    /// Factors all items and returns how each of them ended.
+    ///
+    /// `load(index, fit, with)` hands tensor `index` to `with`, which factors it before it returns; `sink` takes the
+    /// result. An error, or a panic, of either fails that tensor alone, and so does a tensor of another shape than the
+    /// item's. A panic of the observer fails nothing. All of them are called on several threads at once.
     pub fn factor<T: Scalar>(
         &self,
         items: &[Item],
@@ -213,14 +218,15 @@ impl<'a> Batch<'a> {
         let threads = parallel::count();
         let workers = self.workers.unwrap_or(threads).clamp(1, threads.max(1));
         let jobs: Vec<Planned> = items.iter().map(|item| Planned::new::<T>(item, self.memory_limit)).collect();
-        let schedule = Schedule::new(&jobs.iter().map(|job| job.cost).collect::<Vec<_>>(), workers, self.memory_limit);
+        let schedule =
+            Schedule::new(&jobs.iter().map(|job| job.demand).collect::<Vec<_>>(), workers, self.memory_limit);
         let mut alone = vec![false; items.len()];
         schedule.alone.iter().for_each(|&i| alone[i] = true);
         let expected = (items.iter().zip(&jobs).zip(alone))
             .map(|((item, job), alone)| Expected {
                 name: item.name.clone(),
                 class: format!("{:?} {} {:?}", item.shape, item.dtype, item.svd),
-                seconds: job.cost.seconds,
+                seconds: job.demand.seconds,
                 bytes: job.read,
                 alone,
             })
@@ -242,7 +248,7 @@ impl<'a> Batch<'a> {
                 tracker.over(index, stage, begun.elapsed().as_secs_f64());
             }
             *lock(&outcomes[index]) = done;
-            // A limit counts what a tensor takes, and not what the last one took.
+            // With a limit, the memory of one tensor must not be held while the next one runs.
             if self.memory_limit < usize::MAX {
                 *workspace = Workspace::new();
             }
@@ -255,7 +261,7 @@ impl<'a> Batch<'a> {
         Summary { outcomes, elapsed: start.elapsed() }
     }
 
-    /// One tensor, its failures and panics caught.
+    /// Loads and factors one tensor and gives the result to the sink. Panics become errors.
     fn one<T: Scalar>(
         &self,
         items: &[Item],
@@ -315,11 +321,12 @@ impl<'a> Batch<'a> {
                     return None;
                 }
                 let room = self.memory_limit.saturating_sub(*in_flight);
-                // With nothing in flight the first goes in any case: the schedule has put what is over the limit elsewhere.
-                let fits = queue.iter().position(|&i| jobs[i].cost.bytes <= room).or((*in_flight == 0).then_some(0));
+                // With nothing in flight the first one goes in any case: the schedule runs a tensor over the limit
+                // alone.
+                let fits = queue.iter().position(|&i| jobs[i].demand.bytes <= room).or((*in_flight == 0).then_some(0));
                 if let Some(at) = fits {
                     let index = queue.remove(at);
-                    *in_flight += jobs[index].cost.bytes;
+                    *in_flight += jobs[index].demand.bytes;
                     return Some(index);
                 }
                 guard = freed.wait(guard).unwrap_or_else(PoisonError::into_inner);
@@ -329,7 +336,7 @@ impl<'a> Batch<'a> {
             let mut workspace = Workspace::new();
             while let Some(index) = next() {
                 one(index, &mut workspace);
-                lock(&state).1 -= jobs[index].cost.bytes;
+                lock(&state).1 -= jobs[index].demand.bytes;
                 freed.notify_all();
             }
         };
@@ -339,7 +346,7 @@ impl<'a> Batch<'a> {
         let worker = || parallel::in_new_pool(threads, &work);
         thread::scope(|scope| {
             let start = || thread::Builder::new().spawn_scoped(scope, worker).is_ok();
-            // With fewer threads than were asked for it takes longer; with none this one does all.
+            // If fewer threads start than were asked for, the work takes longer; if none does, this thread does all.
             if (0..workers).filter(|_| start()).count() == 0 {
                 work();
             }
@@ -347,7 +354,7 @@ impl<'a> Batch<'a> {
     }
 }
 
-/// Refuses another tensor than the item says: plan, cost and limit are of its shape.
+/// Refuses a tensor of another shape than the item's, because plan, cost and limit are made for that shape.
 fn check_shape(item: &Item, input: &Input<'_>) -> Result<()> {
     let (m, n) = item.shape;
     let got = match input {
@@ -360,30 +367,31 @@ fn check_shape(item: &Item, input: &Input<'_>) -> Result<()> {
     Err(Error::shape("Batch::factor", format_args!("the {m} × {n} of item {:?}", item.name), format_args!("{got:?}")))
 }
 
-/// What the planner says of an item.
+/// The predictions of the planner for an item.
 struct Planned {
-    cost: Cost,
+    demand: Demand,
     fit: Fit,
-    /// Bytes that the passes will read.
+    /// The bytes that the passes will read.
     read: u64,
 }
 
 impl Planned {
-    /// An item that has no plan (its options do not suit its shape) costs nothing; the factorization will say why.
+    /// Plans an item. An item that has no plan (its options do not suit its shape) costs nothing, and the factorization
+    /// will say why.
     fn new<T: Scalar>(item: &Item, limit: usize) -> Self {
         let Ok(plan) = item.svd.plan::<T>(item.shape, item.dtype) else {
-            return Planned { cost: Cost { seconds: 0.0, bytes: 0 }, fit: Fit::Whole, read: 1 };
+            return Planned { demand: Demand { seconds: 0.0, bytes: 0 }, fit: Fit::Whole, read: 1 };
         };
         let size = item.shape.0.saturating_mul(item.shape.1).saturating_mul(item.dtype.size());
         let chosen = plan.candidates.iter().find(|c| c.method == plan.method);
         let (seconds, passes) = chosen.map_or((0.0, 1), |c| (c.seconds, c.passes));
         let bytes = plan.peak_bytes.saturating_add(size);
         let fit = if bytes <= limit { Fit::Whole } else { Fit::Tiles };
-        Planned { cost: Cost { seconds, bytes: bytes.min(limit) }, fit, read: passes as u64 * size as u64 }
+        Planned { demand: Demand { seconds, bytes: bytes.min(limit) }, fit, read: passes as u64 * size as u64 }
     }
 }
 
-/// A panic as an error, so that it ends one tensor and not the batch.
+/// Calls `f` and turns a panic into an error, so that it fails one tensor and not the batch.
 fn caught<R>(f: impl FnOnce() -> Result<R>) -> Result<R> {
     catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|panic| {
         let what = (panic.downcast_ref::<&str>().map(|s| (*s).to_string()))

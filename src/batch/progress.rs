@@ -1,34 +1,36 @@
-//! Where a batch stands, and when it will be through.
+//! The progress of a batch, and when it will end.
 //!
 //! ```text
-//!   remaining = Σ over tensors not done of  (mean seconds of its class, if one of it is done;  else predicted · c)  · (1 − fraction)
+//!   remaining = Σ over tensors not done of  t · (1 − fraction done)
+//!   t         = mean seconds of its class, if one of it is done;  else predicted · c
 //!   c         = Σ measured / Σ predicted over what is done        a class: equal shape, element type and options
 //!   eta       = remaining / workers
 //! ```
 //!
-//! The cost model knows ratios of shapes, not this machine; `c` is what the machine says to it, and one finished tensor of a class
-//! replaces the model for all of them. Large tensors go first, so the model soon speaks for the small ones only.
+//! The cost model knows ratios of shapes, not this machine; `c` corrects it for the machine, and one finished tensor of
+//! a class replaces the model for all of the class. Large tensors go first, so the model soon counts for the small ones
+//! only.
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-/// What happens to a tensor.
+/// The states that a tensor of a batch goes through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
-    /// It was taken up.
+    /// A worker has taken the tensor.
     Started,
-    /// Some of it was read: a tile, or a product in memory.
+    /// Some of the tensor was read: for a tile, or for a product in memory.
     Working,
-    /// Its result is with the sink.
+    /// The sink has the result.
     Done,
-    /// It has no result.
+    /// The tensor has no result.
     Failed,
 }
 
 impl Stage {
-    /// `"started"`, `"working"`, `"done"` or `"failed"`.
+    /// Returns the name: `"started"`, `"working"`, `"done"` or `"failed"`.
     pub const fn name(self) -> &'static str {
         match self {
             Stage::Started => "started",
@@ -39,93 +41,99 @@ impl Stage {
     }
 }
 
-/// One report on a batch.
+/// One report on the progress of a batch.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Progress<'a> {
-    /// The tensor that it is about.
+    /// The name of the tensor that the report is about.
     pub tensor: &'a str,
-    /// What happened to it.
+    /// The state that this tensor has come to.
     pub stage: Stage,
-    /// How much of this tensor is done, 0 to 1, by the passes that its plan foresees.
+    /// The part of this tensor that is done, 0 to 1, by the passes that its plan foresees.
     pub tensor_fraction: f64,
-    /// How much of the batch is done, 0 to 1, by predicted time.
+    /// The part of the batch that is done, 0 to 1, by predicted time.
     pub fraction: f64,
-    /// Tensors done, failed, and in all.
+    /// The number of tensors that are done.
     pub done: usize,
-    /// See `done`.
+    /// The number of tensors that have failed.
     pub failed: usize,
-    /// See `done`.
+    /// The number of tensors of the batch.
     pub total: usize,
-    /// Bytes of matrices read so far, every pass counted.
+    /// The bytes of matrices read so far, in all passes together.
     pub bytes: u64,
-    /// Since the batch started.
+    /// The time since the batch started.
     pub elapsed: Duration,
-    /// Until it is through; `None` until something is done.
+    /// The time until the batch ends, by estimate; `None` until something is done.
     pub eta: Option<Duration>,
 }
 
-/// Who wants to know. Called from the threads that compute; what it does is time that they lose.
+/// A receiver of the reports of a batch. It is called from the threads that compute, and they wait for it.
 pub trait Observer: Sync {
-    /// Something happened.
+    /// Takes one report.
     fn progress(&self, progress: &Progress<'_>);
 }
 
-/// Nobody.
+/// The observer that ignores all reports.
 impl Observer for () {
     fn progress(&self, _: &Progress<'_>) {}
 }
 
-/// What is expected of a tensor.
+/// The predictions for one tensor.
 #[derive(Debug, Clone)]
 pub(super) struct Expected {
     pub(super) name: String,
-    /// Equal for tensors that take equal time.
+    /// The name of its class: tensors that take equal time have equal names.
     pub(super) class: String,
-    /// Seconds on the threads that one worker has.
+    /// The seconds that it takes on the threads of one worker.
     pub(super) seconds: f64,
-    /// Bytes that its passes will read.
+    /// The bytes that its passes will read.
     pub(super) bytes: u64,
-    /// Runs alone, on all threads.
+    /// Whether it runs alone, on all threads.
     pub(super) alone: bool,
 }
 
-/// Gathers what the workers do and tells the observer, in time that grows with the number of classes and not of tensors.
+/// Collects the events of the workers and reports to the observer. A report takes time in the number of classes, not of
+/// tensors.
 pub(super) struct Tracker<'a> {
     observer: &'a dyn Observer,
     expected: Vec<Expected>,
-    /// The class of each tensor.
+    /// For each tensor, the index of its class.
     class: Vec<usize>,
     start: Instant,
     state: Mutex<State>,
 }
 
+/// The events so far, in numbers.
 #[derive(Default)]
 struct State {
-    /// Bytes read of each tensor, and whether it is through.
+    /// For each tensor, the bytes that were read, and whether it is done or has failed.
     tensors: Vec<(u64, bool)>,
     classes: Vec<Class>,
     done: usize,
     failed: usize,
     bytes: u64,
+    /// The seconds that the tensors done have taken.
     measured: f64,
+    /// The seconds that were predicted for them.
     predicted: f64,
 }
 
-/// Tensors that take equal time.
+/// A class of tensors that take equal time.
 #[derive(Default, Clone)]
 struct Class {
+    /// The number of tensors.
     tensors: usize,
-    /// Seconds of one of them, by the model.
+    /// The seconds that one tensor takes, by the model.
     predicted: f64,
-    /// Workers that do them at a time.
+    /// The number of workers that do such tensors at the same time.
     workers: f64,
-    /// How much of them is done: a tensor that is through counts one.
-    behind: f64,
-    /// Seconds and number of what is done.
+    /// The sum of the fractions that are done: a tensor that is done or has failed counts one.
+    finished: f64,
+    /// The seconds of all tensors that are done, and their number.
     measured: (f64, usize),
 }
 
 impl<'a> Tracker<'a> {
+    /// Starts the clock of a batch of these tensors.
     pub(super) fn new(expected: Vec<Expected>, workers: usize, observer: &'a dyn Observer) -> Self {
         let workers = workers as f64;
         let (mut ids, mut classes) = (HashMap::new(), Vec::<Class>::new());
@@ -144,10 +152,12 @@ impl<'a> Tracker<'a> {
         Tracker { observer, expected, class, start: Instant::now(), state: Mutex::new(state) }
     }
 
+    /// Reports that a worker has taken tensor `index`.
     pub(super) fn started(&self, index: usize) {
         self.tell(index, Stage::Started, |_| {});
     }
 
+    /// Reports that `bytes` of tensor `index` were read.
     pub(super) fn read(&self, index: usize, bytes: u64) {
         self.tell(index, Stage::Working, |state| {
             state.tensors[index].0 += bytes;
@@ -155,6 +165,7 @@ impl<'a> Tracker<'a> {
         });
     }
 
+    /// Reports that tensor `index` is done or has failed, after this many seconds.
     pub(super) fn over(&self, index: usize, stage: Stage, seconds: f64) {
         self.tell(index, stage, |state| {
             state.tensors[index].1 = true;
@@ -170,35 +181,36 @@ impl<'a> Tracker<'a> {
         });
     }
 
-    /// How much of a tensor is done.
+    /// Returns the part of a tensor that is done, 0 to 1.
     fn share(&self, index: usize, (read, over): (u64, bool)) -> f64 {
-        // Of what was read at last, not all is computed.
+        // Until a tensor is over, something is left to compute with what was read last.
         if over { 1.0 } else { (read as f64 / self.expected[index].bytes.max(1) as f64).min(0.95) }
     }
 
+    /// Makes a change to the state and reports it to the observer, with the new estimates.
     fn tell(&self, index: usize, stage: Stage, change: impl FnOnce(&mut State)) {
         let mut state = self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let before = self.share(index, state.tensors[index]);
         change(&mut state);
         let share = self.share(index, state.tensors[index]);
-        state.classes[self.class[index]].behind += share - before;
+        state.classes[self.class[index]].finished += share - before;
         let correction = if state.predicted > 0.0 { state.measured / state.predicted } else { 1.0 };
-        let (mut all, mut behind) = (0.0, 0.0);
+        let (mut all, mut finished) = (0.0, 0.0);
         for class in &state.classes {
             let seconds = match class.measured {
                 (_, 0) => class.predicted * correction,
                 (sum, count) => sum / count as f64,
             };
             all += seconds / class.workers * class.tensors as f64;
-            behind += seconds / class.workers * class.behind;
+            finished += seconds / class.workers * class.finished;
         }
         let through = state.done + state.failed == self.expected.len();
-        let remaining = if through { 0.0 } else { (all - behind).max(0.0) };
+        let remaining = if through { 0.0 } else { (all - finished).max(0.0) };
         let progress = Progress {
             tensor: &self.expected[index].name,
             stage,
             tensor_fraction: share,
-            fraction: if through || all == 0.0 { 1.0 } else { (behind / all).clamp(0.0, 1.0) },
+            fraction: if through || all == 0.0 { 1.0 } else { (finished / all).clamp(0.0, 1.0) },
             done: state.done,
             failed: state.failed,
             total: self.expected.len(),
@@ -206,7 +218,7 @@ impl<'a> Tracker<'a> {
             elapsed: self.start.elapsed(),
             eta: (state.done > 0).then(|| Duration::from_secs_f64(remaining)),
         };
-        // Whoever watches ends nothing; the hook for panics has said what happened.
+        // A panic of the observer does not end the batch; the panic hook has reported it.
         let _ = catch_unwind(AssertUnwindSafe(|| self.observer.progress(&progress)));
     }
 }
@@ -223,7 +235,8 @@ mod tests {
         }
     }
 
-    /// Four tensors of two classes, the model wrong by a factor of ten: after one of each is done the estimate is exact.
+    /// Four tensors of two classes, the model wrong by a factor of ten: after one of each is done the estimate is
+    /// exact.
     #[test]
     fn what_is_measured_replaces_what_was_predicted() {
         let last = Last(Mutex::new(None));

@@ -40,8 +40,8 @@ use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::{Accum, Mat, MatMut, MatRef, Par};
 
 use crate::error::{Error, Result};
-use crate::linalg::{mirror, symmetric_product};
-use crate::operator::{Triangle, for_each};
+use crate::linalg::{for_each, mirror, symmetric_product};
+use crate::operator::Triangle;
 use crate::parallel;
 use crate::qr::householder;
 use crate::simd::convert::convert;

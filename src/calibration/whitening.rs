@@ -30,8 +30,8 @@ use faer::{Accum, Mat, MatMut, MatRef, Par};
 
 use crate::calibration::{CachedRoot, Calibration};
 use crate::error::{Error, Result};
-use crate::linalg::{column, column_mut};
-use crate::operator::{Entries, Triangle, for_each, strips_of_rows};
+use crate::linalg::{column, column_mut, for_each, strips_of_rows};
+use crate::operator::{Entries, Triangle};
 use crate::qr::householder;
 use crate::simd::Scalar;
 use crate::tensor::Element;

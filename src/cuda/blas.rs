@@ -1,4 +1,4 @@
-//! GEMM, SYRK and TRSM through cuBLAS, on column-major device memory.
+//! GEMM, SYRK, TRSM, AXPY and COPY through cuBLAS, on column-major device memory.
 //!
 //! All products are `cublasGemmEx` with sums in f32 (f64 for f64). f32 panels are multiplied in f32 unless
 //! [`Device::allow_tf32`](super::Device::allow_tf32) says otherwise; f16 and bf16 go through the tensor cores, whose products are exact.
@@ -179,6 +179,44 @@ pub(super) fn divide<T: Scalar>(device: &Device, (m, n): (usize, usize), l: Oper
                     b.at as *mut f32,
                     ldb,
                 ),
+            }
+        }
+    })
+}
+
+/// Elements of `T`, so many apart.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Strided {
+    pub(super) at: u64,
+    pub(super) stride: usize,
+}
+
+/// `y <- y + alpha · x` for n elements of `T`.
+pub(super) fn axpy<T: Scalar>(device: &Device, n: usize, alpha: T, x: Strided, y: Strided) -> Result<()> {
+    let (n, dx, dy) = (int(n)?, int(x.stride)?, int(y.stride)?);
+    device.blas("cublas*axpy", |handle| {
+        // SAFETY: n elements of the type that the match names, as far apart as is said, which the callers derive from the panels' own shapes.
+        unsafe {
+            let alpha = pointer(&alpha);
+            match T::DTYPE {
+                DType::F64 => {
+                    sys::cublasDaxpy_v2(handle, n, alpha.cast(), x.at as *const f64, dx, y.at as *mut f64, dy)
+                }
+                _ => sys::cublasSaxpy_v2(handle, n, alpha.cast(), x.at as *const f32, dx, y.at as *mut f32, dy),
+            }
+        }
+    })
+}
+
+/// `y <- x` for n elements of `T`.
+pub(super) fn copy<T: Scalar>(device: &Device, n: usize, x: Strided, y: Strided) -> Result<()> {
+    let (n, dx, dy) = (int(n)?, int(x.stride)?, int(y.stride)?);
+    device.blas("cublas*copy", |handle| {
+        // SAFETY: n elements of the type that the match names, as far apart as is said, which the callers derive from the panels' own shapes.
+        unsafe {
+            match T::DTYPE {
+                DType::F64 => sys::cublasDcopy_v2(handle, n, x.at as *const f64, dx, y.at as *mut f64, dy),
+                _ => sys::cublasScopy_v2(handle, n, x.at as *const f32, dx, y.at as *mut f32, dy),
             }
         }
     })

@@ -78,6 +78,10 @@ const CUBLAS: &[&str] = &[
     "cublasDsyrk_v2",
     "cublasStrsm_v2",
     "cublasDtrsm_v2",
+    "cublasSaxpy_v2",
+    "cublasDaxpy_v2",
+    "cublasScopy_v2",
+    "cublasDcopy_v2",
 ];
 const CUSOLVER: &[&str] = &[
     "cusolverDnCreate",
@@ -518,12 +522,13 @@ impl Device {
         self.check("copying to the device", done)
     }
 
-    /// Copies a buffer to another one of at least its length.
-    pub(super) fn copy<E: Pod>(&self, from: &Buffer<E>, to: &Buffer<E>) -> Result<()> {
-        debug_assert!(from.len <= to.len);
+    /// Copies a buffer to another one, from its element `offset` on, which has room for it.
+    pub(super) fn copy<E: Pod>(&self, from: &Buffer<E>, to: &Buffer<E>, offset: usize) -> Result<()> {
+        debug_assert!(offset + from.len <= to.len);
         self.enter()?;
-        // SAFETY: both buffers have this many bytes.
-        let done = unsafe { result::memcpy_dtod_async(to.at, from.at, from.len * size_of::<E>(), self.compute) };
+        // SAFETY: the one has so many bytes, and the other from that element on.
+        let done =
+            unsafe { result::memcpy_dtod_async(to.address(offset), from.at, from.len * size_of::<E>(), self.compute) };
         self.check("copying on the device", done)
     }
 

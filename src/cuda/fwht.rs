@@ -44,7 +44,7 @@ impl<E: Element> DeviceArray<E> {
         if want != got {
             return Err(Error::shape("copy_from", format_args!("{want:?}"), format_args!("{got:?}")));
         }
-        self.data.device().copy(&other.data, &self.data)
+        self.data.device().copy(&other.data, &self.data, 0)
     }
 
     /// The elements, row by row.

@@ -1,12 +1,12 @@
-//! CUDA: the operators and panels of [`operator`](crate::operator) in device memory. The only place that names cudarc.
+//! CUDA: a [`Space`](crate::space::Space) and an operator in device memory. The only place that names cudarc.
 //!
 //! Run on an H100 (sm_90); compiled for sm_80 and sm_100, too, and not run there. Where there is no card the kernels' sources
 //! run under an emulator that finds races, and this module against a driver made for the tests (`tests/cuda`).
 //!
 //! ```text
 //!   device.rs     context, streams, kernels, memory        operator.rs   DeviceMatrix: LinearOperator, resident or streamed
-//!   blas.rs       GEMM, SYRK, TRSM                         panel.rs      DevicePanel: Panel, orthonormalization
-//!   solver.rs     POTRF, GEQRF, ORGQR, SYEVD, GESVDJ       sketch.rs     A Ω, Philox            fwht.rs   rows and columns
+//!   blas.rs       GEMM, SYRK, TRSM, AXPY, COPY             panel.rs      DevicePanel        space.rs  Space: what is done with them
+//!   solver.rs     POTRF, GEQRF, ORGQR, SYEVD, GESVDJ       sketch.rs     A Ω, Philox        fwht.rs   rows and columns
 //! ```
 //!
 //! No algorithm is written here: `range` and `svd` run on these types as on those in memory. Tall panels stay on the
@@ -27,9 +27,12 @@ mod blas;
 mod device;
 pub mod fwht;
 mod operator;
+mod orthonormalize;
 mod panel;
+mod product;
 mod sketch;
 pub mod solver;
+mod space;
 
 /// The table that build.rs writes: empty where there was no nvcc.
 mod images {

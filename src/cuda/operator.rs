@@ -23,22 +23,23 @@ use bytemuck::Pod;
 use faer::{Mat, MatRef};
 use rayon::prelude::*;
 
-use super::blas::{Operand, gemm};
 use super::device::{Arguments, Buffer, Device, Event, GRID_Y, Launch, Pinned, arithmetic_bytes};
 use super::panel::{DevicePanel, Statistics, statistics};
+use super::product::{Factor, Tile, product};
 use super::sketch;
 use crate::error::{Error, Result};
-use crate::operator::{FromPanel, LinearOperator, Panel, Watch, first_not_finite};
+use crate::operator::{Entries, Facts, LinearOperator, Symmetric, Watch, first_not_finite};
 use crate::simd::Scalar;
 use crate::sketch::AnySketch;
+use crate::space::Layout;
 use crate::tensor::{DType, Element, MatView, with_view};
 
 /// Rows in device memory, `ld` elements apart.
 #[derive(Debug)]
-pub(super) struct Rows {
+struct Rows {
     data: Buffer<u8>,
-    pub(super) dtype: DType,
-    pub(super) ld: usize,
+    dtype: DType,
+    ld: usize,
 }
 
 impl Rows {
@@ -53,13 +54,12 @@ impl Rows {
         n.next_multiple_of(16 / dtype.size())
     }
 
-    pub(super) fn address(&self, row: usize, column: usize) -> u64 {
-        self.data.address((row * self.ld + column) * self.dtype.size())
+    fn address(&self, row: usize, column: usize) -> u64 {
+        self.tile().address(row, column)
     }
 
-    /// The rows from `(row, column)` on, as cuBLAS sees them.
-    pub(super) fn operand(&self, row: usize, column: usize) -> Operand {
-        Operand { at: self.address(row, column), dtype: self.dtype, ld: self.ld, transposed: true }
+    fn tile(&self) -> Tile {
+        Tile { at: self.data.address(0), dtype: self.dtype, ld: self.ld }
     }
 }
 
@@ -186,7 +186,7 @@ impl<'a, T: Scalar> DeviceMatrix<'a, T> {
         let (device, n) = (self.device.clone(), self.ncols);
         let mut total = Statistics { finite: true, ..Statistics::default() };
         self.for_each_tile(|_, count, tile| {
-            let part = statistics(&device, tile.dtype, tile.address(0, 0), count, n, tile.ld)?;
+            let part = statistics(&device, tile.dtype, tile.at, count, n, tile.ld)?;
             total.largest = total.largest.max(part.largest);
             total.sum_squares += part.sum_squares;
             total.finite &= part.finite;
@@ -197,12 +197,12 @@ impl<'a, T: Scalar> DeviceMatrix<'a, T> {
 
     /// Calls `f(first row, rows, tile)` for the whole matrix at once, or tile by tile in order. While `f`'s work on one tile runs on the
     /// device, the next one comes in.
-    fn for_each_tile(&mut self, mut f: impl FnMut(usize, usize, &Rows) -> Result<()>) -> Result<()> {
+    fn for_each_tile(&mut self, mut f: impl FnMut(usize, usize, Tile) -> Result<()>) -> Result<()> {
         self.passes += 1;
         match &self.data {
             Data::Resident(rows) => {
                 self.watch.check()?;
-                f(0, self.nrows, rows)?;
+                f(0, self.nrows, rows.tile())?;
                 self.watch.read((self.nrows * self.ncols * rows.dtype.size()) as u64);
                 Ok(())
             }
@@ -221,7 +221,7 @@ impl<'a, T: Scalar> DeviceMatrix<'a, T> {
                     }
                     let count = (*tile_rows).min(self.nrows - first);
                     loader.load(view.subrows(first, count), &tiles[i % 2], self.scale)?;
-                    f(first, count, &tiles[i % 2])?;
+                    f(first, count, tiles[i % 2].tile())?;
                     multiplied[i % 2].record(self.device.compute_stream())?;
                     self.watch.read((count * self.ncols * view.dtype().size()) as u64);
                 }
@@ -231,109 +231,21 @@ impl<'a, T: Scalar> DeviceMatrix<'a, T> {
     }
 }
 
-/// A panel as cuBLAS can multiply it with elements of a type: itself, or three panels of halves.
-enum Factor<'p, T> {
-    Same(&'p DevicePanel<T>),
-    Split { parts: Buffer<u16>, panel: usize, ld: usize, dtype: DType, alpha: [T; 3] },
-}
-
-impl<'p, T: Scalar> Factor<'p, T> {
-    fn new(panel: &'p DevicePanel<T>, dtype: DType) -> Result<Self> {
-        if dtype == T::DTYPE {
-            return Ok(Factor::Same(panel));
-        }
-        let (device, ld) = (panel.device(), panel.ld());
-        let count = ld * panel.ncols();
-        // f16 has five bits of exponent: the largest element becomes about 2^14.
-        let (scale, shift) = match dtype {
-            DType::F16 => {
-                let largest = panel.statistics()?.largest;
-                let exponent = if largest > 0.0 { largest.log2().floor().clamp(-100.0, 100.0) } else { 0.0 };
-                (2f64.powi(14 - exponent as i32), 11)
-            }
-            _ => (1.0, 0),
-        };
-        let parts = device.alloc::<u16>(3 * count)?;
-        let mut arguments =
-            Arguments::default().pointer(panel.address(0)).pointer(parts.address(0)).scalar(scale as f32).size(count);
-        device.launch(&format!("split_f32_{dtype}"), Launch::elements(count), &mut arguments)?;
-        let alpha = [0, 1, 2].map(|p| T::from_f64(2f64.powi(-shift * p) / scale));
-        Ok(Factor::Split { parts, panel: count, ld, dtype, alpha })
-    }
-
-    /// The products that add up to one with the panel, from row `first` on: operand and factor.
-    fn terms(&self, first: usize) -> Vec<(Operand, T)> {
-        match self {
-            Factor::Same(panel) => vec![(panel.operand(first), T::one())],
-            Factor::Split { parts, panel, ld, dtype, alpha } => (0..3)
-                .map(|p| {
-                    let at = parts.address(p * panel + first);
-                    (Operand { at, dtype: *dtype, ld: *ld, transposed: false }, alpha[p])
-                })
-                .collect(),
-        }
-    }
-}
-
-/// `c = a · x + beta · c`, where `x` is panel `factor` from row `first` on, of `shape.2` rows.
-fn product<T: Scalar>(
-    device: &Device,
-    shape: (usize, usize, usize),
-    a: Operand,
-    factor: &Factor<'_, T>,
-    first: usize,
-    beta: T,
-    c: Operand,
-) -> Result<()> {
-    let mut beta = beta;
-    for (x, alpha) in factor.terms(first) {
-        gemm(device, shape, alpha, a, x, beta, c)?;
-        beta = T::one();
-    }
-    Ok(())
-}
-
-/// `y[first..first + count] = [y +] tile[:, column..column + x.nrows()] · x`.
-pub(super) fn multiply_rows<T: Scalar>(
-    tile: &Rows,
-    (first, count): (usize, usize),
-    column: usize,
-    x: &DevicePanel<T>,
-    beta: T,
-    y: &mut DevicePanel<T>,
-) -> Result<()> {
-    let factor = Factor::new(x, tile.dtype)?;
-    let shape = (count, x.ncols(), x.nrows());
-    product(x.device(), shape, tile.operand(0, column), &factor, 0, beta, y.operand(first))
-}
-
 impl<T: Scalar> LinearOperator<T> for DeviceMatrix<'_, T> {
-    type Left = DevicePanel<T>;
-    type Right = DevicePanel<T>;
-    type Gram = DeviceMatrix<'static, T>;
+    type Space = Arc<Device>;
 
-    fn nrows(&self) -> usize {
-        self.nrows
+    fn space(&self) -> &Arc<Device> {
+        &self.device
     }
 
-    fn ncols(&self) -> usize {
-        self.ncols
-    }
-
-    fn norm_squared(&self) -> f64 {
-        self.norm_squared
-    }
-
-    fn scale(&self) -> f64 {
-        self.scale
-    }
-
-    fn left(&self, l: usize) -> Result<DevicePanel<T>> {
-        DevicePanel::zeros(&self.device, self.nrows, l)
-    }
-
-    fn right(&self, l: usize) -> Result<DevicePanel<T>> {
-        DevicePanel::zeros(&self.device, self.ncols, l)
+    fn facts(&self) -> Facts {
+        Facts {
+            shape: (self.nrows, self.ncols),
+            norm_squared: self.norm_squared,
+            scale: self.scale,
+            passes: self.passes,
+            image: Layout::Columns,
+        }
     }
 
     fn apply(&mut self, x: &DevicePanel<T>, y: &mut DevicePanel<T>) -> Result<()> {
@@ -358,15 +270,41 @@ impl<T: Scalar> LinearOperator<T> for DeviceMatrix<'_, T> {
         self.for_each_tile(|first, count, tile| prepared.apply(tile, (first, count), y))
     }
 
+    fn gram(&mut self) -> Result<Symmetric<T, Arc<Device>>> {
+        let mut g = DevicePanel::zeros(&self.device, self.ncols, self.ncols)?;
+        self.for_each_tile(|first, count, tile| {
+            g.gram_of(tile.operand(0, 0), count, if first == 0 { T::zeroed() } else { T::one() })
+        })?;
+        g.mirror()?;
+        Ok(Symmetric::new(&self.device, g)?.watched(&self.watch))
+    }
+
+    /// `Eᵀ = Aᵀ S`, turned over, and `Aᵀ E`: two products with A, as with any panel.
+    fn congruence(&mut self, s: &DevicePanel<T>, g: &mut DevicePanel<T>) -> Result<()> {
+        let (m, n) = (self.nrows, self.ncols);
+        let mut turned = DevicePanel::zeros(&self.device, n, m)?;
+        {
+            let mut whole = s.duplicate()?;
+            whole.mirror()?;
+            self.apply_adjoint(&whole, &mut turned)?;
+        }
+        let e = DevicePanel::zeros(&self.device, m, n)?;
+        let from = (T::DTYPE, turned.address(0), turned.ld());
+        transpose(&self.device, from, (T::DTYPE, e.address(0), e.ld()), (m, n), 1.0)?;
+        drop(turned);
+        self.apply_adjoint(&e, g)?;
+        g.mirror()
+    }
+
     fn materialize(&mut self, y: &mut DevicePanel<T>) -> Result<()> {
         let (device, n) = (self.device.clone(), self.ncols);
         self.for_each_tile(|first, count, tile| {
-            let from = (tile.dtype, tile.address(0, 0), tile.ld);
+            let from = (tile.dtype, tile.at, tile.ld);
             transpose(&device, from, (T::DTYPE, y.address(first), y.ld()), (count, n), 1.0)
         })
     }
 
-    fn stream_rows(&mut self, f: &mut dyn FnMut(usize, MatRef<'_, T>) -> Result<()>) -> Result<()> {
+    fn for_each_row_block(&mut self, f: &mut dyn FnMut(usize, MatRef<'_, T>) -> Result<()>) -> Result<()> {
         let (device, n) = (self.device.clone(), self.ncols);
         let step = (Pinned::capacity::<T>() / n).clamp(1, self.nrows);
         let mut host = Mat::zeros(step, n);
@@ -381,25 +319,6 @@ impl<T: Scalar> LinearOperator<T> for DeviceMatrix<'_, T> {
             }
             Ok(())
         })
-    }
-
-    fn gram(&mut self) -> Result<DeviceMatrix<'static, T>> {
-        let mut g = DevicePanel::zeros(&self.device, self.ncols, self.ncols)?;
-        self.for_each_tile(|first, count, tile| {
-            g.gram_of(tile.operand(0, 0), count, if first == 0 { T::zeroed() } else { T::one() })
-        })?;
-        g.mirror()?;
-        Ok(DeviceMatrix::from_symmetric(g)?.watched(self.watch.without_reads()))
-    }
-
-    fn passes(&self) -> usize {
-        self.passes
-    }
-}
-
-impl<T: Scalar> FromPanel<T, DevicePanel<T>> for DeviceMatrix<'static, T> {
-    fn from_panel(g: DevicePanel<T>) -> Result<Self> {
-        DeviceMatrix::from_symmetric(g)
     }
 }
 
@@ -426,28 +345,12 @@ impl<T: Scalar> DeviceMatrix<'static, T> {
         })
     }
 
-    /// The operator of a symmetric matrix on the device.
-    ///
-    /// # Errors
-    /// [`Error::Shape`] unless it is square; [`Error::Device`].
-    pub fn from_symmetric(g: DevicePanel<T>) -> Result<Self> {
-        let n = g.ncols();
-        if g.nrows() != n {
-            return Err(Error::shape("from_symmetric", "a square matrix", format_args!("{}×{n}", g.nrows())));
-        }
-        let (norm_squared, device) = (g.norm_squared()?, g.device().clone());
-        let (data, ld) = g.into_bytes();
-        Ok(DeviceMatrix {
-            device,
-            data: Data::Resident(Rows { data, dtype: T::DTYPE, ld }),
-            nrows: n,
-            ncols: n,
-            scale: 1.0,
-            norm_squared,
-            passes: 0,
-            watch: Watch::default(),
-            arithmetic: PhantomData,
-        })
+    /// The operator of a root of moments.
+    pub(crate) fn boxed_root(
+        device: &Arc<Device>,
+        root: Entries<T>,
+    ) -> Result<Box<dyn LinearOperator<T, Space = Arc<Device>>>> {
+        Ok(Box::new(DeviceMatrix::from_host(device, root.dense().as_ref())?))
     }
 }
 

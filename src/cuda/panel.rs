@@ -1,22 +1,19 @@
 //! Panels in device memory, column-major. The leading dimension is padded to 8 elements, so that columns begin at 16 bytes, and
 //! the padding holds zeros.
 //!
-//! Orthonormalization is the iteration of [`qr::cholesky`](crate::qr::cholesky), which decides on l × l matrices on the
+//! Orthonormalization is the driver of [`qr`](crate::qr), which decides on l × l matrices on the
 //! host; the device forms Gram matrices (SYRK in f32, or in f64 of a widened block of rows) and divides by triangles (TRSM). What CholeskyQR cannot do goes
 //! to cuSOLVER's reflections.
 
 use std::sync::Arc;
 
-use faer::dyn_stack::MemStack;
-use faer::{Accum, Mat, MatMut, MatRef, Par};
+use faer::{Mat, MatMut, MatRef};
 
-use super::blas::{Operand, divide, gemm, syrk};
+use super::blas::{self, Operand, Strided, axpy, gemm, syrk};
 use super::device::{Arguments, Buffer, Device, GRID_Y, Launch, Pinned};
-use super::solver;
 use crate::error::{Error, Result};
-use crate::operator::{Panel, copy};
-use crate::qr::{self, Algorithm, Orthonormalization, Remote, Tall};
 use crate::simd::Scalar;
+use crate::space::copy;
 use crate::tensor::DType;
 
 /// Rows that are widened to f64 at a time for a Gram matrix: 2^15 × 266 take 70 MB.
@@ -25,9 +22,6 @@ const WIDE_ROWS: usize = 1 << 15;
 /// Columns up to which a Gram matrix is a GEMM: SYRK does not cut the sum, so that its tiles of 128 × 128 keep few
 /// multiprocessors busy. 4096 × 266 in f32 on an H100: SYRK 356 us, GEMM 24 us.
 const GEMM_COLUMNS: usize = 1024;
-
-/// Rows from which on the device has eigenvectors sooner than a thread of the host. 266 on an H100: 2.6 ms; its host: 7.2.
-const EIGEN_ROWS: usize = 128;
 
 /// An `m × l` panel in device memory.
 #[derive(Debug)]
@@ -139,7 +133,7 @@ impl<T: Scalar> DevicePanel<T> {
     }
 
     /// The lower triangle of `selfᵀ self`, products and sums in f64; in f32, of blocks of rows that are widened.
-    fn gram_in_f64(&self, gram: MatMut<'_, f64>) -> Result<()> {
+    pub(super) fn gram_in_f64(&self, gram: MatMut<'_, f64>) -> Result<()> {
         let (device, l) = (self.device(), self.ncols);
         let mut product = DevicePanel::<f64>::zeros(device, l, l)?;
         if T::DTYPE == DType::F64 {
@@ -186,6 +180,19 @@ pub(super) struct Statistics {
     pub(super) finite: bool,
 }
 
+impl Statistics {
+    fn merge(self, other: Self) -> Self {
+        Statistics {
+            largest: self.largest.max(other.largest),
+            sum_squares: self.sum_squares + other.sum_squares,
+            finite: self.finite && other.finite,
+        }
+    }
+}
+
+/// Blocks of a sweep, at most.
+const BLOCKS: usize = 1024;
+
 /// Of `lines` lines of `width` elements, `ld` apart.
 pub(super) fn statistics(
     device: &Arc<Device>,
@@ -195,7 +202,36 @@ pub(super) fn statistics(
     width: usize,
     ld: usize,
 ) -> Result<Statistics> {
-    const BLOCKS: usize = 1024;
+    let start = Statistics { finite: true, ..Statistics::default() };
+    Ok(sweep(device, dtype, at, lines, width, ld)?.into_iter().fold(start, Statistics::merge))
+}
+
+/// Of each line.
+pub(super) fn statistics_of_lines(
+    device: &Arc<Device>,
+    dtype: DType,
+    at: u64,
+    lines: usize,
+    width: usize,
+    ld: usize,
+) -> Result<Vec<Statistics>> {
+    let mut all = Vec::with_capacity(lines);
+    for first in (0..lines).step_by(BLOCKS) {
+        let at = at + (first * ld * dtype.size()) as u64;
+        all.extend(sweep(device, dtype, at, BLOCKS.min(lines - first), width, ld)?);
+    }
+    Ok(all)
+}
+
+/// Of the lines that each block takes: one line each, if there are as many blocks.
+fn sweep(
+    device: &Arc<Device>,
+    dtype: DType,
+    at: u64,
+    lines: usize,
+    width: usize,
+    ld: usize,
+) -> Result<Vec<Statistics>> {
     let blocks = lines.min(BLOCKS);
     let partial = device.alloc::<f64>(3 * blocks)?;
     let shape = Launch { grid: (blocks, 1), block: (256, 1), shared: 24 * 8 };
@@ -203,12 +239,8 @@ pub(super) fn statistics(
     device.launch(&format!("statistics_{dtype}"), shape, &mut arguments)?;
     let mut host = vec![0.0; 3 * blocks];
     device.download(&partial, 0, &mut host)?;
-    let start = Statistics { finite: true, ..Statistics::default() };
-    Ok(host.chunks_exact(3).fold(start, |s, x| Statistics {
-        largest: s.largest.max(x[0]),
-        sum_squares: s.sum_squares + x[1],
-        finite: s.finite && x[2] == 0.0,
-    }))
+    let of_block = |x: &[f64]| Statistics { largest: x[0], sum_squares: x[1], finite: x[2] == 0.0 };
+    Ok(host.chunks_exact(3).map(of_block).collect())
 }
 
 /// Columns of at most a pinned buffer at a time: `f(first column, how many)`.
@@ -217,70 +249,22 @@ fn column_chunks<T>(nrows: usize, ncols: usize, mut f: impl FnMut(usize, usize) 
     (0..ncols).step_by(step).try_for_each(|first| f(first, step.min(ncols - first)))
 }
 
-impl<T: Scalar> Panel<T> for DevicePanel<T> {
-    fn nrows(&self) -> usize {
+impl<T: Scalar> DevicePanel<T> {
+    /// Rows.
+    pub fn nrows(&self) -> usize {
         self.nrows
     }
 
-    fn ncols(&self) -> usize {
+    /// Columns.
+    pub fn ncols(&self) -> usize {
         self.ncols
     }
 
-    fn multiply(&mut self, accum: Accum, a: &Self, c: MatRef<'_, T>, alpha: T) -> Result<()> {
-        let device = self.device().clone();
-        let c = DevicePanel::from_host(&device, c)?;
-        let beta = if accum == Accum::Add { T::one() } else { T::zeroed() };
-        let shape = (self.nrows, self.ncols, a.ncols);
-        gemm(&device, shape, alpha, a.operand(0), c.operand(0), beta, self.operand(0))
-    }
-
-    fn inner(&self, other: &Self, c: MatMut<'_, T>) -> Result<()> {
-        let device = self.device().clone();
-        let mut product = DevicePanel::zeros(&device, self.ncols, other.ncols)?;
-        if std::ptr::eq(self, other) {
-            product.gram_of(self.operand(0), self.nrows, T::zeroed())?;
-            product.mirror()?;
-        } else {
-            let shape = (self.ncols, other.ncols, self.nrows);
-            gemm(&device, shape, T::one(), self.operand(0).t(), other.operand(0), T::zeroed(), product.operand(0))?;
-        }
-        product.copy_to_host(c)
-    }
-
-    fn gram(&self, c: MatMut<'_, f64>) -> Result<f64> {
-        self.gram_in_f64(c)?;
-        Ok(f64::EPSILON)
-    }
-
-    fn orthonormalize(&mut self, r: Option<MatMut<'_, T>>) -> Result<Orthonormalization> {
-        qr::orthonormalize_remote(self, r)
-    }
-
-    fn norm_squared(&self) -> Result<f64> {
-        Ok(self.statistics()?.sum_squares)
-    }
-
-    fn product_to_host(&self, c: MatRef<'_, T>, dst: MatMut<'_, T>) -> Result<()> {
-        let mut product = DevicePanel::zeros(self.device(), self.nrows, c.ncols())?;
-        product.multiply(Accum::Replace, self, c, T::one())?;
-        product.copy_to_host(dst)
-    }
-
-    fn symmetric_eigen(&self, g: MatRef<'_, f64>) -> Result<Option<(Vec<f64>, Mat<f64>)>> {
-        if g.nrows() < EIGEN_ROWS {
-            return Ok(None);
-        }
-        let mut vectors = DevicePanel::from_host(self.device(), g)?;
-        let values = match solver::syevd(&mut vectors) {
-            Err(Error::NoConvergence { .. }) => return Ok(None),
-            values => values?,
-        };
-        let mut host = Mat::zeros(g.nrows(), g.nrows());
-        vectors.copy_to_host(host.as_mut())?;
-        Ok(Some((values, host)))
-    }
-
-    fn copy_to_host(&self, mut dst: MatMut<'_, T>) -> Result<()> {
+    /// `dst <- self` on the host, in any layout.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn copy_to_host(&self, mut dst: MatMut<'_, T>) -> Result<()> {
         let device = self.device();
         let mut host = Host::new(device, self.ld)?;
         column_chunks::<T>(self.nrows, self.ncols, |first, count| {
@@ -292,7 +276,11 @@ impl<T: Scalar> Panel<T> for DevicePanel<T> {
         })
     }
 
-    fn copy_from_host(&mut self, src: MatRef<'_, T>) -> Result<()> {
+    /// `self <- src`, from the host, in any layout.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn copy_from_host(&mut self, src: MatRef<'_, T>) -> Result<()> {
         let device = self.device().clone();
         let mut host = Host::new(&device, self.ld)?;
         column_chunks::<T>(self.nrows, self.ncols, |first, count| {
@@ -303,6 +291,73 @@ impl<T: Scalar> Panel<T> for DevicePanel<T> {
             device.write(&self.data, first * self.ld, data)?;
             device.synchronize()
         })
+    }
+
+    /// `‖self‖_F²`, in f64.
+    pub(super) fn norm_squared(&self) -> Result<f64> {
+        Ok(self.statistics()?.sum_squares)
+    }
+
+    /// A copy on the device.
+    pub(super) fn duplicate(&self) -> Result<Self> {
+        let mut copy = DevicePanel::zeros(self.device(), self.nrows, self.ncols)?;
+        copy.copy_columns_of(self, 0)?;
+        Ok(copy)
+    }
+
+    /// Columns `first..` of `self <- other`, a panel of as many rows.
+    pub(super) fn copy_columns_of(&mut self, other: &Self, first: usize) -> Result<()> {
+        self.device().copy(&other.data, &self.data, first * self.ld)
+    }
+
+    /// `self <- self + alpha · other`, both of one shape, padding included.
+    pub(super) fn add(&mut self, alpha: T, other: &Self) -> Result<()> {
+        let at = |panel: &Self| Strided { at: panel.address(0), stride: 1 };
+        axpy(self.device(), self.ld * self.ncols, alpha, at(other), at(self))
+    }
+
+    /// `Σ self_ij other_ij`, in f64, for panels of one shape.
+    pub(super) fn dot(&self, other: &Self) -> Result<f64> {
+        let (device, blocks) = (self.device(), self.ncols.min(BLOCKS));
+        let partial = device.alloc::<f64>(blocks)?;
+        let shape = Launch { grid: (blocks, 1), block: (256, 1), shared: 8 * 8 };
+        let mut arguments = Arguments::default()
+            .pointer(self.address(0))
+            .pointer(other.address(0))
+            .pointer(partial.address(0))
+            .size(self.ncols)
+            .size(self.nrows)
+            .size(self.ld)
+            .size(other.ld);
+        device.launch(&format!("dot_{}", T::DTYPE), shape, &mut arguments)?;
+        let mut host = vec![0.0; blocks];
+        device.download(&partial, 0, &mut host)?;
+        Ok(host.into_iter().sum())
+    }
+
+    /// The trace, in f64, of a square panel.
+    pub(super) fn trace(&self) -> Result<f64> {
+        let (device, sum) = (self.device(), self.device().alloc::<f64>(1)?);
+        let shape = Launch { grid: (1, 1), block: (256, 1), shared: 8 * 8 };
+        let mut arguments =
+            Arguments::default().pointer(self.address(0)).pointer(sum.address(0)).size(self.nrows).size(self.ld);
+        device.launch(&format!("trace_{}", T::DTYPE), shape, &mut arguments)?;
+        let mut host = [0.0];
+        device.download(&sum, 0, &mut host)?;
+        Ok(host[0])
+    }
+
+    /// `f` of the panel with `delta` added to its diagonal, which is as before afterwards, to the last bit.
+    pub(super) fn while_shifted(&mut self, delta: T, f: impl FnOnce(&Self) -> Result<()>) -> Result<()> {
+        let (device, n) = (self.device().clone(), self.ncols);
+        let kept = device.alloc::<T>(n)?;
+        let (aside, diagonal) =
+            (Strided { at: kept.address(0), stride: 1 }, Strided { at: self.address(0), stride: self.ld + 1 });
+        blas::copy::<T>(&device, n, diagonal, aside)?;
+        self.shift_diagonal(delta)?;
+        let done = f(self);
+        blas::copy::<T>(&device, n, aside, diagonal)?;
+        done
     }
 }
 
@@ -328,89 +383,8 @@ impl<T: Scalar> Host<T> {
     }
 }
 
-impl<T: Scalar> Tall<T> for DevicePanel<T> {
-    fn shape(&self) -> (usize, usize) {
-        (self.nrows, self.ncols)
-    }
-
-    fn gram(&mut self, divisor: Option<MatRef<'_, T>>, gram: MatMut<'_, f64>, _: &mut MemStack) -> Result<()> {
-        if let Some(divisor) = divisor {
-            self.divide(divisor)?;
-        }
-        let l = self.ncols;
-        let mut product = DevicePanel::<T>::zeros(self.device(), l, l)?;
-        product.gram_of(self.operand(0), self.nrows, T::zeroed())?;
-        let mut host = Mat::<T>::zeros(l, l);
-        product.copy_to_host(host.as_mut())?;
-        write_lower(host.as_ref(), gram);
-        Ok(())
-    }
-
-    fn par(&self) -> Par {
-        crate::parallel::current_par()
-    }
-
-    fn wide_gram(&mut self, gram: MatMut<'_, f64>, _: &mut MemStack) -> Result<()> {
-        self.gram_in_f64(gram)
-    }
-
-    fn divide(&mut self, divisor: MatRef<'_, T>) -> Result<()> {
-        let device = self.device().clone();
-        let divisor = DevicePanel::from_host(&device, divisor)?;
-        divide::<T>(&device, (self.nrows, self.ncols), divisor.operand(0), self.operand(0))
-    }
-}
-
-impl<T: Scalar> Remote<T> for DevicePanel<T> {
-    fn reflect(&mut self, mut r: MatMut<'_, T>) -> Result<Algorithm> {
-        let l = self.ncols;
-        let tau = solver::geqrf(self)?;
-        let mut top = Mat::zeros(l, l);
-        let mut copy = DevicePanel::zeros(self.device(), l, l)?;
-        copy.copy_rows_of(self)?;
-        copy.copy_to_host(top.as_mut())?;
-        solver::orgqr(self, &tau)?;
-        // The diagonal of R shall not be negative.
-        let signs: Vec<T> = (0..l).map(|i| if top[(i, i)].to_f64() < 0.0 { -T::one() } else { T::one() }).collect();
-        for j in 0..l {
-            for i in 0..l {
-                r[(i, j)] = if i <= j { signs[i] * top[(i, j)] } else { T::zeroed() };
-            }
-        }
-        self.scale(None, Some(&signs))?;
-        Ok(Algorithm::Householder)
-    }
-
-    fn on_host(
-        &mut self,
-        f: &mut dyn FnMut(MatMut<'_, T>) -> Result<Orthonormalization>,
-    ) -> Result<Orthonormalization> {
-        let mut host = Mat::zeros(self.nrows, self.ncols);
-        self.copy_to_host(host.as_mut())?;
-        let report = f(host.as_mut())?;
-        self.copy_from_host(host.as_ref())?;
-        Ok(report)
-    }
-}
-
-impl<T: Scalar> DevicePanel<T> {
-    /// The first rows of a taller panel of as many columns.
-    fn copy_rows_of(&mut self, taller: &Self) -> Result<()> {
-        let grid = (self.nrows.div_ceil(1024), self.ncols.min(GRID_Y));
-        let mut arguments = Arguments::default()
-            .pointer(taller.address(0))
-            .pointer(self.address(0))
-            .scalar(T::one())
-            .size(self.ncols)
-            .size(self.nrows)
-            .size(taller.ld)
-            .size(self.ld);
-        let kernel = format!("cast_{0}_{0}", T::DTYPE);
-        self.device().launch(&kernel, Launch { grid, block: (256, 1), shared: 0 }, &mut arguments)
-    }
-}
-
-fn write_lower<T: Scalar>(from: MatRef<'_, T>, mut to: MatMut<'_, f64>) {
+/// The lower triangle of `to <- from`.
+pub(super) fn write_lower<T: Scalar>(from: MatRef<'_, T>, mut to: MatMut<'_, f64>) {
     for j in 0..to.ncols() {
         for i in j..to.nrows() {
             to[(i, j)] = from[(i, j)].to_f64();

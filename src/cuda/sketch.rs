@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::device::{Arguments, Buffer, Device, GRID_Y, Launch, arithmetic_bytes};
-use super::operator::{Rows, multiply_rows};
 use super::panel::DevicePanel;
+use super::product::{Tile, multiply_rows};
 use crate::error::{Error, Result};
 use crate::simd::Scalar;
 use crate::sketch::{AnySketch, Gaussian, SketchOperator, SparseSign, Srht};
@@ -65,7 +65,7 @@ impl<'o> Prepared<'o> {
     /// Rows `first..first + count` of `Y = A Ω`, from a tile that holds those rows of A.
     pub(super) fn apply<T: Scalar>(
         &self,
-        tile: &Rows,
+        tile: Tile,
         (first, count): (usize, usize),
         y: &mut DevicePanel<T>,
     ) -> Result<()> {
@@ -93,7 +93,7 @@ impl<'o> Prepared<'o> {
                 let block = ((layout.threads / layout.vectors) as u32, 1);
                 let shape = Launch { grid: (count.div_ceil(rows), 1), block, shared: shared(rows) };
                 let mut arguments = Arguments::default()
-                    .pointer(tile.address(0, 0))
+                    .pointer(tile.at)
                     .pointer(y.address(first))
                     .pointer(sample.address(0))
                     .scalar(T::from_f64(1.0 / (l as f64).sqrt()))
@@ -112,7 +112,7 @@ impl<'o> Prepared<'o> {
                 let threads = l.div_ceil(groups).next_multiple_of(32);
                 let grid = (count.div_ceil(16 / tile.dtype.size()), l.div_ceil(threads));
                 let mut arguments = Arguments::default()
-                    .pointer(tile.address(0, 0))
+                    .pointer(tile.at)
                     .pointer(y.address(first))
                     .pointer(start.address(0))
                     .pointer(quads.address(0))
@@ -129,7 +129,7 @@ impl<'o> Prepared<'o> {
     }
 
     /// `Y = Σ A[:, block] · Ω[block, :]`, blocks of Ω generated one at a time.
-    fn by_panels<T: Scalar>(&self, tile: &Rows, rows: (usize, usize), y: &mut DevicePanel<T>) -> Result<()> {
+    fn by_panels<T: Scalar>(&self, tile: Tile, rows: (usize, usize), y: &mut DevicePanel<T>) -> Result<()> {
         let (device, n, l) = (&self.device, self.n, self.l);
         let step = (PANEL_BYTES / (l * size_of::<T>())).clamp(1, n).next_multiple_of(8);
         for first in (0..n).step_by(step) {

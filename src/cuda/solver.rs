@@ -9,7 +9,6 @@ use super::blas::int;
 use super::device::Buffer;
 use super::panel::DevicePanel;
 use crate::error::{Error, Result};
-use crate::operator::Panel;
 use crate::simd::Scalar;
 use crate::tensor::DType;
 

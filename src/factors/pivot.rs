@@ -12,13 +12,13 @@
 //! is exact to rounding; how exact, [`Pivoted::error`] says.
 
 use faer::dyn_stack::{MemBuffer, MemStack};
-use faer::linalg::matmul::matmul;
 use faer::linalg::qr::col_pivoting::factor as qr;
 use faer::linalg::triangular_solve::solve_upper_triangular_in_place;
 use faer::{Accum, Mat, MatRef, Par};
 
 use super::Factors;
 use crate::error::{Error, Result};
+use crate::linalg::gemm;
 use crate::simd::Scalar;
 use crate::tensor::{Element, Matrix, TensorRef};
 
@@ -148,7 +148,7 @@ impl<T: Scalar> Factors<T> {
 /// `a b` on the threads of the current pool.
 fn product<T: Scalar>(a: MatRef<'_, T>, b: MatRef<'_, T>) -> Mat<T> {
     let mut c = Mat::zeros(a.nrows(), b.ncols());
-    matmul(c.as_mut(), Accum::Replace, a, b, T::one(), crate::parallel::current_par());
+    gemm(c.as_mut(), Accum::Replace, a, b, 1.0, crate::parallel::current_par());
     c
 }
 

@@ -1,4 +1,4 @@
-//! Hadamard matrices whose order is not a power of two, generated.
+//! Generates the Hadamard matrices whose order is not a power of two.
 //!
 //! With `χ` the quadratic character of the field of `q` elements (1 on squares, −1 on others, 0 at 0) and
 //! `Q[i][j] = χ(i − j)`:
@@ -10,25 +10,28 @@
 //!                                                  [ 1  Q  ]
 //! ```
 //!
-//! R. E. A. C. Paley, On orthogonal matrices, 1933. Only `q = 25` is no prime: its field is `F_5[√2]`.
-//! 40 is 2·20, so its matrix is `H_20 ⊗ H_2` and the order is `20·2^{k+1}`; the same holds for every other even
-//! multiple, which makes `b` of a length unique.
+//! Source: R. E. A. C. Paley, On orthogonal matrices, 1933. Every `q` but 25 is a prime; the field of 25 is `F_5[√2]`.
+//! Order 40 is 2·20, so its matrix is `H_20 ⊗ H_2` and the length is `20·2^{k+1}`; the same holds for every other even
+//! multiple, which makes the `b` of a length unique.
 
 use std::sync::OnceLock;
 
-use super::plan::BASES;
 use crate::simd::Scalar;
 use crate::tensor::DType;
 
-/// The field of `p` or `p²` elements; element `i` is `i % p + (i / p)·√d`, `d` no square.
+/// The orders of the matrices that [`matrix`] makes. An order that is an even multiple of a smaller one is left out.
+pub(crate) const BASES: [usize; 10] = [1, 12, 20, 28, 36, 44, 52, 60, 108, 140];
+
+/// The field of `q = p` or `q = p²` elements. Element `i` stands for `i % p + (i / p)·√d`, where `d` is not a square.
 struct Field {
     p: usize,
     q: usize,
-    /// A non-square of `F_p`, if `q = p²`.
+    /// A non-square of `F_p` if `q = p²`, else 0.
     d: usize,
 }
 
 impl Field {
+    /// Makes the field of `q` elements, for `q` a prime or 25.
     fn new(q: usize) -> Self {
         match q {
             25 => Field { p: 5, q, d: 2 },
@@ -36,17 +39,19 @@ impl Field {
         }
     }
 
+    /// Returns element `a − b`.
     fn sub(&self, a: usize, b: usize) -> usize {
         let p = self.p;
         (a % p + p - b % p) % p + (a / p + p - b / p) % p * p
     }
 
+    /// Returns element `a²`.
     fn square(&self, a: usize) -> usize {
         let (p, re, im) = (self.p, a % self.p, a / self.p);
         (re * re + self.d * im * im) % p + 2 * re * im % p * p
     }
 
-    /// The quadratic character of every element.
+    /// Returns the quadratic character of every element.
     fn characters(&self) -> Vec<i8> {
         let mut chi = vec![-1; self.q];
         for a in 1..self.q {
@@ -57,7 +62,7 @@ impl Field {
     }
 }
 
-/// `H_b` row by row, for `b` in [`BASES`].
+/// Generates `H_b` row by row, for `b` in [`BASES`].
 pub(crate) fn matrix(b: usize) -> Vec<i8> {
     debug_assert!(BASES.contains(&b));
     if b == 1 {
@@ -104,7 +109,7 @@ pub(crate) fn matrix(b: usize) -> Vec<i8> {
     h
 }
 
-/// `H_b` row by row as numbers, generated once.
+/// Returns `H_b` row by row as numbers of type `T`. It is generated at the first call for each `b`.
 pub(crate) fn entries<T: Scalar>(b: usize) -> &'static [T] {
     static TABLES: [OnceLock<(Vec<f32>, Vec<f64>)>; BASES.len()] = [const { OnceLock::new() }; BASES.len()];
     let which = BASES.iter().position(|&c| c == b).expect("a base of an Order");

@@ -1,55 +1,26 @@
-//! Fast Walsh-Hadamard transforms, in place, unnormalized, natural order.
+//! Fast Walsh-Hadamard transforms, in place, unnormalized or orthonormal, in natural order.
 //!
 //! `y = (H_b ⊗ H_{2^k}) x` for every length `n = b·2^k` of an [`Order`]; for `b = 1` that is
-//! `y_i = Σ_j (−1)^{popcount(i & j)} x_j`. `n k` additions and `n b` multiply-adds by ±1.
-//!
-//! Storage may be f16, bf16, f32 or f64; halves are widened to f32 in the first pass over a vector and rounded once,
-//! in the last.
+//! `y_i = Σ_j (−1)^{popcount(i & j)} x_j`.
 //!
 //! ```text
-//!   rows      8 rows × 2 registers over the whole, in 8 streams
-//!               each eighth: 8 × 2
-//!                 ... until a block fits L1: radix 16, leaf (radix 16 and the stages between lanes in registers)
-//!   columns   panels of 1 KiB in place, radix 8, depth first, the next row of each stream asked for ahead;
-//!             halves through scratch: memory -> radix 8 -> scratch -> ... -> radix 8 -> memory
+//!   rows      passes over one vector: 8 rows × 2 registers, then the same within each eighth, and so on,
+//!             until a block fits L1: there radix 16, then leaves (radix 16 and the stages between lanes, in registers)
+//!   columns   panels of 1 KiB, in place, radix 8, depth first; each pass prefetches the next row of its streams;
+//!             halves go through scratch:  memory -> radix 8 -> scratch -> ... -> radix 8 -> memory
 //! ```
 //!
-//! The passes of a length are a [`Plan`], plain data.
+//! **Cost.** `n k` additions and `n b` multiply-adds by ±1. At least one read and one write of the vector; a pass over
+//! blocks beyond L2 sweeps memory, a pass below is depth first, so that 2^24 points sweep memory twice. f16 and bf16
+//! are widened to f32 in the first pass over a vector and rounded once, in the last.
 //!
-//! # Cost
+//! **Why this way.** Where adders and multiply-adders are different units, half of the subtractions run as `a − 1·b` on
+//! the latter. 16 rows whose distance is a multiple of 4 KiB share one L1 set, which has fewer ways; 8 rows × 2
+//! registers do the same stages without that. Columns are a power of two apart and share few sets of every cache, so
+//! a panel starts at a cache line and is transformed in place.
 //!
-//! The fewest operations are `n k` additions; the fewest bytes one read and one write of the vector. A core of Zen 5
-//! adds 2 registers in a cycle and, since multiply-adds have units of their own, subtracts 2 more as `a − 1·b`; it
-//! stores one. Measured at 3.75 GHz, for a register: a pass of 16 in L1 or L2 1.6 cycles, in L3 2.3 (a scaling in place
-//! takes 2.2), a leaf of 16 3.6. 2^20 points are 3 passes and a leaf, 2.5 ns a register, 118 G additions/s of f32. Beyond
-//! L2 a pass is a sweep; below it blocks are depth first, so 2^24 points sweep memory twice and L3 and L2 about once per
-//! further factor 8.
-//!
-//! Columns of a power of two of rows whose distance is one too share few sets of every cache: 4096 × 4096 of f32 leave
-//! nothing of a panel in L3, whatever its width, and each second pass is a sweep over memory. In one run, in times of a
-//! scaling of the matrix in place: first pass 1.0, second 0.9, third 0.3, fourth 0.25. The other way, one sweep through
-//! scratch in L3 with streaming stores, costs 1.3 for the strided reads and 0.7 for the stores before anything is added.
-//! What is left is that registers lie within cache lines: panels begin at lines, wherever the matrix does, and so come to 1.8
-//! to 1.9, where they took 2.3 to 2.7 on the addresses that an allocator gives.
-//!
-//! # Tried and lost
-//!
-//! - 16 rows at a distance of a multiple of 4 KiB: 16 lines share the 12 ways of one L1 set, such a pass takes 3.7 times
-//!   as long. 8 rows × 2 registers took a pass away from most lengths from 2^16 on: 1.07 to 1.25 times as fast.
-//! - Long vectors as `2^u × 2^{k−u}` with panels of columns through scratch in L1 or L2 (the six-step way): fewer
-//!   sweeps, 0.4 to 0.95× at 2^18 to 2^24. Copying strided panels of 2^20 points to scratch and back alone takes 3.5 times
-//!   as long as a scaling.
-//! - Huge pages for columns: no difference.
-//! - A leaf with its subtractions in the adders, 1.12 times as long; with the widest lane stage as two broadcasting
-//!   loads, 1.17.
-//! - Software prefetch 6 or 16 registers ahead in each stream: 0.85 to 0.98×. Prefetch of the next block while the
-//!   leaves of this one are computed is kept: 4096 × 4096 rows 1.6× faster. What a caller works on next is asked for in
-//!   the first pass and the leaves, half of it each: all in the leaves, requests waited for each other (an SRHT of 4096 × 4096
-//!   in f32 1.25 times as long).
-//! - Prefetch of the next block of up to 512 KiB in the last radix, to have it in L2: 0.87 to 0.95× from 2^18 on.
-//! - Columns through scratch in L2, panels of 64, 128, 256 bytes: 0.4, 0.55, 0.75× of 1 KiB in place; with streaming
-//!   stores and panels of 1 KiB 0.9 to 1.05×. In place 512 bytes and 2 KiB: 0.9×; without prefetch 0.8×.
-//! - One fully inlined function per transform: no gain, minutes of compile time.
+//! The passes of a length are a [`Plan`], plain data. The algorithm is that of B. J. Fino and V. R. Algazi, Unified
+//! matrix treatment of the fast Walsh-Hadamard transform, 1976. Figures and lost experiments: `benches/NOTES.md`.
 
 mod hadamard;
 mod passes;
@@ -64,55 +35,59 @@ use crate::tensor::{DType, Element, TensorMut};
 pub use plan::{Order, Plan, Radices, Radix};
 use run::Batch;
 
-/// `x <- H x`.
+/// Transforms one vector in place: `x <- H x`, unnormalized. An empty `x` stays as it is.
 ///
 /// # Errors
-/// [`Error::Order`] unless the length is that of an [`Order`]. An empty `x` stays as it is.
+/// [`Error::Order`] unless the length of `x` is that of an [`Order`].
 pub fn fwht<E: Element>(x: &mut [E], threads: impl Into<Threads>) -> Result<()> {
     let n = x.len();
     transform(TensorMut::new(x, 1, n)?, threads.into())
 }
 
-/// Each row `x_i <- H x_i` of an `m × n` matrix of any strides.
+/// Transforms each row of an `m × n` matrix of any strides in place: `x_i <- H x_i`, unnormalized. An empty matrix
+/// stays as it is.
 ///
 /// # Errors
-/// [`Error::Order`] unless `n` is the length of an [`Order`]. An empty matrix stays as it is.
+/// [`Error::Order`] unless `n` is the length of an [`Order`].
 pub fn fwht_rows<'a, E: Element>(x: impl Into<TensorMut<'a, E>>, threads: impl Into<Threads>) -> Result<()> {
     transform(x.into(), threads.into())
 }
 
-/// Each column of an `m × n` matrix of any strides: `X <- H X`.
+/// Transforms each column of an `m × n` matrix of any strides in place: `X <- H X`, unnormalized. An empty matrix stays
+/// as it is.
 ///
 /// # Errors
-/// [`Error::Order`] unless `m` is the length of an [`Order`]. An empty matrix stays as it is.
+/// [`Error::Order`] unless `m` is the length of an [`Order`].
 pub fn fwht_columns<'a, E: Element>(x: impl Into<TensorMut<'a, E>>, threads: impl Into<Threads>) -> Result<()> {
     transform(x.into().transpose(), threads.into())
 }
 
-/// Each row `x_i <- H x_i / √n`, an orthogonal matrix. As [`fwht_rows`] otherwise.
+/// Multiplies each row of an `m × n` matrix by the orthogonal `H / √n`, in place: `x_i <- H x_i / √n`. Strides may be
+/// any; an empty matrix stays as it is.
 ///
 /// # Errors
-/// As [`fwht_rows`].
+/// [`Error::Order`] unless `n` is the length of an [`Order`].
 pub fn orthonormal_rows<'a, E: Element>(x: impl Into<TensorMut<'a, E>>, threads: impl Into<Threads>) -> Result<()> {
     orthonormal(x.into(), threads.into())
 }
 
-/// Each column `x_j <- H x_j / √m`, an orthogonal matrix. As [`fwht_columns`] otherwise.
+/// Multiplies each column of an `m × n` matrix by the orthogonal `H / √m`, in place: `X <- H X / √m`. Strides may be
+/// any; an empty matrix stays as it is.
 ///
 /// # Errors
-/// As [`fwht_columns`].
+/// [`Error::Order`] unless `m` is the length of an [`Order`].
 pub fn orthonormal_columns<'a, E: Element>(x: impl Into<TensorMut<'a, E>>, threads: impl Into<Threads>) -> Result<()> {
     orthonormal(x.into().transpose(), threads.into())
 }
 
-/// The rows of `x`.
+/// Transforms the rows of `x`, unnormalized.
 fn transform<E: Element>(x: TensorMut<'_, E>, threads: Threads) -> Result<()> {
     // SAFETY: the view borrows its elements mutably: they are valid, distinct, and of the type that `E` names.
     unsafe { transform_vectors(Batch::rows(x), E::DTYPE, threads) }
 }
 
-/// Transforms vectors of elements of a type that is known by its tag. Not generic, so that the kernels are compiled in this
-/// crate and not in each that calls them.
+/// Transforms every vector of a batch of elements of type `dtype`. It is not generic, so that the kernels are compiled
+/// in this crate and not in each crate that calls them.
 ///
 /// # Safety
 /// The elements of the batch are of the type `dtype`, valid for reads and writes, and distinct.
@@ -121,7 +96,8 @@ unsafe fn transform_vectors(x: Batch<()>, dtype: DType, threads: Threads) -> Res
         return Ok(());
     }
     let order = Order::new(x.n).ok_or(Error::Order { n: x.n })?;
-    // SAFETY: this function's contract, with the element type that `dtype` names.
+    // SAFETY: guaranteed by this function's contract: the elements are of the type that `dtype` names, which is the
+    // type that each arm casts to, valid and distinct; `order` is the order of their length, as `Order::new` found.
     unsafe {
         match dtype {
             DType::F16 => run::batch::<f32, half::f16>(x.cast(), order, threads),
@@ -133,13 +109,13 @@ unsafe fn transform_vectors(x: Batch<()>, dtype: DType, threads: Threads) -> Res
     Ok(())
 }
 
-/// The rows of `x`.
+/// Transforms the rows of `x` and divides them by the square root of their length.
 fn orthonormal<E: Element>(x: TensorMut<'_, E>, threads: Threads) -> Result<()> {
     // SAFETY: the view borrows its elements mutably: they are valid, distinct, and of the type that `E` names.
     unsafe { orthonormal_vectors(Batch::rows(x), E::DTYPE, threads) }
 }
 
-/// As [`transform_vectors`], each divided by `√n`.
+/// Transforms every vector of a batch of elements of type `dtype` and divides it by the square root of its length.
 ///
 /// # Safety
 /// The elements of the batch are of the type `dtype`, valid for reads and writes, and distinct.
@@ -148,7 +124,8 @@ unsafe fn orthonormal_vectors(x: Batch<()>, dtype: DType, threads: Threads) -> R
         return Ok(());
     }
     let order = Order::new(x.n).ok_or(Error::Order { n: x.n })?;
-    // SAFETY: this function's contract, with the element type that `dtype` names.
+    // SAFETY: guaranteed by this function's contract: the elements are of the type that `dtype` names, which is the
+    // type that each arm casts to, valid and distinct; `order` is the order of their length, as `Order::new` found.
     unsafe {
         match dtype {
             DType::F16 => run::scaled_halves::<half::f16>(x.cast(), order, threads),
@@ -160,7 +137,7 @@ unsafe fn orthonormal_vectors(x: Batch<()>, dtype: DType, threads: Threads) -> R
     Ok(())
 }
 
-/// The passes that vectors of `n` adjacent elements of type `E` go through on this machine.
+/// Returns the passes that vectors of `n` adjacent elements of type `E` go through on this machine.
 ///
 /// # Errors
 /// [`Error::Order`] unless `n` is the length of an [`Order`].
@@ -172,8 +149,8 @@ pub fn plan<E: Element>(n: usize) -> Result<Plan> {
     })
 }
 
-/// Transforms the rows of `x`, of the power of two `n` each, on this thread, and meanwhile asks for as many bytes from
-/// `ahead` on, which need not be valid.
+/// Transforms each of the adjacent vectors of `n` elements in `x` on this thread, `n` a power of two, and meanwhile
+/// prefetches the `size_of_val(x)` bytes that begin at `ahead`, which need not be a valid address.
 #[cfg(feature = "linalg")]
 pub(crate) fn transform_rows<S: Lanes, T: Scalar>(s: S, x: &mut [T], n: usize, ahead: *const u8) {
     if let Some(order) = Order::new(n) {
@@ -181,8 +158,8 @@ pub(crate) fn transform_rows<S: Lanes, T: Scalar>(s: S, x: &mut [T], n: usize, a
     }
 }
 
-/// Transforms each of the `width` columns of the row-major `r × width` panel `x`, `r` the length of an [`Order`], on
-/// this thread.
+/// Transforms each of the `width` columns of the row-major `r × width` panel `x` on this thread; `r` is the length of
+/// an [`Order`].
 #[cfg(feature = "linalg")]
 pub(crate) fn transform_panel<T: Scalar>(x: &mut [T], width: usize) {
     let r = x.len() / width;

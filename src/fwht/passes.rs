@@ -1,37 +1,24 @@
-//! The kernels: one generic source for every instruction set, arithmetic type and storage type.
+//! The kernels of the transforms: one generic source for every instruction set, arithmetic type and storage type.
 //!
 //! ```text
-//!   radix pass   R rows at stride h, one register of each:  R loads, log2 R · R additions, R stores;
+//!   radix pass   R rows at distance h, one register of each:  R loads, log2 R · R additions, R stores;
 //!                or R/2 rows, two registers of each
-//!   leaf         R registers of a block: as above, then log2 L stages between lanes (a shuffle and an FMA each)
-//!   base         b rows: b² multiply-adds by ±1, inputs copied to L1 first
+//!   leaf         R registers of a block: the same, then log2 L stages between L lanes (a shuffle and an FMA each)
+//!   base         b rows: b² multiply-adds by ±1, after the inputs are copied to L1
 //! ```
 //!
-//! A long vector goes through memory once for each pass until a block of it fits into L2, in 8 streams. The hardware does not
-//! prefetch them far enough: from 32 MiB on each pass asks for what it will read 2 KiB later in every stream (0.73 to 0.92 of
-//! the time; shorter vectors, which L3 holds, took 1.02 to 1.1 times as long with it). The outer six stages in one sweep
-//! instead, panels of 64 rows through scratch in L1 or L2, cost a sweep less and took 1.05 to 1.4 times as long from 2^22 on
-//! (rows of 128 bytes to 4 KiB, the next panel prefetched): 64 streams are too many.
+//! Every pass reads one type and writes another, so that the first pass of a half-precision vector widens and the last
+//! one narrows. Passes go from the top bit of the index down, depth first: what a pass leaves behind are independent
+//! blocks.
 //!
-//! Columns are as hard on caches as a vector can be on memory: rows 2^k bytes apart share few sets, so that a panel of
-//! 4096 rows 16 KiB apart lives in L3 whatever its size. 4096 × 4096 in f32 takes 1.2 to 1.3 times two bare sweeps over its
-//! panels, one from memory and one from L3, in the same 8 streams with the same prefetches, and these 1.3 to 1.5 times a
-//! scaling of the matrix from end to end where that takes 2.1 ms on two cores, 1.8 times where it takes 1.4. Of the time the
-//! first pass, from memory, has 0.46 and the second, from L3, 0.29. One core on its half alone takes 0.8 to 0.95 of what two
-//! take: it is not memory that bounds but what one core has under way.
+//! A long vector goes through memory once for each pass until a block of it fits into L2, in 8 streams. The hardware
+//! does not prefetch them far enough, so a pass over a vector that the caches do not hold prefetches each stream
+//! itself. More streams are worse: 64 of them, in one sweep for six stages, lost.
 //!
-//! ```text
-//!   tried and lost, times as long        16 rows at a time, a pass less                                   1.25
-//!                                        the panel through scratch; with stores past the caches           1.3; 1
-//!                                        two sweeps by tiles of 64 rows × 256 bytes through L1            1.55
-//!                                        the last two passes by such tiles                                1.1 to 1.2
-//!                                        the next panel asked for in the last two passes                  0.9 to 1.08
-//!                                        its first pass, step by step between the later ones of this      1.2
-//!                                        threads half a panel apart                                       0.96 to 1.03
-//! ```
-//!
-//! Every pass reads one type and writes another, so that the first pass of a half-precision vector widens and the
-//! last one narrows. Passes go from the top bit down, depth first: what a pass leaves behind are independent blocks.
+//! The rows of a panel of columns are `2^k` bytes apart and share few sets of every cache, so that a panel stays in
+//! no cache but the last, whatever its width. What bounds its passes is how many requests one core has under way, and
+//! not memory: each pass therefore prefetches the next row of each stream. Figures and lost experiments:
+//! `benches/NOTES.md`.
 
 use std::marker::PhantomData;
 
@@ -42,21 +29,22 @@ use super::plan::{Params, Plan, Radix, max_radix};
 use crate::simd::{Lanes, Scalar};
 use crate::tensor::Element;
 
-/// −1 in every lane, hidden from the compiler, which would turn the multiply-add by it into a subtraction.
+/// Returns −1 in every lane. The value is hidden from the compiler where multiply-adds have units of their own, or it
+/// would turn the multiply-add by −1 into a subtraction.
 #[inline(always)]
 fn minus_one<S: Lanes, T: Scalar>(s: S) -> T::V<S> {
     let minus = <T as Element>::from_f64(-1.0);
     T::vsplat(s, if S::ADDS_BESIDE_FMAS { std::hint::black_box(minus) } else { minus })
 }
 
-/// `at`, hidden from the compiler, which would keep a pointer to each row, twice as many as there are registers, on the
-/// stack and advance them all: 1.2 times as long.
+/// Returns `at`, hidden from the compiler. It would otherwise keep one pointer to each row, twice as many as there are
+/// registers, on the stack, and advance all of them in each step.
 #[inline(always)]
 fn hidden<E>(at: *mut E) -> *mut E {
     std::hint::black_box(at)
 }
 
-/// The `R`-point transform across `R` registers.
+/// Transforms `v` in place: the `R`-point transform across `R` registers, in every lane. `minus` is [`minus_one`].
 #[inline(always)]
 fn butterflies<const R: usize, S: Lanes, T: Scalar>(s: S, minus: T::V<S>, v: &mut [T::V<S>; R]) {
     let mut h = 1;
@@ -72,7 +60,7 @@ fn butterflies<const R: usize, S: Lanes, T: Scalar>(s: S, minus: T::V<S>, v: &mu
     }
 }
 
-/// The stages between lanes at distances below `min(len, lanes)`.
+/// Returns `v` after the stages between lanes at distances below `min(len, lanes)`.
 #[inline(always)]
 fn lane_butterflies<S: Lanes, T: Scalar>(s: S, mut v: T::V<S>, len: usize) -> T::V<S> {
     let len = len.min(T::lanes::<S>());
@@ -91,7 +79,7 @@ fn lane_butterflies<S: Lanes, T: Scalar>(s: S, mut v: T::V<S>, len: usize) -> T:
     v
 }
 
-/// Where a pass finds or leaves element `(row, column)`: `ptr + row·stride + column`.
+/// Rows that a pass reads or writes: element `(row, column)` is at `ptr + row·stride + column`.
 #[derive(Debug)]
 pub(super) struct Rows<E> {
     pub(super) ptr: *mut E,
@@ -106,39 +94,43 @@ impl<E> Clone for Rows<E> {
 impl<E> Copy for Rows<E> {}
 
 impl<E> Rows<E> {
-    /// From row `i` on.
+    /// Returns the rows from row `i` on.
     ///
     /// # Safety
     /// Row `i` exists.
     #[inline(always)]
     pub(super) unsafe fn at(self, i: usize) -> Self {
-        // SAFETY: the caller's.
+        // SAFETY: guaranteed by this function's contract: row `i` exists, so its address is within the same allocation.
         Rows { ptr: unsafe { self.ptr.offset(i as isize * self.stride) }, ..self }
     }
 
-    /// From column `j` on.
+    /// Returns the same rows from column `j` on.
     ///
     /// # Safety
     /// Column `j` exists.
     #[inline(always)]
     pub(super) unsafe fn column(self, j: usize) -> Self {
-        // SAFETY: the caller's.
+        // SAFETY: guaranteed by this function's contract: column `j` exists, so its address is within the same
+        // allocation.
         Rows { ptr: unsafe { self.ptr.add(j) }, ..self }
     }
 
-    /// Every `h`-th row.
+    /// Returns every `h`-th row, from the first on.
     #[inline(always)]
     pub(super) fn every(self, h: usize) -> Self {
         Rows { stride: self.stride * h as isize, ..self }
     }
 }
 
-/// Transforms `R` registers at a time of `width` columns, a multiple of the lanes: one of each of rows `0..R` of `src`
-/// into those of `dst`, or, for `B > 1`, `B` of each of rows `0..R / B`, one in each of `B` runs of `run` columns; then
-/// `B · run` divides `width`. Asks for what `ahead` tells.
+/// Reads `R` registers at a time from `src`, transforms them, and writes them to the same places of `dst`.
+///
+/// For `B = 1` these are one register of each of rows `0..R`. For `B > 1` they are `B` registers of each of rows `0..R
+/// / B`, one from each of `B` neighbouring runs of `run` columns. `width`, the number of columns, is a multiple of the
+/// lanes and, for `B > 1`, of `B · run`.
 ///
 /// # Safety
-/// `R / B` rows of `width` are readable in `src` and writable in `dst`; these are equal or disjoint.
+/// `R / B` rows of `width` elements are readable in `src` and writable in `dst`; the two are equal (address, stride and
+/// type) or disjoint.
 #[inline(always)]
 unsafe fn radix_pass<const R: usize, const B: usize, S: Lanes, T: Scalar, X: Element, Y: Element>(
     s: S,
@@ -146,25 +138,27 @@ unsafe fn radix_pass<const R: usize, const B: usize, S: Lanes, T: Scalar, X: Ele
     dst: Rows<Y>,
     width: usize,
     run: usize,
-    ahead: Ahead,
+    prefetch: Prefetch,
     minus: T::V<S>,
 ) {
     let lanes = T::lanes::<S>();
     let run = if B == 1 { width } else { run };
-    let skipped = if ahead.half { lanes } else { 0 };
+    let skipped = if prefetch.half { lanes } else { 0 };
     debug_assert!(width.is_multiple_of(B * run) && run.is_multiple_of(lanes));
     let mut first = 0;
     while first < width {
         let mut j = first;
         while j < first + run {
-            // SAFETY: columns `j + b·run` to `j + b·run + lanes`, `b < B`, of rows below `R / B`.
+            // SAFETY: accessed are columns `j + b·run` to `j + b·run + lanes`, `b < B`, of rows below `R / B`. They are
+            // below `width`, which is a multiple of `B · run`, and guaranteed by this function's contract. All loads
+            // come before the stores, so `src` may be `dst`. A prefetch may be given any address.
             unsafe {
                 let (x, y) = (hidden(src.ptr.add(j)), hidden(dst.ptr.add(j)));
                 let mut v = [T::V::<S>::zeroed(); R];
-                if ahead.bytes != 0 && j & skipped == 0 {
+                if prefetch.bytes != 0 && j & skipped == 0 {
                     for i in 0..R {
                         let x = x.wrapping_offset((i / B) as isize * src.stride).wrapping_add(i % B * run);
-                        s.prefetch(x.cast::<u8>().wrapping_offset(ahead.bytes));
+                        s.prefetch(x.cast::<u8>().wrapping_offset(prefetch.bytes));
                     }
                 }
                 for (i, v) in v.iter_mut().enumerate() {
@@ -181,35 +175,36 @@ unsafe fn radix_pass<const R: usize, const B: usize, S: Lanes, T: Scalar, X: Ele
     }
 }
 
-/// What a pass asks memory for while it works.
+/// What a pass prefetches while it works.
 #[derive(Debug, Clone, Copy)]
-struct Ahead {
-    /// What lies so many bytes behind the elements that it reads; nothing if 0.
+struct Prefetch {
+    /// Distance from the elements that the pass reads to those that it prefetches, in bytes; 0 for no prefetch.
     bytes: isize,
-    /// Every second register of that only: a later pass asks for all. Spread over two passes, requests find memory idle
-    /// and do not wait for each other: an SRHT of 4096 × 4096 took 0.8 of the time.
+    /// Whether only every second register is prefetched, because the leaves prefetch all of them. Requests that are
+    /// spread over two passes find memory idle and do not wait for each other.
     half: bool,
 }
 
-impl Ahead {
-    const NOTHING: Ahead = Ahead { bytes: 0, half: false };
+impl Prefetch {
+    const NONE: Prefetch = Prefetch { bytes: 0, half: false };
 
-    /// Of a pass over rows `h` elements apart: what `plan` says.
-    fn of(plan: &Plan, h: usize) -> Ahead {
-        Ahead { bytes: if h >= plan.far { plan.ahead as isize } else { 0 }, half: false }
+    /// Returns what `plan` says for a pass over rows that are `h` elements apart.
+    fn planned(plan: &Plan, h: usize) -> Prefetch {
+        Prefetch { bytes: if h >= plan.far { plan.ahead as isize } else { 0 }, half: false }
     }
 
-    /// Of a pass over a panel of `bytes`: of each row the next one. No other prefetcher foresees rows that lie far apart.
-    fn next_row<E>(rows: Rows<E>, bytes: usize, params: &Params) -> Ahead {
+    /// Prefetches the next row of each row that is read, in a pass over a panel of `bytes`. The hardware does not
+    /// foresee rows that lie far apart. A panel that fits into the cache needs no prefetch.
+    fn next_row<E>(rows: Rows<E>, bytes: usize, params: &Params) -> Prefetch {
         let next = if bytes > params.ahead_bytes { rows.stride * size_of::<E>() as isize } else { 0 };
-        Ahead { bytes: next, half: false }
+        Prefetch { bytes: next, half: false }
     }
 }
 
-/// [`radix_pass`] on each of the `h` interleaved sets of rows of `blocks` blocks of `R / B · h` rows.
+/// Runs [`radix_pass`] on `blocks` adjacent blocks of `R / B · h` rows: in each, on the `h` interleaved sets of rows.
 ///
-/// Passes are the unit of code: each is compiled once per instruction set and types, and called. Inlining whole
-/// transforms instead gained nothing and took minutes to compile.
+/// A pass is the unit of code: it is compiled once for each instruction set and types, and called. Whole transforms
+/// inlined take minutes to compile and gain nothing.
 struct RadixPass<const R: usize, const B: usize, S, T, X, Y> {
     s: S,
     blocks: usize,
@@ -218,7 +213,7 @@ struct RadixPass<const R: usize, const B: usize, S, T, X, Y> {
     dst: Rows<Y>,
     width: usize,
     run: usize,
-    ahead: Ahead,
+    prefetch: Prefetch,
     plain: PhantomData<T>,
 }
 
@@ -228,24 +223,28 @@ impl<const R: usize, const B: usize, S: Lanes, T: Scalar, X: Element, Y: Element
     type Output = ();
     #[inline(always)]
     fn call(self) {
-        let RadixPass { s, blocks, h, src, dst, width, run, ahead, .. } = self;
+        let RadixPass { s, blocks, h, src, dst, width, run, prefetch, .. } = self;
         let minus = minus_one::<S, T>(s);
         for block in 0..blocks {
             for i in block * (R / B) * h..block * (R / B) * h + h {
-                // SAFETY: rows `i + h·t`, `t < R / B`, of the block; `radix_passes` hands on its caller's promise.
+                // SAFETY: rows `i + h·t`, `t < R / B`, lie in this block. `radix_passes`, which alone makes this
+                // kernel, has the caller's promise that all rows of all blocks are accessible.
                 unsafe {
-                    radix_pass::<R, B, S, T, X, Y>(s, src.at(i).every(h), dst.at(i).every(h), width, run, ahead, minus);
+                    let (src, dst) = (src.at(i).every(h), dst.at(i).every(h));
+                    radix_pass::<R, B, S, T, X, Y>(s, src, dst, width, run, prefetch, minus);
                 }
             }
         }
     }
 }
 
-/// The stages of `radix` at row distance `h` of `blocks` blocks of `2^rows·h` rows of `width`, a multiple of the lanes,
-/// and between runs of `run` columns if it takes more than one register of a row.
+/// Does the stages of `radix` on `blocks` adjacent blocks of `2^radix.rows · h` rows: between rows `h` apart and, if
+/// `radix` takes more than one register of a row, between neighbouring runs of `run` columns. A row has `width`
+/// elements, a multiple of the lanes.
 ///
 /// # Safety
-/// All these rows are readable in `src` and writable in `dst`; the two are equal (address, stride, type) or disjoint.
+/// All these rows are readable in `src` and writable in `dst`; the two are equal (address, stride and type) or
+/// disjoint.
 unsafe fn radix_passes<S: Lanes, T: Scalar, X: Element, Y: Element>(
     s: S,
     radix: Radix,
@@ -255,7 +254,7 @@ unsafe fn radix_passes<S: Lanes, T: Scalar, X: Element, Y: Element>(
     dst: Rows<Y>,
     width: usize,
     run: usize,
-    ahead: Ahead,
+    prefetch: Prefetch,
 ) {
     macro_rules! radix {
         ($r:literal, $b:literal) => {
@@ -267,7 +266,7 @@ unsafe fn radix_passes<S: Lanes, T: Scalar, X: Element, Y: Element>(
                 dst,
                 width,
                 run,
-                ahead,
+                prefetch,
                 plain: PhantomData,
             })
         };
@@ -283,11 +282,12 @@ unsafe fn radix_passes<S: Lanes, T: Scalar, X: Element, Y: Element>(
     }
 }
 
-/// The vertical transform of `2^Σradices` rows of `width`. The first pass reads `src`, the last writes `dst`; in
-/// between the rows live in `work`, depth first. The first asks for rows of `src` ahead if these are many.
+/// Transforms the columns of `2^Σradices` rows of `width` elements, depth first. The first pass reads `src`, the last
+/// writes `dst`; between them the rows are in `work`, which is overwritten.
 ///
 /// # Safety
-/// All three have `2^Σradices` rows of `width`; any two are equal (address, stride and type) or disjoint.
+/// `src`, `dst` and `work` have `2^Σradices` accessible rows of `width` elements, a multiple of the lanes; any two of
+/// them are equal (address, stride and type) or disjoint.
 pub(super) unsafe fn columns<S: Lanes, T: Scalar, A: Element, B: Element>(
     s: S,
     radices: &[Radix],
@@ -298,19 +298,20 @@ pub(super) unsafe fn columns<S: Lanes, T: Scalar, A: Element, B: Element>(
     params: &Params,
 ) {
     let rows = 1usize << radices.iter().map(|r| u32::from(r.rows)).sum::<u32>();
-    // SAFETY: each pass covers all rows.
+    // SAFETY: guaranteed by this function's contract: a pass covers all rows, and a block of `h` of them is what the
+    // remaining radices transform.
     unsafe {
         match *radices {
-            [] => radix_passes::<S, T, A, B>(s, Radix { rows: 0, beside: 0 }, 1, 1, src, dst, width, 0, Ahead::NOTHING),
-            [only] => radix_passes::<S, T, A, B>(s, only, 1, 1, src, dst, width, 0, Ahead::NOTHING),
+            [] => radix_passes::<S, T, A, B>(s, Radix { rows: 0, beside: 0 }, 1, 1, src, dst, width, 0, Prefetch::NONE),
+            [only] => radix_passes::<S, T, A, B>(s, only, 1, 1, src, dst, width, 0, Prefetch::NONE),
             [first, ref rest @ ..] => {
                 let h = rows >> first.rows;
-                // What has the type of the arithmetic lies in `work`, row after row.
-                let ahead = match A::DTYPE == T::DTYPE {
-                    true => Ahead::NOTHING,
-                    false => Ahead::next_row(src, rows * width * size_of::<A>(), params),
+                // A source of the arithmetic type is `work` itself, whose rows are adjacent.
+                let prefetch = match A::DTYPE == T::DTYPE {
+                    true => Prefetch::NONE,
+                    false => Prefetch::next_row(src, rows * width * size_of::<A>(), params),
                 };
-                radix_passes::<S, T, A, T>(s, first, 1, h, src, work, width, 0, ahead);
+                radix_passes::<S, T, A, T>(s, first, 1, h, src, work, width, 0, prefetch);
                 for block in 0..rows / h {
                     let work = work.at(block * h);
                     columns::<S, T, T, B>(s, rest, work, dst.at(block * h), work, width, params);
@@ -320,11 +321,11 @@ pub(super) unsafe fn columns<S: Lanes, T: Scalar, A: Element, B: Element>(
     }
 }
 
-/// The vertical transform of each of `blocks` blocks of `len` rows of `width` in place, depth first while they are larger
-/// than L1.
+/// Transforms the columns of each of `blocks` adjacent blocks of `len` rows of `width` elements, in place, depth first
+/// while the blocks together are larger than L1.
 ///
 /// # Safety
-/// All these rows are readable and writable; `radices` are those of `len`; `width` is a multiple of the lanes.
+/// All these rows are readable and writable; `len = 2^Σradices`; `width` is a multiple of the lanes.
 pub(super) unsafe fn columns_in_place<S: Lanes, T: Scalar>(
     s: S,
     radices: &[Radix],
@@ -335,7 +336,8 @@ pub(super) unsafe fn columns_in_place<S: Lanes, T: Scalar>(
     params: &Params,
 ) {
     let bytes = blocks * len * width * size_of::<T>();
-    // SAFETY: each pass covers all rows.
+    // SAFETY: guaranteed by this function's contract: block `i` begins at row `i * len`; a pass covers all rows of all
+    // blocks and leaves `2^first.rows` times as many blocks of `h` rows.
     unsafe {
         if blocks > 1 && bytes > params.l1_bytes {
             for i in 0..blocks {
@@ -345,30 +347,31 @@ pub(super) unsafe fn columns_in_place<S: Lanes, T: Scalar>(
         }
         let Some((&first, rest)) = radices.split_first() else { return };
         let h = len >> first.rows;
-        let ahead = Ahead::next_row(rows, bytes, params);
-        radix_passes::<S, T, T, T>(s, first, blocks, h, rows, rows, width, 0, ahead);
+        let prefetch = Prefetch::next_row(rows, bytes, params);
+        radix_passes::<S, T, T, T>(s, first, blocks, h, rows, rows, width, 0, prefetch);
         columns_in_place::<S, T>(s, rest, blocks << first.rows, h, rows, width, params);
     }
 }
 
-/// Registers that a kernel may count on.
+/// Returns the number of registers that a kernel may count on.
 pub(super) fn registers<S: Lanes>() -> usize {
     <S::Simd as pulp::Simd>::REGISTER_COUNT
 }
 
-/// Columns of a tile of the base pass, in registers.
+/// Width of a tile of the base pass, in registers.
 const TILE: usize = 4;
 
-/// Scratch of [`base_pass`] for `H_b`, in elements.
+/// Returns the elements of scratch that [`base_pass`] needs for `H_b`.
 pub(super) fn base_scratch<S: Lanes, T: Scalar>(b: usize) -> usize {
     b * TILE * T::lanes::<S>()
 }
 
-/// `dst = H_b src` on `width` columns, a multiple of the lanes; `entries` is `H_b`. Products with ±1 are exact.
+/// Computes `dst = H_b src` on `width` columns, a multiple of the lanes. `entries` is `H_b`, row by row; products with
+/// ±1 are exact. `work` is overwritten.
 ///
 /// # Safety
-/// `b` rows of `width` are readable in `src` and writable in `dst`, equal or disjoint; `work` has
-/// [`base_scratch`] elements.
+/// `b` rows of `width` elements are readable in `src` and writable in `dst`; the two are equal (address, stride and
+/// type) or disjoint. `work` has [`base_scratch`] elements and overlaps neither.
 pub(super) unsafe fn base_pass<S: Lanes, T: Scalar, A: Element, B: Element>(
     s: S,
     entries: &[T],
@@ -380,6 +383,7 @@ pub(super) unsafe fn base_pass<S: Lanes, T: Scalar, A: Element, B: Element>(
     s.vectorize(BasePass { s, entries, src, dst, width, work })
 }
 
+/// The arguments of [`base_pass`], as a kernel.
 struct BasePass<'a, S, T, A, B> {
     s: S,
     entries: &'a [T],
@@ -398,7 +402,8 @@ impl<S: Lanes, T: Scalar, A: Element, B: Element> NullaryFnOnce for BasePass<'_,
         let b = entries.len().isqrt();
         debug_assert_eq!(width % lanes, 0);
         let mut j = 0;
-        // SAFETY: tiles partition the columns; the rest is promised to `base_pass`.
+        // SAFETY: tiles partition the columns, of which the number is a multiple of the lanes. `base_pass`, which alone
+        // makes this kernel, has the caller's promise for `b` rows of these columns and for `work`.
         unsafe {
             while j + TILE * lanes <= width {
                 base_tile::<TILE, S, T, A, B>(s, b, entries, src.column(j), dst.column(j), work);
@@ -412,10 +417,12 @@ impl<S: Lanes, T: Scalar, A: Element, B: Element> NullaryFnOnce for BasePass<'_,
     }
 }
 
-/// [`base_pass`] on `W` registers of columns.
+/// Does [`base_pass`] on the first `W · lanes` columns.
 ///
 /// # Safety
-/// As there.
+/// `b` rows of `W · lanes` elements are readable in `src` and writable in `dst`; the two are equal (address, stride and
+/// type) or disjoint. `work` has `b · W · lanes` elements and overlaps neither. `entries` has `b²` elements, and 4
+/// divides `b`, as it does every base but 1, which has no base pass.
 #[inline(always)]
 unsafe fn base_tile<const W: usize, S: Lanes, T: Scalar, A: Element, B: Element>(
     s: S,
@@ -426,7 +433,9 @@ unsafe fn base_tile<const W: usize, S: Lanes, T: Scalar, A: Element, B: Element>
     work: *mut T,
 ) {
     let lanes = T::lanes::<S>();
-    // SAFETY: rows below `b`, columns below `W·lanes`, and so in `work`.
+    // SAFETY: guaranteed by this function's contract: rows are below `b`, columns below `W · lanes`, places in `work`
+    // below `b · W · lanes`, and `(i + r) * b + j < b²` because 4 divides `b`. All of `src` is read before `dst` is
+    // written.
     unsafe {
         for i in 0..b {
             for w in 0..W {
@@ -434,7 +443,7 @@ unsafe fn base_tile<const W: usize, S: Lanes, T: Scalar, A: Element, B: Element>
                 T::vstore::<S, T>(s, work.add((i * W + w) * lanes), v);
             }
         }
-        // Four rows of output at a time: 16 accumulators. All orders are multiples of 4.
+        // Four rows of output at a time make 16 accumulators.
         for i in (0..b).step_by(4) {
             let mut sums = [[T::V::<S>::zeroed(); W]; 4];
             for j in 0..b {
@@ -458,15 +467,15 @@ unsafe fn base_tile<const W: usize, S: Lanes, T: Scalar, A: Element, B: Element>
     }
 }
 
-/// Leaves of `R` registers each, one of each of `R` runs: the stages between them, and all between lanes. `count` times
-/// `R` runs.
+/// Transforms `count` groups of `R` adjacent runs of `run` elements: leaves of `R` registers, one of each run, with the
+/// stages between these registers and all stages between lanes.
 struct LeafPass<const R: usize, S, T, A, B> {
     s: S,
     count: usize,
     run: usize,
     src: *const A,
     dst: *mut B,
-    /// How far behind `dst` lies what is read after this pass, in bytes.
+    /// Distance, in bytes, from each register of `dst` to what is prefetched for the work after this pass.
     next: isize,
     plain: PhantomData<T>,
 }
@@ -481,7 +490,9 @@ impl<const R: usize, S: Lanes, T: Scalar, A: Element, B: Element> NullaryFnOnce 
         for first in (0..count * R * run).step_by(R * run) {
             let mut j = first;
             while j < first + run {
-                // SAFETY: registers at `j + i·run`, `i < R`; `leaves` hands on its caller's promise.
+                // SAFETY: registers are at `j + i·run`, `i < R`, below `count · R · run`. `leaves`, which alone makes
+                // this kernel, has the caller's promise for so many elements. All loads of a leaf come before its
+                // stores, and a prefetch may be given any address.
                 unsafe {
                     let (x, y) = (hidden(src.add(j).cast_mut()), hidden(dst.add(j)));
                     let mut v = [T::V::<S>::zeroed(); R];
@@ -490,8 +501,8 @@ impl<const R: usize, S: Lanes, T: Scalar, A: Element, B: Element> NullaryFnOnce 
                         *v = T::vload::<S, A>(s, x.add(i * run));
                     }
                     butterflies::<R, S, T>(s, minus, &mut v);
-                    // Halves in two loops: with the narrowing to bf16 in it one is not unrolled, 1.4 times as long. For others
-                    // two take 1.05 times as long.
+                    // Halves take two loops, because one that narrows to bf16, too, is not unrolled. Others are faster
+                    // in one.
                     let narrow = size_of::<B>() < size_of::<T>();
                     if narrow {
                         for v in &mut v {
@@ -509,10 +520,12 @@ impl<const R: usize, S: Lanes, T: Scalar, A: Element, B: Element> NullaryFnOnce 
     }
 }
 
-/// `count` times `2^log2` runs of `run` elements, a multiple of the lanes, with leaves of radix `2^log2`.
+/// Transforms `count` groups of `2^log2` adjacent runs of `run` elements, a multiple of the lanes, by leaves of radix
+/// `2^log2`, and prefetches what lies `next` bytes behind each register of `dst`.
 ///
 /// # Safety
-/// `count·2^log2·run` elements are readable at `src` and writable at `dst`; these are equal or disjoint.
+/// `count·2^log2·run` elements are readable at `src` and writable at `dst`; the two are equal (address and type) or
+/// disjoint.
 unsafe fn leaves<S: Lanes, T: Scalar, A: Element, B: Element>(
     s: S,
     log2: u32,
@@ -537,7 +550,7 @@ unsafe fn leaves<S: Lanes, T: Scalar, A: Element, B: Element>(
     }
 }
 
-/// `count` adjacent transforms shorter than a register.
+/// Transforms `count` adjacent vectors of `len` elements, which is less than a register has lanes.
 struct Short<S, T, A, B> {
     s: S,
     len: usize,
@@ -556,24 +569,29 @@ impl<S: Lanes, T: Scalar, A: Element, B: Element> NullaryFnOnce for Short<S, T, 
             let mut v = T::V::<S>::zeroed();
             let lanes: &mut [T] = bytemuck::cast_slice_mut(std::slice::from_mut(&mut v));
             for (i, lane) in lanes[..len].iter_mut().enumerate() {
-                // SAFETY: `i < len`; `blocks` hands on its caller's promise.
+                // SAFETY: `first + i < count · len`. `blocks`, which alone makes this kernel, has the caller's promise
+                // that so many elements are readable at `src`.
                 *lane = T::from_f64(unsafe { *src.add(first + i) }.to_f64());
             }
             v = lane_butterflies::<S, T>(s, v, len);
             let lanes: &[T] = bytemuck::cast_slice(std::slice::from_ref(&v));
             for (i, lane) in lanes[..len].iter().enumerate() {
-                // SAFETY: as above.
+                // SAFETY: `first + i < count · len`, and so many elements are writable at `dst` by the same promise.
                 unsafe { *dst.add(first + i) = B::from_f64(Element::to_f64(*lane)) };
             }
         }
     }
 }
 
-/// `count` adjacent blocks of `2^(Σinner + leaf + lanes)` elements. The leaves ask for what comes after them; or they and the
-/// first pass for what lies `ahead` bytes behind `dst`, which is `src` then.
+/// Transforms `count` adjacent blocks of `2^plan.bits()` elements from `src` to `dst`, by way of `work`, which is
+/// overwritten.
+///
+/// Without `ahead`, leaves prefetch the next block. With it, the first pass and the leaves prefetch what lies `ahead`
+/// bytes behind the elements, and `dst` is `src`.
 ///
 /// # Safety
-/// So many are readable at `src` and writable at `dst` and `work`; any two are equal (address and type) or disjoint.
+/// `count · 2^plan.bits()` elements are readable at `src` and writable at `dst` and `work`; any two of these are equal
+/// (address and type) or disjoint.
 pub(super) unsafe fn blocks<S: Lanes, T: Scalar, A: Element, B: Element>(
     s: S,
     plan: &Plan,
@@ -583,7 +601,8 @@ pub(super) unsafe fn blocks<S: Lanes, T: Scalar, A: Element, B: Element>(
     work: *mut T,
     ahead: Option<isize>,
 ) {
-    // SAFETY: each pass covers the blocks.
+    // SAFETY: guaranteed by this function's contract: the passes cover the `count` blocks and nothing else. The first
+    // pass leaves `count << first.rows` blocks of `h` elements in `work`.
     unsafe {
         if 1 << plan.lanes < T::lanes::<S>() {
             return s.vectorize(Short::<S, T, A, B> { s, len: 1 << plan.lanes, count, src, dst, plain: PhantomData });
@@ -594,16 +613,18 @@ pub(super) unsafe fn blocks<S: Lanes, T: Scalar, A: Element, B: Element>(
         };
         let h = 1usize << plan.bits() >> first.rows;
         let (from, to) = (Rows { ptr: src, stride: h as isize }, Rows { ptr: work, stride: h as isize });
-        let asked = ahead.map_or(Ahead::of(plan, h), |bytes| Ahead { bytes, half: true });
-        radix_passes::<S, T, A, T>(s, first, count, 1, from, to, h, lanes, asked);
+        let prefetch = ahead.map_or(Prefetch::planned(plan, h), |bytes| Prefetch { bytes, half: true });
+        radix_passes::<S, T, A, T>(s, first, count, 1, from, to, h, lanes, prefetch);
         below::<S, T, B>(s, plan, 1, count << first.rows, h, dst, work, ahead);
     }
 }
 
-/// The first vertical pass of one block, on `width` of its columns from the one that `src` and `work` point to.
+/// Does the first pass of one block on `width` of its columns, from the column that `src` and `work` point to.
 ///
 /// # Safety
-/// As [`blocks`]; `width` is a multiple of 16 registers.
+/// From there on, `2^plan.inner[0].rows` rows at the distance of that pass have `width` elements that are readable in
+/// `src` and writable in `work`; the two are equal (address and type) or disjoint. `width` is a multiple of 16
+/// registers.
 pub(super) unsafe fn first_pass<S: Lanes, T: Scalar, A: Element>(
     s: S,
     plan: &Plan,
@@ -613,18 +634,19 @@ pub(super) unsafe fn first_pass<S: Lanes, T: Scalar, A: Element>(
 ) {
     let (first, lanes) = (plan.inner[0], T::lanes::<S>());
     let h = 1usize << plan.bits() >> first.rows;
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by this function's contract; `h` is the distance of the rows of the first pass.
     unsafe {
         let (src, work) = (Rows { ptr: src, stride: h as isize }, Rows { ptr: work, stride: h as isize });
-        radix_passes::<S, T, A, T>(s, first, 1, 1, src, work, width, lanes, Ahead::of(plan, h))
+        radix_passes::<S, T, A, T>(s, first, 1, 1, src, work, width, lanes, Prefetch::planned(plan, h))
     }
 }
 
-/// The stages below the first `done` radices of a block: `blocks` of length `len`, depth first while one is larger than
-/// `plan.l1` elements.
+/// Does the stages that are left after the first `done` radices, on `blocks` adjacent blocks of `len` elements, from
+/// `work` to `dst`, depth first while the blocks together are larger than `plan.l1`. `ahead` is as in [`blocks`].
 ///
 /// # Safety
-/// As [`blocks`].
+/// `blocks · len` elements are readable and writable at `work` and writable at `dst`; the two are equal (address and
+/// type) or disjoint. `len` is what the first `done` radices leave of `2^plan.bits()`.
 pub(super) unsafe fn below<S: Lanes, T: Scalar, B: Element>(
     s: S,
     plan: &Plan,
@@ -635,7 +657,8 @@ pub(super) unsafe fn below<S: Lanes, T: Scalar, B: Element>(
     work: *mut T,
     ahead: Option<isize>,
 ) {
-    // SAFETY: each pass covers the blocks.
+    // SAFETY: guaranteed by this function's contract: block `i` begins at `i * len`; each pass covers all blocks, and
+    // leaves `2^radix.rows` times as many of `h` elements.
     unsafe {
         if blocks > 1 && blocks * len > plan.l1 {
             for i in 0..blocks {
@@ -643,7 +666,7 @@ pub(super) unsafe fn below<S: Lanes, T: Scalar, B: Element>(
             }
             return;
         }
-        // What earlier passes took beside each other is done: their registers are now one run.
+        // Runs that earlier passes took beside each other have their stages done and now make up one run.
         let run = T::lanes::<S>() << plan.inner[..done].iter().map(|r| r.beside).sum::<u8>();
         let Some(&radix) = plan.inner.get(done) else {
             let count = (blocks * len) / (run << plan.leaf);
@@ -652,7 +675,7 @@ pub(super) unsafe fn below<S: Lanes, T: Scalar, B: Element>(
         };
         let h = len >> radix.rows;
         let all = Rows { ptr: work, stride: h as isize };
-        radix_passes::<S, T, T, T>(s, radix, blocks, 1, all, all, h, run, Ahead::of(plan, h));
+        radix_passes::<S, T, T, T>(s, radix, blocks, 1, all, all, h, run, Prefetch::planned(plan, h));
         below::<S, T, B>(s, plan, done + 1, blocks << radix.rows, h, dst, work, ahead);
     }
 }

@@ -1,12 +1,10 @@
-//! Which lengths work, and in which passes: plain data.
+//! Which lengths can be transformed, and in which passes, as plain data.
 
 use std::fmt;
 
+use super::hadamard::{self, BASES};
 use crate::simd::Isa;
 use crate::tensor::Matrix;
-
-/// Orders of the matrices that [`hadamard`](super::hadamard) makes and that are no even multiple of a smaller one.
-pub(crate) const BASES: [usize; 10] = [1, 12, 20, 28, 36, 44, 52, 60, 108, 140];
 
 /// A length that can be transformed: `n = b·2^k` with `b` in 1, 12, 20, 28, 36, 44, 52, 60, 108, 140.
 ///
@@ -18,7 +16,7 @@ pub struct Order {
 }
 
 impl Order {
-    /// The largest `k`.
+    /// The largest `k` of a length.
     pub const MAX_LOG2: u32 = 27;
 
     /// The order of length `n`, or `None` if no matrix of that order is known here.
@@ -31,61 +29,61 @@ impl Order {
         BASES.into_iter().find_map(base)
     }
 
-    /// `b`.
+    /// The order `b` of the base matrix.
     pub fn base(self) -> usize {
         self.base
     }
 
-    /// `k`.
+    /// The exponent `k` of the power of two.
     pub fn log2(self) -> u32 {
         self.log2
     }
 
-    /// `n = b·2^k`.
+    /// The length `n = b·2^k`.
     pub fn len(self) -> usize {
         self.base << self.log2
     }
 
-    /// `H_b`, of entries ±1: `b = 1` gives `[1]`.
+    /// The `b × b` matrix `H_b` with entries ±1; `[1]` for `b = 1`.
     pub fn base_matrix(self) -> Matrix<f64> {
         let b = self.base;
-        let h = super::hadamard::entries::<f64>(b);
+        let h = hadamard::entries::<f64>(b);
         Matrix::from_fn(b, b, |i, j| h[i * b + j])
     }
 
-    /// Never: the least order is 1.
+    /// Returns false: the least length is 1.
     pub fn is_empty(self) -> bool {
         false
     }
 }
 
-/// Tuning constants. Chosen by `benches/fwht.rs` on Zen 5 (48 KiB L1, 1 MiB L2 per core, AVX-512).
+/// Tuning constants, chosen by the bench `fwht` for 48 KiB of L1 and 1 MiB of L2 per core.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Params {
-    /// Distance in bytes from which 16 rows share too few sets of L1.
+    /// Distance between rows, in bytes, from which 16 rows share too few sets of L1.
     pub(crate) alias_bytes: usize,
-    /// Bytes of a block whose passes, one after the other, find it in L1.
+    /// Bytes of the largest block that stays in L1 from one pass to the next.
     pub(crate) l1_bytes: usize,
-    /// Bytes of a block from which a pass over its rows fetches the next ones ahead, and up to which a vector fetches the next one.
+    /// Bytes of a panel above which a pass prefetches the next row, and of a vector up to which it prefetches the next
+    /// vector.
     pub(crate) ahead_bytes: usize,
-    /// Bytes from which a vector or a batch does not stay in the caches; the passes of such a vector ask memory for what they
-    /// read next
+    /// Bytes from which a vector or a batch does not stay in the caches.
     pub(crate) long_bytes: usize,
-    /// so many bytes ahead,
+    /// Distance, in bytes, at which the passes of a vector that does not stay in the caches prefetch.
     pub(crate) long_ahead_bytes: usize,
-    /// in passes over rows at least so many bytes apart.
+    /// Least distance between rows, in bytes, for a pass that prefetches at `long_ahead_bytes`.
     pub(crate) far_bytes: usize,
-    /// Bytes, in arithmetic, of one row of a panel of columns: whole cache lines.
+    /// Bytes of one row of a panel of columns in the arithmetic type: whole cache lines.
     pub(crate) panel_row_bytes: usize,
-    /// The least for a panel that goes through scratch.
+    /// The smallest `panel_row_bytes` of a panel that goes through scratch.
     pub(crate) scratch_row_bytes: usize,
-    /// Bytes of scratch for as many vectors as lanes; longer ones go one at a time.
+    /// Most bytes of scratch for as many vectors as a register has lanes; longer vectors go through scratch one by one.
     pub(crate) scratch_bytes: usize,
     /// Elements of a task when rows or panels are shared among threads.
     pub(crate) task_len: usize,
     /// Elements from which one vector is shared among threads.
     pub(crate) long_len: usize,
-    /// And least `k` for that: its first radix must leave blocks of 256 elements and more.
+    /// Least `k` of a vector that is shared among threads: its first radix must leave blocks of at least 256 elements.
     pub(crate) long_bits: u32,
 }
 
@@ -108,20 +106,21 @@ impl Default for Params {
     }
 }
 
-/// A pass: `2^rows` rows, and in each of them `2^beside` registers, one of each of as many neighbouring runs.
+/// The registers that one step of a pass holds: `2^beside` of each of `2^rows` rows, one from each of `2^beside`
+/// neighbouring runs of columns.
 ///
 /// ```text
 ///   rows at distance h     | a . | A . | b . | B . |        8 × 2: stages between a of all rows, A of all rows, and
 ///                          | a . | A . | b . | B . |        between a and A; runs here of 2 registers
 ///                            ...
 /// ```
-/// All bits of an index are alike to `H`, so a pass may take the lowest of the vertical ones as well as the highest. That
-/// makes 16 registers out of 8 rows.
+/// The stages of `H` commute, so a pass may do the stage of the lowest bit above the lanes together with those of the
+/// highest bits. That makes 16 registers out of 8 rows.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Radix {
     /// log2 of the number of rows.
     pub rows: u8,
-    /// log2 of the number of registers in each.
+    /// log2 of the number of registers of each row.
     pub beside: u8,
 }
 
@@ -134,7 +133,7 @@ impl fmt::Display for Radix {
     }
 }
 
-/// Radices of successive passes, from the top bit of the index down.
+/// The radices of successive passes, from the top bit of the index down; it derefs to a slice of [`Radix`].
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Radices {
     of: [Radix; 12],
@@ -144,7 +143,7 @@ pub struct Radices {
 impl Radices {
     const NONE: Radices = Radices { of: [Radix { rows: 0, beside: 0 }; 12], passes: 0 };
 
-    /// `bits` stages between rows in the fewest passes of at most `top` stages each, the larger ones first.
+    /// Splits `bits` stages between rows into the fewest passes of at most `top` stages each, the smaller ones first.
     pub(crate) fn new(bits: u32, top: u32) -> Radices {
         let mut radices = Radices::NONE;
         let passes = bits.div_ceil(top);
@@ -152,14 +151,15 @@ impl Radices {
         radices
     }
 
+    /// Adds a pass after all others.
     fn push(&mut self, rows: u8, beside: u8) {
         self.of[self.passes as usize] = Radix { rows, beside };
         self.passes += 1;
     }
 
-    /// The stages of blocks of `2^bits` down to those of `2^lanes`. 16 rows at a distance that is `crowded` would ask a set
-    /// of the L1 cache for more lines than it has ways. There 8 is the most, and 8 × 2, where there is more than one
-    /// register of a row to a block, as fast as 8.
+    /// Chooses the passes that take blocks of `2^bits` elements down to blocks of `2^lanes`, of `2^top` registers each.
+    /// 16 rows at a distance that is `crowded` would need more lines of one L1 set than it has ways: there a pass takes
+    /// 8 rows, and `2^beside` registers of each.
     fn staged(bits: u32, lanes: u32, top: u32, beside: u32, crowded: impl Fn(usize) -> bool) -> Radices {
         let mut radices = Radices::NONE;
         let (mut block, mut left) = (bits, bits - lanes);
@@ -173,18 +173,18 @@ impl Radices {
         radices
     }
 
-    /// For `2^bits` rows at a distance of `stride` bytes, in place.
+    /// Chooses the radices for columns of `2^bits` rows that are `stride` bytes apart, in place.
     pub(crate) fn columns(bits: u32, stride: usize, registers: usize, params: &Params) -> Radices {
         let crowded = |h: usize| (h * stride).is_multiple_of(params.alias_bytes);
         Radices::staged(bits, 0, max_radix(registers), 0, crowded)
     }
 
-    /// log2 of the number of elements or rows that they transform.
+    /// log2 of the number of elements or rows that the passes transform together.
     pub fn bits(&self) -> u32 {
         self.iter().map(|r| u32::from(r.rows + r.beside)).sum()
     }
 
-    /// Without the last one, and that one (0 if there is none).
+    /// Returns all radices but the last, and log2 of the rows of the last (0 if there is none).
     fn split_last(mut self) -> (Radices, u32) {
         let last = self.last().map_or(0, |r| u32::from(r.rows));
         self.passes = self.passes.saturating_sub(1);
@@ -206,35 +206,36 @@ impl fmt::Debug for Radices {
     }
 }
 
-/// The passes of one length on one instruction set, from the top bit of the index down:
+/// The passes of one length on one instruction set, from the top bit of the index down.
 ///
 /// ```text
 ///   inner    radices between rows; depth first while a block is larger than `l1`
-///   leaf     the last radix, at the distance that the registers beside each other left, and all stages between lanes
+///   leaf     the last radix between registers, and all stages between lanes
 ///   base     H_b over rows at distance 2^k
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Plan {
-    /// The length.
+    /// The length that is transformed.
     pub order: Order,
-    /// The instruction set.
+    /// The instruction set of the kernels.
     pub isa: Isa,
-    /// Radices above the leaf.
+    /// The radices of the passes above the leaf.
     pub inner: Radices,
-    /// Radix (log2) of the stages between registers in the leaf.
+    /// log2 of the registers that a leaf combines.
     pub leaf: u32,
-    /// Stages (log2) between lanes in the leaf.
+    /// log2 of the lanes that a leaf combines.
     pub lanes: u32,
     /// Elements of a block above which passes go depth first.
     pub l1: usize,
-    /// Passes over rows so many elements apart, or more, ask memory
+    /// Least distance between the rows of a pass, in elements, for the pass to prefetch.
     pub far: usize,
-    /// for what lies so many bytes behind what they read: 0 where caches hold the vector.
+    /// How many bytes behind what it reads a pass prefetches; 0 where the caches hold the vector.
     pub ahead: usize,
 }
 
 impl Plan {
-    /// The plan of adjacent elements of `size` bytes in arithmetic, `lanes` of them in each of `registers` registers.
+    /// Plans the passes of one vector of adjacent elements. In arithmetic an element has `size` bytes; the machine has
+    /// `registers` registers of `lanes` elements.
     pub(crate) fn rows(order: Order, isa: Isa, size: usize, lanes: usize, registers: usize, params: &Params) -> Plan {
         let (k, top) = (order.log2(), max_radix(registers));
         let lane_bits = lanes.ilog2().min(k);
@@ -245,13 +246,13 @@ impl Plan {
         Plan { order, isa, inner, leaf, lanes: lane_bits, l1, far, ahead }
     }
 
-    /// log2 of the elements that its passes transform: `k`.
+    /// The exponent `k` of the length: log2 of the elements that the inner passes and the leaf transform.
     pub fn bits(&self) -> u32 {
         self.inner.bits() + self.leaf + self.lanes
     }
 }
 
-/// Largest radix (log2) that leaves registers for temporaries.
+/// Returns log2 of the largest radix that leaves registers for temporaries.
 pub(crate) fn max_radix(registers: usize) -> u32 {
     if registers >= 32 { 4 } else { 3 }
 }

@@ -1,12 +1,9 @@
-//! Columns of column-major matrices as slices, and the two triangles of a symmetric matrix.
+//! Columns of column-major matrices as slices, matrices that change their order, and the two triangles of a symmetric matrix.
 
 use faer::prelude::{Reborrow as _, ReborrowMut as _};
 use faer::{MatMut, MatRef};
 
 use crate::simd::Scalar;
-
-/// Side of the squares in which a triangle is copied: both the lines that are read and those that are written stay in the first cache.
-const SQUARE: usize = 16;
 
 /// Column j of a column-major matrix.
 pub(crate) fn column<W>(a: MatRef<'_, W>, j: usize) -> &[W] {
@@ -16,6 +13,28 @@ pub(crate) fn column<W>(a: MatRef<'_, W>, j: usize) -> &[W] {
 /// Column j of a column-major matrix, to be written.
 pub(crate) fn column_mut<W>(a: MatMut<'_, W>, j: usize) -> &mut [W] {
     a.col_mut(j).try_as_col_major_mut().expect("a column-major matrix").as_slice_mut()
+}
+
+/// Whether the elements of a row are closer to each other than those of a column.
+pub(crate) fn is_by_rows<E>(a: MatRef<'_, E>) -> bool {
+    a.col_stride().unsigned_abs() <= a.row_stride().unsigned_abs()
+}
+
+/// Side of the squares in which elements change their order: both the lines that are read and those that are written stay in the first cache.
+const SQUARE: usize = 16;
+
+/// Writes a column-major `y` from its elements by rows.
+pub(crate) fn transpose<T: Scalar>(by_rows: &[T], mut y: MatMut<'_, T>) {
+    let (m, l) = y.shape();
+    for i in (0..m).step_by(SQUARE) {
+        let rows = SQUARE.min(m - i);
+        for j in 0..l {
+            let column = y.rb_mut().col_mut(j).try_as_col_major_mut().expect("unit row stride").as_slice_mut();
+            for (r, y) in column[i..i + rows].iter_mut().enumerate() {
+                *y = by_rows[(i + r) * l + j];
+            }
+        }
+    }
 }
 
 /// Copies the lower triangle to the upper one, square by square.

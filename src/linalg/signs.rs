@@ -5,7 +5,7 @@ use std::sync::atomic::{self, AtomicBool};
 
 use faer::Par;
 
-use crate::operator::for_each_line;
+use super::blocks::for_each_line;
 use crate::simd::Scalar;
 use crate::tensor::Matrix;
 

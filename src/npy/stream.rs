@@ -1,4 +1,4 @@
-//! A `.npy` file as the rows of a factorization out of core.
+//! A `.npy` file as the source of rows of a factorization out of core.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -7,34 +7,35 @@ use std::path::{Path, PathBuf};
 
 #[cfg(doc)]
 use super::Array;
-use super::{Header, Seen, Tuple, lost_its_end, open, swap_bytes};
+use super::{FileState, Header, Tuple, open, swap_bytes, truncated};
 use crate::error::{Error, Result};
 use crate::operator::RowSource;
 use crate::tensor::DType;
 #[cfg(doc)]
 use crate::tensor::TensorRef;
 
-/// A file that is read in pieces: the [`RowSource`] of a factorization out of core.
+/// A file that is read in pieces, as the [`RowSource`] of a factorization out of core.
 ///
-/// Nothing of the size of the file is held. A file that is cut short while it is read is an error, and so is one that was written to
-/// since it was opened: its length and time of change are compared at the end of each pass. The first axis becomes rows, all
-/// others columns.
+/// Nothing of the size of the file is held in memory. A file that is cut short while it is read gives an error, and so
+/// does a file that was written to since it was opened: its length and time of change are compared at the end of each
+/// pass. The first axis becomes the rows, all others the columns.
 #[derive(Debug)]
 pub struct Stream {
     path: PathBuf,
     file: File,
     header: Header,
-    /// So many axes become rows.
+    /// The number of axes that become rows.
     row_axes: usize,
-    seen: Seen,
+    seen: FileState,
 }
 
 impl Stream {
-    /// Opens a `.npy` file and reads its header. `bits_of` is what elements without a type are, as in [`Array::read_as`]. An array
-    /// of one axis is a column.
+    /// Opens a `.npy` file and reads its header. The type of the elements is as in [`Array::read`] or, with `bits_of`,
+    /// in [`Array::read_as`]. An array of one axis is a column.
     ///
     /// # Errors
-    /// As [`Array::read`] but for memory; also an array of more than two axes in Fortran order.
+    /// [`Error::File`] for the reasons of [`Array::read`] or [`Array::read_as`], and for an array of more than two axes
+    /// in Fortran order.
     pub fn open(path: impl AsRef<Path>, bits_of: Option<DType>) -> Result<Self> {
         let path = path.as_ref();
         let (file, header) = open(path, bits_of)?;
@@ -43,14 +44,15 @@ impl Stream {
                 format!("has shape {} in Fortran order, which has no rows to be read in parts", Tuple(&header.shape));
             return Err(Error::file(path, format_args!("{why}; save it in C order, or read it whole")));
         }
-        let seen = Seen::new(&file);
+        let seen = FileState::new(&file);
         Ok(Stream { path: path.to_path_buf(), file, header, row_axes: 1, seen })
     }
 
-    /// The same file with its first `axes` axes as rows and the others as columns, as [`TensorRef::matricize`] has them.
+    /// Groups the first `axes` axes into rows and the others into columns, as [`TensorRef::matricize`] does.
     ///
     /// # Errors
-    /// [`Error::Shape`] unless `axes` is at least 1 and at most the number of axes; for an array in Fortran order it has to be 1.
+    /// [`Error::Shape`] unless `axes` is at least 1 and at most the number of axes; for an array in Fortran order it
+    /// must be 1.
     pub fn with_row_axes(mut self, axes: usize) -> Result<Self> {
         let most = if self.header.fortran { 1 } else { self.header.shape.len() };
         if !(1..=most).contains(&axes) {
@@ -65,19 +67,19 @@ impl Stream {
         &self.header.shape
     }
 
-    /// Bytes of the elements.
+    /// The bytes of all elements.
     pub fn bytes(&self) -> usize {
         self.header.bytes
     }
 
-    /// The elements from byte `at` on.
+    /// Reads the elements that begin `at` bytes behind the first one into `dst`, in native byte order.
     fn read_at(&mut self, at: usize, dst: &mut [u8]) -> Result<()> {
         let (start, want) = (self.header.start as u64, self.header.bytes as u64);
         let done = self.file.seek(SeekFrom::Start(start + at as u64)).and_then(|_| self.file.read_exact(dst));
         done.map_err(|e| {
             let have = self.file.metadata().map_or(0, |meta| meta.len().saturating_sub(start));
             let cut = e.kind() == std::io::ErrorKind::UnexpectedEof;
-            let why = if cut { lost_its_end(have, want) } else { format!("cannot be read: {e}; try again") };
+            let why = if cut { truncated(have, want) } else { format!("cannot be read: {e}; try again") };
             Error::file(&self.path, why)
         })?;
         if self.header.swap {
@@ -86,13 +88,13 @@ impl Stream {
         Ok(())
     }
 
-    /// At the end of a pass: what was read must be one state of the file.
+    /// Refuses a file that has changed since it was opened, at the end of a pass.
     fn check_end(&self, is_end: bool) -> Result<()> {
         let seen = if is_end { self.seen.check(&self.file) } else { Ok(()) };
         seen.map_err(|why| Error::file(&self.path, why))
     }
 
-    /// Bytes of a line.
+    /// Returns the bytes of a line: of a row in C order, of a column in Fortran order.
     fn line(&self) -> usize {
         let (m, n) = self.shape();
         self.header.dtype.size() * if self.header.fortran { m } else { n }

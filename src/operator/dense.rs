@@ -21,20 +21,18 @@
 
 use std::borrow::Cow;
 use std::ops::Range;
-use std::sync::Arc;
 
 use faer::{Accum, MatRef, Par};
 use rayon::prelude::*;
 
-use super::host::{HostContext, HostPanel};
-use super::product::{add_gram, add_up, congruence, gram_groups, is_by_rows, product, product_bytes};
-use super::{FromPanel, LinearOperator, Panel as _, Watch};
+use super::{Facts, LinearOperator, Symmetric, Watch};
 use crate::error::{Error, Result};
-use crate::linalg::mirror;
+use crate::linalg::{add_gram, add_up, for_each_line, gram_groups, is_by_rows, mirror};
 use crate::simd::Scalar;
 use crate::simd::convert::{convert, convert_before};
 use crate::simd::reduce::{Statistics, statistics, statistics_of_lines};
 use crate::sketch::{AnySketch, SketchOperator};
+use crate::space::{Host, HostPanel, Layout, congruence, product, product_bytes};
 use crate::tensor::{Element, MatView, with_view};
 
 /// Sizes of the conversion buffer.
@@ -66,7 +64,7 @@ pub struct Dense<'a, T: Scalar> {
     scale: f64,
     largest: f64,
     norm_squared: f64,
-    context: Arc<HostContext>,
+    space: Host,
     passes: usize,
     watch: Watch<'a>,
 }
@@ -76,8 +74,6 @@ enum Data<'a, T: Scalar> {
     Direct(MatRef<'a, T>),
     /// Storage is another type or needs scaling: products go through tiles.
     Tiled(MatView<'a>),
-    /// An operator's own matrix (a Gram matrix).
-    Owned(HostPanel<T>),
 }
 
 /// The range of `max |a|` within which squares and their sums stay clear of over- and underflow: `2^±this`.
@@ -100,21 +96,21 @@ impl<'a, T: Scalar> Dense<'a, T> {
     /// [`Error::NotFinite`] with the position of the first NaN or infinity in row-major order,
     /// [`Error::Empty`] for an empty matrix.
     pub fn new(view: MatView<'a>, par: Par) -> Result<Self> {
-        Self::within(view, HostContext::new(par))
+        Self::within(view, Host::new(par))
     }
 
-    /// As [`new`](Self::new), with the threads and the memory of a context.
+    /// As [`new`](Self::new), with panels in `space`, and its threads.
     ///
     /// # Errors
     /// As [`new`](Self::new).
-    pub fn within(view: MatView<'a>, context: Arc<HostContext>) -> Result<Self> {
+    pub fn within(view: MatView<'a>, space: Host) -> Result<Self> {
         let (m, n) = (view.nrows(), view.ncols());
         if m == 0 || n == 0 {
             return Err(Error::Empty { shape: vec![m, n] });
         }
-        let scan = scan(view, context.par())?;
+        let scan = scan(view, space.par())?;
         let scale = scale_for::<T>(scan.largest);
-        Ok(Self::scaled(view, scan, scale, context))
+        Ok(Self::scaled(view, scan, scale, space))
     }
 
     /// The matrix as it is, for what is linear in it and can bear its range.
@@ -122,17 +118,17 @@ impl<'a, T: Scalar> Dense<'a, T> {
         if view.nrows() == 0 || view.ncols() == 0 {
             return Err(Error::Empty { shape: vec![view.nrows(), view.ncols()] });
         }
-        Ok(Self::scaled(view, scan(view, par)?, 1.0, HostContext::new(par)))
+        Ok(Self::scaled(view, scan(view, par)?, 1.0, Host::new(par)))
     }
 
-    fn scaled(view: MatView<'a>, Scan { largest, norm_squared }: Scan, scale: f64, context: Arc<HostContext>) -> Self {
+    fn scaled(view: MatView<'a>, Scan { largest, norm_squared }: Scan, scale: f64, space: Host) -> Self {
         // 2^-e · (2^-e · ‖A‖²) would overflow at its first factor when ‖A‖² itself does: scan again, scaled.
-        let norm_squared = if scale == 1.0 { norm_squared } else { scaled_norm_squared(view, scale, context.par()) };
+        let norm_squared = if scale == 1.0 { norm_squared } else { scaled_norm_squared(view, scale, space.par()) };
         let data = match view.typed::<T>() {
             Some(a) if scale == 1.0 => Data::Direct(a),
             _ => Data::Tiled(view),
         };
-        Dense { data, scale, largest: largest * scale, norm_squared, context, passes: 0, watch: Watch::default() }
+        Dense { data, scale, largest: largest * scale, norm_squared, space, passes: 0, watch: Watch::default() }
     }
 
     /// `max |a|` of what the operator stands for.
@@ -151,18 +147,21 @@ impl<'a, T: Scalar> Dense<'a, T> {
     fn begin_pass(&mut self) -> Result<()> {
         self.watch.check()?;
         self.passes += 1;
-        let elements = (self.nrows() * self.ncols()) as u64;
+        let (m, n) = self.shape();
+        let elements = (m * n) as u64;
         let size = match &self.data {
             Data::Tiled(view) => view.dtype().size(),
-            Data::Direct(_) | Data::Owned(_) => size_of::<T>(),
+            Data::Direct(_) => size_of::<T>(),
         };
         self.watch.read(elements * size as u64);
         Ok(())
     }
 
-    /// The threads and scratch shared with its panels.
-    pub fn context(&self) -> &Arc<HostContext> {
-        &self.context
+    fn shape(&self) -> (usize, usize) {
+        match &self.data {
+            Data::Direct(a) => a.shape(),
+            Data::Tiled(a) => (a.nrows(), a.ncols()),
+        }
     }
 
     /// Bytes that the Gram matrix of an `m × n` matrix takes while it is formed.
@@ -184,15 +183,14 @@ impl<'a, T: Scalar> Dense<'a, T> {
     /// Calls `f(first_row, rows of A as T)` for the whole matrix at once, or tile by tile in order.
     fn for_each_tile(&mut self, pass: Pass, mut f: impl FnMut(usize, MatRef<'_, T>, Par)) -> Result<()> {
         self.begin_pass()?;
-        let par = self.context.par();
+        let par = self.space.par();
         match &self.data {
             Data::Direct(a) => f(0, *a, par),
-            Data::Owned(a) => f(0, a.as_ref(), par),
             Data::Tiled(view) => {
                 let (m, n) = (view.nrows(), view.ncols());
                 let tile_rows = tile_rows(pass, (m, n), view.dtype() == T::DTYPE);
-                self.context.release();
-                let mut tile = self.context.buffer::<T>(tile_rows * n);
+                self.space.free_scratch();
+                let mut tile = self.space.buffer::<T>(tile_rows * n);
                 for first in (0..m).step_by(tile_rows) {
                     let rows = tile_rows.min(m - first);
                     let buffer = &mut tile[..rows * n];
@@ -227,13 +225,10 @@ fn tile_rows(pass: Pass, (m, n): (usize, usize), scaled_only: bool) -> usize {
     }
 }
 
-impl<T: Scalar> Dense<'static, T> {
-    /// The operator of a Gram matrix of which `g` has the lower triangle.
-    pub(super) fn from_gram(mut g: HostPanel<T>, watch: &Watch<'_>) -> Result<Self> {
-        mirror(g.as_mut());
-        // A Gram matrix is no read of the matrix: only the order to stop is passed on.
-        Ok(Dense::from_panel(g)?.watched(watch.without_reads()))
-    }
+/// The Gram matrix of which `g` has the lower triangle.
+pub(super) fn gram_of<T: Scalar>(mut g: HostPanel<T>, space: &Host, watch: &Watch<'_>) -> Result<Symmetric<T, Host>> {
+    mirror(g.as_mut());
+    Ok(Symmetric::new(space, g)?.watched(watch))
 }
 
 /// Converts a tile into `buffer`, in the orientation of the storage, and returns it as a matrix.
@@ -283,19 +278,6 @@ impl<'a, E: Element> From<Line<'a, E>> for Cow<'a, [E]> {
         match a.row(i).try_as_row_major() {
             Some(row) => Cow::Borrowed(row.as_slice()),
             None => Cow::Owned((0..a.ncols()).map(|j| a[(i, j)]).collect()),
-        }
-    }
-}
-
-/// Runs `f(i, line i)` over the lines of `buffer`, in parallel if `par` says so.
-pub(crate) fn for_each_line<T: Send>(buffer: &mut [T], width: usize, par: Par, f: impl Fn(usize, &mut [T]) + Sync) {
-    match par {
-        Par::Seq => buffer.chunks_exact_mut(width).enumerate().for_each(|(i, line)| f(i, line)),
-        Par::Rayon(_) => {
-            let lines = (1usize << 14).div_ceil(width);
-            buffer.par_chunks_mut(lines * width).enumerate().for_each(|(chunk, part)| {
-                part.chunks_exact_mut(width).enumerate().for_each(|(i, line)| f(chunk * lines + i, line));
-            });
         }
     }
 }
@@ -383,101 +365,80 @@ pub(crate) fn first_not_finite(view: MatView<'_>) -> Error {
 }
 
 impl<T: Scalar> LinearOperator<T> for Dense<'_, T> {
-    type Left = HostPanel<T>;
-    type Right = HostPanel<T>;
-    type Gram = Dense<'static, T>;
+    type Space = Host;
 
-    fn nrows(&self) -> usize {
-        match &self.data {
-            Data::Direct(a) => a.nrows(),
-            Data::Tiled(a) => a.nrows(),
-            Data::Owned(a) => a.as_ref().nrows(),
-        }
+    fn space(&self) -> &Host {
+        &self.space
     }
 
-    fn ncols(&self) -> usize {
-        match &self.data {
-            Data::Direct(a) => a.ncols(),
-            Data::Tiled(a) => a.ncols(),
-            Data::Owned(a) => a.as_ref().ncols(),
-        }
-    }
-
-    fn norm_squared(&self) -> f64 {
-        self.norm_squared
-    }
-
-    fn scale(&self) -> f64 {
-        self.scale
-    }
-
-    fn left(&self, l: usize) -> Result<HostPanel<T>> {
-        Ok(HostPanel::zeros(self.nrows(), l, self.context.clone()))
-    }
-
-    fn right(&self, l: usize) -> Result<HostPanel<T>> {
-        Ok(HostPanel::zeros(self.ncols(), l, self.context.clone()))
-    }
-
-    fn image(&self, l: usize) -> Result<HostPanel<T>> {
-        let m = self.nrows();
+    fn facts(&self) -> Facts {
         let by_rows = match &self.data {
             Data::Direct(a) => is_by_rows(*a),
             Data::Tiled(view) => with_view!(*view, a => is_by_rows(a)),
-            Data::Owned(_) => false,
         };
-        Ok(if by_rows {
-            HostPanel::by_rows(m, l, self.context.clone())
-        } else {
-            HostPanel::zeros(m, l, self.context.clone())
-        })
+        Facts {
+            shape: self.shape(),
+            norm_squared: self.norm_squared,
+            scale: self.scale,
+            passes: self.passes,
+            image: if by_rows { Layout::Rows } else { Layout::Columns },
+        }
     }
 
     fn apply(&mut self, x: &HostPanel<T>, y: &mut HostPanel<T>) -> Result<()> {
-        let context = self.context.clone();
+        let space = self.space.clone();
         self.for_each_tile(Pass::Product(x.ncols()), |first, a, _| {
-            product(Accum::Replace, a, x.as_ref(), y.as_mut().subrows_mut(first, a.nrows()), &context);
+            product(Accum::Replace, a, x.as_ref(), y.as_mut().subrows_mut(first, a.nrows()), &space);
         })
     }
 
     fn apply_adjoint(&mut self, y: &HostPanel<T>, x: &mut HostPanel<T>) -> Result<()> {
-        let context = self.context.clone();
+        let space = self.space.clone();
         self.for_each_tile(Pass::Product(y.ncols()), |first, a, _| {
             let accum = if first == 0 { Accum::Replace } else { Accum::Add };
-            product(accum, a.transpose(), y.as_ref().subrows(first, a.nrows()), x.as_mut(), &context);
+            product(accum, a.transpose(), y.as_ref().subrows(first, a.nrows()), x.as_mut(), &space);
         })
     }
 
     fn sketch(&mut self, omega: &AnySketch, y: &mut HostPanel<T>) -> Result<()> {
         // The sketches widen on their own, so a tiled matrix is read once here too.
         self.begin_pass()?;
-        let (n, par) = (self.ncols(), self.context.par());
+        let par = self.space.par();
         match &self.data {
             Data::Direct(a) => omega.apply(*a, y.as_mut(), par),
-            Data::Owned(a) => omega.apply(a.as_ref(), y.as_mut(), par),
             Data::Tiled(view) => {
+                let n = view.ncols();
                 with_view!(*view, a => omega.apply_rows(0..n, a, self.scale, Accum::Replace, y.as_mut(), par))
             }
         }
     }
 
-    fn sketch_shifted(&mut self, omega: &AnySketch, shift: f64, y: &mut HostPanel<T>) -> Result<bool> {
-        let Data::Owned(a) = &mut self.data else { return Ok(false) };
-        let mut a = a.as_mut();
-        let kept: Vec<T> = (0..a.ncols()).map(|j| a[(j, j)]).collect();
-        kept.iter().enumerate().for_each(|(j, x)| a[(j, j)] = T::from_f64((*x).to_f64() - shift));
-        self.sketch(omega, y)?;
-        let Data::Owned(a) = &mut self.data else { unreachable!("it was just now") };
-        let mut a = a.as_mut();
-        kept.into_iter().enumerate().for_each(|(j, x)| a[(j, j)] = x);
-        Ok(true)
+    fn gram(&mut self) -> Result<Symmetric<T, Host>> {
+        let (m, n) = self.shape();
+        let mut g = HostPanel::zeros(n, n, &self.space);
+        let mut parts = self.space.buffer((gram_groups(m, n) - 1) * n * n);
+        self.for_each_tile(Pass::Whole, |_, a, par| add_gram(a, g.as_mut(), &mut parts, par))?;
+        add_up(g.as_mut(), &parts);
+        gram_of(g, &self.space, &self.watch)
+    }
+
+    fn congruence(&mut self, s: &HostPanel<T>, g: &mut HostPanel<T>) -> Result<()> {
+        let space = self.space.clone();
+        if let Data::Tiled(_) = self.data {
+            let (m, n) = self.shape();
+            let mut whole = HostPanel::zeros(m, n, &space);
+            self.materialize(&mut whole)?;
+            congruence(s.as_ref(), whole.as_ref(), false, g.as_mut(), &space);
+            return Ok(());
+        }
+        self.for_each_tile(Pass::Whole, |_, a, _| congruence(s.as_ref(), a, false, g.as_mut(), &space))
     }
 
     fn materialize(&mut self, y: &mut HostPanel<T>) -> Result<()> {
         self.for_each_tile(Pass::Whole, |first, a, _| y.as_mut().subrows_mut(first, a.nrows()).copy_from(a))
     }
 
-    fn stream_rows(&mut self, f: &mut dyn FnMut(usize, MatRef<'_, T>) -> Result<()>) -> Result<()> {
+    fn for_each_row_block(&mut self, f: &mut dyn FnMut(usize, MatRef<'_, T>) -> Result<()>) -> Result<()> {
         let mut result = Ok(());
         self.for_each_tile(Pass::Rows, |first, rows, _| {
             if result.is_ok() {
@@ -485,45 +446,5 @@ impl<T: Scalar> LinearOperator<T> for Dense<'_, T> {
             }
         })?;
         result
-    }
-
-    fn gram(&mut self) -> Result<Dense<'static, T>> {
-        let (m, n) = (self.nrows(), self.ncols());
-        let mut g = HostPanel::zeros(n, n, self.context.clone());
-        let mut parts = self.context.buffer((gram_groups(m, n) - 1) * n * n);
-        self.for_each_tile(Pass::Whole, |_, a, par| add_gram(a, g.as_mut(), &mut parts, par))?;
-        add_up(g.as_mut(), &parts);
-        Dense::from_gram(g, &self.watch)
-    }
-
-    fn congruence(&mut self, s: &HostPanel<T>, g: &mut HostPanel<T>) -> Result<()> {
-        let context = self.context.clone();
-        if let Data::Tiled(_) = self.data {
-            let mut whole = self.left(self.ncols())?;
-            self.materialize(&mut whole)?;
-            congruence(s.as_ref(), whole.as_ref(), false, g.as_mut(), &context);
-            return Ok(());
-        }
-        self.for_each_tile(Pass::Whole, |_, a, _| congruence(s.as_ref(), a, false, g.as_mut(), &context))
-    }
-
-    fn passes(&self) -> usize {
-        self.passes
-    }
-}
-
-impl<T: Scalar> FromPanel<T, HostPanel<T>> for Dense<'static, T> {
-    fn from_panel(g: HostPanel<T>) -> Result<Self> {
-        let norm_squared = g.norm_squared()?;
-        let context = g.context().clone();
-        let data = Data::Owned(g);
-        Ok(Dense { data, scale: 1.0, largest: f64::NAN, norm_squared, context, passes: 0, watch: Watch::default() })
-    }
-
-    fn panel(&self) -> Option<&HostPanel<T>> {
-        match &self.data {
-            Data::Owned(g) => Some(g),
-            Data::Direct(_) | Data::Tiled(_) => None,
-        }
     }
 }

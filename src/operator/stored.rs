@@ -31,7 +31,7 @@ use faer::prelude::ReborrowMut as _;
 use faer::{Accum, MatMut, MatRef, Par};
 
 use super::dense::convert_tile;
-use super::product::is_by_rows;
+use crate::linalg::is_by_rows;
 use crate::simd::Scalar;
 use crate::tensor::{MatView, with_view};
 

@@ -27,22 +27,22 @@
 
 use std::ops::Range;
 use std::sync::mpsc::sync_channel;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use faer::prelude::ReborrowMut as _;
 use faer::{Accum, MatMut, MatRef, Par, unzip, zip};
 use rayon::prelude::*;
 
-use super::dense::{Dense, Scan, TileParams, convert_tile, scale_for, scaled_norm_squared, scan};
+use super::dense::{Scan, TileParams, convert_tile, gram_of, scale_for, scaled_norm_squared, scan};
 use super::flow::{Flow, Read, Tiles};
-use super::host::{HostContext, HostPanel};
-use super::product::{add_gram, add_up, gram_groups};
 use super::stored::{Bands, Chunks, block_elements, split_rows, stored_product, submatrix};
-use super::{LinearOperator, Watch};
+use super::{Facts, LinearOperator, Symmetric, Watch};
 use crate::error::{Error, Result};
+use crate::linalg::{add_gram, add_up, gram_groups};
 use crate::simd::Scalar;
 use crate::sketch::{AnySketch, SketchOperator};
+use crate::space::{Host, HostPanel, Layout as PanelLayout, congruence};
 use crate::tensor::{DType, MatView, TensorRef, with_view};
 
 /// A matrix that can be read a few lines at a time, as often as it is asked for: a file, a store of tensors, a generator.
@@ -200,7 +200,7 @@ pub struct Tiled<'s, T: Scalar> {
     sum: u64,
     /// `max |a|` of the matrix, from the same look.
     largest: f64,
-    context: Arc<HostContext>,
+    space: Host,
     passes: usize,
     watch: Watch<'s>,
 }
@@ -236,15 +236,10 @@ impl<'s, T: Scalar> Tiled<'s, T> {
             norm_squared: None,
             sum: 0,
             largest: f64::NAN,
-            context: HostContext::new(par),
+            space: Host::new(par),
             passes: 0,
             watch,
         })
-    }
-
-    /// The threads and scratch shared with its panels.
-    pub fn context(&self) -> &Arc<HostContext> {
-        &self.context
     }
 
     /// Bytes of the buffers for tiles of `lines` lines.
@@ -341,7 +336,7 @@ impl<'s, T: Scalar> Tiled<'s, T> {
         let tile = self.tile_lines();
         let Tiled { source, layout, buffers, words, converted, watch, .. } = self;
         let (Layout { lines, width, dtype, .. }, line_bytes) = (*layout, layout.line_bytes());
-        let (look, par) = ((self.scale, self.norm_squared.is_some()), self.context.par());
+        let (look, par) = ((self.scale, self.norm_squared.is_some()), self.space.par());
         let scale = self.scale.unwrap_or(1.0);
         let column_major = source.is_column_major();
         let scans = Mutex::new(vec![Seen::default(); lines.div_ceil(tile)]);
@@ -389,7 +384,7 @@ impl<'s, T: Scalar> Tiled<'s, T> {
     ) -> Result<Seen> {
         let Tiled { source, layout, buffers, words, converted, watch, .. } = self;
         let Layout { lines, width, dtype, .. } = *layout;
-        let (look, par) = ((self.scale, self.norm_squared.is_some()), self.context.par());
+        let (look, par) = ((self.scale, self.norm_squared.is_some()), self.space.par());
         let scale = self.scale.unwrap_or(1.0);
         // Bytes of one step of a tile, how many steps there are, and how many a tile has.
         let (step_bytes, steps) = match cut {
@@ -454,7 +449,7 @@ impl<'s, T: Scalar> Tiled<'s, T> {
 
     /// Each tile has its own rows of y.
     fn multiply_rows(&mut self, x: MatRef<'_, T>, y: MatMut<'_, T>) -> Result<()> {
-        let (context, width, l) = (self.context.clone(), self.layout.width, x.ncols());
+        let (space, width, l) = (self.space.clone(), self.layout.width, x.ncols());
         let bands = Bands::new(self.tile_lines(), width);
         let by_rows = y.row_stride() != 1;
         let y = Mutex::new(y);
@@ -466,7 +461,7 @@ impl<'s, T: Scalar> Tiled<'s, T> {
             (0..bands.parts()).collect(),
             |part, first, view, scale, scratch| {
                 let (rows, columns) = bands.part(*part, view.nrows(), width);
-                let mut sum = context.buffer::<T>(rows.len() * l);
+                let mut sum = space.buffer::<T>(rows.len() * l);
                 let a = submatrix(view, rows.clone(), columns.clone());
                 let mut to = panel_mut(&mut sum, rows.len(), l, by_rows);
                 stored_product(Accum::Replace, a, scale, x.subrows(columns.start, columns.len()), to.rb_mut(), scratch);
@@ -474,7 +469,7 @@ impl<'s, T: Scalar> Tiled<'s, T> {
                     return sum;
                 }
                 rows_of_y(first + rows.start..first + rows.end, &mut |mut y| y.copy_from(to.as_ref()));
-                context.buffer(0)
+                space.buffer(0)
             },
             |lines, sums| {
                 for (part, mut sum) in sums.into_iter().enumerate().filter(|_| bands.groups > 1) {
@@ -493,8 +488,8 @@ impl<'s, T: Scalar> Tiled<'s, T> {
         let (m, l) = y.shape();
         let chunks = Chunks::new(m, self.tile_lines());
         let by_rows = y.row_stride() != 1;
-        let context = self.context.clone();
-        let mut sums = context.buffer::<T>(if chunks.groups > 1 { chunks.groups * m * l } else { 0 });
+        let space = self.space.clone();
+        let mut sums = space.buffer::<T>(if chunks.groups > 1 { chunks.groups * m * l } else { 0 });
         let slots: Vec<_> = if chunks.groups > 1 {
             (sums.chunks_exact_mut(m * l))
                 .flat_map(|sum| split_rows(panel_mut(sum, m, l, by_rows), chunks.rows))
@@ -675,41 +670,21 @@ fn add<T: Scalar>(accum: Accum, mut y: MatMut<'_, T>, part: MatRef<'_, T>) {
 }
 
 impl<T: Scalar> LinearOperator<T> for Tiled<'_, T> {
-    type Left = HostPanel<T>;
-    type Right = HostPanel<T>;
-    type Gram = Dense<'static, T>;
+    type Space = Host;
 
-    fn nrows(&self) -> usize {
-        self.layout.lines.max(self.layout.width)
+    fn space(&self) -> &Host {
+        &self.space
     }
 
-    fn ncols(&self) -> usize {
-        self.layout.lines.min(self.layout.width)
-    }
-
-    fn norm_squared(&self) -> f64 {
-        self.norm_squared.unwrap_or(f64::NAN)
-    }
-
-    fn scale(&self) -> f64 {
-        self.scale.unwrap_or(1.0)
-    }
-
-    fn left(&self, l: usize) -> Result<HostPanel<T>> {
-        Ok(HostPanel::zeros(self.nrows(), l, self.context.clone()))
-    }
-
-    fn right(&self, l: usize) -> Result<HostPanel<T>> {
-        Ok(HostPanel::zeros(self.ncols(), l, self.context.clone()))
-    }
-
-    fn image(&self, l: usize) -> Result<HostPanel<T>> {
-        let m = self.nrows();
-        Ok(if self.layout.lines_are_rows {
-            HostPanel::by_rows(m, l, self.context.clone())
-        } else {
-            HostPanel::zeros(m, l, self.context.clone())
-        })
+    fn facts(&self) -> Facts {
+        let Layout { lines, width, lines_are_rows, .. } = self.layout;
+        Facts {
+            shape: (lines.max(width), lines.min(width)),
+            norm_squared: self.norm_squared.unwrap_or(f64::NAN),
+            scale: self.scale.unwrap_or(1.0),
+            passes: self.passes,
+            image: if lines_are_rows { PanelLayout::Rows } else { PanelLayout::Columns },
+        }
     }
 
     fn apply(&mut self, x: &HostPanel<T>, y: &mut HostPanel<T>) -> Result<()> {
@@ -721,7 +696,7 @@ impl<T: Scalar> LinearOperator<T> for Tiled<'_, T> {
     }
 
     fn sketch(&mut self, omega: &AnySketch, y: &mut HostPanel<T>) -> Result<()> {
-        let (n, rows) = (self.ncols(), self.layout.lines_are_rows);
+        let ((_, n), rows) = (self.facts().shape, self.layout.lines_are_rows);
         // The sketches widen on their own.
         self.pass(Cut::Lines, |first, view, scale, _, par| {
             let count = view.nrows();
@@ -742,7 +717,7 @@ impl<T: Scalar> LinearOperator<T> for Tiled<'_, T> {
         })
     }
 
-    fn stream_rows(&mut self, f: &mut dyn FnMut(usize, MatRef<'_, T>) -> Result<()>) -> Result<()> {
+    fn for_each_row_block(&mut self, f: &mut dyn FnMut(usize, MatRef<'_, T>) -> Result<()>) -> Result<()> {
         // What is fed cannot be taken back, so that this pass is not repeated with a scale: what is linear bears a wider range.
         self.scale.get_or_insert(1.0);
         let mut done = Ok(());
@@ -759,10 +734,10 @@ impl<T: Scalar> LinearOperator<T> for Tiled<'_, T> {
         done
     }
 
-    fn gram(&mut self) -> Result<Dense<'static, T>> {
-        let n = self.ncols();
-        let mut g = HostPanel::zeros(n, n, self.context.clone());
-        let mut parts = vec![T::zeroed(); (gram_groups(self.nrows(), n) - 1) * n * n];
+    fn gram(&mut self) -> Result<Symmetric<T, Host>> {
+        let (m, n) = self.facts().shape;
+        let mut g = HostPanel::zeros(n, n, &self.space);
+        let mut parts = vec![T::zeroed(); (gram_groups(m, n) - 1) * n * n];
         self.for_each_slab(self.row_cut(), |slab, par| match slab {
             Slab::Rows(first, a) => {
                 if first == 0 {
@@ -775,10 +750,14 @@ impl<T: Scalar> LinearOperator<T> for Tiled<'_, T> {
             Slab::Columns(..) => unreachable!("the cut gives rows"),
         })?;
         add_up(g.as_mut(), &parts);
-        Dense::from_gram(g, &self.watch)
+        gram_of(g, &self.space, &self.watch)
     }
 
-    fn passes(&self) -> usize {
-        self.passes
+    fn congruence(&mut self, s: &HostPanel<T>, g: &mut HostPanel<T>) -> Result<()> {
+        let (m, n) = self.facts().shape;
+        let mut whole = HostPanel::zeros(m, n, &self.space);
+        self.materialize(&mut whole)?;
+        congruence(s.as_ref(), whole.as_ref(), false, g.as_mut(), &self.space);
+        Ok(())
     }
 }

@@ -17,37 +17,22 @@
 //! 64 times the true ones, the Gram matrix is that of `W L`. The root is made when something first asks for it.
 //!
 //! `‖A‖_F²` is the trace of the Gram matrix, which is therefore formed at construction and kept for the first
-//! [`gram`](LinearOperator::gram). (Nothing cheaper is exact: `tr(W M Wᵀ)` needs WᵀW or W M.) Another backend brings its own operator for
-//! L and [`FromPanel`] for its Gram matrices; the rest is the same.
+//! [`gram`](LinearOperator::gram). (Nothing cheaper is exact: `tr(W M Wᵀ)` needs WᵀW or W M.) Another space brings its own operator for
+//! L; the rest is the same.
 
 use std::sync::Arc;
 
 use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::{Accum, Mat, MatMut, MatRef, Par};
 
-use super::host::{HostContext, HostPanel, leading_dimension, zeros};
-use super::product::congruence;
-use super::{Dense, LinearOperator, Panel};
+use super::{Facts, LinearOperator, Symmetric};
 use crate::error::Result;
 use crate::linalg::{mirror, symmetric_product};
 use crate::rng::philox4x32;
 use crate::simd::Scalar;
 use crate::sketch::{AnySketch, SketchOperator};
+use crate::space::{Host, HostPanel, Layout, Panel, Side, Space, congruence, leading_dimension, zeros};
 use crate::tensor::{DType, Element};
-
-/// A symmetric operator held as a panel of as many columns as rows, where panels live.
-pub trait FromPanel<T: Scalar, P: Panel<T>>: LinearOperator<T, Left = P, Right = P> + Sized {
-    /// The operator `x -> g x`.
-    ///
-    /// # Errors
-    /// What the backend reports.
-    fn from_panel(g: P) -> Result<Self>;
-
-    /// The panel it is held as, if it still is one.
-    fn panel(&self) -> Option<&P> {
-        None
-    }
-}
 
 /// Outputs of independent features over true ones, both squared, up to which `W M Wᵀ` is formed without a root: six bits of the 24 of f32.
 const MOST_CANCELLATION: f64 = 64.0;
@@ -58,49 +43,48 @@ pub(crate) const STREAMED_ROWS: usize = 256;
 /// Random signs that look for that cancellation.
 const SIGNS: usize = 4;
 
+/// The operator of a root.
+type RootOperator<'a, T, S> = Box<dyn LinearOperator<T, Space = S> + 'a>;
+
 /// How a root is made, and what had to be done for it.
-type MakeRoot<'a, L> = Box<dyn FnOnce() -> Result<(L, Vec<String>)> + 'a>;
+type MakeRoot<'a, T, S> = Box<dyn FnOnce() -> Result<(RootOperator<'a, T, S>, Vec<String>)> + 'a>;
 
 /// What writes the lower triangle of a symmetric matrix, and its diagonal.
 pub type Given<'a, T> = (&'a mut dyn FnMut(MatMut<'_, T>), &'a [f64]);
 
 /// `W L`, or its transpose where W is wide.
-pub struct Whitened<'a, T: Scalar, W: LinearOperator<T>, L> {
+pub struct Whitened<'a, T: Scalar, S: Space<T>> {
     /// The tall one of W and Wᵀ.
-    weight: W,
+    weight: &'a mut (dyn LinearOperator<T, Space = S> + 'a),
+    space: S,
     wide: bool,
-    root: Option<L>,
-    make: Option<MakeRoot<'a, L>>,
+    root: Option<RootOperator<'a, T, S>>,
+    make: Option<MakeRoot<'a, T, S>>,
     notes: Vec<String>,
     /// n rows.
-    between: Option<W::Right>,
+    between: Option<Panel<T, S>>,
     /// WᵀW of a tall W.
-    weight_gram: Option<W::Gram>,
-    gram: Option<W::Gram>,
+    weight_gram: Option<Symmetric<T, S>>,
+    gram: Option<Symmetric<T, S>>,
     norm_squared: f64,
 }
 
-impl<'a, T, P, W, L> Whitened<'a, T, W, L>
-where
-    T: Scalar,
-    P: Panel<T>,
-    W: LinearOperator<T, Left = P, Right = P>,
-    W::Gram: FromPanel<T, P>,
-    L: LinearOperator<T, Left = P, Right = P>,
-{
+impl<'a, T: Scalar, S: Space<T>> Whitened<'a, T, S> {
     /// Of the tall one of W and Wᵀ, the root that `make` makes, and the moments, `n × n`, whose lower triangle `moments` writes if it can
     /// (with zeros above) and whose diagonal is given with it. Forms the Gram matrix, for the norm.
     ///
     /// # Errors
-    /// What the operators report.
+    /// Those of the operators.
     pub fn new(
-        weight: W,
+        weight: &'a mut (dyn LinearOperator<T, Space = S> + 'a),
         wide: bool,
-        make: impl FnOnce() -> Result<(L, Vec<String>)> + 'a,
+        make: impl FnOnce() -> Result<(Box<dyn LinearOperator<T, Space = S> + 'a>, Vec<String>)> + 'a,
         moments: Option<Given<'_, T>>,
     ) -> Result<Self> {
+        let space = weight.space().clone();
         let mut whitened = Whitened {
             weight,
+            space,
             wide,
             root: None,
             make: Some(Box::new(make)),
@@ -114,8 +98,8 @@ where
             Some((write, diagonal)) => whitened.form_gram_of_moments(write, diagonal)?,
             None => whitened.form_gram()?,
         };
-        whitened.norm_squared = g.trace()?;
-        whitened.gram = Some(W::Gram::from_panel(g)?);
+        whitened.norm_squared = whitened.space.trace(&g)?;
+        whitened.gram = Some(Symmetric::new(&whitened.space, g)?);
         Ok(whitened)
     }
 
@@ -130,31 +114,62 @@ where
     }
 
     /// W, the tall one of it and its transpose; and what had to be done for the root, if it was made.
-    pub fn into_parts(self) -> (W, Vec<String>) {
+    pub fn into_parts(self) -> (&'a mut (dyn LinearOperator<T, Space = S> + 'a), Vec<String>) {
         (self.weight, self.notes)
+    }
+
+    /// Rows of the tall one of A and Aᵀ.
+    pub fn nrows(&self) -> usize {
+        self.weight.nrows()
+    }
+
+    /// Columns of the tall one of A and Aᵀ.
+    pub fn ncols(&self) -> usize {
+        self.weight.ncols()
+    }
+
+    /// `‖A‖_F²`, in f64.
+    pub fn norm_squared(&self) -> f64 {
+        self.norm_squared
+    }
+
+    /// A panel of as many rows as the operator has columns.
+    ///
+    /// # Errors
+    /// Those of the space.
+    pub fn right(&self, l: usize) -> Result<Panel<T, S>> {
+        self.weight.right(l)
+    }
+
+    /// A panel for an image of the operator, laid out as the product writes it best.
+    ///
+    /// # Errors
+    /// Those of the space.
+    pub fn image(&self, l: usize) -> Result<Panel<T, S>> {
+        self.space.panel(self.nrows(), l, self.facts().image)
     }
 
     /// A panel of n rows.
     ///
     /// # Errors
-    /// What the backend reports.
-    pub fn inputs(&self, l: usize) -> Result<P> {
+    /// Those of the space.
+    pub fn inputs(&self, l: usize) -> Result<Panel<T, S>> {
         if self.wide { self.weight.left(l) } else { self.weight.right(l) }
     }
 
     /// A panel of m rows.
     ///
     /// # Errors
-    /// What the backend reports.
-    pub fn outputs(&self, l: usize) -> Result<P> {
+    /// Those of the space.
+    pub fn outputs(&self, l: usize) -> Result<Panel<T, S>> {
         if self.wide { self.weight.right(l) } else { self.weight.left(l) }
     }
 
     /// `x = Wᵀ y`, without L.
     ///
     /// # Errors
-    /// What the operator reports.
-    pub fn back(&mut self, y: &P, x: &mut P) -> Result<()> {
+    /// Those of the operator.
+    pub fn back(&mut self, y: &Panel<T, S>, x: &mut Panel<T, S>) -> Result<()> {
         if self.wide { self.weight.apply(y, x) } else { self.weight.apply_adjoint(y, x) }
     }
 
@@ -162,27 +177,27 @@ where
     /// of `2 m n l`. Its error is that of the image, `eps |W| |L z|`, taken back by W.
     ///
     /// # Errors
-    /// What the operators report.
-    pub fn back_from_last_image(&mut self) -> Result<Option<P>> {
-        let (Some(mut gram), Some(between)) = (self.weight_gram.take(), self.between.take()) else { return Ok(None) };
-        let mut x = self.inputs(between.ncols())?;
+    /// Those of the operators.
+    pub fn back_from_last_image(&mut self) -> Result<Option<Panel<T, S>>> {
+        let (Some(gram), Some(between)) = (&self.weight_gram, self.between.take()) else { return Ok(None) };
+        let mut x = self.inputs(self.space.shape(&between).1)?;
         gram.apply(&between, &mut x)?;
-        self.weight_gram = Some(gram);
         Ok(Some(x))
     }
 
     /// `L z` and `Wᵀ W L z` of a tall W, by its Gram matrix: what the image `W (L z)` and its way back need of L.
     ///
     /// # Errors
-    /// What the operators report.
-    pub fn image_to_be(&mut self, z: &P) -> Result<(P, P)> {
-        let mut between = self.inputs(z.ncols())?;
+    /// Those of the operators.
+    pub fn image_to_be(&mut self, z: &Panel<T, S>) -> Result<(Panel<T, S>, Panel<T, S>)> {
+        let l = self.space.shape(z).1;
+        let mut between = self.inputs(l)?;
         self.root()?.apply(z, &mut between)?;
-        let mut gram = match self.weight_gram.take() {
+        let gram = match self.weight_gram.take() {
             Some(gram) => gram,
             None => self.weight.gram()?,
         };
-        let mut back = self.inputs(z.ncols())?;
+        let mut back = self.inputs(l)?;
         gram.apply(&between, &mut back)?;
         self.weight_gram = Some(gram);
         Ok((between, back))
@@ -191,101 +206,97 @@ where
     /// `y = W x`.
     ///
     /// # Errors
-    /// What the operator reports.
-    pub fn forward(&mut self, x: &P, y: &mut P) -> Result<()> {
+    /// Those of the operator.
+    pub fn forward(&mut self, x: &Panel<T, S>, y: &mut Panel<T, S>) -> Result<()> {
         if self.wide { self.weight.apply_adjoint(x, y) } else { self.weight.apply(x, y) }
     }
 
     /// `‖Lᵀ X‖_F²` for a panel of n rows, in f64, and the squared lengths of its columns.
     ///
     /// # Errors
-    /// What the operator reports.
-    pub fn weighted_norms_squared(&mut self, x: &P) -> Result<(f64, Vec<f64>)> {
-        let mut weighted = self.inputs(x.ncols())?;
+    /// Those of the operator.
+    pub fn weighted_norms_squared(&mut self, x: &Panel<T, S>) -> Result<(f64, Vec<f64>)> {
+        let l = self.space.shape(x).1;
+        let mut weighted = self.inputs(l)?;
         self.root()?.apply_adjoint(x, &mut weighted)?;
-        let mut products = Mat::<T>::zeros(x.ncols(), x.ncols());
-        weighted.inner(&weighted, products.as_mut())?;
-        let columns = (0..x.ncols()).map(|j| products[(j, j)].to_f64()).collect();
-        Ok((weighted.norm_squared()?, columns))
+        let mut products = Mat::<T>::zeros(l, l);
+        self.space.inner(&weighted, &weighted, products.as_mut())?;
+        let columns = (0..l).map(|j| products[(j, j)].to_f64()).collect();
+        Ok((self.space.dot(&weighted, &weighted)?, columns))
     }
 
     /// `tr(W S Wᵀ)` for another symmetric S, whose lower triangle `write` writes, zeros above.
     ///
     /// # Errors
-    /// What the operator reports.
+    /// Those of the operator.
     pub fn weighted_trace(&mut self, write: &mut dyn FnMut(MatMut<'_, T>)) -> Result<f64> {
         let n = if self.wide { self.weight.nrows() } else { self.weight.ncols() };
         let mut s = self.inputs(n)?;
         if self.wide {
-            s.write_on_host(write)?;
+            self.space.fill(&mut s, write)?;
             let mut g = self.weight.right(self.weight.ncols())?;
             self.weight.congruence(&s, &mut g)?;
-            return g.trace();
+            return self.space.trace(&g);
         }
         // ⟨WᵀW, S⟩ = 2 ⟨WᵀW, T⟩ for the half T of S.
-        s.write_on_host(&mut |mut s| {
+        self.space.fill(&mut s, &mut |mut s| {
             write(s.as_mut());
             (0..n).for_each(|j| s[(j, j)] *= T::from_f64(0.5));
         })?;
-        let mut gram = match self.weight_gram.take() {
+        let gram = match self.weight_gram.take() {
             Some(gram) => gram,
             None => self.weight.gram()?,
         };
-        let dot = with_panel(&mut gram, || self.inputs(n), |c| c.dot(&s))?;
+        let dot = self.space.dot(gram.panel(), &s)?;
         self.weight_gram = Some(gram);
         Ok(2.0 * dot)
     }
 
     /// L, made if it was not.
-    fn root(&mut self) -> Result<&mut L> {
+    fn root(&mut self) -> Result<&mut (dyn LinearOperator<T, Space = S> + 'a)> {
         if let Some(make) = self.make.take() {
             let (root, notes) = make()?;
             self.root = Some(root);
             self.notes = notes;
         }
-        Ok(self.root.as_mut().expect("a root that could not be made ended the factorization"))
+        Ok(self.root.as_deref_mut().expect("a root that could not be made ended the factorization"))
     }
 
     /// The panel between the two, with `l` columns.
-    fn between(&mut self, l: usize) -> Result<P> {
+    fn between(&mut self, l: usize) -> Result<Panel<T, S>> {
         match self.between.take() {
-            Some(panel) if panel.ncols() == l => Ok(panel),
+            Some(panel) if self.space.shape(&panel).1 == l => Ok(panel),
             _ => self.inputs(l),
         }
     }
 
     /// `Lᵀ (WᵀW) L`, or the Gram matrix of `Lᵀ Wᵀ`.
-    fn form_gram(&mut self) -> Result<P> {
+    fn form_gram(&mut self) -> Result<Panel<T, S>> {
         let b = self.weight.ncols();
         let mut g = self.weight.right(b)?;
         if self.wide {
             let mut image = self.weight.left(b)?;
             self.materialize(&mut image)?;
-            let mut host = Mat::zeros(b, b);
-            image.inner(&image, host.as_mut())?;
-            g.copy_from_host(host.as_ref())?;
+            self.space.multiply_panels(Side::Adjoint, &image, &image, &mut g)?;
         } else {
-            let mut gram = self.weight.gram()?;
-            self.root()?;
-            let Whitened { weight, root, .. } = self;
-            let root = root.as_mut().expect("just made");
-            with_panel(&mut gram, || weight.right(b), |c| root.congruence(c, &mut g))?;
+            let gram = self.weight.gram()?;
+            self.root()?.congruence(gram.panel(), &mut g)?;
             self.weight_gram = Some(gram);
         }
         Ok(g)
     }
 
     /// `W M Wᵀ` of a wide W, from M, unless that would lose digits.
-    fn form_gram_of_moments(&mut self, write: &mut dyn FnMut(MatMut<'_, T>), diagonal: &[f64]) -> Result<P> {
+    fn form_gram_of_moments(&mut self, write: &mut dyn FnMut(MatMut<'_, T>), diagonal: &[f64]) -> Result<Panel<T, S>> {
         let mut g = self.weight.right(self.weight.ncols())?;
         {
             let mut s = self.weight.left(self.weight.nrows())?;
-            s.write_on_host(write)?;
+            self.space.fill(&mut s, write)?;
             self.weight.congruence(&s, &mut g)?;
         }
         // ‖W D z‖² for random signs z, D the scales of the features.
         let mut z = self.weight.left(SIGNS)?;
-        z.write_on_host(&mut |mut z| {
+        self.space.fill(&mut z, &mut |mut z| {
             for (i, d) in diagonal.iter().enumerate() {
                 let [bits, ..] = philox4x32([0; 2], [i as u32, 0, 0, 0]);
                 for j in 0..SIGNS {
@@ -295,7 +306,7 @@ where
         })?;
         let mut y = self.weight.right(SIGNS)?;
         self.weight.apply_adjoint(&z, &mut y)?;
-        if y.norm_squared()? / SIGNS as f64 > MOST_CANCELLATION * g.trace()? {
+        if self.space.dot(&y, &y)? / SIGNS as f64 > MOST_CANCELLATION * self.space.trace(&g)? {
             drop(g);
             return self.form_gram();
         }
@@ -303,58 +314,21 @@ where
     }
 }
 
-/// `f` of the panel of `gram`, or of one from `make` that it is written to.
-fn with_panel<T: Scalar, P: Panel<T>, G: FromPanel<T, P>, R>(
-    gram: &mut G,
-    make: impl FnOnce() -> Result<P>,
-    f: impl FnOnce(&P) -> Result<R>,
-) -> Result<R> {
-    if let Some(panel) = gram.panel() {
-        return f(panel);
-    }
-    let mut panel = make()?;
-    gram.materialize(&mut panel)?;
-    f(&panel)
-}
+impl<T: Scalar, S: Space<T>> LinearOperator<T> for Whitened<'_, T, S> {
+    type Space = S;
 
-impl<T, P, W, L> LinearOperator<T> for Whitened<'_, T, W, L>
-where
-    T: Scalar,
-    P: Panel<T>,
-    W: LinearOperator<T, Left = P, Right = P>,
-    W::Gram: FromPanel<T, P>,
-    L: LinearOperator<T, Left = P, Right = P>,
-{
-    type Left = P;
-    type Right = P;
-    type Gram = W::Gram;
-
-    fn nrows(&self) -> usize {
-        self.weight.nrows()
+    fn space(&self) -> &S {
+        &self.space
     }
 
-    fn ncols(&self) -> usize {
-        self.weight.ncols()
+    fn facts(&self) -> Facts {
+        let Facts { shape, passes, image, .. } = self.weight.facts();
+        let image = if self.wide { Layout::Columns } else { image };
+        Facts { shape, norm_squared: self.norm_squared, scale: 1.0, passes, image }
     }
 
-    fn norm_squared(&self) -> f64 {
-        self.norm_squared
-    }
-
-    fn left(&self, l: usize) -> Result<P> {
-        self.weight.left(l)
-    }
-
-    fn image(&self, l: usize) -> Result<P> {
-        if self.wide { self.weight.left(l) } else { self.weight.image(l) }
-    }
-
-    fn right(&self, l: usize) -> Result<P> {
-        self.weight.right(l)
-    }
-
-    fn apply(&mut self, x: &P, y: &mut P) -> Result<()> {
-        let mut between = self.between(x.ncols())?;
+    fn apply(&mut self, x: &Panel<T, S>, y: &mut Panel<T, S>) -> Result<()> {
+        let mut between = self.between(self.space.shape(x).1)?;
         if self.wide {
             self.back(x, &mut between)?;
             self.root()?.apply_adjoint(&between, y)?;
@@ -366,8 +340,8 @@ where
         Ok(())
     }
 
-    fn apply_adjoint(&mut self, y: &P, x: &mut P) -> Result<()> {
-        let mut between = self.between(y.ncols())?;
+    fn apply_adjoint(&mut self, y: &Panel<T, S>, x: &mut Panel<T, S>) -> Result<()> {
+        let mut between = self.between(self.space.shape(y).1)?;
         if self.wide {
             self.root()?.apply(y, &mut between)?;
             self.forward(&between, x)?;
@@ -379,8 +353,8 @@ where
         Ok(())
     }
 
-    fn sketch(&mut self, omega: &AnySketch, y: &mut P) -> Result<()> {
-        let mut between = self.between(y.ncols())?;
+    fn sketch(&mut self, omega: &AnySketch, y: &mut Panel<T, S>) -> Result<()> {
+        let mut between = self.between(self.space.shape(y).1)?;
         if self.wide {
             self.weight.sketch(omega, &mut between)?;
             self.root()?.apply_adjoint(&between, y)?;
@@ -392,8 +366,8 @@ where
         Ok(())
     }
 
-    fn materialize(&mut self, y: &mut P) -> Result<()> {
-        let mut between = self.inputs(y.ncols())?;
+    fn materialize(&mut self, y: &mut Panel<T, S>) -> Result<()> {
+        let mut between = self.inputs(self.space.shape(y).1)?;
         if self.wide {
             self.weight.materialize(&mut between)?;
             self.root()?.apply_adjoint(&between, y)
@@ -403,43 +377,64 @@ where
         }
     }
 
+    fn gram(&mut self) -> Result<Symmetric<T, S>> {
+        match self.gram.take() {
+            Some(gram) => Ok(gram),
+            None => {
+                let g = self.form_gram()?;
+                Symmetric::new(&self.space, g)
+            }
+        }
+    }
+
+    /// Of a tall W it is W's and then L's. That of a wide one takes S by way of the host, to have both of its triangles.
+    fn congruence(&mut self, s: &Panel<T, S>, g: &mut Panel<T, S>) -> Result<()> {
+        let (m, n) = self.facts().shape;
+        if !self.wide {
+            let mut of_weight = self.inputs(n)?;
+            self.weight.congruence(s, &mut of_weight)?;
+            return self.root()?.congruence(&of_weight, g);
+        }
+        let mut both = self.inputs(m)?;
+        {
+            let mut host = Mat::zeros(m, m);
+            self.space.download(s, host.as_mut())?;
+            mirror(host.as_mut());
+            self.space.fill(&mut both, &mut |mut both| both.copy_from(host.as_ref()))?;
+        }
+        let (mut whole, mut e) = (self.inputs(n)?, self.inputs(n)?);
+        self.materialize(&mut whole)?;
+        self.space.multiply_panels(Side::Plain, &both, &whole, &mut e)?;
+        self.space.multiply_panels(Side::Adjoint, &whole, &e, g)
+    }
+
     /// A tall W is taken row by row, `Lᵀ` times some of its rows as columns; of a wide one the whole matrix comes home.
-    fn stream_rows(&mut self, f: &mut dyn FnMut(usize, MatRef<'_, T>) -> Result<()>) -> Result<()> {
-        let n = self.ncols();
+    fn for_each_row_block(&mut self, f: &mut dyn FnMut(usize, MatRef<'_, T>) -> Result<()>) -> Result<()> {
+        let (m, n) = self.facts().shape;
         if self.wide {
-            let mut host = Mat::zeros(self.nrows(), n);
+            let mut host = Mat::zeros(m, n);
             {
-                let mut panel = self.left(n)?;
+                let mut panel = self.weight.left(n)?;
                 self.materialize(&mut panel)?;
-                panel.copy_to_host(host.as_mut())?;
+                self.space.download(&panel, host.as_mut())?;
             }
             return f(0, host.as_ref());
         }
         self.root()?;
-        let Whitened { weight, root, .. } = self;
+        let Whitened { weight, root, space, .. } = self;
         let root = root.as_mut().expect("just made");
-        weight.stream_rows(&mut |first, rows| {
+        weight.for_each_row_block(&mut |first, rows| {
             for from in (0..rows.nrows()).step_by(STREAMED_ROWS) {
                 let count = STREAMED_ROWS.min(rows.nrows() - from);
-                let (mut x, mut y, mut host) = (root.left(count)?, root.right(count)?, Mat::zeros(n, count));
-                x.copy_from_host(rows.subrows(from, count).transpose())?;
+                let panel = || space.panel(n, count, Layout::Columns);
+                let (mut x, mut y, mut host) = (panel()?, panel()?, Mat::zeros(n, count));
+                space.fill(&mut x, &mut |mut x| x.copy_from(rows.subrows(from, count).transpose()))?;
                 root.apply_adjoint(&x, &mut y)?;
-                y.copy_to_host(host.as_mut())?;
+                space.download(&y, host.as_mut())?;
                 f(first + from, host.as_ref().transpose())?;
             }
             Ok(())
         })
-    }
-
-    fn gram(&mut self) -> Result<W::Gram> {
-        match self.gram.take() {
-            Some(gram) => Ok(gram),
-            None => W::Gram::from_panel(self.form_gram()?),
-        }
-    }
-
-    fn passes(&self) -> usize {
-        self.weight.passes()
     }
 }
 
@@ -504,12 +499,17 @@ impl<T: Scalar> Entries<T> {
 /// A square lower triangular or diagonal matrix on host panels.
 pub struct Root<T: Scalar> {
     entries: Entries<T>,
-    context: Arc<HostContext>,
+    space: Host,
 }
 
 impl<T: Scalar> Root<T> {
-    pub(crate) fn new(entries: Entries<T>, context: Arc<HostContext>) -> Self {
-        Root { entries, context }
+    fn new(entries: Entries<T>, space: Host) -> Self {
+        Root { entries, space }
+    }
+
+    /// As an operator among others.
+    pub(crate) fn boxed(entries: Entries<T>, space: &Host) -> Box<dyn LinearOperator<T, Space = Host>> {
+        Box::new(Root::new(entries, space.clone()))
     }
 
     fn order(&self) -> usize {
@@ -526,7 +526,7 @@ impl<T: Scalar> Root<T> {
             Entries::Lower(l) => {
                 let (l, structure) =
                     if transposed { (l.entries::<T>().transpose(), upper) } else { (l.entries::<T>(), lower) };
-                triangular::matmul(y, full, Accum::Replace, l, structure, x, full, T::one(), self.context.par());
+                triangular::matmul(y, full, Accum::Replace, l, structure, x, full, T::one(), self.space.par());
             }
             Entries::Diagonal(d) => {
                 y.copy_from(x);
@@ -539,32 +539,21 @@ impl<T: Scalar> Root<T> {
 }
 
 impl<T: Scalar> LinearOperator<T> for Root<T> {
-    type Left = HostPanel<T>;
-    type Right = HostPanel<T>;
-    type Gram = Dense<'static, T>;
+    type Space = Host;
 
-    fn nrows(&self) -> usize {
-        self.order()
+    fn space(&self) -> &Host {
+        &self.space
     }
 
-    fn ncols(&self) -> usize {
-        self.order()
-    }
-
-    fn norm_squared(&self) -> f64 {
+    /// A root is no part of the data: it has no passes.
+    fn facts(&self) -> Facts {
         let square = |x: &T| Element::to_f64(*x) * Element::to_f64(*x);
-        match &self.entries {
+        let norm_squared = match &self.entries {
             Entries::Lower(l) => l.entries::<T>().col_iter().map(|column| column.iter().map(square).sum::<f64>()).sum(),
             Entries::Diagonal(d) => d.iter().map(square).sum(),
-        }
-    }
-
-    fn left(&self, l: usize) -> Result<HostPanel<T>> {
-        Ok(HostPanel::zeros(self.order(), l, self.context.clone()))
-    }
-
-    fn right(&self, l: usize) -> Result<HostPanel<T>> {
-        self.left(l)
+        };
+        let n = self.order();
+        Facts { shape: (n, n), norm_squared, scale: 1.0, passes: 0, image: Layout::Columns }
     }
 
     fn apply(&mut self, x: &HostPanel<T>, y: &mut HostPanel<T>) -> Result<()> {
@@ -578,28 +567,23 @@ impl<T: Scalar> LinearOperator<T> for Root<T> {
     }
 
     fn sketch(&mut self, omega: &AnySketch, y: &mut HostPanel<T>) -> Result<()> {
-        let par = self.context.par();
+        let par = self.space.par();
         match &self.entries {
             Entries::Lower(l) => omega.apply(l.entries::<T>(), y.as_mut(), par),
             Entries::Diagonal(_) => omega.apply(self.entries.dense().as_ref(), y.as_mut(), par),
         }
     }
 
-    fn materialize(&mut self, y: &mut HostPanel<T>) -> Result<()> {
-        y.as_mut().copy_from(self.entries.dense());
-        Ok(())
-    }
-
-    fn gram(&mut self) -> Result<Dense<'static, T>> {
-        let mut g = self.left(self.order())?;
-        symmetric_product(self.entries.dense().transpose(), g.as_mut(), Accum::Replace, self.context.par());
+    fn gram(&mut self) -> Result<Symmetric<T, Host>> {
+        let mut g = HostPanel::zeros(self.order(), self.order(), &self.space);
+        symmetric_product(self.entries.dense().transpose(), g.as_mut(), Accum::Replace, self.space.par());
         mirror(g.as_mut());
-        Dense::from_panel(g)
+        Symmetric::new(&self.space, g)
     }
 
     fn congruence(&mut self, s: &HostPanel<T>, g: &mut HostPanel<T>) -> Result<()> {
         match &self.entries {
-            Entries::Lower(l) => congruence(s.as_ref(), l.entries(), true, g.as_mut(), &self.context),
+            Entries::Lower(l) => congruence(s.as_ref(), l.entries(), true, g.as_mut(), &self.space),
             Entries::Diagonal(d) => {
                 let (mut g, s) = (g.as_mut(), s.as_ref());
                 for j in 0..d.len() {
@@ -613,8 +597,12 @@ impl<T: Scalar> LinearOperator<T> for Root<T> {
         Ok(())
     }
 
-    /// It is no part of the data.
-    fn passes(&self) -> usize {
-        0
+    fn materialize(&mut self, y: &mut HostPanel<T>) -> Result<()> {
+        y.as_mut().copy_from(self.entries.dense());
+        Ok(())
+    }
+
+    fn for_each_row_block(&mut self, f: &mut dyn FnMut(usize, MatRef<'_, T>) -> Result<()>) -> Result<()> {
+        f(0, self.entries.dense().as_ref())
     }
 }

@@ -1,6 +1,6 @@
-//! Work in pieces that are not numbers: what is split among threads, what is done at the same time, what is waited for.
+//! Work in pieces that are more than numbers: items split among threads, two functions at a time, and locks.
 //!
-//! The functions are generic over what they hand on and call those beneath them, which are not.
+//! The functions are generic over the items that they hand on, and call functions that are not.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -18,7 +18,7 @@ impl From<Par> for Threads {
     }
 }
 
-/// The threads of the current pool, as faer's algorithms take them.
+/// Returns the threads of the current pool, as faer's algorithms take them.
 pub(crate) fn current_par() -> Par {
     match super::count() {
         1 => Par::Seq,
@@ -26,12 +26,14 @@ pub(crate) fn current_par() -> Par {
     }
 }
 
-/// `task` of each item, each a piece of work of its own, in any order; in theirs on one thread.
+/// Calls `task` with each item, each as a piece of work of its own, in any order. On one thread it is the order of the
+/// items.
 pub(crate) fn for_each_of<I: Send>(threads: impl Into<Threads>, items: Vec<I>, task: impl Fn(I) + Sync) {
     split(threads.into(), items, 1, || (), |(), item| task(item));
 }
 
-/// As [`for_each_of`], for many small items: they are handed out in ranges, each with a `scratch` of its own.
+/// Calls `task` with each of many small items, in any order. They are handed out in ranges, and each range makes one
+/// `scratch`, which is given to the calls for its items one after the other.
 pub(crate) fn for_each_with<I: Send, S>(
     threads: impl Into<Threads>,
     items: Vec<I>,
@@ -41,6 +43,7 @@ pub(crate) fn for_each_with<I: Send, S>(
     split(threads.into(), items, usize::MAX, scratch, task);
 }
 
+/// Calls `task` with each item, in ranges of at most `longest` items that share a scratch.
 fn split<I: Send, S>(
     threads: Threads,
     items: Vec<I>,
@@ -52,7 +55,7 @@ fn split<I: Send, S>(
         let mut scratch = scratch();
         return items.into_iter().for_each(|item| task(&mut scratch, item));
     }
-    // A lock that nobody else ever holds: each item is taken once.
+    // Each item is taken once, so that nobody ever waits for its lock.
     let items: Vec<_> = items.into_iter().map(|item| Mutex::new(Some(item))).collect();
     for_ranges(threads, items.len(), longest, &|range| {
         let mut scratch = scratch();
@@ -63,7 +66,7 @@ fn split<I: Send, S>(
     });
 }
 
-/// The rows of a matrix, so many at a time, each block with the number of its first row.
+/// Splits a matrix into blocks of `rows` rows, the last one shorter, each with the number of its first row.
 pub(crate) fn row_blocks<T>(mut a: MatMut<'_, T>, rows: usize) -> Vec<(usize, MatMut<'_, T>)> {
     let mut blocks = Vec::with_capacity(a.nrows().div_ceil(rows));
     let mut first = 0;
@@ -76,7 +79,7 @@ pub(crate) fn row_blocks<T>(mut a: MatMut<'_, T>, rows: usize) -> Vec<(usize, Ma
     blocks
 }
 
-/// The results of `task` for each of `0..count`, in this order.
+/// Returns the results of `task` for each of `0..count`, in this order. The calls come in any order.
 pub(crate) fn map<R: Send>(threads: impl Into<Threads>, count: usize, task: impl Fn(usize) -> R + Sync) -> Vec<R> {
     let threads = threads.into();
     if threads == Threads::One || count < 2 {
@@ -93,7 +96,7 @@ pub(crate) fn map<R: Send>(threads: impl Into<Threads>, count: usize, task: impl
     results.into_iter().map(|r| result(r).expect("each index has its turn")).collect()
 }
 
-/// Both, at the same time if there are threads for it.
+/// Calls `a` and `b`, at the same time if a thread is free, and returns both results.
 pub(crate) fn join<A: Send, B: Send>(
     threads: impl Into<Threads>,
     a: impl FnOnce() -> A + Send,
@@ -107,12 +110,13 @@ pub(crate) fn join<A: Send, B: Send>(
     (a.result(), b.result())
 }
 
+/// Calls `a` and `b` as tasks of the pool. It is not generic, and compiled once.
 fn fork(a: &mut (dyn FnMut() + Send), b: &mut (dyn FnMut() + Send)) {
     rayon::join(a, b);
 }
 
-/// `f` from inside of the current pool, if it is to run on threads: called from outside, every parallel step of it would
-/// wake the pool anew and put the caller to sleep.
+/// Calls `f` on a thread of the current pool, if it may run on threads. Called from outside of the pool, every parallel
+/// step of it would wake the pool anew and put the caller to sleep.
 pub(crate) fn in_pool<R: Send>(threads: impl Into<Threads>, f: impl FnOnce() -> R + Send) -> R {
     if threads.into() == Threads::One || rayon::current_thread_index().is_some() {
         return f();
@@ -122,11 +126,13 @@ pub(crate) fn in_pool<R: Send>(threads: impl Into<Threads>, f: impl FnOnce() -> 
     f.result()
 }
 
+/// Calls `f` on a thread of the pool. It is not generic, and compiled once.
 fn enter(f: &mut (dyn FnMut() + Send)) {
     rayon::scope(|_| f());
 }
 
-/// `f` in a pool of its own of so many threads; in the current one, which gives the same bits, where they cannot be had.
+/// Calls `f` in a new pool of `threads` threads. If these cannot be started, `f` runs in the current pool, which gives
+/// the same bits.
 pub(crate) fn in_new_pool(threads: usize, f: &(dyn Fn() + Sync)) {
     match rayon::ThreadPoolBuilder::new().num_threads(threads.max(1)).build() {
         Ok(pool) => pool.install(f),
@@ -134,10 +140,11 @@ pub(crate) fn in_new_pool(threads: usize, f: &(dyn Fn() + Sync)) {
     }
 }
 
-/// `work` on another thread, if there is one, while this one does `here`, which need not be able to move between threads.
+/// Calls `work` on another thread, if one is free, while this thread calls `here`, which need not be `Send`. Returns
+/// the result of `work`.
 ///
 /// # Errors
-/// What `here` returns, after `work` has ended.
+/// The error of `here`, after `work` has ended.
 pub(crate) fn beside<R: Send>(
     threads: impl Into<Threads>,
     work: impl FnOnce() -> R + Send,
@@ -153,6 +160,7 @@ pub(crate) fn beside<R: Send>(
     Ok(work.result())
 }
 
+/// Calls `work` as a task of the pool and `here` on this thread. It is not generic, and compiled once.
 fn spawn_beside(work: &mut (dyn FnMut() + Send), here: &mut dyn FnMut()) {
     rayon::in_place_scope(|scope| {
         scope.spawn(|_| work());
@@ -160,7 +168,7 @@ fn spawn_beside(work: &mut (dyn FnMut() + Send), here: &mut dyn FnMut()) {
     });
 }
 
-/// A function that is to be called once, or what it returned: what passes through `&mut dyn FnMut()`.
+/// A function that is to be called once, or its result. It carries a typed result through `&mut dyn FnMut()`.
 enum Pending<F, R> {
     Work(F),
     Called,
@@ -168,12 +176,17 @@ enum Pending<F, R> {
 }
 
 impl<R, F: FnOnce() -> R> Pending<F, R> {
+    /// Calls the function, at the first call only.
     fn call(&mut self) {
         if let Pending::Work(f) = std::mem::replace(self, Pending::Called) {
             *self = Pending::Done(f());
         }
     }
 
+    /// Returns the result of the function.
+    ///
+    /// # Panics
+    /// If it was not called.
     fn result(self) -> R {
         match self {
             Pending::Done(result) => result,
@@ -187,8 +200,7 @@ pub(crate) fn yield_now() {
     rayon::yield_now();
 }
 
-/// What the mutex guards. A thread that panicked while it held it does not take it along: whoever waits for that thread
-/// learns of the panic.
+/// Locks a mutex, also after a thread panicked while it held it: whoever waits for that thread learns of the panic.
 pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

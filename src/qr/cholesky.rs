@@ -56,8 +56,9 @@ use pulp::NullaryFnOnce;
 use std::mem::MaybeUninit;
 
 use super::householder::dot_of;
-use super::remote::Tall;
-use super::{Algorithm, Orthonormalization, check_shapes, for_row_groups, identity, join, keeping_awake, write_r};
+use super::outcome::{Algorithm, Orthonormalization};
+use super::shared::{check_shapes, for_row_groups, identity, join, keeping_awake, write_r};
+use super::steps::{GramOf, Step, Steps};
 use crate::error::{Error, Result};
 use crate::linalg::{column, column_mut};
 use crate::simd::Scalar;
@@ -129,19 +130,6 @@ pub(crate) enum Outcome {
 pub(crate) const SINGULAR: Orthonormalization =
     Orthonormalization { algorithm: Algorithm::CholeskyQr, condition_estimate: f64::INFINITY, passes: 0 };
 
-/// What a Gram matrix was formed of.
-#[derive(Clone, Copy, PartialEq)]
-enum Source {
-    /// A sketch of the panel, in its own arithmetic.
-    NarrowSketch,
-    /// A sketch of the panel, in f64.
-    Sketch,
-    /// The panel, in its own arithmetic.
-    Panel,
-    /// An f32 panel, in f64.
-    Wide,
-}
-
 /// Rows of an f32 panel that are widened at a time, fewer where scratch is to be saved.
 fn wide_rows(most_groups: usize) -> usize {
     if most_groups > 1 { PARAMS.block_rows } else { PARAMS.sum_rows }
@@ -199,7 +187,8 @@ pub fn cholesky_qr<T: Scalar>(
     let mut acc = r.is_some().then(|| acc.as_mat_mut());
     let acc_mut = acc.as_mut().map(|acc| acc.rb_mut());
     let mut panel = InMemory { y, par, most_groups: PARAMS.max_groups };
-    match iterate(&mut panel, acc_mut, start == Start::Sketch, stack)? {
+    let mut steps = |step: Step<'_, T>, stack: &mut MemStack| panel.step(step, stack);
+    match iterate(&mut steps, l, acc_mut, start == Start::Sketch, par, stack)? {
         Outcome::Done(report) => {
             if let (Some(r), Some(acc)) = (r, acc) {
                 write_r(r, acc.rb(), None)?;
@@ -223,61 +212,43 @@ pub(super) struct InMemory<'a, T> {
     pub(super) most_groups: usize,
 }
 
-impl<T: Scalar> Tall<T> for InMemory<'_, T> {
-    fn shape(&self) -> (usize, usize) {
-        self.y.shape()
-    }
-
-    fn gram(&mut self, divisor: Option<MatRef<'_, T>>, gram: MatMut<'_, f64>, stack: &mut MemStack) -> Result<()> {
-        gram_of(self.y.rb_mut(), divisor, gram, self.most_groups, self.par, stack);
-        Ok(())
-    }
-
-    fn wide_gram(&mut self, gram: MatMut<'_, f64>, stack: &mut MemStack) -> Result<()> {
-        wide_gram(self.y.rb_mut(), gram, self.most_groups, self.par, stack);
-        Ok(())
-    }
-
-    fn sketch_gram(&mut self, gram: MatMut<'_, f64>, stack: &mut MemStack) -> Result<bool> {
-        Ok(sketch_gram::<T, f64>(self.y.rb_mut(), gram, self.par, stack))
-    }
-
-    fn narrow_sketch_gram(&mut self, gram: MatMut<'_, f64>, stack: &mut MemStack) -> Result<bool> {
-        Ok(T::DTYPE == DType::F32 && sketch_gram::<T, T>(self.y.rb_mut(), gram, self.par, stack))
-    }
-
-    fn par(&self) -> Par {
-        self.par
-    }
-
-    fn divide(&mut self, divisor: MatRef<'_, T>) -> Result<()> {
-        divide(self.y.rb_mut(), divisor, self.par);
-        Ok(())
-    }
-
-    fn divide_beside(&mut self, divisor: MatRef<'_, T>, beside: &mut (dyn FnMut() + Send)) -> Result<()> {
-        let par = self.par;
-        // The thread that summed the upper half has it in its cache.
-        let cut = half(self.y.nrows(), PARAMS.block_rows);
-        let (upper, lower) = self.y.rb_mut().split_at_row_mut(cut);
-        let first = || {
-            beside();
-            divide(upper, divisor, par);
-        };
-        join(par, first, || divide(lower, divisor, par));
-        Ok(())
+impl<T: Scalar> InMemory<'_, T> {
+    /// What the driver asks for, but for reflections and scaling, which are not CholeskyQR's.
+    pub(super) fn step(&mut self, step: Step<'_, T>, stack: &mut MemStack) -> Result<bool> {
+        let (y, par, most_groups) = (self.y.rb_mut(), self.par, self.most_groups);
+        match step {
+            Step::Gram { divisor, of: GramOf::Panel, gram } => gram_of(y, divisor, gram, most_groups, par, stack),
+            Step::Gram { of: GramOf::WidePanel, gram, .. } => wide_gram(y, gram, most_groups, par, stack),
+            Step::Gram { of: GramOf::Sketch, gram, .. } => return Ok(sketch_gram::<T, f64>(y, gram, par, stack)),
+            Step::Gram { of: GramOf::NarrowSketch, gram, .. } => {
+                return Ok(T::DTYPE == DType::F32 && sketch_gram::<T, T>(y, gram, par, stack));
+            }
+            Step::Divide { divisor, beside } => {
+                // The thread that summed the upper half has it in its cache.
+                let cut = half(y.nrows(), PARAMS.block_rows);
+                let (upper, lower) = y.split_at_row_mut(cut);
+                let first = || {
+                    beside();
+                    divide(upper, divisor, par);
+                };
+                join(par, first, || divide(lower, divisor, par));
+            }
+            Step::Equilibrate { .. } | Step::Reflect { .. } => unreachable!("CholeskyQR asks for neither"),
+        }
+        Ok(true)
     }
 }
 
 /// CholeskyQR passes until the panel is orthonormal; `acc <- R acc` for each. With `sketch`, the first factor comes
 /// from a sketch of the panel where the panel is tall enough for one.
-pub(super) fn iterate<T: Scalar, Y: Tall<T>>(
-    y: &mut Y,
+pub(super) fn iterate<T: Scalar>(
+    y: Steps<'_, T>,
+    l: usize,
     mut acc: Option<MatMut<'_, f64>>,
     sketch: bool,
+    par: Par,
     stack: &mut MemStack,
 ) -> Result<Outcome> {
-    let (_, l) = y.shape();
     let (mut gram, stack) = temp_mat_zeroed::<f64, _, _>(l, l, stack);
     let mut gram = gram.as_mat_mut();
     let (mut factor, stack) = temp_mat_zeroed::<f64, _, _>(l, l, stack);
@@ -286,14 +257,13 @@ pub(super) fn iterate<T: Scalar, Y: Tall<T>>(
     let mut divisor = divisor.as_mat_mut();
 
     let mut report = SINGULAR;
-    let mut source = Source::Panel;
-    let par = y.par();
-    if sketch && y.narrow_sketch_gram(gram.rb_mut(), stack)? {
-        source = Source::NarrowSketch;
-    } else if sketch && y.sketch_gram(gram.rb_mut(), stack)? {
-        source = Source::Sketch;
+    let mut source = GramOf::Panel;
+    if sketch && form(y, GramOf::NarrowSketch, gram.rb_mut(), stack)? {
+        source = GramOf::NarrowSketch;
+    } else if sketch && form(y, GramOf::Sketch, gram.rb_mut(), stack)? {
+        source = GramOf::Sketch;
     } else {
-        y.gram(None, gram.rb_mut(), stack)?;
+        form(y, GramOf::Panel, gram.rb_mut(), stack)?;
     }
     loop {
         if !in_range::<T>(gram.rb()) {
@@ -301,30 +271,30 @@ pub(super) fn iterate<T: Scalar, Y: Tall<T>>(
         }
         let first = report.passes == 0;
         let mut state = keeping_awake(par, || look(gram.rb(), source, first, factor.rb_mut(), par, stack));
-        if source == Source::NarrowSketch {
-            source = Source::Sketch;
-            if !state.accepts(<T as Scalar>::EPSILON) && y.sketch_gram(gram.rb_mut(), stack)? {
+        if source == GramOf::NarrowSketch {
+            source = GramOf::Sketch;
+            if !state.accepts(<T as Scalar>::EPSILON) && form(y, GramOf::Sketch, gram.rb_mut(), stack)? {
                 state = keeping_awake(par, || look(gram.rb(), source, first, factor.rb_mut(), par, stack));
             }
         }
-        if source == Source::Sketch && state.inflation <= PARAMS.max_sketched_inflation {
+        if source == GramOf::Sketch && state.inflation <= PARAMS.max_sketched_inflation {
             // One pass will do: look at the panel itself.
-            source = Source::Panel;
-            y.gram(None, gram.rb_mut(), stack)?;
+            source = GramOf::Panel;
+            form(y, GramOf::Panel, gram.rb_mut(), stack)?;
             continue;
         }
-        let unit = if source == Source::Panel { <T as Scalar>::EPSILON } else { f64::EPSILON };
+        let unit = if source == GramOf::Panel { <T as Scalar>::EPSILON } else { f64::EPSILON };
         let mut good = state.accepts(unit);
-        if !good && source == Source::Panel && T::DTYPE == DType::F32 {
-            source = Source::Wide;
-            y.wide_gram(gram.rb_mut(), stack)?;
+        if !good && source == GramOf::Panel && T::DTYPE == DType::F32 {
+            source = GramOf::WidePanel;
+            form(y, GramOf::WidePanel, gram.rb_mut(), stack)?;
             state = keeping_awake(par, || look(gram.rb(), source, first, factor.rb_mut(), par, stack));
             good = state.accepts(f64::EPSILON);
         }
         let mut algorithm = match source {
-            Source::NarrowSketch | Source::Sketch => Algorithm::SketchedCholeskyQr,
-            Source::Wide => Algorithm::WideCholeskyQr2,
-            Source::Panel => Algorithm::CholeskyQr2,
+            GramOf::NarrowSketch | GramOf::Sketch => Algorithm::SketchedCholeskyQr,
+            GramOf::WidePanel => Algorithm::WideCholeskyQr2,
+            GramOf::Panel => Algorithm::CholeskyQr2,
         };
         if first {
             report.condition_estimate = state.condition;
@@ -349,18 +319,20 @@ pub(super) fn iterate<T: Scalar, Y: Tall<T>>(
             if let Some(acc) = &mut acc {
                 accumulate(acc.rb_mut(), divisor.rb(), factor.rb_mut());
             }
-            source = Source::Panel;
-            y.gram(Some(divisor.rb()), gram.rb_mut(), stack)?;
+            source = GramOf::Panel;
+            let divisor = Some(divisor.rb());
+            y(Step::Gram { divisor, of: GramOf::Panel, gram: gram.rb_mut() }, stack)?;
             continue;
         }
         // The diagonal says that this is the last pass. The division starts before the inverse has the last word; if that
         // is no, it was a pass with a poor factor, of which the next Gram matrix tells.
-        y.divide_beside(divisor.rb(), &mut || {
+        let mut beside = || {
             state = State::of(factor.rb(), state.condition, stack);
             if let Some(acc) = &mut acc {
                 accumulate(acc.rb_mut(), divisor.rb(), factor.rb_mut());
             }
-        })?;
+        };
+        y(Step::Divide { divisor: divisor.rb(), beside: &mut beside }, MemStack::new(&mut []))?;
         if state.accepts(unit) && state.inflation <= PARAMS.max_inflation {
             if first {
                 report.algorithm = Algorithm::CholeskyQr;
@@ -370,8 +342,13 @@ pub(super) fn iterate<T: Scalar, Y: Tall<T>>(
         if report.passes >= PARAMS.max_passes {
             return Ok(Outcome::Breakdown(report));
         }
-        y.gram(None, gram.rb_mut(), stack)?;
+        form(y, GramOf::Panel, gram.rb_mut(), stack)?;
     }
+}
+
+/// A Gram matrix of the panel as it is, or of a sketch.
+fn form<T: Scalar>(y: Steps<'_, T>, of: GramOf, gram: MatMut<'_, f64>, stack: &mut MemStack) -> Result<bool> {
+    y(Step::Gram { divisor: None, of, gram }, stack)
 }
 
 /// Scratch for [`iterate`], with so many groups and with a sketch or without.
@@ -738,7 +715,7 @@ impl State {
 /// pass, the inverse is formed beside the division.
 fn look(
     gram: MatRef<'_, f64>,
-    source: Source,
+    source: GramOf,
     first: bool,
     mut factor: MatMut<'_, f64>,
     par: Par,
@@ -749,7 +726,7 @@ fn look(
         return State::FAILED;
     }
     let inflation = (0..l).map(|j| factor[(j, j)].powi(-2)).fold(0.0, f64::max);
-    if source == Source::NarrowSketch && f64::from(f32::EPSILON) * inflation > PARAMS.max_defect {
+    if source == GramOf::NarrowSketch && f64::from(f32::EPSILON) * inflation > PARAMS.max_defect {
         return State::FAILED;
     }
     let mut condition = 0.0;
@@ -763,8 +740,8 @@ fn look(
         // In the Frobenius norm, a little more than in the 2-norm.
         inverse_norm = 4.0 * inverse * inverse;
     }
-    let sketched = matches!(source, Source::NarrowSketch | Source::Sketch);
-    let last = source == Source::Panel && inflation <= PARAMS.max_inflation;
+    let sketched = matches!(source, GramOf::NarrowSketch | GramOf::Sketch);
+    let last = source == GramOf::Panel && inflation <= PARAMS.max_inflation;
     if !(condition.is_finite() && (sketched || last)) {
         return State::of(factor.rb(), condition, stack);
     }

@@ -27,7 +27,7 @@ use faer::mat::AsMatMut;
 use faer::prelude::*;
 use faer::{Accum, MatMut, MatRef, Par};
 
-use super::for_row_groups;
+use super::shared::{exponent, for_row_groups};
 use crate::linalg::{column, column_mut};
 use crate::simd::Scalar;
 
@@ -311,7 +311,7 @@ fn reflector<T: Scalar>(x: &mut [T]) -> (T, T) {
         if x[1..].iter().all(|x| *x == T::from_f64(0.0)) || !max.is_finite() {
             return (x[0], T::from_f64(0.0));
         }
-        up = 2f64.powi((-super::exponent(max)).min(1000));
+        up = 2f64.powi((-exponent(max)).min(1000));
         tail = sum_of_squares(&x[1..], up);
     }
     let alpha = x[0].to_f64() * up;

@@ -23,7 +23,8 @@ use faer::mat::AsMatMut;
 use faer::prelude::*;
 use faer::{Accum, Mat, MatMut, MatRef, Par};
 
-use super::{check_shapes, householder};
+use super::householder;
+use super::shared::check_shapes;
 use crate::error::{Error, Result};
 use crate::parallel;
 use crate::simd::Scalar;

@@ -1,66 +1,69 @@
 //! One budget for many matrices: which rank each of them gets.
 //!
 //! ```text
-//!   minimize  Σ_l w_l (‖A_l‖² − Σ_{i<=k_l} σ_{l,i}²)     subject to   Σ_l cost_l(k_l) <= budget,  k_l allowed, or A_l whole
+//!   minimize    Σ_l w_l (‖A_l‖² − Σ_{i<=k_l} σ_{l,i}²)
+//!   subject to  Σ_l cost_l(k_l) <= budget,  k_l allowed, or A_l whole
 //! ```
 //!
-//! This is a multiple-choice knapsack problem. Since σ is nonincreasing, the loss of a layer is convex in its rank, and
-//! taking the steps of largest loss per cost first (on the convex hull, because staying whole is one long step) solves it but for
-//! the last step that does not fit. With `λ` the rate of that step, every choice x has
+//! This is a multiple-choice knapsack problem. Since σ is nonincreasing, the loss of a layer is convex in its rank.
+//! Taking the steps of largest loss per cost first (on the convex hull, because staying whole is one long step) solves
+//! it but for the last step, which does not fit. With `λ` the rate of that step, every choice x has
 //!
 //! ```text
-//!   loss(x) = B + Σ_l r_l(x_l) + λ (budget − cost(x)),     r_l(x_l) = (loss_l + λ cost_l)(x_l) − min (loss_l + λ cost_l) >= 0
+//!   loss(x)  = B + Σ_l r_l(x_l) + λ (budget − cost(x)),
+//!   r_l(x_l) = (loss_l + λ cost_l)(x_l) − min (loss_l + λ cost_l) >= 0
 //! ```
 //!
-//! so B is a certified lower bound, and only choices with `Σ r + λ slack < best − B` can be better than what the greedy found. A
-//! depth-first search over those few finishes the job: the result is the optimum, or, where the search was cut off, off by at
-//! most [`Allocation::loss`]` - `[`Allocation::bound`]. `O(N log N)` for N options in all, plus the search.
+//! so B is a certified lower bound, and only choices with `Σ r + λ slack < best − B` can be better than the greedy one.
+//! A depth-first search over those few finishes the job: the result is the optimum or, if the search was cut off, off
+//! by at most [`Allocation::loss`]` - `[`Allocation::bound`]. `O(N log N)` for N options in all, plus the search.
+//! Source: P. Sinha, A. A. Zoltners, The multiple-choice knapsack problem, 1979.
 
 use super::rank_saves_memory;
 use crate::error::{Error, Result};
 use crate::tensor::DType;
 
-/// What a budget counts.
+/// The unit in which a budget counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Cost {
-    /// Numbers: `k (m + n + 1)`, or `m n` for a matrix that stays whole.
+    /// The number of parameters: `k (m + n + 1)`, or `m n` for a matrix that stays whole.
     #[default]
     Parameters,
-    /// Bytes of those numbers, all in the layer's element type.
+    /// The bytes of these parameters in the layer's element type.
     Bytes,
-    /// Multiplications and additions per sample: `2 k (m + n)` or `2 m n`.
+    /// The multiplications and additions per sample: `2 k (m + n)`, or `2 m n` for a matrix that stays whole.
     Flops,
 }
 
-/// One matrix that takes part.
+/// One matrix that shares a budget.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Layer<'a> {
-    /// Rows and columns.
+    /// The numbers of rows and columns.
     pub shape: (usize, usize),
-    /// Element type that it is stored in, for [`Cost::Bytes`].
+    /// The element type that the matrix is stored in, for [`Cost::Bytes`].
     pub dtype: DType,
-    /// Singular values, nonincreasing: of W, or of W L where the loss is that of the outputs. They may stop early; ranks beyond
-    /// them are not considered.
+    /// The singular values, nonincreasing: those of W, or those of W L if the loss is that of the outputs. They may
+    /// stop early; ranks beyond them are not considered.
     pub spectrum: &'a [f64],
-    /// The squared norm of the same matrix: at least `Σ σ²`.
+    /// The squared Frobenius norm of the matrix that has this spectrum; at least `Σ σ²`.
     pub norm_squared: f64,
-    /// What its loss counts for against the others'. `1 / norm_squared` makes losses relative.
+    /// The factor by which the loss of this matrix counts. `1 / norm_squared` makes losses relative.
     pub weight: f64,
-    /// Least rank.
+    /// The least rank allowed.
     pub floor: usize,
-    /// Largest rank.
+    /// The largest rank allowed.
     pub cap: usize,
-    /// It stays whole, and its size counts.
+    /// Whether the matrix must stay whole. Its size counts all the same.
     pub protected: bool,
 }
 
 impl<'a> Layer<'a> {
-    /// A layer of weight 1, with any rank allowed.
+    /// Makes a layer of weight 1 with any rank allowed.
     pub fn new(shape: (usize, usize), dtype: DType, spectrum: &'a [f64], norm_squared: f64) -> Self {
         Layer { shape, dtype, spectrum, norm_squared, weight: 1.0, floor: 1, cap: usize::MAX, protected: false }
     }
 
-    /// What it costs at `share`.
+    /// Returns the cost of this layer if it gets `share`. It saturates.
     pub fn cost(&self, share: Share, unit: Cost) -> u64 {
         let (m, n) = (self.shape.0 as u64, self.shape.1 as u64);
         let numbers = match share {
@@ -75,7 +78,7 @@ impl<'a> Layer<'a> {
         }
     }
 
-    /// What it loses at `share`, weighted.
+    /// Returns the weighted loss of this layer if it gets `share`.
     pub fn loss(&self, share: Share) -> f64 {
         match share {
             Share::Whole => 0.0,
@@ -87,57 +90,57 @@ impl<'a> Layer<'a> {
     }
 }
 
-/// What there is to share.
+/// A limit on what the factors of all layers cost together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Budget {
-    /// At most this much in all.
+    /// The most that all layers may cost together, in units of `unit`.
     pub limit: u64,
-    /// Of what.
+    /// The unit of `limit`.
     pub unit: Cost,
-    /// Ranks are multiples of this (8, 16, 64, 128 for the tiles of a GPU); 1 for any rank.
+    /// The number that divides all ranks: 8, 16, 64 or 128 for the tiles of a GPU, 1 for any rank.
     pub align: usize,
 }
 
 impl Budget {
-    /// This many numbers, ranks not aligned.
+    /// Makes a budget of `limit` parameters, with any rank allowed.
     pub fn parameters(limit: u64) -> Self {
         Budget { limit, unit: Cost::Parameters, align: 1 }
     }
 }
 
-/// What one matrix got.
+/// The share of a budget that one matrix gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Share {
-    /// Factors of this rank.
+    /// The matrix is replaced by factors of this rank.
     Rank(usize),
-    /// It is kept as it is: protected, too small to gain from factors, or worth its size.
+    /// The matrix is kept as it is, because it is protected, too small to gain from factors, or worth its size.
     Whole,
 }
 
 /// The result of [`allocate`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct Allocation {
-    /// In the order of the layers.
+    /// The share of each layer, in the order of the layers.
     pub shares: Vec<Share>,
-    /// What they cost in all; at most the limit.
+    /// The cost of all shares together, at most the limit.
     pub total: u64,
-    /// What they lose in all.
+    /// The weighted loss of all layers together.
     pub loss: f64,
-    /// No allocation within the budget loses less than this. Equal to `loss` when the search was complete.
+    /// A lower bound: no allocation within the budget loses less. It is equal to `loss` if the search was complete.
     pub bound: f64,
 }
 
 impl Allocation {
-    /// Indices of the layers that are kept whole.
+    /// Returns the indices of the layers that are kept whole.
     pub fn kept(&self) -> impl Iterator<Item = usize> + '_ {
         (0..self.shares.len()).filter(|&i| self.shares[i] == Share::Whole)
     }
 }
 
-/// Nodes of the search before it stops: some 20 ms.
+/// The most nodes that the search visits, a few hundredths of a second.
 const NODES: usize = 1 << 20;
 
-/// One thing that can become of a layer.
+/// One share that a layer may get, with its cost and its weighted loss.
 #[derive(Debug, Clone, Copy)]
 struct Choice {
     share: Share,
@@ -148,8 +151,8 @@ struct Choice {
 /// Shares `budget` among `layers` so that the weighted loss is least.
 ///
 /// # Errors
-/// [`Error::Empty`] without layers; [`Error::Option`] for a budget below the least that the layers can cost, an alignment of 0, a
-/// weight or spectrum that is not finite and nonnegative, or a spectrum that increases.
+/// [`Error::Empty`] without layers; [`Error::Option`] for a budget below the least that the layers can cost, an
+/// alignment of 0, a weight or spectrum that is not finite and nonnegative, or a spectrum that increases.
 pub fn allocate(layers: &[Layer<'_>], budget: Budget) -> Result<Allocation> {
     if layers.is_empty() {
         return Err(Error::Empty { shape: vec![0] });
@@ -176,7 +179,7 @@ pub fn allocate(layers: &[Layer<'_>], budget: Budget) -> Result<Allocation> {
     })
 }
 
-/// What can become of a layer, the cheapest first, each later one better.
+/// Lists the shares that a layer may get, the cheapest first. Each costs more than the one before and loses less.
 fn choices(layer: &Layer<'_>, budget: &Budget) -> Result<Vec<Choice>> {
     let (m, n) = layer.shape;
     if m == 0 || n == 0 {
@@ -184,7 +187,8 @@ fn choices(layer: &Layer<'_>, budget: &Budget) -> Result<Vec<Choice>> {
     }
     let sound = |x: f64| x.is_finite() && x >= 0.0;
     if !sound(layer.weight) || !sound(layer.norm_squared) || !layer.spectrum.iter().all(|&s| sound(s)) {
-        let why = "has a weight, a norm or a singular value that is NaN, infinite or negative; give finite ones of at least 0";
+        let why = "has a weight, a norm or a singular value that is NaN, infinite or negative; \
+                   give finite ones of at least 0";
         return Err(Error::unsuited("layer", why));
     }
     if !layer.spectrum.is_sorted_by(|a, b| a >= b) {
@@ -206,12 +210,12 @@ fn choices(layer: &Layer<'_>, budget: &Budget) -> Result<Vec<Choice>> {
         }
     }
     choices.push(whole);
-    // Of equal loss the cheaper one: a spectrum that ends in zeros asks for no rank there.
+    // Of two choices of equal loss the cheaper one stays: where a spectrum ends in zeros, a larger rank gains nothing.
     choices.dedup_by(|later, earlier| later.loss >= earlier.loss);
     Ok(choices)
 }
 
-/// One step up the convex hull of a layer's choices.
+/// One step along the convex hull of a layer's choices: to choice `to`, for `cost` more, at `rate` loss per cost.
 struct Step {
     layer: usize,
     to: usize,
@@ -219,28 +223,30 @@ struct Step {
     cost: u64,
 }
 
-/// The search for a better choice than the greedy's.
+/// The depth-first search for a better choice than the greedy one.
 struct Search<'a> {
     choices: &'a [Vec<Choice>],
     limit: u64,
-    /// Loss per cost at the end of the greedy, `λ`.
+    /// The loss per cost of the first step that did not fit, `λ`.
     rate: f64,
     /// The certified lower bound B.
     bound: f64,
-    /// Per layer, the choices that may be in a better solution with their `r`, the smallest first.
+    /// For each layer, the choices that may be in a better solution, and their `r`; the smallest `r` first.
     candidates: Vec<Vec<(usize, f64)>>,
-    /// The least and the most that the candidates of the layers from here on cost.
+    /// For each layer, the least and the most that the candidates of this and all later layers cost together.
     rest: Vec<(u64, u64)>,
-    /// `loss − B` of the best so far.
+    /// `loss − B` of the best solution so far.
     gap: f64,
+    /// The choice of each layer in the best solution so far.
     best: Vec<usize>,
+    /// The choice of each layer in the solution that is being built.
     picked: Vec<usize>,
-    /// How many nodes may still be visited.
+    /// The number of nodes that may still be visited.
     nodes: usize,
 }
 
 impl<'a> Search<'a> {
-    /// The greedy solution and what is needed to improve on it.
+    /// Finds the greedy solution, the bound, and the candidates for a better solution.
     fn new(choices: &'a [Vec<Choice>], limit: u64) -> Self {
         let mut steps: Vec<Step> = Vec::new();
         for (layer, choices) in choices.iter().enumerate() {
@@ -288,7 +294,7 @@ impl<'a> Search<'a> {
                 }
             }
         }
-        // Everything fits: nothing is left to improve.
+        // Without such a step everything fits, and nothing is left to improve.
         let rate = rate.unwrap_or(0.0);
         let weighted = |c: &Choice| c.loss + rate * c.cost as f64;
         let least: Vec<f64> = choices.iter().map(|c| c.iter().map(weighted).fold(f64::INFINITY, f64::min)).collect();
@@ -313,7 +319,8 @@ impl<'a> Search<'a> {
         Search { choices, limit, rate, bound, candidates, rest, gap, best, picked, nodes: NODES }
     }
 
-    /// Tries all candidates of the layers from `l` on; those before cost `spent` and have `Σ r = above`.
+    /// Tries all candidates of the layers from `l` on. The choices of the layers before cost `spent` and have `Σ r =
+    /// above`.
     fn descend(&mut self, l: usize, above: f64, spent: u64) {
         if l == self.choices.len() {
             let gap = above + self.rate * (self.limit - spent) as f64;
@@ -328,7 +335,7 @@ impl<'a> Search<'a> {
             let (min, max) = self.rest[l + 1];
             let slack = self.limit.saturating_sub(spent + max) as f64;
             if above >= self.gap {
-                return; // and so have all that follow
+                return; // All that follow have a larger r.
             }
             if spent + min > self.limit || above + self.rate * slack >= self.gap {
                 continue;

@@ -1,16 +1,19 @@
-//! Storage to arithmetic and back: `dst[i] = scale · src[i]`, widening or narrowing, of any two element types.
+//! Conversion between storage and arithmetic: `dst[i] = scale · src[i]`, widening or narrowing, for any two element
+//! types.
 //!
-//! One load, one multiplication and one store per register; the floor is memory. f16 and bf16 go through f32
-//! registers. f64 to a half must round once: it is rounded to f32 **to odd** first (toward zero, with the last bit
-//! set if that was inexact), after which rounding to 11 or 8 bits gives what direct rounding would, because f32 has
-//! more than two bits more (Boldo, Melquiond, Emulation of FMA and correctly rounded sums, 2008).
+//! One load, one multiplication and one store per register; the floor is memory. f16 and bf16 go through f32 registers.
+//! f64 to a half must round once: it is rounded to f32 **to odd** first (toward zero, with the last bit set if that was
+//! inexact), after which rounding to 11 or 8 bits gives what direct rounding would, because f32 has more than two bits
+//! more (S. Boldo, G. Melquiond, Emulation of FMA and correctly rounded sums, 2008).
 
 use super::lanes::{Kernel, Lanes};
 use super::{Scalar, dispatch, isa};
 use crate::tensor::{DType, Element};
 
-/// `dst[i] = scale · src[i]`. `scale` is a power of two (so the product is exact but for under- and overflow) and
-/// is applied before any narrowing, which rounds to nearest, ties to even. A NaN stays a NaN.
+/// Converts storage to arithmetic: `dst[i] = scale · src[i]`.
+///
+/// `scale` is a power of two, so that the product is exact but for under- and overflow. It is applied before any
+/// narrowing, which rounds to nearest, ties to even. A NaN stays a NaN.
 ///
 /// # Panics
 /// If the lengths differ.
@@ -18,13 +21,13 @@ pub fn convert<E: Element, T: Scalar>(src: &[E], dst: &mut [T], scale: f64) {
     convert_any(src, &[], dst, scale);
 }
 
-/// As [`convert`], after asking for the cache lines of `next`, which is to be converted soon.
+/// Prefetches `next`, which is to be converted soon, and converts `src` as [`convert`] does.
 #[cfg(feature = "linalg")]
 pub(crate) fn convert_before<E: Element, T: Scalar>(src: &[E], next: &[E], dst: &mut [T], scale: f64) {
     convert_any(src, next, dst, scale);
 }
 
-/// The reverse of [`convert`]: arithmetic to storage.
+/// Converts arithmetic to storage: `dst[i] = scale · src[i]`, with `scale` and rounding as in [`convert`].
 ///
 /// # Panics
 /// If the lengths differ.
@@ -32,11 +35,13 @@ pub fn convert_back<T: Scalar, E: Element>(src: &[T], dst: &mut [E], scale: f64)
     convert_any(src, &[], dst, scale);
 }
 
+/// Converts between any two types.
 fn convert_any<A: Element, B: Element>(src: &[A], next: &[A], dst: &mut [B], scale: f64) {
     assert_eq!(src.len(), dst.len(), "convert: lengths differ");
     dispatch(isa(), Convert { src, next, dst, scale });
 }
 
+/// The arguments of [`convert_any`], as a kernel.
 struct Convert<'a, A, B> {
     src: &'a [A],
     next: &'a [A],
@@ -56,7 +61,7 @@ impl<A: Element, B: Element> Kernel for Convert<'_, A, B> {
             (DType::F64, DType::F64) => same::<S, f64, A, B>(s, src, dst, scale),
             (DType::F64, _) => from_f64::<S, A, B>(s, src, dst, scale),
             (_, DType::F64) => to_f64::<S, A, B>(s, src, dst, scale),
-            // A power of two beyond f32 would lose the product's exactness.
+            // The product is exact in f32 only if the power of two itself is a normal f32.
             _ if scale as f32 as f64 == scale && (scale as f32).is_normal() => same::<S, f32, A, B>(s, src, dst, scale),
             _ => {
                 for (d, x) in dst.iter_mut().zip(src) {
@@ -67,7 +72,7 @@ impl<A: Element, B: Element> Kernel for Convert<'_, A, B> {
     }
 }
 
-/// Through registers of `T`, which holds every `A`.
+/// Converts through registers of `T`, a type that holds every value of `A`.
 #[inline(always)]
 fn same<S: Lanes, T: Scalar, A: Element, B: Element>(s: S, src: &[A], dst: &mut [B], scale: f64) {
     let lanes = T::lanes::<S>();
@@ -75,7 +80,7 @@ fn same<S: Lanes, T: Scalar, A: Element, B: Element>(s: S, src: &[A], dst: &mut 
     let (whole, rest) = src.split_at(src.len() - src.len() % lanes);
     let (dst, dst_rest) = dst.split_at_mut(whole.len());
     for (x, d) in whole.chunks_exact(lanes).zip(dst.chunks_exact_mut(lanes)) {
-        // SAFETY: chunks of `lanes` elements.
+        // SAFETY: both chunks have `lanes` elements.
         unsafe { T::vstore::<S, B>(s, d.as_mut_ptr(), T::vmul(s, T::vload::<S, A>(s, x.as_ptr()), factor)) };
     }
     for (x, d) in rest.iter().zip(dst_rest) {
@@ -83,10 +88,10 @@ fn same<S: Lanes, T: Scalar, A: Element, B: Element>(s: S, src: &[A], dst: &mut 
     }
 }
 
-/// Elements converted at a time through a buffer on the stack.
+/// The number of elements that are converted at a time through a buffer on the stack.
 const CHUNK: usize = 256;
 
-/// f32 and halves to f64: to f32 in L1, then up, then scaled.
+/// Converts f32 and halves to f64: to f32 in L1, then to f64, then scaled. `B` is f64.
 #[inline(always)]
 fn to_f64<S: Lanes, A: Element, B: Element>(s: S, src: &[A], dst: &mut [B], scale: f64) {
     let mut single = [0f32; CHUNK];
@@ -100,7 +105,7 @@ fn to_f64<S: Lanes, A: Element, B: Element>(s: S, src: &[A], dst: &mut [B], scal
     }
 }
 
-/// f64 to f32 or a half: scaled, down to f32 in L1 (to odd before a half), then on.
+/// Converts f64 to f32 or a half: scaled, rounded to f32 in L1 (to odd before a half), then to `B`. `A` is f64.
 #[inline(always)]
 fn from_f64<S: Lanes, A: Element, B: Element>(s: S, src: &[A], dst: &mut [B], scale: f64) {
     let mut single = [0f32; CHUNK];
@@ -115,7 +120,7 @@ fn from_f64<S: Lanes, A: Element, B: Element>(s: S, src: &[A], dst: &mut [B], sc
     }
 }
 
-/// `x` rounded toward zero, with the last bit set if that was inexact. Branch-free.
+/// Rounds `x` to odd: toward zero, with the last bit set if that was inexact. It is free of branches.
 #[inline(always)]
 fn round_to_odd(x: f64) -> f32 {
     let near = x as f32;

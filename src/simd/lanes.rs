@@ -4,7 +4,7 @@ use bytemuck::Pod;
 use half::{bf16, f16};
 use pulp::Simd;
 
-use super::Isa;
+use super::isa::Isa;
 use crate::tensor::{DType, Element};
 
 /// One register of f32.
@@ -14,82 +14,87 @@ pub type F64s<S> = <<S as Lanes>::Simd as Simd>::f64s;
 
 /// A function that is compiled once per instruction set; see [`dispatch`](super::dispatch).
 pub trait Kernel {
-    /// What it returns.
+    /// The type of the result.
     type Output;
-    /// The body. Mark it, and all it calls, `#[inline(always)]`.
+    /// Runs the kernel, compiled for the instruction set of `s`. Mark it, and all that it calls, `#[inline(always)]`.
     fn run<S: Lanes>(self, s: S) -> Self::Output;
 }
 
-/// An instruction set that the CPU was seen to have.
+/// A token that proves that the CPU has an instruction set, with the operations that pulp's token lacks.
 pub trait Lanes: Copy + Send + Sync + 'static {
-    /// pulp's token for its arithmetic.
+    /// pulp's token for the arithmetic of this instruction set.
     type Simd: Simd;
-    /// Its name.
+    /// The name of the instruction set.
     const ISA: Isa;
-    /// Do additions and multiply-adds run in different units, so that a mix of both is faster than either? They do on
-    /// AMD since Zen; elsewhere a multiply-add costs what an addition costs.
+    /// Whether additions and multiply-adds may run in different units, so that a mix of both is faster than either.
+    /// They do on AMD since Zen; on other CPUs a multiply-add costs what an addition costs, so that the mix does no
+    /// harm.
     const ADDS_BESIDE_FMAS: bool;
 
-    /// pulp's token.
+    /// Returns pulp's token.
     fn simd(self) -> Self::Simd;
     /// Compiles `f` with this instruction set and calls it.
     fn vectorize<F: pulp::NullaryFnOnce>(self, f: F) -> F::Output;
-    /// Asks for the cache line at `at`, which need not be a valid address, to be read and written soon.
+    /// Prefetches the cache line at `at`, which is to be read and written soon and need not be a valid address.
     #[inline(always)]
     fn prefetch(self, at: *const u8) {
         let _ = at;
     }
-    /// Lane `i` of the result is lane `i ^ D` of `a`; `D` is a power of two below the number of lanes.
+    /// Exchanges lanes at distance `D`: lane `i` of the result is lane `i ^ D` of `a`. `D` is a power of two below the
+    /// number of lanes.
     fn xor_f32s<const D: usize>(self, a: F32s<Self>) -> F32s<Self>;
-    /// As [`xor_f32s`](Self::xor_f32s).
+    /// Exchanges lanes at distance `D`: lane `i` of the result is lane `i ^ D` of `a`. `D` is a power of two below the
+    /// number of lanes.
     fn xor_f64s<const D: usize>(self, a: F64s<Self>) -> F64s<Self>;
 
-    /// Widens as many f16 as a register has f32 lanes.
+    /// Loads and widens as many f16 as a register has f32 lanes.
     ///
     /// # Safety
-    /// So many are readable at `src`.
+    /// As many f16 as a register has f32 lanes are readable at `src`.
     unsafe fn load_f16(self, src: *const f16) -> F32s<Self>;
-    /// Rounds to nearest, ties to even.
+    /// Rounds each lane to f16, to nearest with ties to even, and stores them.
     ///
     /// # Safety
-    /// One register of f16 is writable at `dst`.
+    /// As many initialized f16 as a register has f32 lanes are writable at `dst`.
     unsafe fn store_f16(self, dst: *mut f16, a: F32s<Self>);
-    /// Widens as many bf16 as a register has f32 lanes.
+    /// Loads and widens as many bf16 as a register has f32 lanes.
     ///
     /// # Safety
-    /// So many are readable at `src`.
+    /// As many bf16 as a register has f32 lanes are readable at `src`.
     #[inline(always)]
     unsafe fn load_bf16(self, src: *const bf16) -> F32s<Self> {
         let mut a: F32s<Self> = bytemuck::Zeroable::zeroed();
         let wide: &mut [f32] = bytemuck::cast_slice_mut(std::slice::from_mut(&mut a));
         for (i, wide) in wide.iter_mut().enumerate() {
-            // SAFETY: `i` is below the number of lanes.
+            // SAFETY: `i` is below the number of lanes, and so many are readable by this function's contract.
             *wide = bf16_to_f32(unsafe { *src.add(i) });
         }
         a
     }
-    /// Rounds to nearest, ties to even.
+    /// Rounds each lane to bf16, to nearest with ties to even, and stores them.
     ///
     /// # Safety
-    /// One register of bf16 is writable at `dst`.
+    /// As many bf16 as a register has f32 lanes are writable at `dst`.
     #[inline(always)]
     unsafe fn store_bf16(self, dst: *mut bf16, a: F32s<Self>) {
         let wide: &[f32] = bytemuck::cast_slice(std::slice::from_ref(&a));
         for (i, &wide) in wide.iter().enumerate() {
-            // SAFETY: `i` is below the number of lanes.
+            // SAFETY: `i` is below the number of lanes, and so many are writable by this function's contract.
             unsafe { *dst.add(i) = f32_to_bf16(wide) };
         }
     }
 }
 
-/// Widening is a shift. Branch-free, so that loops over it become vector code.
+/// Widens bf16 by a shift. It is free of branches, so that loops over it become vector code.
 #[inline(always)]
 pub(super) fn bf16_to_f32(x: bf16) -> f32 {
     f32::from_bits((x.to_bits() as u32) << 16)
 }
 
-/// Nearest, ties to even: add half of the last place kept, less one if that place is even. A NaN keeps its upper
-/// half and becomes quiet. Branch-free.
+/// Rounds to bf16, to nearest with ties to even. A NaN keeps its upper half and becomes quiet.
+///
+/// It adds half of the last place that is kept, less one if that place is even, and is free of branches, so that loops
+/// over it become vector code.
 #[inline(always)]
 pub(super) fn f32_to_bf16(x: f32) -> bf16 {
     let u = x.to_bits();
@@ -98,56 +103,57 @@ pub(super) fn f32_to_bf16(x: f32) -> bf16 {
     bf16::from_bits(if u & 0x7fff_ffff > 0x7f80_0000 { nan } else { rounded } as u16)
 }
 
-/// Any type into a register, lane by lane.
+/// Loads a register `V` of `T` from elements of any type, lane by lane.
 ///
 /// # Safety
-/// As [`Vector::vload`].
+/// As many elements as `V` has lanes are readable at `src`.
 #[inline(always)]
 unsafe fn load_each<V: Pod, T: Element, E: Element>(src: *const E) -> V {
     let mut a = V::zeroed();
     let lanes: &mut [T] = bytemuck::cast_slice_mut(std::slice::from_mut(&mut a));
     for (i, lane) in lanes.iter_mut().enumerate() {
-        // SAFETY: `i` is below the number of lanes.
+        // SAFETY: `i` is below the number of lanes, and so many are readable by this function's contract.
         *lane = T::from_f64(unsafe { *src.add(i) }.to_f64());
     }
     a
 }
 
-/// A register into any type, lane by lane.
+/// Stores a register `V` of `T` as elements of any type, lane by lane.
 ///
 /// # Safety
-/// As [`Vector::vstore`].
+/// As many elements as `V` has lanes are writable at `dst`.
 #[inline(always)]
 unsafe fn store_each<V: Pod, T: Element, E: Element>(dst: *mut E, a: V) {
     let lanes: &[T] = bytemuck::cast_slice(std::slice::from_ref(&a));
     for (i, lane) in lanes.iter().enumerate() {
-        // SAFETY: `i` is below the number of lanes.
+        // SAFETY: `i` is below the number of lanes, and so many are writable by this function's contract.
         unsafe { *dst.add(i) = E::from_f64(lane.to_f64()) };
     }
 }
 
 /// Operations on one register of an arithmetic type, on any instruction set.
 pub trait Vector: Pod {
-    /// One register.
+    /// The type of one register.
     type V<S: Lanes>: Pod + Send + Sync;
-    /// 1 and −1.
+    /// The numbers 1 and −1.
     const SIGNS: [Self; 2];
 
-    /// Lanes of one register.
+    /// The number of lanes of one register.
     fn lanes<S: Lanes>() -> usize;
-    /// `x` in every lane.
+    /// Returns `x` in every lane.
     fn vsplat<S: Lanes>(s: S, x: Self) -> Self::V<S>;
-    /// `a + b`.
+    /// Returns `a + b`, lane by lane.
     fn vadd<S: Lanes>(s: S, a: Self::V<S>, b: Self::V<S>) -> Self::V<S>;
-    /// `a − b`.
+    /// Returns `a − b`, lane by lane.
     fn vsub<S: Lanes>(s: S, a: Self::V<S>, b: Self::V<S>) -> Self::V<S>;
-    /// `a · b`.
+    /// Returns `a · b`, lane by lane.
     fn vmul<S: Lanes>(s: S, a: Self::V<S>, b: Self::V<S>) -> Self::V<S>;
-    /// `a · b + c`, rounded once where that is fast.
+    /// Returns `a · b + c`, lane by lane, rounded once where the instruction set has a fused multiply-add, else twice.
     fn vfma<S: Lanes>(s: S, a: Self::V<S>, b: Self::V<S>, c: Self::V<S>) -> Self::V<S>;
-    /// Lane `i` of the result is lane `i ^ D`.
+    /// Exchanges lanes at distance `D`: lane `i` of the result is lane `i ^ D` of `a`. `D` is a power of two below the
+    /// number of lanes.
     fn vxor<const D: usize, S: Lanes>(s: S, a: Self::V<S>) -> Self::V<S>;
-    /// The vector of `±1` of the butterfly at lane distance `D`: −1 in the second lane of each pair.
+    /// Returns the signs of the butterfly at lane distance `D`: −1 in the second lane of each pair, 1 in the first.
     #[inline(always)]
     fn vsigns<const D: usize, S: Lanes>(s: S) -> Self::V<S> {
         let mut signs = Self::vsplat(s, Self::SIGNS[0]);
@@ -160,19 +166,19 @@ pub trait Vector: Pod {
         signs
     }
 
-    /// Loads one register of `E`, widening (or rounding to nearest, ties to even).
+    /// Loads one register from elements of type `E`, widened, or rounded to nearest with ties to even.
     ///
     /// # Safety
     /// `lanes::<S>()` elements are readable at `src`, at any alignment that `E` has.
     unsafe fn vload<S: Lanes, E: Element>(s: S, src: *const E) -> Self::V<S>;
-    /// Stores one register as `E`, rounding to nearest, ties to even.
+    /// Stores one register as elements of type `E`, widened, or rounded to nearest with ties to even.
     ///
     /// # Safety
     /// `lanes::<S>()` elements are writable at `dst`.
     unsafe fn vstore<S: Lanes, E: Element>(s: S, dst: *mut E, a: Self::V<S>);
 
-    /// The butterfly between lanes at distance `D`: `a_i + a_{i+D}` and `a_i − a_{i+D}` in place of the pair. A
-    /// shuffle and a fused multiply-add by ±1, which rounds once, as the sum does.
+    /// Does the butterfly between lanes at distance `D`: `a_i + a_{i+D}` and `a_i − a_{i+D}` take the place of each
+    /// pair. It is a shuffle and a multiply-add by ±1, whose product is exact, so that it rounds once, as a sum does.
     #[inline(always)]
     fn vbutterfly<const D: usize, S: Lanes>(s: S, a: Self::V<S>) -> Self::V<S> {
         Self::vfma(s, a, Self::vsigns::<D, S>(s), Self::vxor::<D, S>(s, a))
@@ -213,7 +219,8 @@ impl Vector for f32 {
     }
     #[inline(always)]
     unsafe fn vload<S: Lanes, E: Element>(s: S, src: *const E) -> F32s<S> {
-        // SAFETY: the caller's, in each arm; an arm is taken for the type that it names.
+        // SAFETY: guaranteed by this function's contract: one register of `E` is readable. An arm is taken only if `E`
+        // is the type that it casts to, and alignment does not matter to it.
         unsafe {
             match E::DTYPE {
                 DType::F32 => src.cast::<F32s<S>>().read_unaligned(),
@@ -225,7 +232,8 @@ impl Vector for f32 {
     }
     #[inline(always)]
     unsafe fn vstore<S: Lanes, E: Element>(s: S, dst: *mut E, a: F32s<S>) {
-        // SAFETY: as in `vload`.
+        // SAFETY: guaranteed by this function's contract: one register of `E` is writable. An arm is taken only if `E`
+        // is the type that it casts to, and alignment does not matter to it.
         unsafe {
             match E::DTYPE {
                 DType::F32 => dst.cast::<F32s<S>>().write_unaligned(a),
@@ -271,7 +279,8 @@ impl Vector for f64 {
     }
     #[inline(always)]
     unsafe fn vload<S: Lanes, E: Element>(_s: S, src: *const E) -> F64s<S> {
-        // SAFETY: the caller's, in each arm; an arm is taken for the type that it names.
+        // SAFETY: guaranteed by this function's contract: one register of `E` is readable. An arm is taken only if `E`
+        // is the type that it casts to, and alignment does not matter to it.
         unsafe {
             match E::DTYPE {
                 DType::F64 => src.cast::<F64s<S>>().read_unaligned(),
@@ -281,7 +290,8 @@ impl Vector for f64 {
     }
     #[inline(always)]
     unsafe fn vstore<S: Lanes, E: Element>(_s: S, dst: *mut E, a: F64s<S>) {
-        // SAFETY: as in `vload`.
+        // SAFETY: guaranteed by this function's contract: one register of `E` is writable. An arm is taken only if `E`
+        // is the type that it casts to, and alignment does not matter to it.
         unsafe {
             match E::DTYPE {
                 DType::F64 => dst.cast::<F64s<S>>().write_unaligned(a),

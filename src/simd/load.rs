@@ -1,9 +1,9 @@
-//! Loads fused with a product: storage to arithmetic inside a kernel, one pass.
+//! Loads fused with a product: storage to arithmetic inside a kernel, in one pass.
 
 use super::{Lanes, Scalar};
 use crate::tensor::Element;
 
-/// `dst[i] = factors[i] · src[i]`, widened to `T` (or rounded to it) before the product.
+/// Computes `dst[i] = factors[i] · src[i]`, with `src[i]` widened to `T` (or rounded to it) before the product.
 ///
 /// # Panics
 /// If the lengths differ.
@@ -27,8 +27,8 @@ pub(crate) fn load_times<S: Lanes, E: Element, T: Scalar>(s: S, src: &[E], facto
     }
 }
 
-/// `dst[i] = factor · src[i]`, widened to `T` (or rounded to it) before the product, or `dst[i] +=` that, rounded twice: the same on
-/// every instruction set.
+/// Computes `dst[i] = factor · src[i]`, or adds it if `add`, with `src[i]` widened to `T` (or rounded to it) before the
+/// product. Product and sum are rounded one after the other, so that every instruction set gives the same bits.
 ///
 /// # Panics
 /// If the lengths differ.
@@ -56,7 +56,7 @@ pub(crate) fn load_scaled<S: Lanes, E: Element, T: Scalar>(s: S, src: &[E], fact
     }
 }
 
-/// `dst[i] += factors[i] · src[i]`.
+/// Computes `dst[i] += factors[i] · src[i]`.
 ///
 /// # Panics
 /// If the lengths differ.
@@ -81,7 +81,7 @@ pub(crate) fn add_times<S: Lanes, T: Scalar>(s: S, src: &[T], factors: &[T], dst
     }
 }
 
-/// `dst[i] = src[i]`, or `dst[i] += src[i]`.
+/// Computes `dst[i] = src[i]`, or `dst[i] += src[i]` if `add`.
 ///
 /// # Panics
 /// If the lengths differ.
@@ -107,14 +107,14 @@ pub(crate) fn write<S: Lanes, T: Scalar>(s: S, src: &[T], dst: &mut [T], add: bo
     }
 }
 
-/// `sum += Σ ±lines[k]` over the `2k + minus` of `which`, in that order.
+/// Computes `sum += Σ ±lines[k]` over the members `2k + minus` of `which`, in their order; `minus` is 1 for −.
 ///
 /// # Panics
-/// If a `k` is no line.
+/// If there is no line `k`.
 #[inline(always)]
 pub(crate) fn add_lines<S: Lanes, T: Scalar, const W: usize>(s: S, lines: &[[T; W]], which: &[u32], sum: &mut [T; W]) {
     let lanes = T::lanes::<S>();
-    // As many sums at once as there are, up to four. Loops, since closures are not compiled for the instruction set.
+    // Up to four registers of sums at once. Loops, because closures are not compiled for the instruction set.
     let mut first = 0;
     while first < W {
         if W.is_multiple_of(4 * lanes) {
@@ -130,7 +130,7 @@ pub(crate) fn add_lines<S: Lanes, T: Scalar, const W: usize>(s: S, lines: &[[T; 
     }
 }
 
-/// [`add_lines`] for the `R` registers from element `first` on.
+/// Does [`add_lines`] for the `R` registers from element `first` on.
 #[inline(always)]
 fn add_registers<const R: usize, S: Lanes, T: Scalar, const W: usize>(
     s: S,
@@ -144,19 +144,19 @@ fn add_registers<const R: usize, S: Lanes, T: Scalar, const W: usize>(
     let signs = [T::from_f64(1.0), T::from_f64(-1.0)];
     let mut sums = [T::vsplat(s, T::zeroed()); R];
     for (i, v) in sums.iter_mut().enumerate() {
-        // SAFETY: the assertion.
+        // SAFETY: the register ends at most at `first + R * lanes`, which is within `sum` by the assertion.
         *v = unsafe { T::vload::<S, T>(s, sum.as_ptr().add(first + i * lanes)) };
     }
     for &k in which {
         let (line, sign) = (&lines[(k >> 1) as usize], T::vsplat(s, signs[(k & 1) as usize]));
         for (i, v) in sums.iter_mut().enumerate() {
-            // SAFETY: the assertion.
+            // SAFETY: the register ends at most at `first + R * lanes`, which is within a line by the assertion.
             let x = unsafe { T::vload::<S, T>(s, line.as_ptr().add(first + i * lanes)) };
             *v = T::vfma(s, x, sign, *v);
         }
     }
     for (i, &v) in sums.iter().enumerate() {
-        // SAFETY: the assertion.
+        // SAFETY: the register ends at most at `first + R * lanes`, which is within `sum` by the assertion.
         unsafe { T::vstore::<S, T>(s, sum.as_mut_ptr().add(first + i * lanes), v) };
     }
 }

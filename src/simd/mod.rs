@@ -1,4 +1,4 @@
-//! The only place that names instruction sets.
+//! Instruction sets: the only place that names them.
 //!
 //! ```text
 //!   Kernel (one generic body)  --dispatch(isa)-->  run::<S: Lanes, ..>      S: Portable | Avx2 | Avx512 | Neon
@@ -10,10 +10,11 @@
 //! calls must be `#[inline(always)]`, or it is compiled for the baseline instruction set.
 //!
 //! Arithmetic comes from `pulp`'s tokens. What pulp lacks is added here, a few lines per instruction set: exchange
-//! of lanes at distance `D`, and loads and stores of f16 and bf16. Storage types are
-//! [`Element`]s; [`convert`] changes whole slices.
+//! of lanes at distance `D`, and loads and stores of f16 and bf16. Storage types are [`Element`]s; [`convert`] changes
+//! whole slices.
 
 pub mod convert;
+mod isa;
 mod lanes;
 #[cfg(feature = "linalg")]
 pub(crate) mod load;
@@ -27,14 +28,14 @@ pub(crate) mod transpose;
 mod x86;
 
 use std::cell::Cell;
-use std::fmt;
 
+pub use isa::Isa;
 pub use lanes::{F32s, F64s, Kernel, Lanes, Vector};
 pub use portable::Portable;
 
 use crate::tensor::Element;
 
-/// What else an arithmetic type has: the operators; with the feature `linalg` also all that faer's algorithms ask for.
+/// The operators of an arithmetic type and, with the feature `linalg`, all that faer's algorithms need of it.
 #[cfg(feature = "linalg")]
 mod arithmetic {
     pub trait Arithmetic: faer::traits::RealField + faer::traits::num_traits::Float {}
@@ -52,13 +53,13 @@ mod arithmetic {
     impl Arithmetic for f64 {}
 }
 
-/// Arithmetic types: `f32` and `f64`. Sealed through [`Element`].
+/// The arithmetic types `f32` and `f64`. The trait is sealed through [`Element`].
 pub trait Scalar: Element + Vector + arithmetic::Arithmetic {
-    /// Unit roundoff times two: the spacing at 1.
+    /// The distance from 1 to the next larger value: twice the unit roundoff.
     const EPSILON: f64;
-    /// Largest finite value.
+    /// The largest finite value.
     const MAX: f64;
-    /// Smallest positive normal value.
+    /// The smallest positive normal value.
     const MIN_POSITIVE: f64;
 }
 
@@ -74,21 +75,8 @@ impl Scalar for f64 {
     const MIN_POSITIVE: f64 = f64::MIN_POSITIVE;
 }
 
-/// An instruction set that the kernels are compiled for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Isa {
-    /// One lane; whatever the compiler makes of it for the baseline target.
-    Portable,
-    /// x86-64 with AVX2, FMA and F16C: 256 bits, 16 registers.
-    Avx2,
-    /// x86-64 with AVX-512 F, BW, CD, DQ, VL: 512 bits, 32 registers.
-    Avx512,
-    /// AArch64: 128 bits, 32 registers.
-    Neon,
-}
-
 impl Isa {
-    /// Those that this machine has, the best one last.
+    /// Returns the instruction sets that this machine has, the best one last.
     pub fn available() -> Vec<Isa> {
         let mut found = vec![Isa::Portable];
         #[cfg(target_arch = "x86_64")]
@@ -101,17 +89,7 @@ impl Isa {
         found
     }
 
-    /// `"portable"`, `"avx2"`, `"avx512"` or `"neon"`.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Isa::Portable => "portable",
-            Isa::Avx2 => "avx2",
-            Isa::Avx512 => "avx512",
-            Isa::Neon => "neon",
-        }
-    }
-
-    /// The best one of this machine.
+    /// Returns the best instruction set that this machine has.
     fn best() -> Isa {
         #[cfg(target_arch = "x86_64")]
         {
@@ -130,28 +108,22 @@ impl Isa {
     }
 }
 
-impl fmt::Display for Isa {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
 thread_local! {
-    /// What [`with_isa`] asked for on this thread.
+    /// The instruction set that [`with_isa`] fixed on this thread.
     static FORCED: Cell<Option<Isa>> = const { Cell::new(None) };
-    /// What the latest kernel of this thread was compiled for.
+    /// The instruction set that the latest kernel of this thread was compiled for.
     static LATEST: Cell<Option<Isa>> = const { Cell::new(None) };
 }
 
-/// The instruction set that kernels called from this thread use: the best one of the machine.
+/// Returns the instruction set that kernels called from this thread use: the best one of the machine.
 ///
 /// A parallel function reads it once, at its entry, and hands it to its tasks, so that all of them agree.
 pub fn isa() -> Isa {
     FORCED.get().unwrap_or_else(Isa::best)
 }
 
-/// Runs `f` with [`isa`] fixed on this thread, for tests and benches. One that the machine lacks gives the portable
-/// kernels.
+/// Runs `f` with [`isa`] fixed on this thread, for tests and benches. If the machine lacks the instruction set, the
+/// portable kernels run.
 #[doc(hidden)]
 pub fn with_isa<R>(isa: Isa, f: impl FnOnce() -> R) -> R {
     struct Restore(Option<Isa>);
@@ -164,13 +136,13 @@ pub fn with_isa<R>(isa: Isa, f: impl FnOnce() -> R) -> R {
     f()
 }
 
-/// The instruction set that the latest kernel on this thread was compiled for: proof of which path ran.
+/// Returns the instruction set that the latest kernel on this thread was compiled for, as proof of which path ran.
 #[doc(hidden)]
 pub fn latest_isa() -> Option<Isa> {
     LATEST.get()
 }
 
-/// Runs `kernel` compiled for `isa`, or for the portable one where the machine lacks it.
+/// Runs `kernel` compiled for `isa`, or the portable kernel if the machine lacks `isa`.
 #[inline]
 pub fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
     #[cfg(target_arch = "x86_64")]
@@ -195,6 +167,7 @@ pub fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
     enter(Portable, kernel)
 }
 
+/// Runs `kernel` compiled for the instruction set of `s`, and notes that it did.
 #[inline]
 fn enter<S: Lanes, K: Kernel>(s: S, kernel: K) -> K::Output {
     struct Entered<S, K>(S, K);

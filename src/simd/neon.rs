@@ -1,11 +1,12 @@
-//! NEON: lane exchange. f16 goes through `half`, which uses the CPU's conversion where it has one.
+//! NEON: exchange of lanes, and f16 through `half`, which uses the CPU's conversion where it has one.
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 use pulp::aarch64::Neon;
 use pulp::{cast, f32x4, f64x2};
 
-use super::{Isa, Lanes};
+use super::isa::Isa;
+use super::lanes::Lanes;
 
 impl Lanes for Neon {
     type Simd = Neon;
@@ -36,14 +37,15 @@ impl Lanes for Neon {
     #[inline(always)]
     unsafe fn load_f16(self, src: *const f16) -> f32x4 {
         let mut wide = [0f32; 4];
-        // SAFETY: 4 f16 are readable.
+        // SAFETY: guaranteed by this function's contract: 4 f16 are readable, one for each lane of f32.
         unsafe { std::slice::from_raw_parts(src, 4) }.convert_to_f32_slice(&mut wide);
         cast!(wide)
     }
     #[inline(always)]
     unsafe fn store_f16(self, dst: *mut f16, a: f32x4) {
         let wide: [f32; 4] = cast!(a);
-        // SAFETY: 4 f16 are writable and initialized.
+        // SAFETY: guaranteed by this function's contract: 4 f16 are writable and initialized, one for each lane of f32,
+        // and the slice lives for this statement alone.
         unsafe { std::slice::from_raw_parts_mut(dst, 4) }.convert_from_f32_slice(&wide);
     }
 }

@@ -1,8 +1,9 @@
-//! One lane: no shuffles.
+//! The portable instruction set: registers of one lane, so that there is nothing to exchange.
 
 use half::f16;
 
-use super::{F32s, F64s, Isa, Lanes};
+use super::isa::Isa;
+use super::lanes::{F32s, F64s, Lanes};
 
 /// The token that every machine has.
 #[derive(Debug, Clone, Copy)]
@@ -31,12 +32,12 @@ impl Lanes for Portable {
     }
     #[inline(always)]
     unsafe fn load_f16(self, src: *const f16) -> f32 {
-        // SAFETY: the caller's.
+        // SAFETY: guaranteed by this function's contract: one f16 is readable, for the one lane.
         unsafe { *src }.to_f32()
     }
     #[inline(always)]
     unsafe fn store_f16(self, dst: *mut f16, a: f32) {
-        // SAFETY: the caller's.
+        // SAFETY: guaranteed by this function's contract: one f16 is writable, for the one lane.
         unsafe { *dst = f16::from_f32(a) };
     }
 }

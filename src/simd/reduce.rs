@@ -1,12 +1,12 @@
 //! Reductions that the input check and the certificates need: `max |x|`, `Σ x²` in f64, and whether all is finite.
 //!
-//! One pass, bytes of `x` read once. Elements are widened in blocks of `BLOCK` into a stack buffer that stays in L1,
-//! then folded into `LANES` independent f64 accumulators, so that the loop is a chain of vector FMAs for whatever
+//! One pass reads the bytes of `x` once. Elements are widened in blocks of `BLOCK` into a stack buffer that stays in
+//! L1, then folded into `LANES` independent f64 accumulators, so that the loop is a chain of vector FMAs for whatever
 //! instruction set runs it; the order of additions is fixed by the length alone.
 //!
-//! Sums of parts carry what they were rounded by (Knuth's two-sum). Plain addition errs by half a unit of the total for each part, and where many small
-//! parts are equal, as the columns of `A V` behind a few spikes are, all these errors have one sign: a certificate by subtraction was off by 19 eps of `‖A‖²`
-//! at 64×65.
+//! Sums of parts carry their rounding errors along (Knuth's two-sum). Plain addition errs by up to half a unit of the
+//! total for each part. Where many small parts are equal, as the columns of `A V` behind a few spikes are, all these
+//! errors have one sign, and a certificate by subtraction would be off by many eps of `‖A‖²`.
 
 use pulp::NullaryFnOnce;
 
@@ -14,21 +14,24 @@ use super::Scalar;
 use super::convert::convert;
 use crate::tensor::{DType, Element};
 
+/// The number of elements that are widened, or folded, at a time.
 const BLOCK: usize = 1024;
+/// The number of independent accumulators.
 const LANES: usize = 32;
-/// Elements of f32 that are summed plainly. (Of f16 and bf16 all sums are exact.)
+/// The number of f32 elements that are summed without carrying the rounding errors along. f16 and bf16 have sums that
+/// long exactly.
 const PART: usize = 4096;
 
-/// What [`statistics`] returns.
+/// The result of [`statistics`]: largest modulus, sum of squares, and whether all elements are finite.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Statistics {
-    /// `max |x|`, of finite ones.
+    /// The largest modulus `max |x|`, 0 without elements; unspecified unless `finite`.
     pub largest: f64,
-    /// `Σ x²`; infinite if it overflows f64.
+    /// The sum of squares `Σ x²`; infinite if it overflows f64.
     pub sum_squares: f64,
-    /// No NaN and no infinity.
+    /// Whether no element is a NaN or an infinity.
     pub finite: bool,
-    /// What `sum_squares` was rounded by.
+    /// The rounding error of `sum_squares`: the exact sum is about `sum_squares + lost`.
     lost: f64,
 }
 
@@ -39,7 +42,7 @@ impl Default for Statistics {
 }
 
 impl Statistics {
-    /// Of two parts taken together.
+    /// Returns the statistics of two parts taken together.
     pub fn merge(self, other: Self) -> Self {
         let (sum, lost) = two_sum(self.sum_squares, other.sum_squares);
         let (sum_squares, lost) = two_sum(sum, lost + self.lost + other.lost);
@@ -47,7 +50,7 @@ impl Statistics {
     }
 }
 
-/// `a + b` and what it was rounded by; nothing where it overflows.
+/// Returns `a + b` and its rounding error, which is 0 if the sum overflows.
 fn two_sum(a: f64, b: f64) -> (f64, f64) {
     let sum = a + b;
     let part = sum - a;
@@ -55,12 +58,12 @@ fn two_sum(a: f64, b: f64) -> (f64, f64) {
     (sum, if lost.is_finite() { lost } else { 0.0 })
 }
 
-/// `max |x|`, `Σ x²` and finiteness of `x`.
+/// Computes `max |x|` and `Σ x²` of the elements of `x`, and whether all of them are finite.
 pub fn statistics<E: Element>(x: &[E]) -> Statistics {
     statistics_of_lines(std::iter::once(x))
 }
 
-/// The same of several lines, faster than one by one where they are short.
+/// Computes the [`statistics`] of several lines taken together, faster than line by line where these are short.
 pub fn statistics_of_lines<'a, E: Element>(lines: impl Iterator<Item = &'a [E]>) -> Statistics {
     let arch = pulp::Arch::new();
     match E::DTYPE {
@@ -93,12 +96,16 @@ pub fn statistics_of_lines<'a, E: Element>(lines: impl Iterator<Item = &'a [E]>)
     }
 }
 
-/// `Σ x_i y_i` in f64; the order of additions is fixed by the length alone.
+/// Computes the inner product `Σ x_i y_i` in f64. The order of additions is fixed by the length alone.
+///
+/// # Panics
+/// If the lengths differ.
 pub fn dot<T: Scalar>(x: &[T], y: &[T]) -> f64 {
     assert_eq!(x.len(), y.len(), "vectors of one length");
     pulp::Arch::new().dispatch(Dot(x, y))
 }
 
+/// The arguments of [`dot`], to be dispatched.
 struct Dot<'a, T>(&'a [T], &'a [T]);
 
 impl<T: Scalar> NullaryFnOnce for Dot<'_, T> {
@@ -118,8 +125,8 @@ impl<T: Scalar> NullaryFnOnce for Dot<'_, T> {
     }
 }
 
-/// A reduction to be dispatched. Not a closure: what a closure calls is inlined into the vector code only while it is
-/// small, which these are not (a factorization of 256×256 in f32, one thread: 660 µs as a closure, 515 like this).
+/// The argument of [`fold`], to be dispatched. It is not a closure, because what a closure calls is inlined into the
+/// vector code only while it is small.
 struct Fold<'a>(&'a [f64]);
 
 impl NullaryFnOnce for Fold<'_> {
@@ -131,7 +138,7 @@ impl NullaryFnOnce for Fold<'_> {
     }
 }
 
-/// The same for f32.
+/// The arguments of [`Accumulator::add`], to be dispatched.
 struct Add<'a>(&'a mut Accumulator, &'a [f32]);
 
 impl NullaryFnOnce for Add<'_> {
@@ -143,7 +150,8 @@ impl NullaryFnOnce for Add<'_> {
     }
 }
 
-/// Of f32, `|x|` is ordered as its bits are: one integer maximum finds the largest and what is not finite.
+/// The running statistics of f32 elements. The modulus of an f32 is ordered as its bits are, so that one integer
+/// maximum finds both the largest and whether all are finite.
 #[derive(Default)]
 struct Accumulator {
     sums: [f64; LANES],
@@ -151,6 +159,7 @@ struct Accumulator {
 }
 
 impl Accumulator {
+    /// Adds the elements of `x`.
     #[inline(always)]
     fn add(&mut self, x: &[f32]) {
         let (mut sums, mut largest) = (self.sums, self.largest);
@@ -169,6 +178,7 @@ impl Accumulator {
         (self.sums, self.largest) = (sums, largest);
     }
 
+    /// Returns the statistics of all elements that were added.
     fn finish(self) -> Statistics {
         let largest = self.largest.into_iter().fold(0, u32::max);
         let finite = largest < f32::INFINITY.to_bits();
@@ -177,6 +187,7 @@ impl Accumulator {
     }
 }
 
+/// Computes the statistics of a block of f64.
 #[inline(always)]
 fn fold(x: &[f64]) -> Statistics {
     let mut sums = [0f64; LANES];
@@ -201,6 +212,7 @@ fn fold(x: &[f64]) -> Statistics {
     Statistics { largest, sum_squares, finite: !sum_squares.is_nan() && largest.is_finite(), lost: 0.0 }
 }
 
+/// Sums by halves: lane `i` and lane `i + LANES / 2` first.
 #[inline(always)]
 fn tree_sum(mut x: [f64; LANES]) -> f64 {
     let mut width = LANES / 2;

@@ -4,21 +4,21 @@
 //!   rows i and i + D, bit D of i clear:    a0 a1        a0 b0        lanes with bit D clear | set
 //!                                          b0 b1   ->   a1 b1
 //! ```
-//! Two lane exchanges and two blends for each pair: half an operation per element for L = 16.
+//! A round is two lane exchanges and two blends for each pair of rows. The side L of a square is the number of lanes.
 
 use faer::MatRef;
 
 use super::{Lanes, Scalar};
 use crate::tensor::Element;
 
-/// Largest side of a square.
+/// The largest side of a square: the most lanes that a register has.
 pub(crate) const MAX_SIDE: usize = 16;
 
-/// `dst[j·dst_step + i] = factor · src(i, j)`, widened to `T` (or rounded to it) before the product, for `i, j` below the
-/// number of lanes of `T`.
+/// Transposes a square: `dst[j·dst_step + i] = factor · src(i, j)` for `i` and `j` below the number of lanes of `T`.
+/// Elements are widened to `T` (or rounded to it) before the product.
 ///
 /// # Panics
-/// If there are fewer rows or columns, those rows are not contiguous, or `dst` is too short.
+/// If `src` has fewer rows or columns, its rows are not contiguous, or `dst` is too short.
 #[inline(always)]
 pub(crate) fn transpose_square<S: Lanes, E: Element, T: Scalar>(
     s: S,
@@ -34,7 +34,7 @@ pub(crate) fn transpose_square<S: Lanes, E: Element, T: Scalar>(
     let factor = T::vsplat(s, factor);
     let mut rows = [factor; MAX_SIDE];
     for (i, row) in rows[..lanes].iter_mut().enumerate() {
-        // SAFETY: the assertions: `lanes` contiguous elements of row `i < nrows` of the view.
+        // SAFETY: by the assertions, row `i < lanes` exists and its first `lanes` elements are contiguous.
         let x = unsafe { T::vload::<S, E>(s, src.as_ptr().offset(i as isize * src.row_stride())) };
         *row = T::vmul(s, x, factor);
     }
@@ -51,12 +51,12 @@ pub(crate) fn transpose_square<S: Lanes, E: Element, T: Scalar>(
         exchange::<8, S, T>(s, &mut rows, lanes);
     }
     for (i, &row) in rows[..lanes].iter().enumerate() {
-        // SAFETY: the assertion: `lanes` elements from `i · dst_step` on lie inside `dst`.
+        // SAFETY: by the assertion, `lanes` elements from `i * dst_step` on lie inside `dst`.
         unsafe { T::vstore::<S, T>(s, dst.as_mut_ptr().add(i * dst_step), row) };
     }
 }
 
-/// One round.
+/// Does one round: exchanges the off-diagonal `D × D` blocks of each `2D × 2D` block of the square.
 #[inline(always)]
 fn exchange<const D: usize, S: Lanes, T: Scalar>(s: S, rows: &mut [T::V<S>; MAX_SIDE], lanes: usize) {
     for i in 0..MAX_SIDE {
@@ -68,7 +68,7 @@ fn exchange<const D: usize, S: Lanes, T: Scalar>(s: S, rows: &mut [T::V<S>; MAX_
     }
 }
 
-/// Lanes with bit `D` clear from `a`, the others from `b`.
+/// Returns the lanes of `a` whose number has bit `D` clear, and the other lanes of `b`.
 #[inline(always)]
 fn blend<const D: usize, S: Lanes, T: Scalar>(a: T::V<S>, b: T::V<S>) -> T::V<S> {
     let lanes = T::lanes::<S>();

@@ -1,4 +1,4 @@
-//! AVX2 and AVX-512: lane exchange and half-precision loads and stores.
+//! AVX2 and AVX-512: exchange of lanes, and loads and stores of half precision.
 
 use core::arch::x86_64::{
     __m128i, __m256i, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _MM_HINT_T0, _mm_prefetch, _mm256_cvtph_ps,
@@ -8,9 +8,10 @@ use core::arch::x86_64::{
 use half::{bf16, f16};
 use pulp::{cast, f32x8, f32x16, f64x4, f64x8};
 
-use super::{Isa, Lanes};
+use super::isa::Isa;
+use super::lanes::Lanes;
 
-/// Words 1, 3, 5, ... of a register, in its lower half.
+/// The permutation that puts words 1, 3, 5, ... of a register into its lower half.
 const UPPER: [u16; 32] = {
     let mut words = [0; 32];
     let mut i = 0;
@@ -21,16 +22,18 @@ const UPPER: [u16; 32] = {
     words
 };
 
-/// `!((a & b) | c)`, for `ternarylogic`.
+/// The truth table of `!((a & b) | c)`, for `ternarylogic`.
 const NOT_AND_OR: i32 = 0b0001_0101;
 
-/// For `fixupimm`: where the second operand is a NaN the result is that, made quiet, and elsewhere the first.
+/// The table for `fixupimm` by which the result is the first operand, except where the second is a NaN: there it is
+/// that NaN, made quiet.
 const QUIET_NANS: i32 = 0x22;
 
+/// Rounding to nearest, ties to even, without exceptions.
 const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
 
 pulp::simd_type! {
-    /// pulp's V3 and F16C, which every AVX2 machine has but V3 does not name.
+    /// The token of AVX2: pulp's V3 and F16C, which every machine with AVX2 has but V3 does not name.
     pub(super) struct Avx2 {
         pub sse: "sse",
         pub sse2: "sse2",
@@ -57,7 +60,7 @@ impl Lanes for Avx2 {
 
     #[inline(always)]
     fn simd(self) -> pulp::x86::V3 {
-        // SAFETY: this token's features include those of V3.
+        // SAFETY: this token proves its features, and these include those of V3.
         unsafe { pulp::x86::V3::new_unchecked() }
     }
     #[inline(always)]
@@ -66,7 +69,7 @@ impl Lanes for Avx2 {
     }
     #[inline(always)]
     fn prefetch(self, at: *const u8) {
-        // SAFETY: a hint; it reads nothing and faults on no address.
+        // SAFETY: the instruction is a hint: it reads nothing and faults on no address.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
     #[inline(always)]
@@ -88,17 +91,17 @@ impl Lanes for Avx2 {
     }
     #[inline(always)]
     unsafe fn load_f16(self, src: *const f16) -> f32x8 {
-        // SAFETY: 8 f16 are readable; the token has F16C.
+        // SAFETY: 8 f16, one for each lane, are readable by this function's contract, and the token proves F16C.
         unsafe { cast!(_mm256_cvtph_ps(src.cast::<__m128i>().read_unaligned())) }
     }
     #[inline(always)]
     unsafe fn store_f16(self, dst: *mut f16, a: f32x8) {
-        // SAFETY: 8 f16 are writable; the token has F16C.
+        // SAFETY: 8 f16, one for each lane, are writable by this function's contract, and the token proves F16C.
         unsafe { dst.cast::<__m128i>().write_unaligned(_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(cast!(a))) }
     }
 }
 
-/// pulp's V4: AVX-512 F, BW, CD, DQ, VL.
+/// The token of AVX-512 F, BW, CD, DQ and VL: pulp's V4.
 pub(super) use pulp::x86::V4 as Avx512;
 
 impl Lanes for Avx512 {
@@ -116,7 +119,7 @@ impl Lanes for Avx512 {
     }
     #[inline(always)]
     fn prefetch(self, at: *const u8) {
-        // SAFETY: a hint; it reads nothing and faults on no address.
+        // SAFETY: the instruction is a hint: it reads nothing and faults on no address.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
     #[inline(always)]
@@ -140,35 +143,35 @@ impl Lanes for Avx512 {
     }
     #[inline(always)]
     unsafe fn load_f16(self, src: *const f16) -> f32x16 {
-        // SAFETY: 16 f16 are readable.
+        // SAFETY: 16 f16, one for each lane, are readable by this function's contract.
         cast!(self.avx512f._mm512_cvtph_ps(unsafe { src.cast::<__m256i>().read_unaligned() }))
     }
     #[inline(always)]
     unsafe fn store_f16(self, dst: *mut f16, a: f32x16) {
-        // SAFETY: 16 f16 are writable.
+        // SAFETY: 16 f16, one for each lane, are writable by this function's contract.
         unsafe { dst.cast::<__m256i>().write_unaligned(self.avx512f._mm512_cvtps_ph::<NEAREST>(cast!(a))) }
     }
     #[inline(always)]
     unsafe fn load_bf16(self, src: *const bf16) -> f32x16 {
-        // SAFETY: 16 bf16 are readable.
+        // SAFETY: 16 bf16, one for each lane, are readable by this function's contract.
         let x = unsafe { src.cast::<__m256i>().read_unaligned() };
         let f = self.avx512f;
         cast!(f._mm512_slli_epi32::<16>(f._mm512_cvtepu16_epi32(x)))
     }
-    /// As `f32_to_bf16` of the portable lanes. The instruction of AVX512-BF16 takes subnormals for zero.
+    /// Gives the bits of `f32_to_bf16`. The instruction of AVX512-BF16 would not: it takes subnormals for zero.
     #[inline(always)]
     unsafe fn store_bf16(self, dst: *mut bf16, a: f32x16) {
         let (f, splat) = (self.avx512f, |x| self.avx512f._mm512_set1_epi32(x));
         let u = cast!(a);
-        // u + 0x7fff + bit, where bit, the last one that is kept, sends ties to even; as u − !(0x7ffe + bit). With masks for
-        // it and for NaNs this took 1.3 times as long.
+        // u + 0x7fff + bit, where bit, the last one that is kept, sends ties to even; as u − !(0x7ffe + bit), which
+        // needs no mask.
         let bit = f._mm512_srli_epi32::<16>(u);
         let less = f._mm512_ternarylogic_epi32::<NOT_AND_OR>(bit, splat(1), splat(0x7ffe));
         let rounded = f._mm512_castsi512_ps(f._mm512_sub_epi32(u, less));
         let x = f._mm512_castps_si512(f._mm512_fixupimm_ps::<0>(rounded, cast!(a), splat(QUIET_NANS)));
-        // The upper halves side by side.
+        // The result has the upper halves side by side.
         let x = f._mm512_castsi512_si256(self.avx512bw._mm512_permutexvar_epi16(cast!(UPPER), x));
-        // SAFETY: 16 bf16 are writable.
+        // SAFETY: 16 bf16, one for each lane, are writable by this function's contract.
         unsafe { dst.cast::<__m256i>().write_unaligned(x) }
     }
 }

@@ -1,20 +1,20 @@
-//! Gaussian sketch: `Ω(i, j) = z(i, j) / √l`, `z` independent standard normals.
+//! The Gaussian sketch: `Ω(i, j) = z(i, j) / √l`, with independent standard normals `z`.
 //!
 //! ```text
 //!   for each block of `depth` rows of Ω:            A: m × n      Ω: n × l
 //!     generate the block, column by column           [   |###|   ]   [     ]
 //!     Y += A[:, block] · block                       [   |###|   ] · [#####]  -> Y
 //! ```
-//! Normal `j % 4` of Philox block `(j / 4) << 40 | i` is `z(i, j)`: any part of `Ω` is regenerated from its indices,
+//! `z(i, j)` is normal `j % 4` of Philox block `(j / 4) << 40 | i`: any part of `Ω` is regenerated from its indices,
 //! and a wider sketch of the same seed has the narrower one as its first columns (up to the factor `1/√l`). Four
-//! columns of a block are the four planes of consecutive counters, so generating writes whole vectors.
+//! columns of a block of rows are the four planes of consecutive counters, so that generating them writes whole
+//! vectors.
 //!
 //! Entries are f32 normals times the f32 nearest to `1/√l`, rounded to f32, also in f64 arithmetic: `Ω` is the same
 //! matrix in both.
 //!
-//! Cost: `2 m n l` flops plus `n l` normals; scratch `depth · l` elements, and for storage types other than the
-//! arithmetic one a tile of `A` per thread. `benches/sketch.rs`: 0.94 to 1.03 of the time of the bare product with
-//! `Ω` given, whose `Ω` has to come from memory.
+//! Cost: `2 m n l` flops plus `n l` normals. Scratch: `depth · l` elements, and for storage types other than the
+//! arithmetic type a tile of `A` per thread. Figures: `benches/NOTES.md`.
 
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatRef, Par};
@@ -26,7 +26,7 @@ use crate::rng::{Philox, stream};
 use crate::simd::{self, Kernel, Lanes, Scalar};
 use crate::tensor::{DType, Element};
 
-/// An n×l matrix of independent normals of variance `1/l`, generated where it is used.
+/// An n×l matrix of independent normals of variance `1/l`, whose parts are generated where they are used.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Gaussian {
     n: usize,
@@ -35,7 +35,7 @@ pub struct Gaussian {
     seed: u64,
 }
 
-/// Tuning, chosen by `benches/sketch.rs` on a Zen 5 server.
+/// Tuning constants, chosen by the bench `sketch`.
 struct Params {
     /// Rows of `Ω` generated at a time.
     depth: usize,
@@ -45,7 +45,7 @@ struct Params {
 const PARAMS: Params = Params { depth: 512, tile_rows: 128 };
 
 impl Gaussian {
-    /// An n×l Gaussian sketch.
+    /// Makes an n×l Gaussian sketch with the random numbers of `seed`.
     ///
     /// # Errors
     /// [`Empty`](crate::Error::Empty) if `n` or `l` is 0; [`TooLarge`](crate::Error::TooLarge) if `n >= 2^40` or
@@ -55,7 +55,7 @@ impl Gaussian {
         Ok(Gaussian { n, l, rng: Philox::new(seed, stream::GAUSSIAN), seed })
     }
 
-    /// The operator of the same seed in another stream.
+    /// Returns the sketch of the same shape and seed whose random numbers come from another stream.
     ///
     /// # Errors
     /// [`Option`](crate::Error::Option) if `stream >= 2^56`.
@@ -64,18 +64,19 @@ impl Gaussian {
         Ok(Gaussian { rng: Philox::new(self.seed, stream::GAUSSIAN | stream), ..self })
     }
 
-    /// The generator and `1/√l`, for kernels elsewhere.
+    /// Returns the generator and `1/√l`, for the kernels of a device.
     #[cfg(feature = "cuda")]
     pub(crate) fn parts(&self) -> (Philox, f32) {
         (self.rng, self.normalization())
     }
 
+    /// Returns `1/√l` rounded to f32.
     fn normalization(&self) -> f32 {
         (1.0 / (self.l as f64).sqrt()) as f32
     }
 
-    /// `panel = scale · Ω[first..first + depth, :]`, column-major with leading dimension `depth`, the columns padded
-    /// to a multiple of four.
+    /// Overwrites `panel` with `scale · Ω[first..first + depth, :]`, column-major with leading dimension `depth`; the
+    /// number of columns is padded to a multiple of four.
     fn generate<T: Scalar>(&self, first: usize, depth: usize, scale: f64, panel: &mut [T], par: Par) {
         let columns = |j4: usize, columns: &mut [T], narrow: &mut Vec<f32>| {
             let index = (j4 as u64) << ROW_BITS | first as u64;
@@ -96,6 +97,7 @@ impl Gaussian {
     }
 }
 
+/// Splits `x` into four columns of `depth` elements.
 fn planes(x: &mut [f32], depth: usize) -> [&mut [f32]; 4] {
     let (ab, cd) = x.split_at_mut(2 * depth);
     let (a, b) = ab.split_at_mut(depth);
@@ -151,7 +153,7 @@ impl SketchOperator for Gaussian {
     }
 }
 
-/// `scale · A` in `tile`, in the order of `A`'s own storage.
+/// Loads `scale · A` into `tile`, in the order in which `A` is stored, and returns it as a matrix.
 struct LoadTile<'a, 't, E, T> {
     source: Source<'a, E>,
     tile: &'t mut [T],

@@ -1,4 +1,4 @@
-//! Random embeddings `Y = A Ω`, `Ω` of shape n×l regenerated from a seed and never stored.
+//! Random embeddings `Y = A Ω`. `Ω` of shape n×l is regenerated from a seed and never stored.
 //!
 //! | operator | `Ω` | flops of `A Ω` | state |
 //! |---|---|---|---|
@@ -6,14 +6,15 @@
 //! | [`Srht`] | signed, sampled Hadamard blocks | `m n log2(r)` | `l` indices |
 //! | [`SparseSign`] | ζ entries ±1 in each row | `m n ζ` | O(1) |
 //!
-//! All are scaled so that `E[Ω Ωᵀ] = I`: lengths are kept in the mean (`E‖Ωᵀx‖² = ‖x‖²`). `√l · Ω` of the Gaussian
-//! has standard normal entries.
+//! All of them are scaled so that `E[Ω Ωᵀ] = I`: lengths are kept in the mean (`E‖Ωᵀx‖² = ‖x‖²`). `√l · Ω` of the
+//! Gaussian has standard normal entries.
 //!
 //! A sketch is linear in the rows of `Ω`, so [`apply_rows`](SketchOperator::apply_rows) takes any range of them with
-//! the columns of `A` that they meet: file tiles and MPI ranks add up their shares.
+//! the columns of `A` that they meet: tiles of a file and ranks of MPI add up their shares.
 //!
 //! `A` may have any storage type and any strides; half precision is widened in cache, a tile at a time. Work is split
-//! by rows of `Y`, never along the sum, in chunks that depend on shapes alone: the bits do not depend on threads.
+//! by rows of `Y`, never along the sum, in chunks that depend on shapes alone: the bits of `Y` do not depend on
+//! threads.
 
 mod gaussian;
 mod sparse_sign;
@@ -36,7 +37,7 @@ use crate::simd::transpose::{MAX_SIDE, transpose_square};
 use crate::simd::{self, Kernel, Lanes, Scalar};
 use crate::tensor::{ArithmeticMut, Element, MatView, arithmetic_mut, with_view};
 
-/// Which sketch to use.
+/// The kinds of random embeddings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Sketch {
     /// Independent normals: the strongest guarantees, the cost of a matrix product.
@@ -44,12 +45,12 @@ pub enum Sketch {
     /// Subsampled randomized Hadamard transform: the cost of reading `A`.
     #[default]
     Srht,
-    /// Eight signs in each row.
+    /// Eight entries ±1/√8 in each row, fewer if `l < 8`: the fewest operations.
     SparseSign,
 }
 
 impl Sketch {
-    /// `"gaussian"`, `"srht"` or `"sparse-sign"`.
+    /// Returns the name of the kind: `"gaussian"`, `"srht"` or `"sparse-sign"`.
     pub const fn name(self) -> &'static str {
         match self {
             Sketch::Gaussian => "gaussian",
@@ -80,9 +81,9 @@ impl std::str::FromStr for Sketch {
 
 /// An n×l random embedding that is applied without being formed.
 ///
-/// Four methods define one: its shape, its size, and [`entry`](Self::entry). Products with it form blocks of `Ω` from
-/// `entry` and multiply; the kinds of this crate have kernels in place of that, and a type of yours may have one by its
-/// own [`apply_rows`](Self::apply_rows).
+/// Four methods define an embedding: its shape, the size of its state, and [`entry`](Self::entry). By default a product
+/// forms blocks of `Ω` from `entry` and multiplies. The kinds of this crate have faster kernels, and a type of yours
+/// can have one if it implements [`apply_rows`](Self::apply_rows).
 ///
 /// ```
 /// use tensorslim::{MatRef, Par, SketchOperator};
@@ -112,25 +113,25 @@ impl std::str::FromStr for Sketch {
 /// # Ok::<(), tensorslim::Error>(())
 /// ```
 pub trait SketchOperator: Sync {
-    /// `n`.
+    /// The number of rows of `Ω`, `n`.
     fn nrows(&self) -> usize;
 
-    /// `l`.
+    /// The number of columns of `Ω`, `l`.
     fn ncols(&self) -> usize;
 
-    /// Bytes that the operator occupies, heap included. Scratch of a call is not counted.
+    /// The bytes that the operator occupies, heap included. The scratch of a call is not counted.
     fn state_bytes(&self) -> usize;
 
-    /// `Ω(i, j)`, from the definition.
+    /// The entry `Ω(i, j)`, from the definition.
     ///
     /// # Panics
     /// If `i >= n` or `j >= l`.
     fn entry(&self, i: usize, j: usize) -> f64;
 
-    /// `Y = scale · A Ω[rows, :]`, or `Y += …`.
+    /// Computes `Y = scale · A Ω[rows, :]`, or adds it to `Y`, as `accumulate` says.
     ///
     /// `A` is `m × rows.len()`, `Y` is `m × l`. `scale`, a power of two, multiplies the elements of `A` before they
-    /// are narrowed to `T`. An empty `rows` is a sum without terms.
+    /// are narrowed to `T`. With empty `rows` the product is zero.
     ///
     /// # Errors
     /// [`Error::Shape`] if the shapes do not agree or `rows` leaves `0..n`; [`Error::Option`] if `scale` is not a
@@ -150,8 +151,8 @@ pub trait SketchOperator: Sync {
         Ok(())
     }
 
-    /// [`apply_rows`](Self::apply_rows) after its checks, of at least one row of `Ω` and of `Y`: where the kinds of this
-    /// crate have their kernels. The default multiplies by blocks of entries.
+    /// Does the work of [`apply_rows`](Self::apply_rows) after its checks, for at least one row of `Ω` and of `Y`. The
+    /// kinds of this crate have their kernels here; the default multiplies by blocks of entries.
     #[doc(hidden)]
     fn product<E: Element, T: Scalar>(&self, a: MatRef<'_, E>, product: Product<'_, T>) {
         let Product { rows, scale, accumulate, y, par } = product;
@@ -162,7 +163,7 @@ pub trait SketchOperator: Sync {
         }
     }
 
-    /// `Y = A Ω`. `A` is `m × n`, `Y` is `m × l`.
+    /// Computes `Y = A Ω`. `A` is `m × n`, `Y` is `m × l`.
     ///
     /// # Errors
     /// [`Error::Shape`] if the shapes do not agree.
@@ -170,13 +171,13 @@ pub trait SketchOperator: Sync {
         self.apply_rows(0..self.nrows(), a, 1.0, Accum::Replace, y, par)
     }
 
-    /// `Ω` as a matrix, entry by entry. For tests and small problems.
+    /// Forms the n×l matrix `Ω` entry by entry, for tests and small problems.
     fn to_dense<T: Scalar>(&self) -> Mat<T> {
         Mat::from_fn(self.nrows(), self.ncols(), |i, j| T::from_f64(self.entry(i, j)))
     }
 }
 
-/// What a product with `A` is told besides `A`: the arguments of [`SketchOperator::apply_rows`].
+/// The arguments of [`SketchOperator::apply_rows`] besides `A`.
 #[doc(hidden)]
 #[derive(Debug)]
 pub struct Product<'y, T> {
@@ -187,18 +188,18 @@ pub struct Product<'y, T> {
     par: Par,
 }
 
-/// An Ω that is known by its entries alone.
+/// An `Ω` that is known by its entries alone.
 struct Entries<'a> {
     columns: usize,
     entry: &'a (dyn Fn(usize, usize) -> f64 + Sync),
 }
 
-/// Rows of `Ω` that are formed at a time, and rows of `A` that are converted at a time.
+/// The number of rows of `Ω` that are formed at a time, and of rows of `A` that are converted at a time.
 const ENTRY_ROWS: usize = 256;
 
 impl Entries<'_> {
-    /// `Y (+)= scale · A Ω[rows, :]`, a block of `Ω` at a time. The blocks have the same size and come in the same order for
-    /// any number of threads.
+    /// Computes `Y (+)= scale · A Ω[rows, :]`, one block of rows of `Ω` at a time. The blocks have the same size and
+    /// come in the same order for any number of threads.
     fn multiply<T: Scalar>(&self, a: MatView<'_>, product: Product<'_, T>) {
         let Product { rows, scale, mut accumulate, mut y, par } = product;
         let depth = ENTRY_ROWS.min(rows.len());
@@ -222,7 +223,8 @@ impl Entries<'_> {
     }
 }
 
-/// `tile = scale · A[first.., first..]`, scaled in f64, before anything is lost to the range of `T`.
+/// Overwrites `tile` with the part of `scale · A` that begins at element `first`. It is scaled in f64, before anything
+/// is lost to the range of `T`.
 fn load_part<T: Scalar>(a: MatView<'_>, first: (usize, usize), scale: f64, tile: MatMut<'_, T>) {
     with_view!(a, a => {
         let a = a.submatrix(first.0, first.1, tile.nrows(), tile.ncols());
@@ -230,23 +232,24 @@ fn load_part<T: Scalar>(a: MatView<'_>, first: (usize, usize), scale: f64, tile:
     });
 }
 
-/// Any of the three.
+/// A sketch of one of the kinds of this crate.
 #[derive(Debug, Clone)]
 pub enum AnySketch {
-    /// See [`Gaussian`].
+    /// Independent normals.
     Gaussian(Gaussian),
-    /// See [`Srht`].
+    /// Subsampled randomized Hadamard transform.
     Srht(Srht),
-    /// See [`SparseSign`].
+    /// Signs at a few places of each row.
     SparseSign(SparseSign),
 }
 
 impl AnySketch {
-    /// An n×l operator of the given kind; sparse sign with `min(8, l)` entries in a row. `stream` (below 2^56) tells
-    /// apart operators that share a seed.
+    /// Makes an n×l sketch of the given kind, a sparse sign with `min(8, l)` entries in a row. Sketches that share a
+    /// `seed` are independent if their `stream` differs.
     ///
     /// # Errors
-    /// Those of [`Gaussian::new`], [`Srht::new`] and [`SparseSign::new`].
+    /// [`Error::Empty`] if `n` or `l` is 0; [`Error::TooLarge`] if `n >= 2^40` or `l >= 2^24`; [`Error::Option`] if
+    /// `stream >= 2^56`, or if `l > n` for an SRHT.
     pub fn new(kind: Sketch, n: usize, l: usize, seed: u64, stream: u64) -> Result<Self> {
         Ok(match kind {
             Sketch::Gaussian => AnySketch::Gaussian(Gaussian::new(n, l, seed)?.with_stream(stream)?),
@@ -300,7 +303,7 @@ impl SketchOperator for AnySketch {
     }
 }
 
-/// The instances that the SVD drivers use, compiled once.
+/// The kernels of the arithmetic types, compiled once.
 impl AnySketch {
     #[inline(never)]
     fn product_f32(&self, a: MatView<'_>, product: Product<'_, f32>) {
@@ -321,10 +324,10 @@ impl AnySketch {
     }
 }
 
-/// Block indices of the generators are `(column block) << ROW_BITS | row`.
+/// The bits of a row in a block index of a generator, which is `(column block) << ROW_BITS | row`.
 const ROW_BITS: u32 = 40;
 
-/// Refuses empty and oversized `Ω`.
+/// Refuses an `Ω` that is empty or too large for the indices of its random numbers.
 fn check_size(n: usize, l: usize) -> Result<()> {
     if n == 0 || l == 0 {
         return Err(Error::Empty { shape: vec![n, l] });
@@ -335,6 +338,7 @@ fn check_size(n: usize, l: usize) -> Result<()> {
     Ok(())
 }
 
+/// Refuses a stream that would reach into the byte that names the use of the random numbers.
 fn check_stream(stream: u64) -> Result<()> {
     if stream >= crate::rng::stream::LIMIT {
         return Err(Error::option("stream", stream, "a number below 2^56"));
@@ -342,7 +346,8 @@ fn check_stream(stream: u64) -> Result<()> {
     Ok(())
 }
 
-/// The public edge of `apply_rows`. Returns false if nothing is left to do: no rows of `Y`, or no terms.
+/// Checks the arguments of `apply_rows`. Returns false if nothing is left to do, because `Y` has no rows or the sum no
+/// terms; in the latter case it zeroes a `Y` that is to be replaced.
 fn check_apply<E: Element, T: Scalar>(
     sketch: &(impl SketchOperator + ?Sized),
     rows: &Range<usize>,
@@ -380,7 +385,8 @@ fn check_apply<E: Element, T: Scalar>(
     Ok(y.nrows() > 0 && !rows.is_empty())
 }
 
-/// Runs `f(first row, chunk, scratch)` for chunks of `chunk` rows of `y`, each with its own or a reused scratch.
+/// Runs `f(first row, block, scratch)` for each block of `chunk` rows of `y`. A scratch is used by one block at a time
+/// and may be used again by the next.
 fn for_row_chunks<T: Scalar, S>(
     y: MatMut<'_, T>,
     chunk: usize,
@@ -403,15 +409,17 @@ fn for_row_chunks<T: Scalar, S>(
     }
 }
 
-/// `Y = B` or `Y += B`, along the contiguous axis of `Y` if there is one.
+/// Computes `Y = B` or `Y += B`, along the contiguous axis of `Y` if there is one.
 fn store<T: Scalar>(y: MatMut<'_, T>, b: MatRef<'_, T>, accumulate: Accum) {
     let (y, b) = if y.col_stride() == 1 { (y, b) } else { (y.transpose_mut(), b.transpose()) };
     simd::dispatch(simd::isa(), Store { y, b, accumulate });
 }
 
-/// Elements of a line of `Y` that are put together before they are stored, a multiple of the side of a square.
+/// The number of elements of a line of `Y` that are collected before they are stored: a multiple of the side of a
+/// square.
 const STRIP: usize = 128;
 
+/// The arguments of [`store`], as a kernel; the columns of `y` are adjacent if anything is.
 struct Store<'y, 'b, T> {
     y: MatMut<'y, T>,
     b: MatRef<'b, T>,
@@ -426,8 +434,9 @@ impl<T: Scalar> Kernel for Store<'_, '_, T> {
         let Store { mut y, b, accumulate } = self;
         let add = accumulate == Accum::Add;
         if y.col_stride() == 1 && b.col_stride() != 1 && b.row_stride() == 1 {
-            // Crosswise: squares into a strip, and from there whole lines of Y. These lie far apart, often in the same set of
-            // a cache, which would lose a line between two squares: SRHT of 3072×768 took 1.1 times as long.
+            // B and Y are contiguous along different axes: squares are transposed into a strip, and from there go whole
+            // lines of Y. These lie far apart, often in the same set of a cache, which would lose a line between two
+            // squares.
             let side = T::lanes::<S>();
             let mut square = [T::zeroed(); MAX_SIDE * MAX_SIDE];
             let mut strip = [T::zeroed(); MAX_SIDE * STRIP];
@@ -467,14 +476,15 @@ impl<T: Scalar> Kernel for Store<'_, '_, T> {
     }
 }
 
-/// Zeroed scratch of lines of `W` elements that begins at a cache line. A register that straddles two lines costs
-/// two accesses: without this the scatter of the sparse sign took 1.7 times as long.
+/// Zeroed scratch of lines of `W` elements that begins at a cache line, because a register that straddles two cache
+/// lines costs two accesses.
 struct Lines<T, const W: usize> {
     data: Vec<T>,
     range: Range<usize>,
 }
 
 impl<T: Scalar, const W: usize> Lines<T, W> {
+    /// Makes `count` lines of zeros.
     fn new(count: usize) -> Self {
         const LINE: usize = 64;
         let spare = LINE / size_of::<T>();
@@ -497,7 +507,7 @@ impl<T, const W: usize> std::ops::DerefMut for Lines<T, W> {
     }
 }
 
-/// How the elements of `A` lie.
+/// The axis along which the elements of a matrix are adjacent.
 #[derive(Clone, Copy, PartialEq)]
 enum Layout {
     Rows,
@@ -506,6 +516,7 @@ enum Layout {
 }
 
 impl Layout {
+    /// Returns the axis along which the elements of `a` are adjacent.
     fn of<E>(a: MatRef<'_, E>) -> Self {
         if a.col_stride() == 1 || a.ncols() == 1 && a.row_stride() != 1 {
             Layout::Rows
@@ -517,13 +528,14 @@ impl Layout {
     }
 }
 
-/// `scale · A`, loaded by kernels with a factor of their own.
+/// The matrix `scale · A` as kernels load it, which multiply it by factors of their own.
 ///
-/// A power of two may be part of that factor, except where the element must be scaled in f64 before it is narrowed,
-/// or where the power itself does not fit `T`.
+/// `scale`, a power of two, is part of these factors, except where an element must be scaled in f64 before it is
+/// narrowed, or where `scale` itself does not fit `T`.
 struct Source<'a, E> {
     a: MatRef<'a, E>,
     scale: f64,
+    /// Whether `scale` is part of the factors.
     fused: bool,
 }
 
@@ -535,21 +547,24 @@ impl<E> Clone for Source<'_, E> {
 impl<E> Copy for Source<'_, E> {}
 
 impl<'a, E: Element> Source<'a, E> {
+    /// Makes the source of `scale · A` for arithmetic in `T`.
     fn new<T: Scalar>(a: MatRef<'a, E>, scale: f64) -> Self {
         let narrows = E::DTYPE.size() > T::DTYPE.size();
         Source { a, scale, fused: scale == 1.0 || !narrows && T::from_f64(scale).is_normal() }
     }
 
+    /// Returns the source of `scale · Aᵀ`.
     fn transpose(&self) -> Self {
         Source { a: self.a.transpose(), ..*self }
     }
 
-    /// What the factors given to [`row`](Self::row) and [`column`](Self::column) must contain.
+    /// Returns the number by which factors are to be multiplied before they are given to [`row`](Self::row) or
+    /// [`column`](Self::column).
     fn factor<T: Scalar>(&self) -> T {
         T::from_f64(if self.fused { self.scale } else { 1.0 })
     }
 
-    /// `out[j] = factors[j] / factor() · scale · a(i, first + j)`.
+    /// Loads part of a row: `out[j] = factors[j] / factor() · scale · a(i, first + j)`.
     #[inline(always)]
     fn row<S: Lanes, T: Scalar>(&self, s: S, i: usize, first: usize, factors: &[T], out: &mut [T]) {
         let row = self.a.row(i).subcols(first, out.len());
@@ -568,21 +583,21 @@ impl<'a, E: Element> Source<'a, E> {
         }
     }
 
-    /// Where element `(i, j)` lies, or would.
+    /// Returns the address of element `(i, j)`, or where it would be if the matrix were larger.
     fn address(&self, i: usize, j: usize) -> *const u8 {
         let a = &self.a;
         let offset = (i as isize * a.row_stride()).wrapping_add(j as isize * a.col_stride());
         a.as_ptr().wrapping_offset(offset).cast()
     }
 
-    /// This part of `A`, if it is there, its rows are contiguous, and [`factor`](Self::factor) is all the scaling.
+    /// Returns this part of `A` if it exists, its rows are contiguous, and `scale` is part of [`factor`](Self::factor).
     fn rows(&self, rows: Range<usize>, columns: Range<usize>) -> Option<MatRef<'a, E>> {
         let inside = rows.end <= self.a.nrows() && columns.end <= self.a.ncols();
         (self.fused && inside && self.a.col_stride() == 1)
             .then(|| self.a.submatrix(rows.start, columns.start, rows.len(), columns.len()))
     }
 
-    /// Asks for elements `range` of row `i`, if there is such a row and its elements are adjacent.
+    /// Prefetches elements `range` of row `i`, if the matrix has them and they are adjacent.
     #[inline(always)]
     fn prefetch_row<S: Lanes>(&self, s: S, i: usize, range: Range<usize>) {
         const LINE: usize = 64;
@@ -599,7 +614,7 @@ impl<'a, E: Element> Source<'a, E> {
         }
     }
 
-    /// `out[i] = factor / factor() · scale · a(first + i, j)`.
+    /// Loads part of a column: `out[i] = factor / factor() · scale · a(first + i, j)`.
     #[inline(always)]
     fn column<S: Lanes, T: Scalar>(&self, s: S, j: usize, first: usize, factor: T, out: &mut [T]) {
         let column = self.a.col(j).subrows(first, out.len());

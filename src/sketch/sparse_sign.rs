@@ -1,29 +1,25 @@
-//! Sparse sign embedding: each row of `Ω` has ζ entries `±1/√ζ` (SASO: Tropp, Yurtsever, Udell, Cevher 2019; as
-//! SparseStack, Camaño, Epperly, Meyer, Tropp, arXiv 2508.21189: ζ CountSketches side by side).
+//! The sparse sign embedding: each row of `Ω` has ζ entries `±1/√ζ`.
 //!
 //! ```text
-//!   tile: A[W rows, depth columns]ᵀ, in L1          sums: l × W
+//!   tile: A[W rows, depth columns]ᵀ, in L1      sums: l × W
 //!     j   [a a a a ...]  ──┐
-//!     j'  [a a a a ...]     ├─ × ±1, + ──►  row c      for each column c of Y: the nonzeros of column c of these rows of Ω
+//!     j'  [a a a a ...]     ├─ × ±1, + ──► row c   for each column c of Y: the nonzeros of column c of these rows of Ω
 //!     …                  ──┘
 //! ```
-//! `y(i, c) += ± a(i, j)` along a row is a scatter, which no vector unit likes; along a column it is a vector
-//! addition. So `A` goes through cache in tiles of a few lines of rows, transposed on the way, and one nonzero of `Ω` costs one
-//! vector multiply-add by ±1 for each register of rows. Nonzeros are taken column by column of `Ω`, so that the sum stays in
-//! registers: a load each, where row by row needs two and a store (1.0 to 1.16 times as long, all in all). Columns are taken
-//! in the order of their number of nonzeros in the tile, which is thus foreseen. Columns of `Y` take their sums while the
-//! last tile is worked on; what comes from memory next is asked for meanwhile.
+//! `y(i, c) += ± a(i, j)` along a row of `Y` is a scatter, which vector units do badly; along a column it is a vector
+//! addition. So `A` goes through cache in tiles of a few rows, transposed on the way, and a nonzero of `Ω` costs one
+//! vector multiply-add by ±1 for each register of rows. The nonzeros are taken by columns of `Ω`, so that a sum stays
+//! in registers, and columns by their number of nonzeros, so that branches are foreseen. Columns of `Y` get their sums
+//! during the last tile. Meanwhile the next tile is prefetched.
 //!
-//! The nonzeros of a block of rows of `Ω` are regenerated once per call, sorted, and shared by all threads; state O(1).
-//! Positions by Floyd's algorithm (SASO): ζ words give a uniform ζ-subset of the columns, off by at most `l 2^-32`.
+//! The nonzeros of a block of rows of `Ω` are regenerated once per call, sorted, and shared by all threads. Their
+//! positions are drawn by Floyd's algorithm (SASO): ζ words give a uniform ζ-subset of the columns, off by at most `l
+//! 2^-32`.
 //!
-//! Cost: `m n ζ` additions, `A` read once.
+//! Cost: `m n ζ` additions, `A` read once; state O(1). Figures and lost experiments: `benches/NOTES.md`.
 //!
-//! Measured on a Zen 5 server, 3072×768, l = 202: a negative of each line in the tile instead of the factor, rows converted before they
-//! are transposed, and sums stored at the end: 1.25 times as long with two threads, 1.6 at 4096×4096. Lines of 128 bytes 1.15, depths of 64
-//! 1.13 and of 256 1.0. Tried, as multiples of the time when nonzeros went row by row: sums and tiles that do not begin at cache
-//! lines 1.7; tiles transposed by loops that the compiler was to turn into shuffles 1.3; the addition written over
-//! references, which the compiler cannot prove distinct and leaves scalar, 4.
+//! Sources: SASO: J. A. Tropp, A. Yurtsever, M. Udell, V. Cevher, Streaming low-rank matrix approximation, 2019.
+//! SparseStack, ζ CountSketches side by side: C. Camaño, E. N. Epperly, R. A. Meyer, J. A. Tropp, arXiv 2508.21189.
 
 use std::ops::Range;
 
@@ -41,7 +37,7 @@ use crate::simd::transpose::{MAX_SIDE, transpose_square};
 use crate::simd::{self, Kernel, Lanes, Scalar};
 use crate::tensor::Element;
 
-/// An n×l matrix with ζ entries ±1/√ζ in each row.
+/// An n×l matrix with ζ entries `±1/√ζ` in each row.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SparseSign {
     n: usize,
@@ -52,7 +48,7 @@ pub struct SparseSign {
     stream: u64,
 }
 
-/// Tuning, chosen by `benches/sketch.rs` on a Zen 5 server.
+/// Tuning constants, chosen by the bench `sketch`.
 struct Params {
     /// Rows of `Ω` whose nonzeros are held at a time.
     rows: usize,
@@ -64,7 +60,8 @@ struct Params {
 const PARAMS: Params = Params { rows: 4096, depth: 128, width_bytes: 256 };
 
 impl SparseSign {
-    /// ζ distinct columns in each row, uniformly drawn, with independent signs (SASO). ζ = 8 and `l >= 2k` do well.
+    /// Makes an n×l embedding whose rows have `zeta` distinct columns each, uniformly drawn, with independent signs
+    /// (SASO). For a rank `k`, `zeta = 8` and `l >= 2k` do well.
     ///
     /// # Errors
     /// [`Empty`](Error::Empty) if `n` or `l` is 0; [`Option`](Error::Option) unless `1 <= zeta <= l`;
@@ -77,16 +74,18 @@ impl SparseSign {
         Ok(SparseSign { n, l, zeta, stacked: false, seed, stream: 0 })
     }
 
-    /// One column in each of ζ groups of `l/ζ` columns, independently (SparseStack). ζ = 4 does well. Groups differ
-    /// by one column if ζ does not divide `l`.
+    /// Makes an n×l embedding whose rows have one column in each of `zeta` groups of `l/zeta` columns, drawn
+    /// independently (SparseStack). `zeta = 4` does well. The groups differ by one column if `zeta` does not divide
+    /// `l`.
     ///
     /// # Errors
-    /// Those of [`new`](Self::new).
+    /// [`Empty`](Error::Empty) if `n` or `l` is 0; [`Option`](Error::Option) unless `1 <= zeta <= l`;
+    /// [`TooLarge`](Error::TooLarge) if `n >= 2^40` or `l >= 2^24`.
     pub fn stacked(n: usize, l: usize, zeta: usize, seed: u64) -> Result<Self> {
         Ok(SparseSign { stacked: true, ..SparseSign::new(n, l, zeta, seed)? })
     }
 
-    /// The operator of the same seed in another stream.
+    /// Returns the sketch of the same shape and seed whose random numbers come from another stream.
     ///
     /// # Errors
     /// [`Option`](Error::Option) if `stream >= 2^56`.
@@ -95,12 +94,13 @@ impl SparseSign {
         Ok(SparseSign { stream, ..self })
     }
 
-    /// Nonzeros in a row, ζ.
+    /// The number of nonzeros in a row of `Ω`, ζ.
     pub fn zeta(&self) -> usize {
         self.zeta
     }
 
-    /// Column of the nonzero that draw `t` of a row makes, given its word and the columns of draws `0..t`.
+    /// Returns the column of nonzero `t` of a row, from its random word and the columns of nonzeros `0..t`, in
+    /// `before`.
     fn column(&self, t: usize, word: u32, before: impl Iterator<Item = u32>) -> u32 {
         let scaled = |bound: usize| ((u64::from(word) * bound as u64) >> 32) as u32;
         if self.stacked {
@@ -114,7 +114,7 @@ impl SparseSign {
         if taken { top as u32 } else { c }
     }
 
-    /// All nonzeros, for kernels elsewhere: ζ for each row of Ω, `column << 1 | minus`.
+    /// Returns all nonzeros, for the kernels of a device: ζ for each row of `Ω`, as `column << 1 | minus`.
     #[cfg(feature = "cuda")]
     pub(crate) fn table(&self) -> Vec<u32> {
         let mut table = vec![0; self.n * self.zeta];
@@ -124,6 +124,7 @@ impl SparseSign {
         table
     }
 
+    /// Returns the generators of the positions and of the signs.
     fn generators(&self) -> (Philox, Philox) {
         (
             Philox::new(self.seed, stream::SPARSE_POSITIONS | self.stream),
@@ -131,7 +132,8 @@ impl SparseSign {
         )
     }
 
-    /// The nonzeros of at most `depth` rows of `Ω` from `first` on, ζ for each: `column << 1 | minus`.
+    /// Fills `table` with the nonzeros of the rows of `Ω` from `first` on, at most `depth` of them: ζ for each row, as
+    /// `column << 1 | minus`.
     fn nonzeros(&self, first: usize, table: &mut [u32]) {
         let (positions, signs) = self.generators();
         let rows = table.len() / self.zeta;
@@ -189,59 +191,63 @@ impl SketchOperator for SparseSign {
     }
 
     fn product<E: Element, T: Scalar>(&self, a: MatRef<'_, E>, product: Product<'_, T>) {
-        // Two parallel steps: woken once and not twice, 3072 × 768 takes 0.85 of the time.
+        // There are two parallel steps, and the pool is woken once for both.
         parallel::in_pool(product.par, || self.product_in_pool(a, product));
     }
 }
 
 impl SparseSign {
+    /// Does the work of `product`, on a thread of the pool.
     fn product_in_pool<E: Element, T: Scalar>(&self, a: MatRef<'_, E>, product: Product<'_, T>) {
         let Product { rows, scale, mut accumulate, mut y, par } = product;
         let (l, zeta, depth) = (self.l, self.zeta, PARAMS.depth);
         let held = PARAMS.rows.min(rows.len());
-        let block = Plan::size(l, zeta);
-        let mut plans = vec![0u32; held.div_ceil(depth) * block];
+        let block = ColumnList::size(l, zeta);
+        let mut lists = vec![0u32; held.div_ceil(depth) * block];
         for first in rows.clone().step_by(held) {
             let count = held.min(rows.end - first);
-            let plans = &mut plans[..count.div_ceil(depth) * block];
+            let lists = &mut lists[..count.div_ceil(depth) * block];
             let table = || vec![0u32; depth * zeta];
-            let make = |table: &mut Vec<u32>, (i, plan): (usize, &mut [u32])| {
+            let make = |table: &mut Vec<u32>, (i, list): (usize, &mut [u32])| {
                 let table = &mut table[..zeta * depth.min(count - i * depth)];
                 self.nonzeros(first + i * depth, table);
                 let every = (i + 1) * depth >= count;
-                Plan::build(l, zeta, table, every, plan);
+                ColumnList::build(l, zeta, table, every, list);
             };
-            parallel::for_each_with(par, plans.chunks_exact_mut(block).enumerate().collect(), table, make);
+            parallel::for_each_with(par, lists.chunks_exact_mut(block).enumerate().collect(), table, make);
             let source = Source::new::<T>(a.subcols(first - rows.start, count), scale);
-            let plans = Plans { zeta, block, of: plans };
+            let lists = ColumnLists { zeta, block, words: lists };
             // One generic kernel; its width is a compile-time constant for each arithmetic type.
             match size_of::<T>() {
-                4 => gather::<E, T, { PARAMS.width_bytes / 4 }>(plans, source, accumulate, y.as_mut(), par),
-                _ => gather::<E, T, { PARAMS.width_bytes / 8 }>(plans, source, accumulate, y.as_mut(), par),
+                4 => multiply_by_lists::<E, T, { PARAMS.width_bytes / 4 }>(lists, source, accumulate, y.as_mut(), par),
+                _ => multiply_by_lists::<E, T, { PARAMS.width_bytes / 8 }>(lists, source, accumulate, y.as_mut(), par),
             }
             accumulate = Accum::Add;
         }
     }
 }
 
-/// The nonzeros of `depth` rows of `Ω`, by columns: for each column that has any, those with fewer first, its number, how
-/// many, and for each of them `2·row + minus`. The last plan of a product has every column. [`Plan::END`] ends it.
-struct Plan;
+/// The nonzeros of `depth` rows of `Ω`, sorted by columns, as words.
+///
+/// A column is `[its number, its count, then 2·row + minus for each nonzero]`. Columns with fewer nonzeros come first;
+/// columns without any are left out, except in the last list of a product. [`ColumnList::END`] ends a list.
+struct ColumnList;
 
-impl Plan {
-    /// No column: `l < 2^24`.
+impl ColumnList {
+    /// The mark at the end of a list, which is no column because `l < 2^24`.
     const END: u32 = u32::MAX;
 
-    /// Words of a plan.
+    /// Returns the most words that a list takes.
     fn size(l: usize, zeta: usize) -> usize {
         PARAMS.depth * zeta + 2 * (l + 1)
     }
 
-    /// From the nonzeros by rows, `column << 1 | minus`, ζ to a row; columns that have none too if `every`.
-    fn build(l: usize, zeta: usize, table: &[u32], every: bool, plan: &mut [u32]) {
+    /// Writes `list` from the nonzeros by rows: `table` has ζ of them for each row, as `column << 1 | minus`. With
+    /// `every`, columns without nonzeros are in the list, too.
+    fn build(l: usize, zeta: usize, table: &[u32], every: bool, list: &mut [u32]) {
         let mut counts = vec![0u32; l];
         table.iter().for_each(|&nz| counts[(nz >> 1) as usize] += 1);
-        // Columns in the order of their counts, by counting those.
+        // A counting sort of the columns by their counts.
         let most = counts.iter().copied().max().unwrap_or(0) as usize;
         let mut before = vec![0u32; most + 2];
         counts.iter().for_each(|&count| before[count as usize + 1] += 1);
@@ -259,41 +265,41 @@ impl Plan {
         for &c in &order {
             let count = std::mem::replace(&mut counts[c as usize], at as u32 + 2);
             if count > 0 || every {
-                plan[at..at + 2].copy_from_slice(&[c, count]);
+                list[at..at + 2].copy_from_slice(&[c, count]);
                 at += 2 + count as usize;
             }
         }
-        plan[at..at + 2].copy_from_slice(&[Self::END, 0]);
+        list[at..at + 2].copy_from_slice(&[Self::END, 0]);
         for (j, row) in table.chunks_exact(zeta).enumerate() {
             for &nz in row {
                 let at = &mut counts[(nz >> 1) as usize];
-                plan[*at as usize] = 2 * j as u32 + (nz & 1);
+                list[*at as usize] = 2 * j as u32 + (nz & 1);
                 *at += 1;
             }
         }
     }
 
-    /// The first column of a plan, its nonzeros, and the other columns.
+    /// Returns the first column of a list, its nonzeros, and the rest of the list.
     #[inline(always)]
-    fn split(plan: &[u32]) -> Option<(usize, &[u32], &[u32])> {
-        let &[c, count, ref rest @ ..] = plan else { return None };
+    fn split(list: &[u32]) -> Option<(usize, &[u32], &[u32])> {
+        let &[c, count, ref rest @ ..] = list else { return None };
         let (nonzeros, rest) = rest.split_at_checked(count as usize)?;
         (c != Self::END).then_some((c as usize, nonzeros, rest))
     }
 }
 
-/// Those of all blocks of `depth` rows.
+/// The column lists of successive blocks of `depth` rows of `Ω`.
 #[derive(Clone, Copy)]
-struct Plans<'a> {
+struct ColumnLists<'a> {
     zeta: usize,
-    /// Words of each.
+    /// Words that each list is given.
     block: usize,
-    of: &'a [u32],
+    words: &'a [u32],
 }
 
-/// `Y (+)= scale/√ζ · A · (the nonzeros of the plans)`.
-fn gather<E: Element, T: Scalar, const W: usize>(
-    plans: Plans<'_>,
+/// Computes `Y (+)= scale/√ζ · A · N`, where `N` has the signs of the lists' nonzeros.
+fn multiply_by_lists<E: Element, T: Scalar, const W: usize>(
+    lists: ColumnLists<'_>,
     source: Source<'_, E>,
     accumulate: Accum,
     y: MatMut<'_, T>,
@@ -306,7 +312,7 @@ fn gather<E: Element, T: Scalar, const W: usize>(
         // Columns of Y take their sums as soon as these are complete; rows of Y take them all at once.
         let columns = if y.row_stride() == 1 { Some((y.rb_mut(), accumulate)) } else { None };
         let stored = columns.is_some();
-        simd::dispatch(isa, Gather { plans, source, first, count, columns, scratch });
+        simd::dispatch(isa, MultiplyRows { lists, source, first, count, columns, scratch });
         if !stored {
             let sums = MatRef::from_column_major_slice(scratch.sums.as_flattened(), W, l);
             store(y, sums.subrows(0, count), accumulate);
@@ -314,38 +320,39 @@ fn gather<E: Element, T: Scalar, const W: usize>(
     });
 }
 
-/// What a thread needs for `W` rows of `Y`.
+/// The scratch of a thread for `W` rows of `Y`.
 struct Scratch<T, const W: usize> {
-    /// Column `c` of `Y`.
+    /// Line `c` is column `c` of these rows of `Y`.
     sums: Lines<T, W>,
-    /// Column `j` of `A`.
+    /// Line `j` is column `j` of a tile of these rows of `A`.
     tile: Lines<T, W>,
 }
 
-/// `count <= W` rows.
-struct Gather<'a, E, T, const W: usize> {
-    plans: Plans<'a>,
+/// The product of `count <= W` rows of `A`, from row `first` on, as a kernel. The result is in the `sums` of the
+/// scratch and, if there are `columns`, in these.
+struct MultiplyRows<'a, E, T, const W: usize> {
+    lists: ColumnLists<'a>,
     source: Source<'a, E>,
     first: usize,
     count: usize,
-    /// These rows of `Y`, if its columns are contiguous.
+    /// The same rows of `Y`, if its columns are contiguous, and whether to add to them.
     columns: Option<(MatMut<'a, T>, Accum)>,
     scratch: &'a mut Scratch<T, W>,
 }
 
-impl<E: Element, T: Scalar, const W: usize> Kernel for Gather<'_, E, T, W> {
+impl<E: Element, T: Scalar, const W: usize> Kernel for MultiplyRows<'_, E, T, W> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Lanes>(self, s: S) {
-        let Gather { plans, source, first, count, mut columns, scratch: Scratch { sums, tile } } = self;
+        let MultiplyRows { lists, source, first, count, mut columns, scratch: Scratch { sums, tile } } = self;
         let (sums, tile) = (&mut sums[..], &mut tile[..]);
         let (m, n) = (source.a.nrows(), source.a.ncols());
         let by_columns = Layout::of(source.a) == Layout::Columns;
         let by_rows = source.transpose();
-        let factor = source.factor::<T>() * T::from_f64(1.0 / (plans.zeta as f64).sqrt());
+        let factor = source.factor::<T>() * T::from_f64(1.0 / (lists.zeta as f64).sqrt());
         sums.fill([T::zeroed(); W]);
-        for (k, mut plan) in (0..n).step_by(PARAMS.depth).zip(plans.of.chunks_exact(plans.block)) {
+        for (k, mut list) in (0..n).step_by(PARAMS.depth).zip(lists.words.chunks_exact(lists.block)) {
             let end = n.min(k + PARAMS.depth);
             let depth = end - k;
             if by_columns {
@@ -357,8 +364,8 @@ impl<E: Element, T: Scalar, const W: usize> Kernel for Gather<'_, E, T, W> {
             } else {
                 convert_transposed(s, &by_rows, (first..first + count, k..end), factor, tile);
             }
-            // The next tile comes from memory while this one is worked on, spread evenly over the columns of Y: of these
-            // rows, or the first one of the next.
+            // The next tile is prefetched meanwhile, spread evenly over the columns of Y. It is the next one of these
+            // rows, or the first one of the next rows.
             let last = end == n;
             let (down, across) = if last {
                 (first + W..m.min(first + 2 * W), 0..n.min(PARAMS.depth))
@@ -366,10 +373,10 @@ impl<E: Element, T: Scalar, const W: usize> Kernel for Gather<'_, E, T, W> {
                 (first..first + count, end..n.min(end + PARAMS.depth))
             };
             let (lines, along, next) = if by_columns { (across, down, &by_rows) } else { (down, across, &source) };
-            let (share, whole) = (lines.len(), sums.len().min(depth * plans.zeta));
+            let (share, whole) = (lines.len(), sums.len().min(depth * lists.zeta));
             let (mut due, mut line) = (0, lines.start);
             let mut columns = if last { columns.as_mut() } else { None };
-            while let Some((c, nonzeros, rest)) = Plan::split(plan) {
+            while let Some((c, nonzeros, rest)) = ColumnList::split(list) {
                 due += share;
                 while due >= whole {
                     next.prefetch_row(s, line, along.clone());
@@ -382,13 +389,13 @@ impl<E: Element, T: Scalar, const W: usize> Kernel for Gather<'_, E, T, W> {
                 {
                     write(s, &sums[c][..count], y.as_slice_mut(), *accumulate == Accum::Add);
                 }
-                plan = rest;
+                list = rest;
             }
         }
     }
 }
 
-/// `tile[j][w] = factor · rows(w, j)`, in squares whose side divides `W` and `depth`.
+/// Transposes `W` rows into a tile, `tile[j][w] = factor · rows(w, j)`, in squares whose side divides `W` and `depth`.
 #[inline(always)]
 fn transpose<S: Lanes, E: Element, T: Scalar, const W: usize>(
     s: S,
@@ -405,7 +412,8 @@ fn transpose<S: Lanes, E: Element, T: Scalar, const W: usize>(
     }
 }
 
-/// [`transpose`] of what is at an edge or has to be scaled before it is rounded: `source` is that of the transpose.
+/// Transposes rows and columns that are at an edge of `A`, or whose elements must be scaled before they are rounded:
+/// `tile[j][w] = factor / factor() · (scale · A)(rows.start + w, columns.start + j)`. `source` is the transpose of `A`.
 #[inline(always)]
 fn convert_transposed<S: Lanes, E: Element, T: Scalar, const W: usize>(
     s: S,

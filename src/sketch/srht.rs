@@ -1,51 +1,28 @@
-//! Subsampled randomized Hadamard transform, in blocks (Ailon, Chazelle 2006; Tropp 2011; blocks: Balabanov,
-//! Beaupère, Grigori, Lederer, arXiv 2210.11295).
+//! The subsampled randomized Hadamard transform, in blocks.
 //!
 //! ```text
 //!   Ω = [ Ω_0 ; Ω_1 ; … ],   Ω_b = (1/√l) · D_b H_r Rᵀ D̃_b          r×l, r = 2^t
 //!
-//!   D_b  r input signs, D̃_b  l output signs: drawn for every block      R  a sample of l of r rows: one for all blocks
+//!   D_b  r input signs, D̃_b  l output signs: drawn for every block    R  a sample of l of r rows: one for all blocks
 //!   Ω(b·r + p, t) = ± (−1)^popcount(p & R_t) / √l
-//! ```
-//! One block is the classic SRHT. `E[Ω Ωᵀ] = I`: every entry is `±1/√l`, and the signs make different rows
-//! uncorrelated. `n` is any number: a last block of fewer than `r` rows is a piece, see below.
 //!
-//! **The sample is stratified.** With a plain random sample, inputs that live on an aligned run of coordinates, or on a
-//! stride, defeat the transform: on `2^b` neighbours `H_r` restricted to the sample shows only the low b bits of R (on a
-//! stride `r / 2^b` the high ones), and l draws out of `2^b` classes miss many of them (l = 30, b = 5: 12 of 32), whatever the
-//! signs. Kahan's matrix has such singular vectors; an SVD of rank 20 with l = 30 and q = 2 came out 16 % over the optimum.
-//! [`Philox::stratified_subset`] draws R evenly over the values of both its low and its high bits, and the excess is gone.
-//!
-//! **Pieces, not padding.** If the only nonzeros of `x` lie in an aligned subcube `q·s .. (q+1)·s`, `s = 2^u`, then
-//! `(H_r x)_k = (−1)^popcount(q·s & k) (H_s x_sub)_{k mod s}`. So the last block and the ends of a range of rows (a file tile, an MPI rank)
-//! cost a transform of the smallest subcube that holds them, and nothing longer is ever zero-filled.
-//!
-//! **Rows** (row-major `A`): a row's piece is read once, converted and given signs into an L1 scratch, transformed
-//! there, and `l` values are gathered into the accumulators of a chunk of rows of `Y`.
-//! **Columns** (column-major `A`, the transpose of a row-major one): memory gives lines of 512 bytes at half the speed of a stream, and
-//! single cache lines at a fifth. A panel so wide does not fit L2 as a whole; a piece of 128 lines of it does, and goes
-//! through vertical transforms there. Each gathered line of it is `width` values of one column of `Y`: `l` sums over the pieces take the
-//! place of the last stages.
-//!
-//! ```text
 //!      A row-major                 A column-major:  panel s × width
 //!   i [---- s ----][- s' -]           [####]  p     one line of each of s columns
 //!        |signs, H, gather            [####]        H on all `width` columns at once
 //!        v                            [####]
 //!   Y(i, 0..l) += …                   gather l rows  ->  Y(i..i+width, 0..l) += …
 //! ```
-//! Cost: `m n log2(r)` additions, `m l ⌈n/r⌉` gathers, `A` read once, `Y` written once. State: the `l` indices of `R`.
+//! `n` is any number. A last block of fewer than `r` rows, and the ends of a range of rows, are *pieces*
+//! ([`Srht::pieces`]). `R` is stratified ([`Srht::build`]). `r` is at least `2l`, and chosen by a model of the time
+//! ([`block_length`]).
 //!
-//! `r` is the power of two from `2l` to 4096 (or more, if `2l` is) for which a model of a row's time is least: one
-//! block if `n <= 4096`, usually. Measured on a Zen 5 server, f32:
-//! - asking for the next rows in the leaves of the transform of these: 0.84 of the time with prefetch between gathers,
-//!   which took 0.76 of that without; half in the leaves and half in the pass before: 0.8 of that again;
-//! - gathering values first and scaling them as vectors: 0.92 to 1; 128 rows of `Y` at a time, not 64: 0.9 at 3072×768;
-//! - `n = 768`, `l = 202` as one block of 1024 and not as pieces of 512 and 256: 0.8 for rows, where beginning a
-//!   transform and gathering weigh most;
-//! - columns in pieces of 128 lines of 512 bytes, not in whole blocks of 64 to 128 bytes: 0.52 at 4096×4096, 0.65 at 3072×768; 256
-//!   lines are up to 8 % faster and take twice the memory, asking for 2 to 8 KiB ahead is all the same;
-//! - lost: `Y` by columns stored by strided reads of the sums, 1.15 of the time with register squares.
+//! A row-major `A` is transformed row by row in L1. A column-major `A` goes by panels whose lines have 512 bytes,
+//! because memory gives shorter ones slowly; a panel of 128 such lines fits L2, and sums over the pieces of a block
+//! take the place of the last stages.
+//!
+//! Cost: `m n log2(r)` additions, `m l ⌈n/r⌉` gathers, `A` read once, `Y` written once. State: the `l` indices of `R`.
+//! Figures and lost experiments: `benches/NOTES.md`. Sources: N. Ailon, B. Chazelle, 2006; J. A. Tropp, 2011; blocks:
+//! O. Balabanov, M. Beaupère, L. Grigori, V. Lederer, arXiv 2210.11295.
 
 use std::ops::Range;
 
@@ -61,7 +38,10 @@ use crate::simd::load::{add_times, load_scaled};
 use crate::simd::{self, Kernel, Lanes, Scalar};
 use crate::tensor::Element;
 
-/// An n×l subsampled randomized Hadamard transform, in blocks.
+/// An n×l subsampled randomized Hadamard transform, in blocks of [`block`](Self::block) rows.
+///
+/// One block is the classic SRHT. `E[Ω Ωᵀ] = I`: every entry is `±1/√l`, and the signs make different rows
+/// uncorrelated.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Srht {
     n: usize,
@@ -72,7 +52,7 @@ pub struct Srht {
     log2_r: u8,
 }
 
-/// The rows of `H_r` that are kept, ascending.
+/// The rows of `H_r` that are sampled, ascending.
 #[derive(Debug, Clone, PartialEq)]
 enum Sample {
     Short(Box<[u16]>),
@@ -80,6 +60,7 @@ enum Sample {
 }
 
 impl Sample {
+    /// Returns the row of `H_r` that column `t` of a block samples.
     fn get(&self, t: usize) -> usize {
         match self {
             Sample::Short(s) => s[t].into(),
@@ -88,27 +69,29 @@ impl Sample {
     }
 }
 
-/// Tuning, chosen by `benches/sketch.rs` on a Zen 5 server.
+/// Tuning constants, chosen by the bench `sketch`.
 struct Params {
-    /// Longest block, unless `2l` is longer.
+    /// Length of the longest block, unless `2l` is longer.
     block: usize,
     /// Rows of `Y` that a thread accumulates at a time.
     rows: usize,
-    /// The least of them, where `Y` has few: signs are drawn again for each chunk.
+    /// The least number of such rows where `Y` has few. Signs are drawn again for each chunk, so it is not one.
     least_rows: usize,
-    /// Bytes of the rows that are transformed by one call, if a row is shorter.
+    /// Bytes of the rows that one call transforms together, if a row is shorter.
     rows_bytes: usize,
-    /// Bytes of a line of a panel: wide if a panel and its sums then take no more than so many bytes, half of L2.
+    /// Bytes of a line of a panel, if the panel and its sums then take at most `panel_bytes`.
     wide_bytes: usize,
+    /// Bytes of a line of any other panel.
     narrow_bytes: usize,
+    /// The most bytes of a panel with wide lines: half of L2.
     panel_bytes: usize,
-    /// Longest piece of a panel, unless `l` is longer.
+    /// Length of the longest piece of a panel, unless `l` is longer.
     panel: usize,
-    /// Bytes of lines of a panel between the one asked for and the one loaded.
+    /// Bytes of lines of a panel between the line that is loaded and the line that is prefetched.
     ahead_bytes: usize,
-    /// Time of a gathered value, in additions of a transform.
+    /// Time of a gathered value, in units of an addition of a transform.
     gather: usize,
-    /// Time of beginning a transform, in the same unit.
+    /// Time to begin a transform, in the same unit.
     call: usize,
 }
 const PARAMS: Params = Params {
@@ -125,7 +108,8 @@ const PARAMS: Params = Params {
     call: 4000,
 };
 
-/// The power of two `r` that makes a row's transforms and gathers cheapest, at least `2l` (or all of `n`).
+/// Returns the length `r` of a block: the power of two, at least `2l` (or all of `n`), for which the transforms and
+/// gathers of a row are cheapest by a model of their time. For `n <= 4096` that is usually one block.
 fn block_length(n: usize, l: usize) -> usize {
     let whole = n.next_power_of_two();
     let shortest = (2 * l).next_power_of_two().min(whole);
@@ -140,7 +124,7 @@ fn block_length(n: usize, l: usize) -> usize {
 }
 
 impl Srht {
-    /// An n×l SRHT.
+    /// Makes an n×l SRHT with the random numbers of `seed`.
     ///
     /// # Errors
     /// [`Empty`](Error::Empty) if `n` or `l` is 0; [`Option`](Error::Option) if `l > n`;
@@ -149,7 +133,7 @@ impl Srht {
         Srht::build(n, l, seed, 0)
     }
 
-    /// The operator of the same seed in another stream.
+    /// Returns the sketch of the same shape and seed whose random numbers come from another stream.
     ///
     /// # Errors
     /// [`Option`](Error::Option) if `stream >= 2^56`.
@@ -158,13 +142,20 @@ impl Srht {
         Srht::build(self.n, self.l, self.seed, stream)
     }
 
+    /// Makes an SRHT, with a stratified sample `R`.
+    ///
+    /// A plain random sample is defeated by inputs that live on an aligned run of coordinates, or on a stride: on `2^b`
+    /// neighbours, `H_r` restricted to the sample shows only the low `b` bits of `R` (on a stride `r / 2^b`, the high
+    /// ones), and `l` draws out of `2^b` classes miss many of them (`l = 30`, `b = 5`: 12 of 32), whatever the signs.
+    /// Kahan's matrix has such singular vectors. [`Philox::stratified_subset`] draws `R` evenly over the values of both
+    /// its low and its high bits.
     fn build(n: usize, l: usize, seed: u64, stream: u64) -> Result<Self> {
         check_size(n, l)?;
         if l > n {
             return Err(Error::option("l", l, "at most n columns for an SRHT"));
         }
         let r = block_length(n, l);
-        // Runs of coordinates are likelier than strides, so they get the bits where both cannot have log2(l) of them.
+        // Runs of coordinates are likelier than strides, so the low bits get log2(l) of them where both ends cannot.
         let bits = r.trailing_zeros();
         let low = bits.div_ceil(2).max(l.next_power_of_two().trailing_zeros()).min(bits);
         let sample = Philox::new(seed, stream::SRHT_SAMPLE | stream).stratified_subset(bits, low, l);
@@ -176,27 +167,32 @@ impl Srht {
         Ok(Srht { n, l, seed, stream, sample, log2_r: r.trailing_zeros() as u8 })
     }
 
-    /// The length `r` of a block.
+    /// The number of rows of a block, `r`, a power of two.
     pub fn block(&self) -> usize {
         1 << self.log2_r
     }
 
-    /// Seed, stream and sample, for kernels elsewhere.
+    /// Returns seed, stream and sample, for the kernels of a device.
     #[cfg(feature = "cuda")]
     pub(crate) fn parts(&self) -> (u64, u64, Vec<u32>) {
         (self.seed, self.stream, (0..self.l).map(|t| self.sample.get(t) as u32).collect())
     }
 
-    /// Whether input sign `j` is −1.
+    /// Returns the generator of the input signs: row `i` of `Ω` has sign `i` of it.
     fn input_signs(&self) -> Philox {
         Philox::new(self.seed, stream::SRHT_SIGNS | self.stream)
     }
 
+    /// Returns the index of the output sign of column `t` of a block, in the stream of output signs.
     fn output_sign_index(&self, block: usize, t: usize) -> u64 {
         ((t as u64 / 128) << ROW_BITS | block as u64) * 128 + t as u64 % 128
     }
 
-    /// The pieces of a range of rows of `Ω`, of at most the power of two `longest`.
+    /// Cuts a range of rows of `Ω` into pieces of at most `longest` rows, a power of two.
+    ///
+    /// If the only nonzeros of `x` lie in an aligned subcube `q·s .. (q+1)·s`, `s = 2^u`, then `(H_r x)_k =
+    /// (−1)^popcount(q·s & k) (H_s x_sub)_{k mod s}`. So the last block and the ends of a range (a tile of a file, a
+    /// rank of MPI) cost a transform of the smallest subcube that holds them, and nothing longer is filled with zeros.
     fn pieces(&self, rows: Range<usize>, longest: usize) -> impl Iterator<Item = Piece> {
         let r = self.block();
         let cell = r.min(longest);
@@ -212,10 +208,13 @@ impl Srht {
     }
 }
 
-/// Part of a block: rows `p0..p0 + count` of it, inside the subcube `corner..corner + s`.
+/// Part of a block of `Ω`: its rows `p0..p0 + count`, inside the subcube `corner..corner + s`.
 struct Piece {
+    /// Number of the block.
     block: usize,
+    /// First row of the subcube, within the block.
     corner: usize,
+    /// Number of rows of the subcube, a power of two.
     s: usize,
     /// `p0 - corner`.
     lead: usize,
@@ -224,14 +223,15 @@ struct Piece {
     column: usize,
 }
 
-/// What a thread needs to apply pieces to `W` rows of `Y` at once: factors, and data that stay in cache.
+/// The scratch of a thread that applies pieces to `W` rows of `Y` at once: factors, and data that stay in cache.
 struct Scratch<T, const W: usize> {
-    /// Input signs of the piece, times the scale of the input.
+    /// The input signs of the piece, times the scale of the input.
     signs: Vec<T>,
-    /// Where each column of `Y` finds its value, and its factor.
+    /// For each column of `Y`, which value of the transformed piece it takes.
     index: Vec<u32>,
+    /// For each column of `Y`, the factor of that value.
     factor: Vec<T>,
-    /// The values of one row of `Y` on their way.
+    /// The gathered values of one row of `Y`, before they are multiplied.
     sample: Vec<T>,
     /// The piece of `W` rows of `A`, transposed.
     x: Lines<T, W>,
@@ -240,6 +240,7 @@ struct Scratch<T, const W: usize> {
 }
 
 impl<T: Scalar, const W: usize> Scratch<T, W> {
+    /// Makes scratch for pieces in subcubes of at most `s` rows, with `outputs` lines of sums, for `l` columns of `Y`.
     fn new(s: usize, outputs: usize, l: usize) -> Self {
         let zero = T::zeroed();
         Scratch {
@@ -252,7 +253,7 @@ impl<T: Scalar, const W: usize> Scratch<T, W> {
         }
     }
 
-    /// Input signs of a piece; where to gather and with which factor.
+    /// Overwrites `signs`, `index` and `factor` with those of a piece.
     fn prepare(&mut self, sketch: &Srht, piece: &Piece, scale: T) {
         let first = (piece.block << sketch.log2_r) + piece.corner + piece.lead;
         let rng = sketch.input_signs();
@@ -315,7 +316,7 @@ impl SketchOperator for Srht {
         let (source, l, isa) = (Source::new::<T>(a, scale), self.l, simd::isa());
         if Layout::of(a) == Layout::Columns {
             let longest = PARAMS.panel.max(l.next_power_of_two());
-            // Few rows are shared among threads as well.
+            // If there are few rows, narrow panels leave enough of them for all threads.
             let rows_bytes = y.nrows() * size_of::<T>();
             let wide = (longest + l) * PARAMS.wide_bytes <= PARAMS.panel_bytes && rows_bytes >= 4 * PARAMS.wide_bytes;
             let product = Product { rows, scale, accumulate, y, par };
@@ -327,7 +328,7 @@ impl SketchOperator for Srht {
             };
         }
         let longest = self.pieces(rows.clone(), usize::MAX).map(|p| p.s).max().unwrap_or(0);
-        // Few long rows, as tiles out of core have them, are shared as well.
+        // Few long rows, as tiles out of core have them, are shared among threads, too.
         let count = y.nrows().div_ceil(4).clamp(PARAMS.least_rows, PARAMS.rows).min(y.nrows());
         let together = (PARAMS.rows_bytes / size_of::<T>()).max(longest);
         let scratch = || Scratch::<T, 1>::new(together, count * l, l);
@@ -344,7 +345,7 @@ impl SketchOperator for Srht {
 }
 
 impl Srht {
-    /// Column-major `A`: `W` rows at once.
+    /// Does the product of a column-major `A`, `W` rows at a time.
     fn columns<E: Element, T: Scalar, const W: usize>(
         &self,
         source: Source<'_, E>,
@@ -367,7 +368,7 @@ impl Srht {
     }
 }
 
-/// Sketches a piece of `count` rows, one after the other.
+/// Adds one piece of each of `count` rows, from row `first` on, to the sums in `scratch`, one row after the other.
 struct RowsOfPiece<'a, E, T> {
     source: Source<'a, E>,
     first: usize,
@@ -385,7 +386,7 @@ impl<E: Element, T: Scalar> Kernel for RowsOfPiece<'_, E, T> {
         let Piece { s: size, lead, count, column, .. } = self.piece;
         let signs = &signs[..count];
         let out = out.as_flattened_mut().chunks_exact_mut(index.len()).take(self.count);
-        // As many rows at once as stay in L1: one call of the transform serves them.
+        // One call of the transform serves as many rows as stay in L1.
         let x = x.as_flattened_mut();
         let batch = x.len() / size;
         let mut first = self.first;
@@ -398,7 +399,7 @@ impl<E: Element, T: Scalar> Kernel for RowsOfPiece<'_, E, T> {
                 x[lead + count..].fill(T::zeroed());
                 self.source.row(s, first + i, column, signs, &mut x[lead..lead + count]);
             }
-            // The next rows come from memory while these are worked on.
+            // The transform of these rows prefetches the next ones.
             let next = first + rows;
             transform_rows(s, x, size, self.source.address(next, column));
             for (x, out) in x.chunks_exact(size).zip(&mut out) {
@@ -412,7 +413,7 @@ impl<E: Element, T: Scalar> Kernel for RowsOfPiece<'_, E, T> {
     }
 }
 
-/// Sketches a piece of `count <= W` rows at once.
+/// Adds one piece of each of `count <= W` rows, from row `first` on, to the sums in `scratch`, all rows at once.
 struct PanelOfPiece<'a, E, T, const W: usize> {
     source: Source<'a, E>,
     first: usize,
@@ -432,7 +433,7 @@ impl<E: Element, T: Scalar, const W: usize> Kernel for PanelOfPiece<'_, E, T, W>
         x[..lead].fill([T::zeroed(); W]);
         x[lead + count..].fill([T::zeroed(); W]);
         for (p, (line, &sign)) in x[lead..lead + count].iter_mut().zip(&*signs).enumerate() {
-            // One line from each of many pages: nothing but this foresees it.
+            // Each line is in another page, which the hardware's prefetcher does not foresee.
             let ahead = column + p + PARAMS.ahead_bytes / size_of_val(line);
             self.source.transpose().prefetch_row(s, ahead, self.first..self.first + self.count);
             self.source.column(s, column + p, self.first, sign, &mut line[..self.count]);

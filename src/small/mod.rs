@@ -43,8 +43,6 @@ mod results;
 
 pub(crate) use results::{Eigen, SmallSvd};
 
-use std::any::Any;
-
 use faer::diag::DiagMut;
 use faer::dyn_stack::{MemBuffer, MemStack, StackReq};
 use faer::linalg::matmul::matmul;
@@ -52,6 +50,7 @@ use faer::linalg::{evd, svd};
 use faer::prelude::*;
 use faer::{Accum, Mat, MatMut, MatRef, Par, unzip, zip};
 
+use crate::compiled::same;
 use crate::error::Result;
 use crate::linalg::{column, symmetric_product};
 use crate::qr::{self, householder};
@@ -160,12 +159,6 @@ fn orthonormalize_in_place(mut a: MatMut<'_, f64>, lengths: &mut [f64]) {
             a.rb_mut().col_mut(j).iter_mut().for_each(|x| *x = -*x);
         }
     }
-}
-
-/// `x` itself, known by another name of its type.
-fn same<A: 'static, B: 'static>(x: A) -> B {
-    let boxed: Box<dyn Any> = Box::new(x);
-    *boxed.downcast().expect("one type under two names")
 }
 
 #[inline(never)]

@@ -14,10 +14,11 @@ use super::weighting::Weighting;
 use crate::calibration::Calibration;
 use crate::calibration::{BLENDS, Moments, cholesky_bytes, equivalent_samples};
 use crate::error::{Error, Result};
-use crate::operator::{Dense, HostContext, HostPanel, Pass, Watch};
+use crate::operator::{Dense, Pass, Watch};
 use crate::quality;
 use crate::rank::Rank;
 use crate::simd::Scalar;
+use crate::space::{Host, HostPanel};
 use crate::tensor::{DType, TensorRef};
 
 /// What [`TruncatedSvd::choose_blend`](super::TruncatedSvd::choose_blend) found.
@@ -76,7 +77,7 @@ pub(super) fn choose<T: Scalar>(options: &Options, w: &TensorRef<'_>, folds: &[C
         for (lost, blend) in lost.iter_mut().zip(BLENDS) {
             let weighting = Weighting { calibration: Some(seen.clone()), blend, ..options.weighting.clone() };
             let options = Options { weighting, ..options.clone() };
-            let f = factor_in_pool::<T>(&options, w, &Watch::default(), HostContext::new(par))?;
+            let f = factor_in_pool::<T>(&options, w, &Watch::default(), Host::new(par))?;
             let kept = quality::kept_norm_squared(&f, samples.as_ref(), weight_scale, par);
             *lost += (whole_fold - scale * kept).max(0.0);
         }

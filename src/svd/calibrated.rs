@@ -61,7 +61,7 @@ use crate::calibration::Calibration;
 use crate::calibration::{Fill, Moments, Whitening};
 use crate::error::Result;
 use crate::factors::{Factors, Slices, Weighted};
-use crate::operator::{Entries, FromPanel, Given, LinearOperator, Panel, Whitened};
+use crate::operator::{Entries, Given, LinearOperator, Whitened};
 use crate::quality;
 use crate::range::{FILTERED_ANEW, Filter, filtered_iteration};
 use crate::rank::Rank;
@@ -69,6 +69,7 @@ use crate::report::{ActivationReport, Method};
 use crate::simd::Scalar;
 use crate::sketch::Sketch;
 use crate::small;
+use crate::space::{Panel, Space};
 use crate::tensor::{DType, Element, MatView};
 
 /// [`Rank::Quality`] first looks at this part of all ranks, and doubles: a quarter is where ratios of 2 to 4 lie.
@@ -148,22 +149,15 @@ impl Weight<'_> {
 }
 
 /// Factors `op`, the tall one of W and Wᵀ; `w` is W. `root` makes the operator of L on the same kind of panels.
-pub(super) fn factor<T, P, W, L>(
+pub(super) fn factor<T: Scalar, S: Space<T>>(
     options: &Options,
     residency: Residency,
-    op: W,
-    root: impl FnOnce(Entries<T>) -> Result<L>,
+    op: &mut dyn LinearOperator<T, Space = S>,
+    root: &dyn Fn(Entries<T>) -> Result<Box<dyn LinearOperator<T, Space = S>>>,
     w: Weight<'_>,
     par: Par,
     start: Instant,
-) -> Result<Factors<T>>
-where
-    T: Scalar,
-    P: Panel<T>,
-    W: LinearOperator<T, Left = P, Right = P>,
-    L: LinearOperator<T, Left = P, Right = P>,
-    W::Gram: FromPanel<T, P>,
-{
+) -> Result<Factors<T>> {
     let (m, n) = w.shape();
     let asked = options.power_iterations;
     // Of a loss that is a tenth of the norm, an error in the directions is ten times the part that it is of the norm: one step more.
@@ -176,9 +170,10 @@ where
     };
     let make = || {
         let (entries, notes) = moments.root::<T>(par)?;
-        Ok((root(entries)?, notes))
+        let root: Box<dyn LinearOperator<T, Space = S>> = root(entries)?;
+        Ok((root, notes))
     };
-    let weight_scale = op.scale();
+    let weight_scale = op.facts().scale;
     let mut write = |dst: faer::MatMut<'_, T>| moments.write_lower(dst, par);
     let diagonal = moments.diagonal();
     let matrix: Option<Given<'_, T>> = if moments.are_a_matrix() { Some((&mut write, &diagonal)) } else { None };
@@ -209,14 +204,12 @@ impl About<'_> {
     }
 }
 
-fn project<T, P, W, L>(options: &Options, mut op: Whitened<'_, T, W, L>, about: About<'_>) -> Result<Factors<T>>
-where
-    T: Scalar,
-    P: Panel<T>,
-    W: LinearOperator<T, Left = P, Right = P>,
-    L: LinearOperator<T, Left = P, Right = P>,
-    W::Gram: FromPanel<T, P>,
-{
+fn project<T: Scalar, S: Space<T>>(
+    options: &Options,
+    mut op: Whitened<'_, T, S>,
+    about: About<'_>,
+) -> Result<Factors<T>> {
+    let space = op.space().clone();
     let weighting = &options.weighting;
     let (plan, mut outputs) = match options.rank {
         Rank::Quality(q) => op.by_quality(options, &about, q)?,
@@ -230,19 +223,19 @@ where
     let (panel, found, lost, decomposition) = loop {
         let Outputs { mut panel, back, doubt, found } = outputs;
         let mut bt = op.inputs(found.rank)?;
-        bt.multiply(Accum::Replace, &back, found.coefficients(), T::one())?;
+        space.multiply(&mut bt, Accum::Replace, &back, found.coefficients(), T::one())?;
         drop(back);
         let lost = op.lost(weighting, &bt, &found, about.par)?;
         // The image takes the time in which the eigensolver has one thread.
         let early = gram::is_imaged_early::<T>((op.nrows(), op.ncols()), found.width);
         let meanwhile = || if early { op.form(&mut panel).map(drop) } else { Ok(()) };
-        let decomposition = decompose(bt, false, |s, _| s.len(), about.par, meanwhile)?;
+        let decomposition = decompose(&space, bt, false, |s, _| s.len(), about.par, meanwhile)?;
         op.form(&mut panel)?;
         let (Long::Formed(panel) | Long::Between(panel)) = panel;
         match doubt {
-            Some(subspace) if !gram::is_orthonormal(&op, &panel, Some(found.coefficients()))? => {
+            Some(subspace) if !gram::is_orthonormal(&space, &panel, Some(found.coefficients()))? => {
                 drop((panel, found, decomposition));
-                outputs = op.by_basis(&plan.task, subspace.into_basis()?, about.par)?;
+                outputs = op.by_basis(&plan.task, subspace.into_basis(&space)?, about.par)?;
             }
             _ => break (panel, found, lost, decomposition),
         }
@@ -255,7 +248,7 @@ where
     let u = Vectors::Combined(panel, turned);
     let (left, right) = if op.is_wide() { (image, u) } else { (u, image) };
     let rooted = op.has_root();
-    let (mut weight, root_notes) = op.into_parts();
+    let (weight, root_notes) = op.into_parts();
     let mut notes = about.notes;
     notes.extend(root_notes);
     notes.append(&mut found);
@@ -264,7 +257,7 @@ where
     let (share_lost, gains) = lost.map_or((None, Vec::new()), |Lost { share, gains }| (Some(share), gains));
     let slices = Slices::Weighted(Weighted { turn: basis, gains });
     let solution = Solution { triplets, rank: k, width, method, sketch, certificate: None, slices, notes };
-    let mut factors = finish(&mut weight, plan.clone(), solution, None, about.par, about.start)?;
+    let mut factors = finish(weight, plan.clone(), solution, None, about.par, about.start)?;
     if !rooted {
         factors.report_mut().peak_bytes = plan.peak_bytes_of(method, width, k, rooted);
     }
@@ -306,18 +299,11 @@ fn times_power_of_two(x: f64, exponent: i32) -> f64 {
     if part == exponent { x * 2f64.powi(part) } else { times_power_of_two(x * 2f64.powi(part), exponent - part) }
 }
 
-impl<T, P, W, L> Whitened<'_, T, W, L>
-where
-    T: Scalar,
-    P: Panel<T>,
-    W: LinearOperator<T, Left = P, Right = P>,
-    L: LinearOperator<T, Left = P, Right = P>,
-    W::Gram: FromPanel<T, P>,
-{
+impl<T: Scalar, S: Space<T>> Whitened<'_, T, S> {
     /// The panel, formed if it is not.
-    fn form<'p>(&mut self, long: &'p mut Long<P>) -> Result<&'p P> {
+    fn form<'p>(&mut self, long: &'p mut Long<Panel<T, S>>) -> Result<&'p Panel<T, S>> {
         if let Long::Between(x) = long {
-            let mut panel = self.image(x.ncols())?;
+            let mut panel = self.image(self.space().shape(x).1)?;
             self.forward(x, &mut panel)?;
             *long = Long::Formed(panel);
         }
@@ -326,7 +312,7 @@ where
     }
 
     /// The left singular vectors of `W L`, as planned.
-    fn left_vectors(&mut self, plan: &Plan, par: Par) -> Result<Outputs<T, P>> {
+    fn left_vectors(&mut self, plan: &Plan, par: Par) -> Result<Outputs<T, Panel<T, S>>> {
         // The projection on the image of the basis is half a step on each side of it.
         let saved = if self.is_wide() { 0 } else { 1 };
         let mut filter = Filter::new(plan.task.power_iterations.saturating_sub(saved));
@@ -346,7 +332,7 @@ where
     }
 
     /// The same with this filter, if the plan has one.
-    fn left_vectors_by(&mut self, plan: &Plan, filter: Filter, par: Par) -> Result<Outputs<T, P>> {
+    fn left_vectors_by(&mut self, plan: &Plan, filter: Filter, par: Par) -> Result<Outputs<T, Panel<T, S>>> {
         let (task, goal) = (&plan.task, plan.goal(self.norm_squared()));
         let solution = if self.is_wide() && plan.method == Method::Gram {
             match self.wide_by_gram(plan.route, task, filter, &goal, par)? {
@@ -369,20 +355,20 @@ where
     }
 
     /// The left vectors of a solution.
-    fn of_solution(&mut self, solution: Solution<T, Self>) -> Result<Outputs<T, P>> {
+    fn of_solution(&mut self, solution: Solution<T, S>) -> Result<Outputs<T, Panel<T, S>>> {
         let Solution { triplets, rank, width, method, sketch, notes, .. } = solution;
         let Triplets { left, s, right, by_qr, .. } = triplets;
         let vectors = if self.is_wide() { right } else { left };
         let (panel, coefficients) = match vectors {
             Vectors::Combined(panel, coefficients) => (panel, coefficients),
             Vectors::Panel(panel) => {
-                let k = panel.ncols();
+                let k = self.space().shape(&panel).1;
                 (panel, Mat::identity(k, k))
             }
             Vectors::Small(vectors) => {
                 let k = vectors.ncols();
                 let mut panel = self.outputs(k)?;
-                panel.copy_from_host(vectors.as_ref())?;
+                self.space().fill(&mut panel, &mut |mut panel| panel.copy_from(vectors.as_ref()))?;
                 (panel, Mat::identity(k, k))
             }
         };
@@ -392,7 +378,7 @@ where
         let back = match from_image {
             Some(back) => back,
             None => {
-                let mut back = self.inputs(panel.ncols())?;
+                let mut back = self.inputs(self.space().shape(&panel).1)?;
                 self.back(&panel, &mut back)?;
                 back
             }
@@ -402,12 +388,14 @@ where
     }
 
     /// The Gram route of a tall weight: the factors of `Q QᵀA` from G alone, where it tells, without their right side and with W for last.
-    fn tall_by_gram(&mut self, task: &Task, filter: Filter, goal: &Goal, par: Par) -> Result<Outputs<T, P>> {
+    fn tall_by_gram(&mut self, task: &Task, filter: Filter, goal: &Goal, par: Par) -> Result<Outputs<T, Panel<T, S>>> {
         let width = task.width;
         let early = gram::is_imaged_early::<T>((self.nrows(), self.ncols()), width);
         let (subspace, damped) = Subspace::find(task, self, filter, early)?;
         let mut to_be = None;
+        let space = self.space().clone();
         let projection = subspace.project(
+            &space,
             |s, captured| goal.rank(s, captured),
             par,
             |v| {
@@ -421,7 +409,7 @@ where
             ControlFlow::Break(projection) => projection,
             ControlFlow::Continue(subspace) => {
                 drop(to_be);
-                let mut outputs = self.by_basis(task, subspace.into_basis()?, par)?;
+                let mut outputs = self.by_basis(task, subspace.into_basis(&space)?, par)?;
                 outputs.found.damped = damped;
                 return Ok(outputs);
             }
@@ -432,7 +420,7 @@ where
             Some(to_be) => to_be,
             None => {
                 let mut directions = self.right(rank)?;
-                directions.multiply(Accum::Replace, &subspace.v, coefficients.as_ref(), T::one())?;
+                space.multiply(&mut directions, Accum::Replace, &subspace.v, coefficients.as_ref(), T::one())?;
                 coefficients = Mat::identity(rank, rank);
                 self.image_to_be(&directions)?
             }
@@ -446,7 +434,7 @@ where
     }
 
     /// The same by the image of a basis, where G did not tell.
-    fn by_basis(&mut self, task: &Task, basis: P, par: Par) -> Result<Outputs<T, P>> {
+    fn by_basis(&mut self, task: &Task, basis: Panel<T, S>, par: Par) -> Result<Outputs<T, Panel<T, S>>> {
         let goal = task.goal(self.norm_squared());
         let solution = gram::from_basis(self, basis, Some(task.sketch), &goal, par)?;
         let solution = gram::unless_at_the_floor(task, self, solution, &goal, par)?;
@@ -461,12 +449,13 @@ where
         filter: Filter,
         goal: &Goal,
         par: Par,
-    ) -> Result<std::result::Result<Outputs<T, P>, String>> {
+    ) -> Result<std::result::Result<Outputs<T, Panel<T, S>>, String>> {
+        let space = self.space().clone();
         let mut damped = 0.0;
         let (panel, coefficients, s, captured, sketch, back, remedy) = if route == Route::GramDense {
             let gram::Dominant { basis, values: squares, remedy } =
                 gram::dense(self, |squares| gram::width_for(task, goal, squares))?;
-            let l = basis.ncols();
+            let l = space.shape(&basis).1;
             let captured = squares[..l].iter().map(|&x| Element::to_f64(x)).sum();
             let mut back = self.inputs(l)?;
             self.back(&basis, &mut back)?;
@@ -476,23 +465,23 @@ where
             let mut g = self.gram()?;
             let omega = task.omega(self.ncols(), l, stream::RANGE)?;
             let (mut v, mut image) = (self.right(l)?, self.right(l)?);
-            damped = filtered_iteration(&mut g, self.norm_squared(), &omega, filter, &mut v, &mut image)?;
+            damped = filtered_iteration(&space, &mut g, self.norm_squared(), &omega, filter, &mut v, &mut image)?;
             g.apply(&v, &mut image)?;
             drop(g);
             let mut h = Mat::<T>::zeros(l, l);
-            v.inner(&image, h.as_mut())?;
+            space.inner(&v, &image, h.as_mut())?;
             drop(image);
             let mut h = Mat::from_fn(l, l, |i, j| Element::to_f64(h[(i.max(j), i.min(j))]));
             let captured = (0..l).map(|i| h[(i, i)]).sum();
             let unit = small::normalize(h.as_mut());
             let mut back = self.inputs(l)?;
             let small::Eigen { values, vectors, remedy } =
-                symmetric_eigen_beside(&v, h.as_ref(), par, || self.back(&v, &mut back))?;
+                symmetric_eigen_beside(&space, h.as_ref(), par, || self.back(&v, &mut back))?;
             let squares: Vec<T> = values.iter().rev().map(|x| <T as Element>::from_f64(x * unit)).collect();
             let coefficients = Mat::from_fn(l, l, |i, j| <T as Element>::from_f64(vectors[(i, l - 1 - j)]));
             (v, coefficients, roots(&squares), captured, Some(task.sketch), back, remedy)
         };
-        let width = panel.ncols();
+        let width = space.shape(&panel).1;
         let rank = goal.rank(&s, captured);
         let short = width < task.width && !goal.is_reached_by::<T>(captured);
         if short || gram::reaches_floor(&s, rank) && self.norm_squared() > 0.0 {
@@ -507,7 +496,7 @@ where
     /// How much of the outputs is lost, on the calibration: by subtraction, of the norm that weighed the error where that is what is
     /// asked, or of the samples' own. None without calibration; zero if the outputs
     /// are, and only then.
-    fn lost(&mut self, weighting: &Weighting, bt: &P, found: &Found<T>, par: Par) -> Result<Option<Lost>> {
+    fn lost(&mut self, weighting: &Weighting, bt: &Panel<T, S>, found: &Found<T>, par: Par) -> Result<Option<Lost>> {
         let norm_squared = self.norm_squared();
         let exact = weighting.whitening == Whitening::Full && weighting.blend == 1.0;
         Ok(match &weighting.calibration {
@@ -526,14 +515,14 @@ where
             }
             Some(c) => {
                 let data = Data::new(self, c, par)?;
-                let gains: Vec<f64> = data.gains(bt)?.into_iter().map(|gain| gain / data.whole).collect();
+                let gains: Vec<f64> = data.gains(self.space(), bt)?.into_iter().map(|gain| gain / data.whole).collect();
                 Some(Lost { share: (1.0 - gains.iter().sum::<f64>()).max(f64::MIN_POSITIVE), gains })
             }
         })
     }
 
     /// The smallest rank whose outputs have a cosine of at least `q` with the true ones.
-    fn by_quality(&mut self, options: &Options, about: &About<'_>, q: f64) -> Result<(Plan, Outputs<T, P>)> {
+    fn by_quality(&mut self, options: &Options, about: &About<'_>, q: f64) -> Result<(Plan, Outputs<T, Panel<T, S>>)> {
         let weighting = &options.weighting;
         let shape = about.w.shape();
         let par = about.par;
@@ -550,15 +539,16 @@ where
             let mut outputs = self.left_vectors(&plan, par)?;
             if let Some(subspace) = outputs.doubt.take() {
                 let panel = self.form(&mut outputs.panel)?;
-                if !gram::is_orthonormal(self, panel, Some(outputs.found.coefficients()))? {
-                    outputs = self.by_basis(&plan.task, subspace.into_basis()?, par)?;
+                if !gram::is_orthonormal(self.space(), panel, Some(outputs.found.coefficients()))? {
+                    outputs = self.by_basis(&plan.task, subspace.into_basis(&self.space().clone())?, par)?;
                 }
             }
             let gains: Vec<f64> = match &data {
                 Some(data) => {
                     let mut bt = self.inputs(tried)?;
-                    bt.multiply(Accum::Replace, &outputs.back, outputs.found.coefficients(), T::one())?;
-                    data.gains(&bt)?
+                    let coefficients = outputs.found.coefficients();
+                    self.space().multiply(&mut bt, Accum::Replace, &outputs.back, coefficients, T::one())?;
+                    data.gains(self.space(), &bt)?
                 }
                 None => outputs.found.s.iter().take(tried).map(|&s| Element::to_f64(s).powi(2)).collect(),
             };
@@ -597,13 +587,7 @@ struct Data<T> {
 
 impl<T: Scalar> Data<T> {
     /// Those of the samples of `c`.
-    fn new<P, W, L>(op: &mut Whitened<'_, T, W, L>, c: &Calibration, par: Par) -> Result<Self>
-    where
-        P: Panel<T>,
-        W: LinearOperator<T, Left = P, Right = P>,
-        L: LinearOperator<T, Left = P, Right = P>,
-        W::Gram: FromPanel<T, P>,
-    {
+    fn new<S: Space<T>>(op: &mut Whitened<'_, T, S>, c: &Calibration, par: Par) -> Result<Self> {
         let n = c.features();
         let moments = Moments::of::<T>(c)?;
         let mut half = Mat::zeros(n, n);
@@ -614,10 +598,10 @@ impl<T: Scalar> Data<T> {
     }
 
     /// `b_iᵀ M b_i` for the columns of a panel.
-    fn gains<P: Panel<T>>(&self, b: &P) -> Result<Vec<f64>> {
-        let (n, k) = (b.nrows(), b.ncols());
+    fn gains<S: Space<T>>(&self, space: &S, b: &Panel<T, S>) -> Result<Vec<f64>> {
+        let (n, k) = space.shape(b);
         let (mut host, mut y) = (Mat::zeros(n, k), Mat::zeros(n, k));
-        b.copy_to_host(host.as_mut())?;
+        space.download(b, host.as_mut())?;
         let (lower, full) = (BlockStructure::TriangularLower, BlockStructure::Rectangular);
         let (t, x) = (self.half.as_ref(), host.as_ref());
         triangular::matmul(y.as_mut(), full, Accum::Replace, t, lower, x, full, T::one(), self.par);

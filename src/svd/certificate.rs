@@ -27,10 +27,11 @@ use faer::{Accum, Mat, MatRef, Par};
 
 use super::stream;
 use crate::error::Result;
-use crate::operator::{LinearOperator, Panel};
+use crate::operator::LinearOperator;
 use crate::report::ErrorKind;
 use crate::simd::Scalar;
 use crate::sketch::{AnySketch, Sketch, SketchOperator};
+use crate::space::{Panel, Space};
 
 pub(super) struct Certificate {
     pub(super) relative_error: f64,
@@ -63,8 +64,8 @@ pub(super) const FLOOR_IN_EPS: f64 = 256.0;
 
 /// `‖op − u diag(s) vᵀ‖_F / ‖op‖_F`, 0 for a zero operator. `captured` is `‖image‖²`, `dropped` the singular values of the
 /// image beyond those in `s`.
-pub(super) fn certify<T: Scalar, O: LinearOperator<T>>(
-    op: &mut O,
+pub(super) fn certify<T: Scalar, S: Space<T>>(
+    op: &mut dyn LinearOperator<T, Space = S>,
     u: MatRef<'_, T>,
     (s, dropped): (&[T], &[T]),
     v: MatRef<'_, T>,
@@ -84,27 +85,24 @@ pub(super) fn certify<T: Scalar, O: LinearOperator<T>>(
     let omega = AnySketch::new(Sketch::Gaussian, op.ncols(), PROBES, seed, stream::PROBES)?;
     let mut y = op.left(PROBES)?;
     op.sketch(&omega, &mut y)?;
+    let mut y = op.space().into_host(y)?;
     let omega = omega.to_dense::<T>();
     let mut c = v.transpose() * &omega;
     for (i, s) in s.iter().enumerate() {
         c.row_mut(i).iter_mut().for_each(|x| *x *= *s);
     }
     let kept: f64 = s.iter().map(|&s| s.to_f64() * s.to_f64()).sum();
-    let mut certificate = None;
-    y.use_up_on_host(&mut |mut residual| {
-        matmul(residual.rb_mut(), Accum::Add, u, c.as_ref(), -T::one(), Par::Seq);
-        let spread = Spread::of_columns(residual.rb(), norm_squared);
-        let scale = scale_to_norm::<T>(kept / norm_squared, spread.mean);
-        certificate = Some(match scale {
-            None => spread.certificate(),
-            Some(scale) => {
-                let more = T::from_f64(1.0 - scale);
-                matmul(residual.rb_mut(), Accum::Add, u, c.as_ref(), more, Par::Seq);
-                Certificate { scale, ..Spread::of_columns(residual.rb(), norm_squared).certificate() }
-            }
-        });
-    })?;
-    Ok(certificate.expect("it was used"))
+    let mut residual = y.as_mut();
+    matmul(residual.rb_mut(), Accum::Add, u, c.as_ref(), -T::one(), Par::Seq);
+    let spread = Spread::of_columns(residual.rb(), norm_squared);
+    Ok(match scale_to_norm::<T>(kept / norm_squared, spread.mean) {
+        None => spread.certificate(),
+        Some(scale) => {
+            let more = T::from_f64(1.0 - scale);
+            matmul(residual.rb_mut(), Accum::Add, u, c.as_ref(), more, Par::Seq);
+            Certificate { scale, ..Spread::of_columns(residual.rb(), norm_squared).certificate() }
+        }
+    })
 }
 
 /// What brings singular values that hold the share `kept` of `‖A‖²` to the share `1 − missing` that there is, if rounding alone does not explain the difference.
@@ -131,10 +129,15 @@ impl Spread {
     }
 
     /// The same from a panel.
-    pub(super) fn of_panel<T: Scalar, P: Panel<T>>(residual: &P, norm_squared: f64) -> Result<Self> {
-        let mut g = Mat::<T>::zeros(residual.ncols(), residual.ncols());
-        residual.inner(residual, g.as_mut())?;
-        Ok(Self::of_squares((0..residual.ncols()).map(|j| g[(j, j)].to_f64()).collect(), norm_squared))
+    pub(super) fn of_panel<T: Scalar, S: Space<T>>(
+        space: &S,
+        residual: &Panel<T, S>,
+        norm_squared: f64,
+    ) -> Result<Self> {
+        let l = space.shape(residual).1;
+        let mut g = Mat::<T>::zeros(l, l);
+        space.inner(residual, residual, g.as_mut())?;
+        Ok(Self::of_squares((0..l).map(|j| g[(j, j)].to_f64()).collect(), norm_squared))
     }
 
     fn of_squares(mut squares: Vec<f64>, norm_squared: f64) -> Self {

@@ -16,11 +16,12 @@ use crate::linalg::{column_mut, fix_signs};
 use crate::operator::LinearOperator;
 use crate::report::{Method, Report};
 use crate::simd::Scalar;
+use crate::space::Space;
 use crate::tensor::Matrix;
 
 /// Solves, brings the factors home and certifies them. `op` is `scale · A`, or `scale · Aᵀ` when A is wide.
-pub(super) fn run<T: Scalar, O: LinearOperator<T>>(
-    op: &mut O,
+pub(super) fn run<T: Scalar, S: Space<T>>(
+    op: &mut dyn LinearOperator<T, Space = S>,
     plan: Plan,
     par: Par,
     start: Instant,
@@ -31,16 +32,17 @@ pub(super) fn run<T: Scalar, O: LinearOperator<T>>(
 }
 
 /// Brings the factors home and certifies them, against `goal` if it is one for `op`.
-pub(super) fn finish<T: Scalar, O: LinearOperator<T>>(
-    op: &mut O,
+pub(super) fn finish<T: Scalar, S: Space<T>>(
+    op: &mut dyn LinearOperator<T, Space = S>,
     plan: Plan,
-    solution: Solution<T, O>,
+    solution: Solution<T, S>,
     goal: Option<&Goal>,
     par: Par,
     start: Instant,
 ) -> Result<Factors<T>> {
     let (m, n) = plan.shape;
     let wide = m < n;
+    let space = op.space().clone();
     let Solution { triplets, rank: k, width, method, sketch, certificate, mut slices, mut notes } = solution;
 
     // The short side first, and its panel goes before the long side comes: that is what most memory is needed for.
@@ -50,18 +52,18 @@ pub(super) fn finish<T: Scalar, O: LinearOperator<T>>(
     let reduce = plan.method == Method::Gram && !gram::is_imaged_early::<T>((m.max(n), m.min(n)), width);
     if wide {
         u = Matrix::zeros(m, k);
-        right.bring_home(k, u.as_mut())?;
+        right.bring_home(&space, k, u.as_mut())?;
         drop(right);
-        left = if reduce { left.reduced(k)? } else { left };
+        left = if reduce { left.reduced(&space, k)? } else { left };
         vt = Matrix::zeros(k, n);
-        left.bring_home(k, vt.as_mut().transpose_mut())?;
+        left.bring_home(&space, k, vt.as_mut().transpose_mut())?;
     } else {
         vt = Matrix::zeros(k, n);
-        right.bring_home(k, vt.as_mut().transpose_mut())?;
+        right.bring_home(&space, k, vt.as_mut().transpose_mut())?;
         drop(right);
-        left = if reduce { left.reduced(k)? } else { left };
+        left = if reduce { left.reduced(&space, k)? } else { left };
         u = Matrix::zeros(m, k);
-        left.bring_home(k, u.as_mut())?;
+        left.bring_home(&space, k, u.as_mut())?;
     }
     drop(left); // the certificate's probes take the place of the panels
     let signs = fix_signs(&mut u, &mut vt, par);
@@ -72,7 +74,7 @@ pub(super) fn finish<T: Scalar, O: LinearOperator<T>>(
     }
     let (left, right) =
         if wide { (vt.as_ref().transpose(), u.as_ref()) } else { (u.as_ref(), vt.as_ref().transpose()) };
-    let scale = op.scale();
+    let scale = op.facts().scale;
     let certificate = match certificate {
         Some(certificate) => certificate,
         None => certificate::certify(op, left, spectrum.split_at(k), right, captured, plan.task.seed)?,
@@ -90,7 +92,7 @@ pub(super) fn finish<T: Scalar, O: LinearOperator<T>>(
         method,
         peak_bytes: plan.peak_bytes_of(method, width, k, true),
         sketch,
-        passes: op.passes(),
+        passes: op.facts().passes,
         notes,
         ..plan.report((k, width), spectrum, norm, &certificate, start.elapsed())
     };

@@ -6,8 +6,9 @@
 
 use super::certificate::PROBES;
 use super::task::{Residency, Task};
-use crate::operator::{Dense, HostPanel, Pass};
+use crate::operator::{Dense, Pass};
 use crate::simd::Scalar;
+use crate::space::HostPanel;
 use crate::tensor::DType;
 
 /// Scratch of the sketch of a small matrix on two threads. It goes before what is alive later, which exceeds it where that is sixteen times as much.

@@ -1,6 +1,5 @@
 //! Factorization of a matrix in host memory.
 
-use std::sync::Arc;
 use std::time::Instant;
 
 use super::calibrated::{self, Weight};
@@ -11,28 +10,29 @@ use super::plan::Plan;
 use super::task::{Residency, Task};
 use crate::error::{Error, Result};
 use crate::factors::Factors;
-use crate::operator::{Dense, HostContext, Root, Watch, first_not_finite};
+use crate::operator::{Dense, Root, Watch, first_not_finite};
 use crate::simd::Scalar;
+use crate::space::Host;
 use crate::tensor::TensorRef;
 
-/// Factors `w` from inside of the thread pool of `context`.
+/// Factors `w` from inside of the thread pool of `space`.
 pub(super) fn factor_in_pool<T: Scalar>(
     options: &Options,
     w: &TensorRef<'_>,
     watch: &Watch<'_>,
-    context: Arc<HostContext>,
+    space: Host,
 ) -> Result<Factors<T>> {
     // 1536×384 after a pause, 2 threads: 3.8 ms against 5.2 from outside.
-    let par = context.par();
-    crate::parallel::in_pool(par, || factor(options, w, watch, context))
+    let par = space.par();
+    crate::parallel::in_pool(par, || factor(options, w, watch, space))
 }
 
-/// Factors `w` on the device of the options, with the memory and threads of `context`.
+/// Factors `w` on the device of the options, with the memory and threads of `space`.
 pub(super) fn factor<T: Scalar>(
     options: &Options,
     w: &TensorRef<'_>,
     watch: &Watch<'_>,
-    context: Arc<HostContext>,
+    space: Host,
 ) -> Result<Factors<T>> {
     let start = Instant::now();
     let view = w.view()?;
@@ -43,17 +43,16 @@ pub(super) fn factor<T: Scalar>(
     let task = Task::new::<T>(options, (view.nrows(), view.ncols()), view.dtype(), Residency::InMemory)?;
     let plan = Plan::new(task)?;
     let tall = if wide { view.transpose() } else { view };
-    let par = context.par();
-    let op = Dense::<T>::within(tall, context).map_err(|error| match error {
+    let par = space.par();
+    let op = Dense::<T>::within(tall, space.clone()).map_err(|error| match error {
         // In the caller's rows and columns, not in those of the transpose.
         Error::NotFinite { .. } if wide => first_not_finite(view),
         error => error,
     })?;
     let mut op = op.watched(watch.clone());
     if options.is_weighted() {
-        let context = op.context().clone();
-        let root = |l| Ok(Root::new(l, context));
-        return calibrated::factor(options, Residency::InMemory, op, root, Weight::Whole(view), par, start);
+        let root = |l| Ok(Root::boxed(l, &space));
+        return calibrated::factor(options, Residency::InMemory, &mut op, &root, Weight::Whole(view), par, start);
     }
     run(&mut op, plan, par, start)
 }

@@ -10,9 +10,10 @@ use super::in_memory::factor;
 use super::options::Options;
 use crate::error::Result;
 use crate::factors::Factors;
-use crate::operator::{HostContext, Watch};
+use crate::operator::Watch;
 use crate::parallel::{self, Threads};
 use crate::simd::Scalar;
+use crate::space::Host;
 use crate::tensor::TensorRef;
 
 /// Matrices of more elements than this are factored one after the other, each on all threads.
@@ -23,11 +24,11 @@ pub(super) fn factor_many<T: Scalar>(options: &Options, matrices: &[TensorRef<'_
     let (par, watch) = (parallel::current_par(), Watch::default());
     let small = |w: &TensorRef<'_>| w.shape().iter().product::<usize>() <= SMALL;
     let mut large: Vec<_> =
-        (matrices.iter()).filter(|w| !small(w)).map(|w| factor(options, w, &watch, HostContext::new(par))).collect();
+        (matrices.iter()).filter(|w| !small(w)).map(|w| factor(options, w, &watch, Host::new(par))).collect();
     large.reverse();
     let small = parallel::map(Threads::Pool, matrices.len(), |i| {
         let w = &matrices[i];
-        small(w).then(|| factor(options, w, &Watch::default(), HostContext::new(Par::Seq)))
+        small(w).then(|| factor(options, w, &Watch::default(), Host::new(Par::Seq)))
     });
     small.into_iter().map(|done| done.unwrap_or_else(|| large.pop().expect("one result each"))).collect()
 }

@@ -19,6 +19,7 @@ mod certificate;
 mod cost;
 mod finish;
 mod footprint;
+mod fronts;
 mod goal;
 mod in_memory;
 mod many;
@@ -49,11 +50,12 @@ use crate::calibration::Calibration;
 use crate::calibration::Whitening;
 use crate::error::{Error, Result};
 use crate::factors::Factors;
-use crate::operator::{HostContext, LinearOperator, RowSource, Watch, Workspace};
+use crate::operator::{LinearOperator, RowSource, Watch};
 use crate::rank::Rank;
 use crate::report::Method;
 use crate::simd::Scalar;
 use crate::sketch::Sketch;
+use crate::space::{Host, Space, Workspace};
 use crate::tensor::{DType, TensorRef};
 use finish::run;
 use options::Options;
@@ -218,7 +220,7 @@ impl TruncatedSvd {
     /// # Errors
     /// As [`factor`](Self::factor), and [`Error::Cancelled`].
     pub fn factor_watched<T: Scalar>(&self, w: TensorRef<'_>, watch: &Watch<'_>) -> Result<Factors<T>> {
-        in_memory::factor_in_pool(&self.options, &w, watch, HostContext::new(crate::parallel::current_par()))
+        fronts::factor(&self.options, &w, watch, Host::new(crate::parallel::current_par()))
     }
 
     /// As [`factor`](Self::factor), with memory that is kept in `workspace` from call to call: a repeated call allocates its result and the
@@ -244,7 +246,7 @@ impl TruncatedSvd {
             &self.options,
             &w,
             &Watch::default(),
-            HostContext::within(workspace, crate::parallel::current_par()),
+            Host::within(workspace, crate::parallel::current_par()),
         )
     }
 
@@ -255,12 +257,7 @@ impl TruncatedSvd {
         watch: &Watch<'_>,
         workspace: &mut Workspace,
     ) -> Result<Factors<T>> {
-        in_memory::factor_in_pool(
-            &self.options,
-            &w,
-            watch,
-            HostContext::within(workspace, crate::parallel::current_par()),
-        )
+        fronts::factor(&self.options, &w, watch, Host::within(workspace, crate::parallel::current_par()))
     }
 
     /// Factors whatever can be multiplied: a tiled, whitened, distributed or device matrix. `op` is tall or square;
@@ -268,7 +265,10 @@ impl TruncatedSvd {
     ///
     /// # Errors
     /// [`Error::Shape`] if `op` is wide (hand over its transpose), and as [`factor`](Self::factor).
-    pub fn factor_operator<T: Scalar, O: LinearOperator<T>>(&self, op: &mut O) -> Result<Factors<T>> {
+    pub fn factor_operator<T: Scalar, S: Space<T>>(
+        &self,
+        op: &mut dyn LinearOperator<T, Space = S>,
+    ) -> Result<Factors<T>> {
         let start = Instant::now();
         let (m, n) = (op.nrows(), op.ncols());
         if m < n {
@@ -300,7 +300,7 @@ impl TruncatedSvd {
     /// # Ok::<(), tensorslim::Error>(())
     /// ```
     pub fn factor_many<T: Scalar>(&self, matrices: &[TensorRef<'_>]) -> Vec<Result<Factors<T>>> {
-        many::factor_many(&self.options, matrices)
+        fronts::factor_many(&self.options, matrices)
     }
 
     /// [`factor`](Self::factor) of each of `tensors` on `device`, in order; a failure concerns its own matrix alone. Two of them are on the device at a
@@ -337,7 +337,7 @@ impl TruncatedSvd {
     /// # Errors
     /// As [`factor`](Self::factor) and [`plan_rows`](Self::plan_rows); what the source reports; [`Error::Cancelled`] if `watch` says so.
     pub fn factor_rows<T: Scalar>(&self, source: &mut dyn RowSource, watch: &Watch<'_>) -> Result<Factors<T>> {
-        rows::factor(&self.options, source, watch)
+        fronts::factor_rows(&self.options, source, watch)
     }
 
     /// As [`factor_rows`](Self::factor_rows); a method of a single pass keeps its state in `checkpoint` on the way and goes on from what is there. What
@@ -355,7 +355,7 @@ impl TruncatedSvd {
         watch: &Watch<'_>,
         checkpoint: &dyn Checkpoint,
     ) -> Result<Factors<T>> {
-        rows::factor_resumable(&self.options, source, watch, checkpoint)
+        fronts::factor_resumable(&self.options, source, watch, checkpoint)
     }
 
     /// An empty state for [`Method::SinglePass`] or [`Method::Nystrom`] that is fed the rows of an `m × n` matrix; any blocks of
@@ -385,6 +385,6 @@ impl TruncatedSvd {
     /// # Errors
     /// [`Error::Option`] for fewer than two folds or a rank that depends on the inputs, and as [`factor`](Self::factor).
     pub fn choose_blend<T: Scalar>(&self, w: &TensorRef<'_>, folds: &[Calibration]) -> Result<BlendChoice> {
-        blend::choose::<T>(&self.options, w, folds)
+        fronts::choose_blend::<T>(&self.options, w, folds)
     }
 }

@@ -28,7 +28,7 @@ use crate::error::{Error, Result};
 use crate::factors::Factors;
 use crate::operator::Watch;
 #[cfg(feature = "cuda")]
-use crate::operator::{Entries, first_not_finite};
+use crate::operator::first_not_finite;
 use crate::simd::Scalar;
 use crate::tensor::TensorRef;
 
@@ -87,8 +87,8 @@ fn factor_loaded<T: Scalar>(
     let par = crate::parallel::current_par();
     if options.is_weighted() {
         let device = op.device().clone();
-        let root = |l: Entries<T>| DeviceMatrix::from_host(&device, l.dense().as_ref());
-        return calibrated::factor(options, Residency::InMemory, op, root, Weight::Whole(view), par, start);
+        let root = |l| DeviceMatrix::boxed_root(&device, l);
+        return calibrated::factor(options, Residency::InMemory, &mut op, &root, Weight::Whole(view), par, start);
     }
     run(&mut op, plan, par, start)
 }

@@ -24,6 +24,7 @@ use crate::error::{Error, Result};
 use crate::operator::LinearOperator;
 use crate::report::{Method, Report};
 use crate::simd::Scalar;
+use crate::space::Space;
 use crate::tensor::DType;
 
 /// A method with its estimates.
@@ -152,12 +153,12 @@ impl Plan {
     }
 
     /// Runs the plan.
-    pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(
+    pub(super) fn solve<T: Scalar, S: Space<T>>(
         &self,
-        op: &mut O,
+        op: &mut dyn LinearOperator<T, Space = S>,
         goal: &Goal,
         par: Par,
-    ) -> Result<Solution<T, O>> {
+    ) -> Result<Solution<T, S>> {
         methods::solve(self.route, &self.task, op, goal, par)
     }
 }

@@ -22,7 +22,7 @@ use super::plan::Plan;
 use super::task::{Residency, Task, looks_once};
 use crate::error::{Error, Result};
 use crate::factors::Factors;
-use crate::operator::{ReadParams, Root, RowSource, Tiled, Watch, stream};
+use crate::operator::{LinearOperator, ReadParams, Root, RowSource, Tiled, Watch, stream};
 use crate::simd::Scalar;
 
 /// Bytes of a matrix that are read for each byte of state that is saved.
@@ -157,10 +157,10 @@ pub(super) fn factor<T: Scalar>(
     let par = crate::parallel::current_par();
     let mut op = Tiled::<T>::new(source, tile_lines, par, watch.clone())?;
     if weighted {
-        let context = op.context().clone();
-        let root = |l| Ok(Root::new(l, context));
+        let space = op.space().clone();
+        let root = |l| Ok(Root::boxed(l, &space));
         let weight = Weight::Tiles(shape, dtype);
-        let mut factors = calibrated::factor(&within, residency, op, root, weight, par, start)?;
+        let mut factors = calibrated::factor(&within, residency, &mut op, &root, weight, par, start)?;
         let report = factors.report_mut();
         report.peak_bytes = peak_bytes;
         report.reason.push_str("; read in tiles");

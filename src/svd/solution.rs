@@ -4,15 +4,15 @@ use super::certificate::Certificate;
 use super::triplets::Triplets;
 use crate::error::{Error, Result};
 use crate::factors::Slices;
-use crate::operator::LinearOperator;
 use crate::report::Method;
 use crate::simd::Scalar;
 use crate::sketch::Sketch;
+use crate::space::Space;
 use crate::tensor::Element;
 
 /// What a method hands to the driver.
-pub(super) struct Solution<T: Scalar, O: LinearOperator<T>> {
-    pub(super) triplets: Triplets<T, O>,
+pub(super) struct Solution<T: Scalar, S: Space<T>> {
+    pub(super) triplets: Triplets<T, S>,
     /// How many of the triplets are the answer.
     pub(super) rank: usize,
     /// Columns of the panels.

@@ -16,7 +16,7 @@
 //! eigendecomposition stand against `4 m l²` in f32 and an SVD (4096×266, 2 Zen 5 cores: see the bench `svd`).
 //!
 //! **Memory.** Which way it goes only the values tell, and the peak is promised before they are seen. So the way by QR takes what the other one takes: scratch is
-//! freed before the eigensolver asks for its own, QR is [in little scratch](Panel::orthonormalize_sparingly), and the SVD of R keeps no copy of R beside its solver.
+//! freed before the eigensolver asks for its own, QR is [in little memory](Effort::LittleMemory), and the SVD of R keeps no copy of R beside its solver.
 //! What is left is R itself (3000×500 in full: 1.06 of the usual way, which without all this took 1.3 and the other one 2.7 times as much).
 
 use std::ops::ControlFlow;
@@ -26,10 +26,10 @@ use faer::{Mat, MatMut, MatRef, Par};
 
 use crate::error::Result;
 use crate::linalg::{column, column_mut};
-use crate::operator::{HostPanel, LinearOperator, Panel};
 use crate::qr::{Algorithm, Orthonormalization};
 use crate::simd::Scalar;
 use crate::small::{self, SmallSvd};
+use crate::space::{Effort, HostPanel, Panel, Space};
 
 /// Singular vectors come from the Gram matrix of the image while `σ_k` is above this part of `σ_1`.
 pub(super) const CLEAR: f64 = 1.0 / 256.0;
@@ -44,55 +44,58 @@ pub(super) enum Vectors<T, P> {
     Combined(P, Mat<T>),
 }
 
-impl<T: Scalar, P: Panel<T>> Vectors<T, P> {
-    /// The first `k` vectors in the memory of the panel, of which the rest is given back, where that can be.
-    pub(super) fn reduced(self, k: usize) -> Result<Self> {
+impl<T: Scalar, P> Vectors<T, P> {
+    /// The first `k` vectors in the memory of the panel, of which the rest is given back where that can be.
+    pub(super) fn reduced<S: Space<T, Panel = P>>(self, space: &S, k: usize) -> Result<Self> {
         Ok(match self {
-            Vectors::Combined(mut panel, c) => match panel.turn(c.as_ref().subcols(0, k))? {
-                true => Vectors::Panel(panel),
-                false => Vectors::Combined(panel, c),
-            },
+            Vectors::Combined(mut panel, c) => {
+                space.multiply_in_place(&mut panel, c.as_ref().subcols(0, k))?;
+                Vectors::Panel(panel)
+            }
             vectors => vectors,
         })
     }
 
     /// The first `k` vectors into `dst`, of any layout.
-    pub(super) fn bring_home(&self, k: usize, mut dst: MatMut<'_, T>) -> Result<()> {
+    pub(super) fn bring_home<S: Space<T, Panel = P>>(&self, space: &S, k: usize, mut dst: MatMut<'_, T>) -> Result<()> {
         match self {
-            Vectors::Panel(panel) if panel.ncols() == k => panel.copy_to_host(dst),
-            Vectors::Panel(panel) => panel.product_to_host(Mat::identity(panel.ncols(), k).as_ref(), dst),
+            Vectors::Panel(panel) => match space.shape(panel).1 {
+                l if l == k => space.download(panel, dst),
+                l => space.multiply_to_host(panel, Mat::identity(l, k).as_ref(), dst),
+            },
             Vectors::Small(c) => {
                 dst.copy_from(c.as_ref().subcols(0, k));
                 Ok(())
             }
-            Vectors::Combined(panel, c) => panel.product_to_host(c.as_ref().subcols(0, k), dst),
+            Vectors::Combined(panel, c) => space.multiply_to_host(panel, c.as_ref().subcols(0, k), dst),
         }
     }
 }
 
 /// All `l` singular triplets of the projected operator.
-pub(super) struct Triplets<T: Scalar, O: LinearOperator<T>> {
-    pub(super) left: Vectors<T, O::Left>,
+pub(super) struct Triplets<T: Scalar, S: Space<T>> {
+    pub(super) left: Vectors<T, Panel<T, S>>,
     pub(super) s: Vec<T>,
     /// `‖image‖_F²` in f64: what the subspace captures of `‖A‖_F²`.
     pub(super) captured: f64,
-    pub(super) right: Vectors<T, O::Right>,
+    pub(super) right: Vectors<T, Panel<T, S>>,
     /// They took a QR of the image.
     pub(super) by_qr: bool,
 }
 
-impl<T: Scalar, O: LinearOperator<T>> Triplets<T, O> {
+impl<T: Scalar, S: Space<T>> Triplets<T, S> {
     /// From `image = A · basis`; no `basis` stands for the identity. With the rank that
     /// `choose` makes of the singular values and `‖image‖_F²`, and notes.
     pub(super) fn from_right(
-        basis: Option<O::Right>,
-        image: O::Left,
+        space: &S,
+        basis: Option<Panel<T, S>>,
+        image: Panel<T, S>,
         sparing: bool,
         choose: impl Fn(&[T], f64) -> usize,
         par: Par,
     ) -> Result<(Self, usize, Vec<String>)> {
         let Decomposition { image: left, s, captured, basis: v, rank, by_qr, notes } =
-            decompose(image, sparing, choose, par, || Ok(()))?;
+            decompose(space, image, sparing, choose, par, || Ok(()))?;
         let right = match basis {
             Some(basis) => Vectors::Combined(basis, v),
             None => Vectors::Small(v),
@@ -102,14 +105,15 @@ impl<T: Scalar, O: LinearOperator<T>> Triplets<T, O> {
 
     /// From `image = Aᵀ · basis`.
     pub(super) fn from_left(
-        basis: O::Left,
-        image: O::Right,
+        space: &S,
+        basis: Panel<T, S>,
+        image: Panel<T, S>,
         sparing: bool,
         choose: impl Fn(&[T], f64) -> usize,
         par: Par,
     ) -> Result<(Self, usize, Vec<String>)> {
         let Decomposition { image: right, s, captured, basis: v, rank, by_qr, notes } =
-            decompose(image, sparing, choose, par, || Ok(()))?;
+            decompose(space, image, sparing, choose, par, || Ok(()))?;
         Ok((Triplets { left: Vectors::Combined(basis, v), s, captured, right, by_qr }, rank, notes))
     }
 }
@@ -130,52 +134,53 @@ pub(super) struct Decomposition<T, P> {
 
 /// The SVD of an image. `sparing` keeps to little scratch where the route that asks has taken little. `meanwhile` is for the time in which
 /// the eigensolver has one thread; it is not called where there is no eigensolver.
-pub(super) fn decompose<T: Scalar, P: Panel<T>>(
-    image: P,
+pub(super) fn decompose<T: Scalar, S: Space<T>>(
+    space: &S,
+    image: Panel<T, S>,
     sparing: bool,
     choose: impl Fn(&[T], f64) -> usize,
     par: Par,
     meanwhile: impl FnOnce() -> Result<()>,
-) -> Result<Decomposition<T, P>> {
-    let by_gram_first = may_go_by_gram::<T>(image.nrows(), image.ncols());
+) -> Result<Decomposition<T, Panel<T, S>>> {
+    let by_gram_first = may_go_by_gram::<T>(space.shape(&image));
     let image = match by_gram_first {
-        true => match by_gram(image, &choose, par, meanwhile)? {
+        true => match by_gram(space, image, &choose, par, meanwhile)? {
             ControlFlow::Break(found) => return Ok(found),
             ControlFlow::Continue(image) => image,
         },
         false => image,
     };
     // What is rarely needed is not what memory is needed for.
-    by_qr(image, sparing || by_gram_first, choose, par)
+    by_qr(space, image, sparing || by_gram_first, choose, par)
 }
 
 /// The same for one who has another way where the Gram matrix is not clear enough: the image back.
-pub(super) fn decompose_clear<T: Scalar, P: Panel<T>>(
-    image: P,
+pub(super) fn decompose_clear<T: Scalar, S: Space<T>>(
+    space: &S,
+    image: Panel<T, S>,
     choose: impl Fn(&[T], f64) -> usize,
     par: Par,
     meanwhile: impl FnOnce() -> Result<()>,
-) -> Result<ControlFlow<Decomposition<T, P>, P>> {
-    if may_go_by_gram::<T>(image.nrows(), image.ncols()) {
-        return by_gram(image, choose, par, meanwhile);
+) -> Result<ControlFlow<Decomposition<T, Panel<T, S>>, Panel<T, S>>> {
+    if may_go_by_gram::<T>(space.shape(&image)) {
+        return by_gram(space, image, choose, par, meanwhile);
     }
-    by_qr(image, true, choose, par).map(ControlFlow::Break)
+    by_qr(space, image, true, choose, par).map(ControlFlow::Break)
 }
 
-fn by_qr<T: Scalar, P: Panel<T>>(
-    mut image: P,
+fn by_qr<T: Scalar, S: Space<T>>(
+    space: &S,
+    mut image: Panel<T, S>,
     sparing: bool,
     choose: impl Fn(&[T], f64) -> usize,
     par: Par,
-) -> Result<Decomposition<T, P>> {
-    let l = image.ncols();
-    let captured = image.norm_squared()?;
+) -> Result<Decomposition<T, Panel<T, S>>> {
+    let l = space.shape(&image).1;
+    let captured = space.dot(&image, &image)?;
     let mut r = Mat::zeros(l, l);
-    let how = match sparing {
-        true => image.orthonormalize_sparingly(Some(r.as_mut()))?,
-        false => image.orthonormalize(Some(r.as_mut()))?,
-    };
-    image.release();
+    let effort = if sparing { Effort::LittleMemory } else { Effort::Fast };
+    let how = space.orthonormalize(&mut image, Some(r.as_mut()), effort)?;
+    space.trim();
     let SmallSvd { u, s, v, remedy } = small::svd(r.as_ref(), par);
     let mut notes: Vec<String> = remedy.map(str::to_owned).into_iter().collect();
     note_orthonormalization(&mut notes, "QR of the projected matrix", &how);
@@ -184,7 +189,7 @@ fn by_qr<T: Scalar, P: Panel<T>>(
 }
 
 /// Whether the Gram matrix of an image of this shape can be of a higher precision than the image.
-fn may_go_by_gram<T: Scalar>(rows: usize, l: usize) -> bool {
+fn may_go_by_gram<T: Scalar>((rows, l): (usize, usize)) -> bool {
     size_of::<T>() == size_of::<f32>() && l < rows
 }
 
@@ -194,11 +199,11 @@ pub(super) fn decompose_bytes<T: Scalar>(rows: usize, l: usize, sparing: bool, k
     let small = small::square_bytes::<T>(l);
     let bytes = |scratch: StackReq| scratch.unaligned_bytes_required().max(kept);
     let by_qr = |scratch: StackReq| (small + bytes(scratch)).max(small + small::svd_bytes::<T>(l));
-    if !sparing && !may_go_by_gram::<T>(rows, l) {
+    if !sparing && !may_go_by_gram::<T>((rows, l)) {
         return by_qr(HostPanel::<T>::orthonormalize_scratch(rows, l, Par::Seq));
     }
     let by_qr = by_qr(HostPanel::<T>::orthonormalize_sparingly_scratch(rows, l, true, Par::Seq));
-    if !may_go_by_gram::<T>(rows, l) {
+    if !may_go_by_gram::<T>((rows, l)) {
         return by_qr;
     }
     let (before, eigen) = by_gram_bytes::<T>(rows, l, kept);
@@ -214,30 +219,28 @@ fn by_gram_bytes<T: Scalar>(rows: usize, l: usize, kept: usize) -> (usize, usize
 
 /// The same of [`decompose_clear`]: before it calls `meanwhile`, and then.
 pub(super) fn decompose_clear_bytes<T: Scalar>(rows: usize, l: usize) -> (usize, usize) {
-    match may_go_by_gram::<T>(rows, l) {
+    match may_go_by_gram::<T>((rows, l)) {
         true => by_gram_bytes::<T>(rows, l, 0),
         false => (decompose_bytes::<T>(rows, l, true, 0), 0),
     }
 }
 
 /// From the eigenvectors of the image's Gram matrix, unless they are not good enough.
-fn by_gram<T: Scalar, P: Panel<T>>(
-    image: P,
+fn by_gram<T: Scalar, S: Space<T>>(
+    space: &S,
+    image: Panel<T, S>,
     choose: impl Fn(&[T], f64) -> usize,
     par: Par,
     meanwhile: impl FnOnce() -> Result<()>,
-) -> Result<ControlFlow<Decomposition<T, P>, P>> {
-    let l = image.ncols();
+) -> Result<ControlFlow<Decomposition<T, Panel<T, S>>, Panel<T, S>>> {
+    let l = space.shape(&image).1;
     let mut h = Mat::<f64>::zeros(l, l);
-    let exact_to = image.gram(h.as_mut())?;
-    image.release();
-    if exact_to > f64::EPSILON {
-        return Ok(ControlFlow::Continue(image));
-    }
+    space.gram(&image, h.as_mut())?;
+    space.trim();
     let captured = (0..l).map(|j| h[(j, j)]).sum::<f64>();
     let unit = small::normalize(h.as_mut());
     let small::Eigen { values: mut squares, vectors, remedy } =
-        symmetric_eigen_beside(&image, h.as_ref(), par, meanwhile)?;
+        symmetric_eigen_beside(space, h.as_ref(), par, meanwhile)?;
     squares.iter_mut().for_each(|x| *x *= unit);
     // Nonincreasing from here on.
     squares.reverse();
@@ -260,14 +263,14 @@ fn by_gram<T: Scalar, P: Panel<T>>(
     Ok(ControlFlow::Break(Decomposition { image, s, captured, basis, rank, by_qr: false, notes }))
 }
 
-/// Eigenvalues and eigenvectors of the symmetric `g`, by whatever is soonest where `panel` lives; `meanwhile` runs beside a thread of the host.
-pub(super) fn symmetric_eigen_beside<T: Scalar, P: Panel<T>>(
-    panel: &P,
+/// Eigenvalues and eigenvectors of the symmetric `g`, by whatever is soonest in `space`; `meanwhile` runs beside a thread of the host.
+pub(super) fn symmetric_eigen_beside<T: Scalar, S: Space<T>>(
+    space: &S,
     g: MatRef<'_, f64>,
     par: Par,
     meanwhile: impl FnOnce() -> Result<()>,
 ) -> Result<small::Eigen<f64>> {
-    let found = panel.symmetric_eigen(g)?.filter(|(values, vectors)| small::is_eigen(g, values, vectors.as_ref()));
+    let found = space.symmetric_eigen(g)?.filter(|(values, vectors)| small::is_eigen(g, values, vectors.as_ref()));
     match found {
         Some((values, vectors)) => {
             meanwhile()?;

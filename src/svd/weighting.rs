@@ -3,10 +3,11 @@
 use crate::calibration::Calibration;
 use crate::calibration::{Whitening, cholesky_bytes};
 use crate::error::{Error, Result};
-use crate::operator::{Dense, HostPanel, STREAMED_ROWS, Triangle};
+use crate::operator::{Dense, STREAMED_ROWS, Triangle};
 use crate::rank::Rank;
 use crate::report::Method;
 use crate::simd::Scalar;
+use crate::space::HostPanel;
 
 /// The statistics that weigh the error, and how.
 #[derive(Debug, Clone, PartialEq)]

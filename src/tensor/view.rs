@@ -1,4 +1,4 @@
-//! Views of tensors that faer's algorithms take: a `faer::MatRef` of one of the four element types.
+//! Views of tensors as faer's algorithms take them: a `faer::MatRef` of one of the four element types.
 
 use faer::{Mat, MatMut, MatRef};
 use half::{bf16, f16};
@@ -19,26 +19,26 @@ macro_rules! with_view {
 }
 pub(crate) use with_view;
 
-/// A strided `m × n` matrix of any element type.
+/// A view of a strided `m × n` matrix of any of the element types.
 #[derive(Debug, Clone, Copy)]
 pub enum MatView<'a> {
-    /// Binary16.
+    /// A matrix of f16.
     F16(MatRef<'a, f16>),
-    /// Bfloat16.
+    /// A matrix of bf16.
     BF16(MatRef<'a, bf16>),
-    /// Binary32.
+    /// A matrix of f32.
     F32(MatRef<'a, f32>),
-    /// Binary64.
+    /// A matrix of f64.
     F64(MatRef<'a, f64>),
 }
 
 impl<'a> MatView<'a> {
-    /// Rows, `m`.
+    /// The number of rows, `m`.
     pub fn nrows(&self) -> usize {
         with_view!(self, a => a.nrows())
     }
 
-    /// Columns, `n`.
+    /// The number of columns, `n`.
     pub fn ncols(&self) -> usize {
         with_view!(self, a => a.ncols())
     }
@@ -53,7 +53,7 @@ impl<'a> MatView<'a> {
         }
     }
 
-    /// The view as a matrix of `E`, if that is what it stores.
+    /// Returns the view as a matrix of `E`, or `None` if its elements are of another type.
     pub fn typed<E: Element>(self) -> Option<MatRef<'a, E>> {
         if self.dtype() != E::DTYPE {
             return None;
@@ -66,45 +66,49 @@ impl<'a> MatView<'a> {
         })
     }
 
-    /// The same elements as an `n × m` matrix.
+    /// Returns the transpose, an `n × m` matrix of the same elements.
     pub fn transpose(self) -> MatView<'a> {
         with_view!(self, a => Element::view(a.transpose()))
     }
 
-    /// Rows `first..first + count`.
+    /// Returns rows `first..first + count`.
+    ///
+    /// # Panics
+    /// If the matrix has fewer rows.
     pub fn subrows(self, first: usize, count: usize) -> MatView<'a> {
         with_view!(self, a => Element::view(a.subrows(first, count)))
     }
 }
 
-/// A mutable matrix of one of the two arithmetic types, known by name. Where generic code ends in one of these, the
-/// kernels behind it are compiled once, here, and not in every crate that calls them.
+/// A mutable matrix of one of the two arithmetic types, told apart at run time. Where generic code ends in one of
+/// these, the kernels behind it are compiled once, here, and not in every crate that calls them.
 pub(crate) enum ArithmeticMut<'a> {
     F32(MatMut<'a, f32>),
     F64(MatMut<'a, f64>),
 }
 
-/// `y` by the name of its element type.
+/// Returns `y` as the variant of its element type.
 ///
 /// # Panics
-/// If that is f16 or bf16, in which no arithmetic is done.
+/// If the type is f16 or bf16, in which no arithmetic is done.
 pub(crate) fn arithmetic_mut<T: Element>(y: MatMut<'_, T>) -> ArithmeticMut<'_> {
     let (m, n, rs, cs, at) = (y.nrows(), y.ncols(), y.row_stride(), y.col_stride(), y.as_ptr_mut());
     match T::DTYPE {
         // SAFETY: `T` is f32 (`DTYPE` is one to one over the sealed types); pointer, shape, strides and lifetime are
         // those of `y`, which is consumed.
         DType::F32 => ArithmeticMut::F32(unsafe { MatMut::from_raw_parts_mut(at.cast(), m, n, rs, cs) }),
-        // SAFETY: `T` is f64, and as above.
+        // SAFETY: `T` is f64 (`DTYPE` is one to one over the sealed types); pointer, shape, strides and lifetime are
+        // those of `y`, which is consumed.
         DType::F64 => ArithmeticMut::F64(unsafe { MatMut::from_raw_parts_mut(at.cast(), m, n, rs, cs) }),
         DType::F16 | DType::BF16 => unreachable!("arithmetic is in f32 or f64"),
     }
 }
 
 impl<'a> TensorRef<'a> {
-    /// The tensor as a matrix view.
+    /// Returns the tensor as a matrix view.
     ///
     /// # Errors
-    /// [`Error::Shape`] unless it has two axes (see [`matricize`](Self::matricize)).
+    /// [`Error::Shape`] unless the tensor has two axes (see [`matricize`](Self::matricize)).
     pub fn view(&self) -> Result<MatView<'a>> {
         let (&[m, n], &[rs, cs]) = (&self.shape[..], &self.strides[..]) else {
             return Err(Error::shape(
@@ -114,7 +118,7 @@ impl<'a> TensorRef<'a> {
             ));
         };
         fn view<E: Element>(data: &[E], m: usize, n: usize, rs: isize, cs: isize) -> MatView<'_> {
-            // Not by slicing: negative strides go back from there, to what a slice would no longer borrow.
+            // The pointer does not come from a subslice: negative strides go back to elements that it would not borrow.
             let first = data.as_ptr().wrapping_add(first_element(m, rs) + first_element(n, cs));
             // SAFETY: `with_strides` and `new` proved that every index lands inside `data` when the element of
             // lowest address is `data[0]`; `first` is the element of index (0, 0) under that rule.
@@ -130,12 +134,12 @@ impl<'a> TensorRef<'a> {
 }
 
 impl<T: Element> Matrix<T> {
-    /// As a faer view.
+    /// Returns the matrix as a faer view.
     pub fn as_ref(&self) -> MatRef<'_, T> {
         MatRef::from_row_major_slice(&self.data, self.nrows, self.ncols)
     }
 
-    /// As a mutable faer view.
+    /// Returns the matrix as a mutable faer view.
     pub fn as_mut(&mut self) -> MatMut<'_, T> {
         MatMut::from_row_major_slice_mut(&mut self.data, self.nrows, self.ncols)
     }
@@ -156,8 +160,8 @@ impl<T: Element> From<&Matrix<T>> for Mat<T> {
 impl<'a, T> From<MatMut<'a, T>> for TensorMut<'a, T> {
     fn from(a: MatMut<'a, T>) -> Self {
         let (m, n, rs, cs) = (a.nrows(), a.ncols(), a.row_stride(), a.col_stride());
-        // SAFETY: a `MatMut` borrows its elements mutably for `'a` and is consumed; they are valid and distinct, which is
-        // what its own constructors ask for.
+        // SAFETY: a `MatMut` borrows its elements mutably for `'a` and is consumed; they are valid and distinct, which
+        // is what its own constructors ask for.
         unsafe { TensorMut::from_raw_parts(a.as_ptr_mut(), m, n, rs, cs) }
     }
 }

@@ -19,7 +19,7 @@
 //
 // For the tests: mock_fail(what, after) makes the call number `after` from now on fail, once for an allocation, for
 // good for a kernel or the driver; mock_calls(what) counts the calls that could have; mock_live() counts what was
-// created and not destroyed.
+// created and not destroyed; mock_home() counts the bytes that were copied to the host.
 #include "simt.hpp"
 #undef threadIdx
 #undef blockIdx
@@ -65,6 +65,7 @@ enum { FAIL_ALLOCATION, FAIL_LAUNCH, FAIL_DRIVER, FAILURES };
 static long long countdown[FAILURES] = {-1, -1, -1}, calls[FAILURES] = {0, 0, 0};
 static Status sticky = OK;  // the first fault stays, as in a real context
 static std::set<void*> objects;
+static long long home = 0;
 
 static bool due(int what) {
     ++calls[what];
@@ -260,6 +261,10 @@ long long mock_calls(int what) {
     LOCK;
     return calls[what];
 }
+long long mock_home() {
+    LOCK;
+    return home;
+}
 long long mock_live() {
     LOCK;
     return objects.size() + allocations.size() + pinned.size() + contexts;
@@ -449,6 +454,7 @@ Status cuMemcpyDtoHAsync_v2(void* dst, Address src, size_t bytes, Handle s) {
         if (!is_written((void*)src, bytes))
             fail(ILLEGAL_ADDRESS, "copy to the host of memory that nothing was written to");
         memcpy(dst, (void*)src, bytes);
+        home += bytes;
     });
     if (is_pinned(dst)) return status;
     wait_for(s);  // pageable: over when the call returns
@@ -689,6 +695,20 @@ static Status syrk(Handle h, int type, int uplo, int trans, int n, int k, const 
         }
     }));
 }
+// y <- alpha x + keep y, elements `incx` and `incy` apart. Of a vector every element is looked at, and nothing between.
+static Status vectors(Handle h, int type, int n, double alpha, const void* x, int incx, void* y, int incy, double keep, const char* what) {
+    LOCK;
+    if (gone()) return BLAS_FAILED;
+    if (incx < 1 || incy < 1) return BLAS_UNSUPPORTED;
+    return blas_status(push(static_cast<Library*>(h)->stream, [=] {
+        if (!need(x, incx, 1, n, type, IN, what) || !need(y, incy, 1, n, type, keep != 0 ? IN_OUT : OUT, what)) return;
+        for (int i = 0; i < n; ++i) {
+            const size_t at = size_t(i) * incy;
+            set(y, type, at, alpha * get(x, type, size_t(i) * incx) + (keep == 0 ? 0 : keep * get(y, type, at)));
+        }
+        written(y, incy, 1, n, type);
+    }));
+}
 // B <- alpha B L^-T.
 static Status trsm(Handle h, int type, int side, int uplo, int trans, int diag, int m, int n, const void* alpha,
                    const void* l, int ldl, void* b, int ldb) {
@@ -920,6 +940,12 @@ extern "C" {
     Status cublas##F##trsm_v2(Handle h, int side, int uplo, int trans, int diag, int m, int n, const T* alpha,        \
                               const T* l, int ldl, T* b, int ldb) {                                                   \
         return trsm(h, TYPE, side, uplo, trans, diag, m, n, alpha, l, ldl, b, ldb);                                   \
+    }                                                                                                                 \
+    Status cublas##F##axpy_v2(Handle h, int n, const T* alpha, const T* x, int incx, T* y, int incy) {                \
+        return vectors(h, TYPE, n, get(alpha, TYPE, 0), x, incx, y, incy, 1, "axpy");                                 \
+    }                                                                                                                 \
+    Status cublas##F##copy_v2(Handle h, int n, const T* x, int incx, T* y, int incy) {                                \
+        return vectors(h, TYPE, n, 1, x, incx, y, incy, 0, "copy");                                                   \
     }                                                                                                                 \
     Status cusolverDn##F##potrf_bufferSize(Handle, int, int, T*, int, int* length) {                                  \
         return *length = 1, OK;                                                                                       \

@@ -4,7 +4,8 @@
 use crate::common::*;
 use faer::{Mat, MatRef};
 use half::f16;
-use tensorslim::operator::{Dense, HostPanel, LinearOperator};
+use tensorslim::operator::{Dense, Facts, LinearOperator, Symmetric};
+use tensorslim::space::{Host, HostPanel};
 use tensorslim::svd::SinglePass;
 use tensorslim::{
     AnySketch, Error, ErrorKind, Factors, MatView, Matrix, Method, Par, Rank, Result, Scalar, Sketch, TensorRef,
@@ -218,28 +219,14 @@ struct RowsOnly {
 }
 
 impl LinearOperator<f64> for RowsOnly {
-    type Left = HostPanel<f64>;
-    type Right = HostPanel<f64>;
-    type Gram = Dense<'static, f64>;
+    type Space = Host;
 
-    fn nrows(&self) -> usize {
-        self.a.nrows()
+    fn space(&self) -> &Host {
+        self.rows.space()
     }
 
-    fn ncols(&self) -> usize {
-        self.a.ncols()
-    }
-
-    fn norm_squared(&self) -> f64 {
-        self.rows.norm_squared()
-    }
-
-    fn left(&self, l: usize) -> Result<HostPanel<f64>> {
-        self.rows.left(l)
-    }
-
-    fn right(&self, l: usize) -> Result<HostPanel<f64>> {
-        self.rows.right(l)
+    fn facts(&self) -> Facts {
+        Facts { passes: usize::from(self.next > 0), ..self.rows.facts() }
     }
 
     fn apply(&mut self, _: &HostPanel<f64>, _: &mut HostPanel<f64>) -> Result<()> {
@@ -258,7 +245,7 @@ impl LinearOperator<f64> for RowsOnly {
         panic!("a second look")
     }
 
-    fn stream_rows(&mut self, f: &mut dyn FnMut(usize, MatRef<'_, f64>) -> Result<()>) -> Result<()> {
+    fn for_each_row_block(&mut self, f: &mut dyn FnMut(usize, MatRef<'_, f64>) -> Result<()>) -> Result<()> {
         for count in [1, 30, 69, 100].into_iter().cycle() {
             let count = count.min(self.a.nrows() - self.next);
             if count == 0 {
@@ -270,12 +257,12 @@ impl LinearOperator<f64> for RowsOnly {
         Ok(())
     }
 
-    fn gram(&mut self) -> Result<Dense<'static, f64>> {
+    fn gram(&mut self) -> Result<Symmetric<f64, Host>> {
         panic!("a second look")
     }
 
-    fn passes(&self) -> usize {
-        usize::from(self.next > 0)
+    fn congruence(&mut self, _: &HostPanel<f64>, _: &mut HostPanel<f64>) -> Result<()> {
+        panic!("a second look")
     }
 }
 

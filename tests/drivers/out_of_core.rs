@@ -12,6 +12,7 @@ use half::f16;
 use tensorslim::calibration::Calibration;
 use tensorslim::npy::{self, Array, Mapped, Stream};
 use tensorslim::operator::{self, Cancel, LinearOperator, RowSource, Tiled, Watch};
+use tensorslim::space::{HostPanel, Space};
 use tensorslim::svd::Checkpoint;
 use tensorslim::{
     DType, Element, Error, Factors, Matrix, Method, Par, Rank, Scalar, Sketch, TensorRef, TruncatedSvd, Whitening,
@@ -176,13 +177,11 @@ fn products_over_any_tiles_are_those_of_the_matrix() {
                 let mut op = Tiled::<f32>::new(&mut source, lines, par, Watch::default()).unwrap();
                 let tall = if m >= n { widen(a.as_ref()) } else { widen(a.as_ref().transpose()) };
                 let (rows, cols) = (m.max(n), m.min(n));
-                assert_eq!((op.nrows(), op.ncols()), (rows, cols));
-                assert!(op.norm_squared().is_nan());
+                assert_eq!(op.facts().shape, (rows, cols));
+                assert!(op.facts().norm_squared.is_nan());
                 let g = {
-                    let mut gram = op.gram().unwrap();
-                    let mut panel = op.right(cols).unwrap();
-                    gram.materialize(&mut panel).unwrap();
-                    widen(panel.as_ref())
+                    let gram = op.gram().unwrap();
+                    widen(gram.panel().as_ref())
                 };
                 // Each entry is a sum of at most 97 products: n eps Σ|a||b| <= 97 eps ‖a_i‖‖a_j‖ <= 97 eps σ_1², σ_1 about 1.
                 let near = |a: &Mat<f64>, b: &Mat<f64>, what: &str| {
@@ -191,22 +190,27 @@ fn products_over_any_tiles_are_those_of_the_matrix() {
                 };
                 near(&g, &(tall.transpose() * &tall), &format!("{what}: gram"));
                 let norm = tall.squared_norm_l2();
-                assert!((op.norm_squared() - norm).abs() <= 1e-12 * norm, "{what}: norm");
-                let mut y = op.left(cols).unwrap();
+                assert!((op.facts().norm_squared - norm).abs() <= 1e-12 * norm, "{what}: norm");
+                let mut y = panel(&op, rows, cols);
                 op.materialize(&mut y).unwrap();
                 assert_eq!(widen(y.as_ref()), tall, "{what}: materialize");
-                let mut x = op.right(3).unwrap();
+                let mut x = panel(&op, cols, 3);
                 x.as_mut().copy_from(Mat::<f32>::from_fn(cols, 3, |i, j| ((i * 3 + j) as f32).sin()).as_ref());
-                let mut y = op.left(3).unwrap();
+                let mut y = panel(&op, rows, 3);
                 op.apply(&x, &mut y).unwrap();
                 let (xf, yf) = (widen(x.as_ref()), widen(y.as_ref()));
                 near(&yf, &(&tall * &xf), &format!("{what}: apply"));
                 op.apply_adjoint(&y, &mut x).unwrap();
                 near(&widen(x.as_ref()), &(tall.transpose() * &yf), &format!("{what}: adjoint"));
-                assert_eq!(op.passes(), 4);
+                assert_eq!(op.facts().passes, 4);
             }
         }
     }
+}
+
+/// A panel of zeros where those of the operator live.
+fn panel(op: &Tiled<'_, f32>, nrows: usize, ncols: usize) -> HostPanel<f32> {
+    HostPanel::zeros(nrows, ncols, op.space())
 }
 
 /// The same of halves, which are converted block by block: shapes that straddle the blocks, against f64.
@@ -224,7 +228,7 @@ fn products_of_halves_over_any_tiles_are_those_of_the_matrix() {
                 let tall = Mat::<f64>::from_fn(m.max(n), m.min(n), |i, j| {
                     if m >= n { a.row(i)[j].to_f64() } else { a.row(j)[i].to_f64() }
                 });
-                let (mut x, mut y) = (op.right(7).unwrap(), op.left(7).unwrap());
+                let (mut x, mut y) = (panel(&op, m.min(n), 7), panel(&op, m.max(n), 7));
                 x.as_mut().copy_from(Mat::<f32>::from_fn(m.min(n), 7, |i, j| ((i * 7 + j) as f32).sin()).as_ref());
                 // What is there before is not to show.
                 y.as_mut().fill(f32::NAN);
@@ -240,7 +244,7 @@ fn products_of_halves_over_any_tiles_are_those_of_the_matrix() {
                 let scale = tall.norm_l2() * yf.norm_l2();
                 near(&widen(x.as_ref()), &(tall.transpose() * &yf), scale, &format!("{what}: adjoint"));
                 // By rows, as images are.
-                let mut by_rows = op.image(7).unwrap();
+                let mut by_rows = op.space().panel(m.max(n), 7, op.facts().image).unwrap();
                 op.apply_adjoint(&y, &mut x).unwrap();
                 op.apply(&x, &mut by_rows).unwrap();
                 op.apply(&x, &mut y).unwrap();
@@ -493,7 +497,7 @@ fn a_failed_pass_leaves_the_operator_usable() {
     let a = matrix(64, 16, 0.9, 4);
     let mut source = Flaky(a.as_tensor().unwrap(), 0);
     let mut op = Tiled::<f32>::new(&mut source, 8, Par::Seq, Watch::default()).unwrap();
-    let mut y = op.left(16).unwrap();
+    let mut y = panel(&op, 64, 16);
     assert_eq!(op.materialize(&mut y), Err(Error::NoConvergence { op: "a disk" }));
     op.materialize(&mut y).unwrap();
     assert_eq!(widen(y.as_ref()), widen(a.as_ref()));

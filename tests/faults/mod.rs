@@ -1,6 +1,8 @@
 //! Faults that must cost the user nothing: outputs that are inputs or somebody else's files, runs that are killed, files that change while they
 //! are read. `TENSORSLIM_FAULTS=300` tries so many command lines and not 60.
 
+mod memory;
+
 use std::collections::BTreeMap;
 use std::io::Write;
 
@@ -373,6 +375,141 @@ fn weights_of_one_name_fail_alone() {
         ran.err
     );
     assert!(Path::new(&dir.path("out/b/u.npy")).exists() && !Path::new(&dir.path("out/a")).exists());
+}
+
+/// What the walk cannot go into fails alone, beside a file of its name too.
+#[cfg(unix)]
+#[test]
+fn what_cannot_be_walked_fails_alone() {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    let dir = Dir::new("walk");
+    batch_of(&dir, &["attn", "mlp", "norm"]);
+    symlink(".", dir.path("in/attn")).unwrap();
+    symlink("nowhere", dir.path("in/mlp")).unwrap();
+    fs::create_dir(dir.path("in/norm")).unwrap();
+    // Of no effect where the tests run as root.
+    fs::set_permissions(dir.path("in/norm"), fs::Permissions::from_mode(0)).unwrap();
+    let is_open = fs::read_dir(dir.path("in/norm")).is_ok();
+    let ran = run(&batch(&dir.path("in"), &dir.path("out"), "3", &[]));
+    fs::set_permissions(dir.path("in/norm"), fs::Permissions::from_mode(0o700)).unwrap();
+    let lines: Vec<&str> = ran.err.lines().collect();
+    assert_eq!((ran.code, lines.len()), (Some(1), if is_open { 3 } else { 4 }), "{}", ran.err);
+    assert!(lines[0].contains("in/attn: is a link to the directory above it"), "{}", ran.err);
+    assert!(lines[1].contains("in/mlp: cannot be read"), "{}", ran.err);
+    assert!(is_open || lines[2].contains("in/norm: cannot be read"), "{}", ran.err);
+    for name in ["attn", "mlp", "norm"] {
+        assert!(Path::new(&dir.path(&format!("out/{name}/u.npy"))).exists(), "{name}");
+    }
+}
+
+/// Whether the result of a batch is of other contents is seen whatever the time of change says.
+#[test]
+fn results_are_of_the_contents_that_are_there() {
+    use std::time::UNIX_EPOCH;
+    let dir = Dir::new("stale");
+    batch_of(&dir, &["a", "b"]);
+    let (a, input, out) = (dir.path("in/a.npy"), dir.path("in"), dir.path("out"));
+    let resume = batch(&input, &out, "3", &["--resume"]);
+    let s = || read_npy(&format!("{out}/a/s.npy")).2;
+    let before = |seconds| UNIX_EPOCH - Duration::from_secs(seconds);
+    let file = || fs::File::options().write(true).open(&a).unwrap();
+    // Before 1970 as well, where seconds are negative.
+    file().set_modified(before(1000)).unwrap();
+    succeeds(&resume);
+    let mut first = s();
+    for (scale, when) in [(2.0, before(2000)), (4.0, before(2000)), (8.0, UNIX_EPOCH)] {
+        fs::write(&a, f32_npy(60, 40, |i, j| scale * ((i * 3 + j * j) as f32).sin())).unwrap();
+        file().set_modified(when).unwrap();
+        let table = succeeds(&resume);
+        assert!(table.contains("2 (1 of an earlier run)"), "{table}");
+        let now = s();
+        now.iter().zip(&first).for_each(|(now, first)| near(now / first, 2.0, 1e-4));
+        first = now;
+    }
+    assert!(succeeds(&resume).contains("2 (2 of an earlier run)"));
+}
+
+/// A file of patterns may be a pipe: it is read once, and what a run goes on with is compared with that.
+#[cfg(unix)]
+#[test]
+fn patterns_from_a_pipe_are_read_once() {
+    let dir = Dir::new("pipe-config");
+    batch_of(&dir, &["a", "b"]);
+    let (input, out) = (dir.path("in"), dir.path("out"));
+    let with = |text: &str, more: &[&str]| {
+        let args = ["batch", &input, "--out", &out, "--progress", "none", "--config", "/dev/stdin"];
+        let (reader, mut writer) = std::io::pipe().unwrap();
+        writer.write_all(text.as_bytes()).unwrap();
+        drop(writer);
+        let mut command = command(&[&args[..], more].concat());
+        command.stdin(reader).stdout(Stdio::piped());
+        finish(command)
+    };
+    let (three, four) = ("[default]\nrank = 3\n", "[default]\nrank = 4\n");
+    let ran = with(three, &[]);
+    assert_eq!((ran.code, ran.err.as_str()), (Some(0), ""));
+    assert_eq!(read_npy(&format!("{out}/a/s.npy")).1, [3]);
+    for other in [four, ""] {
+        let ran = with(other, &["--resume"]);
+        assert_eq!(ran.code, Some(1), "{}", ran.err);
+        // Without a default nothing says how much to keep, which may be said first.
+        assert!(ran.err.contains("config was") || other.is_empty(), "{}", ran.err);
+    }
+    let ran = with(three, &["--resume"]);
+    assert!(ran.code == Some(0) && ran.out.contains("2 (2 of an earlier run)"), "{}{}", ran.out, ran.err);
+}
+
+/// Results cannot be had without the place that they were to be in: a run says so, and what it had done goes on from where it is now.
+#[test]
+fn an_output_directory_that_goes_while_a_batch_runs() {
+    let dir = Dir::new("gone");
+    let names: Vec<String> = (0..150).map(|i| i.to_string()).collect();
+    batch_of(&dir, &names.iter().map(String::as_str).collect::<Vec<_>>());
+    let (input, out, moved) = (dir.path("in"), dir.path("out"), dir.path("moved"));
+    let args = batch(&input, &out, "3", &["--threads", "1"]);
+    for way in ["moved", "removed", "emptied"] {
+        let mut tries = 0..20;
+        let err = loop {
+            assert!(tries.next().is_some(), "20 runs were through before their directory was {way}");
+            [&out, &moved].into_iter().for_each(|dir| drop(fs::remove_dir_all(dir)));
+            let mut child = command(&args).stdout(Stdio::null()).spawn().unwrap();
+            while !Path::new(&out).join("0/u.npy").exists() && child.try_wait().unwrap().is_none() {
+                std::thread::sleep(Duration::from_micros(200));
+            }
+            match way {
+                "moved" => fs::rename(&out, &moved).unwrap(),
+                // Results that come meanwhile are in the way.
+                "removed" => while fs::remove_dir_all(&out).is_err_and(|e| e.kind() != std::io::ErrorKind::NotFound) {},
+                _ => fs::remove_dir_all(format!("{out}/0")).unwrap(),
+            }
+            let mut err = String::new();
+            child.stderr.take().unwrap().read_to_string(&mut err).unwrap();
+            match child.wait().unwrap().code() {
+                Some(0) => {}
+                code => {
+                    assert_eq!(code, Some(1), "{way}: {err}");
+                    break err;
+                }
+            }
+        };
+        assert!(err.lines().all(|line| line.starts_with("tensorslim: ")), "{way}: {err}");
+        let place = if way == "moved" { &moved } else { &out };
+        if way == "emptied" {
+            assert!(err.contains("0: its files were moved or removed") && err.contains("1 of 150 weights"), "{err}");
+        } else {
+            // Where the last result was made before the journal was removed, it is results that are gone.
+            let gone = ["out: was moved or removed while the batch ran", "its files were moved or removed"];
+            assert!(gone.iter().any(|gone| err.contains(gone)), "{way}: {err}");
+            assert!(way == "removed" || err.contains(gone[0]), "{way}: {err}");
+        }
+        // What is there is taken where the journal is there, and done anew where it is not.
+        let again = run(&batch(&input, place, "3", &["--resume"]));
+        assert_eq!((again.code, again.err.as_str()), (Some(0), ""), "{way}");
+        assert!(way == "removed" || again.out.contains("of an earlier run"), "{way}: {}", again.out);
+        for name in &names {
+            read_npy(&format!("{place}/{name}/u.npy"));
+        }
+    }
 }
 
 // ---------------------------------------------------------------- in the middle of the work

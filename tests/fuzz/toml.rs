@@ -1,5 +1,6 @@
 #![no_main]
 
+#[expect(dead_code, reason = "a target takes one of them")]
 #[path = "../parsers/checks.rs"]
 mod checks;
 

@@ -205,6 +205,10 @@ pub(crate) struct CalibrateArgs {
     #[arg(long)]
     pub(crate) skip_non_finite: bool,
 
+    /// Use at most so many bytes (suffixes K, M, G are powers of 1024)
+    #[arg(long, value_name = "BYTES", allow_negative_numbers = true, value_parser = byte_count)]
+    pub(crate) memory_limit: Option<usize>,
+
     /// Threads [default: one per core]
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,

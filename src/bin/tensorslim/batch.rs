@@ -31,14 +31,15 @@ use tensorslim::rank::{Budget, Layer, Share, allocate, rank_for_ratio};
 use tensorslim::{DType, Error, Factors, Rank, Scalar, npy, rank_saves_memory};
 
 use crate::args::{BatchArgs, shard};
+use crate::failure::{Failure, complain, emit};
 use crate::guard::{self, Identity};
 use crate::inputs::{self, Found, Kind, Weight};
-use crate::memory::Limit;
+use crate::memory::{Limit, Space};
+use crate::pool::{beside, on_threads};
 use crate::progress::Show;
 use crate::report::{NO_SMALLER, bytes, plain, table};
 use crate::results::{Places, Results, discard_spectra};
 use crate::writer::{self, Staged};
-use crate::{Failure, beside, complain, emit, on_threads};
 
 /// From a signal to the end, at most: under the two seconds that a job manager may give.
 const GRACE: Duration = Duration::from_millis(1500);
@@ -100,7 +101,13 @@ fn batch<T: Scalar>(args: &BatchArgs) -> Result<(), Failure> {
     };
     // Those of the pool, and of the pools of workers with a thread for each.
     let threads = rayon::current_num_threads();
-    let limit = Limit::new(args.memory_limit, 2 * threads + args.jobs.map_or(threads, usize::from).min(threads))?;
+    let workers = args.jobs.map_or(threads, usize::from).min(threads);
+    let (space, jobs) = match Space::new(threads, workers) {
+        // One worker takes the threads that are there.
+        Err(_) if args.jobs.is_none() => (Space::new(0, 0)?, Some(1)),
+        space => (space?, args.jobs.map(usize::from)),
+    };
+    let limit = Limit::new(args.memory_limit, 2 * threads + workers, space)?;
 
     let Found { weights, left_out } = inputs::collect(&args.inputs, args.bf16, &args.out, |name| config.factors(name))?;
     if weights.is_empty() {
@@ -136,8 +143,8 @@ fn batch<T: Scalar>(args: &BatchArgs) -> Result<(), Failure> {
 
     let show = Show::new(args.progress);
     let mut runner = Batch::new().memory_limit(limit.data()).cancel(&cancel).observer(&show);
-    if let Some(jobs) = args.jobs {
-        runner = runner.workers(jobs.into());
+    if let Some(jobs) = jobs {
+        runner = runner.workers(jobs);
     }
     let settled = |task: &Task<'_>| lock(&results).is_settled(&task.weight.name, task.weight.stamp);
     if shared && tasks.iter().all(settled) {
@@ -566,7 +573,7 @@ impl Summary {
             ratio: if sum(1) > 0 { sum(0) as f64 / sum(1) as f64 } else { 1.0 },
             worst_error: facts.iter().map(|f| f.relative_error).fold(0.0, f64::max),
             elapsed_ms: elapsed.as_secs_f64() * 1e3,
-            peak_rss_bytes: crate::report::peak_rss(),
+            peak_rss_bytes: crate::process::peak_rss(),
             failures: entries.iter().filter(|e| e.status == Status::Failed).map(why).collect(),
         }
     }

@@ -17,12 +17,16 @@ use tensorslim::{
 };
 
 use crate::args::{Blend, FactorArgs, Form};
-use crate::calibrate::Room;
-use crate::memory::{self, Gathering, Limit};
-use crate::report::{Calibrated, Evaluated, NO_SMALLER, Report, Written, peak_rss};
-use crate::samples::{Samples, Source};
+use crate::arrays::{matrix, no_matrix, read};
+use crate::failure::{Failure, about, emit};
+use crate::gather::{self, Room};
+use crate::memory::{self, Gathering, Limit, Space};
+use crate::pool::{beside, on_threads};
+use crate::process::peak_rss;
+use crate::report::{Calibrated, Evaluated, NO_SMALLER, Report, Written};
+use crate::samples::{FOLDS, Samples, Source};
 use crate::state::StateFile;
-use crate::{Failure, about, beside, calibrate, emit, guard, inputs, on_threads, output};
+use crate::{guard, inputs, output};
 
 pub(crate) fn run(args: &FactorArgs) -> Result<(), Failure> {
     let work = || match args.precision {
@@ -34,7 +38,7 @@ pub(crate) fn run(args: &FactorArgs) -> Result<(), Failure> {
 
 fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
     check_options(args)?;
-    let limit = Limit::new(args.memory_limit, rayon::current_num_threads())?;
+    let limit = Limit::new(args.memory_limit, rayon::current_num_threads(), Space::new(0, 0)?)?;
     let path = &args.weight;
     let mut svd = (TruncatedSvd::new(args.rank.policy()).method(args.method).seed(args.seed))
         .dynamic_shift(args.dynamic_shift)
@@ -75,10 +79,10 @@ fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
     // What is decided from headers, before anything is read.
     let measured = x.as_ref().filter(|_| args.rank.is_quality());
     let beside = [!sources.is_empty(), measured.is_some()].map(|held| if held { memory::settled(shape[1]) } else { 0 });
-    let parts = if args.blend == Some(Blend::Auto) { calibrate::FOLDS } else { 1 };
+    let parts = if args.blend == Some(Blend::Auto) { FOLDS } else { 1 };
     let gathering = [
-        Gathering::new(&sources, parts, 0)?,
-        Gathering::new(measured.map_or(&[], std::slice::from_ref), 1, beside[0])?,
+        Gathering::new(&sources, CalibrationOptions::default(), parts, 0)?,
+        Gathering::new(measured.map_or(&[], std::slice::from_ref), CalibrationOptions::default(), 1, beside[0])?,
     ];
     let beside = beside[0] + beside[1];
     let samples = x.as_ref().and_then(Source::samples);
@@ -92,7 +96,7 @@ fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
     svd = statistics.given_to(svd, args);
     if let Some(x) = measured {
         let options = CalibrationOptions::default();
-        svd = svd.quality_on(&calibrate::read(std::slice::from_ref(x), options, &room(1))?);
+        svd = svd.quality_on(&gather::read(std::slice::from_ref(x), options, &room(1))?);
     }
     let (mut weight, room) = place.open(args)?;
     let blends = match (statistics, &weight) {
@@ -316,8 +320,8 @@ impl Statistics {
         let non_finite = if args.skip_non_finite { NonFinite::Skip } else { NonFinite::Refuse };
         let options = CalibrationOptions { non_finite, ..Default::default() };
         let statistics = match args.blend {
-            Some(Blend::Auto) => Statistics::Folds(calibrate::read_folds(sources, options, room)?),
-            _ => Statistics::Total(calibrate::read(sources, options, room)?),
+            Some(Blend::Auto) => Statistics::Folds(gather::read_folds(sources, options, room)?),
+            _ => Statistics::Total(gather::read(sources, options, room)?),
         };
         let all = statistics.parts();
         if all.iter().all(|part| part.samples() == 0) {
@@ -518,24 +522,6 @@ fn stop_on_signals(cancel: &Cancel) -> Result<(), Failure> {
     let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(|e| Failure(format!("cannot catch signals: {e}")))?;
     let cancel = cancel.clone();
     beside(move || signals.forever().for_each(|_| cancel.cancel()))
-}
-
-/// Reads a file whole; `bf16` as in [`inputs::Header::read`].
-pub(crate) fn read(path: &Path, bf16: bool) -> Result<Array, Failure> {
-    Ok(inputs::array(path, bf16)?)
-}
-
-/// The tensor as a matrix: the first `row_axes` axes as rows, the others as columns.
-pub(crate) fn matrix<'a>(path: &Path, t: &TensorRef<'a>, row_axes: usize) -> Result<TensorRef<'a>, Failure> {
-    match t.shape().len() {
-        0 | 1 => Err(no_matrix(path, t.shape())),
-        2 => Ok(t.clone()),
-        _ => t.matricize(row_axes).map_err(about(path)),
-    }
-}
-
-pub(crate) fn no_matrix(path: &Path, shape: &[usize]) -> Failure {
-    Failure(format!("{}: shape {shape:?} is no matrix; give two axes or more", path.display()))
 }
 
 /// The middle one, or the mean of the middle two.

@@ -4,8 +4,8 @@ use serde::Serialize;
 use tensorslim::simd;
 
 use crate::args::InfoArgs;
+use crate::failure::{Failure, emit};
 use crate::report::{bytes, table};
-use crate::{Failure, emit};
 
 #[derive(Serialize)]
 struct Info {

@@ -13,7 +13,9 @@ use tensorslim::npy::{Array, Description, Elements, Stream};
 use tensorslim::{DType, Error};
 use walkdir::WalkDir;
 
-use crate::{Failure, output, results};
+use crate::failure::Failure;
+use crate::hash::hash;
+use crate::{output, results};
 
 /// An input by name.
 pub(crate) struct Weight {
@@ -78,8 +80,7 @@ pub(crate) fn collect(
             }
             (true, None) => match look(&path) {
                 Ok(stamp) => (stamp, judge(&path, bf16)),
-                Err(e) if may_pass(&e) => return Err(unreadable(&path, &e).into()),
-                Err(e) => ((0, 0), Kind::Bad(unreadable(&path, &e))),
+                Err(e) => ((0, 0), Kind::Bad(lasting(&path, &e)?)),
             },
         };
         found.insert(name.clone(), Weight { name, path, stamp, kind });
@@ -134,8 +135,8 @@ pub(crate) fn collect(
                 }
                 Err(e) => {
                     let path = e.path().unwrap_or(root).to_path_buf();
-                    if let Some(e) = e.io_error().filter(|e| may_pass(e)) {
-                        return Err(unreadable(&path, e).into());
+                    if let Some(e) = e.io_error() {
+                        lasting(&path, e)?;
                     }
                     let why = match (e.loop_ancestor(), e.io_error()) {
                         (Some(above), _) => {
@@ -146,8 +147,9 @@ pub(crate) fn collect(
                     };
                     let error = Error::file(&path, why);
                     let mut name = tensor_name(path.strip_prefix(root).unwrap_or(&path));
-                    if fs::symlink_metadata(&path).is_ok_and(|meta| meta.is_dir()) {
-                        // A file beside the directory may have its name.
+                    let is_dir = fs::symlink_metadata(&path).is_ok_and(|meta| meta.is_dir());
+                    if is_dir || path.extension().is_none_or(|ext| ext != "npy") {
+                        // A file may be beside it that has its name, but for the extension.
                         name.push('/');
                     }
                     add(name, path, Some(Kind::Bad(error)))?;
@@ -183,11 +185,6 @@ fn look(path: &Path) -> io::Result<(u64, u64)> {
     Ok((meta.len(), hash(&when.map(i64::to_le_bytes).concat())))
 }
 
-/// FNV-1a: the same number for the same bytes on every machine.
-pub(crate) fn hash(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
-}
-
 /// Whether it may go well a moment later: nothing is to be concluded from such an error about the file.
 fn may_pass(e: &io::Error) -> bool {
     // EIO, and no more open files in the process or the system.
@@ -205,6 +202,11 @@ fn may_pass(e: &io::Error) -> bool {
                 | ErrorKind::NotConnected
                 | ErrorKind::ConnectionReset
         )
+}
+
+/// What is wrong with an input for good, and fails it alone. What may pass fails the run, before its list of inputs is on record.
+fn lasting(path: &Path, e: &io::Error) -> Result<Error, Failure> {
+    if may_pass(e) { Err(unreadable(path, e).into()) } else { Ok(unreadable(path, e)) }
 }
 
 fn unreadable(path: &Path, e: &io::Error) -> Error {
@@ -319,4 +321,25 @@ pub(crate) fn digest(weights: &[Weight]) -> Inputs {
         hasher.update(&weight.stamp.0.to_le_bytes());
     }
     Inputs { count: weights.len(), crc32: hasher.finalize() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file that cannot be looked at has no stamp: one of zeros would be that of any other such file. What may go well a moment later ends the run, and
+    /// is not recorded of the file.
+    #[test]
+    fn a_file_that_cannot_be_looked_at_has_no_stamp() {
+        let e = stamp(Path::new("no/such/file.npy")).unwrap_err().to_string();
+        assert!(e.contains("no/such/file.npy: cannot be read") && e.ends_with("check the path"), "{e}");
+        #[cfg(unix)]
+        for (number, passes) in [(5, true), (23, true), (24, true), (116, true), (2, false), (13, false), (40, false)] {
+            let e = io::Error::from_raw_os_error(number);
+            match lasting(Path::new("w.npy"), &e) {
+                Err(Failure(line)) => assert!(passes && line.ends_with("; try again"), "{line}"),
+                Ok(error) => assert!(!passes && error.to_string().ends_with("; check the path"), "{error}"),
+            }
+        }
+    }
 }

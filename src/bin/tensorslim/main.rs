@@ -7,7 +7,9 @@
 //!   report.rs   one report, two renderings    output.rs   the files of factors
 //!   writer.rs   files that appear whole or not at all         guard.rs   what must not be replaced
 //!   state.rs    states to go on from          calibrate.rs  inputs of a layer into statistics
-//!   memory.rs   what --memory-limit counts   samples.rs  files of samples, in blocks
+//!   gather.rs   samples into statistics       samples.rs  files of samples, in blocks      arrays.rs  files as matrices
+//!   memory.rs   what --memory-limit counts    process.rs  what the system grants            pool.rs    the threads of a run
+//!   failure.rs  why the work failed
 //!   info.rs     what this machine offers      bench/      SRHT against Gaussian against sparse sign
 //! ```
 //!
@@ -16,16 +18,22 @@
 //! still written.
 
 mod args;
+mod arrays;
 mod batch;
 mod bench;
 mod calibrate;
 mod factor;
+mod failure;
+mod gather;
 mod guard;
+mod hash;
 mod info;
 mod inputs;
 mod memory;
 mod merge;
 mod output;
+mod pool;
+mod process;
 mod progress;
 mod report;
 mod results;
@@ -33,78 +41,13 @@ mod samples;
 mod state;
 mod writer;
 
-use std::io::{self, ErrorKind, Write};
-use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
 use clap::error::ErrorKind as Clap;
-use rayon::ThreadPoolBuilder;
-use tensorslim::{DType, Error};
 
 use args::{Cli, Command};
-
-/// Why the work failed: the line for stderr.
-#[derive(Debug)]
-struct Failure(String);
-
-impl From<Error> for Failure {
-    fn from(e: Error) -> Self {
-        // What the arithmetic does not hold, a wider one may.
-        let narrow = matches!(e, Error::Range { dtype, .. } if dtype != DType::F64);
-        Failure(format!("{e}{}", if narrow { " (--precision f64)" } else { "" }))
-    }
-}
-
-/// Puts `path` in front of an error that does not name a file itself.
-fn about(path: &Path) -> impl Fn(Error) -> Failure {
-    move |e| match e {
-        Error::File { .. } => e.into(),
-        _ => Failure(format!("{}: {}", path.display(), Failure::from(e).0)),
-    }
-}
-
-/// The most threads of a run, by option or environment.
-const MAX_THREADS: usize = 1024;
-
-/// Runs `work` on a pool of so many threads. Without a number they are as many as `RAYON_NUM_THREADS` says, or as the affinity mask and the cgroup's quota
-/// allow.
-fn on_threads<R: Send>(threads: Option<u16>, work: impl FnOnce() -> Result<R, Failure> + Send) -> Result<R, Failure> {
-    let asked = std::env::var("RAYON_NUM_THREADS").ok().and_then(|text| text.parse::<usize>().ok());
-    let threads = match (threads, asked) {
-        (Some(n), _) => n.into(),
-        (None, Some(n)) if n > MAX_THREADS => {
-            return Err(Failure(format!(
-                "RAYON_NUM_THREADS = {n} is more than {MAX_THREADS}; give fewer, or --threads"
-            )));
-        }
-        _ => 0,
-    };
-    let count = if threads > 0 { threads.to_string() } else { "the default number of".to_owned() };
-    let pool = ThreadPoolBuilder::new().num_threads(threads).build();
-    pool.map_err(|e| Failure(format!("cannot start {count} threads: {e}; give fewer with --threads")))?.install(work)
-}
-
-/// Starts a thread that waits for signals.
-fn beside(wait: impl FnOnce() + Send + 'static) -> Result<(), Failure> {
-    let started = std::thread::Builder::new().name("tensorslim-signals".into()).spawn(wait);
-    started.map(drop).map_err(|e| Failure(format!("cannot start a thread for signals: {e}; raise the limit (ulimit)")))
-}
-
-/// Writes to stdout; nobody reading it is no error.
-fn emit(text: &str) -> Result<(), Failure> {
-    let mut out = io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(Failure(format!("stdout: {e}"))),
-        _ => Ok(()),
-    }
-}
-
-/// One line on stderr, whatever is in `text` (file names may hold line breaks and what a terminal obeys).
-fn complain(text: &str) {
-    // Nowhere is left to report that stderr is closed.
-    let _ = writeln!(io::stderr(), "tensorslim: {}", report::printable(text));
-}
+use failure::{Failure, complain, emit};
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -114,11 +57,10 @@ fn main() -> ExitCode {
     let limit = match &cli.command {
         Command::Factor(args) => args.memory_limit,
         Command::Batch(args) => args.memory_limit,
+        Command::Calibrate(args) => args.memory_limit,
         _ => None,
     };
-    if limit.is_some() {
-        memory::give_memory_back();
-    }
+    process::give_memory_back(limit.is_some());
     let done = match &cli.command {
         Command::Factor(args) => factor::run(args),
         Command::Batch(args) => batch::run(args),

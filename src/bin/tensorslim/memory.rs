@@ -12,19 +12,23 @@
 //!   write      the factors in their form
 //! ```
 //!
-//! What one moment has freed must be gone in the next one: see [`give_memory_back`].
+//! What one moment has freed must be gone in the next one: see [`give_memory_back`](crate::process::give_memory_back).
+//!
+//! A limit on the address space (`ulimit -v`) is kept in the same way: of it, threads take much that never becomes resident ([`Space`]).
 
-use std::env;
 use std::path::Path;
-use std::process::Command;
 
+use faer::linalg::matmul::matmul;
+use faer::{Accum, Mat, Par};
+use tensorslim::calibration::Form as Kept;
 use tensorslim::quality::{self, Comparison};
 use tensorslim::{Calibration, CalibrationOptions, DType, Error, Scalar, TruncatedSvd};
 
-use crate::Failure;
 use crate::args::Form;
-use crate::calibrate::FOLDS;
-use crate::samples::{Samples, Source};
+use crate::failure::Failure;
+use crate::process::{STACK, UNCOUNTED, address_space, addresses, buffers};
+use crate::report::count;
+use crate::samples::{FOLDS, Samples, Source};
 
 /// What the program itself takes on [`THREADS`] threads, beside its data: code, stacks, buffers of the GEMM. A batch of small weights has 10 to 15 MiB
 /// resident.
@@ -42,64 +46,85 @@ const BUFFER: usize = 32 << 20;
 /// Fewest bytes of a read buffer, but for one line.
 const LEAST_BUFFER: usize = 256 << 10;
 
-/// The environment variable that fixes from which size on the system's allocator (glibc) gives memory back at once, and that size.
-const GIVE_BACK: (&str, &str) = ("MALLOC_MMAP_THRESHOLD_", "262144");
+/// Addresses, where they are limited.
+#[derive(Clone, Copy)]
+pub(crate) struct Space(Option<Bound>);
 
-/// Starts the program anew, in the same process, with an allocator that gives memory back when it is freed. By itself glibc raises the size from
-/// which it does that up to 32 MiB, and keeps up to 64 MiB of what is smaller: enough to break the limit where moments with other sizes follow each
-/// other. It reads the setting before the program starts, and takes it later from unsafe code alone. Without the setting the limit is kept less well.
-#[cfg(all(target_os = "linux", target_env = "gnu"))]
-pub(crate) fn give_memory_back() {
-    use std::os::unix::process::CommandExt;
-
-    let (name, value) = GIVE_BACK;
-    if env::var_os(name).is_some() {
-        return;
-    }
-    let mut arguments = env::args_os();
-    if let (Ok(program), Some(called)) = (env::current_exe(), arguments.next()) {
-        // It returns only if it has failed.
-        let _ = Command::new(program).arg0(called).args(arguments).env(name, value).exec();
+impl Space {
+    /// What is left by the threads of the pool, with their buffers, and `pools` and `waiting` threads that will be started: those of other pools, which
+    /// multiply too, and those that only wait.
+    ///
+    /// The threads of the pool get their buffers here, one knows then what they take.
+    pub(crate) fn new(pools: usize, waiting: usize) -> Result<Self, Failure> {
+        let Some(limit) = address_space() else { return Ok(Space(None)) };
+        let (before, here) = (addresses(), rayon::current_num_threads());
+        let more = |each: usize| pools * (each + STACK) + waiting * STACK + UNCOUNTED;
+        let estimate = buffers();
+        let least = before + here * estimate + more(estimate) + LEAST;
+        if least > limit {
+            return Err(Failure(format!(
+                "{}, and {} of buffers for each, do not fit the limit of {limit} bytes on the address space; the least that would do is \
+                 {least}; raise it (ulimit -v {}), or give fewer --threads",
+                count(here + pools, "thread"),
+                crate::report::bytes(estimate),
+                least.div_ceil(1 << 10)
+            )));
+        }
+        rayon::broadcast(|_| {
+            let a = Mat::<f64>::full(256, 256, 1.0);
+            let mut product = Mat::<f64>::zeros(256, 256);
+            matmul(product.as_mut(), Accum::Replace, a.as_ref(), a.as_ref(), 1.0, Par::Seq);
+        });
+        let after = addresses();
+        let each = after.saturating_sub(before).div_ceil(here);
+        Ok(Space(Some(Bound { limit, other: after + more(each) })))
     }
 }
 
-/// Allocators of other systems are as they are.
-#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
-pub(crate) fn give_memory_back() {}
+/// Least bytes for data with which anything is begun.
+const LEAST: usize = 1 << 20;
 
-/// The limit that was given, if one was, and what of it is left for data.
-pub(crate) struct Limit {
-    given: Option<usize>,
-    program: usize,
+/// A limit, and what of it is not for data.
+#[derive(Clone, Copy)]
+struct Bound {
+    limit: usize,
+    other: usize,
 }
+
+impl Bound {
+    fn data(&self) -> usize {
+        self.limit.saturating_sub(self.other)
+    }
+}
+
+/// The tighter of the limits that were given: on what is resident, and on addresses.
+pub(crate) struct Limit(Option<Bound>);
 
 impl Limit {
     /// For a program of so many threads, those that only wait counted too.
-    pub(crate) fn new(given: Option<usize>, threads: usize) -> Result<Self, Failure> {
-        let limit = Limit { given, program: PROGRAM + threads.saturating_sub(THREADS) * THREAD };
-        limit.check(1 << 20)?;
+    pub(crate) fn new(given: Option<usize>, threads: usize, space: Space) -> Result<Self, Failure> {
+        let other = PROGRAM + threads.saturating_sub(THREADS) * THREAD;
+        let resident = given.map(|limit| Bound { limit, other });
+        let limit = Limit(resident.into_iter().chain(space.0).min_by_key(Bound::data));
+        let program = |e| Failure(format!("the program on {}: {}", count(threads, "thread"), Failure::from(e).0));
+        limit.check(LEAST).map_err(program)?;
         Ok(limit)
     }
 
-    /// No limit.
-    pub(crate) fn none() -> Self {
-        Limit { given: None, program: 0 }
-    }
-
     pub(crate) fn is_given(&self) -> bool {
-        self.given.is_some()
+        self.0.is_some()
     }
 
     /// Bytes for data.
     pub(crate) fn data(&self) -> usize {
-        self.given.map_or(usize::MAX, |given| given.saturating_sub(self.program))
+        self.0.map_or(usize::MAX, |bound| bound.data())
     }
 
     /// Refuses data of more bytes.
     pub(crate) fn check(&self, bytes: usize) -> tensorslim::Result<()> {
-        match self.given {
-            Some(given) if bytes > self.data() => {
-                Err(Error::Memory { limit: given, least: bytes.saturating_add(self.program) })
+        match self.0 {
+            Some(Bound { limit, other }) if bytes > self.data() => {
+                Err(Error::Memory { limit, least: bytes.saturating_add(other) })
             }
             _ => Ok(()),
         }
@@ -107,16 +132,18 @@ impl Limit {
 
     /// The error of a part that had what `beside` left, as one of the limit that was given.
     pub(crate) fn restated(&self, beside: usize) -> impl Fn(Error) -> Error {
-        let (given, more) = (self.given, self.program.saturating_add(beside));
-        move |e| match (e, given) {
-            (Error::Memory { least, .. }, Some(limit)) => Error::Memory { limit, least: least.saturating_add(more) },
+        let bound = self.0;
+        move |e| match (e, bound) {
+            (Error::Memory { least, .. }, Some(Bound { limit, other })) => {
+                Error::Memory { limit, least: least.saturating_add(other).saturating_add(beside) }
+            }
             (e, _) => e,
         }
     }
 
     /// The bytes of a read buffer, of which there are two, for lines of `line` bytes beside `beside` bytes.
     pub(crate) fn buffer(&self, beside: usize, line: usize) -> usize {
-        let most = self.given.map_or(BUFFER, |given| BUFFER.min(given / 16));
+        let most = self.0.map_or(BUFFER, |bound| BUFFER.min(bound.limit / 16));
         most.min(self.data().saturating_sub(beside) / 2).max(LEAST_BUFFER).max(line)
     }
 }
@@ -149,13 +176,19 @@ pub(crate) struct Gathering {
 }
 
 impl Gathering {
-    /// Of all sources, in `parts` parts of each, beside `beside` bytes.
-    pub(crate) fn new(sources: &[Source], parts: usize, beside: usize) -> Result<Self, Failure> {
+    /// Of all sources, gathered with these options in `parts` parts of each, beside `beside` bytes.
+    pub(crate) fn new(
+        sources: &[Source],
+        options: CalibrationOptions,
+        parts: usize,
+        beside: usize,
+    ) -> Result<Self, Failure> {
         let mut total = Gathering { work: 0, least: 0 };
         for (i, source) in sources.iter().enumerate() {
             let n = source.features();
-            let fed = Calibration::bytes_for(n, CalibrationOptions::default());
-            let fed = fed.ok_or_else(|| too_large(source.path(), n))?;
+            let fed = Calibration::bytes_for(n, options).ok_or_else(|| too_large(source.path(), n))?;
+            // Two factors are merged by one QR.
+            let fed = if options.form == Kept::Factor { fed.max(4 * settled(n)) } else { fed };
             let held = settled(n).saturating_mul(if i == 0 { parts - 1 } else { parts });
             let (work, buffers) = match source {
                 // What is read, what is made of it, and two factors in one QR.
@@ -169,6 +202,12 @@ impl Gathering {
         }
         Ok(total)
     }
+}
+
+/// Bytes of a state of a pass over samples of n features while it is saved or taken up again: both statistics as bytes, and one of them as numbers once
+/// more.
+pub(crate) fn saving(n: usize) -> usize {
+    settled(n).saturating_mul(2).saturating_add(1 << 20)
 }
 
 /// Bytes of the choice of a blend: with the parts of the samples, those that are held during the factorizations, and what it takes at other times.

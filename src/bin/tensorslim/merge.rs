@@ -14,9 +14,10 @@ use tensorslim::batch::manifest::{Entry, Header, Manifest, Status, directory, pa
 
 use crate::args::MergeArgs;
 use crate::bench::escape;
+use crate::failure::{Failure, emit};
 use crate::report::{bytes, cell, table};
 use crate::results::{discard_spectra, shard_file};
-use crate::{Failure, emit, guard, output};
+use crate::{guard, output};
 
 /// A shard as it was found.
 struct Shard {

@@ -12,8 +12,8 @@ use serde_json::Value;
 use tensorslim::batch::manifest::Sum;
 use tensorslim::{DType, Error, Factors, Pivoted, Scalar, Split, npy};
 
-use crate::Failure;
 use crate::args::Form;
+use crate::failure::Failure;
 use crate::writer::{self, Staged};
 
 /// The file that says what the factors are.

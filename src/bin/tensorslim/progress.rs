@@ -9,7 +9,7 @@ use serde_json::json;
 use tensorslim::batch::{Observer, Progress, Stage};
 
 use crate::args::ShowProgress;
-use crate::emit;
+use crate::failure::emit;
 
 /// Steps of the bar.
 const STEPS: u64 = 10_000;

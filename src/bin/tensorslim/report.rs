@@ -214,7 +214,7 @@ fn times(shape: &[usize]) -> String {
 }
 
 /// `1 thread`, `2 threads`
-fn count(n: usize, what: &str) -> String {
+pub(crate) fn count(n: usize, what: &str) -> String {
     format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
@@ -225,13 +225,6 @@ fn milliseconds(ms: f64) -> String {
         _ if ms < 1e3 => format!("{ms:.1} ms"),
         _ => format!("{:.2} s", ms / 1e3),
     }
-}
-
-/// The most memory that this process had resident so far, where the system tells.
-pub(crate) fn peak_rss() -> Option<usize> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<usize>().ok()?.checked_mul(1024)
 }
 
 /// `8.2 MiB`

@@ -14,20 +14,20 @@ use std::path::{Path, PathBuf};
 use tensorslim::batch::manifest::{
     Entry, FILES, Header, Journal, MAX_LINE, Manifest, Status, Sum, directory, parse_journal,
 };
-use tensorslim::{DType, Factors, Scalar, npy};
+use tensorslim::{DType, Error, Factors, Scalar, npy};
 
+use crate::failure::Failure;
 use crate::guard::{self, Identity};
+use crate::output;
 use crate::state::StateFile;
 use crate::writer::{self, Staged, TEMPORARY, unwritable};
-use crate::{Failure, output};
 
 /// The directory of what a budget weighs.
 pub(crate) const SPECTRA: &str = ".spectra";
 
 /// The output directory of one run.
 pub(crate) struct Results {
-    out: PathBuf,
-    stage: PathBuf,
+    places: Places,
     header: Header,
     journal: Journal,
     entries: BTreeMap<String, Entry>,
@@ -258,13 +258,14 @@ impl Results {
         })?;
         fs::create_dir_all(&stage).map_err(|e| unwritable(&stage, &e))?;
         let entries = entries.into_iter().map(|e| (e.name.clone(), e)).collect();
-        Ok(Results { out: out.to_path_buf(), stage, header, journal, entries })
+        let record = (guard::identity(&path), path);
+        Ok(Results { places: Places { out: out.to_path_buf(), stage, record }, header, journal, entries })
     }
 
     /// Whether this input's result is there, of the input as it is now, and whole.
     pub(crate) fn has(&self, name: &str, stamp: (u64, u64)) -> bool {
         let entry = self.entries.get(name);
-        entry.is_some_and(|e| e.status == Status::Done && e.input == Some(stamp) && e.verify(&self.out).is_ok())
+        entry.is_some_and(|e| e.status == Status::Done && e.input == Some(stamp) && e.verify(&self.places.out).is_ok())
     }
 
     /// Whether nothing is left to do for this input: its result is there, or it was found to stay as it is.
@@ -275,7 +276,7 @@ impl Results {
 
     /// The directories that results are written through.
     pub(crate) fn places(&self) -> Places {
-        Places { out: self.out.clone(), stage: self.stage.clone() }
+        self.places.clone()
     }
 
     /// Records a weight.
@@ -285,22 +286,37 @@ impl Results {
         Ok(())
     }
 
-    /// Writes the manifest: what is recorded of `names`.
+    /// Writes the manifest: what is recorded of `names`, and is there.
     pub(crate) fn finish(&self, names: &[String]) -> Result<Manifest, Failure> {
-        let mine = names.iter().filter_map(|name| self.entries.get(name).cloned());
+        let Places { out, stage, .. } = &self.places;
+        self.places.check()?;
+        let mine = names.iter().filter_map(|name| self.entries.get(name).cloned()).map(|mut entry| {
+            if entry.status == Status::Done && !is_there(out, &entry) {
+                entry.status = Status::Failed;
+                entry.why =
+                    Some("its files were moved or removed while the batch ran; run it again with --resume".into());
+            }
+            entry
+        });
         let complete = names.iter().all(|name| self.entries.contains_key(name));
         let manifest = Manifest::new(self.header.clone(), complete, mine);
         let text = manifest.text().map_err(Failure)?;
-        let path = self.out.join(shard_file("manifest", self.header.shard, "json"));
-        writer::put_through(Some(&self.stage), &path, &[text.as_bytes()])?;
+        let path = out.join(shard_file("manifest", self.header.shard, "json"));
+        writer::put_through(Some(stage), &path, &[text.as_bytes()])?;
         Ok(manifest)
     }
 
     /// Takes the hidden directory away.
     pub(crate) fn close(self) {
         // Left behind, it is removed by the next run.
-        let _ = discard_stage(&self.stage);
+        let _ = discard_stage(&self.places.stage);
     }
+}
+
+/// Whether the files of a result are there, with the lengths that they had.
+fn is_there(out: &Path, entry: &Entry) -> bool {
+    let dir = out.join(directory(&entry.name));
+    entry.files.iter().all(|(name, sum)| fs::metadata(dir.join(name)).is_ok_and(|meta| meta.len() == sum.bytes))
 }
 
 /// Takes away the journals and manifests of what was in a directory; its results stay until others take their places.
@@ -323,12 +339,25 @@ fn start_anew(out: &Path, header: &Header) -> Result<(), Failure> {
 }
 
 /// Where results go: usable from all workers at once.
+#[derive(Clone)]
 pub(crate) struct Places {
     out: PathBuf,
     stage: PathBuf,
+    /// The journal that this run has open, and its path.
+    record: (Option<Identity>, PathBuf),
 }
 
 impl Places {
+    /// Refuses to write where the output directory is another one than at the start: results without their journal are lost to a run that goes on.
+    fn check(&self) -> tensorslim::Result<()> {
+        let (journal, path) = &self.record;
+        if guard::identity(path) == *journal {
+            return Ok(());
+        }
+        let why = "was moved or removed while the batch ran; where it is now, go on with --resume, or start anew";
+        Err(Error::file(&self.out, why))
+    }
+
     /// Writes the factors and the report of a weight, and makes them appear.
     pub(crate) fn write<T: Scalar>(
         &self,
@@ -340,6 +369,7 @@ impl Places {
         let dir = self.stage.join(directory(name));
         let target = self.out.join(directory(name));
         let done = || -> tensorslim::Result<_> {
+            self.check()?;
             fs::create_dir_all(&dir).map_err(|e| unwritable(&dir, &e))?;
             let staged = vec![
                 Staged::new(&dir.join("u.npy"), |w| {

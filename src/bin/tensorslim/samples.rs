@@ -9,7 +9,11 @@ use tensorslim::npy::Stream;
 use tensorslim::operator::{self, RowSource, Watch};
 use tensorslim::{Calibration, DType, Error, TensorRef};
 
-use crate::{Failure, about, calibrate, factor, inputs};
+use crate::failure::{Failure, about};
+use crate::{arrays, inputs};
+
+/// Parts of the samples that `--blend auto` keeps aside, one after the other.
+pub(crate) const FOLDS: usize = 4;
 
 /// A file of samples or of statistics, of which only the header has been read.
 pub(crate) enum Source {
@@ -86,7 +90,7 @@ fn statistics(path: &Path) -> Result<Option<Source>, Failure> {
     // What they take is believed of a file that has so many numbers; the reader says what is wrong with others.
     let features = match usize::try_from(features) {
         Ok(n) if (n as u128) * (n as u128) / 2 <= u128::from(bytes) / 8 => n,
-        _ => calibrate::statistics(path)?.features(),
+        _ => load(path)?.features(),
     };
     Ok(Some(Source::Statistics {
         path: path.to_path_buf(),
@@ -94,6 +98,13 @@ fn statistics(path: &Path) -> Result<Option<Source>, Failure> {
         bytes: usize::try_from(bytes).unwrap_or(usize::MAX),
         factor: rest.get(4) == Some(&1),
     }))
+}
+
+/// The statistics in a file of them.
+pub(crate) fn load(path: &Path) -> Result<Calibration, Failure> {
+    let contents = std::fs::read(path)
+        .map_err(|e| Failure::from(Error::file(path, format_args!("cannot be read: {e}; check the path"))))?;
+    Calibration::from_bytes(&contents).map_err(about(path))
 }
 
 /// A .npy file of samples: all axes but the last are rows.
@@ -112,7 +123,7 @@ impl Samples {
         let header = inputs::Header::read(path, bf16)?;
         let (&features, rows) = match header.dims().split_last() {
             Some((last, rows)) if !rows.is_empty() => (last, rows),
-            _ => return Err(factor::no_matrix(path, header.dims())),
+            _ => return Err(arrays::no_matrix(path, header.dims())),
         };
         let (rows, dtype, by_rows) = (rows.iter().product(), header.dtype, !header.is_fortran());
         let samples = Samples { path: path.to_path_buf(), bf16, rows, features, dtype, by_rows };
@@ -179,9 +190,9 @@ impl Samples {
 
     /// Reads the file whole.
     pub(crate) fn read(&self, f: impl FnOnce(&TensorRef<'_>) -> tensorslim::Result<()>) -> Result<(), Failure> {
-        let file = factor::read(&self.path, self.bf16)?;
+        let file = arrays::read(&self.path, self.bf16)?;
         let tensor = file.tensor().map_err(about(&self.path))?;
-        let x = factor::matrix(&self.path, &tensor, tensor.shape().len() - 1)?;
+        let x = arrays::matrix(&self.path, &tensor, tensor.shape().len() - 1)?;
         f(&x).map_err(about(&self.path))
     }
 }

@@ -11,9 +11,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tensorslim::svd::Checkpoint;
 
-use crate::inputs::hash;
+use crate::failure::{Failure, complain};
+use crate::guard;
+use crate::hash::hash;
 use crate::writer::{self, directory_of, unwritable};
-use crate::{Failure, complain, guard};
 
 const MAGIC: [u8; 8] = *b"TSLIMST1";
 

@@ -59,45 +59,6 @@ impl<T: Scalar> SinglePass<T> {
         self.state.shape()
     }
 
-    /// Takes rows `first_row ..` of the matrix. On an error the state is as before.
-    ///
-    /// # Errors
-    /// [`Error::Shape`] unless the block is a matrix of `n` columns whose rows lie within the matrix and were not given before;
-    /// [`Error::NotFinite`] with the position in the whole matrix; [`Error::Range`] for values near the largest of `T`.
-    pub fn update(&mut self, first_row: usize, block: &TensorRef<'_>) -> Result<()> {
-        let start = Instant::now();
-        let view = block.view()?;
-        let (m, n) = self.shape();
-        let op = "SinglePass::update";
-        if view.ncols() != n {
-            return Err(Error::shape(op, format_args!("rows of {n} columns"), view.ncols()));
-        }
-        let rows = first_row..first_row.saturating_add(view.nrows());
-        if rows.end > m {
-            return Err(Error::shape(op, format_args!("rows within 0..{m}"), format_args!("{rows:?}")));
-        }
-        let mut given = self.given.clone();
-        insert(&mut given, rows).map_err(|rows| Error::shape(op, "each row once", format_args!("{rows:?} again")))?;
-        let par = crate::parallel::current_par();
-        let mut dense = Dense::<T>::unscaled(view, par).map_err(|error| match error {
-            Error::NotFinite { row, col, value } => Error::NotFinite { row: row + first_row, col, value },
-            error => error,
-        })?;
-        if dense.largest() > 2f64.powi(largest_exponent::<T>()) {
-            return Err(Error::Range {
-                what: "the largest element of the block",
-                value: dense.largest(),
-                dtype: T::DTYPE,
-            });
-        }
-        self.state.norm_squared += dense.norm_squared();
-        self.largest = self.largest.max(dense.largest());
-        self.given = given;
-        dense.stream_rows(&mut |first, rows| self.state.add(first_row + first, rows, par))?;
-        self.elapsed += start.elapsed();
-        Ok(())
-    }
-
     /// Adds the rows that another state of the same options has seen.
     ///
     /// # Errors
@@ -124,48 +85,76 @@ impl<T: Scalar> SinglePass<T> {
         self.elapsed += other.elapsed;
         Ok(())
     }
+}
 
-    /// The factors.
-    ///
-    /// # Errors
-    /// [`Error::Shape`] unless every row was given; [`Error::Range`] if all values are too small for norms in f64.
-    pub fn finish(self) -> Result<Factors<T>> {
-        let start = Instant::now();
-        let (m, n) = self.shape();
-        if self.given.first() != Some(&(0..m)) {
-            let given = format_args!("{:?}", self.given).to_string();
-            return Err(Error::shape("SinglePass::finish", format_args!("rows 0..{m}"), given));
-        }
-        if self.largest > 0.0 && self.largest < 2f64.powi(-largest_exponent::<T>()) {
-            return Err(Error::Range { what: "the largest element", value: self.largest, dtype: T::DTYPE });
-        }
-        // Exact, and then no square below leaves the range of T.
-        let exponent = if self.largest > 0.0 { -self.largest.log2().floor() as i32 } else { 0 };
-        let scale = 2f64.powi(exponent);
-        let mut state = self.state;
-        for part in [&mut state.range, &mut state.corange, &mut state.core, &mut state.error] {
-            *part *= faer::Scale(T::from_f64(scale));
-        }
-        state.norm_squared *= scale * scale;
-        let (plan, norm_squared, width) = (self.plan, state.norm_squared, state.range.ncols());
-        let goal = plan.goal(norm_squared);
-        let answer = state.solve(&goal, crate::parallel::current_par())?;
-        let k = answer.s.len();
-        let (mut u, mut vt) = (Matrix::zeros(m, k), Matrix::zeros(k, n));
-        u.as_mut().copy_from(answer.u.as_ref());
-        vt.as_mut().transpose_mut().copy_from(answer.v.as_ref());
-        fix_signs(&mut u, &mut vt, crate::parallel::current_par());
-        let mut notes = answer.notes;
-        notes.extend(goal.shortfall(k, answer.certificate.relative_error));
-        notes.extend(beyond_numerical_rank(&answer.s, (m, n)));
-        let s = unscale(&answer.s, scale)?;
-        let spectrum = answer.s.iter().map(|&s| s.to_f64() / scale).collect();
-        let norm = norm_squared.sqrt() / scale;
-        let elapsed = self.elapsed + start.elapsed();
-        let base = plan.report((k, width), spectrum, norm, &answer.certificate, elapsed);
-        let report = Report { passes: 1, notes, ..base };
-        Ok(Factors::new(u, s, vt, report, answer.slices))
+/// Adds rows to a state; see [`SinglePass::update`].
+pub(super) fn update<T: Scalar>(pass: &mut SinglePass<T>, first_row: usize, block: &TensorRef<'_>) -> Result<()> {
+    let start = Instant::now();
+    let view = block.view()?;
+    let (m, n) = pass.shape();
+    let op = "SinglePass::update";
+    if view.ncols() != n {
+        return Err(Error::shape(op, format_args!("rows of {n} columns"), view.ncols()));
     }
+    let rows = first_row..first_row.saturating_add(view.nrows());
+    if rows.end > m {
+        return Err(Error::shape(op, format_args!("rows within 0..{m}"), format_args!("{rows:?}")));
+    }
+    let mut given = pass.given.clone();
+    insert(&mut given, rows).map_err(|rows| Error::shape(op, "each row once", format_args!("{rows:?} again")))?;
+    let par = crate::parallel::current_par();
+    let mut dense = Dense::<T>::unscaled(view, par).map_err(|error| match error {
+        Error::NotFinite { row, col, value } => Error::NotFinite { row: row + first_row, col, value },
+        error => error,
+    })?;
+    if dense.largest() > 2f64.powi(largest_exponent::<T>()) {
+        return Err(Error::Range { what: "the largest element of the block", value: dense.largest(), dtype: T::DTYPE });
+    }
+    pass.state.norm_squared += dense.facts().norm_squared;
+    pass.largest = pass.largest.max(dense.largest());
+    pass.given = given;
+    dense.for_each_row_block(&mut |first, rows| pass.state.add(first_row + first, rows, par))?;
+    pass.elapsed += start.elapsed();
+    Ok(())
+}
+
+/// The factors of a state; see [`SinglePass::finish`].
+pub(super) fn finish<T: Scalar>(pass: SinglePass<T>) -> Result<Factors<T>> {
+    let start = Instant::now();
+    let (m, n) = pass.shape();
+    if pass.given.first() != Some(&(0..m)) {
+        let given = format_args!("{:?}", pass.given).to_string();
+        return Err(Error::shape("SinglePass::finish", format_args!("rows 0..{m}"), given));
+    }
+    if pass.largest > 0.0 && pass.largest < 2f64.powi(-largest_exponent::<T>()) {
+        return Err(Error::Range { what: "the largest element", value: pass.largest, dtype: T::DTYPE });
+    }
+    // Exact, and then no square below leaves the range of T.
+    let exponent = if pass.largest > 0.0 { -pass.largest.log2().floor() as i32 } else { 0 };
+    let scale = 2f64.powi(exponent);
+    let mut state = pass.state;
+    for part in [&mut state.range, &mut state.corange, &mut state.core, &mut state.error] {
+        *part *= faer::Scale(T::from_f64(scale));
+    }
+    state.norm_squared *= scale * scale;
+    let (plan, norm_squared, width) = (pass.plan, state.norm_squared, state.range.ncols());
+    let goal = plan.goal(norm_squared);
+    let answer = state.solve(&goal, crate::parallel::current_par())?;
+    let k = answer.s.len();
+    let (mut u, mut vt) = (Matrix::zeros(m, k), Matrix::zeros(k, n));
+    u.as_mut().copy_from(answer.u.as_ref());
+    vt.as_mut().transpose_mut().copy_from(answer.v.as_ref());
+    fix_signs(&mut u, &mut vt, crate::parallel::current_par());
+    let mut notes = answer.notes;
+    notes.extend(goal.shortfall(k, answer.certificate.relative_error));
+    notes.extend(beyond_numerical_rank(&answer.s, (m, n)));
+    let s = unscale(&answer.s, scale)?;
+    let spectrum = answer.s.iter().map(|&s| s.to_f64() / scale).collect();
+    let norm = norm_squared.sqrt() / scale;
+    let elapsed = pass.elapsed + start.elapsed();
+    let base = plan.report((k, width), spectrum, norm, &answer.certificate, elapsed);
+    let report = Report { passes: 1, notes, ..base };
+    Ok(Factors::new(u, s, vt, report, answer.slices))
 }
 
 /// Adds a range to disjoint ranges in order, joining neighbours; gives back what of it was there already.

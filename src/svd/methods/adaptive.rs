@@ -29,10 +29,11 @@ use faer::{Accum, Mat, Par};
 
 use crate::error::Result;
 use crate::factors::Slices;
-use crate::operator::{LinearOperator, Panel};
+use crate::operator::LinearOperator;
 use crate::report::Method;
 use crate::simd::Scalar;
 use crate::sketch::{AnySketch, Sketch, SketchOperator};
+use crate::space::{Effort, Panel, Space};
 use crate::svd::certificate::{PROBES, Spread};
 use crate::svd::cost::Work;
 use crate::svd::goal::Goal;
@@ -80,16 +81,17 @@ pub(super) fn cost(work: &Work<'_>) -> (f64, usize) {
 }
 
 /// Meets `goal`, with at most the columns of the task.
-pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(
+pub(super) fn solve<T: Scalar, S: Space<T>>(
     task: &Task,
-    op: &mut O,
+    op: &mut dyn LinearOperator<T, Space = S>,
     goal: &Goal,
     par: Par,
-) -> Result<Solution<T, O>> {
+) -> Result<Solution<T, S>> {
     let limit = task.width;
     let norm_squared = op.norm_squared();
     let mut probes = if goal.is_below_floor::<T>() && norm_squared > 0.0 { Some(probe(task, op)?) } else { None };
-    let (mut left, mut right): (Vec<O::Left>, Vec<O::Right>) = (Vec::new(), Vec::new());
+    let space = op.space().clone();
+    let (mut left, mut right): (Vec<Panel<T, S>>, Vec<Panel<T, S>>) = (Vec::new(), Vec::new());
     let (mut width, mut captured) = (0, 0.0);
     let mut missing = norm_squared;
     let widest = PARAMS.next(limit, limit).max(PARAMS.first.min(limit));
@@ -100,20 +102,20 @@ pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(
         let omega = task.omega(op.ncols(), block, stream)?;
         let (mut y, mut x) = (op.left(block)?, op.right(block)?);
         op.sketch(&omega, &mut y)?;
-        orthonormalize_against(&left, &mut y, &mut overlap)?;
+        orthonormalize_against(&space, &left, &mut y, &mut overlap)?;
         for _ in 1..task.power_iterations {
             op.apply_adjoint(&y, &mut x)?;
-            x.orthonormalize(None)?;
+            space.orthonormalize(&mut x, None, Effort::Fast)?;
             op.apply(&x, &mut y)?;
-            orthonormalize_against(&left, &mut y, &mut overlap)?;
+            orthonormalize_against(&space, &left, &mut y, &mut overlap)?;
         }
         op.apply_adjoint(&y, &mut x)?;
-        captured += x.norm_squared()?;
+        captured += space.dot(&x, &x)?;
         missing = match &mut probes {
             None => norm_squared - captured,
             Some(p) => {
-                remove_span(&y, p, &mut overlap)?;
-                Spread::of_panel(p, norm_squared)?.upper() * norm_squared
+                remove_span(&space, &y, p, &mut overlap)?;
+                Spread::of_panel(&space, p, norm_squared)?.upper() * norm_squared
             }
         };
         left.push(y);
@@ -122,15 +124,15 @@ pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(
     }
     drop((left, probes));
 
-    let mut basis = side_by_side(right, op.right(width)?)?;
-    basis.orthonormalize(None)?;
+    let mut basis = side_by_side(&space, right, op.right(width)?)?;
+    space.orthonormalize(&mut basis, None, Effort::Fast)?;
     let mut image = op.image(width)?;
     op.apply(&basis, &mut image)?;
     let choose = |s: &[T], captured| match goal.is_below_floor::<T>() {
         true => goal.rank_given(s, missing),
         false => goal.rank(s, captured),
     };
-    let (triplets, rank, notes) = Triplets::from_right(Some(basis), image, false, choose, par)?;
+    let (triplets, rank, notes) = Triplets::from_right(&space, Some(basis), image, false, choose, par)?;
     Ok(Solution {
         triplets,
         rank,
@@ -144,17 +146,21 @@ pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(
 }
 
 /// `panel <- [X_1 X_2 ...]`, each block dropped once it is in.
-pub(super) fn side_by_side<T: Scalar, P: Panel<T>>(blocks: Vec<P>, mut panel: P) -> Result<P> {
+pub(super) fn side_by_side<T: Scalar, S: Space<T>>(
+    space: &S,
+    blocks: Vec<Panel<T, S>>,
+    mut panel: Panel<T, S>,
+) -> Result<Panel<T, S>> {
     let mut first = 0;
     for x in blocks {
-        panel.set_columns(first, &x)?;
-        first += x.ncols();
+        space.copy_columns(&mut panel, first, &x)?;
+        first += space.shape(&x).1;
     }
     Ok(panel)
 }
 
 /// `A G`, G of independent normals.
-fn probe<T: Scalar, O: LinearOperator<T>>(task: &Task, op: &mut O) -> Result<O::Left> {
+fn probe<T: Scalar, S: Space<T>>(task: &Task, op: &mut dyn LinearOperator<T, Space = S>) -> Result<Panel<T, S>> {
     let omega = AnySketch::new(Sketch::Gaussian, op.ncols(), PROBES, task.seed, stream::STOP)?;
     let mut p = op.left(PROBES)?;
     op.sketch(&omega, &mut p)?;
@@ -167,51 +173,57 @@ fn probe<T: Scalar, O: LinearOperator<T>>(task: &Task, op: &mut O) -> Result<O::
 /// (Kahan and Parlett's "twice is enough"). A third is needed only where `y` was in the span to rounding, and what is left is noise.
 /// Columns of which nothing at all is left are completed to a basis in the same way in every round, in the span or not: a little
 /// [noise](add_noise) leads out of it.
-pub(super) fn orthonormalize_against<T: Scalar, P: Panel<T>>(
-    blocks: &[P],
-    y: &mut P,
+pub(super) fn orthonormalize_against<T: Scalar, S: Space<T>>(
+    space: &S,
+    blocks: &[Panel<T, S>],
+    y: &mut Panel<T, S>,
     overlap: &mut Mat<T>,
 ) -> Result<()> {
     const ROUNDS: usize = 6;
     for round in 0..ROUNDS {
         let mut removed = 0.0;
         for q in blocks {
-            removed += remove_span(q, y, overlap)?;
+            removed += remove_span(space, q, y, overlap)?;
         }
-        y.orthonormalize(None)?;
+        space.orthonormalize(y, None, Effort::Fast)?;
         // From the second round on the columns are of length 1.
         if blocks.is_empty() || round > 0 && removed < 1e-2 {
             break;
         }
         if round > 0 && removed > 0.5 {
-            add_noise(y, round)?;
+            add_noise(space, y, round)?;
         }
     }
     Ok(())
 }
 
 /// Adds a random column of length [`NOISE`] to each of the orthonormal `y`: what there is of a range stays to that accuracy.
-fn add_noise<T: Scalar, P: Panel<T>>(y: &mut P, round: usize) -> Result<()> {
+fn add_noise<T: Scalar, S: Space<T>>(space: &S, y: &mut Panel<T, S>, round: usize) -> Result<()> {
     const NOISE: f64 = 1e-3;
-    let (m, b) = (y.nrows(), y.ncols());
+    let (m, b) = space.shape(y);
     let noise = AnySketch::new(Sketch::Gaussian, m, b, round as u64, stream::NOISE)?;
     // Entries have variance 1/b.
     let scale = NOISE * (b as f64 / m as f64).sqrt();
     let mut host = Mat::<T>::zeros(m, b);
-    y.copy_to_host(host.as_mut())?;
+    space.download(y, host.as_mut())?;
     for j in 0..b {
         for i in 0..m {
             host[(i, j)] = T::from_f64(host[(i, j)].to_f64() + scale * noise.entry(i, j));
         }
     }
-    y.copy_from_host(host.as_ref())
+    space.fill(y, &mut |mut y| y.copy_from(host.as_ref()))
 }
 
 /// `y −= q (qᵀy)`; returns `‖qᵀy‖²`.
-fn remove_span<T: Scalar, P: Panel<T>>(q: &P, y: &mut P, overlap: &mut Mat<T>) -> Result<f64> {
-    let mut c = overlap.as_mut().submatrix_mut(0, 0, q.ncols(), y.ncols());
-    q.inner(y, c.as_mut())?;
-    y.multiply(Accum::Add, q, c.as_ref(), -T::one())?;
+fn remove_span<T: Scalar, S: Space<T>>(
+    space: &S,
+    q: &Panel<T, S>,
+    y: &mut Panel<T, S>,
+    overlap: &mut Mat<T>,
+) -> Result<f64> {
+    let mut c = overlap.as_mut().submatrix_mut(0, 0, space.shape(q).1, space.shape(y).1);
+    space.inner(q, y, c.as_mut())?;
+    space.multiply(y, Accum::Add, q, c.as_ref(), -T::one())?;
     let mut sum = 0.0;
     for j in 0..c.ncols() {
         sum += c.as_ref().col(j).iter().map(|&x| x.to_f64() * x.to_f64()).sum::<f64>();

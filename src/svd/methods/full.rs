@@ -4,9 +4,10 @@ use faer::Par;
 
 use crate::error::Result;
 use crate::factors::Slices;
-use crate::operator::{HostPanel, LinearOperator, Pass};
+use crate::operator::{LinearOperator, Pass};
 use crate::report::Method;
 use crate::simd::Scalar;
+use crate::space::{HostPanel, Space};
 use crate::svd::cost::Work;
 use crate::svd::footprint::Footprint;
 use crate::svd::goal::Goal;
@@ -24,11 +25,16 @@ pub(super) fn peak<T: Scalar>(f: &Footprint) -> usize {
     f.certified::<T>(HostPanel::<T>::bytes(m, n) + f.tile::<T>(Pass::Whole).max(decomposing), false)
 }
 
-pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(op: &mut O, goal: &Goal, par: Par) -> Result<Solution<T, O>> {
+pub(super) fn solve<T: Scalar, S: Space<T>>(
+    op: &mut dyn LinearOperator<T, Space = S>,
+    goal: &Goal,
+    par: Par,
+) -> Result<Solution<T, S>> {
     let width = op.ncols();
     let mut image = op.left(width)?;
     op.materialize(&mut image)?;
-    let (triplets, rank, notes) = Triplets::from_right(None, image, false, |s, captured| goal.rank(s, captured), par)?;
+    let (triplets, rank, notes) =
+        Triplets::from_right(op.space(), None, image, false, |s, captured| goal.rank(s, captured), par)?;
     Ok(Solution {
         triplets,
         rank,

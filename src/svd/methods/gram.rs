@@ -36,12 +36,13 @@ use super::randomized;
 use crate::error::Result;
 use crate::factors::Slices;
 use crate::linalg::{column, column_mut, points_down};
-use crate::operator::{Dense, HostPanel, LinearOperator, Panel, Pass};
+use crate::operator::{Dense, LinearOperator, Pass};
 use crate::range::{FILTERED_ANEW, Factor, Filter, filtered_iteration, filtered_iteration_bytes, shift};
 use crate::report::Method;
 use crate::simd::Scalar;
 use crate::sketch::Sketch;
 use crate::small;
+use crate::space::{Effort, HostPanel, Layout, Panel, Space};
 use crate::svd::cost::Work;
 use crate::svd::footprint::Footprint;
 use crate::svd::goal::Goal;
@@ -97,12 +98,12 @@ pub(super) fn cost_iterated(work: &Work<'_>) -> (f64, usize) {
 }
 
 /// Solves the task by all eigenvectors of G.
-pub(super) fn by_dense<T: Scalar, O: LinearOperator<T>>(
+pub(super) fn by_dense<T: Scalar, S: Space<T>>(
     task: &Task,
-    op: &mut O,
+    op: &mut dyn LinearOperator<T, Space = S>,
     goal: &Goal,
     par: Par,
-) -> Result<Solution<T, O>> {
+) -> Result<Solution<T, S>> {
     let Dominant { basis, remedy, .. } = dense(op, |squares| width_for(task, goal, squares))?;
     let mut solution = from_basis(op, basis, None, goal, par)?;
     solution.notes.extend(remedy.map(str::to_owned));
@@ -110,12 +111,12 @@ pub(super) fn by_dense<T: Scalar, O: LinearOperator<T>>(
 }
 
 /// Solves the task by filtered iteration.
-pub(super) fn by_iteration<T: Scalar, O: LinearOperator<T>>(
+pub(super) fn by_iteration<T: Scalar, S: Space<T>>(
     task: &Task,
-    op: &mut O,
+    op: &mut dyn LinearOperator<T, Space = S>,
     goal: &Goal,
     par: Par,
-) -> Result<Solution<T, O>> {
+) -> Result<Solution<T, S>> {
     let mut filter = Filter::new(task.power_iterations);
     let solution = loop {
         let (mut solution, end) = match iterated(task, op, filter, goal, par)? {
@@ -148,13 +149,13 @@ pub(in crate::svd) fn roots<T: Scalar>(squares: &[T]) -> Vec<T> {
 }
 
 /// What the Gram route found, or what the randomized method does, within the memory of this route, where the Gram matrix could not see enough.
-pub(in crate::svd) fn unless_at_the_floor<T: Scalar, O: LinearOperator<T>>(
+pub(in crate::svd) fn unless_at_the_floor<T: Scalar, S: Space<T>>(
     task: &Task,
-    op: &mut O,
-    solution: Solution<T, O>,
+    op: &mut dyn LinearOperator<T, Space = S>,
+    solution: Solution<T, S>,
     goal: &Goal,
     par: Par,
-) -> Result<Solution<T, O>> {
+) -> Result<Solution<T, S>> {
     let Triplets { s, captured, .. } = &solution.triplets;
     let short = solution.width < task.width && !goal.is_reached_by::<T>(*captured);
     if short || reaches_floor(s, solution.rank) && op.norm_squared() > 0.0 {
@@ -169,18 +170,18 @@ pub(in crate::svd) fn unless_at_the_floor<T: Scalar, O: LinearOperator<T>>(
 }
 
 /// The factors by the image of an orthonormal basis of the dominant eigenvectors.
-pub(in crate::svd) fn from_basis<T: Scalar, O: LinearOperator<T>>(
-    op: &mut O,
-    basis: O::Right,
+pub(in crate::svd) fn from_basis<T: Scalar, S: Space<T>>(
+    op: &mut dyn LinearOperator<T, Space = S>,
+    basis: Panel<T, S>,
     sketch: Option<Sketch>,
     goal: &Goal,
     par: Par,
-) -> Result<Solution<T, O>> {
-    let width = basis.ncols();
+) -> Result<Solution<T, S>> {
+    let width = op.space().shape(&basis).1;
     let mut image = op.image(width)?;
     op.apply(&basis, &mut image)?;
     let (triplets, rank, notes) =
-        Triplets::from_right(Some(basis), image, true, |s, captured| goal.rank(s, captured), par)?;
+        Triplets::from_right(op.space(), Some(basis), image, true, |s, captured| goal.rank(s, captured), par)?;
     Ok(Solution {
         triplets,
         rank,
@@ -204,17 +205,15 @@ pub(in crate::svd) struct Dominant<T, P> {
 }
 
 /// The eigenvectors of G from a dense solver on the host, as many as `width` makes of the eigenvalues.
-pub(in crate::svd) fn dense<T: Scalar, O: LinearOperator<T>>(
-    op: &mut O,
+pub(in crate::svd) fn dense<T: Scalar, S: Space<T>>(
+    op: &mut dyn LinearOperator<T, Space = S>,
     width: impl FnOnce(&[T]) -> usize,
-) -> Result<Dominant<T, O::Right>> {
-    let n = op.ncols();
+) -> Result<Dominant<T, Panel<T, S>>> {
+    let (n, space) = (op.ncols(), op.space().clone());
     let mut host = Mat::zeros(n, n);
     {
-        let mut g = op.gram()?;
-        let mut panel = op.right(n)?;
-        g.materialize(&mut panel)?;
-        panel.copy_to_host(host.as_mut())?;
+        let g = op.gram()?;
+        space.download(g.panel(), host.as_mut())?;
     }
     let unit = small::normalize(host.as_mut());
     let small::Eigen { mut values, vectors, remedy } = small::symmetric_eigen(host.as_ref());
@@ -223,29 +222,32 @@ pub(in crate::svd) fn dense<T: Scalar, O: LinearOperator<T>>(
     values.reverse();
     let width = width(&values);
     let mut basis = op.right(width)?;
-    basis.copy_from_host(vectors.as_ref().subcols(n - width, width).reverse_cols())?;
+    let dominant = vectors.as_ref().subcols(n - width, width).reverse_cols();
+    space.fill(&mut basis, &mut |mut basis| basis.copy_from(dominant))?;
     drop(vectors);
     // The dense solver's vectors are orthonormal to some 50 eps; the certificate and V deserve better.
-    basis.orthonormalize(None)?;
-    basis.release();
+    space.orthonormalize(&mut basis, None, Effort::Fast)?;
+    space.trim();
     Ok(Dominant { basis, values, remedy })
 }
 
 /// Subspace iteration where G lives. Breaks off with the factors, or goes on with an orthonormal basis of the dominant eigenvectors; with either comes the
 /// end of the interval that was damped.
 #[expect(clippy::type_complexity, reason = "the two ways that it ends")]
-fn iterated<T: Scalar, O: LinearOperator<T>>(
+fn iterated<T: Scalar, S: Space<T>>(
     task: &Task,
-    op: &mut O,
+    op: &mut dyn LinearOperator<T, Space = S>,
     filter: Filter,
     goal: &Goal,
     par: Par,
-) -> Result<ControlFlow<(Solution<T, O>, f64), (O::Right, f64)>> {
+) -> Result<ControlFlow<(Solution<T, S>, f64), (Panel<T, S>, f64)>> {
+    let space = op.space().clone();
     let width = task.width;
     let early = is_imaged_early::<T>((op.nrows(), op.ncols()), width);
     let (subspace, end) = Subspace::find(task, op, filter, early)?;
     let mut imaged = None;
     let projection = subspace.project(
+        &space,
         |s, captured| goal.rank(s, captured),
         par,
         |v| {
@@ -261,12 +263,12 @@ fn iterated<T: Scalar, O: LinearOperator<T>>(
         ControlFlow::Break(projection) => projection,
         ControlFlow::Continue(subspace) => {
             drop(imaged);
-            return Ok(ControlFlow::Continue((subspace.into_basis()?, end)));
+            return Ok(ControlFlow::Continue((subspace.into_basis(&space)?, end)));
         }
     };
     let mut right = Mat::<T>::zeros(op.ncols(), rank);
     let f = subspace.f.as_ref().expect("what was projected");
-    f.product_to_host(divided.as_ref().subcols(0, rank), right.as_mut())?;
+    space.multiply_to_host(f, divided.as_ref().subcols(0, rank), right.as_mut())?;
     drop(divided);
     subspace.keep_one();
     // The sign that an SVD leaves open is settled before the long side is formed.
@@ -280,7 +282,7 @@ fn iterated<T: Scalar, O: LinearOperator<T>>(
         Some(panel) => Vectors::Combined(panel, combination),
         None => {
             let mut directions = op.right(rank)?;
-            directions.multiply(Accum::Replace, &subspace.v, combination.as_ref(), T::one())?;
+            space.multiply(&mut directions, Accum::Replace, &subspace.v, combination.as_ref(), T::one())?;
             drop(combination);
             let mut u = op.image(rank)?;
             op.apply(&directions, &mut u)?;
@@ -293,9 +295,9 @@ fn iterated<T: Scalar, O: LinearOperator<T>>(
             Vectors::Panel(panel) => (panel, None),
             Vectors::Small(_) => unreachable!("the long side is a panel"),
         };
-        if !is_orthonormal(op, panel, c)? {
+        if !is_orthonormal(&space, panel, c)? {
             drop((u, right));
-            return Ok(ControlFlow::Continue((subspace.into_basis()?, end)));
+            return Ok(ControlFlow::Continue((subspace.into_basis(&space)?, end)));
         }
     }
     let triplets = Triplets { left: u, s, captured, right: Vectors::Small(right), by_qr };
@@ -318,29 +320,31 @@ pub(in crate::svd) struct Subspace<P> {
 
 impl<P> Subspace<P> {
     /// From a sketch of G and a filter, with the end of the interval that was damped. `in_place` takes W for F, where an image is to come beside.
-    pub(in crate::svd) fn find<T, O>(task: &Task, op: &mut O, filter: Filter, in_place: bool) -> Result<(Self, f64)>
-    where
-        T: Scalar,
-        P: Panel<T>,
-        O: LinearOperator<T, Right = P>,
-    {
+    pub(in crate::svd) fn find<T: Scalar, S: Space<T, Panel = P>>(
+        task: &Task,
+        op: &mut dyn LinearOperator<T, Space = S>,
+        filter: Filter,
+        in_place: bool,
+    ) -> Result<(Self, f64)> {
+        let space = op.space().clone();
         let width = task.width;
         let mut g = op.gram()?;
         let sums = (op.norm_squared(), g.norm_squared());
         let omega = task.omega(op.ncols(), width, stream::RANGE)?;
         let (mut v, mut w) = (op.right(width)?, op.right(width)?);
-        let end = filtered_iteration(&mut g, sums.0, &omega, filter, &mut v, &mut w)?;
+        let end = filtered_iteration(&space, &mut g, sums.0, &omega, filter, &mut v, &mut w)?;
         drop(g);
         // V is orthonormal enough for the pivots of H to tell that σ_l is too small.
-        let Some(factor) = factor(&v, &w)?.filter(|factor| factor.least >= CLEAR * CLEAR) else {
+        let Some(factor) = factor(&space, &v, &w)?.filter(|factor| factor.least >= CLEAR * CLEAR) else {
             return Ok((Subspace { v, w: Some(w), f: None, factor: None, sums }, end));
         };
         let inverse = factor.inverse::<T>();
-        let (w, f) = if in_place && w.turn(inverse.as_ref())? {
+        let (w, f) = if in_place {
+            space.multiply_in_place(&mut w, inverse.as_ref())?;
             (None, w)
         } else {
             let mut f = op.right(width)?;
-            f.multiply(Accum::Replace, &w, inverse.as_ref(), T::one())?;
+            space.multiply(&mut f, Accum::Replace, &w, inverse.as_ref(), T::one())?;
             (Some(w), f)
         };
         Ok((Subspace { v, w, f: Some(f), factor: Some(factor), sums }, end))
@@ -348,19 +352,17 @@ impl<P> Subspace<P> {
 
     /// The decomposition of F, or what there is to go on with where G alone does not tell. `meanwhile` is done with V while the eigensolver has one
     /// thread, if there is one.
-    pub(in crate::svd) fn project<T: Scalar>(
+    pub(in crate::svd) fn project<T: Scalar, S: Space<T, Panel = P>>(
         mut self,
+        space: &S,
         choose: impl Fn(&[T], f64) -> usize,
         par: Par,
         meanwhile: impl FnOnce(&P) -> Result<()>,
-    ) -> Result<ControlFlow<Projection<T, P>, Self>>
-    where
-        P: Panel<T>,
-    {
+    ) -> Result<ControlFlow<Projection<T, P>, Self>> {
         let (Some(f), Some(factor)) = (self.f.take(), self.factor.take()) else {
             return Ok(ControlFlow::Continue(self));
         };
-        let found = match decompose_clear(f, choose, par, || meanwhile(&self.v))? {
+        let found = match decompose_clear(space, f, choose, par, || meanwhile(&self.v))? {
             ControlFlow::Break(found) => found,
             ControlFlow::Continue(f) => {
                 self.f = Some(f);
@@ -387,20 +389,17 @@ impl<P> Subspace<P> {
     }
 
     /// An orthonormal basis of the dominant eigenvectors.
-    pub(in crate::svd) fn into_basis<T: Scalar>(self) -> Result<P>
-    where
-        P: Panel<T>,
-    {
+    pub(in crate::svd) fn into_basis<T: Scalar, S: Space<T, Panel = P>>(self, space: &S) -> Result<P> {
         let mut basis = match (self.w, self.f) {
             (Some(mut w), _) => {
-                shift(self.sums, 0.5, f64::INFINITY, &self.v, &mut w)?;
+                shift(space, self.sums, 0.5, f64::INFINITY, &self.v, &mut w)?;
                 w
             }
             (None, Some(f)) => f,
             (None, None) => unreachable!("one of the two is kept"),
         };
-        basis.orthonormalize(None)?;
-        basis.release();
+        space.orthonormalize(&mut basis, None, Effort::Fast)?;
+        space.trim();
         Ok(basis)
     }
 }
@@ -431,10 +430,10 @@ pub(in crate::svd) fn is_doubtful<T: Scalar>(s: &[T]) -> bool {
 }
 
 /// That of `VᵀW`, of which what is not symmetric is rounding.
-fn factor<T: Scalar, P: Panel<T>>(v: &P, w: &P) -> Result<Option<Factor>> {
-    let l = v.ncols();
+fn factor<T: Scalar, S: Space<T>>(space: &S, v: &Panel<T, S>, w: &Panel<T, S>) -> Result<Option<Factor>> {
+    let l = space.shape(v).1;
     let mut h = Mat::<T>::zeros(l, l);
-    v.inner(w, h.as_mut())?;
+    space.inner(v, w, h.as_mut())?;
     for j in 0..l {
         for i in j + 1..l {
             h[(i, j)] = <T as Element>::from_f64(0.5) * (h[(i, j)] + h[(j, i)]);
@@ -470,7 +469,7 @@ pub(super) fn peak_dense<T: Scalar>(f: &Footprint) -> usize {
     let panel = |rows: usize, cols: usize| HostPanel::<T>::bytes(rows, cols);
     let square = n * n * size_of::<T>();
     let orthonormalize = HostPanel::<T>::orthonormalize_scratch(n, l, Par::Seq).unaligned_bytes_required();
-    let found = (2 * panel(n, n) + square).max(square + small::symmetric_eigen_bytes::<T>(n));
+    let found = (panel(n, n) + square).max(square + small::symmetric_eigen_bytes::<T>(n));
     let solving = forming::<T>(f).max(found).max(square + panel(n, l)).max(panel(n, l) + orthonormalize);
     with_ways_out::<T>(f, solving)
 }
@@ -488,7 +487,7 @@ pub(super) fn peak_iterated<T: Scalar>(f: &Footprint) -> usize {
     // The image of V comes while the eigensolver runs, or that of the columns that are kept at the end.
     let early = is_imaged_early::<T>((m, n), l);
     let image = if early { 0 } else { panel(n, l) };
-    let turned = wide + small + if early { HostPanel::<T>::turn_bytes(n, l, l) } else { image };
+    let turned = wide + small + if early { HostPanel::<T>::multiply_in_place_bytes(n, l, l) } else { image };
     let (before, after) = if early { (f.image::<T>(l), 0) } else { (0, f.image::<T>(k)) };
     // An image lies as the matrix does: it is written in place, unless the matrix is converted.
     let converted = |l: usize| if f.storage.is_some() { f.tile::<T>(Pass::Product(l)) } else { 0 };
@@ -545,29 +544,30 @@ const EARLY: EarlyParams = EarlyParams { rows: 4096, tall: 3, multiplications: 1
 
 /// Whether the columns of `U = panel C` (the panel itself without one) are orthonormal to rounding: the largest entry of `(UᵀU − I) X` for columns X of
 /// random signs is about the length of the worst row of `UᵀU − I`.
-pub(in crate::svd) fn is_orthonormal<T, O>(op: &O, panel: &O::Left, c: Option<MatRef<'_, T>>) -> Result<bool>
-where
-    T: Scalar,
-    O: LinearOperator<T>,
-{
-    let k = c.map_or(panel.ncols(), |c| c.ncols());
+pub(in crate::svd) fn is_orthonormal<T: Scalar, S: Space<T>>(
+    space: &S,
+    panel: &Panel<T, S>,
+    c: Option<MatRef<'_, T>>,
+) -> Result<bool> {
+    let (m, l) = space.shape(panel);
+    let k = c.map_or(l, |c| c.ncols());
     let sign = |i: usize, j: usize| {
         let bits = (i * LOOKS + j + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15_u64 as usize);
         if (bits ^ (bits >> 29)).count_ones().is_multiple_of(2) { T::one() } else { -T::one() }
     };
     let x = Mat::<T>::from_fn(k, LOOKS, sign);
-    let mut combined = op.left(LOOKS)?;
+    let mut combined = space.panel(m, LOOKS, Layout::Columns)?;
     let mut back = Mat::<T>::zeros(k, LOOKS);
     match c {
         None => {
-            combined.multiply(Accum::Replace, panel, x.as_ref(), T::one())?;
-            panel.inner(&combined, back.as_mut())?;
+            space.multiply(&mut combined, Accum::Replace, panel, x.as_ref(), T::one())?;
+            space.inner(panel, &combined, back.as_mut())?;
         }
         Some(c) => {
             let turned = c * &x;
-            combined.multiply(Accum::Replace, panel, turned.as_ref(), T::one())?;
+            space.multiply(&mut combined, Accum::Replace, panel, turned.as_ref(), T::one())?;
             let mut inner = turned;
-            panel.inner(&combined, inner.as_mut())?;
+            space.inner(panel, &combined, inner.as_mut())?;
             matmul(back.as_mut(), Accum::Replace, c.transpose(), inner.as_ref(), T::one(), Par::Seq);
         }
     }

@@ -31,9 +31,10 @@ use super::adaptive::{orthonormalize_against, side_by_side};
 use super::randomized;
 use crate::error::Result;
 use crate::factors::Slices;
-use crate::operator::{HostPanel, LinearOperator, Panel as _};
+use crate::operator::LinearOperator;
 use crate::report::Method;
 use crate::simd::Scalar;
+use crate::space::{HostPanel, Space};
 use crate::svd::cost::Work;
 use crate::svd::footprint::Footprint;
 use crate::svd::goal::Goal;
@@ -121,12 +122,12 @@ pub(super) fn peak<T: Scalar>(f: &Footprint) -> usize {
 }
 
 /// Solves the task, by the randomized method where blocks cannot.
-pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(
+pub(super) fn solve<T: Scalar, S: Space<T>>(
     task: &Task,
-    op: &mut O,
+    op: &mut dyn LinearOperator<T, Space = S>,
     goal: &Goal,
     par: Par,
-) -> Result<Solution<T, O>> {
+) -> Result<Solution<T, S>> {
     if task.rank.is_none() {
         return randomized::solve(task, op, goal, false, par);
     }
@@ -147,20 +148,21 @@ pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(
 }
 
 /// The factors by these blocks.
-fn by_blocks<T: Scalar, O: LinearOperator<T>>(
+fn by_blocks<T: Scalar, S: Space<T>>(
     task: &Task,
-    op: &mut O,
+    op: &mut dyn LinearOperator<T, Space = S>,
     blocks: Blocks,
     goal: &Goal,
     par: Par,
-) -> Result<Solution<T, O>> {
+) -> Result<Solution<T, S>> {
     let (b, width) = (blocks.width, task.width);
     let omega = task.omega(op.ncols(), b, stream::RANGE)?;
+    let space = op.space().clone();
     let (mut basis, mut images) = (Vec::new(), Vec::new());
     let mut overlap = Mat::zeros(b, b);
     let mut y = op.left(b)?;
     op.sketch(&omega, &mut y)?;
-    orthonormalize_against(&basis, &mut y, &mut overlap)?;
+    orthonormalize_against(&space, &basis, &mut y, &mut overlap)?;
     loop {
         let mut x = op.right(b)?;
         op.apply_adjoint(&y, &mut x)?;
@@ -171,12 +173,13 @@ fn by_blocks<T: Scalar, O: LinearOperator<T>>(
         }
         y = op.left(b)?;
         op.apply(&images[images.len() - 1], &mut y)?;
-        orthonormalize_against(&basis, &mut y, &mut overlap)?;
+        orthonormalize_against(&space, &basis, &mut y, &mut overlap)?;
     }
-    basis[0].release();
-    let basis = side_by_side(basis, op.left(blocks.columns())?)?;
-    let image = side_by_side(images, op.right(blocks.columns())?)?;
-    let (triplets, rank, notes) = Triplets::from_left(basis, image, false, |s, captured| goal.rank(s, captured), par)?;
+    space.trim();
+    let basis = side_by_side(&space, basis, op.left(blocks.columns())?)?;
+    let image = side_by_side(&space, images, op.right(blocks.columns())?)?;
+    let (triplets, rank, notes) =
+        Triplets::from_left(&space, basis, image, false, |s, captured| goal.rank(s, captured), par)?;
     Ok(Solution {
         triplets,
         rank,

@@ -32,6 +32,7 @@ use crate::error::Result;
 use crate::operator::LinearOperator;
 use crate::report::Method;
 use crate::simd::Scalar;
+use crate::space::Space;
 use crate::tensor::DType;
 
 /// A method, told apart by how it goes about it where there are two ways.
@@ -182,13 +183,13 @@ pub(super) fn entry_of(method: Method, route: Route) -> &'static Entry {
 }
 
 /// Solves the task by a route, falling back where the result shows that the method was out of its depth.
-pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(
+pub(super) fn solve<T: Scalar, S: Space<T>>(
     route: Route,
     task: &Task,
-    op: &mut O,
+    op: &mut dyn LinearOperator<T, Space = S>,
     goal: &Goal,
     par: Par,
-) -> Result<Solution<T, O>> {
+) -> Result<Solution<T, S>> {
     match route {
         Route::Full => full::solve(op, goal, par),
         Route::GramDense => gram::by_dense(task, op, goal, par),

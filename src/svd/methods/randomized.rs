@@ -6,10 +6,11 @@ use faer::Par;
 use super::adaptive;
 use crate::error::Result;
 use crate::factors::Slices;
-use crate::operator::{HostPanel, LinearOperator};
+use crate::operator::LinearOperator;
 use crate::range::{power_iteration, shifted_power_iteration, sparing_power_iteration};
 use crate::report::Method;
 use crate::simd::Scalar;
+use crate::space::{HostPanel, Space};
 use crate::svd::cost::Work;
 use crate::svd::footprint::Footprint;
 use crate::svd::goal::Goal;
@@ -63,13 +64,13 @@ pub(super) fn by_products<T: Scalar>(f: &Footprint, sparing: bool) -> usize {
 
 /// Solves the task, by blocks where the spectrum decides the rank. `sparing` keeps to little scratch, where another method that took less has failed;
 /// without a shift, which has a panel of its own.
-pub(in crate::svd) fn solve<T: Scalar, O: LinearOperator<T>>(
+pub(in crate::svd) fn solve<T: Scalar, S: Space<T>>(
     task: &Task,
-    op: &mut O,
+    op: &mut dyn LinearOperator<T, Space = S>,
     goal: &Goal,
     sparing: bool,
     par: Par,
-) -> Result<Solution<T, O>> {
+) -> Result<Solution<T, S>> {
     if task.rank.is_none() {
         return adaptive::solve(task, op, goal, par);
     }
@@ -85,7 +86,8 @@ pub(in crate::svd) fn solve<T: Scalar, O: LinearOperator<T>>(
         power_iteration(op, &omega, q, &mut y, &mut x)?;
     }
     op.apply_adjoint(&y, &mut x)?;
-    let (triplets, rank, notes) = Triplets::from_left(y, x, sparing, |s, captured| goal.rank(s, captured), par)?;
+    let (triplets, rank, notes) =
+        Triplets::from_left(op.space(), y, x, sparing, |s, captured| goal.rank(s, captured), par)?;
     Ok(Solution {
         triplets,
         rank,

@@ -41,6 +41,7 @@ use crate::report::Method;
 use crate::simd::Scalar;
 use crate::sketch::{AnySketch, Sketch, SketchOperator};
 use crate::small::{self, SmallSvd};
+use crate::space::Space;
 use crate::svd::certificate::{Certificate, PROBES, Spread};
 use crate::svd::cost::Work;
 use crate::svd::footprint::{Footprint, rest};
@@ -295,15 +296,15 @@ fn shrinkage<T: Scalar>(error: &Mat<T>, v: &Mat<T>, weights: &Mat<T>, s: &[T]) -
 }
 
 /// One pass over `op`, which is the task's matrix or its transpose.
-pub(super) fn solve<T: Scalar, O: LinearOperator<T>>(
+pub(super) fn solve<T: Scalar, S: Space<T>>(
     task: &Task,
     method: Method,
-    op: &mut O,
+    op: &mut dyn LinearOperator<T, Space = S>,
     goal: &Goal,
     par: Par,
-) -> Result<Solution<T, O>> {
+) -> Result<Solution<T, S>> {
     let mut state = State::new(task, method, (op.nrows(), op.ncols()))?;
-    op.stream_rows(&mut |first, rows| state.add(first, rows, par))?;
+    op.for_each_row_block(&mut |first, rows| state.add(first, rows, par))?;
     state.norm_squared = op.norm_squared(); // out of core not known before
     state.work = Mat::new();
     let width = state.range.ncols();

@@ -18,12 +18,12 @@ use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, MatMut, MatRef, Par};
 use rayon::prelude::*;
 use tensorslim::ErrorKind;
-use tensorslim::operator::{HostContext, HostPanel};
+use tensorslim::space::{Host, HostPanel};
 use tensorslim::tensor::MatView;
 use tensorslim::{AnySketch, DType, Element, Method, Rank, Report, Sketch, SketchOperator, TensorRef, TruncatedSvd};
 
 use super::results::{Case, Errors, Factored, Input, OperatorState, POWERS, SKETCHES, Sketched, Stat, State};
-use crate::Failure;
+use crate::failure::Failure;
 
 /// How long to measure.
 #[derive(Clone, Copy)]
@@ -281,7 +281,7 @@ impl<'a> Operands<'a> {
         let a = weight.tensor.view()?;
         let widened = || Mat::from_fn(a.nrows(), a.ncols(), |i, j| element(a, i, j) as f32);
         let wide = (a.dtype() != DType::F32).then(widened);
-        let y = HostPanel::zeros(a.nrows(), omega.ncols(), HostContext::new(par));
+        let y = HostPanel::zeros(a.nrows(), omega.ncols(), &Host::new(par));
         Ok(Operands { a, bytes: weight.bytes, wide, omega: omega.clone(), y })
     }
 

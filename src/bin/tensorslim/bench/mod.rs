@@ -31,18 +31,17 @@ use tensorslim::operator::Dense;
 use tensorslim::simd;
 
 use crate::args::{BenchArgs, LEAST_SIDE};
-use crate::factor::{matrix, read};
-use crate::{Failure, about, emit, guard, on_threads, output};
+use crate::arrays::{matrix, read};
+use crate::failure::{Failure, about, emit};
+use crate::pool::on_threads;
+use crate::{guard, output};
 use matrices::Spectrum;
 use measure::{Effort, Measured, SWEEPS, Weight};
-use results::{Case, Machine, Settings, Suite};
+use results::{Case, Machine, STATE_SIZES, Settings, Suite};
 
 /// Layers of language models, and a matrix that is too small for anything to matter.
 const QUICK_SHAPES: [[usize; 2]; 5] = [[256, 256], [768, 3072], [3072, 768], [1024, 4096], [4096, 4096]];
 const LARGE_SHAPES: [[usize; 2]; 2] = [[11008, 4096], [4096, 11008]];
-
-/// The sizes for which the bytes of operators are told, besides those of the shapes.
-const STATE_SIZES: [(usize, usize); 3] = [(512, 64), (3072, 64), (4096, 64)];
 
 pub(crate) fn run(args: &BenchArgs) -> Result<(), Failure> {
     let files: Vec<(&Path, Array)> =

@@ -7,7 +7,7 @@ use plotters::style::RGBColor;
 use super::results::{SKETCHES, Suite, title};
 use super::tables::{Table, escape, label, powers};
 use super::{plots, record};
-use crate::Failure;
+use crate::failure::Failure;
 
 const STYLE: &str = "
 body { margin: 0 auto; max-width: 1080px; padding: 24px 20px 60px; background: #fff; color: #1a1a1a;

@@ -12,7 +12,7 @@ use tensorslim::Sketch;
 use super::record::Panel;
 use super::results::{Case, Input, POWERS, SKETCHES, State, Suite};
 use super::tables::{label, three};
-use crate::Failure;
+use crate::failure::Failure;
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 /// What plotters says when it cannot draw, as text.

@@ -12,7 +12,7 @@
 
 use serde::Deserialize;
 
-use crate::Failure;
+use crate::failure::Failure;
 
 const RECORD: &str = include_str!("../../../../benches/record/svd_peers.csv");
 

@@ -3,6 +3,9 @@
 use serde::{Serialize, Serializer};
 use tensorslim::Sketch;
 
+/// The sizes for which the bytes of operators are told, besides those of the shapes.
+pub(super) const STATE_SIZES: [(usize, usize); 3] = [(512, 64), (3072, 64), (4096, 64)];
+
 /// The order in tables and plots: the reference first.
 pub(super) const SKETCHES: [Sketch; 3] = [Sketch::Gaussian, Sketch::Srht, Sketch::SparseSign];
 

@@ -181,7 +181,7 @@ fn state(suite: &Suite) -> Option<String> {
             s.l
         ))
     };
-    let of = |s: &&super::results::State| super::STATE_SIZES.contains(&(s.n, s.l));
+    let of = |s: &&super::results::State| super::results::STATE_SIZES.contains(&(s.n, s.l));
     let parts: Vec<String> = suite.state.iter().filter(of).filter_map(srht).collect();
     (!parts.is_empty()).then(|| {
         format!(
