@@ -16,6 +16,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use crate::parallel::lock;
+
 /// The states that a tensor of a batch goes through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
@@ -189,7 +191,7 @@ impl<'a> Tracker<'a> {
 
     /// Makes a change to the state and reports it to the observer, with the new estimates.
     fn tell(&self, index: usize, stage: Stage, change: impl FnOnce(&mut State)) {
-        let mut state = self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut state = lock(&self.state);
         let before = self.share(index, state.tensors[index]);
         change(&mut state);
         let share = self.share(index, state.tensors[index]);

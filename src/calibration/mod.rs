@@ -32,7 +32,7 @@ pub use whitening::{BLENDS, Whitening};
 pub(crate) use whitening::{Fill, Moments, cholesky_bytes, equivalent_samples};
 
 use std::borrow::Cow;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::matmul::matmul;
@@ -40,9 +40,9 @@ use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::{Accum, Mat, MatMut, MatRef, Par};
 
 use crate::error::{Error, Result};
-use crate::linalg::{for_each, mirror, symmetric_product};
+use crate::linalg::{mirror, symmetric_product};
 use crate::operator::Triangle;
-use crate::parallel;
+use crate::parallel::{self, lock};
 use crate::qr::householder;
 use crate::simd::convert::convert;
 use crate::tensor::{DType, Element, MatView, Matrix, TensorRef, with_view};
@@ -425,7 +425,7 @@ impl Calibration {
             let waiting = Arc::make_mut(&mut self.waiting);
             waiting.resize(old + now.len() * n, 0.0);
             let rows = waiting[old..].chunks_mut(n).zip(now).collect::<Vec<_>>();
-            with_view!(x, a => for_each(rows, par, |(dst, &i)| copy_row(a, i, dst, scale)));
+            with_view!(x, a => parallel::for_each_of(par, rows, |(dst, &i)| copy_row(a, i, dst, scale)));
             if self.waiting.len() == self.block_rows() * n {
                 self.flush(par);
             }
@@ -547,7 +547,7 @@ impl Calibration {
     }
 
     fn derived(&self) -> MutexGuard<'_, Derived> {
-        self.derived.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.derived)
     }
 
     /// The matrix of all samples, those that wait included.
@@ -749,7 +749,7 @@ impl Fast {
         let as_they_are = exponents.iter().all(|&e| e == 0);
         self.block.resize(rows.len() * n, 0.0);
         let lines: Vec<_> = self.block.chunks_mut(PARAMS.rows * n).zip(rows.chunks(PARAMS.rows)).collect();
-        for_each(lines, par, |(block, rows)| {
+        parallel::for_each_of(par, lines, |(block, rows)| {
             let mut line = vec![0.0; if as_they_are { 0 } else { n }];
             for (dst, &i) in block.chunks_mut(n).zip(rows) {
                 match a.row(i).try_as_row_major() {
@@ -777,7 +777,7 @@ impl Fast {
             matmul(rest, replace, below.transpose(), columns, one, par);
             let arch = pulp::Arch::new();
             let columns = g.as_mut().subcols_mut(first, width).col_iter_mut().zip(product.as_ref().col_iter());
-            for_each(columns.enumerate().collect(), par, |(j, (g, p))| {
+            parallel::for_each_of(par, columns.enumerate().collect(), |(j, (g, p))| {
                 let at = first + j;
                 let g = &mut g.try_as_col_major_mut().expect("an owned matrix").as_slice_mut()[at..];
                 let p = &p.try_as_col_major().expect("column-major").as_slice()[j..];

@@ -30,8 +30,9 @@ use faer::{Accum, Mat, MatMut, MatRef, Par};
 
 use crate::calibration::{CachedRoot, Calibration};
 use crate::error::{Error, Result};
-use crate::linalg::{column, column_mut, for_each, strips_of_rows};
+use crate::linalg::{column, column_mut};
 use crate::operator::{Entries, Triangle};
+use crate::parallel::{self, row_blocks};
 use crate::qr::householder;
 use crate::simd::Scalar;
 use crate::tensor::Element;
@@ -179,7 +180,7 @@ impl<'c> Moments<'c> {
         let diagonal = self.diagonal();
         let whole = g.ncols() > 0;
         let columns: Vec<_> = dst.col_iter_mut().enumerate().collect();
-        for_each(columns, par, |(j, dst)| {
+        parallel::for_each_of(par, columns, |(j, dst)| {
             let dst = dst.try_as_col_major_mut().expect("panels are column-major").as_slice_mut();
             if whole {
                 let src = &column(Mat::as_ref(&g), j)[j..];
@@ -308,10 +309,10 @@ fn cholesky<T: Scalar>(write: impl Fn(usize, usize, &mut [f64]) + Sync, mut l: M
         let (square, below) = block.as_mut().split_at_row_mut(width);
         let (kept_square, kept_below) = l.rb_mut().submatrix_mut(first, first, rows, width).split_at_row_mut(width);
         let mut parts: Vec<Part<'_, T>> = vec![(0, square, kept_square)];
-        let strips = strips_of_rows(below, CHOLESKY.rows).into_iter().zip(strips_of_rows(kept_below, CHOLESKY.rows));
+        let strips = row_blocks(below, CHOLESKY.rows).into_iter().zip(row_blocks(kept_below, CHOLESKY.rows));
         parts.extend(strips.map(|((top, x), (_, kept))| (width + top, x, kept)));
         let failed = AtomicBool::new(false);
-        for_each(parts.iter_mut().collect(), par, |(top, x, kept): &mut Part<'_, T>| {
+        parallel::for_each_of(par, parts.iter_mut().collect(), |(top, x, kept): &mut Part<'_, T>| {
             for (j, x) in x.rb_mut().col_iter_mut().enumerate() {
                 let above = if *top == 0 { j } else { 0 };
                 let x = x.try_as_col_major_mut().expect("an owned matrix").as_slice_mut();
@@ -334,7 +335,7 @@ fn cholesky<T: Scalar>(write: impl Fn(usize, usize, &mut [f64]) + Sync, mut l: M
         }
         let (square, strips) = parts.split_first_mut().expect("the square");
         let diagonal = square.1.as_ref();
-        for_each(strips.iter_mut().collect(), par, |(_, x, kept): &mut Part<'_, T>| {
+        parallel::for_each_of(par, strips.iter_mut().collect(), |(_, x, kept): &mut Part<'_, T>| {
             // X Lᵀ = A  is  L Xᵀ = Aᵀ.
             triangular_solve::solve_lower_triangular_in_place(diagonal, x.rb_mut().transpose_mut(), Par::Seq);
             round(x.as_ref(), kept.rb_mut(), false);

@@ -18,7 +18,7 @@ use std::marker::PhantomData;
 use std::mem::ManuallyDrop;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use bytemuck::Pod;
 use cudarc::cublas::sys as cublas;
@@ -27,6 +27,7 @@ use cudarc::driver::{DriverError, result, sys};
 
 use super::images::{ARCHITECTURES, IMAGES};
 use crate::error::{DeviceFault, Error, Result};
+use crate::parallel::lock;
 use crate::tensor::DType;
 
 /// What is called of the driver and of the two libraries. All of them are looked up before the first call.
@@ -148,10 +149,6 @@ impl std::fmt::Debug for Device {
 }
 
 /// A lock whose data are whole whatever happened to its last holder.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 static SHARED: Mutex<Vec<Arc<Device>>> = Mutex::new(Vec::new());
 
 impl Device {

@@ -21,14 +21,15 @@ use std::sync::Arc;
 
 use bytemuck::Pod;
 use faer::{Mat, MatRef};
-use rayon::prelude::*;
 
 use super::device::{Arguments, Buffer, Device, Event, GRID_Y, Launch, Pinned, arithmetic_bytes};
 use super::panel::{DevicePanel, Statistics, statistics};
 use super::product::{Factor, Tile, product};
 use super::sketch;
 use crate::error::{Error, Result};
+use crate::linalg::for_each_line;
 use crate::operator::{Entries, Facts, LinearOperator, Symmetric, Watch, first_not_finite};
+use crate::parallel;
 use crate::simd::Scalar;
 use crate::sketch::AnySketch;
 use crate::space::Layout;
@@ -516,7 +517,7 @@ impl Drop for Loader<'_> {
 
 /// The lines, `stride` elements apart, padding zeroed.
 fn gather<E: Element + Pod>(lines: MatRef<'_, E>, stride: usize, to: &mut [E]) {
-    to.par_chunks_mut(stride).enumerate().with_min_len(64).for_each(|(i, to)| {
+    for_each_line(to, stride, parallel::current_par(), |i, to| {
         let row = lines.row(i);
         match row.try_as_row_major() {
             Some(row) => to[..row.ncols()].copy_from_slice(row.as_slice()),

@@ -19,10 +19,10 @@ use faer::linalg::matmul::matmul;
 use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::prelude::ReborrowMut as _;
 use faer::{Accum, MatMut, MatRef, Par};
-use rayon::prelude::*;
 
 use super::blocks::threads;
 use super::columns::{column_mut, is_by_rows};
+use crate::parallel;
 use crate::simd::Scalar;
 
 /// Sizes of the blocks.
@@ -64,10 +64,7 @@ pub(crate) fn add_gram<T: Scalar>(a: MatRef<'_, T>, g: MatMut<'_, T>, parts: &mu
             strips(a.subrows(first, PARAMS.gram_rows.min(a.nrows() - first)), g.rb_mut());
         }
     };
-    match threads(m * n * n / 2, par) {
-        Par::Seq => work.into_iter().for_each(run),
-        Par::Rayon(_) => work.into_par_iter().for_each(run),
-    }
+    parallel::for_each_of(threads(m * n * n / 2, par), work, run);
 }
 
 /// The lower triangle of `g += aᵀa` by one thread; leaves something above the diagonal.
@@ -148,10 +145,8 @@ pub(crate) fn wide_gram<T: Scalar>(y: MatRef<'_, T>, mut h: MatMut<'_, f64>, wor
             strips(widen(y, wide), sum.rb_mut());
         }
     };
-    match threads(m * l * l / 2, par) {
-        Par::Seq => work.chunks_exact_mut(each).take(groups).enumerate().for_each(run),
-        Par::Rayon(_) => work.par_chunks_exact_mut(each).take(groups).enumerate().for_each(run),
-    }
+    let parts = work.chunks_exact_mut(each).take(groups).enumerate().collect();
+    parallel::for_each_of(threads(m * l * l / 2, par), parts, run);
     for j in 0..l {
         let column = column_mut(h.rb_mut(), j);
         column.fill(0.0);

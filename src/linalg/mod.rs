@@ -7,7 +7,7 @@ mod gemm;
 mod gram;
 mod signs;
 
-pub(crate) use blocks::{for_each, for_each_line, strips_of_rows, threads};
+pub(crate) use blocks::{for_each_line, threads};
 pub(crate) use columns::{column, column_mut, is_by_rows, mirror, transpose};
 pub(crate) use gemm::gemm;
 pub(crate) use gram::{add_gram, add_up, gram_groups, symmetric_product, wide_gram, wide_gram_scratch};

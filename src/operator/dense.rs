@@ -23,11 +23,11 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 use faer::{Accum, MatRef, Par};
-use rayon::prelude::*;
 
 use super::{Facts, LinearOperator, Symmetric, Watch};
 use crate::error::{Error, Result};
 use crate::linalg::{add_gram, add_up, for_each_line, gram_groups, is_by_rows, mirror};
+use crate::parallel;
 use crate::simd::Scalar;
 use crate::simd::convert::{convert, convert_before};
 use crate::simd::reduce::{Statistics, statistics, statistics_of_lines};
@@ -341,11 +341,7 @@ fn reduce_chunks<E: Element, R: Send>(
     let rows = (1usize << 16).div_ceil(a.ncols());
     let part = |c: usize| f(c * rows..((c + 1) * rows).min(a.nrows()));
     let chunks = a.nrows().div_ceil(rows);
-    let parts: Vec<R> = match par {
-        Par::Seq => (0..chunks).map(part).collect(),
-        Par::Rayon(_) => (0..chunks).into_par_iter().map(part).collect(),
-    };
-    parts.into_iter().fold(zero, merge)
+    parallel::map(par, chunks, part).into_iter().fold(zero, merge)
 }
 
 /// Position of the first NaN or infinity in row-major order. Only called when there is one.

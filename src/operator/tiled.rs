@@ -32,7 +32,6 @@ use std::thread;
 
 use faer::prelude::ReborrowMut as _;
 use faer::{Accum, MatMut, MatRef, Par, unzip, zip};
-use rayon::prelude::*;
 
 use super::dense::{Scan, TileParams, convert_tile, gram_of, scale_for, scaled_norm_squared, scan};
 use super::flow::{Flow, Read, Tiles};
@@ -40,6 +39,7 @@ use super::stored::{Bands, Chunks, block_elements, split_rows, stored_product, s
 use super::{Facts, LinearOperator, Symmetric, Watch};
 use crate::error::{Error, Result};
 use crate::linalg::{add_gram, add_up, gram_groups};
+use crate::parallel::{self, lock};
 use crate::simd::Scalar;
 use crate::sketch::{AnySketch, SketchOperator};
 use crate::space::{Host, HostPanel, Layout as PanelLayout, congruence};
@@ -360,7 +360,7 @@ impl<'s, T: Scalar> Tiled<'s, T> {
                 flow.run(part, &|index, read, results| {
                     let (seen, results): (Vec<_>, Vec<_>) = results.into_iter().unzip();
                     let total = seen.into_iter().fold(Seen::default(), Seen::merge);
-                    scans.lock().unwrap_or_else(PoisonError::into_inner)[index] = total;
+                    lock(&scans)[index] = total;
                     finish(read.first..read.first + read.count, results);
                     watch.read((read.count * line_bytes) as u64);
                 });
@@ -368,7 +368,8 @@ impl<'s, T: Scalar> Tiled<'s, T> {
             match par {
                 Par::Seq => part_by_part(converted),
                 Par::Rayon(_) => {
-                    converted.par_chunks_exact_mut(block_elements(tile, width)).for_each(part_by_part);
+                    let workers = converted.chunks_exact_mut(block_elements(tile, width)).collect();
+                    parallel::for_each_of(par, workers, part_by_part);
                 }
             }
             flow.end()
@@ -454,7 +455,7 @@ impl<'s, T: Scalar> Tiled<'s, T> {
         let by_rows = y.row_stride() != 1;
         let y = Mutex::new(y);
         let rows_of_y = |rows: Range<usize>, f: &mut dyn FnMut(MatMut<'_, T>)| {
-            let mut y = y.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut y = lock(&y);
             f(y.rb_mut().subrows_mut(rows.start, rows.len()));
         };
         self.pass_in_parts(
@@ -609,10 +610,8 @@ struct Seen {
 impl Seen {
     /// The sum, and if the norm is not `known` yet the finite check, `max |a|` and the squares with the scale.
     fn new(bytes: &[u8], view: MatView<'_>, (scale, known): (Option<f64>, bool), par: Par) -> Result<Self> {
-        let sum = match par {
-            Par::Seq => sum_of(bytes),
-            Par::Rayon(_) => bytes.par_chunks(1 << 20).map(sum_of).sum(),
-        };
+        let parts: Vec<&[u8]> = bytes.chunks(1 << 20).collect();
+        let sum = parallel::map(par, parts.len(), |i| sum_of(parts[i])).into_iter().sum();
         let mut seen = Scan::default();
         if !known {
             seen = scan(view, par)?;

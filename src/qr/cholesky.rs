@@ -57,10 +57,11 @@ use std::mem::MaybeUninit;
 
 use super::householder::dot_of;
 use super::outcome::{Algorithm, Orthonormalization};
-use super::shared::{check_shapes, for_row_groups, identity, join, keeping_awake, write_r};
+use super::shared::{check_shapes, for_row_groups, identity, keeping_awake, write_r};
 use super::steps::{GramOf, Step, Steps};
 use crate::error::{Error, Result};
 use crate::linalg::{column, column_mut};
+use crate::parallel::join;
 use crate::simd::Scalar;
 use crate::tensor::DType;
 

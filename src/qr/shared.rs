@@ -9,6 +9,7 @@ use faer::mat::AsMatMut;
 use faer::{MatMut, MatRef, Par};
 
 use crate::error::{Error, Result};
+use crate::parallel::{self, join};
 use crate::simd::Scalar;
 
 /// How long a thread waits for work that is about to come: the Cholesky factorization of 300 columns takes that long.
@@ -79,14 +80,6 @@ pub(crate) fn exponent(x: f64) -> i32 {
     }
 }
 
-/// Both, at the same time if `par` is parallel.
-pub(super) fn join<A: Send, B: Send>(par: Par, a: impl FnOnce() -> A + Send, b: impl FnOnce() -> B + Send) -> (A, B) {
-    match par {
-        Par::Seq => (a(), b()),
-        Par::Rayon(_) => rayon::join(a, b),
-    }
-}
-
 /// Runs the sequential `f` while a second thread waits, at most [`WAIT`], for the parallel work behind it: one that has
 /// gone to sleep takes 30 µs to wake.
 pub(super) fn keeping_awake<R: Send>(par: Par, f: impl FnOnce() -> R + Send) -> R {
@@ -99,13 +92,10 @@ pub(super) fn keeping_awake<R: Send>(par: Par, f: impl FnOnce() -> R + Send) -> 
     let wait = || {
         let start = Instant::now();
         while !done.load(Ordering::Acquire) && start.elapsed() < WAIT {
-            rayon::yield_now();
+            parallel::yield_now();
         }
     };
-    match par {
-        Par::Seq => work(),
-        Par::Rayon(_) => rayon::join(work, wait).0,
-    }
+    join(par, work, wait).0
 }
 
 /// Runs `f` on consecutive groups of `rows` rows of `y`, each with its own `width` columns of `work`, in parallel
@@ -125,15 +115,5 @@ pub(super) fn for_row_groups<T: Scalar, W: Send>(
     let half = groups / 2;
     let (y0, y1) = y.split_at_row_mut(half * rows);
     let (work0, work1) = work.split_at_col_mut(half * width);
-    let first = || for_row_groups(y0, work0, rows, width, par, f);
-    let second = || for_row_groups(y1, work1, rows, width, par, f);
-    match par {
-        Par::Seq => {
-            first();
-            second();
-        }
-        Par::Rayon(_) => {
-            rayon::join(first, second);
-        }
-    }
+    join(par, || for_row_groups(y0, work0, rows, width, par, f), || for_row_groups(y1, work1, rows, width, par, f));
 }

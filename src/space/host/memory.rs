@@ -2,12 +2,12 @@
 
 use std::hint::black_box;
 use std::marker::PhantomData;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use faer::Par;
 use faer::dyn_stack::{MemBuffer, MemStack, StackReq};
-use rayon::prelude::*;
 
+use crate::parallel::{self, lock};
 use crate::simd::Scalar;
 
 /// Memory that is kept from one factorization to the next: panels, tiles of converted elements, scratch of QR and products.
@@ -27,7 +27,7 @@ impl Workspace {
 
     /// Bytes held.
     pub fn bytes(&self) -> usize {
-        let scratch = self.shared.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        let scratch = lock(&self.shared.scratch);
         scratch.bytes + self.shared.free().iter().map(|b| size_of_val(b.as_slice())).sum::<usize>()
     }
 }
@@ -73,7 +73,7 @@ impl Shared {
     }
 
     fn free(&self) -> MutexGuard<'_, Vec<Vec<f64>>> {
-        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.free)
     }
 
     /// So many zeros: the smallest free buffer that holds them, or a new one in place of the largest that does not.
@@ -102,7 +102,7 @@ pub(crate) fn zeros(words: usize, par: Par) -> Vec<f64> {
     let touch = |part: &mut [f64]| part.iter_mut().step_by(PAGE).for_each(|word| *word = black_box(0.0));
     let mut buffer = vec![0.0; words];
     match par {
-        Par::Rayon(_) if words >= 2 * PART => buffer.par_chunks_mut(PART).for_each(touch),
+        Par::Rayon(_) if words >= 2 * PART => parallel::for_each_of(par, buffer.chunks_mut(PART).collect(), touch),
         _ => touch(&mut buffer),
     }
     buffer
@@ -181,14 +181,14 @@ impl Host {
     /// Frees the scratch, unless it is kept for the next factorization.
     pub(crate) fn free_scratch(&self) {
         if !self.shared.keep {
-            let mut scratch = self.shared.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut scratch = lock(&self.shared.scratch);
             *scratch = Scratch { buffer: MemBuffer::new(StackReq::EMPTY), bytes: 0 };
         }
     }
 
     /// Runs `f` on a stack of at least `req`. Calls do not nest.
     pub(crate) fn with_scratch<R>(&self, req: StackReq, f: impl FnOnce(&mut MemStack) -> R) -> R {
-        let mut scratch = self.shared.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut scratch = lock(&self.shared.scratch);
         let bytes = req.unaligned_bytes_required();
         if scratch.bytes < bytes {
             // The old buffer goes first, so that the peak is the larger of the two and not their sum.

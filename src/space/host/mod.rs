@@ -12,11 +12,11 @@ pub(crate) use product::{congruence, product, product_bytes};
 
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, MatMut, MatRef, Par, unzip, zip};
-use rayon::prelude::*;
 
 use super::{Effort, Layout, Side, Space};
 use crate::error::Result;
 use crate::linalg::{mirror, symmetric_product, threads, wide_gram, wide_gram_scratch};
+use crate::parallel;
 use crate::qr::{self, Orthonormalization};
 use crate::simd::Scalar;
 use crate::sketch::{AnySketch, SketchOperator};
@@ -165,12 +165,7 @@ pub(crate) fn copy<T: Scalar>(src: MatRef<'_, T>, mut dst: MatMut<'_, T>, par: P
     if matches!(par, Par::Seq) || m * n <= 2 * ELEMENTS {
         return dst.copy_from(src);
     }
-    let rows = (ELEMENTS / n).max(1);
-    let mut blocks = Vec::with_capacity(m.div_ceil(rows));
-    for first in (0..m).step_by(rows) {
-        let (block, rest) = dst.split_at_row_mut(rows.min(m - first));
-        blocks.push((first, block));
-        dst = rest;
-    }
-    blocks.into_par_iter().for_each(|(first, mut block)| block.copy_from(src.subrows(first, block.nrows())));
+    parallel::for_each_of(par, parallel::row_blocks(dst, (ELEMENTS / n).max(1)), |(first, mut block)| {
+        block.copy_from(src.subrows(first, block.nrows()));
+    });
 }

@@ -7,10 +7,10 @@ use faer::dyn_stack::StackReq;
 use faer::linalg::matmul::matmul;
 use faer::prelude::{Reborrow as _, ReborrowMut as _};
 use faer::{Accum, Mat, MatMut, MatRef, Par};
-use rayon::prelude::*;
 
 use super::memory::{Buffer, Host};
-use crate::linalg::{strips_of_rows, threads, wide_gram_scratch};
+use crate::linalg::{threads, wide_gram_scratch};
+use crate::parallel::{self, row_blocks};
 use crate::qr;
 use crate::simd::{self, Scalar};
 
@@ -122,7 +122,7 @@ impl<T: Scalar> HostPanel<T> {
     pub(super) fn multiply_in_place(&mut self, c: MatRef<'_, T>, par: Par) {
         let (k, rows) = (c.ncols(), self.nrows);
         let (par, by_rows) = (threads(rows * self.ncols * k, par), self.by_rows);
-        let blocks = strips_of_rows(self.as_mut(), Self::ROWS_AT_ONCE);
+        let blocks = row_blocks(self.as_mut(), Self::ROWS_AT_ONCE);
         let run = |(_, block): (usize, MatMut<'_, T>)| {
             // Laid out as the panel is.
             let (height, width) = if by_rows { (k, block.nrows()) } else { (block.nrows(), k) };
@@ -131,10 +131,7 @@ impl<T: Scalar> HostPanel<T> {
             matmul(product.rb_mut(), Accum::Replace, block.rb(), c, T::one(), Par::Seq);
             block.subcols_mut(0, k).copy_from(product);
         };
-        match par {
-            Par::Seq => blocks.into_iter().for_each(run),
-            Par::Rayon(_) => blocks.into_par_iter().for_each(run),
-        }
+        parallel::for_each_of(par, blocks, run);
         if self.by_rows {
             let stride = row_stride::<T>(k).min(self.stride);
             for i in 1..rows {

@@ -21,11 +21,11 @@ use std::collections::VecDeque;
 use faer::linalg::matmul::matmul;
 use faer::prelude::{Reborrow as _, ReborrowMut as _};
 use faer::{Accum, Mat, MatMut, MatRef, Par};
-use rayon::prelude::*;
 
 use super::memory::{Buffer, Host};
 use super::panel::HostPanel;
-use crate::linalg::{for_each, is_by_rows, mirror, strips_of_rows, threads, transpose};
+use crate::linalg::{is_by_rows, mirror, threads, transpose};
+use crate::parallel::{self, row_blocks};
 use crate::simd::Scalar;
 
 /// Sizes of the blocks.
@@ -49,7 +49,7 @@ pub(crate) fn product_bytes<T>(m: usize, l: usize) -> usize {
 }
 
 /// `y <- [y +] a x`.
-pub(crate) fn product<T: Scalar>(accum: Accum, a: MatRef<'_, T>, x: MatRef<'_, T>, mut y: MatMut<'_, T>, space: &Host) {
+pub(crate) fn product<T: Scalar>(accum: Accum, a: MatRef<'_, T>, x: MatRef<'_, T>, y: MatMut<'_, T>, space: &Host) {
     let (m, l) = y.shape();
     let par = threads(m * l * a.ncols(), space.par());
     let rows = block_rows(m);
@@ -57,12 +57,6 @@ pub(crate) fn product<T: Scalar>(accum: Accum, a: MatRef<'_, T>, x: MatRef<'_, T
         return matmul(y, accum, a, x, T::one(), Par::Seq);
     }
     let transposed = accum == Accum::Replace && is_by_rows(a) && y.row_stride() == 1 && l > 1;
-    let mut blocks = Vec::with_capacity(m.div_ceil(rows));
-    for first in (0..m).step_by(rows) {
-        let (block, rest) = y.split_at_row_mut(rows.min(m - first));
-        blocks.push((first, block));
-        y = rest;
-    }
     let scratch = || space.buffer::<T>(if transposed { rows * l } else { 0 });
     let run = |scratch: &mut Buffer<T>, (first, y): (usize, MatMut<'_, T>)| {
         let a = a.subrows(first, y.nrows());
@@ -75,13 +69,7 @@ pub(crate) fn product<T: Scalar>(accum: Accum, a: MatRef<'_, T>, x: MatRef<'_, T
             matmul(y, accum, a, x, T::one(), Par::Seq);
         }
     };
-    match par {
-        Par::Seq => {
-            let mut scratch = scratch();
-            blocks.into_iter().for_each(|block| run(&mut scratch, block));
-        }
-        Par::Rayon(_) => blocks.into_par_iter().for_each_init(scratch, run),
-    }
+    parallel::for_each_with(par, row_blocks(y, rows), scratch, run);
 }
 
 /// Sizes of [`congruence`].
@@ -115,10 +103,10 @@ pub(crate) fn congruence<T: Scalar>(s: MatRef<'_, T>, b: MatRef<'_, T>, lower: b
     let half = T::from_f64(0.5);
     let mut e = HostPanel::zeros(n, c, space);
     // The longest with the shortest, so that halves of them take as long.
-    let mut strips = VecDeque::from(strips_of_rows(e.as_mut(), CONGRUENCE.rows));
+    let mut strips = VecDeque::from(row_blocks(e.as_mut(), CONGRUENCE.rows));
     let mut ends = || strips.pop_back().into_iter().chain(strips.pop_front()).collect::<Vec<_>>();
     let work = std::iter::repeat_with(&mut ends).take_while(|ends| !ends.is_empty()).flatten().collect();
-    for_each(work, par, |(top, mut e): (usize, MatMut<'_, T>)| {
+    parallel::for_each_of(par, work, |(top, mut e): (usize, MatMut<'_, T>)| {
         let rows = e.nrows();
         let end = top + rows;
         // Of the strip of T the last tile, on the diagonal, is not as it lies in s.
@@ -145,7 +133,7 @@ pub(crate) fn congruence<T: Scalar>(s: MatRef<'_, T>, b: MatRef<'_, T>, lower: b
     let e = e.as_ref();
     // As far as the diagonal, and what is beyond.
     let rows = if lower { CONGRUENCE.triangle_rows } else { CONGRUENCE.gram_rows };
-    let (mut lefts, mut rights): (Vec<_>, Vec<_>) = strips_of_rows(g, rows)
+    let (mut lefts, mut rights): (Vec<_>, Vec<_>) = row_blocks(g, rows)
         .into_iter()
         .map(|(top, g)| {
             let end = top + g.nrows();
@@ -153,7 +141,7 @@ pub(crate) fn congruence<T: Scalar>(s: MatRef<'_, T>, b: MatRef<'_, T>, lower: b
             ((top, left), (end, right))
         })
         .unzip();
-    for_each(lefts.iter_mut().collect(), par, |(top, g): &mut (usize, MatMut<'_, T>)| {
+    parallel::for_each_of(par, lefts.iter_mut().collect(), |(top, g): &mut (usize, MatMut<'_, T>)| {
         let (rows, end) = g.shape();
         let first = if lower { *top } else { 0 };
         let (b, e) = (b.subrows(first, n - first), e.subrows(first, n - first));
@@ -163,13 +151,17 @@ pub(crate) fn congruence<T: Scalar>(s: MatRef<'_, T>, b: MatRef<'_, T>, lower: b
         mirror(g.rb_mut().subcols_mut(*top, rows));
     });
     let lefts = &lefts;
-    for_each(rights.iter_mut().enumerate().collect(), par, |(i, (end, g)): (usize, &mut (usize, MatMut<'_, T>))| {
-        for (top, below) in &lefts[i + 1..] {
-            let (rows, left) = (g.nrows(), *end - g.nrows());
-            let mut to = g.rb_mut().subcols_mut(top - *end, below.nrows());
-            to.copy_from(below.rb().subcols(left, rows).transpose());
-        }
-    });
+    parallel::for_each_of(
+        par,
+        rights.iter_mut().enumerate().collect(),
+        |(i, (end, g)): (usize, &mut (usize, MatMut<'_, T>))| {
+            for (top, below) in &lefts[i + 1..] {
+                let (rows, left) = (g.nrows(), *end - g.nrows());
+                let mut to = g.rb_mut().subcols_mut(top - *end, below.nrows());
+                to.copy_from(below.rb().subcols(left, rows).transpose());
+            }
+        },
+    );
 }
 
 #[cfg(test)]
