@@ -545,7 +545,7 @@ fn panels() {
     let mut both = device.panel(m, l + 5, Layout::Columns).unwrap();
     device.copy_columns(&mut both, 0, &da).unwrap();
     device.copy_columns(&mut both, l, &DevicePanel::from_host(&device, b.as_ref()).unwrap()).unwrap();
-    let both: HostPanel<f64> = device.into_host(both).unwrap();
+    let both: HostPanel<f64> = device.retrieve(both).unwrap();
     assert_eq!((both.as_ref().subcols(0, l), both.as_ref().subcols(l, 5)), (a.as_ref(), b.as_ref()));
     device.multiply_in_place(&mut da, small.as_ref()).unwrap();
     assert_eq!(Space::<f64>::shape(&device, &da), (m, 5));
