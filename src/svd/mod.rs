@@ -301,7 +301,13 @@ impl TruncatedSvd {
     /// # Errors
     /// Those of the options and the shape.
     pub fn plan<T: Scalar>(&self, shape: (usize, usize), dtype: DType) -> Result<Plan> {
-        Plan::new::<T>(self, shape, dtype)
+        Plan::new::<T>(&self.clone().power_iterations(self.steps()), shape, dtype)
+    }
+
+    /// Power iterations, with the one more that calibration takes: of a loss that is a tenth of the norm, an error in the directions is ten times the
+    /// part that it is of the norm.
+    pub(crate) fn steps(&self) -> usize {
+        self.power_iterations.saturating_add(usize::from(self.weighting.is_active(self.rank)))
     }
 
     /// Peak bytes that [`factor`](Self::factor) allocates for such a matrix, its result included: never less than what is

@@ -251,8 +251,7 @@ where
 {
     let (m, n) = w.shape();
     let asked = svd.power_iterations;
-    // Of a loss that is a tenth of the norm, an error in the directions is ten times the part that it is of the norm: one step more.
-    let svd = &svd.clone().power_iterations(asked.saturating_add(1));
+    let svd = &svd.clone().power_iterations(svd.steps());
     let weighting = &svd.weighting;
     weighting.check(n, svd.rank)?;
     let moments = match &weighting.calibration {
@@ -300,7 +299,7 @@ where
     let (plan, mut outputs) = match svd.rank {
         Rank::Quality(q) => op.by_quality(svd, &about, q)?,
         _ => {
-            let plan = svd.plan::<T>(shape, about.w.dtype())?;
+            let plan = Plan::new::<T>(svd, shape, about.w.dtype())?;
             let outputs = op.left_vectors(svd, &plan, about.par)?;
             (plan, outputs)
         }
@@ -642,7 +641,7 @@ where
         let mut tried = short.div_ceil(QUALITY_FIRST).min(most);
         loop {
             let options = svd.clone().with_rank(Rank::Fixed(tried));
-            let plan = options.plan::<T>(shape, about.w.dtype())?;
+            let plan = Plan::new::<T>(&options, shape, about.w.dtype())?;
             let mut outputs = self.left_vectors(&options, &plan, par)?;
             if let Some(subspace) = outputs.doubt.take() {
                 let panel = self.form(&mut outputs.panel)?;

@@ -42,7 +42,7 @@ pub(crate) fn run(args: &CalibrateArgs) -> Result<(), Failure> {
 
 fn calibrate(args: &CalibrateArgs) -> Result<(), Failure> {
     let start = Instant::now();
-    let limit = Limit::new(args.memory_limit, rayon::current_num_threads(), Space::new(0, 0)?)?;
+    let limit = Limit::new(args.memory_limit, rayon::current_num_threads(), Space::new(0, 0)?);
     let options = CalibrationOptions {
         form: if args.factor { Form::Factor } else { Form::Gram },
         accumulation: if args.fast { Accumulation::F32 } else { Accumulation::F64 },
@@ -258,7 +258,10 @@ pub(crate) fn read_folds(
         if !samples.is_in_blocks() {
             samples.read(|x| {
                 let folds = Calibration::folds(x, FOLDS, options)?;
-                folds.into_iter().enumerate().try_for_each(|(i, fold)| add(i, fold))
+                folds.into_iter().enumerate().try_for_each(|(i, mut fold)| {
+                    fold.settle();
+                    add(i, fold)
+                })
             })?;
             continue;
         }
