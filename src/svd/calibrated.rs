@@ -163,8 +163,7 @@ pub(super) fn factor<T: Scalar, S: Space<T>>(
 ) -> Result<Factors<T>> {
     let (m, n) = w.shape();
     let asked = options.power_iterations;
-    // Of a loss that is a tenth of the norm, an error in the directions is ten times the part that it is of the norm: one step more.
-    let options = &Options { power_iterations: asked.saturating_add(1), ..options.clone() };
+    let options = &options.with_steps();
     let weighting = &options.weighting;
     weighting.check(n, options.rank)?;
     let moments = match &weighting.calibration {

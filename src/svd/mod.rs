@@ -192,7 +192,7 @@ impl TruncatedSvd {
     /// # Errors
     /// Those of the options and the shape.
     pub fn plan<T: Scalar>(&self, shape: (usize, usize), dtype: DType) -> Result<Plan> {
-        Plan::new(Task::new::<T>(&self.options, shape, dtype, Residency::InMemory)?)
+        Plan::new(Task::new::<T>(&self.options.with_steps(), shape, dtype, Residency::InMemory)?)
     }
 
     /// Peak bytes that [`factor`](Self::factor) allocates for such a matrix, its result included: never less than what is
