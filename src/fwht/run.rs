@@ -83,7 +83,7 @@ pub(super) unsafe fn batch<T: Scalar, E: Element>(mut x: Batch<E>, order: Order,
     let (isa, params) = (simd::isa(), Params::default());
     let elements = x.n * x.count;
     let from_memory = elements * size_of::<E>() >= params.long_bytes && x.n * size_of::<E>() <= params.ahead_bytes;
-    if threads == Threads::One || elements < 2 * params.task_len {
+    if threads.is_one() || elements < 2 * params.task_len {
         return simd::dispatch(isa, Task::<T, E> { x, order, from_memory, params, plain: PhantomData });
     }
     let plan = simd::dispatch(isa, PlanOf::<T> { order, params, plain: PhantomData });
