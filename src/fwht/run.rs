@@ -320,8 +320,8 @@ impl<T: Scalar, E: Element> Kernel for Task<T, E> {
     }
 }
 
-/// Transforms vectors of adjacent elements, one after the other. If they come `from_memory`, the prefetch of the next
-/// vector begins in the first pass of each, and not in its leaves.
+/// Transforms vectors of adjacent elements in place, one after the other. If they come `from_memory`, the prefetch of
+/// the next vector begins in the first pass of each, and not in its leaves.
 ///
 /// # Safety
 /// The batch is valid for reads and writes, its elements are distinct, `n_stride` is 1, and `plan` is for its length.

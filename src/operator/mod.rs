@@ -143,7 +143,7 @@ impl<T: Scalar, S: Space<T>> dyn LinearOperator<T, Space = S> + '_ {
         self.space().panel(self.nrows(), l, Layout::Columns)
     }
 
-    /// As [`left`](Self::left), for an image `A X` that is read once more, by rows: laid out as the product writes it best.
+    /// A panel of m rows and `l` columns for an image `A X` that is read once more, by rows: laid out as the product writes it best.
     ///
     /// # Errors
     /// Those of the space.

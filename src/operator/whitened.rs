@@ -37,7 +37,7 @@ use crate::tensor::{DType, Element};
 /// Outputs of independent features over true ones, both squared, up to which `W M Wᵀ` is formed without a root: six bits of the 24 of f32.
 const MOST_CANCELLATION: f64 = 64.0;
 
-/// Rows of `W L` that [`Whitened::stream_rows`](LinearOperator::stream_rows) makes at a time.
+/// Rows of `W L` that [`Whitened::for_each_row_block`](LinearOperator::for_each_row_block) makes at a time.
 pub(crate) const STREAMED_ROWS: usize = 256;
 
 /// Random signs that look for that cancellation.

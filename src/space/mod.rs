@@ -94,7 +94,7 @@ pub trait Space<T: Scalar>: Clone {
     ///
     /// # Errors
     /// Those of the space.
-    fn into_host(&self, y: Self::Panel) -> Result<HostPanel<T>>;
+    fn retrieve(&self, y: Self::Panel) -> Result<HostPanel<T>>;
 
     /// Frees what is kept as scratch for the next call, unless it is kept for the next factorization.
     fn trim(&self);

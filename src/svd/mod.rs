@@ -192,11 +192,11 @@ impl TruncatedSvd {
     /// # Errors
     /// Those of the options and the shape.
     pub fn plan<T: Scalar>(&self, shape: (usize, usize), dtype: DType) -> Result<Plan> {
-        Plan::new(Task::new::<T>(&self.options, shape, dtype, Residency::InMemory)?)
+        Plan::new(Task::new::<T>(&self.options.with_steps(), shape, dtype, Residency::InMemory)?)
     }
 
     /// Peak bytes that [`factor`](Self::factor) allocates for such a matrix, its result included: never less than what is
-    /// used, whatever the values are. A rank that the spectrum decides is taken for the largest possible one; [`Report::peak_bytes`] tells
+    /// used, whatever the values are. A rank that the spectrum decides is taken for the largest possible one; [`Report::peak_bytes`](crate::Report::peak_bytes) tells
     /// what it came to. The buffers that the GEMM keeps for each thread, once and for all, are not counted.
     ///
     /// # Errors
@@ -261,7 +261,7 @@ impl TruncatedSvd {
     }
 
     /// Factors whatever can be multiplied: a tiled, whitened, distributed or device matrix. `op` is tall or square;
-    /// [`Report::peak_bytes`] counts panels as if they were in host memory.
+    /// [`Report::peak_bytes`](crate::Report::peak_bytes) counts panels as if they were in host memory.
     ///
     /// # Errors
     /// [`Error::Shape`] if `op` is wide (hand over its transpose), and as [`factor`](Self::factor).
@@ -379,7 +379,7 @@ impl TruncatedSvd {
         blend::bytes::<T>(shape, storage, k)
     }
 
-    /// The blend, of [`BLENDS`], whose factors have the least output error on calibration that they have not seen: each of `folds`
+    /// The blend, of [`BLENDS`](crate::calibration::BLENDS), whose factors have the least output error on calibration that they have not seen: each of `folds`
     /// in turn is kept aside (see [`Calibration::folds`]). Costs a factorization for each fold and candidate.
     ///
     /// # Errors

@@ -58,6 +58,13 @@ impl Options {
         self.weighting.is_active(self.rank)
     }
 
+    /// The options with the power iterations that are really done: calibration takes one more, because of a loss that is a tenth of the
+    /// norm an error in the directions is ten times the part that it is of the norm.
+    pub(super) fn with_steps(&self) -> Self {
+        let more = usize::from(self.is_weighted());
+        Options { power_iterations: self.power_iterations.saturating_add(more), ..self.clone() }
+    }
+
     /// The rates that were given, or those of the device.
     pub(super) fn rates_in_use(&self) -> Rates {
         match (self.rates, self.device) {
