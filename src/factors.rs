@@ -5,9 +5,10 @@
 //!   y = x Wᵀ   becomes   y = ((x V) s) Uᵀ                              flops per row of x: 2 k (m + n)
 //! ```
 //!
-//! A factorization of rank k holds all of smaller rank, and [`Factors::truncate`] takes one out with its own certificate. How depends on what the
-//! factors are: parts that are orthogonal are cut off; factors from one look have been measured at each rank; those that are the best
-//! for some inputs are cut in the directions that these inputs have put in order, and are then an SVD again:
+//! A factorization of rank k holds all of smaller rank, and [`Factors::truncate`] takes one out with its own
+//! certificate. How depends on what the factors are: parts that are orthogonal are cut off; factors from one look have
+//! been measured at each rank; those that are the best for some inputs are cut in the directions that these inputs have
+//! put in order, and are then an SVD again:
 //!
 //! ```text
 //!   W' = U_k U_kᵀ W = U_k B,   U_k by calibrated gain,  B = Û S Vᵀ:   U = U_k Û  is kept with Û
@@ -43,7 +44,8 @@ pub enum Split {
 /// What [`Factors::truncate`] has to know of the factors.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Slices<T> {
-    /// They are a projection of the matrix, and its singular vectors are in order: what is cut off is orthogonal to the residual.
+    /// They are a projection of the matrix, and its singular vectors are in order: what is cut off is orthogonal to the
+    /// residual.
     Orthogonal,
     /// The relative error at each rank from 1 on, with its standard deviation.
     Measured(Vec<(f64, f64)>),
@@ -105,10 +107,12 @@ impl<T: Scalar> Factors<T> {
         self.s.len()
     }
 
-    /// The factorization of rank `k` that is in this one, with its own certificate: what factoring the matrix at that rank gives, to the accuracy of
-    /// the method. Calibrated factors are cut where the calibration loses least, and remain the best of their rank for it.
+    /// The factorization of rank `k` that is in this one, with its own certificate: what factoring the matrix at that
+    /// rank gives, to the accuracy of the method. Calibrated factors are cut where the calibration loses least, and
+    /// remain the best of their rank for it.
     ///
-    /// The certificate is exact where that of the whole is. Single passes have measured each rank, and give the estimate of that one.
+    /// The certificate is exact where that of the whole is. Single passes have measured each rank, and give the
+    /// estimate of that one.
     ///
     /// # Errors
     /// [`Error::Rank`] unless `1 <= k <= rank`.

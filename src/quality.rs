@@ -8,9 +8,10 @@
 //!
 //! Samples go through in blocks; `W' = U diag(s) Vᵀ` is never formed, `W` never copied, and all sums are in f64.
 //!
-//! All samples together are known from their second moments, `Σ ⟨W x, W' x⟩ = tr(W G W'ᵀ)`: [`expected`] takes those that [`Calibration`]
-//! has, at the price of n samples, whatever their count was. It works in f64 throughout, also on factors in f32, and on `W − W'` itself:
-//! an error below the rounding of f32 products is seen as it is. (Single samples, and quantiles over them, need the samples.)
+//! All samples together are known from their second moments, `Σ ⟨W x, W' x⟩ = tr(W G W'ᵀ)`: [`expected`] takes those
+//! that [`Calibration`] has, at the price of n samples, whatever their count was. It works in f64 throughout, also on
+//! factors in f32, and on `W − W'` itself: an error below the rounding of f32 products is seen as it is. (Single
+//! samples, and quantiles over them, need the samples.)
 
 use std::sync::Arc;
 
@@ -45,8 +46,8 @@ impl Activation {
     }
 }
 
-/// Samples per block: outputs of a 11008-wide layer in f32 take 11 MiB. Blocks of samples that are a multiple of this give the same bits as all
-/// samples at once.
+/// Samples per block: outputs of a 11008-wide layer in f32 take 11 MiB. Blocks of samples that are a multiple of this
+/// give the same bits as all samples at once.
 pub const BLOCK: usize = 256;
 
 /// Elements of a block of rows of a weight in [`expected`].
@@ -124,7 +125,8 @@ impl<'a, T: Scalar> Comparison<'a, T> {
     /// Of no samples yet.
     ///
     /// # Errors
-    /// [`Error::Shape`] unless `w` is the shape that `f` was made from; [`Error::NotFinite`] for NaN or infinities in it.
+    /// [`Error::Shape`] unless `w` is the shape that `f` was made from; [`Error::NotFinite`] for NaN or infinities in
+    /// it.
     pub fn new(w: &TensorRef<'a>, f: &'a Factors<T>) -> Result<Self> {
         let weight = weight(w.view()?, f)?;
         Ok(Comparison { weight, factors: f, total: Sums::default(), scale: f64::INFINITY, samples: Vec::new() })
@@ -162,7 +164,8 @@ impl<'a, T: Scalar> Comparison<'a, T> {
         Distribution { total: self.total.activation(), samples, cosines, relative_errors }
     }
 
-    /// Bytes that the comparison of factors of rank k takes for `samples` samples, beside the weight, the factors and the samples.
+    /// Bytes that the comparison of factors of rank k takes for `samples` samples, beside the weight, the factors and
+    /// the samples.
     pub fn bytes((m, n): (usize, usize), storage: DType, k: usize, samples: usize) -> usize {
         let rows = BLOCK.min(samples);
         let panels = HostPanel::<T>::bytes(n, rows) + HostPanel::<T>::bytes(m, rows) + (m + k) * rows * size_of::<T>();
@@ -172,12 +175,12 @@ impl<'a, T: Scalar> Comparison<'a, T> {
     }
 }
 
-/// Compares the outputs on all samples that `c` has seen, from its statistics alone: to some 1e-8 of what the outputs of independent
-/// features would be with a Gram matrix, to the rounding of f64 with a factor.
+/// Compares the outputs on all samples that `c` has seen, from its statistics alone: to some 1e-8 of what the outputs
+/// of independent features would be with a Gram matrix, to the rounding of f64 with a factor.
 ///
 /// # Errors
-/// [`Error::Shape`] unless `w` is the shape that `f` was made from and `c` has as many features; [`Error::Option`] if it has seen
-/// no samples; [`Error::NotFinite`] for NaN or infinities in `w`.
+/// [`Error::Shape`] unless `w` is the shape that `f` was made from and `c` has as many features; [`Error::Option`] if
+/// it has seen no samples; [`Error::NotFinite`] for NaN or infinities in `w`.
 pub fn expected<T: Scalar>(w: &TensorRef<'_>, f: &Factors<T>, c: &Calibration) -> Result<Activation> {
     match T::DTYPE {
         DType::F64 => expected_f64(w, same_ref(f), c),
@@ -356,7 +359,8 @@ fn sample_scale<T: Scalar>(x: MatView<'_>, f: &Factors<T>) -> Result<f64> {
     Ok(Dense::<T>::new(x, crate::parallel::current_par())?.facts().scale)
 }
 
-/// Sends the rows of `x`, times `scale`, through `weight` and `f` in blocks and gives what comes out of each to `sink`, in order.
+/// Sends the rows of `x`, times `scale`, through `weight` and `f` in blocks and gives what comes out of each to `sink`,
+/// in order.
 fn compare<T: Scalar>(
     weight: &mut Dense<'_, T>,
     f: &Factors<T>,

@@ -7,15 +7,15 @@
 //!      from the sketch   V = orth((G − c_1) Ω);  s−1 times as above;  W = G V             s+1 products
 //! ```
 //!
-//! `E‖A − QQᵀA‖_F <= (1 + k/(p−1))^{1/2} τ_{k+1}` at q = 0 (Halko, Martinsson, Tropp, SIAM Rev. 2011); each power iteration
-//! takes the singular values to a power higher by two. The panel is orthonormalized after every product: without it all that is
-//! below `u^{1/(2q+1)} ‖A‖` is lost to rounding.
+//! `E‖A − QQᵀA‖_F <= (1 + k/(p−1))^{1/2} τ_{k+1}` at q = 0 (Halko, Martinsson, Tropp, SIAM Rev. 2011); each power
+//! iteration takes the singular values to a power higher by two. The panel is orthonormalized after every product:
+//! without it all that is below `u^{1/(2q+1)} ‖A‖` is lost to rounding.
 //!
-//! **The filter.** s products with G apply a polynomial of degree s to its eigenvalues λ = σ², and `λ^s` is not the best one.
-//! The Chebyshev polynomial of `[0, b]` is: of all that are at most 1 there, it is the largest above (Zhou, Saad, Tiago,
-//! Chelikowsky 2006 use it so for eigenvectors). In factors `λ − c_i`, with c_i its roots, it is a shift in each product,
-//! and a basis may be orthonormalized between any two. It costs an axpy. Excess of the error over the optimum, l = k + 10, of the
-//! projections `A V Vᵀ` and, with `Q = orth(A V)`, `Q QᵀA`, by simulation in f64:
+//! **The filter.** s products with G apply a polynomial of degree s to its eigenvalues λ = σ², and `λ^s` is not the
+//! best one. The Chebyshev polynomial of `[0, b]` is: of all that are at most 1 there, it is the largest above (Zhou,
+//! Saad, Tiago, Chelikowsky 2006 use it so for eigenvectors). In factors `λ − c_i`, with c_i its roots, it is a shift
+//! in each product, and a basis may be orthonormalized between any two. It costs an axpy. Excess of the error over the
+//! optimum, l = k + 10, of the projections `A V Vᵀ` and, with `Q = orth(A V)`, `Q QᵀA`, by simulation in f64:
 //!
 //! ```text
 //!                                        HMT, q = 2        A V Vᵀ, s =             Q QᵀA, s =
@@ -28,19 +28,20 @@
 //!
 //! `Q QᵀA` needs nothing but V and `W = G V`, which is the last product of the iteration: see [`gram`](crate::svd).
 //!
-//! The end of the interval has to lie below the eigenvalues that are wanted, about at λ_l. The mean of the eigenvalues that
-//! V does not hold, each weighted by itself, is known for the price of two inner products:
+//! The end of the interval has to lie below the eigenvalues that are wanted, about at λ_l. The mean of the eigenvalues
+//! that V does not hold, each weighted by itself, is known for the price of two inner products:
 //!
 //! ```text
 //!   b = Σ_{i>l} λ_i² / Σ_{i>l} λ_i  ≈  (‖G‖² − ‖G V‖²) / (‖A‖² − tr VᵀG V)
 //! ```
 //!
-//! On the matrices above it comes out between 0.6 and 1.15 λ_l (the excess over 1 is what V has missed above λ_l), so that three
-//! quarters of it are safe; the smallest Ritz value, which needs an eigensolver, is 0.6 λ_l.
+//! On the matrices above it comes out between 0.6 and 1.15 λ_l (the excess over 1 is what V has missed above λ_l), so
+//! that three quarters of it are safe; the smallest Ritz value, which needs an eigensolver, is 0.6 λ_l.
 //!
-//! **Where that is too much.** Copies of one value that V has no room for, and panels of more than half of the columns, leave a mean above λ_k: the filter
-//! then damps what is wanted. It shows afterwards, when the Ritz value θ_k comes out below the end of the interval, and the
-//! iteration begins anew with twice the steps and an end that θ_l bounds. By simulation, q = 2, excess over the optimum (1.25 is where it begins anew):
+//! **Where that is too much.** Copies of one value that V has no room for, and panels of more than half of the columns,
+//! leave a mean above λ_k: the filter then damps what is wanted. It shows afterwards, when the Ritz value θ_k comes out
+//! below the end of the interval, and the iteration begins anew with twice the steps and an end that θ_l bounds. By
+//! simulation, q = 2, excess over the optimum (1.25 is where it begins anew):
 //!
 //! ```text
 //!                                                      end / θ_k     at first     anew     HMT
@@ -51,10 +52,11 @@
 //!   the table above                                  0.4 to 0.9
 //! ```
 //!
-//! **From the sketch.** The first root is the smallest, a tenth of b, and may be off by as much: a guess will do, before there is any V. So the sketch of
-//! `G − c_1` is a step already, and one product and one orthonormalization are saved (of 2.5 ms 0.17 at 1536×384). The guess is that of a
-//! spectrum that decays exponentially, with the trace and the norm that G has (`tail_of_exponential`), made only where these two say that no few
-//! eigenvalues tower above the rest; `Q QᵀA`, s = 2:
+//! **From the sketch.** The first root is the smallest, a tenth of b, and may be off by as much: a guess will do,
+//! before there is any V. So the sketch of `G − c_1` is a step already, and one product and one orthonormalization are
+//! saved (of 2.5 ms 0.17 at 1536×384). The guess is that of a spectrum that decays exponentially, with the trace and
+//! the norm that G has (`tail_of_exponential`), made only where these two say that no few eigenvalues tower above the
+//! rest; `Q QᵀA`, s = 2:
 //!
 //! ```text
 //!                                          n ‖G‖² / (tr G)²     guess / b     begun with the sketch     after it
@@ -153,8 +155,8 @@ impl Filter {
         Filter { steps, most: f64::INFINITY }
     }
 
-    /// The filter to begin anew with, if this one has damped what was wanted: `end` is the end of its interval, and `s` are the singular values that came out,
-    /// of which `rank` are wanted.
+    /// The filter to begin anew with, if this one has damped what was wanted: `end` is the end of its interval, and `s`
+    /// are the singular values that came out, of which `rank` are wanted.
     pub(crate) fn corrected<T: Scalar>(&self, end: f64, s: &[T], rank: usize) -> Option<Self> {
         let eigenvalue = |i: usize| s[i].to_f64() * s[i].to_f64();
         let anew = self.most == f64::INFINITY && end > MISTRUSTED * eigenvalue(rank - 1);
@@ -165,9 +167,10 @@ impl Filter {
 /// What the report says of a filter that had to be corrected.
 pub(crate) const FILTERED_ANEW: &str = "hardly any decay behind σ_k: the filter was run anew with a narrower band";
 
-/// A well-conditioned basis V of the dominant space of the positive semidefinite `g` in `v`, orthonormal to a few percent, and
-/// `G V` in `w`: the Chebyshev filter, which begins with the sketch where that can be, or after it; then the product. `trace` is that
-/// of `g` (`‖A‖_F²` for `AᵀA`). Returns the end of the interval that was damped, 0 if none was.
+/// A well-conditioned basis V of the dominant space of the positive semidefinite `g` in `v`, orthonormal to a few
+/// percent, and `G V` in `w`: the Chebyshev filter, which begins with the sketch where that can be, or after it; then
+/// the product. `trace` is that of `g` (`‖A‖_F²` for `AᵀA`). Returns the end of the interval that was damped, 0 if none
+/// was.
 ///
 /// # Errors
 /// Those of the space, and what the watch of `g` says.
@@ -198,8 +201,8 @@ pub fn filtered_iteration<T: Scalar, S: Space<T>>(
     if let Some(tail) = guess
         && trace - space.dot(w, v)? < CREDIBLE * tail.part * trace
     {
-        // Less is left than was guessed, where V can only have missed more: a spectrum that ends (exact low rank, a step). What the shift has
-        // brought in of directions without eigenvalues goes by a plain step.
+        // Less is left than was guessed, where V can only have missed more: a spectrum that ends (exact low rank, a
+        // step). What the shift has brought in of directions without eigenvalues goes by a plain step.
         advance(v, w)?;
         (shifted, end) = (false, 0.0);
     }
@@ -216,15 +219,15 @@ fn root(end: f64, part: f64) -> f64 {
     0.5 * end * (1.0 - (std::f64::consts::PI * part).cos())
 }
 
-/// The mean of the eigenvalues beyond the first l of n, each weighted by itself, if all of them decay exponentially: from their sum and that of their
-/// squares, with `t` from 0 to 1 across the spectrum,
+/// The mean of the eigenvalues beyond the first l of n, each weighted by itself, if all of them decay exponentially:
+/// from their sum and that of their squares, with `t` from 0 to 1 across the spectrum,
 ///
 /// ```text
 ///   λ(t) ~ exp(−a t)      r = n Σλ² / (Σλ)² = a/2 coth(a/2)      b = ∫ λ² / ∫ λ  from l/n to 1
 /// ```
 ///
-/// Of weights, embeddings and noise that is 0.75 to 1.1 of the true one. None where r is large: some eigenvalues tower above the others then, and the two sums
-/// say nothing of what comes after; and where nothing comes after.
+/// Of weights, embeddings and noise that is 0.75 to 1.1 of the true one. None where r is large: some eigenvalues tower
+/// above the others then, and the two sums say nothing of what comes after; and where nothing comes after.
 fn tail_of_exponential((sum, squares): (f64, f64), n: usize, l: usize) -> Option<Tail> {
     let mean = sum / n as f64;
     let r = squares / (mean * sum);
@@ -256,8 +259,9 @@ struct Tail {
     part: f64,
 }
 
-/// Makes the columns of `y` orthonormal to a few percent, with `spare` as a second panel of its shape: one pass of CholeskyQR, half of what
-/// a basis takes that has to be right to rounding (384×106 0.19 ms of 0.3). Panels that it cannot do are orthonormalized.
+/// Makes the columns of `y` orthonormal to a few percent, with `spare` as a second panel of its shape: one pass of
+/// CholeskyQR, half of what a basis takes that has to be right to rounding (384×106 0.19 ms of 0.3). Panels that it
+/// cannot do are orthonormalized.
 fn condition<T: Scalar, S: Space<T>>(space: &S, y: &mut Panel<T, S>, spare: &mut Panel<T, S>) -> Result<()> {
     let l = space.shape(y).1;
     let mut gram = Mat::<T>::zeros(l, l);
@@ -322,7 +326,8 @@ impl Factor {
         Some(Factor { upper, scale, least_scaled, least })
     }
 
-    /// Bytes alive in [`of`](Self::of), of an l × l matrix; one matrix and a half remain, with an [`inverse`](Self::inverse).
+    /// Bytes alive in [`of`](Self::of), of an l × l matrix; one matrix and a half remain, with an
+    /// [`inverse`](Self::inverse).
     pub(crate) fn bytes(l: usize) -> usize {
         let cholesky = llt::cholesky_in_place_scratch::<f64>(l, Par::Seq, Default::default());
         2 * l * l * size_of::<f64>() + cholesky.unaligned_bytes_required()
@@ -341,8 +346,9 @@ impl Factor {
     }
 }
 
-/// `w <- G V − c V` from `w = G V`: a factor of the filter of which c is the root at this part of the half circle over the interval, which ends at `most`
-/// at most. The sums are the trace of G and `‖G‖_F²`. Returns the end of the interval, 0 if nothing was shifted.
+/// `w <- G V − c V` from `w = G V`: a factor of the filter of which c is the root at this part of the half circle over
+/// the interval, which ends at `most` at most. The sums are the trace of G and `‖G‖_F²`. Returns the end of the
+/// interval, 0 if nothing was shifted.
 ///
 /// # Errors
 /// Those of the space.
@@ -356,8 +362,8 @@ pub fn shift<T: Scalar, S: Space<T>>(
 ) -> Result<f64> {
     let residual_trace = trace - space.dot(w, v)?;
     let residual_squares = squares - space.dot(w, w)?;
-    // Both are differences of sums that carry some eps of f32; where less is left, powers converge anyway. The same for f64, so
-    // that it takes the same steps.
+    // Both are differences of sums that carry some eps of f32; where less is left, powers converge anyway. The same for
+    // f64, so that it takes the same steps.
     if residual_trace > RESOLVED * trace && residual_squares > RESOLVED * squares {
         let end = (CUTOFF * residual_squares / residual_trace).min(most);
         space.axpy(w, T::from_f64(-root(end, part)), v)?;
@@ -368,20 +374,21 @@ pub fn shift<T: Scalar, S: Space<T>>(
 
 /// As [`power_iteration`], with a shift that grows: `Y = orth(A Aᵀ Y − α Y)`, `z` a second panel like `y`, left dirty.
 ///
-/// `(σ_j² − α) / (σ_k² − α)` is less than `σ_j² / σ_k²`, so that each iteration separates more, at the price of one panel. A
-/// shift up to `σ_l²/2` keeps the order of the leading directions, and `AᵀY = X R` gives a lower bound of σ_l for nothing:
-/// `σ_min(R) = σ_min(YᵀA) <= σ_l(A)`, which rises from one iteration to the next (Feng, Yu, Xie 2022; Feng, Yu 2024, dashSVD,
-/// who have it from the eigenvalues of a Gram matrix).
+/// `(σ_j² − α) / (σ_k² − α)` is less than `σ_j² / σ_k²`, so that each iteration separates more, at the price of one
+/// panel. A shift up to `σ_l²/2` keeps the order of the leading directions, and `AᵀY = X R` gives a lower bound of σ_l
+/// for nothing: `σ_min(R) = σ_min(YᵀA) <= σ_l(A)`, which rises from one iteration to the next (Feng, Yu, Xie 2022;
+/// Feng, Yu 2024, dashSVD, who have it from the eigenvalues of a Gram matrix).
 ///
-/// Their `AᵀA Q − α Q` squares the condition number and loses in f32 what is below `√eps σ_1`. Here the panel between the two products is
-/// orthonormalized as ever, and the shift is carried to the other side of its R: the span of `A Aᵀ Y − α Y` is that of
+/// Their `AᵀA Q − α Q` squares the condition number and loses in f32 what is below `√eps σ_1`. Here the panel between
+/// the two products is orthonormalized as ever, and the shift is carried to the other side of its R: the span of
+/// `A Aᵀ Y − α Y` is that of
 ///
 /// ```text
 ///   A X − Y (α R⁻¹)          A X ~ σ_i,   α R⁻¹ ~ α/σ_i <= σ_i/2
 /// ```
 ///
-/// whose two terms are of one size in every direction: nothing cancels, nothing is lost. Excess of the error over the optimum at
-/// 500×240, k = 40, p = 10, with f32 and f64 alike (`cargo test --test methods shift -- --nocapture`):
+/// whose two terms are of one size in every direction: nothing cancels, nothing is lost. Excess of the error over the
+/// optimum at 500×240, k = 40, p = 10, with f32 and f64 alike (`cargo test --test methods shift -- --nocapture`):
 ///
 /// ```text
 ///                      q = 1              q = 2              q = 3

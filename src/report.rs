@@ -1,4 +1,5 @@
-//! What a factorization says about itself: the method that gave it, its error and how that is known, what was clamped or fell back.
+//! What a factorization says about itself: the method that gave it, its error and how that is known, what was clamped
+//! or fell back.
 
 use std::time::Duration;
 
@@ -11,7 +12,8 @@ use crate::tensor::DType;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum Method {
-    /// The cheapest of the others that is never less accurate than [`Randomized`](Method::Randomized), by the cost model of [`Plan`](crate::Plan).
+    /// The cheapest of the others that is never less accurate than [`Randomized`](Method::Randomized), by the cost
+    /// model of [`Plan`](crate::Plan).
     #[default]
     Auto,
     /// QR, then a dense SVD of R: the optimum, whatever the spectrum.
@@ -22,16 +24,18 @@ pub enum Method {
     Gram,
     /// Randomized range finder with power iterations (Halko, Martinsson, Tropp 2011), orthonormalized at every product.
     Randomized,
-    /// Block Krylov iteration (Musco, Musco 2015): the randomized method with every panel kept, in fewer products. A rank
-    /// that the spectrum decides is found by [`Randomized`](Method::Randomized), and so is a basis where as many singular values tie as a block has
-    /// columns, which holds no more copies than that.
+    /// Block Krylov iteration (Musco, Musco 2015): the randomized method with every panel kept, in fewer products. A
+    /// rank that the spectrum decides is found by [`Randomized`](Method::Randomized), and so is a basis where as many
+    /// singular values tie as a block has columns, which holds no more copies than that.
     Krylov,
-    /// Three sketches of one pass (Tropp, Yurtsever, Udell, Cevher 2019), for matrices that can be seen once; see [`SinglePass`](crate::svd::SinglePass).
-    /// The rank is fixed or bounded by [`max_rank`](crate::TruncatedSvd::max_rank). The sketches are those of the rank, or of the oversampling if that is more; power
-    /// iterations have no effect.
+    /// Three sketches of one pass (Tropp, Yurtsever, Udell, Cevher 2019), for matrices that can be seen once; see
+    /// [`SinglePass`](crate::svd::SinglePass). The rank is fixed or bounded by
+    /// [`max_rank`](crate::TruncatedSvd::max_rank). The sketches are those of the rank, or of the oversampling if that
+    /// is more; power iterations have no effect.
     SinglePass,
-    /// Generalized Nyström (Nakatsukasa 2020): two sketches of one pass, a third of the memory of [`SinglePass`](Method::SinglePass) or less and a larger
-    /// error. The rank is fixed or bounded by [`max_rank`](crate::TruncatedSvd::max_rank); power iterations have no effect.
+    /// Generalized Nyström (Nakatsukasa 2020): two sketches of one pass, a third of the memory of
+    /// [`SinglePass`](Method::SinglePass) or less and a larger error. The rank is fixed or bounded by
+    /// [`max_rank`](crate::TruncatedSvd::max_rank); power iterations have no effect.
     Nystrom,
 }
 
@@ -133,7 +137,8 @@ pub struct Report {
     pub error_kind: ErrorKind,
     /// How often the matrix was read, the input check not counted.
     pub passes: usize,
-    /// Peak bytes allocated, the factors included; known before the call from [`workspace`](crate::TruncatedSvd::workspace).
+    /// Peak bytes allocated, the factors included; known before the call from
+    /// [`workspace`](crate::TruncatedSvd::workspace).
     pub peak_bytes: usize,
     /// Wall time of the call.
     pub elapsed: Duration,
@@ -185,10 +190,11 @@ pub struct ActivationReport {
     pub blend: f64,
     /// `‖(W − W') Xᵀ‖_F / ‖W Xᵀ‖_F` over the calibration samples; 0 if their outputs are.
     pub relative_error: f64,
-    /// `‖W L‖_F`, with `L Lᵀ` the moments that weighed the error: without blend the root mean square norm of an output vector.
-    /// Infinite if that is beyond f64, as outputs of huge weights on huge samples are.
+    /// `‖W L‖_F`, with `L Lᵀ` the moments that weighed the error: without blend the root mean square norm of an output
+    /// vector. Infinite if that is beyond f64, as outputs of huge weights on huge samples are.
     pub norm: f64,
-    /// All singular values of `W L` that were computed, nonincreasing: what [`allocate`](crate::rank::allocate) shares a budget by.
+    /// All singular values of `W L` that were computed, nonincreasing: what [`allocate`](crate::rank::allocate) shares
+    /// a budget by.
     pub spectrum: Vec<f64>,
 }
 

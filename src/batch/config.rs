@@ -13,8 +13,8 @@
 //! power_iterations = 3
 //! ```
 //!
-//! Patterns are globs over the whole name: `*` is any text, `?` one character, `[ab]`, `{a,b}`. What a pattern leaves open comes from the command line,
-//! then from `[default]`, then from the library.
+//! Patterns are globs over the whole name: `*` is any text, `?` one character, `[ab]`, `{a,b}`. What a pattern leaves
+//! open comes from the command line, then from `[default]`, then from the library.
 
 use globset::{Glob, GlobMatcher};
 use serde::{Deserialize, Serialize};
@@ -181,7 +181,8 @@ impl Config {
     /// Reads the text of a file.
     ///
     /// # Errors
-    /// One line that says where and what: no TOML, an unknown key, a value out of its range, a pattern that does not parse.
+    /// One line that says where and what: no TOML, an unknown key, a value out of its range, a pattern that does not
+    /// parse.
     pub fn parse(text: &str) -> Checked<Self> {
         // What a value holds may show in the error, line breaks too.
         Config::read(text).map_err(|why| why.replace(char::is_control, " "))

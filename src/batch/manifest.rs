@@ -6,12 +6,12 @@
 //!         <tensor>/          u.npy s.npy vt.npy report.json: renamed into place as a whole, checksums in both files
 //! ```
 //!
-//! The journal is only ever appended to, one write to a line. A run that is killed leaves at worst half a line at its end (dropped on
-//! reading) or a tensor's directory that no line speaks of (done again). Each of `N` shards has its own two files, named
-//! `journal-I-of-N.jsonl` and `manifest-I-of-N.json`.
+//! The journal is only ever appended to, one write to a line. A run that is killed leaves at worst half a line at its
+//! end (dropped on reading) or a tensor's directory that no line speaks of (done again). Each of `N` shards has its own
+//! two files, named `journal-I-of-N.jsonl` and `manifest-I-of-N.json`.
 //!
-//! Both files are input when they are read again: nothing in them is taken for a path. Directories are made from names by [`directory`], which leaves
-//! no separator and no leading dot, and names of files must be one of [`FILES`].
+//! Both files are input when they are read again: nothing in them is taken for a path. Directories are made from names
+//! by [`directory`], which leaves no separator and no leading dot, and names of files must be one of [`FILES`].
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -141,8 +141,8 @@ pub struct Entry {
     /// What they hold.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub facts: Option<Facts>,
-    /// What tells whether the input is still the same: its length, and a number made of its times of change and its place on the disk;
-    /// in journals.
+    /// What tells whether the input is still the same: its length, and a number made of its times of change and its
+    /// place on the disk; in journals.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub input: Option<(u64, u64)>,
     /// Wall seconds; in journals.
@@ -386,8 +386,8 @@ fn unwritable(path: &Path, e: &std::io::Error) -> Error {
     Error::file(path, format_args!("cannot be written: {e}; check the path, the permissions and the space"))
 }
 
-/// A name for the tensor in a file, from its path below the directory that was given, without `.npy`. Whatever bytes the path has, the name is
-/// text without control characters, and different paths have different names.
+/// A name for the tensor in a file, from its path below the directory that was given, without `.npy`. Whatever bytes
+/// the path has, the name is text without control characters, and different paths have different names.
 pub fn tensor_name(path: &Path) -> String {
     let bytes = path.as_os_str().as_encoded_bytes();
     let bytes = bytes.strip_suffix(b".npy").unwrap_or(bytes);
@@ -407,8 +407,8 @@ pub fn tensor_name(path: &Path) -> String {
     name
 }
 
-/// The directory of a tensor: its name with everything but letters, digits, `.`, `_` and `-` as `%XX`, and so without separators; a leading dot too. Names
-/// too long for a file system end in a checksum.
+/// The directory of a tensor: its name with everything but letters, digits, `.`, `_` and `-` as `%XX`, and so without
+/// separators; a leading dot too. Names too long for a file system end in a checksum.
 pub fn directory(name: &str) -> String {
     const MAX: usize = 200;
     let mut dir = String::new();

@@ -50,7 +50,8 @@ impl Calibration {
     /// What the bytes start with.
     pub const MAGIC: [u8; 8] = *b"TSLIMCAL";
 
-    /// The statistics as bytes. The layout is documented in the source file, `src/calibration/bytes.rs`, and stays readable.
+    /// The statistics as bytes. The layout is documented in the source file, `src/calibration/bytes.rs`, and stays
+    /// readable.
     pub fn to_bytes(&self) -> Vec<u8> {
         let settled = self.settled();
         let n = settled.features();
@@ -76,7 +77,8 @@ impl Calibration {
         bytes
     }
 
-    /// Statistics from [`to_bytes`](Self::to_bytes). Whatever the bytes are, nothing is allocated beyond a small multiple of them.
+    /// Statistics from [`to_bytes`](Self::to_bytes). Whatever the bytes are, nothing is allocated beyond a small
+    /// multiple of them.
     ///
     /// # Errors
     /// [`Error::Format`] for anything that is not such statistics: another version, a wrong length or checksum, numbers

@@ -10,20 +10,21 @@
 //!   merge       sums and G add up;  R <- qr([R₁; R₂])
 //! ```
 //!
-//! * [`Form::Gram`] holds the lower triangle of G, in f64. Blocks are multiplied in f64, or, with [`Accumulation::F32`], in
-//!   f32, every column scaled by a power of two where scales are so far apart that f32 has no room for the products, and
-//!   added up in f64. The error of an entry is then a few `√block · 2^-25` of `√(G_ii G_jj)`, 4e-6 at most, and below 1e-6 of
-//!   `‖G‖_F` (tests).
-//! * [`Form::Factor`] holds the triangular factor of X itself (Householder, `RᵀR = G`): the condition number is not squared, and
-//!   directions a millionth of the largest keep their digits. Some four times the work.
+//! * [`Form::Gram`] holds the lower triangle of G, in f64. Blocks are multiplied in f64, or, with
+//!   [`Accumulation::F32`], in f32, every column scaled by a power of two where scales are so far apart that f32 has no
+//!   room for the products, and added up in f64. The error of an entry is then a few `√block · 2^-25` of
+//!   `√(G_ii G_jj)`, 4e-6 at most, and below 1e-6 of `‖G‖_F` (tests).
+//! * [`Form::Factor`] holds the triangular factor of X itself (Householder, `RᵀR = G`): the condition number is not
+//!   squared, and directions a millionth of the largest keep their digits. Some four times the work.
 //!
 //! Rows wait until a block is full, so the bits do not depend on how the rows were cut into updates; merging rounds, in
 //! whatever order. Threads change nothing.
 //!
-//! **Range.** Everything but the largest moduli is held of `2^-e x` in place of x, so that neither squares nor their sums leave the range
-//! of f64. The exponent e is 0 for largest moduli from `2^-300` to `2^490` and otherwise a multiple of 64 near the logarithm of the
-//! largest modulus: a function of that alone, whatever the order of the samples. Where larger samples arrive, what is held is
-//! multiplied by a power of two; what then falls to zero is negligible beside them.
+//! **Range.** Everything but the largest moduli is held of `2^-e x` in place of x, so that neither squares nor their
+//! sums leave the range of f64. The exponent e is 0 for largest moduli from `2^-300` to `2^490` and otherwise a
+//! multiple of 64 near the logarithm of the largest modulus: a function of that alone, whatever the order of the
+//! samples. Where larger samples arrive, what is held is multiplied by a power of two; what then falls to zero is
+//! negligible beside them.
 
 mod bytes;
 mod whitening;
@@ -123,11 +124,12 @@ const PARAMS: Params = Params {
     check: 1 << 16,
 };
 
-/// Logarithms (base 2) of largest moduli that need no exponent: squares are normal numbers, and [`MOST_SAMPLES`] of them have a finite sum.
+/// Logarithms (base 2) of largest moduli that need no exponent: squares are normal numbers, and [`MOST_SAMPLES`] of
+/// them have a finite sum.
 const REGULAR: std::ops::Range<i32> = -300..490;
 
-/// Exponents are multiples of this, more than f64 has digits: what a change of the exponent rounds, as a subnormal number, the next change
-/// takes to zero, so that no sample is rounded twice.
+/// Exponents are multiples of this, more than f64 has digits: what a change of the exponent rounds, as a subnormal
+/// number, the next change takes to zero, so that no sample is rounded twice.
 const EXPONENT_STEP: i32 = 64;
 
 /// The largest exponent, up to which `2^±e` is a normal number.
@@ -171,8 +173,9 @@ fn shift<'a>(numbers: impl IntoIterator<Item = &'a mut f64>, exponent: i32) {
 /// # Ok::<(), tensorslim::Error>(())
 /// ```
 ///
-/// Cloning is cheap: the matrix is shared until one of the two is updated. The root that a factorization needs (n³/3 operations in f64) is
-/// kept: the next weight with the same inputs (query, key and value; gate and up) has it for nothing.
+/// Cloning is cheap: the matrix is shared until one of the two is updated. The root that a factorization needs (n³/3
+/// operations in f64) is kept: the next weight with the same inputs (query, key and value; gate and up) has it for
+/// nothing.
 #[derive(Debug, Clone)]
 pub struct Calibration {
     options: CalibrationOptions,
@@ -233,8 +236,8 @@ impl Calibration {
     /// For a layer of `n` inputs.
     ///
     /// # Errors
-    /// [`Error::Empty`] if `n = 0`, [`Error::TooLarge`] if the system does not give [`bytes_for`](Self::bytes_for) bytes,
-    /// [`Error::Option`] for a factor accumulated in f32.
+    /// [`Error::Empty`] if `n = 0`, [`Error::TooLarge`] if the system does not give [`bytes_for`](Self::bytes_for)
+    /// bytes, [`Error::Option`] for a factor accumulated in f32.
     pub fn with(n: usize, options: CalibrationOptions) -> Result<Self> {
         if n == 0 {
             return Err(Error::Empty { shape: vec![n, n] });
@@ -265,8 +268,9 @@ impl Calibration {
         })
     }
 
-    /// Bytes that statistics of `n` features take at most while they are fed: the matrix, the rows that wait, and what the work on a block
-    /// of them takes. `None` if that does not fit the address space. [`settled`](Self::settle) statistics hold `8 (n² + 3 n)` bytes.
+    /// Bytes that statistics of `n` features take at most while they are fed: the matrix, the rows that wait, and what
+    /// the work on a block of them takes. `None` if that does not fit the address space. [`settled`](Self::settle)
+    /// statistics hold `8 (n² + 3 n)` bytes.
     pub fn bytes_for(n: usize, options: CalibrationOptions) -> Option<usize> {
         let rows = block_rows(n, options)?;
         let (matrix, waiting) = (n.checked_mul(n)?.checked_mul(8)?, n.checked_mul(rows)?.checked_mul(8)?);
@@ -282,11 +286,12 @@ impl Calibration {
         Some(all).filter(|&all| isize::try_from(all).is_ok())
     }
 
-    /// The rows of `x` in `count` parts of consecutive samples, for [`choose_blend`](crate::TruncatedSvd::choose_blend): parts differ
-    /// by one sample at most, and none is empty.
+    /// The rows of `x` in `count` parts of consecutive samples, for
+    /// [`choose_blend`](crate::TruncatedSvd::choose_blend): parts differ by one sample at most, and none is empty.
     ///
     /// # Errors
-    /// [`Error::Option`] for fewer than two parts, [`Error::Shape`] for fewer than two samples, and as [`update`](Self::update).
+    /// [`Error::Option`] for fewer than two parts, [`Error::Shape`] for fewer than two samples, and as
+    /// [`update`](Self::update).
     pub fn folds(x: &TensorRef<'_>, count: usize, options: CalibrationOptions) -> Result<Vec<Self>> {
         let view = x.view()?;
         let (rows, n) = (view.nrows(), view.ncols());
@@ -360,8 +365,8 @@ impl Calibration {
         held
     }
 
-    /// The power of two that the samples are divided by, so that their squares have room: 0 where the largest modulus is between `2^-300`
-    /// and `2^490`. [`gram`](Self::gram) is `4^-exponent` times the Gram matrix.
+    /// The power of two that the samples are divided by, so that their squares have room: 0 where the largest modulus
+    /// is between `2^-300` and `2^490`. [`gram`](Self::gram) is `4^-exponent` times the Gram matrix.
     pub fn exponent(&self) -> i32 {
         self.exponent
     }
@@ -371,12 +376,13 @@ impl Calibration {
         &self.squares
     }
 
-    /// Adds samples, the rows of `x` (any number × n), of any element type, strides and finite values, on the threads of the current
-    /// rayon pool.
+    /// Adds samples, the rows of `x` (any number × n), of any element type, strides and finite values, on the threads
+    /// of the current rayon pool.
     ///
     /// # Errors
-    /// [`Error::Shape`] unless `x` has two axes and n columns, [`Error::NotFinite`] with the position in `x` if samples that are not
-    /// finite are refused, [`Error::Option`] for more than `2^43` samples in all. After an error nothing has changed.
+    /// [`Error::Shape`] unless `x` has two axes and n columns, [`Error::NotFinite`] with the position in `x` if samples
+    /// that are not finite are refused, [`Error::Option`] for more than `2^43` samples in all. After an error nothing
+    /// has changed.
     pub fn update(&mut self, x: &TensorRef<'_>) -> Result<()> {
         self.take(x.view()?)
     }
@@ -470,8 +476,9 @@ impl Calibration {
     /// Adds what another one has seen.
     ///
     /// # Errors
-    /// [`Error::Shape`] if it has another number of features, [`Error::Option`] if it has another form or if there are more than `2^43`
-    /// samples in all. After an error nothing has changed. (Accumulations may differ; the result is as good as the worse, and says so.)
+    /// [`Error::Shape`] if it has another number of features, [`Error::Option`] if it has another form or if there are
+    /// more than `2^43` samples in all. After an error nothing has changed. (Accumulations may differ; the result is as
+    /// good as the worse, and says so.)
     pub fn merge(&mut self, other: &Self) -> Result<()> {
         let (n, par) = (self.features(), crate::parallel::current_par());
         if other.features() != n {
@@ -509,7 +516,8 @@ impl Calibration {
         Ok(())
     }
 
-    /// `G = XᵀX`, `n × n`, both triangles; times `4^-e`, e the [`exponent`](Self::exponent), which is 0 but for extreme samples.
+    /// `G = XᵀX`, `n × n`, both triangles; times `4^-e`, e the [`exponent`](Self::exponent), which is 0 but for extreme
+    /// samples.
     pub fn gram(&self) -> Matrix<f64> {
         let mut g = Mat::clone(&self.gram_lower(crate::parallel::current_par()));
         mirror(g.as_mut());
@@ -572,8 +580,8 @@ impl Calibration {
         Cow::Owned(Calibration { matrix: self.matrix(), waiting: Arc::default(), ..self.clone() })
     }
 
-    /// Takes the waiting rows into the matrix now, so that no look at the statistics has to do it on a copy. Rows that follow start a block of
-    /// their own, which rounds differently.
+    /// Takes the waiting rows into the matrix now, so that no look at the statistics has to do it on a copy. Rows that
+    /// follow start a block of their own, which rounds differently.
     pub fn settle(&mut self) {
         let matrix = self.derived().settled.take();
         match matrix {

@@ -7,16 +7,18 @@
 //!   L  =  √diag(M + τ μ I)                           O(n)                              (diagonal)
 //! ```
 //!
-//! The optimum for `‖(W − W') L‖` is `W' = U_k U_kᵀ W`, `U` the left singular vectors of `W L` (`svd/whitened.rs`): L is never inverted, so
-//! it may be singular, and the two shifts are there for other reasons. `ρ = 8 n 2^-53` is what Cholesky's rounding can take from
-//! a diagonal (Demmel 1989, Higham 10.7: success if the scaled matrix is definite by that much), proportional to each feature's own
-//! moment, so that features of any scale keep their weight. `τ = n (32 eps)²`, eps of the arithmetic, is the least weight that a
-//! direction needs to be seen beside the largest: where the samples say nothing (fewer samples than features, dead features),
-//! the ranks that are left go to the largest part of W itself. On `ffn_down` with 64 samples at rank 95 that takes the heldout error from
-//! 0.2214 to 0.2038; where the samples say enough it changes the loss by less than rounding does.
+//! The optimum for `‖(W − W') L‖` is `W' = U_k U_kᵀ W`, `U` the left singular vectors of `W L` (`svd/whitened.rs`): L
+//! is never inverted, so it may be singular, and the two shifts are there for other reasons. `ρ = 8 n 2^-53` is what
+//! Cholesky's rounding can take from a diagonal (Demmel 1989, Higham 10.7: success if the scaled matrix is definite by
+//! that much), proportional to each feature's own moment, so that features of any scale keep their weight.
+//! `τ = n (32 eps)²`, eps of the arithmetic, is the least weight that a direction needs to be seen beside the largest:
+//! where the samples say nothing (fewer samples than features, dead features), the ranks that are left go to the
+//! largest part of W itself. On `ffn_down` with 64 samples at rank 95 that takes the heldout error from 0.2214 to
+//! 0.2038; where the samples say enough it changes the loss by less than rounding does.
 //!
-//! **Blend.** With few samples G is an estimate, and full trust in it (b = 1) is not the best choice; [`BLENDS`] are the candidates
-//! of [`TruncatedSvd::choose_blend`](crate::TruncatedSvd::choose_blend), which asks the samples themselves.
+//! **Blend.** With few samples G is an estimate, and full trust in it (b = 1) is not the best choice; [`BLENDS`] are
+//! the candidates of [`TruncatedSvd::choose_blend`](crate::TruncatedSvd::choose_blend), which asks the samples
+//! themselves.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -42,7 +44,8 @@ pub enum Whitening {
     /// All of them: the optimum for the calibration samples.
     #[default]
     Full,
-    /// The mean square of each feature, as if they were independent (in the manner of ASVD): O(n), and hardly anything to overfit.
+    /// The mean square of each feature, as if they were independent (in the manner of ASVD): O(n), and hardly anything
+    /// to overfit.
     Diagonal,
 }
 
@@ -73,7 +76,8 @@ impl std::str::FromStr for Whitening {
     }
 }
 
-/// What [`TruncatedSvd::choose_blend`](crate::TruncatedSvd::choose_blend) tries: plain, and ever closer to all trust in the samples.
+/// What [`TruncatedSvd::choose_blend`](crate::TruncatedSvd::choose_blend) tries: plain, and ever closer to all trust in
+/// the samples.
 pub const BLENDS: [f64; 9] = [0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0];
 
 /// Relative shift of the diagonal per feature and unit roundoff that Cholesky is given.
@@ -269,8 +273,8 @@ fn triangular_root<T: Scalar>(
     Ok((l, notes))
 }
 
-/// As many samples as there are features, as rows: their second moments are the mean ones of the samples that `c` has seen, times `4^-e`, e the
-/// exponent of [`Moments::of`].
+/// As many samples as there are features, as rows: their second moments are the mean ones of the samples that `c` has
+/// seen, times `4^-e`, e the exponent of [`Moments::of`].
 pub(crate) fn equivalent_samples(c: &Calibration, par: Par) -> Result<Mat<f64>> {
     if c.samples() > 0 && c.dead().count() == c.features() {
         return Ok(Mat::zeros(1, c.features()));
@@ -288,8 +292,8 @@ pub(crate) fn check_blend(blend: f64) -> Result<()> {
     Err(Error::option("blend", blend, "a number from 0 (plain) to 1 (fully whitened)"))
 }
 
-/// `l <- L`, rounded, of the matrix of which `write(i, j, to)` writes column j from row i on, in f64; false if a pivot was not positive. In blocks of
-/// columns:
+/// `l <- L`, rounded, of the matrix of which `write(i, j, to)` writes column j from row i on, in f64; false if a pivot
+/// was not positive. In blocks of columns:
 ///
 /// ```text
 ///   [ x         ]      left-looking: the square on the diagonal and strips of rows below, each by one thread, so that the bits do not depend on their

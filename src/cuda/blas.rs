@@ -1,7 +1,8 @@
 //! GEMM, SYRK, TRSM, AXPY and COPY through cuBLAS, on column-major device memory.
 //!
 //! All products are `cublasGemmEx` with sums in f32 (f64 for f64). f32 panels are multiplied in f32 unless
-//! [`Device::allow_tf32`](super::Device::allow_tf32) says otherwise; f16 and bf16 go through the tensor cores, whose products are exact.
+//! [`Device::allow_tf32`](super::Device::allow_tf32) says otherwise; f16 and bf16 go through the tensor cores, whose
+//! products are exact.
 
 use std::ffi::{c_int, c_void};
 
@@ -195,7 +196,8 @@ pub(super) struct Strided {
 pub(super) fn axpy<T: Scalar>(device: &Device, n: usize, alpha: T, x: Strided, y: Strided) -> Result<()> {
     let (n, dx, dy) = (int(n)?, int(x.stride)?, int(y.stride)?);
     device.blas("cublas*axpy", |handle| {
-        // SAFETY: n elements of the type that the match names, as far apart as is said, which the callers derive from the panels' own shapes.
+        // SAFETY: n elements of the type that the match names, as far apart as is said, which the callers derive from
+        // the panels' own shapes.
         unsafe {
             let alpha = pointer(&alpha);
             match T::DTYPE {
@@ -212,7 +214,8 @@ pub(super) fn axpy<T: Scalar>(device: &Device, n: usize, alpha: T, x: Strided, y
 pub(super) fn copy<T: Scalar>(device: &Device, n: usize, x: Strided, y: Strided) -> Result<()> {
     let (n, dx, dy) = (int(n)?, int(x.stride)?, int(y.stride)?);
     device.blas("cublas*copy", |handle| {
-        // SAFETY: n elements of the type that the match names, as far apart as is said, which the callers derive from the panels' own shapes.
+        // SAFETY: n elements of the type that the match names, as far apart as is said, which the callers derive from
+        // the panels' own shapes.
         unsafe {
             match T::DTYPE {
                 DType::F64 => sys::cublasDcopy_v2(handle, n, x.at as *const f64, dx, y.at as *mut f64, dy),

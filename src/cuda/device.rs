@@ -9,8 +9,8 @@
 //!   transfer stream   pinned copies of matrices to the device, while the compute stream works on the one before
 //! ```
 //!
-//! Every byte of device memory is counted against [`Device::memory_limit`]. An allocation that fails leaves everything as it was;
-//! a kernel that fails poisons the context, as CUDA has it, and [`Device::shared`] then opens a new one.
+//! Every byte of device memory is counted against [`Device::memory_limit`]. An allocation that fails leaves everything
+//! as it was; a kernel that fails poisons the context, as CUDA has it, and [`Device::shared`] then opens a new one.
 
 use std::collections::HashMap;
 use std::ffi::{CString, c_int, c_uint, c_void};
@@ -135,8 +135,8 @@ pub struct Device {
     broken: AtomicBool,
 }
 
-// SAFETY: contexts, streams, modules and functions of the driver may be used from any thread that has the context current,
-// which `enter` sees to; the library handles and the pinned buffers are behind mutexes.
+// SAFETY: contexts, streams, modules and functions of the driver may be used from any thread that has the context
+// current, which `enter` sees to; the library handles and the pinned buffers are behind mutexes.
 unsafe impl Send for Device {}
 // SAFETY: as above.
 unsafe impl Sync for Device {}
@@ -158,7 +158,8 @@ impl Device {
     /// Opens device `ordinal`. Never panics: what is missing is said by the [`DeviceFault`].
     ///
     /// # Errors
-    /// [`Error::Device`] with fault `NoKernels`, `NoDriver`, `NoLibrary`, `DriverTooOld`, `NoDevice`, or what the driver says.
+    /// [`Error::Device`] with fault `NoKernels`, `NoDriver`, `NoLibrary`, `DriverTooOld`, `NoDevice`, or what the
+    /// driver says.
     pub fn try_new(ordinal: usize) -> Result<Arc<Device>> {
         if IMAGES.is_empty() {
             return Err(Error::device(DeviceFault::NoKernels, "this build has no CUDA kernels (there was no nvcc)"));
@@ -212,8 +213,8 @@ impl Device {
             broken: AtomicBool::new(false),
         };
         device.enter()?;
-        // What is freed stays with the process until the device closes: else every wait would give it back to the system.
-        // SAFETY: the device's own pool; a threshold is 64 bits.
+        // What is freed stays with the process until the device closes: else every wait would give it back to the
+        // system. SAFETY: the device's own pool; a threshold is 64 bits.
         let kept = unsafe {
             device.pool = result::device::get_default_mem_pool(raw).map_err(at_open("the device's memory pool"))?;
             let mut threshold = u64::MAX;
@@ -317,7 +318,8 @@ impl Device {
         self.peak.swap(self.used_memory(), Ordering::Relaxed)
     }
 
-    /// Allows products of f32 panels in TF32 (10 bits of mantissa). Off unless asked: a singular value is then good to 1e-3.
+    /// Allows products of f32 panels in TF32 (10 bits of mantissa). Off unless asked: a singular value is then good to
+    /// 1e-3.
     pub fn allow_tf32(&self, allow: bool) {
         self.tf32.store(allow, Ordering::Relaxed);
     }
@@ -505,7 +507,8 @@ impl Device {
         Ok(buffer)
     }
 
-    /// Writes `data` to a buffer, from element `offset` on. Pinned data must stay as they are until the compute stream is there.
+    /// Writes `data` to a buffer, from element `offset` on. Pinned data must stay as they are until the compute stream
+    /// is there.
     pub(super) fn write<E: Pod>(&self, buffer: &Buffer<E>, offset: usize, data: &[E]) -> Result<()> {
         debug_assert!(offset + data.len() <= buffer.len);
         self.enter()?;
@@ -514,7 +517,8 @@ impl Device {
         self.check("copying to the device", done)
     }
 
-    /// Enqueues a copy from pinned memory on the transfer stream. The caller leaves `data` as they are until it is over.
+    /// Enqueues a copy from pinned memory on the transfer stream. The caller leaves `data` as they are until it is
+    /// over.
     pub(super) fn transfer<E: Pod>(&self, to: u64, data: &[E]) -> Result<()> {
         self.enter()?;
         // SAFETY: the callers pass an address within a buffer that has room for the data.
@@ -571,7 +575,8 @@ impl Device {
 }
 
 impl Drop for Device {
-    /// Everything is given back in the reverse order. Errors are those of a context that is gone: nothing is left to do.
+    /// Everything is given back in the reverse order. Errors are those of a context that is gone: nothing is left to
+    /// do.
     fn drop(&mut self) {
         // SAFETY: handles that this device created, each given back once, after the streams came to rest.
         unsafe {
@@ -605,7 +610,8 @@ impl Drop for Device {
 
 /// The driver and both libraries are there, and have all that is called.
 fn check_libraries() -> Result<()> {
-    // SAFETY: loading a library runs its constructors; these are NVIDIA's, or whatever the machine's owner put in their place.
+    // SAFETY: loading a library runs its constructors; these are NVIDIA's, or whatever the machine's owner put in their
+    // place.
     let present = unsafe { [sys::is_culib_present(), cublas::is_culib_present(), cusolver::is_culib_present()] };
     if !present[0] {
         return Err(Error::device(DeviceFault::NoDriver, "no CUDA driver (libcuda) on this machine"));
@@ -807,8 +813,8 @@ impl Pinned {
 
     pub(super) fn as_slice_mut<E: Pod>(&mut self, len: usize) -> &mut [E] {
         assert!(len <= Self::capacity::<E>());
-        // SAFETY: page-aligned memory of PINNED_BYTES that this value owns; any bytes are an `E: Pod`. The callers wait for copies
-        // from or to it before they look again.
+        // SAFETY: page-aligned memory of PINNED_BYTES that this value owns; any bytes are an `E: Pod`. The callers wait
+        // for copies from or to it before they look again.
         unsafe { std::slice::from_raw_parts_mut(self.at.cast(), len) }
     }
 }

@@ -5,7 +5,8 @@
 //!                       longer              vectors of at most 2^15, then columns of 2^15 elements, then H_b
 //!   columns             at most 6 stages (f64: 5) in the registers of a thread                          ⌈k/6⌉ sweeps, one more with b > 1
 //! ```
-//! Halves that need more than one sweep are widened to a workspace of f32 by the first, so that they are rounded once, by the last.
+//! Halves that need more than one sweep are widened to a workspace of f32 by the first, so that they are rounded once,
+//! by the last.
 
 use std::sync::Arc;
 
@@ -227,7 +228,8 @@ fn run(device: &Arc<Device>, sweep: Sweep, x: (DType, u64), y: (DType, u64), sca
     }
 }
 
-/// `H_b` for `hadamard_tile`: of each row and four columns, which of eight sums in bits 0 to 15, and its sign in bit 31.
+/// `H_b` for `hadamard_tile`: of each row and four columns, which of eight sums in bits 0 to 15, and its sign in
+/// bit 31.
 fn codes(b: usize) -> Vec<u32> {
     let Some(h) = Order::new(b).map(Order::base_matrix) else { return Vec::new() };
     let code = |i: usize, g: usize| {

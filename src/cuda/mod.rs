@@ -1,7 +1,7 @@
 //! CUDA: a [`Space`](crate::space::Space) and an operator in device memory. The only place that names cudarc.
 //!
-//! Run on an H100 (sm_90); compiled for sm_80 and sm_100, too, and not run there. Where there is no card the kernels' sources
-//! run under an emulator that finds races, and this module against a driver made for the tests (`tests/cuda`).
+//! Run on an H100 (sm_90); compiled for sm_80 and sm_100, too, and not run there. Where there is no card the kernels'
+//! sources run under an emulator that finds races, and this module against a driver made for the tests (`tests/cuda`).
 //!
 //! ```text
 //!   device.rs     context, streams, kernels, memory        operator.rs   DeviceMatrix: LinearOperator, resident or streamed
@@ -20,8 +20,8 @@
 //! # Ok(())
 //! # }
 //! ```
-//! and the kernel layer is public: [`DeviceMatrix`], [`DevicePanel`], [`fwht`], [`solver`]. What an H100 should do and does is in the
-//! headers of `kernels/*.cu`; `benches/cuda.rs` measures it.
+//! and the kernel layer is public: [`DeviceMatrix`], [`DevicePanel`], [`fwht`], [`solver`]. What an H100 should do and
+//! does is in the headers of `kernels/*.cu`; `benches/cuda.rs` measures it.
 
 mod blas;
 mod device;

@@ -5,16 +5,16 @@
 //!   streamed    two tiles of rows: one is multiplied while the other comes in                     one upload for each product
 //! ```
 //!
-//! A matrix stays on the host when it would take more than three quarters of what [`Device::memory_limit`] leaves. Wide matrices come in as
-//! transposed views and are transposed on the way, tile by tile, so that rows lie together on the device whatever the
-//! strides on the host.
+//! A matrix stays on the host when it would take more than three quarters of what [`Device::memory_limit`] leaves. Wide
+//! matrices come in as transposed views and are transposed on the way, tile by tile, so that rows lie together on the
+//! device whatever the strides on the host.
 //!
 //! **Halves.** cuBLAS multiplies f16 by f16. A panel of f32 is split into three panels of halves that hold its 24 bits
-//! (`split_f32_*`), and `A X` is the sum of three products on tensor cores: exact before the sums, which are in f32. On an H100 three products at 990
-//! TFLOP/s take a fifth of the time of one in f32 at 67.
+//! (`split_f32_*`), and `A X` is the sum of three products on tensor cores: exact before the sums, which are in f32. On
+//! an H100 three products at 990 TFLOP/s take a fifth of the time of one in f32 at 67.
 //!
-//! The first sweep on the device finds NaN, infinities, `max |a|` and `‖A‖_F²`. Values whose squares would leave the range of T
-//! are scaled by a power of two as [`Dense`](crate::operator::Dense) does.
+//! The first sweep on the device finds NaN, infinities, `max |a|` and `‖A‖_F²`. Values whose squares would leave the
+//! range of T are scaled by a power of two as [`Dense`](crate::operator::Dense) does.
 
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -195,8 +195,8 @@ impl<'a, T: Scalar> DeviceMatrix<'a, T> {
         Ok(total)
     }
 
-    /// Calls `f(first row, rows, tile)` for the whole matrix at once, or tile by tile in order. While `f`'s work on one tile runs on the
-    /// device, the next one comes in.
+    /// Calls `f(first row, rows, tile)` for the whole matrix at once, or tile by tile in order. While `f`'s work on one
+    /// tile runs on the device, the next one comes in.
     fn for_each_tile(&mut self, mut f: impl FnMut(usize, usize, Tile) -> Result<()>) -> Result<()> {
         self.passes += 1;
         match &self.data {
@@ -387,8 +387,8 @@ fn transpose(
     device.launch(&format!("transpose_{from}_{to}"), shape, &mut arguments)
 }
 
-/// Brings rows of a host matrix to the device through two pinned buffers: while one is copied by the transfer stream, the other is
-/// filled by the host's threads.
+/// Brings rows of a host matrix to the device through two pinned buffers: while one is copied by the transfer stream,
+/// the other is filled by the host's threads.
 struct Loader<'d> {
     device: &'d Arc<Device>,
     lanes: [Lane<'d>; 2],
@@ -416,8 +416,8 @@ impl<'d> Loader<'d> {
         Ok(Loader { device, lanes: [lane()?, lane()?], turn: 0 })
     }
 
-    /// `dst <- scale · view`, ordered before whatever the compute stream gets next. That nothing on its way still reads `dst` is the caller's
-    /// to see to, on the transfer stream.
+    /// `dst <- scale · view`, ordered before whatever the compute stream gets next. That nothing on its way still reads
+    /// `dst` is the caller's to see to, on the transfer stream.
     fn load(&mut self, view: MatView<'_>, dst: &Rows, scale: f64) -> Result<()> {
         let device = self.device;
         with_view!(view, a => self.load_elements(a, dst, scale))?;

@@ -1,9 +1,9 @@
-//! Panels in device memory, column-major. The leading dimension is padded to 8 elements, so that columns begin at 16 bytes, and
-//! the padding holds zeros.
+//! Panels in device memory, column-major. The leading dimension is padded to 8 elements, so that columns begin at 16
+//! bytes, and the padding holds zeros.
 //!
-//! Orthonormalization is the driver of [`qr`](crate::qr), which decides on l × l matrices on the
-//! host; the device forms Gram matrices (SYRK in f32, or in f64 of a widened block of rows) and divides by triangles (TRSM). What CholeskyQR cannot do goes
-//! to cuSOLVER's reflections.
+//! Orthonormalization is the driver of [`qr`](crate::qr), which decides on l × l matrices on the host; the device forms
+//! Gram matrices (SYRK in f32, or in f64 of a widened block of rows) and divides by triangles (TRSM). What CholeskyQR
+//! cannot do goes to cuSOLVER's reflections.
 
 use std::sync::Arc;
 
@@ -122,7 +122,8 @@ impl<T: Scalar> DevicePanel<T> {
         self.device().launch(&format!("shift_{}", T::DTYPE), Launch::elements(n), &mut arguments)
     }
 
-    /// The lower triangle, at least, of `self <- aᵀ a + beta · self`, of an operand of `k` rows once `a` is not transposed.
+    /// The lower triangle, at least, of `self <- aᵀ a + beta · self`, of an operand of `k` rows once `a` is not
+    /// transposed.
     pub(super) fn gram_of(&mut self, a: Operand, k: usize, beta: T) -> Result<()> {
         let (device, n) = (self.device().clone(), self.ncols);
         // Of halves, too: products on tensor cores, sums in T.

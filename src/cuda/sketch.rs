@@ -179,8 +179,8 @@ impl<'o> Prepared<'o> {
     }
 }
 
-/// Nonzeros as `sparse_sign` reads them: quads of each tile and 32 columns, and where those begin. `table` has ζ nonzeros
-/// `column << 1 | minus` for each of n rows.
+/// Nonzeros as `sparse_sign` reads them: quads of each tile and 32 columns, and where those begin. `table` has ζ
+/// nonzeros `column << 1 | minus` for each of n rows.
 fn side_by_side(table: &[u32], (n, l, zeta): (usize, usize, usize)) -> (Vec<u32>, Vec<[u32; 4]>) {
     const NONE: u32 = (SPARSE_TILE as u32) << 1;
     let groups = l.div_ceil(32);

@@ -167,7 +167,8 @@ pub fn syevd<T: Scalar>(a: &mut DevicePanel<T>) -> Result<Vec<T>> {
     Ok(host)
 }
 
-/// `a = U diag(s) Vᵀ` by Jacobi rotations, `s` nonincreasing; `a` is used up (GESVDJ). Returns `(U, s, V)`, U of the shape of `a`.
+/// `a = U diag(s) Vᵀ` by Jacobi rotations, `s` nonincreasing; `a` is used up (GESVDJ). Returns `(U, s, V)`, U of the
+/// shape of `a`.
 ///
 /// # Errors
 /// [`Error::Shape`] if `a` is wider than tall; [`Error::NoConvergence`]; [`Error::Device`].

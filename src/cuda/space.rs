@@ -15,7 +15,8 @@ use crate::simd::Scalar;
 use crate::sketch::AnySketch;
 use crate::space::{Effort, Host, HostPanel, Layout, Side, Space};
 
-/// Rows from which on the device has eigenvectors sooner than a thread of the host. 266 on an H100: 2.6 ms; its host: 7.2.
+/// Rows from which on the device has eigenvectors sooner than a thread of the host. 266 on an H100: 2.6 ms; its host:
+/// 7.2.
 const EIGEN_ROWS: usize = 128;
 
 impl<T: Scalar> Space<T> for Arc<Device> {

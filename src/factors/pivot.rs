@@ -7,9 +7,9 @@
 //!   numbers   r (m + n + 1)                 r (m + n) − r²  and r row numbers
 //! ```
 //!
-//! The pivots come from a QR with column pivoting of Uᵀ (LAPACK's GEQP3), in f64; with the same pivots `T = U_rest U_piv⁻¹ = (R_1⁻¹ R_2)ᵀ` by
-//! a triangular solve, `2 m r²` flops and more. Entries of T stay small in practice (below 2 on real weights), so that the form
-//! is exact to rounding; how exact, [`Pivoted::error`] says.
+//! The pivots come from a QR with column pivoting of Uᵀ (LAPACK's GEQP3), in f64; with the same pivots
+//! `T = U_rest U_piv⁻¹ = (R_1⁻¹ R_2)ᵀ` by a triangular solve, `2 m r²` flops and more. Entries of T stay small in
+//! practice (below 2 on real weights), so that the form is exact to rounding; how exact, [`Pivoted::error`] says.
 
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::qr::col_pivoting::factor as qr;
@@ -152,7 +152,8 @@ fn product<T: Scalar>(a: MatRef<'_, T>, b: MatRef<'_, T>) -> Mat<T> {
     c
 }
 
-/// `a <- R` of the QR with column pivoting of a wide matrix (what is below the diagonal is not R), and the order of its columns.
+/// `a <- R` of the QR with column pivoting of a wide matrix (what is below the diagonal is not R), and the order of its
+/// columns.
 fn pivoted_qr(a: &mut Mat<f64>) -> Vec<usize> {
     let (r, m) = a.shape();
     let block = qr::recommended_block_size::<f64>(r, m);

@@ -1,4 +1,5 @@
-//! Columns of column-major matrices as slices, matrices that change their order, and the two triangles of a symmetric matrix.
+//! Columns of column-major matrices as slices, matrices that change their order, and the two triangles of a symmetric
+//! matrix.
 
 use faer::prelude::{Reborrow as _, ReborrowMut as _};
 use faer::{MatMut, MatRef};
@@ -20,7 +21,8 @@ pub(crate) fn is_by_rows<E>(a: MatRef<'_, E>) -> bool {
     a.col_stride().unsigned_abs() <= a.row_stride().unsigned_abs()
 }
 
-/// Side of the squares in which elements change their order: both the lines that are read and those that are written stay in the first cache.
+/// Side of the squares in which elements change their order: both the lines that are read and those that are written
+/// stay in the first cache.
 const SQUARE: usize = 16;
 
 /// Writes a column-major `y` from its elements by rows.

@@ -8,10 +8,10 @@
 //!      [ x x x x x x . .   ]
 //! ```
 //!
-//! `m n²` flops, `A` read once. One SYRK for all rows streams G through the caches once per packing (1536×384: 0.84 against 0.60 ms;
-//! 4096×1024: 13.9 against 10.8 ms), and faer's triangular product is behind strips (gigaflops of both on two threads:
-//! 1536×384 242 and 270, 3072×768 305 and 325, 4096×1024 308 and 328, 30522×384 210 and 276; strips of 48 and 192 rows and of columns
-//! are behind on one of them or the other).
+//! `m n²` flops, `A` read once. One SYRK for all rows streams G through the caches once per packing (1536×384: 0.84
+//! against 0.60 ms; 4096×1024: 13.9 against 10.8 ms), and faer's triangular product is behind strips (gigaflops of both
+//! on two threads: 1536×384 242 and 270, 3072×768 305 and 325, 4096×1024 308 and 328, 30522×384 210 and 276; strips of
+//! 48 and 192 rows and of columns are behind on one of them or the other).
 //!
 //! Every block is done by one thread, whatever their number: the same bits.
 
@@ -47,7 +47,8 @@ pub(crate) fn gram_groups(m: usize, n: usize) -> usize {
     1 << (m / (4 * n)).clamp(2, PARAMS.max_groups).ilog2()
 }
 
-/// The lower triangle of `g + Σ parts` grows by that of `aᵀa`; `parts` has [`gram_groups`]` - 1` column-major `n × n` matrices.
+/// The lower triangle of `g + Σ parts` grows by that of `aᵀa`; `parts` has [`gram_groups`]` - 1` column-major `n × n`
+/// matrices.
 pub(crate) fn add_gram<T: Scalar>(a: MatRef<'_, T>, g: MatMut<'_, T>, parts: &mut [T], par: Par) {
     let (m, n) = a.shape();
     let groups = 1 + parts.len() / (n * n);
@@ -131,8 +132,8 @@ pub(crate) fn wide_gram_scratch(m: usize, l: usize) -> usize {
     wide_groups(m, l) * (l + WIDE_ROWS) * l
 }
 
-/// The lower triangle of `h <- yᵀy` in f64, y of any layout: [`WIDE_ROWS`] rows at a time are widened, in the order in which
-/// they are stored.
+/// The lower triangle of `h <- yᵀy` in f64, y of any layout: [`WIDE_ROWS`] rows at a time are widened, in the order in
+/// which they are stored.
 pub(crate) fn wide_gram<T: Scalar>(y: MatRef<'_, T>, mut h: MatMut<'_, f64>, work: &mut [f64], par: Par) {
     let (m, l) = y.shape();
     let groups = wide_groups(m, l);

@@ -1,5 +1,5 @@
-//! Dense host linear algebra that several rooms share: views of columns, triangles, symmetric products. Products, triangular solves and
-//! factorizations themselves are faer's.
+//! Dense host linear algebra that several rooms share: views of columns, triangles, symmetric products. Products,
+//! triangular solves and factorizations themselves are faer's.
 
 mod blocks;
 mod columns;

@@ -11,10 +11,10 @@
 //!              │   ...   │                                                    G   += bufferᵀ buffer
 //! ```
 //!
-//! No full-size copy is made: the buffer holds [`TileParams::elements`] elements, for the time of the pass and in place of the scratch of the panels, which
-//! are not orthonormalized meanwhile. Where storage is `T` and only the values ask for a tile, it is no larger than that scratch: nobody knows of it
-//! before the call. The power of two `2^e` is exact; the
-//! operator then stands for `2^e A` and the driver multiplies the singular values by `2^-e`.
+//! No full-size copy is made: the buffer holds [`TileParams::elements`] elements, for the time of the pass and in place
+//! of the scratch of the panels, which are not orthonormalized meanwhile. Where storage is `T` and only the values ask
+//! for a tile, it is no larger than that scratch: nobody knows of it before the call. The power of two `2^e` is exact;
+//! the operator then stands for `2^e A` and the driver multiplies the singular values by `2^-e`.
 //!
 //! Construction reads `A` once: it refuses NaN and infinities with their position, and takes `max |a|` and `‖A‖_F²`
 //! (f64, fixed chunks, summed in order, so the same for any number of threads).
@@ -81,8 +81,8 @@ const fn safe_exponent<T: Scalar>() -> i32 {
     if size_of::<T>() == 4 { 40 } else { 400 }
 }
 
-/// The power of two that brings a matrix with this `max |a|` into the safe range, or as close to it as a power of two can, for subnormal numbers; 1 if
-/// it is there.
+/// The power of two that brings a matrix with this `max |a|` into the safe range, or as close to it as a power of two
+/// can, for subnormal numbers; 1 if it is there.
 pub(super) fn scale_for<T: Scalar>(largest: f64) -> f64 {
     let exponent = if largest > 0.0 { largest.log2().floor() as i32 } else { 0 };
     if exponent.abs() > safe_exponent::<T>() { 2f64.powi((-exponent).min(f64::MAX_EXP - 1)) } else { 1.0 }
@@ -174,8 +174,8 @@ impl<'a, T: Scalar> Dense<'a, T> {
         product_bytes::<T>(m, l)
     }
 
-    /// Bytes of the conversion buffer for an `m × n` matrix of storage `E` (as a [`DType`](crate::DType)) in arithmetic `T`, at most: where they are the
-    /// same, values that have to be scaled may need one.
+    /// Bytes of the conversion buffer for an `m × n` matrix of storage `E` (as a [`DType`](crate::DType)) in arithmetic
+    /// `T`, at most: where they are the same, values that have to be scaled may need one.
     pub fn tile_bytes(pass: Pass, (m, n): (usize, usize), storage: crate::DType) -> usize {
         tile_rows(pass, (m, n), storage == T::DTYPE) * n * size_of::<T>()
     }
@@ -213,7 +213,8 @@ pub enum Pass {
     Rows,
 }
 
-/// Rows of a tile of an `m × n` matrix: a quarter of what a panel of the pass takes where that is what there is room for.
+/// Rows of a tile of an `m × n` matrix: a quarter of what a panel of the pass takes where that is what there is room
+/// for.
 fn tile_rows(pass: Pass, (m, n): (usize, usize), scaled_only: bool) -> usize {
     let most = TileParams::default().rows(m, n);
     match pass {
@@ -253,8 +254,9 @@ pub(super) fn convert_tile<'b, T: Scalar>(
     })
 }
 
-/// Lines between the one that is converted and the one that is asked for. Parts of lines, some KiB each, from pages far apart: nothing
-/// else foresees them. A factorization out of core takes 0.95 of the time with it (2 and 4 alike, 8 no better; bench `batch`).
+/// Lines between the one that is converted and the one that is asked for. Parts of lines, some KiB each, from pages far
+/// apart: nothing else foresees them. A factorization out of core takes 0.95 of the time with it (2 and 4 alike, 8 no
+/// better; bench `batch`).
 const LINES_AHEAD: usize = 4;
 
 /// Row `i` of `lines`, converted.
@@ -329,8 +331,8 @@ fn statistics_of_rows<E: Element>(a: MatRef<'_, E>, rows: Range<usize>) -> Stati
     rows.map(|i| statistics(&Cow::from(Line(a, i)))).fold(Statistics::default(), Statistics::merge)
 }
 
-/// `f` of chunks of rows, merged in order: chunks depend on the shape alone, so the result does not depend on the number of
-/// threads.
+/// `f` of chunks of rows, merged in order: chunks depend on the shape alone, so the result does not depend on the
+/// number of threads.
 fn reduce_chunks<E: Element, R: Send>(
     a: MatRef<'_, E>,
     par: Par,

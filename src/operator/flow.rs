@@ -6,13 +6,15 @@
 //!   thread B         │ 1.1    │ 1.4   │ 2.1 │ 2.3 │ ...
 //! ```
 //!
-//! A part stands for a share of what the tiles add up to (its *slot*), or for a share of each tile's own result. Slots are handed out together with the tile,
-//! under one lock, so that each sees the tiles in order; who has a slot works on it alone. What the parts of a tile give is put together by
-//! the thread that ends the last of them. So neither sums nor bits depend on the number of threads or their speed.
+//! A part stands for a share of what the tiles add up to (its *slot*), or for a share of each tile's own result. Slots
+//! are handed out together with the tile, under one lock, so that each sees the tiles in order; who has a slot works on
+//! it alone. What the parts of a tile give is put together by the thread that ends the last of them. So neither sums
+//! nor bits depend on the number of threads or their speed.
 //!
-//! A fork and a join for each tile of a millisecond instead makes every thread wait for the slowest and for being woken, a thousand times in a
-//! pass: four times as many changes of context, and 1.07 of the time of a factorization of 65536×32768 f16 on two threads (a file read at 20 GB/s; 1.08
-//! where other machines of the host leave 11). A third and a fourth buffer bring nothing.
+//! A fork and a join for each tile of a millisecond instead makes every thread wait for the slowest and for being
+//! woken, a thousand times in a pass: four times as many changes of context, and 1.07 of the time of a factorization of
+//! 65536×32768 f16 on two threads (a file read at 20 GB/s; 1.08 where other machines of the host leave 11). A third and
+//! a fourth buffer bring nothing.
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,7 +24,8 @@ use super::Watch;
 use crate::error::{Error, Result};
 use crate::parallel::{self, lock};
 
-/// How long a thread waits for a tile before it sees whether the pool has other work: a source may need the pool to make its tiles.
+/// How long a thread waits for a tile before it sees whether the pool has other work: a source may need the pool to
+/// make its tiles.
 const PATIENCE: Duration = Duration::from_millis(1);
 
 /// Some steps as they were read.
@@ -83,8 +86,9 @@ impl<'a, P, R> Flow<'a, P, R> {
         Flow { free, feed, slots, watch, failed: Mutex::new(None) }
     }
 
-    /// Does parts until there are none, on as many threads as call it: `work(slot, part, tile)`, then `finish(tile's index, tile, results
-    /// in the order of the parts)`, by one thread at a time for each tile, tiles in any order.
+    /// Does parts until there are none, on as many threads as call it: `work(slot, part, tile)`, then
+    /// `finish(tile's index, tile, results in the order of the parts)`, by one thread at a time for each tile, tiles in
+    /// any order.
     pub(super) fn run(
         &self,
         mut work: impl FnMut(&mut P, usize, &Read) -> Result<R>,
@@ -182,8 +186,8 @@ mod tests {
     /// Indices of tiles, with the results of their parts.
     type Finished = Vec<(usize, Vec<usize>)>;
 
-    /// Three threads over 40 tiles of which some parts fail, the first of `bad` after the second (or after a while, if that does not come): what each
-    /// slot saw, the tiles that were finished, and how it went.
+    /// Three threads over 40 tiles of which some parts fail, the first of `bad` after the second (or after a while, if
+    /// that does not come): what each slot saw, the tiles that were finished, and how it went.
     fn pass(bad: &[(usize, usize)]) -> (Vec<Vec<usize>>, Finished, Result<()>) {
         let (free, to_fill) = sync_channel(2);
         let (filled, read) = sync_channel(1);

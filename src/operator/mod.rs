@@ -8,8 +8,9 @@
 //!   for_each_row_block    rows of A, once    congruence   G = Aᵀ S A
 //! ```
 //!
-//! Panels live in the [`Space`] of the operator and only l × l matrices come home, so the algorithms of [`range`](crate::range)
-//! and [`svd`](crate::svd) are written once, over `dyn LinearOperator`. How each operator fills it:
+//! Panels live in the [`Space`] of the operator and only l × l matrices come home, so the algorithms of
+//! [`range`](crate::range) and [`svd`](crate::svd) are written once, over `dyn LinearOperator`. How each operator fills
+//! it:
 //!
 //! | operator | space | product | Gram matrix |
 //! |---|---|---|---|
@@ -51,8 +52,8 @@ use crate::space::{Layout, Panel, Space};
 pub struct Facts {
     /// Rows and columns, `(m, n)`.
     pub shape: (usize, usize),
-    /// `‖A‖_F²` in f64 of the operator as it stands, `scale` included. Known since the input was checked; out of core that is at the first
-    /// product, and NaN before.
+    /// `‖A‖_F²` in f64 of the operator as it stands, `scale` included. Known since the input was checked; out of core
+    /// that is at the first product, and NaN before.
     pub norm_squared: f64,
     /// The operator stands for `scale · A`, a power of two; final once a product was formed.
     pub scale: f64,
@@ -64,8 +65,8 @@ pub struct Facts {
 
 /// An `m × n` matrix known by its products.
 ///
-/// The errors of all methods are those of the space, [`Error::Cancelled`](crate::Error::Cancelled) where the operator is watched, and what a source of
-/// rows reports. A panel that is written is overwritten whatever it held.
+/// The errors of all methods are those of the space, [`Error::Cancelled`](crate::Error::Cancelled) where the operator
+/// is watched, and what a source of rows reports. A panel that is written is overwritten whatever it held.
 pub trait LinearOperator<T: Scalar> {
     /// Where its panels live.
     type Space: Space<T>;
@@ -112,7 +113,8 @@ pub trait LinearOperator<T: Scalar> {
     /// Those of the operator.
     fn materialize(&mut self, y: &mut Panel<T, Self::Space>) -> Result<()>;
 
-    /// Hands the rows of `A` to `f` once, in blocks on the host that come in order: `f(first, rows)`, `rows` of n columns.
+    /// Hands the rows of `A` to `f` once, in blocks on the host that come in order: `f(first, rows)`, `rows` of n
+    /// columns.
     ///
     /// # Errors
     /// Those of the operator, and the first that `f` returns.
@@ -143,7 +145,8 @@ impl<T: Scalar, S: Space<T>> dyn LinearOperator<T, Space = S> + '_ {
         self.space().panel(self.nrows(), l, Layout::Columns)
     }
 
-    /// As [`left`](Self::left), for an image `A X` that is read once more, by rows: laid out as the product writes it best.
+    /// As [`left`](Self::left), for an image `A X` that is read once more, by rows: laid out as the product writes it
+    /// best.
     ///
     /// # Errors
     /// Those of the space.

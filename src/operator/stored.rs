@@ -8,12 +8,14 @@
 //!        │        ...        │
 //! ```
 //!
-//! `2 m n l` flops, A read once in its own type. Converting a tile first and multiplying it then, as for a Gram matrix, sends every
-//! element through memory three times more at twice the width, and leaves A X of a tile of few long rows to one thread: reading included, a
-//! factorization of 65536×32768 f16 at l = 74 took 1.35 times as long (two Zen 5 cores, bench `batch`, out-of-core). Blocks of 64 to 256 rows and a depth of 512 to
-//! 2048, and the same across, are within 8 % of each other.
+//! `2 m n l` flops, A read once in its own type. Converting a tile first and multiplying it then, as for a Gram matrix,
+//! sends every element through memory three times more at twice the width, and leaves A X of a tile of few long rows to
+//! one thread: reading included, a factorization of 65536×32768 f16 at l = 74 took 1.35 times as long (two Zen 5 cores,
+//! bench `batch`, out-of-core). Blocks of 64 to 256 rows and a depth of 512 to 2048, and the same across, are within 8
+//! % of each other.
 //!
-//! Tiles are cut by shape ([`Bands`], [`Chunks`]), and each part is done by one thread: the same bits for any number of them.
+//! Tiles are cut by shape ([`Bands`], [`Chunks`]), and each part is done by one thread: the same bits for any number of
+//! them.
 //!
 //! ```text
 //!   Bands: lines are rows of Y, each tile writes its own          Chunks: lines are columns of A, all tiles add to Y

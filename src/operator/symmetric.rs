@@ -28,7 +28,8 @@ impl<T: Scalar, S: Space<T>> Symmetric<T, S> {
         Ok(Symmetric { space, whole, norm_squared, watch, arithmetic: PhantomData })
     }
 
-    /// Asks `watch` before every product whether to go on. Products with a Gram matrix are no reads of its matrix, and are not told.
+    /// Asks `watch` before every product whether to go on. Products with a Gram matrix are no reads of its matrix, and
+    /// are not told.
     #[must_use]
     pub fn watched(mut self, watch: &Watch<'_>) -> Self {
         self.watch = watch.without_reads();

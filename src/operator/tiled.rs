@@ -9,21 +9,22 @@
 //!   lines are columns of A   Y  += A_j X_j          X_j = A_jᵀ Y           (blocks across)      Y   += A_j Ω_j
 //! ```
 //!
-//! The panels are those of a matrix in memory, the algorithms too; only the products are here (and in `stored.rs`). Memory is two read buffers in
-//! the element type of the source and one conversion buffer ([`Tiled::bytes`]); time is the larger of reading and computing, for
-//! reading runs one tile ahead on a thread of its own, and threads that multiply go from tile to tile without waiting (`flow.rs`). Sums go in tile order, so the bits depend on the tile size and on
-//! nothing else: not on threads, not on the speed of the disk.
+//! The panels are those of a matrix in memory, the algorithms too; only the products are here (and in `stored.rs`).
+//! Memory is two read buffers in the element type of the source and one conversion buffer ([`Tiled::bytes`]); time is
+//! the larger of reading and computing, for reading runs one tile ahead on a thread of its own, and threads that
+//! multiply go from tile to tile without waiting (`flow.rs`). Sums go in tile order, so the bits depend on the tile
+//! size and on nothing else: not on threads, not on the speed of the disk.
 //!
-//! A pass is the expensive thing. The input check (finite? `max |a|`, `‖A‖_F²`) therefore rides on the first product, while the tile is in
-//! cache; only when `max |a|` turns out to be outside of what squares in `T` can hold is that pass repeated with a scale.
-//! [`Tiled::check`] takes a pass for the check alone, for those that must know the norm first. Later passes compare a sum of the bytes with that of the
-//! first: a source that changes meanwhile is an error.
+//! A pass is the expensive thing. The input check (finite? `max |a|`, `‖A‖_F²`) therefore rides on the first product,
+//! while the tile is in cache; only when `max |a|` turns out to be outside of what squares in `T` can hold is that pass
+//! repeated with a scale. [`Tiled::check`] takes a pass for the check alone, for those that must know the norm first.
+//! Later passes compare a sum of the bytes with that of the first: a source that changes meanwhile is an error.
 //!
-//! The Gram matrix of a matrix whose lines are its columns would need every pair of lines. It is read in blocks across all lines
-//! instead ([`RowSource::read_block`]): one pass, in shorter reads.
+//! The Gram matrix of a matrix whose lines are its columns would need every pair of lines. It is read in blocks across
+//! all lines instead ([`RowSource::read_block`]): one pass, in shorter reads.
 //!
-//! Why reads and not `mmap`: pages of a mapped file count as resident memory, and a file that is cut short ends the process by SIGBUS
-//! where a read returns an error.
+//! Why reads and not `mmap`: pages of a mapped file count as resident memory, and a file that is cut short ends the
+//! process by SIGBUS where a read returns an error.
 
 use std::ops::Range;
 use std::sync::mpsc::sync_channel;
@@ -45,9 +46,11 @@ use crate::sketch::{AnySketch, SketchOperator};
 use crate::space::{Host, HostPanel, Layout as PanelLayout, congruence};
 use crate::tensor::{DType, MatView, TensorRef, with_view};
 
-/// A matrix that can be read a few lines at a time, as often as it is asked for: a file, a store of tensors, a generator.
+/// A matrix that can be read a few lines at a time, as often as it is asked for: a file, a store of tensors, a
+/// generator.
 ///
-/// A line is a row; in a matrix stored in column-major order ([`is_column_major`](Self::is_column_major)) it is a column.
+/// A line is a row; in a matrix stored in column-major order ([`is_column_major`](Self::is_column_major)) it is a
+/// column.
 pub trait RowSource: Send {
     /// Rows and columns of the matrix, `(m, n)`.
     fn shape(&self) -> (usize, usize);
@@ -60,14 +63,15 @@ pub trait RowSource: Send {
         false
     }
 
-    /// Fills `dst` with the lines that start at `first`, one after another, in native byte order. `dst` has the bytes of a whole
-    /// number of lines.
+    /// Fills `dst` with the lines that start at `first`, one after another, in native byte order. `dst` has the bytes
+    /// of a whole number of lines.
     ///
     /// # Errors
     /// What the source reports; the factorization ends with it.
     fn read_rows(&mut self, first: usize, dst: &mut [u8]) -> Result<()>;
 
-    /// Fills `dst` with elements `part` of every line, line after line. The default reads whole lines and drops the rest.
+    /// Fills `dst` with elements `part` of every line, line after line. The default reads whole lines and drops the
+    /// rest.
     ///
     /// # Errors
     /// As [`read_rows`](Self::read_rows).
@@ -111,11 +115,13 @@ impl RowSource for TensorRef<'_> {
 /// Sizes of the read buffers.
 #[derive(Debug, Clone, Copy)]
 pub struct ReadParams {
-    /// Bytes of one buffer where memory allows, for what is fed rows: sums as long as the matrix is wide grow once per block.
+    /// Bytes of one buffer where memory allows, for what is fed rows: sums as long as the matrix is wide grow once per
+    /// block.
     pub bytes: usize,
-    /// The same for products with panels: two buffers that stay in L3 save a write and a read of memory for every byte read, which is more than the
-    /// panel costs that grows once per tile (bench `batch`, out-of-core: 3 MiB took 0.87 of the CPU time that 6 to 32 MiB took, 2 MiB 0.98; and a file
-    /// is read at 12 GB/s in pieces of 4 MiB, at 9 in those of 32).
+    /// The same for products with panels: two buffers that stay in L3 save a write and a read of memory for every byte
+    /// read, which is more than the panel costs that grows once per tile (bench `batch`, out-of-core: 3 MiB took 0.87
+    /// of the CPU time that 6 to 32 MiB took, 2 MiB 0.98; and a file is read at 12 GB/s in pieces of 4 MiB, at 9 in
+    /// those of 32).
     pub product_bytes: usize,
     /// Bytes of one buffer below which a memory limit is refused rather than met.
     pub least_bytes: usize,
@@ -247,8 +253,8 @@ impl<'s, T: Scalar> Tiled<'s, T> {
         Layout::new(source).bytes::<T>(lines)
     }
 
-    /// The most lines of at most `most` bytes (see [`ReadParams`]) whose buffers take at most `bytes`; `Err` with the least bytes that
-    /// would do.
+    /// The most lines of at most `most` bytes (see [`ReadParams`]) whose buffers take at most `bytes`; `Err` with the
+    /// least bytes that would do.
     pub fn lines_for(source: &dyn RowSource, bytes: usize, most: usize) -> std::result::Result<usize, usize> {
         let layout = Layout::new(source);
         let least = layout.lines_in(ReadParams::default().least_bytes);
@@ -266,13 +272,15 @@ impl<'s, T: Scalar> Tiled<'s, T> {
     /// Reads the matrix once for the check alone, unless that was done: NaN and infinities, `max |a|`, `‖A‖_F²`.
     ///
     /// # Errors
-    /// [`Error::NotFinite`] with the place of the first one in the order of the lines, [`Error::Cancelled`], and what the source reports.
+    /// [`Error::NotFinite`] with the place of the first one in the order of the lines, [`Error::Cancelled`], and what
+    /// the source reports.
     pub fn check(&mut self) -> Result<()> {
         if self.norm_squared.is_some() { Ok(()) } else { self.pass(Cut::Lines, |_, _, _, _, _| Ok(())) }
     }
 
-    /// One pass, or two if the first finds that the matrix needs a scale. `f` gets the first line (or element of each line) of
-    /// the tile, the tile as stored, the scale, and the conversion buffer; what it accumulates starts anew at 0.
+    /// One pass, or two if the first finds that the matrix needs a scale. `f` gets the first line (or element of each
+    /// line) of the tile, the tile as stored, the scale, and the conversion buffer; what it accumulates starts anew
+    /// at 0.
     fn pass(
         &mut self,
         cut: Cut,
@@ -281,8 +289,9 @@ impl<'s, T: Scalar> Tiled<'s, T> {
         self.scaled(|op| op.read_all(cut, &mut f))
     }
 
-    /// As [`pass`](Self::pass) over lines, whose tiles are done in parts (see [`flow`](super::flow)): `work` gets the part's slot, the first line
-    /// of the tile, the tile as stored, the scale and room to convert a block; `finish` the lines of a tile and what its parts have given.
+    /// As [`pass`](Self::pass) over lines, whose tiles are done in parts (see [`flow`](super::flow)): `work` gets the
+    /// part's slot, the first line of the tile, the tile as stored, the scale and room to convert a block; `finish` the
+    /// lines of a tile and what its parts have given.
     fn pass_in_parts<P: Send, R: Send>(
         &mut self,
         parts: Vec<P>,
@@ -564,12 +573,14 @@ fn read_ahead(
     })
 }
 
-/// One look at the rows of a source from row `from` on, in blocks of at most `bytes` bytes that come in order, for what is linear in rows:
-/// calibration statistics ([`Calibration::update`](crate::calibration::Calibration::update)), the sketches of a single pass
-/// ([`SinglePass::update`](crate::svd::SinglePass::update)). `f(first, rows)`; the next block is read meanwhile.
+/// One look at the rows of a source from row `from` on, in blocks of at most `bytes` bytes that come in order, for what
+/// is linear in rows: calibration statistics ([`Calibration::update`](crate::calibration::Calibration::update)), the
+/// sketches of a single pass ([`SinglePass::update`](crate::svd::SinglePass::update)). `f(first, rows)`; the next block
+/// is read meanwhile.
 ///
 /// # Errors
-/// [`Error::Option`] for a column-major source, whose rows do not come in blocks; what the source and `f` report; [`Error::Cancelled`].
+/// [`Error::Option`] for a column-major source, whose rows do not come in blocks; what the source and `f` report;
+/// [`Error::Cancelled`].
 pub fn stream(
     source: &mut dyn RowSource,
     from: usize,
@@ -628,7 +639,8 @@ impl Seen {
     }
 }
 
-/// The sum of all pairs of bytes, at the speed of memory: for a whole number of elements of any type. It needs `2^48` of them to overflow.
+/// The sum of all pairs of bytes, at the speed of memory: for a whole number of elements of any type. It needs `2^48`
+/// of them to overflow.
 fn sum_of(bytes: &[u8]) -> u64 {
     // 2^14 pairs fit 32 bits; adding that may wrap needs no check, which would keep the lanes apart.
     let pair = |b: &[u8]| u32::from(u16::from_ne_bytes([b[0], b[1]]));
@@ -718,7 +730,8 @@ impl<T: Scalar> LinearOperator<T> for Tiled<'_, T> {
     }
 
     fn for_each_row_block(&mut self, f: &mut dyn FnMut(usize, MatRef<'_, T>) -> Result<()>) -> Result<()> {
-        // What is fed cannot be taken back, so that this pass is not repeated with a scale: what is linear bears a wider range.
+        // What is fed cannot be taken back, so that this pass is not repeated with a scale: what is linear bears a
+        // wider range.
         self.scale.get_or_insert(1.0);
         let mut done = Ok(());
         self.for_each_slab(self.row_cut(), |slab, _| match slab {

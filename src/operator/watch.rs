@@ -1,7 +1,7 @@
 //! Stopping a factorization from outside, and seeing how far it is.
 //!
-//! A [`Watch`] goes with an operator through every product. Between tiles (out of core) or products (in memory) the operator
-//! asks whether to go on, and says what it has read. Nothing here waits, locks or prints.
+//! A [`Watch`] goes with an operator through every product. Between tiles (out of core) or products (in memory) the
+//! operator asks whether to go on, and says what it has read. Nothing here waits, locks or prints.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -59,8 +59,8 @@ impl<'a> Watch<'a> {
         Watch { cancel, read: None }
     }
 
-    /// Calls `f` with the bytes of the matrix that each tile (out of core) or product (in memory) has read, from the thread that
-    /// computes: a pass over the matrix adds up to its size.
+    /// Calls `f` with the bytes of the matrix that each tile (out of core) or product (in memory) has read, from the
+    /// thread that computes: a pass over the matrix adds up to its size.
     #[must_use]
     pub fn on_read(mut self, f: &'a (dyn Fn(u64) + Sync)) -> Self {
         self.read = Some(f);

@@ -9,16 +9,18 @@
 //!             wide   W M Wᵀ         m × m     a congruence with M itself, L is not needed:                  m n² + 2 m² n
 //! ```
 //!
-//! **Congruence.** `Bᵀ S B` for a symmetric S of which the lower half T is read, `S = T + Tᵀ` (its diagonal halved): `E = T B`, then
-//! `Bᵀ E + Eᵀ B`, both by tiles of products, only those that are not zero (LAPACK's SYGST does the same for a triangular B, row by row).
+//! **Congruence.** `Bᵀ S B` for a symmetric S of which the lower half T is read, `S = T + Tᵀ` (its diagonal halved):
+//! `E = T B`, then `Bᵀ E + Eᵀ B`, both by tiles of products, only those that are not zero (LAPACK's SYGST does the same
+//! for a triangular B, row by row).
 //!
-//! **Without a root.** L costs `n³/3` flops in f64 and `m n²` to apply to all of a wide W, on one side of it. `W M Wᵀ` needs neither; what it loses is
-//! that its rounding errors are those of `Σ_j ‖w_j‖² M_jj`, the outputs as they would be if features were independent. Where those are more than
-//! 64 times the true ones, the Gram matrix is that of `W L`. The root is made when something first asks for it.
+//! **Without a root.** L costs `n³/3` flops in f64 and `m n²` to apply to all of a wide W, on one side of it. `W M Wᵀ`
+//! needs neither; what it loses is that its rounding errors are those of `Σ_j ‖w_j‖² M_jj`, the outputs as they would
+//! be if features were independent. Where those are more than 64 times the true ones, the Gram matrix is that of `W L`.
+//! The root is made when something first asks for it.
 //!
 //! `‖A‖_F²` is the trace of the Gram matrix, which is therefore formed at construction and kept for the first
-//! [`gram`](LinearOperator::gram). (Nothing cheaper is exact: `tr(W M Wᵀ)` needs WᵀW or W M.) Another space brings its own operator for
-//! L; the rest is the same.
+//! [`gram`](LinearOperator::gram). (Nothing cheaper is exact: `tr(W M Wᵀ)` needs WᵀW or W M.) Another space brings its
+//! own operator for L; the rest is the same.
 
 use std::sync::Arc;
 
@@ -34,7 +36,8 @@ use crate::sketch::{AnySketch, SketchOperator};
 use crate::space::{Host, HostPanel, Layout, Panel, Side, Space, congruence, leading_dimension, zeros};
 use crate::tensor::{DType, Element};
 
-/// Outputs of independent features over true ones, both squared, up to which `W M Wᵀ` is formed without a root: six bits of the 24 of f32.
+/// Outputs of independent features over true ones, both squared, up to which `W M Wᵀ` is formed without a root: six
+/// bits of the 24 of f32.
 const MOST_CANCELLATION: f64 = 64.0;
 
 /// Rows of `W L` that [`Whitened::stream_rows`](LinearOperator::stream_rows) makes at a time.
@@ -70,8 +73,9 @@ pub struct Whitened<'a, T: Scalar, S: Space<T>> {
 }
 
 impl<'a, T: Scalar, S: Space<T>> Whitened<'a, T, S> {
-    /// Of the tall one of W and Wᵀ, the root that `make` makes, and the moments, `n × n`, whose lower triangle `moments` writes if it can
-    /// (with zeros above) and whose diagonal is given with it. Forms the Gram matrix, for the norm.
+    /// Of the tall one of W and Wᵀ, the root that `make` makes, and the moments, `n × n`, whose lower triangle
+    /// `moments` writes if it can (with zeros above) and whose diagonal is given with it. Forms the Gram matrix, for
+    /// the norm.
     ///
     /// # Errors
     /// Those of the operators.
@@ -173,8 +177,8 @@ impl<'a, T: Scalar, S: Space<T>> Whitened<'a, T, S> {
         if self.wide { self.weight.apply(y, x) } else { self.weight.apply_adjoint(y, x) }
     }
 
-    /// `x = Wᵀ (W L z)` of the image that was the last product, by the Gram matrix of a tall W, if there is one: `2 n² l` flops instead
-    /// of `2 m n l`. Its error is that of the image, `eps |W| |L z|`, taken back by W.
+    /// `x = Wᵀ (W L z)` of the image that was the last product, by the Gram matrix of a tall W, if there is one:
+    /// `2 n² l` flops instead of `2 m n l`. Its error is that of the image, `eps |W| |L z|`, taken back by W.
     ///
     /// # Errors
     /// Those of the operators.
@@ -387,7 +391,8 @@ impl<T: Scalar, S: Space<T>> LinearOperator<T> for Whitened<'_, T, S> {
         }
     }
 
-    /// Of a tall W it is W's and then L's. That of a wide one takes S by way of the host, to have both of its triangles.
+    /// Of a tall W it is W's and then L's. That of a wide one takes S by way of the host, to have both of its
+    /// triangles.
     fn congruence(&mut self, s: &Panel<T, S>, g: &mut Panel<T, S>) -> Result<()> {
         let (m, n) = self.facts().shape;
         if !self.wide {
@@ -438,8 +443,8 @@ impl<T: Scalar, S: Space<T>> LinearOperator<T> for Whitened<'_, T, S> {
     }
 }
 
-/// A lower triangle that is made in f64 and kept in the arithmetic of its products. (Fresh pages take as long as what is done with them, 768 × 768
-/// in f32 0.4 ms; those above the diagonal are never written.)
+/// A lower triangle that is made in f64 and kept in the arithmetic of its products. (Fresh pages take as long as what
+/// is done with them, 768 × 768 in f32 0.4 ms; those above the diagonal are never written.)
 #[derive(Debug)]
 pub(crate) struct Triangle {
     words: Vec<f64>,

@@ -10,16 +10,16 @@
 //! ```
 //!
 //! One pass costs `m l²` flops of syrk and `m l²` of TRSM and reads and writes the panel once; everything l×l is done
-//! in f64 by one thread (`l³/3` for the factor, `l³/3` for its inverse). The last division does not wait for the inverse, which
-//! is formed beside it: if it says that the pass was not the last, it was a pass with a poor factor.
+//! in f64 by one thread (`l³/3` for the factor, `l³/3` for its inverse). The last division does not wait for the
+//! inverse, which is formed beside it: if it says that the pass was not the last, it was a pass with a poor factor.
 //!
 //! The first R comes from a sketch of a tall panel (sketch-preconditioned CholeskyQR: Balabanov 2022; Melnichenko et
-//! al. 2311.08316): `S Y` has 2l rows, each the signed sum of about m/2l rows of Y; its R makes `Y R⁻¹` a panel
-//! of condition about 6 whatever the condition of Y, so that one more factor, measured on that panel, finishes. Cost at
-//! condition 1e3 to 1e7 is the same: sketch, division with syrk, division; `3 m l²` flops and the sketch's `2 l³`, where
-//! CholeskyQR2 takes `4 m l²`. The sketch is fixed and nothing is taken on trust: where it fails, the Gram matrix of the
-//! quotient says so, and the pass was an ordinary one of a longer iteration. The Gram matrix of an f32 sketch is first formed
-//! in f32, which carries to a condition of some thousands, and again in f64 where it does not.
+//! al. 2311.08316): `S Y` has 2l rows, each the signed sum of about m/2l rows of Y; its R makes `Y R⁻¹` a panel of
+//! condition about 6 whatever the condition of Y, so that one more factor, measured on that panel, finishes. Cost at
+//! condition 1e3 to 1e7 is the same: sketch, division with syrk, division; `3 m l²` flops and the sketch's `2 l³`,
+//! where CholeskyQR2 takes `4 m l²`. The sketch is fixed and nothing is taken on trust: where it fails, the Gram matrix
+//! of the quotient says so, and the pass was an ordinary one of a longer iteration. The Gram matrix of an f32 sketch is
+//! first formed in f32, which carries to a condition of some thousands, and again in f64 where it does not.
 //!
 //! Otherwise, and in all later passes, the factor of the scaled Gram matrix `D G D` (unit diagonal) decides:
 //!
@@ -33,16 +33,17 @@
 //! * A pass is the last one if the variance inflation factors `‖R⁻¹ e_j‖²` are small, since the elementwise error of
 //!   `QᵀQ` is `u` times them. Panels whose sketch has small ones take one pass.
 //!
-//! The floor is `3 m l²` flops at the rate of a GEMM of this shape (4096×266, two Zen 5 cores: 2.15 ms). Above it are the work on l×l by
-//! one thread, the sketch, and the triangular solve at 190 of GEMM's 250 GFLOP/s per core. Syrk in strips of rows is 1.13 times as
-//! fast as faer's triangular product at 266 columns, 1.26 at 202, 1.16 at 106, and so than strips of columns; row groups are of equal
-//! size (576 rows cut into 512 and 64 leave a thread idle); the sketch's factor is not inverted where its diagonal says enough.
+//! The floor is `3 m l²` flops at the rate of a GEMM of this shape (4096×266, two Zen 5 cores: 2.15 ms). Above it are
+//! the work on l×l by one thread, the sketch, and the triangular solve at 190 of GEMM's 250 GFLOP/s per core. Syrk in
+//! strips of rows is 1.13 times as fast as faer's triangular product at 266 columns, 1.26 at 202, 1.16 at 106, and so
+//! than strips of columns; row groups are of equal size (576 rows cut into 512 and 64 leave a thread idle); the
+//! sketch's factor is not inverted where its diagonal says enough.
 //!
 //! The panel is divided by R with a triangular solve, not multiplied by R⁻¹: a solve is backward stable row by row
 //! (`Q R = Y` to rounding whatever the condition), a product with the inverse is not, and here it is slower too
 //! (3072×202, f32, one thread, blocks of 256 rows: TRSM 0.75 ms, GEMM with R⁻¹ 1.04 ms, TRSM with inverted diagonal
-//! blocks of 32 0.76 ms; by columns of blocks with the zero blocks left out it is even at 202 and 266 columns and 1.12 times
-//! as fast at 106).
+//! blocks of 32 0.76 ms; by columns of blocks with the zero blocks left out it is even at 202 and 266 columns and 1.12
+//! times as fast at 106).
 
 use faer::Accum;
 use faer::dyn_stack::{MemStack, StackReq};
@@ -76,9 +77,9 @@ pub(crate) struct CholeskyParams {
     pub(crate) few_columns: usize,
     /// Rows whose products are summed in one go.
     pub(crate) sum_rows: usize,
-    /// A Gram matrix is formed in strips of this many bytes of rows, 48 of f32: GFLOP/s of `m l²` on one core at 106, 202
-    /// and 266 columns 151, 183, 201; with strips of 32 rows 147, 169, 187; of 64, 144, 178, 194; of columns instead
-    /// of rows 132, 157, 166; by faer's triangular product 108, 145, 178.
+    /// A Gram matrix is formed in strips of this many bytes of rows, 48 of f32: GFLOP/s of `m l²` on one core at 106,
+    /// 202 and 266 columns 151, 183, 201; with strips of 32 rows 147, 169, 187; of 64, 144, 178, 194; of columns
+    /// instead of rows 132, 157, 166; by faer's triangular product 108, 145, 178.
     pub(crate) strip_bytes: usize,
     /// Largest number of row groups, which bounds the partial Gram matrices.
     pub(crate) max_groups: usize,
@@ -171,8 +172,8 @@ pub enum Start {
 /// `y` is m×l, `m >= l >= 1`; `r` is l×l and entirely overwritten.
 ///
 /// # Errors
-/// [`Error::Shape`] and [`Error::Empty`] for the shapes, [`Error::NoConvergence`] if the panel has columns that are zero,
-/// not finite, too long or too short to be squared, or that depend on each other exactly; Y is then of no use.
+/// [`Error::Shape`] and [`Error::Empty`] for the shapes, [`Error::NoConvergence`] if the panel has columns that are
+/// zero, not finite, too long or too short to be squared, or that depend on each other exactly; Y is then of no use.
 /// [`Error::Range`] if an entry of R is too large for `T`.
 pub fn cholesky_qr<T: Scalar>(
     y: MatMut<'_, T>,
@@ -324,8 +325,8 @@ pub(super) fn iterate<T: Scalar>(
             y(Step::Gram { divisor, of: GramOf::Panel, gram: gram.rb_mut() }, stack)?;
             continue;
         }
-        // The diagonal says that this is the last pass. The division starts before the inverse has the last word; if that
-        // is no, it was a pass with a poor factor, of which the next Gram matrix tells.
+        // The diagonal says that this is the last pass. The division starts before the inverse has the last word; if
+        // that is no, it was a pass with a poor factor, of which the next Gram matrix tells.
         let mut beside = || {
             state = State::of(factor.rb(), state.condition, stack);
             if let Some(acc) = &mut acc {
@@ -464,8 +465,8 @@ fn wide_gram<T: Scalar>(y: MatMut<'_, T>, gram: MatMut<'_, f64>, most_groups: us
     });
 }
 
-/// `gram <-` the sum of what `add` adds to its second argument for each group of rows: a tree over the groups, whose nodes
-/// are zeroed and added by the threads that need them.
+/// `gram <-` the sum of what `add` adds to its second argument for each group of rows: a tree over the groups, whose
+/// nodes are zeroed and added by the threads that need them.
 fn sum_groups<T: Scalar, W: Scalar>(
     y: MatMut<'_, T>,
     mut gram: MatMut<'_, f64>,
@@ -630,8 +631,8 @@ fn add_signed<T: Scalar, W: Scalar>(folded: &mut [W], x: &[T], signs: &[T]) {
     );
 }
 
-/// The lower triangle of `gram += YᵀY`, a few rows of Y at a time: a sum of n equal terms errs by up to n eps / 4, all to
-/// one side, and columns of equal entries are common (up to 4 % slower than 256 rows at once).
+/// The lower triangle of `gram += YᵀY`, a few rows of Y at a time: a sum of n equal terms errs by up to n eps / 4, all
+/// to one side, and columns of equal entries are common (up to 4 % slower than 256 rows at once).
 ///
 /// ```text
 ///   gram  [ x . . .           ]   one product per strip of `strip` rows, the first one taking the remainder;
@@ -709,10 +710,10 @@ impl State {
     }
 }
 
-/// Factors a Gram matrix and looks at the factor as closely as it takes: at its condition if it is the first; at its inverse
-/// only where something depends on that, since it takes as long as the factor. Row j of L⁻¹ is at least `1 / L_jj` long. For
-/// a sketch that and an estimate of the norm will do, since the next Gram matrix finds out; where it says that this is the last
-/// pass, the inverse is formed beside the division.
+/// Factors a Gram matrix and looks at the factor as closely as it takes: at its condition if it is the first; at its
+/// inverse only where something depends on that, since it takes as long as the factor. Row j of L⁻¹ is at least
+/// `1 / L_jj` long. For a sketch that and an estimate of the norm will do, since the next Gram matrix finds out; where
+/// it says that this is the last pass, the inverse is formed beside the division.
 fn look(
     gram: MatRef<'_, f64>,
     source: GramOf,
@@ -748,8 +749,8 @@ fn look(
     State { positive: true, inverse_norm, inflation, condition, presumed: last }
 }
 
-/// `factor <- L` with `L Lᵀ = D gram D + shift I`, where `D gram D` has a unit diagonal. Returns whether that is positive
-/// definite.
+/// `factor <- L` with `L Lᵀ = D gram D + shift I`, where `D gram D` has a unit diagonal. Returns whether that is
+/// positive definite.
 fn factorize(gram: MatRef<'_, f64>, shift: f64, mut factor: MatMut<'_, f64>, stack: &mut MemStack) -> bool {
     let l = gram.nrows();
     let (scale, stack) = stack.make_with(l, |j| 1.0 / gram[(j, j)].sqrt());

@@ -16,9 +16,9 @@
 //! matrix with explicit ones and zeros, so no triangular product is needed, and any strides of A are served.
 //!
 //! **No rank test.** A column that is nearly dependent on the ones before it gets its reflector like every other
-//! (LAPACK's behaviour). faer's QR drops it when what is left is below `16 eps m` of its length: in f32 and
-//! m = 11008 that is 2 %, and the basis loses directions that are well determined. Norms are accumulated in f64, so that
-//! f32 columns of any size neither overflow nor underflow; f64 columns are rescaled when they would.
+//! (LAPACK's behaviour). faer's QR drops it when what is left is below `16 eps m` of its length: in f32 and m = 11008
+//! that is 2 %, and the basis loses directions that are well determined. Norms are accumulated in f64, so that f32
+//! columns of any size neither overflow nor underflow; f64 columns are rescaled when they would.
 
 use faer::dyn_stack::{MemStack, StackReq};
 use faer::linalg::matmul::matmul;
@@ -301,8 +301,8 @@ fn factor_base<T: Scalar>(mut a: MatMut<'_, T>, mut t: MatMut<'_, T>) {
     }
 }
 
-/// `x <- [beta, v]` with `(I − tau [1; v][1; v]ᵀ) x = [beta; 0]`; LAPACK's LARFG with norms in f64. Returns (beta, tau);
-/// x[0] is left as it was.
+/// `x <- [beta, v]` with `(I − tau [1; v][1; v]ᵀ) x = [beta; 0]`; LAPACK's LARFG with norms in f64. Returns (beta,
+/// tau); x[0] is left as it was.
 fn reflector<T: Scalar>(x: &mut [T]) -> (T, T) {
     let mut up = 1.0;
     let mut tail = sum_of_squares(&x[1..], 1.0);

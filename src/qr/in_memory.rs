@@ -41,8 +41,9 @@ pub fn orthonormalize<T: Scalar>(
     orthonormalize_with(y, r, false, par, stack)
 }
 
-/// As [`orthonormalize`], in a scratch of a few l×l matrices and slices of the panel: for what is rarely needed and must not be what a whole
-/// factorization needs memory for. Gram matrices are summed by one thread, without a sketch, and reflections are in narrow blocks.
+/// As [`orthonormalize`], in a scratch of a few l×l matrices and slices of the panel: for what is rarely needed and
+/// must not be what a whole factorization needs memory for. Gram matrices are summed by one thread, without a sketch,
+/// and reflections are in narrow blocks.
 ///
 /// # Errors
 /// As [`orthonormalize`].

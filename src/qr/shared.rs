@@ -1,4 +1,5 @@
-//! What the algorithms of this room share: checks of shapes, R from its factors, exponents, and rows in groups on threads.
+//! What the algorithms of this room share: checks of shapes, R from its factors, exponents, and rows in groups on
+//! threads.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};

@@ -7,9 +7,9 @@
 //!   X_3 = Q_3 R_3 ─┴─ [R_2; R_3] = P_23 R_23 ─┘
 //! ```
 //!
-//! Blocks stay in cache and are independent tasks; the tree depends on the shape alone, so the bits do not depend on the
-//! number of threads. `2 l² m` flops for the leaves and `4/3 l³` for each of the joins; forming Q costs the same again.
-//! The condition number is never squared: this is what ill-conditioned and rank-deficient panels want.
+//! Blocks stay in cache and are independent tasks; the tree depends on the shape alone, so the bits do not depend on
+//! the number of threads. `2 l² m` flops for the leaves and `4/3 l³` for each of the joins; forming Q costs the same
+//! again. The condition number is never squared: this is what ill-conditioned and rank-deficient panels want.
 //!
 //! [`tsqr_r`] and [`RAccumulator`] keep R alone: re-QR of `[R; X_i]` as rows arrive, in any number of blocks.
 //! `RᵀR = XᵀX` without forming the Gram matrix, hence without squaring its condition number; two accumulators merge.

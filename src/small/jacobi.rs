@@ -7,12 +7,13 @@
 //!   singular values of A      A P = Q R,     X = Rᵀ    A = (Q J) Σ (P W)ᵀ           (Drmač, Veselić 2008)
 //! ```
 //!
-//! Both factorizations pivot, which shows the numerical rank r: X has r columns of decreasing length, nearly orthogonal already, and what lies below
-//! `n eps` of the largest eigenvalue or value is taken for zero. Matrices with many zero or dependent rows, which are what the libraries
-//! fail on, have a small r. A sweep costs `3 n r²` multiplications, and five to eight sweeps are usual; nothing of it is tuned.
+//! Both factorizations pivot, which shows the numerical rank r: X has r columns of decreasing length, nearly orthogonal
+//! already, and what lies below `n eps` of the largest eigenvalue or value is taken for zero. Matrices with many zero
+//! or dependent rows, which are what the libraries fail on, have a small r. A sweep costs `3 n r²` multiplications, and
+//! five to eight sweeps are usual; nothing of it is tuned.
 //!
-//! It ends for every input: a rotation is skipped once its pair is orthogonal to rounding, and the number of sweeps is bounded. Vectors of the
-//! null space come from Householder reflections, so that U and V are square and orthonormal.
+//! It ends for every input: a rotation is skipped once its pair is orthogonal to rounding, and the number of sweeps is
+//! bounded. Vectors of the null space come from Householder reflections, so that U and V are square and orthonormal.
 
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::householder::{
@@ -31,7 +32,8 @@ use crate::tensor::Element;
 /// Sweeps over all pairs, at most. Ten have not been seen.
 const SWEEPS: usize = 40;
 
-/// The eigenvalues, nondecreasing, and orthonormal eigenvectors of the positive semidefinite matrix whose lower triangle is in `g`.
+/// The eigenvalues, nondecreasing, and orthonormal eigenvectors of the positive semidefinite matrix whose lower
+/// triangle is in `g`.
 pub(super) fn symmetric_eigen<T: Scalar>(g: MatRef<'_, T>) -> (Vec<T>, Mat<T>) {
     let n = g.nrows();
     let (mut x, order) = pivoted_cholesky(g);
@@ -111,7 +113,8 @@ pub(super) fn svd(a: MatRef<'_, f64>) -> SmallSvd<f64> {
     SmallSvd { u, s, v, remedy: None }
 }
 
-/// `L`, n × r, and the order of its rows with `PᵀG P ≈ L Lᵀ`, up to what is negligible beside the largest entry of the diagonal.
+/// `L`, n × r, and the order of its rows with `PᵀG P ≈ L Lᵀ`, up to what is negligible beside the largest entry of the
+/// diagonal.
 fn pivoted_cholesky<T: Scalar>(g: MatRef<'_, T>) -> (Mat<T>, Vec<usize>) {
     let n = g.nrows();
     let mut order: Vec<usize> = (0..n).collect();
@@ -211,7 +214,8 @@ fn dot<T: Scalar>(x: &[T], y: &[T]) -> f64 {
     sums.iter().sum::<f64>() + rest
 }
 
-/// Fills the columns from `rank` on of a square matrix, whose first ones are orthonormal, with an orthonormal basis of what they leave.
+/// Fills the columns from `rank` on of a square matrix, whose first ones are orthonormal, with an orthonormal basis of
+/// what they leave.
 fn complete<T: Scalar>(mut q: MatMut<'_, T>, rank: usize) {
     let n = q.nrows();
     if rank == n {

@@ -9,10 +9,11 @@
 //!                  Jacobi rotations (`jacobi.rs`), and a note
 //! ```
 //!
-//! **Nothing here fails on finite numbers.** faer's eigensolver gives up on two of three matrices `x xᵀ` with few nonzeros in x, and on some with a
-//! steep diagonal; its f64 singular values may come back unordered, a few hundred columns and more. An orthonormal set of vectors turns the signs
-//! x into a vector whose length no cancellation can hide, so that one x shows every value that is not that of its vector, for `4 l²`
-//! multiplications beside the `9 l³` of the solver.
+//! **Nothing here fails on finite numbers.** faer's eigensolver gives up on two of three matrices `x xᵀ` with few
+//! nonzeros in x, and on some with a steep diagonal; its f64 singular values may come back unordered, a few hundred
+//! columns and more. An orthonormal set of vectors turns the signs x into a vector whose length no cancellation can
+//! hide, so that one x shows every value that is not that of its vector, for `4 l²` multiplications beside the `9 l³`
+//! of the solver.
 //!
 //! Squaring the condition number costs f32 nothing when it is done in f64: V is that of the SVD down to `σ = 1e-8 σ_1`,
 //! and the columns of `A V` are orthogonal to `eps64 (σ_1/σ_i)(σ_1/σ_j)`. Where that is not small one QR in f64 makes
@@ -25,8 +26,9 @@
 //! | 202 | 2.6 | 2.4 |
 //! | 266 | 4.3 | 4.2 |
 //!
-//! faer's f32 SVD is given without the repair that it needs (7 to 14 % more). A divide and conquer of our own took 0.40, 1.5 and
-//! 2.7 ms and was not kept: small dense eigenproblems are faer's, and they are a few percent of a factorization.
+//! faer's f32 SVD is given without the repair that it needs (7 to 14 % more). A divide and conquer of our own took
+//! 0.40, 1.5 and 2.7 ms and was not kept: small dense eigenproblems are faer's, and they are a few percent of a
+//! factorization.
 //!
 //! The solvers run on one thread: faer's split sums by thread, so their last bits depend on how many there are. (Its
 //! products do not; those use all threads.)
@@ -61,7 +63,8 @@ use crate::tensor::{DType, Element, MatView};
 struct Params {
     /// Columns of `A V` down to this, relative to the longest, are orthogonal to `eps64 / this²`, 1e-9, as they are.
     clear_of_noise: f64,
-    /// The residual of a solver that went right, in units of `eps ‖A‖_F √l`, and the defect of its vectors, in units of `eps l`: faer's are below 50.
+    /// The residual of a solver that went right, in units of `eps ‖A‖_F √l`, and the defect of its vectors, in units of
+    /// `eps l`: faer's are below 50.
     right: f64,
 }
 
@@ -114,8 +117,8 @@ fn svd_f32(a: MatRef<'_, f32>, par: Par) -> SmallSvd<f32> {
         *length = image.col(j).norm_l2();
     }
     let largest = lengths.iter().fold(0.0_f64, |a, x| a.max(*x));
-    // Columns are orthogonal up to eps σ_1² / (σ_i σ_j): nothing in f32 while that is small, and a matter of one more QR
-    // where it is not. What the columns beyond eps σ_1 then become does not matter, but they must be orthonormal.
+    // Columns are orthogonal up to eps σ_1² / (σ_i σ_j): nothing in f32 while that is small, and a matter of one more
+    // QR where it is not. What the columns beyond eps σ_1 then become does not matter, but they must be orthonormal.
     if lengths.iter().any(|x| *x <= PARAMS.clear_of_noise * largest) {
         for (j, length) in lengths.iter_mut().enumerate() {
             if *length > 0.0 {
@@ -142,8 +145,8 @@ fn svd_f32(a: MatRef<'_, f32>, par: Par) -> SmallSvd<f32> {
     SmallSvd { u, s, v, remedy }
 }
 
-/// Q of the reflections takes the place of `a`, its columns with the sign that makes R's diagonal positive; `lengths` are multiplied by that diagonal:
-/// what is left of a column after those before it.
+/// Q of the reflections takes the place of `a`, its columns with the sign that makes R's diagonal positive; `lengths`
+/// are multiplied by that diagonal: what is left of a column after those before it.
 fn orthonormalize_in_place(mut a: MatMut<'_, f64>, lengths: &mut [f64]) {
     let l = a.ncols();
     let block = householder::block_size(l, l);
@@ -200,7 +203,8 @@ fn repaired(a: MatRef<'_, f64>, found: SmallSvd<f64>, par: Par) -> SmallSvd<f64>
     }
     drop(work);
     if !s.is_sorted_by(|x, y| x >= y) {
-        // Values that tie to rounding may have changed places, and faer does not always order them: vectors go with their values.
+        // Values that tie to rounding may have changed places, and faer does not always order them: vectors go with
+        // their values.
         let mut order: Vec<usize> = (0..l).collect();
         order.sort_by(|&i, &j| s[j].total_cmp(&s[i]));
         for basis in [&mut u, &mut v] {
@@ -289,7 +293,8 @@ pub(crate) fn svd_bytes<T: Scalar>(l: usize) -> usize {
     let most = if T::DTYPE == DType::F32 {
         let block = householder::block_size(l, l) * l * size_of::<f64>();
         let reflections = block + householder::factor_scratch::<f64>(l, l, Par::Seq).unaligned_bytes_required();
-        // The Gram matrix and its eigenvectors; these and two more, of which the results of half the size take the place.
+        // The Gram matrix and its eigenvectors; these and two more, of which the results of half the size take the
+        // place.
         square + symmetric_eigen_bytes::<f64>(l).max(2 * square + reflections)
     } else {
         // The results; what repairs them.
@@ -298,8 +303,8 @@ pub(crate) fn svd_bytes<T: Scalar>(l: usize) -> usize {
     most + 3 * l * size_of::<f64>()
 }
 
-/// Scales a Gram matrix by a power of two to a largest entry between 1 and 4, and returns what undoes that in its eigenvalues:
-/// faer's divide and conquer gives vectors far from orthogonal at scales like 1e24.
+/// Scales a Gram matrix by a power of two to a largest entry between 1 and 4, and returns what undoes that in its
+/// eigenvalues: faer's divide and conquer gives vectors far from orthogonal at scales like 1e24.
 pub(crate) fn normalize<T: Scalar>(mut g: MatMut<'_, T>) -> T {
     let largest = (0..g.ncols()).map(|i| g[(i, i)].to_f64()).fold(0.0, f64::max);
     if !largest.is_normal() {
@@ -311,8 +316,8 @@ pub(crate) fn normalize<T: Scalar>(mut g: MatMut<'_, T>) -> T {
     T::from_f64(2f64.powi(exponent))
 }
 
-/// Eigenvalues and eigenvectors of the positive semidefinite matrix of finite numbers whose lower triangle is in `g`, both nondecreasing in the
-/// eigenvalue.
+/// Eigenvalues and eigenvectors of the positive semidefinite matrix of finite numbers whose lower triangle is in `g`,
+/// both nondecreasing in the eigenvalue.
 pub(crate) fn symmetric_eigen<T: Scalar>(g: MatRef<'_, T>) -> Eigen<T> {
     match T::view(g) {
         MatView::F64(g) => same(symmetric_eigen_f64(g)),
@@ -459,7 +464,8 @@ mod tests {
         let (a, u, v) = (wide(a), wide(&u), wide(&v));
         for (q, name) in [(&u, "U"), (&v, "V")] {
             let defect = defect(q) / eps;
-            // f32 vectors are rounded f64 ones: |q_iᵀq_j| errs by at most eps. f64 vectors come out of products of l terms.
+            // f32 vectors are rounded f64 ones: |q_iᵀq_j| errs by at most eps. f64 vectors come out of products of l
+            // terms.
             let bound = if T::DTYPE == DType::F32 { 1.0 } else { 1.0 + (l as f64).sqrt() };
             assert!(defect <= times * bound, "{what} {l}: {name} is orthonormal to {defect} eps");
         }

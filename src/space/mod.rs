@@ -8,14 +8,16 @@
 //!   Y  = A B        multiply_panels   G  = YᵀY       gram           Y = (G − α) Ω    sketch
 //! ```
 //!
-//! A [`Space`] owns the memory of its panels and has a kernel for everything that the algorithms of [`range`](crate::range) and
-//! [`svd`](crate::svd) do with one, so that only `l × l` matrices and the factors cross its border. Nothing in it is optional: a default
-//! made of other methods would work on every space and hide that one of them brings whole matrices home.
+//! A [`Space`] owns the memory of its panels and has a kernel for everything that the algorithms of
+//! [`range`](crate::range) and [`svd`](crate::svd) do with one, so that only `l × l` matrices and the factors cross its
+//! border. Nothing in it is optional: a default made of other methods would work on every space and hide that one of
+//! them brings whole matrices home.
 //!
-//! [`Host`] is the reference. The others are tested against it, and a space that counts what crosses the border runs all algorithms
-//! in `tests/drivers/operator.rs`.
+//! [`Host`] is the reference. The others are tested against it, and a space that counts what crosses the border runs
+//! all algorithms in `tests/drivers/operator.rs`.
 //!
-//! Panels are handed over with the space that made them. Shapes are the caller's invariant: a method may panic where they do not fit.
+//! Panels are handed over with the space that made them. Shapes are the caller's invariant: a method may panic where
+//! they do not fit.
 
 mod host;
 
@@ -45,7 +47,8 @@ pub enum Layout {
 pub enum Effort {
     /// As much as is fastest.
     Fast,
-    /// A few `l × l` matrices: for a way out that is rarely taken and must not be what a factorization needs memory for.
+    /// A few `l × l` matrices: for a way out that is rarely taken and must not be what a factorization needs memory
+    /// for.
     LittleMemory,
 }
 
@@ -63,8 +66,9 @@ pub type Panel<T, S> = <S as Space<T>>::Panel;
 
 /// A place where tall panels live: it owns their memory and computes on them.
 ///
-/// A clone is another handle on the same place. The errors of all methods are those of the place, such as a device that has no memory left
-/// or that was lost ([`Error::Device`](crate::Error::Device)); [`Host`] has none but where a method says so.
+/// A clone is another handle on the same place. The errors of all methods are those of the place, such as a device that
+/// has no memory left or that was lost ([`Error::Device`](crate::Error::Device)); [`Host`] has none but where a method
+/// says so.
 pub trait Space<T: Scalar>: Clone {
     /// An `m × l` matrix of `T` in this space.
     type Panel;
@@ -105,7 +109,8 @@ pub trait Space<T: Scalar>: Clone {
     /// Those of the space.
     fn multiply(&self, y: &mut Self::Panel, accum: Accum, a: &Self::Panel, c: MatRef<'_, T>, alpha: T) -> Result<()>;
 
-    /// `y <- y · c` for a panel of `m × l` and `c` of `l × k`, `k <= l`. The panel has k columns then, and memory for no more where that can be.
+    /// `y <- y · c` for a panel of `m × l` and `c` of `l × k`, `k <= l`. The panel has k columns then, and memory for
+    /// no more where that can be.
     ///
     /// # Errors
     /// Those of the space.
@@ -129,14 +134,16 @@ pub trait Space<T: Scalar>: Clone {
     /// Those of the space.
     fn inner(&self, a: &Self::Panel, b: &Self::Panel, c: MatMut<'_, T>) -> Result<()>;
 
-    /// The lower triangle of `yᵀ · y` on the host, products and sums in f64. What is above the diagonal of `c`, `l × l`, is of no use.
+    /// The lower triangle of `yᵀ · y` on the host, products and sums in f64. What is above the diagonal of `c`,
+    /// `l × l`, is of no use.
     ///
     /// # Errors
     /// Those of the space.
     fn gram(&self, y: &Self::Panel, c: MatMut<'_, f64>) -> Result<()>;
 
-    /// Overwrites an `m × l` panel, `m >= l`, by an orthonormal basis Q whose span contains its own; `r` gets the upper triangular R,
-    /// `l × l`, with `y = Q R`. See [`qr::orthonormalize`](crate::qr::orthonormalize), whose decisions are the same everywhere.
+    /// Overwrites an `m × l` panel, `m >= l`, by an orthonormal basis Q whose span contains its own; `r` gets the upper
+    /// triangular R, `l × l`, with `y = Q R`. See [`qr::orthonormalize`](crate::qr::orthonormalize), whose decisions
+    /// are the same everywhere.
     ///
     /// # Errors
     /// Those of [`qr::orthonormalize`](crate::qr::orthonormalize) and of the space.
@@ -147,8 +154,9 @@ pub trait Space<T: Scalar>: Clone {
         effort: Effort,
     ) -> Result<Orthonormalization>;
 
-    /// Eigenvalues, nondecreasing, and orthonormal eigenvectors of the symmetric matrix whose lower triangle is in `g`, if this place finds them
-    /// sooner than a thread of the host does; none if the host is to do it, beside whatever else there is to do.
+    /// Eigenvalues, nondecreasing, and orthonormal eigenvectors of the symmetric matrix whose lower triangle is in `g`,
+    /// if this place finds them sooner than a thread of the host does; none if the host is to do it, beside whatever
+    /// else there is to do.
     ///
     /// # Errors
     /// Those of the space.
@@ -178,7 +186,8 @@ pub trait Space<T: Scalar>: Clone {
     /// Those of the space.
     fn trace(&self, y: &Self::Panel) -> Result<f64>;
 
-    /// `y <- (g − shift I) Ω` for a square panel g of order n and Ω of `n × l`, for the price of a sketch; g is as before, to the last bit.
+    /// `y <- (g − shift I) Ω` for a square panel g of order n and Ω of `n × l`, for the price of a sketch; g is as
+    /// before, to the last bit.
     ///
     /// # Errors
     /// Those of the space.

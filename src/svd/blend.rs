@@ -5,8 +5,8 @@
 //!   loss(b)  = Σ_f ‖(W − W'_{b,f}) X_fᵀ‖²,      W'_{b,f} from the moments of all folds but f, blended by b
 //! ```
 //!
-//! Everything is done with statistics: one [`Calibration`] per fold, merged. Since `W'` is a projection, the loss on a fold is
-//! `‖W X_fᵀ‖² − ‖diag(s) Vᵀ X_fᵀ‖²`: `k n²` flops for each candidate besides its factorization.
+//! Everything is done with statistics: one [`Calibration`] per fold, merged. Since `W'` is a projection, the loss on a
+//! fold is `‖W X_fᵀ‖² − ‖diag(s) Vᵀ X_fᵀ‖²`: `k n²` flops for each candidate besides its factorization.
 
 use super::in_memory::factor_in_pool;
 use super::options::Options;

@@ -1,4 +1,5 @@
-//! Factorization under calibration: the left singular vectors of `W L` (`calibration/whitening.rs`), and W projected on them.
+//! Factorization under calibration: the left singular vectors of `W L` (`calibration/whitening.rs`), and W projected on
+//! them.
 //!
 //! ```text
 //!   W L  = U Σ Zᵀ   (any method of the planner, on the operator `Whitened`)       loss² = ‖W L‖² − ‖U_kᵀ W L‖²
@@ -6,25 +7,28 @@
 //!   B    = Û S Vᵀ  (as the image of any method: `triplets.rs`)    ->      W' = (U_k Û) S Vᵀ, a proper SVD
 //! ```
 //!
-//! The loss `‖(W − W') L‖` is the least that rank k allows, for any L with `L Lᵀ = M`; no inverse appears. Since `Y' = Y U_k U_kᵀ` is a
-//! projection of the outputs for *any* inputs, `cos² + error² = 1` for any data, both are monotone in k, and
+//! The loss `‖(W − W') L‖` is the least that rank k allows, for any L with `L Lᵀ = M`; no inverse appears. Since
+//! `Y' = Y U_k U_kᵀ` is a projection of the outputs for *any* inputs, `cos² + error² = 1` for any data, both are
+//! monotone in k, and
 //!
 //! ```text
 //!   cos²(k) = Σ_{i<=k} u_iᵀ W M_h Wᵀ u_i / tr(W M_h Wᵀ)
 //! ```
 //!
 //! gives the whole curve for the data that a quality is asked on (`M_h` its moments) from one factorization:
-//! [`Rank::Quality`](crate::Rank::Quality) reads off the smallest rank, without factoring again unless the first width was too small. On
-//! the calibration itself the curve is the energy of `W L`.
+//! [`Rank::Quality`](crate::Rank::Quality) reads off the smallest rank, without factoring again unless the first width
+//! was too small. On the calibration itself the curve is the energy of `W L`.
 //!
-//! U_k is never formed: it is `P C`, a panel of l columns times a small matrix, and so are `Bᵀ = (Wᵀ P) C` and the factors. On the Gram route
+//! U_k is never formed: it is `P C`, a panel of l columns times a small matrix, and so are `Bᵀ = (Wᵀ P) C` and the
+//! factors. On the Gram route
 //!
 //! ```text
 //!   tall   P = W L V, V from Lᵀ(WᵀW)L        Wᵀ P = (WᵀW)(L V)       q filtered steps
 //!   wide   P = V itself, from W M Wᵀ         Wᵀ P = Wᵀ V             q + 1, and L is not needed
 //! ```
 //!
-//! A tall weight has the accuracy of the last step from the image. Loss above the optimum at ratio 3.2 (k = 95, l = 105):
+//! A tall weight has the accuracy of the last step from the image. Loss above the optimum at ratio 3.2 (k = 95, l =
+//! 105):
 //!
 //! ```text
 //!   filtered steps       1         2         3         4
@@ -32,11 +36,13 @@
 //!   ffn_down, wide     2.9 %     1.1 %    0.54 %    0.29 %
 //! ```
 //!
-//! Of a tall weight W is multiplied last: the first eigensolver, that of F, has `Wᵀ P` beside it on the other thread and the second one, that of B, has
-//! P, which nothing but U and a look at its columns needs. (With P beside the first and nothing beside the second: 1.0 ms more of 20.)
+//! Of a tall weight W is multiplied last: the first eigensolver, that of F, has `Wᵀ P` beside it on the other thread
+//! and the second one, that of B, has P, which nothing but U and a look at its columns needs. (With P beside the first
+//! and nothing beside the second: 1.0 ms more of 20.)
 //!
-//! Milliseconds beside the plain factorization of 3072 × 768 at k = 192 (13.5; two Zen 5 cores, bench `whiten`): the root on first use 1.6 and 0.5 for
-//! the pages that it is kept in, the congruence 1.6, a step more of the filter 0.9, the second SVD 2.5.
+//! Milliseconds beside the plain factorization of 3072 × 768 at k = 192 (13.5; two Zen 5 cores, bench `whiten`): the
+//! root on first use 1.6 and 0.5 for the pages that it is kept in, the congruence 1.6, a step more of the filter 0.9,
+//! the second SVD 2.5.
 
 use std::ops::ControlFlow;
 use std::time::Instant;
@@ -160,7 +166,8 @@ pub(super) fn factor<T: Scalar, S: Space<T>>(
 ) -> Result<Factors<T>> {
     let (m, n) = w.shape();
     let asked = options.power_iterations;
-    // Of a loss that is a tenth of the norm, an error in the directions is ten times the part that it is of the norm: one step more.
+    // Of a loss that is a tenth of the norm, an error in the directions is ten times the part that it is of the norm:
+    // one step more.
     let options = &Options { power_iterations: asked.saturating_add(1), ..options.clone() };
     let weighting = &options.weighting;
     weighting.check(n, options.rank)?;
@@ -387,7 +394,8 @@ impl<T: Scalar, S: Space<T>> Whitened<'_, T, S> {
         Ok(Outputs { panel: Long::Formed(panel), back, doubt: None, found })
     }
 
-    /// The Gram route of a tall weight: the factors of `Q QᵀA` from G alone, where it tells, without their right side and with W for last.
+    /// The Gram route of a tall weight: the factors of `Q QᵀA` from G alone, where it tells, without their right side
+    /// and with W for last.
     fn tall_by_gram(&mut self, task: &Task, filter: Filter, goal: &Goal, par: Par) -> Result<Outputs<T, Panel<T, S>>> {
         let width = task.width;
         let early = gram::is_imaged_early::<T>((self.nrows(), self.ncols()), width);
@@ -493,9 +501,8 @@ impl<T: Scalar, S: Space<T>> Whitened<'_, T, S> {
         Ok(Ok(Outputs { panel: Long::Formed(panel), back, doubt: None, found }))
     }
 
-    /// How much of the outputs is lost, on the calibration: by subtraction, of the norm that weighed the error where that is what is
-    /// asked, or of the samples' own. None without calibration; zero if the outputs
-    /// are, and only then.
+    /// How much of the outputs is lost, on the calibration: by subtraction, of the norm that weighed the error where
+    /// that is what is asked, or of the samples' own. None without calibration; zero if the outputs are, and only then.
     fn lost(&mut self, weighting: &Weighting, bt: &Panel<T, S>, found: &Found<T>, par: Par) -> Result<Option<Lost>> {
         let norm_squared = self.norm_squared();
         let exact = weighting.whitening == Whitening::Full && weighting.blend == 1.0;

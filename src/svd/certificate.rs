@@ -17,9 +17,10 @@
 //!
 //! with the standard deviation over the probes beside it. The probes are taken in f64 sums and cost one pass over A.
 //!
-//! Where they find next to nothing missing, `Σ_{i<=k} σ_i² = (1 − e²) ‖A‖²` says what the singular values must add up to, in f64. A product of many
-//! equal terms rounds them all one way (σ_1 of 512² ones comes out 5e-6 too small in f32, by any method that multiplies), and that is what they
-//! then fall short by: they are [scaled](Certificate::scale) by it, and the residual is that of the scaled ones.
+//! Where they find next to nothing missing, `Σ_{i<=k} σ_i² = (1 − e²) ‖A‖²` says what the singular values must add up
+//! to, in f64. A product of many equal terms rounds them all one way (σ_1 of 512² ones comes out 5e-6 too small in f32,
+//! by any method that multiplies), and that is what they then fall short by: they are [scaled](Certificate::scale) by
+//! it, and the residual is that of the scaled ones.
 
 use faer::linalg::matmul::matmul;
 use faer::prelude::{Reborrow as _, ReborrowMut as _};
@@ -59,11 +60,12 @@ impl Certificate {
 pub(super) const PROBES: usize = 16;
 
 /// The subtraction is trusted down to this many eps of `‖A‖²`. The image carries a relative error of a few eps (the
-/// orthonormality of the basis, one GEMM), so at 2^8 eps the relative error of the certificate is a few percent at worst.
+/// orthonormality of the basis, one GEMM), so at 2^8 eps the relative error of the certificate is a few percent at
+/// worst.
 pub(super) const FLOOR_IN_EPS: f64 = 256.0;
 
-/// `‖op − u diag(s) vᵀ‖_F / ‖op‖_F`, 0 for a zero operator. `captured` is `‖image‖²`, `dropped` the singular values of the
-/// image beyond those in `s`.
+/// `‖op − u diag(s) vᵀ‖_F / ‖op‖_F`, 0 for a zero operator. `captured` is `‖image‖²`, `dropped` the singular values of
+/// the image beyond those in `s`.
 pub(super) fn certify<T: Scalar, S: Space<T>>(
     op: &mut dyn LinearOperator<T, Space = S>,
     u: MatRef<'_, T>,
@@ -105,7 +107,8 @@ pub(super) fn certify<T: Scalar, S: Space<T>>(
     })
 }
 
-/// What brings singular values that hold the share `kept` of `‖A‖²` to the share `1 − missing` that there is, if rounding alone does not explain the difference.
+/// What brings singular values that hold the share `kept` of `‖A‖²` to the share `1 − missing` that there is, if
+/// rounding alone does not explain the difference.
 fn scale_to_norm<T: Scalar>(kept: f64, missing: f64) -> Option<f64> {
     /// The rounding of the sums of squares in eps.
     const ROUNDING: f64 = 16.0;

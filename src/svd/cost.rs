@@ -4,8 +4,8 @@ use super::rates::Rates;
 use super::task::Task;
 use crate::tensor::DType;
 
-/// The steps of a factorization with panels of `l` columns, of which k are kept. Sizes are in floating point; products, sketches and copies in f64
-/// are taken at half of the rates.
+/// The steps of a factorization with panels of `l` columns, of which k are kept. Sizes are in floating point; products,
+/// sketches and copies in f64 are taken at half of the rates.
 pub(super) struct Work<'a> {
     pub(super) task: &'a Task,
     pub(super) rates: Rates,
@@ -90,8 +90,9 @@ impl<'a> Work<'a> {
         self.slow * self.m * self.n / self.rates.scan + self.rates.call
     }
 
-    /// What products take more where panels are wide for the matrix: they are small then, and the rates of large ones promise too much. 300 × 280 at
-    /// l = 210 takes 1.5 times the sum of its parts by products, and the full SVD takes what is said.
+    /// What products take more where panels are wide for the matrix: they are small then, and the rates of large ones
+    /// promise too much. 300 × 280 at l = 210 takes 1.5 times the sum of its parts by products, and the full SVD takes
+    /// what is said.
     pub(super) fn crowding(&self) -> f64 {
         if 2 * self.width > self.n as usize { 1.5 } else { 1.0 }
     }

@@ -1,4 +1,5 @@
-//! From a plan to factors: solves, brings the panels home in the order that takes least memory, fixes signs and units, certifies.
+//! From a plan to factors: solves, brings the panels home in the order that takes least memory, fixes signs and units,
+//! certifies.
 
 use std::time::Instant;
 

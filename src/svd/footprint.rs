@@ -1,8 +1,9 @@
 //! The sizes that memory depends on, and what all methods have in common of it.
 //!
-//! A method's `peak` is what is alive at its fullest moment, counted by the functions that size the buffers. It holds whatever the values are: every way out
-//! that only they can decide (QR of an image, the Gram route's image and its fallback, a conversion buffer for values out of range) is made to take about
-//! the memory of the usual way, so that the promise is near what most matrices need, too.
+//! A method's `peak` is what is alive at its fullest moment, counted by the functions that size the buffers. It holds
+//! whatever the values are: every way out that only they can decide (QR of an image, the Gram route's image and its
+//! fallback, a conversion buffer for values out of range) is made to take about the memory of the usual way, so that
+//! the promise is near what most matrices need, too.
 
 use super::certificate::PROBES;
 use super::task::{Residency, Task};
@@ -11,7 +12,8 @@ use crate::simd::Scalar;
 use crate::space::HostPanel;
 use crate::tensor::DType;
 
-/// Scratch of the sketch of a small matrix on two threads. It goes before what is alive later, which exceeds it where that is sixteen times as much.
+/// Scratch of the sketch of a small matrix on two threads. It goes before what is alive later, which exceeds it where
+/// that is sixteen times as much.
 const SKETCH_BYTES: usize = 40 << 10;
 
 /// The sizes that memory depends on.
@@ -53,7 +55,8 @@ impl Footprint {
         (self.m + self.n) * self.rank * size_of::<T>()
     }
 
-    /// Bytes of bringing the factors home, beside the panel of the long side: the panel of the short one, or the long factor.
+    /// Bytes of bringing the factors home, beside the panel of the long side: the panel of the short one, or the long
+    /// factor.
     pub(super) fn home<T: Scalar>(&self, right: usize) -> usize {
         self.n * self.rank * size_of::<T>() + right.max(self.m * self.rank * size_of::<T>())
     }
@@ -72,8 +75,8 @@ impl Footprint {
         }
     }
 
-    /// Products with panels of `l` columns between orthonormalizations: a conversion buffer takes the place of their scratch, while other
-    /// memory that a product takes is beside it.
+    /// Products with panels of `l` columns between orthonormalizations: a conversion buffer takes the place of their
+    /// scratch, while other memory that a product takes is beside it.
     pub(super) fn pass<T: Scalar>(&self, scratch: usize, l: usize) -> usize {
         // What is written across the lines of the matrix.
         let product = Dense::<T>::product_bytes(if self.by_rows { self.m } else { self.n }, l);
@@ -82,8 +85,8 @@ impl Footprint {
         scratch.max(tile + product) + if direct { product.min(scratch) } else { 0 }
     }
 
-    /// The peak of a method that needs `solve` until its factors are home, and certifies them by probes. Where `small_sketches` may take more than is
-    /// counted they are counted, too.
+    /// The peak of a method that needs `solve` until its factors are home, and certifies them by probes. Where
+    /// `small_sketches` may take more than is counted they are counted, too.
     pub(super) fn certified<T: Scalar>(&self, solve: usize, small_sketches: bool) -> usize {
         let small = |rows: usize, cols: usize| rows * cols * size_of::<T>();
         // After the panels are gone: the residual, the probes.
@@ -94,8 +97,8 @@ impl Footprint {
     }
 }
 
-/// Columns padded to cache lines, the report, and what sketches take of small matrices, where no later moment is fuller: at most this for so many
-/// counted bytes (`tests/memory.rs`).
+/// Columns padded to cache lines, the report, and what sketches take of small matrices, where no later moment is
+/// fuller: at most this for so many counted bytes (`tests/memory.rs`).
 pub(super) fn rest(counted: usize) -> usize {
     counted / 256 + (16 << 10)
 }

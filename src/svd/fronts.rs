@@ -124,9 +124,9 @@ impl<T: Scalar> SinglePass<T> {
     /// Takes rows `first_row ..` of the matrix. On an error the state is as before.
     ///
     /// # Errors
-    /// [`Error::Shape`](crate::Error::Shape) unless the block is a matrix of `n` columns whose rows lie within the matrix and were not given before;
-    /// [`Error::NotFinite`](crate::Error::NotFinite) with the position in the whole matrix; [`Error::Range`](crate::Error::Range) for values near the
-    /// largest of `T`.
+    /// [`Error::Shape`](crate::Error::Shape) unless the block is a matrix of `n` columns whose rows lie within the
+    /// matrix and were not given before; [`Error::NotFinite`](crate::Error::NotFinite) with the position in the whole
+    /// matrix; [`Error::Range`](crate::Error::Range) for values near the largest of `T`.
     pub fn update(&mut self, first_row: usize, block: &TensorRef<'_>) -> Result<()> {
         match T::DTYPE {
             DType::F64 => Instance::<f64>::update(same_mut(self), first_row, block),
@@ -137,8 +137,8 @@ impl<T: Scalar> SinglePass<T> {
     /// The factors.
     ///
     /// # Errors
-    /// [`Error::Shape`](crate::Error::Shape) unless every row was given; [`Error::Range`](crate::Error::Range) if all values are too small for norms in
-    /// f64.
+    /// [`Error::Shape`](crate::Error::Shape) unless every row was given; [`Error::Range`](crate::Error::Range) if all
+    /// values are too small for norms in f64.
     pub fn finish(self) -> Result<Factors<T>> {
         match T::DTYPE {
             DType::F64 => same(Instance::<f64>::finish(same(self))),

@@ -6,16 +6,17 @@
 //!   ‖A − A_k‖²  =  missing + Σ_{i>k} σ_i²,       missing = ‖A‖² − ‖B‖²
 //! ```
 //!
-//! and the rank is the smallest k that brings it to the share of `‖A‖²` that may be lost. It is the formula of the certificate,
-//! so a rank that meets the goal here has a certificate that meets it. `missing` is a difference of two sums that carry a
-//! few eps each: for a goal under [`FLOOR_IN_EPS`] it says nothing and is taken for 0, unless the method has measured it by probes.
+//! and the rank is the smallest k that brings it to the share of `‖A‖²` that may be lost. It is the formula of the
+//! certificate, so a rank that meets the goal here has a certificate that meets it. `missing` is a difference of two
+//! sums that carry a few eps each: for a goal under [`FLOOR_IN_EPS`] it says nothing and is taken for 0, unless the
+//! method has measured it by probes.
 
 use super::certificate::FLOOR_IN_EPS;
 use crate::rank::{Rank, rank_for_loss};
 use crate::simd::Scalar;
 
-/// A factorization in `T` is at rounding when its relative error is at this many eps: the entries of U and V alone are off
-/// by half an eps, the products behind them by a small multiple. Less cannot be asked for.
+/// A factorization in `T` is at rounding when its relative error is at this many eps: the entries of U and V alone are
+/// off by half an eps, the products behind them by a small multiple. Less cannot be asked for.
 const ROUNDING_IN_EPS: f64 = 32.0;
 
 /// The rank, or how to find it.

@@ -1,8 +1,9 @@
 //! Many matrices at once: the small ones one per thread, the large ones one after the other on all threads.
 //!
 //! A factorization of 256×256 takes about a millisecond on one thread, too little for its products to be worth
-//! splitting: the l×l problem in the middle of it is sequential, and each split costs a few microseconds. One matrix per
-//! thread has neither cost. The answers are those of single calls bit for bit, since no result depends on the number of threads.
+//! splitting: the l×l problem in the middle of it is sequential, and each split costs a few microseconds. One matrix
+//! per thread has neither cost. The answers are those of single calls bit for bit, since no result depends on the
+//! number of threads.
 
 use faer::Par;
 

@@ -61,7 +61,8 @@ use finish::run;
 use options::Options;
 use task::{Residency, Task, looks_once};
 
-/// Configures a truncated SVD: the rule for the rank, the method, the random numbers, the memory, the device; and runs it.
+/// Configures a truncated SVD: the rule for the rank, the method, the random numbers, the memory, the device; and runs
+/// it.
 ///
 /// ```
 /// use tensorslim::{Rank, Sketch, TensorRef, TruncatedSvd};
@@ -105,8 +106,9 @@ impl TruncatedSvd {
         self
     }
 
-    /// Shifts the power iterations of [`Method::Randomized`] (Feng, Yu, Xie 2022): the same products, a better subspace where the spectrum
-    /// decays slowly, one more panel of memory. Off by default. Rules that look at the spectrum are not affected.
+    /// Shifts the power iterations of [`Method::Randomized`] (Feng, Yu, Xie 2022): the same products, a better subspace
+    /// where the spectrum decays slowly, one more panel of memory. Off by default. Rules that look at the spectrum are
+    /// not affected.
     #[must_use]
     pub fn dynamic_shift(mut self, on: bool) -> Self {
         self.options.dynamic_shift = on;
@@ -127,8 +129,8 @@ impl TruncatedSvd {
         self
     }
 
-    /// The largest rank that a rule which looks at the spectrum ([`Rank::Energy`], [`Rank::Tolerance`]) may return. When it
-    /// ends the search, the report has a note and the error of what is returned.
+    /// The largest rank that a rule which looks at the spectrum ([`Rank::Energy`], [`Rank::Tolerance`]) may return.
+    /// When it ends the search, the report has a note and the error of what is returned.
     #[must_use]
     pub fn max_rank(mut self, k: usize) -> Self {
         self.options.max_rank = Some(k);
@@ -143,15 +145,16 @@ impl TruncatedSvd {
     }
 
     /// Weighs the error by the inputs that the layer will meet: the factors are then the best of their rank for
-    /// `‖(W − W') Xᵀ‖_F` over the calibration samples, whatever their number and rank. [`Rank::Energy`] is then the energy of the outputs.
+    /// `‖(W − W') Xᵀ‖_F` over the calibration samples, whatever their number and rank. [`Rank::Energy`] is then the
+    /// energy of the outputs.
     #[must_use]
     pub fn calibration(mut self, c: &Calibration) -> Self {
         self.options.weighting.calibration = Some(c.clone());
         self
     }
 
-    /// How much the calibration is trusted, from 0 (not at all: the plain SVD) to 1 (the default): the moments are taken as
-    /// `b G + (1 − b) μ I`. See [`choose_blend`](Self::choose_blend).
+    /// How much the calibration is trusted, from 0 (not at all: the plain SVD) to 1 (the default): the moments are
+    /// taken as `b G + (1 − b) μ I`. See [`choose_blend`](Self::choose_blend).
     #[must_use]
     pub fn blend(mut self, b: f64) -> Self {
         self.options.weighting.blend = b;
@@ -172,15 +175,16 @@ impl TruncatedSvd {
         self
     }
 
-    /// The measured rates that the planner weighs methods by: [`Rates::default`] on the CPU, [`Rates::cuda`] on a GPU, unless they are given.
+    /// The measured rates that the planner weighs methods by: [`Rates::default`] on the CPU, [`Rates::cuda`] on a GPU,
+    /// unless they are given.
     #[must_use]
     pub fn rates(mut self, rates: Rates) -> Self {
         self.options.rates = Some(rates);
         self
     }
 
-    /// Where to compute it: the same algorithms on the CPU or a GPU, whose results agree to rounding. [`Method::Auto`] chooses by the rates of
-    /// the device, so that it may choose another one there.
+    /// Where to compute it: the same algorithms on the CPU or a GPU, whose results agree to rounding. [`Method::Auto`]
+    /// chooses by the rates of the device, so that it may choose another one there.
     #[must_use]
     pub fn device(mut self, device: Device) -> Self {
         self.options.device = device;
@@ -195,9 +199,10 @@ impl TruncatedSvd {
         Plan::new(Task::new::<T>(&self.options, shape, dtype, Residency::InMemory)?)
     }
 
-    /// Peak bytes that [`factor`](Self::factor) allocates for such a matrix, its result included: never less than what is
-    /// used, whatever the values are. A rank that the spectrum decides is taken for the largest possible one; [`Report::peak_bytes`] tells
-    /// what it came to. The buffers that the GEMM keeps for each thread, once and for all, are not counted.
+    /// Peak bytes that [`factor`](Self::factor) allocates for such a matrix, its result included: never less than what
+    /// is used, whatever the values are. A rank that the spectrum decides is taken for the largest possible one;
+    /// [`Report::peak_bytes`] tells what it came to. The buffers that the GEMM keeps for each thread, once and for all,
+    /// are not counted.
     ///
     /// # Errors
     /// As [`plan`](Self::plan).
@@ -223,9 +228,9 @@ impl TruncatedSvd {
         fronts::factor(&self.options, &w, watch, Host::new(crate::parallel::current_par()))
     }
 
-    /// As [`factor`](Self::factor), with memory that is kept in `workspace` from call to call: a repeated call allocates its result and the
-    /// `l × l` matrices of the small problem, and nothing that grows with the matrix. (The one-pass methods hold their
-    /// sketches themselves; see [`accumulator`](Self::accumulator).)
+    /// As [`factor`](Self::factor), with memory that is kept in `workspace` from call to call: a repeated call
+    /// allocates its result and the `l × l` matrices of the small problem, and nothing that grows with the matrix. (The
+    /// one-pass methods hold their sketches themselves; see [`accumulator`](Self::accumulator).)
     ///
     /// ```
     /// use tensorslim::{Rank, TensorRef, TruncatedSvd, Workspace};
@@ -284,7 +289,8 @@ impl TruncatedSvd {
     }
 
     /// [`factor`](Self::factor) of each matrix, in their order: the same bits as from single calls, on any number of
-    /// threads. Shapes and element types may differ; what is wrong with one is its own error, and the others are factored.
+    /// threads. Shapes and element types may differ; what is wrong with one is its own error, and the others are
+    /// factored.
     ///
     /// Small matrices (up to 2^19 elements) are factored one per thread of the current rayon pool.
     /// [`Report::elapsed`](crate::Report) is then the time on that thread.
@@ -303,8 +309,8 @@ impl TruncatedSvd {
         fronts::factor_many(&self.options, matrices)
     }
 
-    /// [`factor`](Self::factor) of each of `tensors` on `device`, in order; a failure concerns its own matrix alone. Two of them are on the device at a
-    /// time: the next one comes in while this one is factored.
+    /// [`factor`](Self::factor) of each of `tensors` on `device`, in order; a failure concerns its own matrix alone.
+    /// Two of them are on the device at a time: the next one comes in while this one is factored.
     #[cfg(feature = "cuda")]
     pub fn factor_many_on<T: Scalar>(
         &self,
@@ -314,9 +320,9 @@ impl TruncatedSvd {
         on_device::factor_many(&self.options, device, tensors)
     }
 
-    /// The most bytes that a factorization may allocate. A method that needs more is not taken; if none is left, the error names the
-    /// least limit that would do. In [`factor`](Self::factor) the matrix itself, which the caller holds, does not count; in
-    /// [`factor_rows`](Self::factor_rows) the read buffers do.
+    /// The most bytes that a factorization may allocate. A method that needs more is not taken; if none is left, the
+    /// error names the least limit that would do. In [`factor`](Self::factor) the matrix itself, which the caller
+    /// holds, does not count; in [`factor_rows`](Self::factor_rows) the read buffers do.
     #[must_use]
     pub fn memory_limit(mut self, bytes: usize) -> Self {
         self.options.memory_limit = Some(bytes);
@@ -331,21 +337,23 @@ impl TruncatedSvd {
         rows::plan::<T>(&self.options, source).map(|(plan, ..)| plan)
     }
 
-    /// Factors a matrix that is read in blocks of rows, in arithmetic `T`, on the threads of the current rayon pool and one more that
-    /// reads. Every read of the source counts in [`Report::passes`](crate::Report::passes).
+    /// Factors a matrix that is read in blocks of rows, in arithmetic `T`, on the threads of the current rayon pool and
+    /// one more that reads. Every read of the source counts in [`Report::passes`](crate::Report::passes).
     ///
     /// # Errors
-    /// As [`factor`](Self::factor) and [`plan_rows`](Self::plan_rows); what the source reports; [`Error::Cancelled`] if `watch` says so.
+    /// As [`factor`](Self::factor) and [`plan_rows`](Self::plan_rows); what the source reports; [`Error::Cancelled`] if
+    /// `watch` says so.
     pub fn factor_rows<T: Scalar>(&self, source: &mut dyn RowSource, watch: &Watch<'_>) -> Result<Factors<T>> {
         fronts::factor_rows(&self.options, source, watch)
     }
 
-    /// As [`factor_rows`](Self::factor_rows); a method of a single pass keeps its state in `checkpoint` on the way and goes on from what is there. What
-    /// is damaged, or of other options, is passed over and the pass starts anew. The other methods start anew in any case.
+    /// As [`factor_rows`](Self::factor_rows); a method of a single pass keeps its state in `checkpoint` on the way and
+    /// goes on from what is there. What is damaged, or of other options, is passed over and the pass starts anew. The
+    /// other methods start anew in any case.
     ///
-    /// States are saved between blocks, so that a run that goes on under the same memory limit is fed the same blocks and ends in the same
-    /// bits as one that went through. They are saved after every [`READ_PER_STATE`] times their own size, and so cost a small share of the reading; and
-    /// when `watch` says to stop.
+    /// States are saved between blocks, so that a run that goes on under the same memory limit is fed the same blocks
+    /// and ends in the same bits as one that went through. They are saved after every [`READ_PER_STATE`] times their
+    /// own size, and so cost a small share of the reading; and when `watch` says to stop.
     ///
     /// # Errors
     /// As [`factor_rows`](Self::factor_rows); what [`Checkpoint::save`] reports.
@@ -358,8 +366,8 @@ impl TruncatedSvd {
         fronts::factor_resumable(&self.options, source, watch, checkpoint)
     }
 
-    /// An empty state for [`Method::SinglePass`] or [`Method::Nystrom`] that is fed the rows of an `m × n` matrix; any blocks of
-    /// any storage type, in any order, by any number of states that are merged.
+    /// An empty state for [`Method::SinglePass`] or [`Method::Nystrom`] that is fed the rows of an `m × n` matrix; any
+    /// blocks of any storage type, in any order, by any number of states that are merged.
     ///
     /// The rank must be known from the shape, or bounded by [`max_rank`](Self::max_rank).
     ///
@@ -372,18 +380,20 @@ impl TruncatedSvd {
         SinglePass::new(self.plan::<T>(shape, T::DTYPE)?)
     }
 
-    /// Bytes that [`choose_blend`](Self::choose_blend) takes of an `m × n` weight, beside the weight, the folds and the factorizations (whose
-    /// [`plan`](Self::plan) is that under a calibration), of which the largest rank is k: those that it holds during a factorization, and those that it
-    /// takes at other times.
+    /// Bytes that [`choose_blend`](Self::choose_blend) takes of an `m × n` weight, beside the weight, the folds and the
+    /// factorizations (whose [`plan`](Self::plan) is that under a calibration), of which the largest rank is k: those
+    /// that it holds during a factorization, and those that it takes at other times.
     pub fn blend_bytes<T: Scalar>(shape: (usize, usize), storage: DType, k: usize) -> (usize, usize) {
         blend::bytes::<T>(shape, storage, k)
     }
 
-    /// The blend, of [`BLENDS`], whose factors have the least output error on calibration that they have not seen: each of `folds`
-    /// in turn is kept aside (see [`Calibration::folds`]). Costs a factorization for each fold and candidate.
+    /// The blend, of [`BLENDS`], whose factors have the least output error on calibration that they have not seen: each
+    /// of `folds` in turn is kept aside (see [`Calibration::folds`]). Costs a factorization for each fold and
+    /// candidate.
     ///
     /// # Errors
-    /// [`Error::Option`] for fewer than two folds or a rank that depends on the inputs, and as [`factor`](Self::factor).
+    /// [`Error::Option`] for fewer than two folds or a rank that depends on the inputs, and as
+    /// [`factor`](Self::factor).
     pub fn choose_blend<T: Scalar>(&self, w: &TensorRef<'_>, folds: &[Calibration]) -> Result<BlendChoice> {
         fronts::choose_blend::<T>(&self.options, w, folds)
     }

@@ -93,8 +93,8 @@ fn factor_loaded<T: Scalar>(
     run(&mut op, plan, par, start)
 }
 
-/// Factors each of `tensors` on `device`, in order; a failure concerns its own matrix alone. Two of them are on the device at a
-/// time.
+/// Factors each of `tensors` on `device`, in order; a failure concerns its own matrix alone. Two of them are on the
+/// device at a time.
 #[cfg(feature = "cuda")]
 pub(super) fn factor_many<T: Scalar>(
     options: &Options,

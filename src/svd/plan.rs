@@ -1,10 +1,11 @@
 //! The planner: what each method would cost, and which one `Method::Auto` takes.
 //!
-//! Estimates are work over measured rates ([`Rates`](super::Rates)); only their ratios decide. The methods say what they take (`methods/`); the planner weighs
-//! them, keeps a memory limit, and explains its choice.
+//! Estimates are work over measured rates ([`Rates`](super::Rates)); only their ratios decide. The methods say what
+//! they take (`methods/`); the planner weighs them, keeps a memory limit, and explains its choice.
 //!
-//! `Auto` never takes a method that is less accurate than randomized with the same p and q. The loss of digits that a Gram matrix can bring is not visible
-//! before the spectrum is: it is detected afterwards, and the factorization falls back.
+//! `Auto` never takes a method that is less accurate than randomized with the same p and q. The loss of digits that a
+//! Gram matrix can bring is not visible before the spectrum is: it is detected afterwards, and the factorization falls
+//! back.
 //!
 //! [`Plan::peak_bytes`] is what is alive at the fullest moment of the method, whatever the values are.
 
@@ -104,7 +105,8 @@ impl Plan {
         Ok(Plan { shape, method, reason, rank, width, candidates, peak_bytes, dtype, precision, route, task })
     }
 
-    /// Peak bytes of a factorization that ended with this method, panel width and rank. `rooted` says that calibration took the root of its moments.
+    /// Peak bytes of a factorization that ended with this method, panel width and rank. `rooted` says that calibration
+    /// took the root of its moments.
     pub(super) fn peak_bytes_of(&self, method: Method, width: usize, rank: usize, rooted: bool) -> usize {
         // A fallback is within what its method may take.
         if method != self.method && self.rank.is_some() {

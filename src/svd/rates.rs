@@ -1,8 +1,8 @@
 //! What a machine does of each kind of work per second: what the planner weighs methods by.
 
-/// What the machine does of each kind of work, in f32; products, sketches and copies in f64 are taken at half of it. The defaults are a fit to the times of
-/// the bench `svd` on two Zen 5 cores (14 shapes × 3 spectra, f32 and f64, every method): off by 8 % in the median, 17 % at nine of ten. Another
-/// machine shifts all of them by much the same factor.
+/// What the machine does of each kind of work, in f32; products, sketches and copies in f64 are taken at half of it.
+/// The defaults are a fit to the times of the bench `svd` on two Zen 5 cores (14 shapes × 3 spectra, f32 and f64, every
+/// method): off by 8 % in the median, 17 % at nine of ten. Another machine shifts all of them by much the same factor.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rates {
     /// GEMM, flops per second.
@@ -17,7 +17,8 @@ pub struct Rates {
     pub syrk: f64,
     /// SYRK of an f32 panel in f64.
     pub wide: f64,
-    /// The part of an orthonormalization with explicit Q that grows with the panel, flops per second of the nominal `4 m l²`.
+    /// The part of an orthonormalization with explicit Q that grows with the panel, flops per second of the nominal
+    /// `4 m l²`.
     pub orthonormalize: f64,
     /// What it does on `l × l` matrices, by one thread, seconds per `l³`.
     pub cholesky: f64,
@@ -63,8 +64,8 @@ impl Default for Rates {
 }
 
 impl Rates {
-    /// Of an H100 and its host, once the matrix is on the card: tall panels are the card's, `l × l` matrices and the way home the
-    /// host's, and what counts most is how often one waits for the other.
+    /// Of an H100 and its host, once the matrix is on the card: tall panels are the card's, `l × l` matrices and the
+    /// way home the host's, and what counts most is how often one waits for the other.
     pub fn cuda() -> Self {
         Rates {
             gemm: 45e12,

@@ -5,11 +5,12 @@
 //!             chosen first, with the least buffers beside it           what is left, up to ReadParams::bytes
 //! ```
 //!
-//! Under calibration the same, of a tall weight: its product with the root of the moments is that of `svd/calibrated.rs`, and takes one pass for the norm and
-//! one for the projection besides those of the method. A wide one is refused: the statistics of its n inputs alone take `8 n²` bytes, more than it.
+//! Under calibration the same, of a tall weight: its product with the root of the moments is that of
+//! `svd/calibrated.rs`, and takes one pass for the norm and one for the projection besides those of the method. A wide
+//! one is refused: the statistics of its n inputs alone take `8 n²` bytes, more than it.
 //!
-//! The methods are those of a matrix in memory; what changes is what they cost. A method takes the larger of its arithmetic and
-//! `passes · bytes / read rate`, and one whose peak is over the limit is not in question.
+//! The methods are those of a matrix in memory; what changes is what they cost. A method takes the larger of its
+//! arithmetic and `passes · bytes / read rate`, and one whose peak is over the limit is not in question.
 
 use std::fmt;
 use std::time::Instant;
@@ -97,7 +98,8 @@ pub(super) fn plan<T: Scalar>(options: &Options, source: &dyn RowSource) -> Resu
     Ok((RowsPlan { plan, tile_lines, tile_bytes, peak_bytes: method + tile_bytes }, within, residency))
 }
 
-/// Factors the matrix of `source`; a method of a single pass keeps its state in `checkpoint` and goes on from what is there.
+/// Factors the matrix of `source`; a method of a single pass keeps its state in `checkpoint` and goes on from what is
+/// there.
 pub(super) fn factor_resumable<T: Scalar>(
     options: &Options,
     source: &mut dyn RowSource,

@@ -27,16 +27,16 @@ pub(super) struct Solution<T: Scalar, S: Space<T>> {
     pub(super) notes: Vec<String>,
 }
 
-/// A note on singular values that are rounding, if some were asked for: those below `4 √max(m, n) eps σ_1`. (LAPACK's `max(m, n) eps` is a bound; rounding
-/// errors do not all point one way.)
+/// A note on singular values that are rounding, if some were asked for: those below `4 √max(m, n) eps σ_1`. (LAPACK's
+/// `max(m, n) eps` is a bound; rounding errors do not all point one way.)
 pub(super) fn beyond_numerical_rank<T: Scalar>(s: &[T], (m, n): (usize, usize)) -> Option<String> {
     let noise = 4.0 * (m.max(n) as f64).sqrt() * T::EPSILON * Element::to_f64(s[0]);
     let rank = s.partition_point(|&s| Element::to_f64(s) > noise);
     (rank < s.len()).then(|| format!("the numerical rank is {rank}: what is beyond it is rounding"))
 }
 
-/// Singular values of `A` from those of `scale · A`. The largest must be a normal number of `T`; smaller ones may round to
-/// zero.
+/// Singular values of `A` from those of `scale · A`. The largest must be a normal number of `T`; smaller ones may round
+/// to zero.
 pub(super) fn unscale<T: Scalar>(s: &[T], scale: f64) -> Result<Vec<T>> {
     let largest = s[0].to_f64() / scale;
     if largest > <T as Scalar>::MAX || (largest > 0.0 && largest < T::MIN_POSITIVE) {

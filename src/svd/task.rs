@@ -1,5 +1,5 @@
-//! The task: the options resolved once for one shape, element type and arithmetic. Methods, planner and drivers read it and nothing else of
-//! the options.
+//! The task: the options resolved once for one shape, element type and arithmetic. Methods, planner and drivers read it
+//! and nothing else of the options.
 
 use super::goal::Goal;
 use super::options::Options;
@@ -130,7 +130,8 @@ impl Task {
         self.dynamic_shift && self.power_iterations > 0 && self.rank.is_some()
     }
 
-    /// Whether the error that is asked for is so small that what a subspace misses cannot be had by a subtraction of norms.
+    /// Whether the error that is asked for is so small that what a subspace misses cannot be had by a subtraction of
+    /// norms.
     pub(super) fn is_below_floor(&self) -> bool {
         let goal = self.goal(1.0);
         self.rank.is_none()
@@ -140,8 +141,8 @@ impl Task {
             }
     }
 
-    /// The random matrix of a stream. One as wide as it is long is a random square matrix, which may be singular, or nearly; one of normals is as
-    /// well conditioned as any.
+    /// The random matrix of a stream. One as wide as it is long is a random square matrix, which may be singular, or
+    /// nearly; one of normals is as well conditioned as any.
     pub(super) fn omega(&self, length: usize, columns: usize, stream: u64) -> Result<AnySketch> {
         let kind = if columns < length { self.sketch } else { Sketch::Gaussian };
         AnySketch::new(kind, length, columns, self.seed, stream)

@@ -9,15 +9,17 @@
 //!
 //! The panels stay where they are, uncombined; [`Triplets::bring_home`] forms only the columns that are kept.
 //!
-//! The Gram matrix of B in twice the precision has all that a QR of B would tell: its eigenvalues are exact to `eps64 σ_1²`, so
-//! that σ down to `1e-6 σ_1` are as good as those of R. What remains is the product `B (V̂ Σ⁻¹)`, rounded in f32: column j of U is off
-//! by `eps σ_1 / σ_j`, in random directions. Down to [`CLEAR`]` · σ_1` that is no more than what other steps do to U; a smaller σ_k sends B
-//! to QR and an SVD of R, which keep U orthonormal to rounding whatever the spectrum. `m l²` flops in f64 and an
-//! eigendecomposition stand against `4 m l²` in f32 and an SVD (4096×266, 2 Zen 5 cores: see the bench `svd`).
+//! The Gram matrix of B in twice the precision has all that a QR of B would tell: its eigenvalues are exact to
+//! `eps64 σ_1²`, so that σ down to `1e-6 σ_1` are as good as those of R. What remains is the product `B (V̂ Σ⁻¹)`,
+//! rounded in f32: column j of U is off by `eps σ_1 / σ_j`, in random directions. Down to [`CLEAR`]` · σ_1` that is no
+//! more than what other steps do to U; a smaller σ_k sends B to QR and an SVD of R, which keep U orthonormal to
+//! rounding whatever the spectrum. `m l²` flops in f64 and an eigendecomposition stand against `4 m l²` in f32 and an
+//! SVD (4096×266, 2 Zen 5 cores: see the bench `svd`).
 //!
-//! **Memory.** Which way it goes only the values tell, and the peak is promised before they are seen. So the way by QR takes what the other one takes: scratch is
-//! freed before the eigensolver asks for its own, QR is [in little memory](Effort::LittleMemory), and the SVD of R keeps no copy of R beside its solver.
-//! What is left is R itself (3000×500 in full: 1.06 of the usual way, which without all this took 1.3 and the other one 2.7 times as much).
+//! **Memory.** Which way it goes only the values tell, and the peak is promised before they are seen. So the way by QR
+//! takes what the other one takes: scratch is freed before the eigensolver asks for its own, QR is [in little
+//! memory](Effort::LittleMemory), and the SVD of R keeps no copy of R beside its solver. What is left is R itself
+//! (3000×500 in full: 1.06 of the usual way, which without all this took 1.3 and the other one 2.7 times as much).
 
 use std::ops::ControlFlow;
 
@@ -132,8 +134,8 @@ pub(super) struct Decomposition<T, P> {
     pub(super) notes: Vec<String>,
 }
 
-/// The SVD of an image. `sparing` keeps to little scratch where the route that asks has taken little. `meanwhile` is for the time in which
-/// the eigensolver has one thread; it is not called where there is no eigensolver.
+/// The SVD of an image. `sparing` keeps to little scratch where the route that asks has taken little. `meanwhile` is
+/// for the time in which the eigensolver has one thread; it is not called where there is no eigensolver.
 pub(super) fn decompose<T: Scalar, S: Space<T>>(
     space: &S,
     image: Panel<T, S>,
@@ -193,8 +195,8 @@ fn may_go_by_gram<T: Scalar>((rows, l): (usize, usize)) -> bool {
     size_of::<T>() == size_of::<f32>() && l < rows
 }
 
-/// Bytes alive at the fullest moment of [`decompose`] of a panel in memory, beside the image: of the usual way, and of that by QR, after which R and what
-/// comes of it remain. Scratch that was kept may be used, and is gone at the end.
+/// Bytes alive at the fullest moment of [`decompose`] of a panel in memory, beside the image: of the usual way, and of
+/// that by QR, after which R and what comes of it remain. Scratch that was kept may be used, and is gone at the end.
 pub(super) fn decompose_bytes<T: Scalar>(rows: usize, l: usize, sparing: bool, kept: usize) -> usize {
     let small = small::square_bytes::<T>(l);
     let bytes = |scratch: StackReq| scratch.unaligned_bytes_required().max(kept);
@@ -263,7 +265,8 @@ fn by_gram<T: Scalar, S: Space<T>>(
     Ok(ControlFlow::Break(Decomposition { image, s, captured, basis, rank, by_qr: false, notes }))
 }
 
-/// Eigenvalues and eigenvectors of the symmetric `g`, by whatever is soonest in `space`; `meanwhile` runs beside a thread of the host.
+/// Eigenvalues and eigenvectors of the symmetric `g`, by whatever is soonest in `space`; `meanwhile` runs beside a
+/// thread of the host.
 pub(super) fn symmetric_eigen_beside<T: Scalar, S: Space<T>>(
     space: &S,
     g: MatRef<'_, f64>,

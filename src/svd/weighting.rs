@@ -31,7 +31,8 @@ impl Weighting {
         self.calibration.is_some() || matches!(rank, Rank::Quality(_))
     }
 
-    /// What measuring the outputs takes, unless the loss is that of the calibration itself: their moments and the Gram matrix of the weight.
+    /// What measuring the outputs takes, unless the loss is that of the calibration itself: their moments and the Gram
+    /// matrix of the weight.
     pub(super) fn measuring_bytes<T: Scalar>(&self, n: usize, rank: Rank) -> usize {
         let itself = self.quality_on.is_none() && self.whitening == Whitening::Full && self.blend == 1.0;
         if itself || !self.is_active(rank) { 0 } else { n * n * (size_of::<f64>() + 3 * size_of::<T>()) }
@@ -62,8 +63,8 @@ pub(super) struct Bytes {
     pub(super) beside: usize,
 }
 
-/// The root (which the statistics keep for the next weight); the Gram matrices of W and of `W L`, with what a congruence takes;
-/// the panel between W and L; `Wᵀ P` and B.
+/// The root (which the statistics keep for the next weight); the Gram matrices of W and of `W L`, with what a
+/// congruence takes; the panel between W and L; `Wᵀ P` and B.
 pub(super) fn bytes<T: Scalar>(
     (m, n): (usize, usize),
     method: Method,

@@ -4,12 +4,13 @@
 //!   inputs ─> shard ─> skip what is done (--resume) ─> [spectra ─> ranks (--budget)] ─> Batch::factor ─> results, journal ─> manifest
 //! ```
 //!
-//! A budget is shared among the weights of all shards: each measures the spectra of its own into the one output directory and comes, once all are there,
-//! to the same division. In two rounds, so that no shard waits for one that the queue has not started.
+//! A budget is shared among the weights of all shards: each measures the spectra of its own into the one output
+//! directory and comes, once all are there, to the same division. In two rounds, so that no shard waits for one that
+//! the queue has not started.
 //!
-//! A weight that fails is reported with its reason, on one line, and the others go on; then the exit code is 1. SIGINT and SIGTERM stop the batch at
-//! the next product or tile; after [`GRACE`] the process ends in any case, which loses nothing: results appear by a rename, and
-//! the journal gets whole lines.
+//! A weight that fails is reported with its reason, on one line, and the others go on; then the exit code is 1. SIGINT
+//! and SIGTERM stop the batch at the next product or tile; after [`GRACE`] the process ends in any case, which loses
+//! nothing: results appear by a rename, and the journal gets whole lines.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
@@ -64,7 +65,8 @@ struct Task<'a> {
 }
 
 impl<'a> Task<'a> {
-    /// What is to be done with a weight, or how it ends without that, and why. With `shared`, a budget decides the rank.
+    /// What is to be done with a weight, or how it ends without that, and why. With `shared`, a budget decides the
+    /// rank.
     fn new(weight: &'a Weight, config: &Config, given: &Options, shared: bool) -> Result<Self, (Status, String)> {
         let (shape, dtype) = match &weight.kind {
             Kind::Matrix { shape, dtype } => (*shape, *dtype),
@@ -311,8 +313,8 @@ fn stop_on_signals(cancel: &Cancel, results: &Arc<Mutex<Results>>, names: &[Stri
     })
 }
 
-/// Of the tasks of this shard, with a rank for each, those that the budget does not leave whole; which it does, and whose spectrum cannot be had, is
-/// recorded. `every` has those of all shards.
+/// Of the tasks of this shard, with a rank for each, those that the budget does not leave whole; which it does, and
+/// whose spectrum cannot be had, is recorded. `every` has those of all shards.
 fn allocated<'a, T: Scalar>(
     args: &BatchArgs,
     (tasks, every): (Vec<Task<'a>>, Vec<Task<'a>>),

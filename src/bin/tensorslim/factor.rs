@@ -392,8 +392,8 @@ enum Place {
 }
 
 impl Place {
-    /// What a limit leaves beside the weight and `beside` bytes of statistics. Refuses what would go over the limit then or later, up to the files of the
-    /// factors.
+    /// What a limit leaves beside the weight and `beside` bytes of statistics. Refuses what would go over the limit
+    /// then or later, up to the files of the factors.
     fn new<T: Scalar>(
         args: &FactorArgs,
         plain: &TruncatedSvd,

@@ -61,7 +61,8 @@ impl Keep {
         Some(State { files, total: statistics(total)?, rows, part: statistics(part)? })
     }
 
-    /// Saves a state, and takes the statistics of the file that is being read as they were written: a run that goes on from there ends in the same bits.
+    /// Saves a state, and takes the statistics of the file that is being read as they were written: a run that goes on
+    /// from there ends in the same bits.
     fn save(&self, state: &mut State) -> tensorslim::Result<()> {
         let bytes = |c: &Option<Calibration>| c.as_ref().map_or(Vec::new(), Calibration::to_bytes);
         let (total, part) = (bytes(&state.total), bytes(&state.part));

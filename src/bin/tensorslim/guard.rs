@@ -1,5 +1,5 @@
-//! What must hold before any work starts, so that nothing of the user's is lost: no output is an input, no two outputs are one file, and what an output
-//! takes the place of is a result of this program.
+//! What must hold before any work starts, so that nothing of the user's is lost: no output is an input, no two outputs
+//! are one file, and what an output takes the place of is a result of this program.
 //!
 //! Files are compared by what they are (device and inode), whatever paths, links and hard links lead to them.
 

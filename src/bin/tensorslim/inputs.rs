@@ -1,7 +1,8 @@
 //! Files and directories into named weights, and how a file is read.
 //!
-//! Only headers are read here, and no file stays open: ten thousand inputs are ten thousand short reads. What is wrong with an input is kept with its name,
-//! so that it fails alone and in its turn. What a file is (a weight, something to leave alone, damaged) is decided in [`judge`], once.
+//! Only headers are read here, and no file stays open: ten thousand inputs are ten thousand short reads. What is wrong
+//! with an input is kept with its name, so that it fails alone and in its turn. What a file is (a weight, something to
+//! leave alone, damaged) is decided in [`judge`], once.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
@@ -46,8 +47,9 @@ pub(crate) struct Found {
     pub(crate) left_out: Vec<String>,
 }
 
-/// All inputs, by name. Names are those of files without `.npy`, with the path below the directory that was given. Of those that are not
-/// `asked` for nothing is looked at. Directories that this program writes factors to are left out: `out`, and those of other batches.
+/// All inputs, by name. Names are those of files without `.npy`, with the path below the directory that was given. Of
+/// those that are not `asked` for nothing is looked at. Directories that this program writes factors to are left out:
+/// `out`, and those of other batches.
 pub(crate) fn collect(
     paths: &[PathBuf],
     bf16: bool,
@@ -160,8 +162,9 @@ pub(crate) fn collect(
     Ok(Found { weights: found.into_values().collect(), left_out })
 }
 
-/// What tells whether a file is still the same: its length, and a number made of when it was changed (contents and the rest, before 1970
-/// too) and of its place on the disk. The device is not in it: a network file system has another number on each machine.
+/// What tells whether a file is still the same: its length, and a number made of when it was changed (contents and the
+/// rest, before 1970 too) and of its place on the disk. The device is not in it: a network file system has another
+/// number on each machine.
 pub(crate) fn stamp(path: &Path) -> tensorslim::Result<(u64, u64)> {
     look(path).map_err(|e| unreadable(path, &e))
 }
@@ -204,7 +207,8 @@ fn may_pass(e: &io::Error) -> bool {
         )
 }
 
-/// What is wrong with an input for good, and fails it alone. What may pass fails the run, before its list of inputs is on record.
+/// What is wrong with an input for good, and fails it alone. What may pass fails the run, before its list of inputs is
+/// on record.
 fn lasting(path: &Path, e: &io::Error) -> Result<Error, Failure> {
     if may_pass(e) { Err(unreadable(path, e).into()) } else { Ok(unreadable(path, e)) }
 }
@@ -214,8 +218,8 @@ fn unreadable(path: &Path, e: &io::Error) -> Error {
     Error::file(path, format_args!("cannot be read: {e}; {what_to_do}"))
 }
 
-/// What is to become of a file in a folder of weights. What is no matrix of real numbers is normal there (biases, counters, indices, masks)
-/// and is left alone; what may be a weight and cannot be read is not.
+/// What is to become of a file in a folder of weights. What is no matrix of real numbers is normal there (biases,
+/// counters, indices, masks) and is left alone; what may be a weight and cannot be read is not.
 fn judge(path: &Path, bf16: bool) -> Kind {
     let description = match Description::read(path) {
         Ok(description) => description,
@@ -248,7 +252,8 @@ pub(crate) struct Header {
 }
 
 impl Header {
-    /// Reads it. With `bf16`, two-byte elements without a type, or of an integer type, are bfloat16; files that name a type keep theirs.
+    /// Reads it. With `bf16`, two-byte elements without a type, or of an integer type, are bfloat16; files that name a
+    /// type keep theirs.
     pub(crate) fn read(path: &Path, bf16: bool) -> tensorslim::Result<Self> {
         Header::new(Description::read(path)?, bf16)
     }
@@ -327,8 +332,8 @@ pub(crate) fn digest(weights: &[Weight]) -> Inputs {
 mod tests {
     use super::*;
 
-    /// A file that cannot be looked at has no stamp: one of zeros would be that of any other such file. What may go well a moment later ends the run, and
-    /// is not recorded of the file.
+    /// A file that cannot be looked at has no stamp: one of zeros would be that of any other such file. What may go
+    /// well a moment later ends the run, and is not recorded of the file.
     #[test]
     fn a_file_that_cannot_be_looked_at_has_no_stamp() {
         let e = stamp(Path::new("no/such/file.npy")).unwrap_err().to_string();

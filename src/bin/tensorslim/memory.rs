@@ -1,5 +1,5 @@
-//! What `--memory-limit` counts. It is decided here, from headers, before anything of that size is there: what does not fit is refused with the least
-//! limit that would do.
+//! What `--memory-limit` counts. It is decided here, from headers, before anything of that size is there: what does not
+//! fit is refused with the least limit that would do.
 //!
 //! ```text
 //!   limit  =  program   code, stacks and GEMM buffers of threads
@@ -14,7 +14,8 @@
 //!
 //! What one moment has freed must be gone in the next one: see [`give_memory_back`](crate::process::give_memory_back).
 //!
-//! A limit on the address space (`ulimit -v`) is kept in the same way: of it, threads take much that never becomes resident ([`Space`]).
+//! A limit on the address space (`ulimit -v`) is kept in the same way: of it, threads take much that never becomes
+//! resident ([`Space`]).
 
 use std::path::Path;
 
@@ -30,8 +31,8 @@ use crate::process::{STACK, UNCOUNTED, address_space, addresses, buffers};
 use crate::report::count;
 use crate::samples::{FOLDS, Samples, Source};
 
-/// What the program itself takes on [`THREADS`] threads, beside its data: code, stacks, buffers of the GEMM. A batch of small weights has 10 to 15 MiB
-/// resident.
+/// What the program itself takes on [`THREADS`] threads, beside its data: code, stacks, buffers of the GEMM. A batch of
+/// small weights has 10 to 15 MiB resident.
 const PROGRAM: usize = 24 << 20;
 
 /// Threads that are counted in [`PROGRAM`].
@@ -51,8 +52,8 @@ const LEAST_BUFFER: usize = 256 << 10;
 pub(crate) struct Space(Option<Bound>);
 
 impl Space {
-    /// What is left by the threads of the pool, with their buffers, and `pools` and `waiting` threads that will be started: those of other pools, which
-    /// multiply too, and those that only wait.
+    /// What is left by the threads of the pool, with their buffers, and `pools` and `waiting` threads that will be
+    /// started: those of other pools, which multiply too, and those that only wait.
     ///
     /// The threads of the pool get their buffers here, one knows then what they take.
     pub(crate) fn new(pools: usize, waiting: usize) -> Result<Self, Failure> {
@@ -204,13 +205,14 @@ impl Gathering {
     }
 }
 
-/// Bytes of a state of a pass over samples of n features while it is saved or taken up again: both statistics as bytes, and one of them as numbers once
-/// more.
+/// Bytes of a state of a pass over samples of n features while it is saved or taken up again: both statistics as bytes,
+/// and one of them as numbers once more.
 pub(crate) fn saving(n: usize) -> usize {
     settled(n).saturating_mul(2).saturating_add(1 << 20)
 }
 
-/// Bytes of the choice of a blend: with the parts of the samples, those that are held during the factorizations, and what it takes at other times.
+/// Bytes of the choice of a blend: with the parts of the samples, those that are held during the factorizations, and
+/// what it takes at other times.
 pub(crate) fn blending<T: Scalar>(shape: (usize, usize), storage: DType, k: usize) -> (usize, usize) {
     let (held, work) = TruncatedSvd::blend_bytes::<T>(shape, storage, k);
     (FOLDS.saturating_mul(settled(shape.1)).saturating_add(held), work)
@@ -221,13 +223,15 @@ pub(crate) fn factors<T: Scalar>((m, n): (usize, usize), k: usize) -> usize {
     (m + n + 1) * k * size_of::<T>()
 }
 
-/// Bytes of a comparison of factors of rank k on samples, beside the weight and the factors: without read buffers and with the smallest.
+/// Bytes of a comparison of factors of rank k on samples, beside the weight and the factors: without read buffers and
+/// with the smallest.
 pub(crate) fn comparing<T: Scalar>(shape: (usize, usize), storage: DType, k: usize, x: &Samples) -> (usize, usize) {
     let work = Comparison::<T>::bytes(shape, storage, k, x.rows()) + x.whole();
     (work, work + least_buffers(x.line()))
 }
 
-/// Bytes of a read buffer for a comparison: whole blocks of samples where there is room, so that the sums are those of all samples at once.
+/// Bytes of a read buffer for a comparison: whole blocks of samples where there is room, so that the sums are those of
+/// all samples at once.
 pub(crate) fn comparing_buffer(limit: &Limit, beside: usize, line: usize) -> usize {
     let buffer = limit.buffer(beside, line);
     let block = quality::BLOCK * line;

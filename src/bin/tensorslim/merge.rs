@@ -1,7 +1,8 @@
 //! `tensorslim merge`: the shards of a batch into one manifest and one summary.
 //!
-//! Before a line is written: every shard is there once, all are complete and were asked for the same thing, every weight is in exactly one of them,
-//! and the results are what was written. The manifest that comes out is, to the byte, the one that a single run would have left.
+//! Before a line is written: every shard is there once, all are complete and were asked for the same thing, every
+//! weight is in exactly one of them, and the results are what was written. The manifest that comes out is, to the byte,
+//! the one that a single run would have left.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;

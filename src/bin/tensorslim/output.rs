@@ -1,7 +1,8 @@
 //! The files of factors, and those of a report with what it reports on.
 //!
-//! All of them are complete before the first appears, and the report comes last (see [`writer`]). The report of factors has the length
-//! and the checksum of each file: one that is stopped between two of them leaves a report that does not describe what is beside it, which shows.
+//! All of them are complete before the first appears, and the report comes last (see [`writer`]). The report of factors
+//! has the length and the checksum of each file: one that is stopped between two of them leaves a report that does not
+//! describe what is beside it, which shows.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -86,8 +87,9 @@ pub(crate) fn check_dir(dir: &Path, form: Form, overwrite: bool) -> Result<(), F
 pub(crate) struct Written(Vec<Staged>);
 
 impl Written {
-    /// Writes the factors in `dir`, rounded to `dtype`: `u.npy` (m×k), `s.npy` (k) and `vt.npy` (k×n), or as two layers `up.npy` (m×k) and
-    /// `down.npy` (k×n), or, `pivoted`, `rows.npy` (k×n), `coefficients.npy` ((m−k)×k) and `pivots.npy` (k row numbers).
+    /// Writes the factors in `dir`, rounded to `dtype`: `u.npy` (m×k), `s.npy` (k) and `vt.npy` (k×n), or as two layers
+    /// `up.npy` (m×k) and `down.npy` (k×n), or, `pivoted`, `rows.npy` (k×n), `coefficients.npy` ((m−k)×k) and
+    /// `pivots.npy` (k row numbers).
     pub(crate) fn new<T: Scalar>(
         dir: &Path,
         (form, dtype): (Form, DType),
@@ -158,8 +160,8 @@ fn text(dir: &Path, name: &str, text: &str) -> tensorslim::Result<Staged> {
     Staged::new(&dir.join(name), |w| std::io::Write::write_all(w, text.as_bytes()))
 }
 
-/// Refuses an element type whose range the singular values leave. Rounding alone loses at most 2^-9 of them (bf16); above 1 % they are
-/// outside.
+/// Refuses an element type whose range the singular values leave. Rounding alone loses at most 2^-9 of them (bf16);
+/// above 1 % they are outside.
 pub(crate) fn check_range(s: &[f64], dtype: DType) -> tensorslim::Result<()> {
     let loss = rounding_loss(s, dtype);
     if loss.is_nan() || loss > 0.01 {

@@ -1,12 +1,13 @@
-//! What the system tells of this process and grants it: resident memory, addresses, an allocator that gives memory back.
+//! What the system tells of this process and grants it: resident memory, addresses, an allocator that gives memory
+//! back.
 
 use std::collections::BTreeMap;
 use std::fs;
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 use std::{env, process::Command};
 
-/// The environment variables by which the system's allocator (glibc) is set: from which size on it gives memory back at once, and how many heaps it
-/// keeps, each of which takes 64 MiB of addresses.
+/// The environment variables by which the system's allocator (glibc) is set: from which size on it gives memory back at
+/// once, and how many heaps it keeps, each of which takes 64 MiB of addresses.
 const GIVE_BACK: (&str, &str) = ("MALLOC_MMAP_THRESHOLD_", "262144");
 const ONE_HEAP: (&str, &str) = ("MALLOC_ARENA_MAX", "1");
 
@@ -16,10 +17,11 @@ pub(crate) const STACK: usize = (2 << 20) + (64 << 10);
 /// Addresses that are left for what nobody counts: the thread of signals, small heaps, directories that are read.
 pub(crate) const UNCOUNTED: usize = 12 << 20;
 
-/// Starts the program anew, in the same process, with an allocator that gives memory back when it is freed, where memory is limited. By itself glibc
-/// raises the size from which it does that up to 32 MiB, and keeps up to 64 MiB of what is smaller: enough to break the limit where moments with other
-/// sizes follow each other. It reads the setting before the program starts, and takes it later from unsafe code alone. Without the setting the limit
-/// is kept less well.
+/// Starts the program anew, in the same process, with an allocator that gives memory back when it is freed, where
+/// memory is limited. By itself glibc raises the size from which it does that up to 32 MiB, and keeps up to 64 MiB of
+/// what is smaller: enough to break the limit where moments with other sizes follow each other. It reads the setting
+/// before the program starts, and takes it later from unsafe code alone. Without the setting the limit is kept less
+/// well.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 pub(crate) fn give_memory_back(is_limited: bool) {
     use std::os::unix::process::CommandExt;
@@ -54,8 +56,8 @@ pub(crate) fn addresses() -> usize {
     status("VmSize:").unwrap_or(0)
 }
 
-/// Addresses that faer's GEMM takes on each thread that multiplies, about: two buffers as large as the last-level caches of the machine together. They
-/// fill as far as they are used, and one that cannot be had ends the program.
+/// Addresses that faer's GEMM takes on each thread that multiplies, about: two buffers as large as the last-level
+/// caches of the machine together. They fill as far as they are used, and one that cannot be had ends the program.
 pub(crate) fn buffers() -> usize {
     let cpus = fs::read_dir("/sys/devices/system/cpu").into_iter().flatten().flatten();
     let caches = cpus.filter_map(|cpu| {

@@ -1,10 +1,10 @@
 //! What a batch leaves behind: one directory for each weight, the journal, the manifest.
 //!
-//! A result is written into a directory of its own under a hidden name and renamed as a whole, then the journal gets its line. Killed between the two,
-//! the directory is there without a line, and the weight is done again.
+//! A result is written into a directory of its own under a hidden name and renamed as a whole, then the journal gets
+//! its line. Killed between the two, the directory is there without a line, and the weight is done again.
 //!
-//! What a result takes the place of is a result: a directory that holds anything else stays as it is, and of an old result the files are removed that
-//! results have, one by one.
+//! What a result takes the place of is a result: a directory that holds anything else stays as it is, and of an old
+//! result the files are removed that results have, one by one.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File};
@@ -38,7 +38,8 @@ pub(crate) fn shard_file(stem: &str, [index, count]: [usize; 2], ext: &str) -> S
     if count == 1 { format!("{stem}.{ext}") } else { format!("{stem}-{index}-of-{count}.{ext}") }
 }
 
-/// Whether a directory holds the journal or the manifest of a batch, or of a shard of one: what is below it, the batch has written.
+/// Whether a directory holds the journal or the manifest of a batch, or of a shard of one: what is below it, the batch
+/// has written.
 pub(crate) fn is_of_a_batch(dir: &Path) -> bool {
     records(dir).any(|(_, header)| header.is_some())
 }
@@ -91,7 +92,8 @@ fn journal_header(path: &Path) -> Option<Header> {
     parse_journal(&first).ok().map(|(header, _, _)| header)
 }
 
-/// Refuses an output directory with a journal or a manifest of other options or inputs, and a file in the place of the manifest that is none.
+/// Refuses an output directory with a journal or a manifest of other options or inputs, and a file in the place of the
+/// manifest that is none.
 fn check_records(out: &Path, header: &Header, what: Option<&Path>) -> Result<(), Failure> {
     let or = "give another --out, or --overwrite to start anew";
     for (path, found) in records(out).filter(|(path, _)| Some(path.as_path()) != what) {
@@ -208,7 +210,8 @@ impl Results {
     /// Starts, or goes on with what is there.
     ///
     /// # Errors
-    /// Another run uses the directory, or it holds a batch of other options, or what is no result in the place of one of `names`.
+    /// Another run uses the directory, or it holds a batch of other options, or what is no result in the place of one
+    /// of `names`.
     pub(crate) fn open(
         out: &Path,
         header: Header,
@@ -243,7 +246,8 @@ impl Results {
                 }
                 let journal = Journal::create(&path, &header)?;
                 writer::sync_directory(out)?;
-                // Another batch may have started in the same moment: then one of them, or both, see the other's journal.
+                // Another batch may have started in the same moment: then one of them, or both, see the other's
+                // journal.
                 if let Err(other) = check_records(out, &header, Some(&path)) {
                     let _ = fs::remove_file(&path);
                     return Err(other);
@@ -348,7 +352,8 @@ pub(crate) struct Places {
 }
 
 impl Places {
-    /// Refuses to write where the output directory is another one than at the start: results without their journal are lost to a run that goes on.
+    /// Refuses to write where the output directory is another one than at the start: results without their journal are
+    /// lost to a run that goes on.
     fn check(&self) -> tensorslim::Result<()> {
         let (journal, path) = &self.record;
         if guard::identity(path) == *journal {
@@ -403,7 +408,8 @@ impl Places {
         })
     }
 
-    /// Where the state of a single pass over a weight is kept: of the input as it is now, one that changed has another name.
+    /// Where the state of a single pass over a weight is kept: of the input as it is now, one that changed has another
+    /// name.
     pub(crate) fn checkpoint(&self, name: &str, (bytes, changed): (u64, u64)) -> StateFile {
         let file = format!("{}.{bytes}-{changed}.state", directory(name));
         StateFile::hidden(self.out.join(".states").join(&file), &file, &self.stage)
@@ -414,7 +420,8 @@ impl Places {
         &self.stage
     }
 
-    /// What was measured of a weight's spectrum, kept for a run that goes on: a file of f64 in the hidden directory of its own.
+    /// What was measured of a weight's spectrum, kept for a run that goes on: a file of f64 in the hidden directory of
+    /// its own.
     pub(crate) fn spectra(&self) -> PathBuf {
         self.out.join(SPECTRA)
     }

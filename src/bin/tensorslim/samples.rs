@@ -1,4 +1,5 @@
-//! Files of samples, read in blocks of rows where they lie by rows; and files of statistics, of which the header is enough to know what they will take.
+//! Files of samples, read in blocks of rows where they lie by rows; and files of statistics, of which the header is
+//! enough to know what they will take.
 
 use std::fs::File;
 use std::io::Read;
@@ -161,7 +162,8 @@ impl Samples {
         self.by_rows
     }
 
-    /// Calls `f(first, rows)` for some rows in blocks, in two buffers of `buffer` bytes; or for all at once, where they are read whole.
+    /// Calls `f(first, rows)` for some rows in blocks, in two buffers of `buffer` bytes; or for all at once, where they
+    /// are read whole.
     pub(crate) fn for_each(
         &self,
         range: Range<usize>,

@@ -22,8 +22,8 @@ const MAGIC: [u8; 8] = *b"TSLIMST1";
 pub(crate) struct StateFile {
     path: PathBuf,
     key: [u8; 8],
-    /// Where it is written through, of a place of the program's own: there the directory is made when there is something to save, and goes
-    /// with its last state.
+    /// Where it is written through, of a place of the program's own: there the directory is made when there is
+    /// something to save, and goes with its last state.
     stage: Option<PathBuf>,
     is_said: AtomicBool,
     _lock: Option<Lock>,
@@ -162,7 +162,8 @@ fn is_at(file: &File, path: &Path) -> bool {
 mod tests {
     use super::*;
 
-    /// Of a state with one bit changed, cut short or with more behind it nothing is taken; nor of one that is of something else.
+    /// Of a state with one bit changed, cut short or with more behind it nothing is taken; nor of one that is of
+    /// something else.
     #[test]
     fn every_bit_of_a_state_counts() {
         let dir = std::env::temp_dir().join(format!("tensorslim-state-{}", std::process::id()));

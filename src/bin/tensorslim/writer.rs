@@ -4,9 +4,10 @@
 //!   temporary name in the directory of the file ─> data ─> sync ─> rename ─> sync of the directory
 //! ```
 //!
-//! The temporary name ([`TEMPORARY`] and 16 random digits) is made by nobody else on any machine and is never opened if it is there, as a file
-//! or as a link. An output that is a link is written through: beside what it leads to. What is there and is no regular file (a
-//! device, a pipe, a socket, a directory) is refused. A run that is killed while it writes leaves the temporary file behind, which nothing reads.
+//! The temporary name ([`TEMPORARY`] and 16 random digits) is made by nobody else on any machine and is never opened if
+//! it is there, as a file or as a link. An output that is a link is written through: beside what it leads to. What is
+//! there and is no regular file (a device, a pipe, a socket, a directory) is refused. A run that is killed while it
+//! writes leaves the temporary file behind, which nothing reads.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
@@ -23,7 +24,8 @@ pub(crate) const TEMPORARY: &str = ".tensorslim-";
 /// As many links may lead to a file, one to the next.
 const MAX_LINKS: usize = 40;
 
-/// The file that a path stands for: that itself, or what the links that it is lead to. It need not be there; if it is, it is a regular file.
+/// The file that a path stands for: that itself, or what the links that it is lead to. It need not be there; if it is,
+/// it is a regular file.
 pub(crate) fn target(path: &Path) -> tensorslim::Result<PathBuf> {
     let mut at = path.to_path_buf();
     for _ in 0..MAX_LINKS {
@@ -49,7 +51,8 @@ pub(crate) fn put(path: &Path, parts: &[&[u8]]) -> tensorslim::Result<()> {
     put_through(None, path, parts)
 }
 
-/// As [`put`], with the temporary name in `stage`, a directory of the same file system that somebody clears after a run that was killed.
+/// As [`put`], with the temporary name in `stage`, a directory of the same file system that somebody clears after a run
+/// that was killed.
 pub(crate) fn put_through(stage: Option<&Path>, path: &Path, parts: &[&[u8]]) -> tensorslim::Result<()> {
     let write = |w: &mut Sink| parts.iter().try_for_each(|bytes| w.write_all(bytes));
     publish(vec![Staged::through(stage, path, write)?])
@@ -101,7 +104,8 @@ impl Staged {
         Staged::through(None, path, write)
     }
 
-    /// As [`Staged::new`], with the temporary name in `stage`, unless `path` is a link: what it leads to may be on another file system.
+    /// As [`Staged::new`], with the temporary name in `stage`, unless `path` is a link: what it leads to may be on
+    /// another file system.
     pub(crate) fn through(
         stage: Option<&Path>,
         path: &Path,

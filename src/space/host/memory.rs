@@ -10,10 +10,12 @@ use rayon::prelude::*;
 
 use crate::simd::Scalar;
 
-/// Memory that is kept from one factorization to the next: panels, tiles of converted elements, scratch of QR and products.
+/// Memory that is kept from one factorization to the next: panels, tiles of converted elements, scratch of QR and
+/// products.
 ///
 /// A second call of the same shape and options takes all of these from here
-/// ([`TruncatedSvd::factor_with`](crate::TruncatedSvd::factor_with)). What is held never shrinks; drop the workspace to free it.
+/// ([`TruncatedSvd::factor_with`](crate::TruncatedSvd::factor_with)). What is held never shrinks; drop the workspace to
+/// free it.
 #[derive(Debug)]
 pub struct Workspace {
     shared: Arc<Shared>,
@@ -93,8 +95,9 @@ impl Shared {
     }
 }
 
-/// So many zeros, in pages that are there: a page that is fresh takes 1 to 2 µs where one thread writes on it, half of that where two do, each on its own
-/// part, and 8 where they meet it within a GEMM (G of 768 × 768 on fresh pages: 13 ms instead of 4.8). On pages that are there this takes nothing.
+/// So many zeros, in pages that are there: a page that is fresh takes 1 to 2 µs where one thread writes on it, half of
+/// that where two do, each on its own part, and 8 where they meet it within a GEMM (G of 768 × 768 on fresh pages: 13
+/// ms instead of 4.8). On pages that are there this takes nothing.
 pub(crate) fn zeros(words: usize, par: Par) -> Vec<f64> {
     const PAGE: usize = 4096 / size_of::<f64>();
     const PART: usize = 32 * PAGE;

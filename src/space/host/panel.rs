@@ -30,7 +30,8 @@ pub(crate) fn leading_dimension<T>(nrows: usize) -> usize {
     padded::<T>(nrows, 64)
 }
 
-/// Elements from one row to the next where lines are rows: they are short, and to pad 50 of them to whole cache lines would take a quarter more memory.
+/// Elements from one row to the next where lines are rows: they are short, and to pad 50 of them to whole cache lines
+/// would take a quarter more memory.
 fn row_stride<T>(ncols: usize) -> usize {
     padded::<T>(ncols, 16)
 }
@@ -97,7 +98,8 @@ impl<T: Scalar> HostPanel<T> {
     /// Rows that [`multiply_in_place`](Self::multiply_in_place) takes at a time.
     const ROWS_AT_ONCE: usize = 256;
 
-    /// Bytes that [`multiply_in_place`](super::super::Space::multiply_in_place) by k columns allocates while it runs, on two threads.
+    /// Bytes that [`multiply_in_place`](super::super::Space::multiply_in_place) by k columns allocates while it runs,
+    /// on two threads.
     pub(crate) fn multiply_in_place_bytes(nrows: usize, ncols: usize, k: usize) -> usize {
         let at_once = if matches!(threads(nrows * ncols * k, Par::rayon(2)), Par::Seq) { 1 } else { 2 };
         (at_once * Self::bytes(Self::ROWS_AT_ONCE, k)).min(Self::bytes(nrows, k))

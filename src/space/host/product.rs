@@ -8,12 +8,13 @@
 //!               └────────┘
 //! ```
 //!
-//! `2 m n l` flops, `A` read once. One GEMM for all of it is what this replaces: writing a column-major Y from
-//! a row-major A, it packs A in short runs (4096×4096, l = 64, f32, 2 Zen 5 cores: 7.9 ms against 5.4 ms here; 11008×4096:
-//! 28.2 against 14.3 ms; 4096×1024, l = 266: 5.7 against 5.2).
+//! `2 m n l` flops, `A` read once. One GEMM for all of it is what this replaces: writing a column-major Y from a
+//! row-major A, it packs A in short runs (4096×4096, l = 64, f32, 2 Zen 5 cores: 7.9 ms against 5.4 ms here;
+//! 11008×4096: 28.2 against 14.3 ms; 4096×1024, l = 266: 5.7 against 5.2).
 //!
-//! Every block is done by one thread, whatever their number: the same bits, and no thread waits for another inside a GEMM
-//! (where one of two cores is busy with something else, GEMMs that share their packed operands take ten times as long).
+//! Every block is done by one thread, whatever their number: the same bits, and no thread waits for another inside a
+//! GEMM (where one of two cores is busy with something else, GEMMs that share their packed operands take ten times as
+//! long).
 
 use std::cmp::Ordering;
 use std::collections::VecDeque;
@@ -99,16 +100,16 @@ struct CongruenceParams {
 /// Bench `whiten`.
 const CONGRUENCE: CongruenceParams = CongruenceParams { rows: 96, gram_rows: 96, triangle_rows: 48, columns: 96 };
 
-/// `g <- bᵀ s b`, n × n times n × c, both triangles, for a symmetric `s` of which the lower triangle is read. `lower` says that b is a lower
-/// triangle with zeros above.
+/// `g <- bᵀ s b`, n × n times n × c, both triangles, for a symmetric `s` of which the lower triangle is read. `lower`
+/// says that b is a lower triangle with zeros above.
 ///
 /// ```text
 ///   s = T + Tᵀ      E = T b                E_I = Σ_{K <= I} T_IK b_K               of a triangle only what is below the diagonal
 ///                   g = bᵀE + Eᵀb          g_I = Σ_K b_KIᵀ E_K + E_KIᵀ b_K         as far as the diagonal, only K >= I for a triangle
 /// ```
 ///
-/// `c n² + 2 c² n` flops, `n³` for a triangle, and what strips do beyond the diagonal. A strip of rows is one GEMM by one thread: the same
-/// bits for any number of them.
+/// `c n² + 2 c² n` flops, `n³` for a triangle, and what strips do beyond the diagonal. A strip of rows is one GEMM by
+/// one thread: the same bits for any number of them.
 pub(crate) fn congruence<T: Scalar>(s: MatRef<'_, T>, b: MatRef<'_, T>, lower: bool, g: MatMut<'_, T>, space: &Host) {
     let (n, c) = b.shape();
     let par = space.par();

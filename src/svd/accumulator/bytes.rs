@@ -6,7 +6,8 @@
 //!   range, co-range, core, error: numbers, column by column       u32 CRC-32 of everything before
 //! ```
 //!
-//! All little-endian. Shapes are not in it: bytes are read into the empty state of the same options and matrix, and must have its length.
+//! All little-endian. Shapes are not in it: bytes are read into the empty state of the same options and matrix, and
+//! must have its length.
 
 use std::time::Duration;
 
@@ -84,10 +85,12 @@ impl<T: Scalar> SinglePass<T> {
         bytes
     }
 
-    /// The state that [`to_bytes`](Self::to_bytes) wrote, into an empty state of the same options and shape. On an error the state is as before.
+    /// The state that [`to_bytes`](Self::to_bytes) wrote, into an empty state of the same options and shape. On an
+    /// error the state is as before.
     ///
     /// # Errors
-    /// [`Error::Format`] for anything else: another version or other options, a wrong length or checksum, rows out of order.
+    /// [`Error::Format`] for anything else: another version or other options, a wrong length or checksum, rows out of
+    /// order.
     pub fn restore(&mut self, bytes: &[u8]) -> Result<()> {
         let (body, checksum) = bytes.split_last_chunk::<4>().ok_or_else(|| malformed("they are too few"))?;
         if crc32fast::hash(body).to_le_bytes() != *checksum {

@@ -1,4 +1,5 @@
-//! One look at a matrix from outside: a state that is fed blocks of rows, merged with others, saved and restored, and gives factors.
+//! One look at a matrix from outside: a state that is fed blocks of rows, merged with others, saved and restored, and
+//! gives factors.
 
 mod bytes;
 

@@ -10,20 +10,22 @@
 //!   V = orth([X_1 X_2 ...]),  A V = Q R,  SVD of R
 //! ```
 //!
-//! A is never deflated or copied; the blocks are. The closing half step is what the paper does not have: the row space of
-//! `QᵀA` lies in V, so `‖A − A V Vᵀ‖ <= ‖A − Q QᵀA‖`, and one more product with A takes the singular values to one more power.
-//! Hence q−1 iterations inside and `2q + 1` products per column in all (q = 2; HMT has 2q + 2), and a rank that is chosen from
-//! the better of the two spectra. The Q_i are dropped before `A V` is formed: peak memory is that of the randomized method.
+//! A is never deflated or copied; the blocks are. The closing half step is what the paper does not have: the row space
+//! of `QᵀA` lies in V, so `‖A − A V Vᵀ‖ <= ‖A − Q QᵀA‖`, and one more product with A takes the singular values to one
+//! more power. Hence q−1 iterations inside and `2q + 1` products per column in all (q = 2; HMT has 2q + 2), and a rank
+//! that is chosen from the better of the two spectra. The Q_i are dropped before `A V` is formed: peak memory is that
+//! of the randomized method.
 //!
-//! Blocks grow: the first has [`BlockParams::first`] columns, later ones a quarter of the columns there are. A fixed block of
-//! 32 reads A two and a half times as often at rank 1000, and one of 256 wastes most of itself at rank 20; with a quarter, at most a
-//! fifth of the columns are beyond what was needed. The returned rank does not depend on it: it comes from the spectrum, and was the least
-//! possible in 196 of the 200 cases of `tests/drivers/tolerance.rs` (the others are below the floor, at most 11 above).
+//! Blocks grow: the first has [`BlockParams::first`] columns, later ones a quarter of the columns there are. A fixed
+//! block of 32 reads A two and a half times as often at rank 1000, and one of 256 wastes most of itself at rank 20;
+//! with a quarter, at most a fifth of the columns are beyond what was needed. The returned rank does not depend on it:
+//! it comes from the spectrum, and was the least possible in 196 of the 200 cases of `tests/drivers/tolerance.rs` (the
+//! others are below the floor, at most 11 above).
 //!
-//! **Below the floor.** E loses its digits at `√eps ‖A‖` (f32: some 5e-3, f64: 2e-7). For a smaller ε the loop watches probes
-//! instead, `P = A G` with a Gaussian `G` of 16 columns that nothing else depends on: `P −= Q_i (Q_iᵀP)` keeps
-//! `P = (I − QQᵀ) A G`, and `E‖P‖² = 16 ‖A − QQᵀA‖²` at full relative precision, for one more pass in all. The loop stops two
-//! standard deviations on the safe side; the certificate has probes of its own.
+//! **Below the floor.** E loses its digits at `√eps ‖A‖` (f32: some 5e-3, f64: 2e-7). For a smaller ε the loop watches
+//! probes instead, `P = A G` with a Gaussian `G` of 16 columns that nothing else depends on: `P −= Q_i (Q_iᵀP)` keeps
+//! `P = (I − QQᵀ) A G`, and `E‖P‖² = 16 ‖A − QQᵀA‖²` at full relative precision, for one more pass in all. The loop
+//! stops two standard deviations on the safe side; the certificate has probes of its own.
 
 use faer::{Accum, Mat, Par};
 
@@ -167,12 +169,13 @@ fn probe<T: Scalar, S: Space<T>>(task: &Task, op: &mut dyn LinearOperator<T, Spa
     Ok(p)
 }
 
-/// An orthonormal basis of what the columns of `y` have outside of the span of `blocks`, and orthogonal to it to rounding.
+/// An orthonormal basis of what the columns of `y` have outside of the span of `blocks`, and orthogonal to it to
+/// rounding.
 ///
-/// Once removed, a component of relative size 1/eps' comes back as eps/eps' of what is left; the second round removes that
-/// (Kahan and Parlett's "twice is enough"). A third is needed only where `y` was in the span to rounding, and what is left is noise.
-/// Columns of which nothing at all is left are completed to a basis in the same way in every round, in the span or not: a little
-/// [noise](add_noise) leads out of it.
+/// Once removed, a component of relative size 1/eps' comes back as eps/eps' of what is left; the second round removes
+/// that (Kahan and Parlett's "twice is enough"). A third is needed only where `y` was in the span to rounding, and what
+/// is left is noise. Columns of which nothing at all is left are completed to a basis in the same way in every round,
+/// in the span or not: a little [noise](add_noise) leads out of it.
 pub(super) fn orthonormalize_against<T: Scalar, S: Space<T>>(
     space: &S,
     blocks: &[Panel<T, S>],
@@ -197,7 +200,8 @@ pub(super) fn orthonormalize_against<T: Scalar, S: Space<T>>(
     Ok(())
 }
 
-/// Adds a random column of length [`NOISE`] to each of the orthonormal `y`: what there is of a range stays to that accuracy.
+/// Adds a random column of length [`NOISE`] to each of the orthonormal `y`: what there is of a range stays to that
+/// accuracy.
 fn add_noise<T: Scalar, S: Space<T>>(space: &S, y: &mut Panel<T, S>, round: usize) -> Result<()> {
     const NOISE: f64 = 1e-3;
     let (m, b) = space.shape(y);

@@ -1,4 +1,5 @@
-//! Least squares through a random embedding: what the one-pass methods have in place of a second product with the matrix.
+//! Least squares through a random embedding: what the one-pass methods have in place of a second product with the
+//! matrix.
 
 use faer::dyn_stack::MemStack;
 use faer::linalg::matmul::matmul;
@@ -11,9 +12,10 @@ use crate::simd::Scalar;
 use crate::sketch::{AnySketch, SketchOperator};
 use crate::tensor::Element;
 
-/// `(ΩᵀQ)⁺ B` for an orthonormal Q: least squares with a matrix whose condition is that of the embedding, a small constant, so
-/// that its QR is as good as a pseudo-inverse. Unless Q is made of unit vectors (of a matrix with few live rows it is), some combinations of which a
-/// sampled Hadamard matrix may not see: a column that adds nothing to those before it gets coefficient 0.
+/// `(ΩᵀQ)⁺ B` for an orthonormal Q: least squares with a matrix whose condition is that of the embedding, a small
+/// constant, so that its QR is as good as a pseudo-inverse. Unless Q is made of unit vectors (of a matrix with few live
+/// rows it is), some combinations of which a sampled Hadamard matrix may not see: a column that adds nothing to those
+/// before it gets coefficient 0.
 pub(super) fn solve_embedded<T: Scalar>(
     q: &Mat<T>,
     omega: &AnySketch,
@@ -21,7 +23,8 @@ pub(super) fn solve_embedded<T: Scalar>(
     par: Par,
     stack: &mut MemStack,
 ) -> Result<Mat<T>> {
-    /// Of a pivot over the largest: an honest embedding has `(√s − √l) / (√s + √l)` at least, 0.17 for s = 2 l, 0.1 for 1.5 l.
+    /// Of a pivot over the largest: an honest embedding has `(√s − √l) / (√s + √l)` at least, 0.17 for s = 2 l, 0.1 for
+    /// 1.5 l.
     const SEEN: f64 = 1.0 / 64.0;
     let l = q.ncols();
     let mut embedded = Mat::zeros(omega.ncols(), l);

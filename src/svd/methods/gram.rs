@@ -1,4 +1,5 @@
-//! The Gram route for tall matrices: `G = AᵀA` once (SYRK, `m n²` flops, one pass), all else on panels of n rows, and one more pass for U.
+//! The Gram route for tall matrices: `G = AᵀA` once (SYRK, `m n²` flops, one pass), all else on panels of n rows, and
+//! one more pass for U.
 //!
 //! ```text
 //!   dense      G = V Λ Vᵀ by faer,  A ≈ (A V) Vᵀ                                            the optimum
@@ -11,20 +12,22 @@
 //! ```
 //!
 //! With G at hand an iteration costs `2 n² l` flops and no pass over A, where the randomized method pays `4 m n l`. For
-//! small n the eigenvectors are computed outright; otherwise by a sketch and [filtered products](crate::range) with G. The projection is
-//! on the left side, of the range of `A V`, which costs less than the one on the right and is better by one power of the singular values:
-//! `W = G V` has all of it (the Nyström approximation of G, taken apart: Gittens and Mahoney 2016; Tropp, Yurtsever, Udell, Cevher
-//! 2017). q steps of the filter make it `σ^(2q+1)` to `σ^(2q+3)`, as it begins with the sketch or after it, where q power iterations on A
-//! give `σ^(2q+1)` without the filter. (One step after a plain sketch costs as much as two from it; on `ffn_up` at ratio 3.2 and q = 2 it leaves the
-//! outputs 2.1 % above the optimum, these 1.0, two after the sketch 0.7.) Only the k columns that are kept meet A
-//! again; the Gram matrix and the eigenproblem are those of F, n × l.
+//! small n the eigenvectors are computed outright; otherwise by a sketch and [filtered products](crate::range) with G.
+//! The projection is on the left side, of the range of `A V`, which costs less than the one on the right and is better
+//! by one power of the singular values: `W = G V` has all of it (the Nyström approximation of G, taken apart: Gittens
+//! and Mahoney 2016; Tropp, Yurtsever, Udell, Cevher 2017). q steps of the filter make it `σ^(2q+1)` to `σ^(2q+3)`, as
+//! it begins with the sketch or after it, where q power iterations on A give `σ^(2q+1)` without the filter. (One step
+//! after a plain sketch costs as much as two from it; on `ffn_up` at ratio 3.2 and q = 2 it leaves the outputs 2.1 %
+//! above the optimum, these 1.0, two after the sketch 0.7.) Only the k columns that are kept meet A again; the Gram
+//! matrix and the eigenproblem are those of F, n × l.
 //!
-//! Forming G squares the condition number. H is off by eps σ_1² and the columns of U from orthogonal by `eps σ_1² / (σ_i σ_j)`, at worst; G
-//! rounds in all directions, so that some `n^-1/2` of it is seen. While σ_l is above [`CLEAR`]` · σ_1` that is no more than what other
-//! steps do. It is [measured](is_orthonormal) all the same, and if U is not orthonormal to rounding, or the spectrum steeper, W becomes the basis
-//! V (filtered, so that nothing is lost), and the factors come from the image `A V`, computed from A itself: its singular values
-//! and certificate are right in any case. Only eigenvectors whose `σ_i` is under about `√eps σ_1` are then still noise: when `σ_k` comes out near
-//! that floor, [`reaches_floor`] says so and the caller takes another method.
+//! Forming G squares the condition number. H is off by eps σ_1² and the columns of U from orthogonal by
+//! `eps σ_1² / (σ_i σ_j)`, at worst; G rounds in all directions, so that some `n^-1/2` of it is seen. While σ_l is
+//! above [`CLEAR`]` · σ_1` that is no more than what other steps do. It is [measured](is_orthonormal) all the same, and
+//! if U is not orthonormal to rounding, or the spectrum steeper, W becomes the basis V (filtered, so that nothing is
+//! lost), and the factors come from the image `A V`, computed from A itself: its singular values and certificate are
+//! right in any case. Only eigenvectors whose `σ_i` is under about `√eps σ_1` are then still noise: when `σ_k` comes
+//! out near that floor, [`reaches_floor`] says so and the caller takes another method.
 
 use std::ops::ControlFlow;
 
@@ -58,10 +61,12 @@ const CLEAR: f64 = 1.0 / 32.0;
 const PLAIN: f64 = 1.0 / 6.0;
 /// Random combinations of columns that are looked at.
 const LOOKS: usize = 8;
-/// How far from orthonormal they may show U to be, in units of `eps √k`: entries of UᵀU are below that then (they are allowed 50 of it).
+/// How far from orthonormal they may show U to be, in units of `eps √k`: entries of UᵀU are below that then (they are
+/// allowed 50 of it).
 const DEFECT: f64 = 32.0;
 
-/// Whether the Gram matrix resolves what is asked for: it shows σ down to `√eps σ_1`, so that it cannot show a loss near that.
+/// Whether the Gram matrix resolves what is asked for: it shows σ down to `√eps σ_1`, so that it cannot show a loss
+/// near that.
 pub(super) fn allowed(task: &Task) -> bool {
     !task.is_below_floor()
 }
@@ -135,7 +140,8 @@ pub(super) fn by_iteration<T: Scalar, S: Space<T>>(
     unless_at_the_floor(task, op, solution, goal, par)
 }
 
-/// Columns of the panels for these squared singular values, nonincreasing: all of σ² is there, so that nothing is missing.
+/// Columns of the panels for these squared singular values, nonincreasing: all of σ² is there, so that nothing is
+/// missing.
 pub(in crate::svd) fn width_for<T: Scalar>(task: &Task, goal: &Goal, squares: &[T]) -> usize {
     match task.rank {
         Some(_) => task.width,
@@ -148,7 +154,8 @@ pub(in crate::svd) fn roots<T: Scalar>(squares: &[T]) -> Vec<T> {
     squares.iter().map(|&x| <T as Element>::from_f64(Element::to_f64(x).max(0.0).sqrt())).collect()
 }
 
-/// What the Gram route found, or what the randomized method does, within the memory of this route, where the Gram matrix could not see enough.
+/// What the Gram route found, or what the randomized method does, within the memory of this route, where the Gram
+/// matrix could not see enough.
 pub(in crate::svd) fn unless_at_the_floor<T: Scalar, S: Space<T>>(
     task: &Task,
     op: &mut dyn LinearOperator<T, Space = S>,
@@ -231,8 +238,8 @@ pub(in crate::svd) fn dense<T: Scalar, S: Space<T>>(
     Ok(Dominant { basis, values, remedy })
 }
 
-/// Subspace iteration where G lives. Breaks off with the factors, or goes on with an orthonormal basis of the dominant eigenvectors; with either comes the
-/// end of the interval that was damped.
+/// Subspace iteration where G lives. Breaks off with the factors, or goes on with an orthonormal basis of the dominant
+/// eigenvectors; with either comes the end of the interval that was damped.
 #[expect(clippy::type_complexity, reason = "the two ways that it ends")]
 fn iterated<T: Scalar, S: Space<T>>(
     task: &Task,
@@ -319,7 +326,8 @@ pub(in crate::svd) struct Subspace<P> {
 }
 
 impl<P> Subspace<P> {
-    /// From a sketch of G and a filter, with the end of the interval that was damped. `in_place` takes W for F, where an image is to come beside.
+    /// From a sketch of G and a filter, with the end of the interval that was damped. `in_place` takes W for F, where
+    /// an image is to come beside.
     pub(in crate::svd) fn find<T: Scalar, S: Space<T, Panel = P>>(
         task: &Task,
         op: &mut dyn LinearOperator<T, Space = S>,
@@ -350,8 +358,8 @@ impl<P> Subspace<P> {
         Ok((Subspace { v, w, f: Some(f), factor: Some(factor), sums }, end))
     }
 
-    /// The decomposition of F, or what there is to go on with where G alone does not tell. `meanwhile` is done with V while the eigensolver has one
-    /// thread, if there is one.
+    /// The decomposition of F, or what there is to go on with where G alone does not tell. `meanwhile` is done with V
+    /// while the eigensolver has one thread, if there is one.
     pub(in crate::svd) fn project<T: Scalar, S: Space<T, Panel = P>>(
         mut self,
         space: &S,
@@ -520,10 +528,11 @@ fn with_ways_out<T: Scalar>(f: &Footprint, solving: usize) -> usize {
     f.certified::<T>(solving.max(by_image).max(randomized::by_products::<T>(f, !f.searched)), true)
 }
 
-/// Whether A meets all of V while the eigensolver has one thread, and the columns that are kept come of the image: `2 m l²` flops and those of
-/// l − k columns more for half of the solver's time, `l²` of 53 ns (l = 106, 202: 0.6, 2.0 ms). A pure function of the shape, so that the bits do not
-/// depend on the threads; what one thread would do at once anyway is not worth it.
-/// Where m is not several times n, V and F beside the image would be more memory than all else takes.
+/// Whether A meets all of V while the eigensolver has one thread, and the columns that are kept come of the image:
+/// `2 m l²` flops and those of l − k columns more for half of the solver's time, `l²` of 53 ns (l = 106, 202: 0.6, 2.0
+/// ms). A pure function of the shape, so that the bits do not depend on the threads; what one thread would do at once
+/// anyway is not worth it. Where m is not several times n, V and F beside the image would be more memory than all else
+/// takes.
 pub(in crate::svd) fn is_imaged_early<T: Scalar>((m, n): (usize, usize), l: usize) -> bool {
     let has_eigensolver = size_of::<T>() == size_of::<f32>();
     has_eigensolver && m <= EARLY.rows && m >= EARLY.tall * n && m * n * l >= EARLY.multiplications
@@ -542,8 +551,8 @@ struct EarlyParams {
 /// Bench `svd`.
 const EARLY: EarlyParams = EarlyParams { rows: 4096, tall: 3, multiplications: 1 << 24 };
 
-/// Whether the columns of `U = panel C` (the panel itself without one) are orthonormal to rounding: the largest entry of `(UᵀU − I) X` for columns X of
-/// random signs is about the length of the worst row of `UᵀU − I`.
+/// Whether the columns of `U = panel C` (the panel itself without one) are orthonormal to rounding: the largest entry
+/// of `(UᵀU − I) X` for columns X of random signs is about the length of the worst row of `UᵀU − I`.
 pub(in crate::svd) fn is_orthonormal<T: Scalar, S: Space<T>>(
     space: &S,
     panel: &Panel<T, S>,

@@ -8,9 +8,9 @@
 //! | randomized | 2mnl, 2q + 1 times, and a sketch | m × l, q + 1 times, n × l, q times | EVD l³ | 2q + 2 |
 //! | krylov | 2mnb, 2q + 3 times, and a sketch | m × b, 2q + 3 times, against blocks | EVD (qb + 2b)³ | 2q + 4 |
 //!
-//! With `l = k + p`, `m >= n`, and Krylov blocks of `b = l/2` columns. A file has `solve` and what the planner asks of it: whether the method is possible and
-//! allowed, its cost, its peak memory. To add one: the file, a variant of [`Route`], a line of [`ROUTES`] and an arm of [`solve`]; a method that callers name
-//! is a variant of [`Method`], too.
+//! With `l = k + p`, `m >= n`, and Krylov blocks of `b = l/2` columns. A file has `solve` and what the planner asks of
+//! it: whether the method is possible and allowed, its cost, its peak memory. To add one: the file, a variant of
+//! [`Route`], a line of [`ROUTES`] and an arm of [`solve`]; a method that callers name is a variant of [`Method`], too.
 
 mod adaptive;
 mod embedded;
@@ -90,8 +90,9 @@ fn never(_: &Task) -> bool {
     false
 }
 
-/// All routes. `Auto` never takes a method that is less accurate than the randomized one with the same p and q: full and gram (dense) are the optimum, gram
-/// (iterated) has the same exponent and a filter, and those of a single pass are only for where one pass is all there is.
+/// All routes. `Auto` never takes a method that is less accurate than the randomized one with the same p and q: full
+/// and gram (dense) are the optimum, gram (iterated) has the same exponent and a filter, and those of a single pass are
+/// only for where one pass is all there is.
 static ROUTES: [Entry; 7] = [
     Entry {
         route: Route::Full,

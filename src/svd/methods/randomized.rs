@@ -62,8 +62,8 @@ pub(super) fn by_products<T: Scalar>(f: &Footprint, sparing: bool) -> usize {
     }
 }
 
-/// Solves the task, by blocks where the spectrum decides the rank. `sparing` keeps to little scratch, where another method that took less has failed;
-/// without a shift, which has a panel of its own.
+/// Solves the task, by blocks where the spectrum decides the rank. `sparing` keeps to little scratch, where another
+/// method that took less has failed; without a shift, which has a panel of its own.
 pub(in crate::svd) fn solve<T: Scalar, S: Space<T>>(
     task: &Task,
     op: &mut dyn LinearOperator<T, Space = S>,

@@ -11,21 +11,25 @@
 //! All four are linear in the rows of A, so blocks add up and states merge: threads, files, machines. Two ways from the
 //! sketches to factors `A ≈ Q C Pᵀ` with orthonormal Q and P and a small C, whose SVD then gives all:
 //!
-//! * [`Method::SinglePass`], three sketches (Tropp, Yurtsever, Udell, Cevher, SIAM J. Sci. Comput. 2019): `Q = orth(Y)`,
-//!   `P = orth(X)`, `C = (ΦᵀQ)⁺ Z (PᵀΨ)⁺`, with the sizes of the paper, `l = c = 4k + 1` and `s = 2l + 1`. A is projected from both sides,
-//!   and the two least-squares problems are over-determined by a factor of two, so that little is lost to them.
+//! * [`Method::SinglePass`], three sketches (Tropp, Yurtsever, Udell, Cevher, SIAM J. Sci. Comput. 2019):
+//!   `Q = orth(Y)`, `P = orth(X)`, `C = (ΦᵀQ)⁺ Z (PᵀΨ)⁺`, with the sizes of the paper, `l = c = 4k + 1` and
+//!   `s = 2l + 1`. A is projected from both sides, and the two least-squares problems are over-determined by a factor
+//!   of two, so that little is lost to them.
 //! * [`Method::Nystrom`], two sketches (`nystrom.rs`): a third of the memory or less, and a larger error.
 //!
-//! The certificate costs no second look: with independent Gaussian Θ that nothing above depends on, `‖Θᵀ(A − Â)‖²` has the mean
-//! `‖A − Â‖²`, over 16 rows whose scatter gives the standard deviation. It is that of the truncated factors, as returned.
+//! The certificate costs no second look: with independent Gaussian Θ that nothing above depends on, `‖Θᵀ(A − Â)‖²` has
+//! the mean `‖A − Â‖²`, over 16 rows whose scatter gives the standard deviation. It is that of the truncated factors,
+//! as returned.
 //!
-//! Cost of a block of b rows: four sketches, `O(b n log)` with SRHT or `2 b n (l + c + s + 16)` flops with Gaussians, and reading
-//! the block. State: `(m + n) l + s² + 16 n` numbers. At the end `O((m + n) l²)`.
+//! Cost of a block of b rows: four sketches, `O(b n log)` with SRHT or `2 b n (l + c + s + 16)` flops with Gaussians,
+//! and reading the block. State: `(m + n) l + s² + 16 n` numbers. At the end `O((m + n) l²)`.
 //!
-//! Where the spectrum is so flat that the noise of the sketches makes the factors too large, the same probes tell by how much ([`shrinkage`]).
+//! Where the spectrum is so flat that the noise of the sketches makes the factors too large, the same probes tell by
+//! how much ([`shrinkage`]).
 //!
-//! Error over the optimum, at worst over the spectra and sketches of `tests/drivers/methods.rs` (k = 16): 1.45 with three sketches, 2.3 with two,
-//! where one power iteration is within a few percent. They are for matrices that can be seen once.
+//! Error over the optimum, at worst over the spectra and sketches of `tests/drivers/methods.rs` (k = 16): 1.45 with
+//! three sketches, 2.3 with two, where one power iteration is within a few percent. They are for matrices that can be
+//! seen once.
 
 use faer::dyn_stack::{MemBuffer, MemStack, StackReq};
 use faer::linalg::matmul::matmul;
@@ -67,9 +71,9 @@ pub(super) struct Sizes {
 }
 
 impl Sizes {
-    /// For factors of this rank. The sizes of the paper as long as the core is no larger than A; beyond that, as much as
-    /// leaves room for the rank. Not less than for a rank of `oversample`: of a flat spectrum the few largest directions of a small sketch are those
-    /// of its noise.
+    /// For factors of this rank. The sizes of the paper as long as the core is no larger than A; beyond that, as much
+    /// as leaves room for the rank. Not less than for a rank of `oversample`: of a flat spectrum the few largest
+    /// directions of a small sketch are those of its noise.
     pub(super) fn new(method: Method, (m, n): (usize, usize), rank: usize, oversample: usize) -> Self {
         let small = m.min(n);
         let least = rank.saturating_add(oversample);
@@ -99,8 +103,8 @@ struct Sketches {
     theta: AnySketch,
 }
 
-/// The random matrix of a stream that a basis is embedded with, which may be made of unit vectors: a sampled Hadamard matrix of few columns may be blind to
-/// some of their combinations. There normals cost little.
+/// The random matrix of a stream that a basis is embedded with, which may be made of unit vectors: a sampled Hadamard
+/// matrix of few columns may be blind to some of their combinations. There normals cost little.
 fn embedding(task: &Task, length: usize, columns: usize, stream: u64) -> Result<AnySketch> {
     /// Fewer columns are never sampled from a Hadamard matrix; fewer than twice as many from a short one neither.
     const FEW: usize = 64;
@@ -261,16 +265,19 @@ pub(in crate::svd) struct Answer<T> {
     pub(in crate::svd) notes: Vec<String>,
 }
 
-/// What to multiply the singular values of `Â` by so that the error is least, where the probes leave no doubt that it is less than 1:
+/// What to multiply the singular values of `Â` by so that the error is least, where the probes leave no doubt that it
+/// is less than 1:
 ///
 /// ```text
 ///   c = ⟨A, Â⟩ / ‖Â‖²  =  1 + ⟨A − Â, Â⟩ / ‖Â‖²          ⟨A − Â, Â⟩  =  E Σ_j (AᵀΘ − ÂᵀΘ)_j · (ÂᵀΘ)_j
 /// ```
 ///
-/// The two least-squares problems add their noise to the values, about as much as the tail has; where the spectrum is flat that makes them too large, and the
-/// error larger than that of no factors at all. With c it would not be. The probes know c to a standard deviation, and what is taken is less by that
-/// much: too small a c is better than zeros, too large a one may be worse. Over 24 seeds each, with `ffn_up`, i.i.d. entries and σ_i = i^-½ at ranks 1, 5 and 20, the
-/// error is 1.6 % above that of the true c at most on average, and that of zeros is exceeded by 0.5 %. `error` is `AᵀΘ`, `v · weights` is `ÂᵀΘ`.
+/// The two least-squares problems add their noise to the values, about as much as the tail has; where the spectrum is
+/// flat that makes them too large, and the error larger than that of no factors at all. With c it would not be. The
+/// probes know c to a standard deviation, and what is taken is less by that much: too small a c is better than zeros,
+/// too large a one may be worse. Over 24 seeds each, with `ffn_up`, i.i.d. entries and σ_i = i^-½ at ranks 1, 5 and 20,
+/// the error is 1.6 % above that of the true c at most on average, and that of zeros is exceeded by 0.5 %. `error` is
+/// `AᵀΘ`, `v · weights` is `ÂᵀΘ`.
 fn shrinkage<T: Scalar>(error: &Mat<T>, v: &Mat<T>, weights: &Mat<T>, s: &[T]) -> Option<f64> {
     /// Factors of zero would have no directions.
     const LEAST: f64 = 0.05;

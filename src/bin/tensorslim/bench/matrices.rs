@@ -119,8 +119,8 @@ mod tests {
     use faer::{Mat, Par};
 
     /// Against faer's SVD in f64. Each of at most 6 passes has at most 6 levels of additions, a factor and a product
-    /// with H_b of at most 20 terms, all orthogonal up to scale: an error of at most 6 · 28 u of the norm, which is 1, and
-    /// no singular value moves by more (Weyl).
+    /// with H_b of at most 20 terms, all orthogonal up to scale: an error of at most 6 · 28 u of the norm, which is 1,
+    /// and no singular value moves by more (Weyl).
     #[test]
     fn singular_values_are_those_asked_for() {
         for (m, n) in [(64, 32), (40, 96), (50, 33), (17, 61), (16, 16)] {

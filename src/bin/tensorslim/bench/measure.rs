@@ -4,8 +4,8 @@
 //! starting with another one; a ratio is taken within a round and the median over rounds is reported, so that a machine
 //! that changes its pace changes all sides of a ratio.
 //!
-//! What a round cannot cancel is what lasts: another process on one of two cores slows a product on both of them and not
-//! a read, and where operands lie in memory can make a product a fifth faster for as long as they lie there. So the
+//! What a round cannot cancel is what lasts: another process on one of two cores slows a product on both of them and
+//! not a read, and where operands lie in memory can make a product a fifth faster for as long as they lie there. So the
 //! rounds of a shape are spread over [`SWEEPS`] sweeps over all shapes, each with matrices made anew.
 //!
 //! Nothing is timed before it was found right: sketches against their matrix `Ω` in f64 on a few rows, factorizations
@@ -374,7 +374,8 @@ fn check(operator: &AnySketch, a: MatView<'_>, y: MatRef<'_, f32>) -> Result<(),
         for t in 0..l {
             let products = || row.iter().enumerate().map(|(j, a)| a * omega[(j, t)]);
             let (want, size) = (products().sum::<f64>(), products().map(f64::abs).sum::<f64>());
-            // Sparse columns of Ω may be empty, transforms add up what then cancels: at least the size of a typical column.
+            // Sparse columns of Ω may be empty, transforms add up what then cancels: at least the size of a typical
+            // column.
             let norm = row.iter().map(|a| a.abs()).sum::<f64>() / (l as f64).sqrt();
             let got = f64::from(y[(i, t)]);
             if (got - want).abs() > lambda * size.max(norm) {

@@ -1,7 +1,7 @@
 //! The plots, as SVG text without outer resources.
 //!
-//! Colours of Okabe and Ito, told apart by the colour-blind too; curves also differ in their markers. Ticks are at 1, 2,
-//! 5 of each decade (1 alone over many decades), since most plots span a decade or two. Legends stand in the page.
+//! Colours of Okabe and Ito, told apart by the colour-blind too; curves also differ in their markers. Ticks are at 1,
+//! 2, 5 of each decade (1 alone over many decades), since most plots span a decade or two. Legends stand in the page.
 
 use plotters::coord::Shift;
 use plotters::coord::combinators::{BindKeyPoints, WithKeyPoints};
@@ -274,8 +274,8 @@ const LABEL_FONT: u32 = 15;
 /// Labels no further up or down than this have no line to their point.
 const NEAR: i32 = 16;
 
-/// Offsets of the left middle of each label from its point, so that none lies on another one, on a point or on the path of steps, as
-/// long as there is room within the last two corners.
+/// Offsets of the left middle of each label from its point, so that none lies on another one, on a point or on the path
+/// of steps, as long as there is room within the last two corners.
 fn place_labels(
     points: &[((i32, i32), &str)],
     steps: &[(i32, i32)],

@@ -1,4 +1,5 @@
-//! Accuracy against time, our methods and their peers: the record of `benches/peers/compare.py`, which this program carries.
+//! Accuracy against time, our methods and their peers: the record of `benches/peers/compare.py`, which this program
+//! carries.
 //!
 //! ```text
 //!   error   x  peer        what lies on or above and to the right of the line is beaten in both by one of our methods
@@ -8,7 +9,8 @@
 //!                  time
 //! ```
 //!
-//! The peers are Python programs that cannot be run from here; all points of a matrix are from one run of that script, by turns.
+//! The peers are Python programs that cannot be run from here; all points of a matrix are from one run of that script,
+//! by turns.
 
 use serde::Deserialize;
 
