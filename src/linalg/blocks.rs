@@ -1,17 +1,18 @@
-//! Work cut into blocks of rows by shape, and the threads that it is worth.
+//! Cuts work into blocks of rows by shape, and tells how many threads it is worth.
 
 use faer::{MatMut, Par};
 use rayon::prelude::*;
 
-/// A product of fewer multiplications, some 30 µs, is left to one thread.
+/// A product of fewer multiplications than this runs on one thread: waking others would take about as long.
 const MIN_PARALLEL: usize = 1 << 22;
 
-/// The threads for a product of so many multiplications; the blocks, and so the bits, are the same.
+/// Returns the threads for a product of so many multiplications. The blocks, and so the bits, are the same for any
+/// number.
 pub(crate) fn threads(multiplications: usize, par: Par) -> Par {
     if multiplications < MIN_PARALLEL { Par::Seq } else { par }
 }
 
-/// `f` of each item, one task each where there are threads for them.
+/// Calls `f` on each item, as one task each if `par` is parallel.
 pub(crate) fn for_each<I: Send>(items: Vec<I>, par: Par, f: impl Fn(I) + Sync + Send) {
     match par {
         Par::Seq => items.into_iter().for_each(f),
@@ -19,7 +20,7 @@ pub(crate) fn for_each<I: Send>(items: Vec<I>, par: Par, f: impl Fn(I) + Sync + 
     }
 }
 
-/// The rows of a matrix, so many at a time, each with the number of the first.
+/// Splits a matrix into blocks of at most `rows` rows, each with the number of its first row.
 pub(crate) fn strips_of_rows<T>(mut a: MatMut<'_, T>, rows: usize) -> Vec<(usize, MatMut<'_, T>)> {
     let mut strips = Vec::new();
     let mut top = 0;
