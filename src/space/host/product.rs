@@ -102,7 +102,7 @@ const CONGRUENCE: CongruenceParams = CongruenceParams { rows: 96, gram_rows: 96,
 /// triangle is read. `lower` says that b is a lower triangle with zeros above.
 ///
 /// ```text
-///   s = T + Tᵀ      E = T b           E_I = Σ_{K <= I} T_IK b_K          of a triangle only what is below it
+///   s = T + Tᵀ      E = T b           E_I = Σ_{K <= I} T_IK b_K       of a triangle only what is below it
 ///                   g = bᵀE + Eᵀb     g_I = Σ_K b_KIᵀ E_K + E_KIᵀ b_K    up to the diagonal; only K >= I for a triangle
 /// ```
 ///
