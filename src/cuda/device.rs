@@ -424,9 +424,9 @@ impl Device {
             |n: usize| c_uint::try_from(n).map_err(|_| Error::TooLarge { shape: vec![shape.grid.0, shape.grid.1] });
         let (grid, (x, y)) = ((grid(shape.grid.0)?, grid(shape.grid.1)?, 1), shape.block);
         let mut pointers = arguments.pointers();
-        // SAFETY: `arguments` has as many parameters of as many bytes as the kernel takes, as the assertion above and
-        // tests/cuda.rs check for each kernel, and `pointers` points to them through the call. The buffers are as long
-        // as the comment of the kernel asks for; the callers in this module see to it.
+        // SAFETY: `arguments` has as many parameters of as many bytes as the kernel takes, as the debug assertion above
+        // and tests/cuda.rs check for each kernel, and `pointers` points to them through the call. The callers in this
+        // module pass buffers as long as the comment of the kernel asks for.
         let done = unsafe {
             result::launch_kernel(function.handle, grid, (x, y, 1), shape.shared as c_uint, self.compute, &mut pointers)
         };
@@ -540,8 +540,8 @@ impl Device {
     pub(super) fn copy<E: Pod>(&self, from: &Buffer<E>, to: &Buffer<E>, offset: usize) -> Result<()> {
         debug_assert!(offset + from.len <= to.len);
         self.enter()?;
-        // SAFETY: `from` has `len` elements, and `to` has as many from `offset` on (asserted above); two buffers do not
-        // overlap.
+        // SAFETY: `from` has `len` elements. The callers pass another buffer with room for them from `offset` on, which
+        // the debug assertion checks.
         let done =
             unsafe { result::memcpy_dtod_async(to.address(offset), from.at, from.len * size_of::<E>(), self.compute) };
         self.check("copying on the device", done)

@@ -102,8 +102,8 @@ const CONGRUENCE: CongruenceParams = CongruenceParams { rows: 96, gram_rows: 96,
 /// triangle is read. `lower` says that b is a lower triangle with zeros above.
 ///
 /// ```text
-///   s = T + Tᵀ      E = T b           E_I = Σ_{K <= I} T_IK b_K       of a triangle only what is below it
-///                   g = bᵀE + Eᵀb     g_I = Σ_K b_KIᵀ E_K + E_KIᵀ b_K    up to the diagonal; only K >= I for a triangle
+///   s = T + Tᵀ      E = T b           E_I = Σ_{K <= I} T_IK b_K           only below the diagonal for a triangle
+///                   g = bᵀE + Eᵀb     g_I = Σ_K b_KIᵀ E_K + E_KIᵀ b_K  up to the diagonal, only K >= I for a triangle
 /// ```
 ///
 /// It takes `c n² + 2 c² n` flops, `n³` for a triangle, and what strips do beyond the diagonal. A strip of rows is one
