@@ -1,4 +1,5 @@
-//! The public generic functions of this room as fronts over two compiled instances; see [`compiled`](crate::compiled).
+//! The public generic functions of this module, as fronts over two compiled instances; see
+//! [`compiled`](crate::compiled).
 
 use std::marker::PhantomData;
 
@@ -16,7 +17,7 @@ use crate::simd::Scalar;
 use crate::space::Host;
 use crate::tensor::{DType, TensorRef};
 
-/// The instances for one arithmetic: none of these functions is generic, so that they are compiled here.
+/// The instances for one arithmetic. None of these functions is generic, so that they are compiled here.
 struct Instance<T>(PhantomData<T>);
 
 macro_rules! instances {
@@ -121,7 +122,7 @@ pub(super) fn choose_blend<T: Scalar>(
 }
 
 impl<T: Scalar> SinglePass<T> {
-    /// Takes rows `first_row ..` of the matrix. On an error the state is as before.
+    /// Adds the rows `first_row ..` of the matrix. On an error the state is as before.
     ///
     /// # Errors
     /// [`Error::Shape`](crate::Error::Shape) unless the block is a matrix of `n` columns whose rows lie within the
@@ -134,7 +135,7 @@ impl<T: Scalar> SinglePass<T> {
         }
     }
 
-    /// The factors.
+    /// Computes the factors.
     ///
     /// # Errors
     /// [`Error::Shape`](crate::Error::Shape) unless every row was given; [`Error::Range`](crate::Error::Range) if all

@@ -24,12 +24,12 @@ use crate::qr;
 use crate::simd::Scalar;
 use crate::sketch::AnySketch;
 
-/// Columns of the co-range for a range of `l`.
+/// Returns the columns of the co-range for a range of `l` columns.
 pub(super) fn corange(l: usize) -> usize {
     l + l.div_ceil(2)
 }
 
-/// `Q`, `P` and `C` with `A ≈ Q C Pᵀ`, from the range and the co-range.
+/// Computes `Q`, `P` and `C` with `A ≈ Q C Pᵀ` from the range and the co-range.
 pub(super) fn two_sketches<T: Scalar>(
     mut q: Mat<T>,
     corange: Mat<T>,
