@@ -1,5 +1,5 @@
-//! What may be typed. Values that are nonsense for every file (rank 0, a ratio below zero, no threads) are refused
-//! here with exit code 2; values that a particular file cannot satisfy are the library's to refuse.
+//! The arguments of the command line. Values that make no sense for any file (rank 0, a ratio below zero, no threads)
+//! are refused here with exit code 2; values that a particular file cannot satisfy are left for the library to refuse.
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -155,7 +155,7 @@ pub(crate) struct FactorArgs {
     pub(crate) explain: bool,
 }
 
-/// How much the calibration is trusted.
+/// The trust in the calibration: a number, or a choice by held-out samples.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Blend {
     Auto,
@@ -170,7 +170,7 @@ fn blend(text: &str) -> Result<Blend, String> {
     }
 }
 
-/// What is written of the factors.
+/// The form in which the factors are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Form {
     Svd,
