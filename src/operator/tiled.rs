@@ -65,8 +65,8 @@ pub trait RowSource: Send {
     /// Fills `dst` with the lines that start at `first`, one after another, in native byte order. `dst` has the bytes
     /// of a whole number of lines.
     ///
+    /// # Errors
     /// Any error that the source returns; the factorization ends with it.
-    /// What the source reports; the factorization ends with it.
     fn read_rows(&mut self, first: usize, dst: &mut [u8]) -> Result<()>;
 
     /// Fills `dst` with elements `part` of every line, line after line. The default reads whole lines and drops the

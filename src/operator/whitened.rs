@@ -181,6 +181,7 @@ impl<'a, T: Scalar, S: Space<T>> Whitened<'a, T, S> {
 
     /// Computes `x = Wᵀ (W L z)` of the image that was the last product by the Gram matrix of a tall W, if there is
     /// one: `2 n² l` flops instead of `2 m n l`. Its error is that of the image, `eps |W| |L z|`, multiplied by Wᵀ.
+    ///
     /// # Errors
     /// [`Error::Device`](crate::Error::Device), [`Error::Cancelled`](crate::Error::Cancelled), those of a source of
     /// rows.
@@ -193,6 +194,7 @@ impl<'a, T: Scalar, S: Space<T>> Whitened<'a, T, S> {
 
     /// Computes `L z` and `Wᵀ W L z` of a tall W by its Gram matrix: what the image `W (L z)` and its way back need of
     /// L.
+    ///
     /// # Errors
     /// [`Error::Device`](crate::Error::Device), [`Error::Cancelled`](crate::Error::Cancelled), those of a source of
     /// rows.

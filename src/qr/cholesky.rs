@@ -25,7 +25,6 @@
 //!
 //! **Why a solve.** It is backward stable row by row, a product with `R⁻¹` is not, and is slower. Figures:
 //! `benches/NOTES.md`.
-//! times as fast at 106).
 
 use faer::Accum;
 use faer::dyn_stack::{MemStack, StackReq};

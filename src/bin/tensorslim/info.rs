@@ -19,9 +19,9 @@ struct Info {
     memory_total: Option<usize>,
     memory_available: Option<usize>,
     gpu: String,
-    /// The kernel sources that this build has for GPUs. The next field has the architectures that they were compiled
-    /// for.
+    /// The kernel sources that this build has for GPUs.
     gpu_kernels: Vec<&'static str>,
+    /// The architectures that the kernels for GPUs were compiled for.
     gpu_architectures: Vec<&'static str>,
     mpi: &'static str,
 }
