@@ -1,12 +1,12 @@
-// One sweep for what is asked of a matrix before and after: the largest modulus, the sum of squares, whether all
-// elements are finite; and sums over two panels or a diagonal.
+// Reductions, each in one sweep: the largest modulus, the sum of squares and whether all elements are finite, which a
+// factorization asks for before and after; the inner product of two panels; the trace.
 //
 //   statistics_<dtype>       {max |x|, Σ x², number of NaN and infinities}, in f64, one triple for each block
 //   dot_<arithmetic>         Σ x(i, j) y(i, j), in f64, one sum for each block
 //   trace_<arithmetic>       Σ x(i, i), in f64
 //
-// The host adds the triples in order, so the sum depends on the shape alone. Cost: one read of the matrix; its f64
-// operations take less. Figures: benches/NOTES.md.
+// The host adds the blocks' results in order, so the sum depends on the shape alone. Cost: one read of the matrix; its
+// f64 operations take less. Figures: benches/NOTES.md.
 #include "dtype.cuh"
 #include "reduce.cuh"
 
@@ -63,8 +63,9 @@ STATISTICS(statistics_f16, f16)
 STATISTICS(statistics_bf16, bf16)
 STATISTICS(statistics_f64, double)
 
-// Lines of `width` elements, `ldx` and `ldy` apart. Launch: 256 threads, any number of blocks up to `lines`, 8·8 bytes; block b takes
-// lines b, b + blocks, ....
+// Writes the sums of the products of `lines` lines of `width` elements, `ldx` and `ldy` apart; block b takes lines b,
+// b + blocks, ....
+// Launch: 256 threads, any number of blocks up to `lines`, 8·8 bytes.
 template <class A>
 __device__ __forceinline__ void dot(const A* __restrict__ x, const A* __restrict__ y, double* __restrict__ partial,
                                     i64 lines, i64 width, i64 ldx, i64 ldy) {
@@ -101,15 +102,20 @@ extern "C" __global__ void __launch_bounds__(256)
 }
 KERNEL(dot_f64)
 
-// Launch: 256 threads, one block, 8·8 bytes.
-template <class A> __device__ __forceinline__ void trace(const A* __restrict__ x, double* __restrict__ sum, i64 n, i64 ld) {
+// Writes the sum of the diagonal of an n × n matrix. Launch: 256 threads, one block, 8·8 bytes.
+template <class A>
+__device__ __forceinline__ void trace(const A* __restrict__ x, double* __restrict__ sum, i64 n, i64 ld) {
     DYNAMIC_SHARED(double, shared);
     double part = 0;
     for (i64 i = threadIdx.x; i < n; i += blockDim.x) part += x[i * ld + i];
     part = reduce_block(part, 0.0, shared, [](double a, double b) { return a + b; });
     if (threadIdx.x == 0) *sum = part;
 }
-extern "C" __global__ void __launch_bounds__(256) trace_f32(const float* x, double* sum, i64 n, i64 ld) { trace(x, sum, n, ld); }
+extern "C" __global__ void __launch_bounds__(256) trace_f32(const float* x, double* sum, i64 n, i64 ld) {
+    trace(x, sum, n, ld);
+}
 KERNEL(trace_f32)
-extern "C" __global__ void __launch_bounds__(256) trace_f64(const double* x, double* sum, i64 n, i64 ld) { trace(x, sum, n, ld); }
+extern "C" __global__ void __launch_bounds__(256) trace_f64(const double* x, double* sum, i64 n, i64 ld) {
+    trace(x, sum, n, ld);
+}
 KERNEL(trace_f64)

@@ -27,6 +27,13 @@ pub enum Threads {
     Pool,
 }
 
+impl Threads {
+    /// Returns whether there is the calling thread alone.
+    pub(crate) fn is_one(self) -> bool {
+        self == Threads::One || cfg!(not(feature = "rayon"))
+    }
+}
+
 /// Returns the number of threads of the current pool.
 pub(crate) fn count() -> usize {
     #[cfg(feature = "rayon")]

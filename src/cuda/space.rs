@@ -39,7 +39,7 @@ impl<T: Scalar> Space<T> for Arc<Device> {
         y.copy_to_host(dst)
     }
 
-    fn into_host(&self, y: DevicePanel<T>) -> Result<HostPanel<T>> {
+    fn retrieve(&self, y: DevicePanel<T>) -> Result<HostPanel<T>> {
         let mut host = HostPanel::zeros(y.nrows(), y.ncols(), &Host::new(crate::parallel::current_par()));
         y.copy_to_host(host.as_mut())?;
         Ok(host)

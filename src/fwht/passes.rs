@@ -283,7 +283,7 @@ unsafe fn radix_passes<S: Lanes, T: Scalar, X: Element, Y: Element>(
 }
 
 /// Transforms the columns of `2^Σradices` rows of `width` elements, depth first. The first pass reads `src`, the last
-/// writes `dst`; between them the rows are in `work`, which is overwritten.
+/// writes `dst`; between them the rows are in `work`, which they overwrite if there is more than one pass.
 ///
 /// # Safety
 /// `src`, `dst` and `work` have `2^Σradices` accessible rows of `width` elements, a multiple of the lanes; any two of

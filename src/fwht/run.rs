@@ -83,7 +83,7 @@ pub(super) unsafe fn batch<T: Scalar, E: Element>(mut x: Batch<E>, order: Order,
     let (isa, params) = (simd::isa(), Params::default());
     let elements = x.n * x.count;
     let from_memory = elements * size_of::<E>() >= params.long_bytes && x.n * size_of::<E>() <= params.ahead_bytes;
-    if threads == Threads::One || elements < 2 * params.task_len {
+    if threads.is_one() || elements < 2 * params.task_len {
         return simd::dispatch(isa, Task::<T, E> { x, order, from_memory, params, plain: PhantomData });
     }
     let plan = simd::dispatch(isa, PlanOf::<T> { order, params, plain: PhantomData });
@@ -320,8 +320,8 @@ impl<T: Scalar, E: Element> Kernel for Task<T, E> {
     }
 }
 
-/// Transforms vectors of adjacent elements, one after the other. If they come `from_memory`, the prefetch of the next
-/// vector begins in the first pass of each, and not in its leaves.
+/// Transforms vectors of adjacent elements in place, one after the other. If they come `from_memory`, the prefetch of
+/// the next vector begins in the first pass of each, and not in its leaves.
 ///
 /// # Safety
 /// The batch is valid for reads and writes, its elements are distinct, `n_stride` is 1, and `plan` is for its length.

@@ -58,11 +58,13 @@ impl<A: Element, B: Element> Kernel for Convert<'_, A, B> {
             s.prefetch(line.as_ptr().cast());
         }
         match (A::DTYPE, B::DTYPE) {
-            (DType::F64, DType::F64) => same::<S, f64, A, B>(s, src, dst, scale),
+            (DType::F64, DType::F64) => by_registers::<S, f64, A, B>(s, src, dst, scale),
             (DType::F64, _) => from_f64::<S, A, B>(s, src, dst, scale),
             (_, DType::F64) => to_f64::<S, A, B>(s, src, dst, scale),
             // The product is exact in f32 only if the power of two itself is a normal f32.
-            _ if scale as f32 as f64 == scale && (scale as f32).is_normal() => same::<S, f32, A, B>(s, src, dst, scale),
+            _ if scale as f32 as f64 == scale && (scale as f32).is_normal() => {
+                by_registers::<S, f32, A, B>(s, src, dst, scale)
+            }
             _ => {
                 for (d, x) in dst.iter_mut().zip(src) {
                     *d = B::from_f64(scale * x.to_f64());
@@ -72,9 +74,10 @@ impl<A: Element, B: Element> Kernel for Convert<'_, A, B> {
     }
 }
 
-/// Converts through registers of `T`, a type that holds every value of `A`.
+/// Converts `src` to `dst` through registers of `T`, a type that holds every value of `A`, times `scale`, which `T`
+/// holds.
 #[inline(always)]
-fn same<S: Lanes, T: Scalar, A: Element, B: Element>(s: S, src: &[A], dst: &mut [B], scale: f64) {
+fn by_registers<S: Lanes, T: Scalar, A: Element, B: Element>(s: S, src: &[A], dst: &mut [B], scale: f64) {
     let lanes = T::lanes::<S>();
     let factor = T::vsplat(s, <T as Element>::from_f64(scale));
     let (whole, rest) = src.split_at(src.len() - src.len() % lanes);
@@ -98,7 +101,7 @@ fn to_f64<S: Lanes, A: Element, B: Element>(s: S, src: &[A], dst: &mut [B], scal
     let dst: &mut [f64] = bytemuck::cast_slice_mut(dst);
     for (x, d) in src.chunks(CHUNK).zip(dst.chunks_mut(CHUNK)) {
         let single = &mut single[..x.len()];
-        same::<S, f32, A, f32>(s, x, single, 1.0);
+        by_registers::<S, f32, A, f32>(s, x, single, 1.0);
         for (d, &x) in d.iter_mut().zip(&*single) {
             *d = scale * x as f64;
         }
@@ -116,7 +119,7 @@ fn from_f64<S: Lanes, A: Element, B: Element>(s: S, src: &[A], dst: &mut [B], sc
             let x = scale * x;
             *t = if B::DTYPE == DType::F32 { x as f32 } else { round_to_odd(x) };
         }
-        same::<S, f32, f32, B>(s, single, d, 1.0);
+        by_registers::<S, f32, f32, B>(s, single, d, 1.0);
     }
 }
 

@@ -98,7 +98,7 @@ pub trait Space<T: Scalar>: Clone {
     ///
     /// # Errors
     /// [`Error::Device`](crate::Error::Device) where panels live on a device, none on the [`Host`].
-    fn into_host(&self, y: Self::Panel) -> Result<HostPanel<T>>;
+    fn retrieve(&self, y: Self::Panel) -> Result<HostPanel<T>>;
 
     /// Frees the scratch that is kept for the next call, unless it is kept for the next factorization.
     fn trim(&self);

@@ -66,6 +66,9 @@ use crate::tensor::{DType, Element, MatView};
 /// The part of all ranks that [`Rank::Quality`] looks at first, and doubles: ratios of 2 to 4 lie at a quarter.
 const QUALITY_FIRST: usize = 4;
 
+/// The [`Outputs`] of an operator with panels in the space S.
+type OutputsIn<T, S> = Outputs<T, Panel<T, S>>;
+
 /// The left singular vectors of `W L`, as a panel times coefficients.
 struct Outputs<T, P> {
     panel: Long<P>,
@@ -151,9 +154,7 @@ pub(super) fn factor<T: Scalar, S: Space<T>>(
 ) -> Result<Factors<T>> {
     let (m, n) = w.shape();
     let asked = options.power_iterations;
-    // If the loss is a tenth of the norm, an error in the directions is ten times as large a part of the loss as of the
-    // norm. One more step makes up for that.
-    let options = &Options { power_iterations: asked.saturating_add(1), ..options.clone() };
+    let options = &options.with_steps();
     let weighting = &options.weighting;
     weighting.check(n, options.rank)?;
     let moments = match &weighting.calibration {
@@ -304,7 +305,7 @@ impl<T: Scalar, S: Space<T>> Whitened<'_, T, S> {
     }
 
     /// Computes the left singular vectors of `W L`, as planned.
-    fn left_vectors(&mut self, plan: &Plan, par: Par) -> Result<Outputs<T, Panel<T, S>>> {
+    fn left_vectors(&mut self, plan: &Plan, par: Par) -> Result<OutputsIn<T, S>> {
         // The projection on the image of the basis is half a step on each side of it.
         let saved = if self.is_wide() { 0 } else { 1 };
         let mut filter = Filter::new(plan.task.power_iterations.saturating_sub(saved));
@@ -324,7 +325,7 @@ impl<T: Scalar, S: Space<T>> Whitened<'_, T, S> {
     }
 
     /// Computes the left singular vectors of `W L` with this filter, if the plan has one.
-    fn left_vectors_by(&mut self, plan: &Plan, filter: Filter, par: Par) -> Result<Outputs<T, Panel<T, S>>> {
+    fn left_vectors_by(&mut self, plan: &Plan, filter: Filter, par: Par) -> Result<OutputsIn<T, S>> {
         let (task, goal) = (&plan.task, plan.goal(self.norm_squared()));
         let solution = if self.is_wide() && plan.method == Method::Gram {
             match self.wide_by_gram(plan.route, task, filter, &goal, par)? {
@@ -347,7 +348,7 @@ impl<T: Scalar, S: Space<T>> Whitened<'_, T, S> {
     }
 
     /// Takes the left vectors of a solution.
-    fn of_solution(&mut self, solution: Solution<T, S>) -> Result<Outputs<T, Panel<T, S>>> {
+    fn of_solution(&mut self, solution: Solution<T, S>) -> Result<OutputsIn<T, S>> {
         let Solution { triplets, rank, width, method, sketch, notes, .. } = solution;
         let Triplets { left, s, right, by_qr, .. } = triplets;
         let vectors = if self.is_wide() { right } else { left };
@@ -381,7 +382,7 @@ impl<T: Scalar, S: Space<T>> Whitened<'_, T, S> {
 
     /// Takes the Gram route of a tall weight: the factors of `Q QᵀA` from G alone, where G tells them, without their
     /// right side and with the product with W last.
-    fn tall_by_gram(&mut self, task: &Task, filter: Filter, goal: &Goal, par: Par) -> Result<Outputs<T, Panel<T, S>>> {
+    fn tall_by_gram(&mut self, task: &Task, filter: Filter, goal: &Goal, par: Par) -> Result<OutputsIn<T, S>> {
         let width = task.width;
         let early = gram::is_imaged_early::<T>((self.nrows(), self.ncols()), width);
         let (subspace, damped) = Subspace::find(task, self, filter, early)?;
@@ -427,7 +428,7 @@ impl<T: Scalar, S: Space<T>> Whitened<'_, T, S> {
     }
 
     /// Takes the image of a basis, where G did not tell the factors.
-    fn by_basis(&mut self, task: &Task, basis: Panel<T, S>, par: Par) -> Result<Outputs<T, Panel<T, S>>> {
+    fn by_basis(&mut self, task: &Task, basis: Panel<T, S>, par: Par) -> Result<OutputsIn<T, S>> {
         let goal = task.goal(self.norm_squared());
         let solution = gram::from_basis(self, basis, Some(task.sketch), &goal, par)?;
         let solution = gram::unless_at_the_floor(task, self, solution, &goal, par)?;
@@ -443,7 +444,7 @@ impl<T: Scalar, S: Space<T>> Whitened<'_, T, S> {
         filter: Filter,
         goal: &Goal,
         par: Par,
-    ) -> Result<std::result::Result<Outputs<T, Panel<T, S>>, String>> {
+    ) -> Result<std::result::Result<OutputsIn<T, S>, String>> {
         let space = self.space().clone();
         let mut damped = 0.0;
         let (panel, coefficients, s, captured, sketch, back, remedy) = if route == Route::GramDense {
@@ -516,7 +517,7 @@ impl<T: Scalar, S: Space<T>> Whitened<'_, T, S> {
     }
 
     /// Finds the smallest rank whose outputs have a cosine of at least `q` with the true ones.
-    fn by_quality(&mut self, options: &Options, about: &About<'_>, q: f64) -> Result<(Plan, Outputs<T, Panel<T, S>>)> {
+    fn by_quality(&mut self, options: &Options, about: &About<'_>, q: f64) -> Result<(Plan, OutputsIn<T, S>)> {
         let weighting = &options.weighting;
         let shape = about.w.shape();
         let par = about.par;

@@ -87,7 +87,7 @@ pub(super) fn certify<T: Scalar, S: Space<T>>(
     let omega = AnySketch::new(Sketch::Gaussian, op.ncols(), PROBES, seed, stream::PROBES)?;
     let mut y = op.left(PROBES)?;
     op.sketch(&omega, &mut y)?;
-    let mut y = op.space().into_host(y)?;
+    let mut y = op.space().retrieve(y)?;
     let omega = omega.to_dense::<T>();
     let mut c = v.transpose() * &omega;
     for (i, s) in s.iter().enumerate() {

@@ -199,13 +199,13 @@ impl TruncatedSvd {
     /// [`Error::Empty`] for a shape without elements, [`Error::Rank`], [`Error::Option`], and [`Error::Memory`] with
     /// the least limit that would do.
     pub fn plan<T: Scalar>(&self, shape: (usize, usize), dtype: DType) -> Result<Plan> {
-        Plan::new(Task::new::<T>(&self.options, shape, dtype, Residency::InMemory)?)
+        Plan::new(Task::new::<T>(&self.options.with_steps(), shape, dtype, Residency::InMemory)?)
     }
 
     /// Returns the peak bytes that [`factor`](Self::factor) allocates for such a matrix, its result included: never
     /// less than what is used, whatever the values are. A rank that the spectrum decides is taken for the largest
-    /// possible one; [`Report::peak_bytes`] tells what it came to. The buffers that the GEMM keeps for each thread,
-    /// once and for all, are not counted.
+    /// possible one; [`Report::peak_bytes`](crate::Report::peak_bytes) tells what it came to. The buffers that the GEMM
+    /// keeps for each thread, once and for all, are not counted.
     ///
     /// # Errors
     /// Those of [`plan`](Self::plan).
@@ -269,7 +269,8 @@ impl TruncatedSvd {
     }
 
     /// Factors an operator, which is anything that can be multiplied: a tiled, whitened, distributed or device matrix.
-    /// `op` is tall or square; [`Report::peak_bytes`] counts panels as if they were in host memory.
+    /// `op` is tall or square; [`Report::peak_bytes`](crate::Report::peak_bytes) counts panels as if they were in host
+    /// memory.
     ///
     /// # Errors
     /// [`Error::Shape`] if `op` is wide (hand over its transpose), those of [`factor`](Self::factor), and those of the
@@ -392,9 +393,9 @@ impl TruncatedSvd {
         blend::bytes::<T>(shape, storage, k)
     }
 
-    /// Chooses, of [`BLENDS`], the blend whose factors have the least output error on calibration that they have not
-    /// seen: each of `folds` in turn is kept aside (see [`Calibration::folds`]). It costs a factorization for each fold
-    /// and candidate.
+    /// Chooses, of [`BLENDS`](crate::calibration::BLENDS), the blend whose factors have the least output error on
+    /// calibration that they have not seen: each of `folds` in turn is kept aside (see [`Calibration::folds`]). It
+    /// costs a factorization for each fold and candidate.
     ///
     /// # Errors
     /// [`Error::Option`] for fewer than two folds or a rank that depends on the inputs, and those of

@@ -133,6 +133,9 @@ pub(super) struct Decomposition<T, P> {
     pub(super) notes: Vec<String>,
 }
 
+/// A decomposition, or the image if the way that was asked for is not good enough.
+pub(super) type OrImage<T, S> = ControlFlow<Decomposition<T, Panel<T, S>>, Panel<T, S>>;
+
 /// Computes the SVD of an image. `sparing` keeps to little scratch, where the route that asks has taken little.
 /// `meanwhile` is called in the time in which the eigensolver has one thread, and not at all where there is no
 /// eigensolver.
@@ -164,7 +167,7 @@ pub(super) fn decompose_clear<T: Scalar, S: Space<T>>(
     choose: impl Fn(&[T], f64) -> usize,
     par: Par,
     meanwhile: impl FnOnce() -> Result<()>,
-) -> Result<ControlFlow<Decomposition<T, Panel<T, S>>, Panel<T, S>>> {
+) -> Result<OrImage<T, S>> {
     if may_go_by_gram::<T>(space.shape(&image)) {
         return by_gram(space, image, choose, par, meanwhile);
     }
@@ -236,7 +239,7 @@ fn by_gram<T: Scalar, S: Space<T>>(
     choose: impl Fn(&[T], f64) -> usize,
     par: Par,
     meanwhile: impl FnOnce() -> Result<()>,
-) -> Result<ControlFlow<Decomposition<T, Panel<T, S>>, Panel<T, S>>> {
+) -> Result<OrImage<T, S>> {
     let l = space.shape(&image).1;
     let mut h = Mat::<f64>::zeros(l, l);
     space.gram(&image, h.as_mut())?;

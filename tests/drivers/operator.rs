@@ -136,7 +136,7 @@ impl Space<f64> for Apart {
         Ok(())
     }
 
-    fn into_host(&self, y: Halves) -> Result<HostPanel<f64>> {
+    fn retrieve(&self, y: Halves) -> Result<HostPanel<f64>> {
         self.count((y.nrows(), y.ncols()));
         let mut host = HostPanel::zeros(y.nrows(), y.ncols(), &Host::new(Par::Seq));
         host.as_mut().copy_from(y.whole());
@@ -497,7 +497,7 @@ fn panels_in_memory() {
         let mut r = Mat::zeros(l, l);
         space.orthonormalize(&mut q, Some(r.as_mut()), Effort::LittleMemory).unwrap();
         assert!((q.as_ref() * &r - &a0).norm_l2() < 1e-12);
-        let q = space.into_host(q).unwrap();
+        let q = space.retrieve(q).unwrap();
         assert!((q.as_ref().transpose() * q.as_ref() - Mat::<f64>::identity(l, l)).norm_l2() < 1e-13);
     }
 }

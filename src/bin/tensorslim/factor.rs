@@ -38,7 +38,7 @@ pub(crate) fn run(args: &FactorArgs) -> Result<(), Failure> {
 
 fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
     check_options(args)?;
-    let limit = Limit::new(args.memory_limit, rayon::current_num_threads(), Space::new(0, 0)?)?;
+    let limit = Limit::new(args.memory_limit, rayon::current_num_threads(), Space::new(0, 0)?);
     let path = &args.weight;
     let mut svd = (TruncatedSvd::new(args.rank.policy()).method(args.method).seed(args.seed))
         .dynamic_shift(args.dynamic_shift)
@@ -130,10 +130,14 @@ fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
     }
 
     let checkpoint = args.checkpoint.as_deref().map(checkpoint).transpose()?;
-    let mut factors = weight.factor::<T>(path, &svd, limit.restated(beside), checkpoint.as_ref())?;
+    let held = match weight {
+        Weight::Whole(_) => header.bytes() + beside,
+        Weight::Tiles(_) => beside,
+    };
+    let mut factors = weight.factor::<T>(path, &svd, limit.restated(held), checkpoint.as_ref())?;
     let mut elapsed = vec![factors.report().elapsed];
     for _ in 1..args.repeat {
-        factors = weight.factor::<T>(path, &svd, limit.restated(beside), None)?;
+        factors = weight.factor::<T>(path, &svd, limit.restated(held), None)?;
         elapsed.push(factors.report().elapsed);
     }
     // The statistics are freed with it.
@@ -420,7 +424,12 @@ impl Place {
         let gathered = gathering.iter().map(|gathering| gathering.least).max().unwrap_or(0);
         let around = gathered.max(args.out.as_ref().map_or(0, |_| memory::writing::<T>(shape, k, args.form)));
         let calibrated = !args.calibration.is_empty();
-        let factored = beside + least(svd);
+        // Of the run before: its factors, and the root that the statistics keep.
+        let before = match args.repeat {
+            1 => 0,
+            _ => memory::factors::<T>(shape, k) + if calibrated { shape.1 * shape.1 * size_of::<T>() } else { 0 },
+        };
+        let factored = beside + before + least(svd);
         let blended = match args.blend {
             Some(Blend::Auto) => {
                 let (held, work) = memory::blending::<T>(shape, dtype, k);
@@ -442,10 +451,13 @@ impl Place {
             _ => None,
         };
         match (whole, needs) {
-            (Ok(()), _) if args.checkpoint.is_none() => Ok(Place::Whole(Some(limit.data() - header.bytes() - beside))),
+            (Ok(()), _) if args.checkpoint.is_none() => {
+                Ok(Place::Whole(Some(limit.data() - header.bytes() - beside - before)))
+            }
             (Err(e), Some(option)) => Err(memory::needed_whole(path, option)(e)),
             _ => {
-                let (stream, room) = (inputs::stream(path, args.bf16)?, limit.data().saturating_sub(beside));
+                let (stream, beside) = (inputs::stream(path, args.bf16)?, beside + before);
+                let room = limit.data().saturating_sub(beside);
                 let least = match svd.clone().memory_limit(room).plan_rows::<T>(&stream) {
                     Err(Error::Memory { least, .. }) => least + beside,
                     planned => planned.map(|_| 0).map_err(about(path))?,
@@ -501,7 +513,7 @@ impl Weight {
         match self {
             Weight::Whole(file) => {
                 let tensor = file.tensor().map_err(about(path))?;
-                svd.factor(matrix(path, &tensor, 1)?).map_err(about(path))
+                svd.factor(matrix(path, &tensor, 1)?).map_err(limit).map_err(about(path))
             }
             Weight::Tiles(stream) => {
                 let Some(checkpoint) = checkpoint else {

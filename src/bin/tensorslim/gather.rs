@@ -179,7 +179,10 @@ pub(crate) fn read_folds(
         if !samples.is_in_blocks() {
             samples.read(|x| {
                 let folds = Calibration::folds(x, FOLDS, options)?;
-                folds.into_iter().enumerate().try_for_each(|(i, fold)| add(i, fold))
+                folds.into_iter().enumerate().try_for_each(|(i, mut fold)| {
+                    fold.settle();
+                    add(i, fold)
+                })
             })?;
             continue;
         }

@@ -104,13 +104,17 @@ pub(crate) struct Limit(Option<Bound>);
 
 impl Limit {
     /// Makes the limit for a program of so many threads, those that only wait included.
-    pub(crate) fn new(given: Option<usize>, threads: usize, space: Space) -> Result<Self, Failure> {
+    pub(crate) fn new(given: Option<usize>, threads: usize, space: Space) -> Self {
         let other = PROGRAM + threads.saturating_sub(THREADS) * THREAD;
         let resident = given.map(|limit| Bound { limit, other });
-        let limit = Limit(resident.into_iter().chain(space.0).min_by_key(Bound::data));
+        Limit(resident.into_iter().chain(space.0).min_by_key(Bound::data))
+    }
+
+    /// Refuses a limit that is too small for the program itself, on so many threads. Where the data are known, their
+    /// refusal names the limit that would do.
+    pub(crate) fn check_program(&self, threads: usize) -> Result<(), Failure> {
         let program = |e| Failure(format!("the program on {}: {}", count(threads, "thread"), Failure::from(e).0));
-        limit.check(LEAST).map_err(program)?;
-        Ok(limit)
+        self.check(LEAST).map_err(program)
     }
 
     pub(crate) fn is_given(&self) -> bool {

@@ -45,7 +45,7 @@ impl<T: Scalar> Space<T> for Host {
         Ok(())
     }
 
-    fn into_host(&self, y: HostPanel<T>) -> Result<HostPanel<T>> {
+    fn retrieve(&self, y: HostPanel<T>) -> Result<HostPanel<T>> {
         Ok(y)
     }
 

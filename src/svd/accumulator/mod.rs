@@ -17,7 +17,8 @@ use crate::report::Report;
 use crate::simd::Scalar;
 use crate::tensor::{Matrix, TensorRef};
 
-/// Sketches of an `m × n` matrix whose rows come in blocks, each exactly once; made by [`TruncatedSvd::accumulator`].
+/// Sketches of an `m × n` matrix whose rows come in blocks, each exactly once; made by
+/// [`TruncatedSvd::accumulator`](crate::TruncatedSvd::accumulator).
 ///
 /// ```
 /// use tensorslim::{Method, Rank, TensorRef, TruncatedSvd};

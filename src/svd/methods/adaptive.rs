@@ -89,7 +89,7 @@ pub(super) fn solve<T: Scalar, S: Space<T>>(
     let norm_squared = op.norm_squared();
     let mut probes = if goal.is_below_floor::<T>() && norm_squared > 0.0 { Some(probe(task, op)?) } else { None };
     let space = op.space().clone();
-    let (mut left, mut right): (Vec<Panel<T, S>>, Vec<Panel<T, S>>) = (Vec::new(), Vec::new());
+    let (mut left, mut right) = (Vec::<Panel<T, S>>::new(), Vec::<Panel<T, S>>::new());
     let (mut width, mut captured) = (0, 0.0);
     let mut missing = norm_squared;
     let widest = PARAMS.next(limit, limit).max(PARAMS.first.min(limit));
