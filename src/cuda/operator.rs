@@ -406,7 +406,8 @@ struct Lane<'d> {
 }
 
 impl<'d> Loader<'d> {
-    /// Makes a loader whose copies come after buffers that were allocated before.
+    /// Makes a loader. Its copies wait for what the compute stream has so far, which includes the allocation of
+    /// buffers.
     fn new(device: &'d Arc<Device>) -> Result<Self> {
         device.order(device.compute_stream(), device.transfer_stream())?;
         let lane = || {

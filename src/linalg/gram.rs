@@ -47,7 +47,7 @@ pub(crate) fn gram_groups(m: usize, n: usize) -> usize {
 }
 
 /// Adds the lower triangle of `aᵀa` to `g + Σ parts`; `parts` has [`gram_groups`]` - 1` column-major `n × n` matrices.
-/// What is above the diagonals is overwritten.
+/// What is above the diagonals may be overwritten.
 pub(crate) fn add_gram<T: Scalar>(a: MatRef<'_, T>, g: MatMut<'_, T>, parts: &mut [T], par: Par) {
     let (m, n) = a.shape();
     let groups = 1 + parts.len() / (n * n);

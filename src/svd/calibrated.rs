@@ -8,15 +8,10 @@
 //! ```
 //!
 //! **The loss** `‖(W − W') L‖` is the least that rank k allows, for any L with `L Lᵀ = M`; no inverse appears.
-//! `Y' = Y U_k U_kᵀ` is a projection of the outputs for any inputs, so that `cos² + error² = 1`, both are monotone in
-//! k, and
-//!
-//! ```text
-//!   cos²(k) = Σ_{i<=k} u_iᵀ W M_h Wᵀ u_i / tr(W M_h Wᵀ)
-//! ```
-//!
-//! is the whole curve for data of moments `M_h` from one factorization: [`Rank::Quality`](crate::Rank::Quality) reads
-//! off the smallest rank. On the calibration itself the curve is the energy of `W L`.
+//! `Y' = Y U_k U_kᵀ` is a projection of the outputs for any inputs, so that `cos² + error² = 1`, and both are monotone
+//! in k. For data of moments `M_h` one factorization gives the whole curve,
+//! `cos²(k) = Σ_{i<=k} u_iᵀ W M_h Wᵀ u_i / tr(W M_h Wᵀ)`: [`Rank::Quality`](crate::Rank::Quality) reads off the
+//! smallest rank. On the calibration itself the curve is the energy of `W L`.
 //!
 //! **U_k is never formed.** It is `P C`, a panel of l columns times a small matrix, and so is `Bᵀ = (Wᵀ P) C`. On the
 //! Gram route a tall weight has the accuracy of the last step from the image:

@@ -64,8 +64,9 @@ pub(super) const PROBES: usize = 16;
 /// the certificate is a few percent at worst.
 pub(super) const FLOOR_IN_EPS: f64 = 256.0;
 
-/// Computes `‖op − u diag(s) vᵀ‖_F / ‖op‖_F`, 0 for a zero operator. `captured` is `‖image‖²`; `dropped` has the
-/// singular values of the image beyond those in `s`.
+/// Computes `‖op − u diag(s) vᵀ‖_F / ‖op‖_F`, 0 for a zero operator: by subtraction where that is resolved, else by
+/// probes drawn from `seed`, which cost a pass. `captured` is `‖image‖²`; `dropped` has the singular values of the
+/// image beyond those in `s`.
 pub(super) fn certify<T: Scalar, S: Space<T>>(
     op: &mut dyn LinearOperator<T, Space = S>,
     u: MatRef<'_, T>,

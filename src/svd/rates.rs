@@ -28,7 +28,7 @@ pub struct Rates {
     pub svd: f64,
     /// The time of dense symmetric eigenvectors, in seconds per `n³`.
     pub eigen: f64,
-    /// The part of that time that grows with `n²`, in seconds per `n²`. It weighs up to n of a thousand.
+    /// The part of that time that grows with `n²`, in seconds per `n²`. It dominates up to an n of about a thousand.
     pub tridiagonal: f64,
     /// The rate of a sketch from an operator in memory, in elements of `A` per second.
     pub sketch: f64,

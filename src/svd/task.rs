@@ -142,8 +142,8 @@ impl Task {
             }
     }
 
-    /// Makes the random matrix of a stream. One as wide as it is long is a random square matrix, which may be singular
-    /// or nearly so, unless it is made of normals, which are as well conditioned as any.
+    /// Makes the `length × columns` random matrix of a stream. One as wide as it is long is a random square matrix,
+    /// which may be singular or nearly so, unless it is made of normals, which are as well conditioned as any.
     pub(super) fn omega(&self, length: usize, columns: usize, stream: u64) -> Result<AnySketch> {
         let kind = if columns < length { self.sketch } else { Sketch::Gaussian };
         AnySketch::new(kind, length, columns, self.seed, stream)

@@ -324,7 +324,8 @@ fn is_there(out: &Path, entry: &Entry) -> bool {
     entry.files.iter().all(|(name, sum)| fs::metadata(dir.join(name)).is_ok_and(|meta| meta.len() == sum.bytes))
 }
 
-/// Removes the journals and manifests of what was in a directory; its results stay until others replace them.
+/// Removes the journals and manifests of what was in a directory; its results stay until others replace them. It fails
+/// if another run uses one of them.
 fn start_anew(out: &Path, header: &Header) -> Result<(), Failure> {
     let own = [("journal", "jsonl"), ("manifest", "json")].map(|(stem, ext)| shard_file(stem, header.shard, ext));
     for (path, found) in records(out) {
