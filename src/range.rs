@@ -1,7 +1,6 @@
 //! Range finders: an orthonormal panel that captures the dominant left or right space of an operator.
 //!
 //! ```text
-//! ```text
 //!   power_iteration      Y = orth(A Ω);  q times:  X = orth(Aᵀ Y),  Y = orth(A X)        2q+1 products
 //!   shifted_power_iteration      the same,  Y = orth(A X − Y (α R⁻¹))  with  Aᵀ Y = X R     2q+1 products
 //!   filtered_iteration   V = orth(G Ω);  s times:  V = orth(G V − c_i V);  W = G V       s+2 products, G = AᵀA
@@ -352,7 +351,7 @@ pub fn shift<T: Scalar, S: Space<T>>(
 /// ```
 ///
 /// whose two terms are of one size in every direction, so that nothing cancels. The excess of the error over the
-/// optimum falls by a third for q = 1, and to less than half for most spectra beyond that (`benches/NOTES.md`).
+/// optimum falls by a quarter to a third at q = 1, and by more at q = 2 and 3 (`benches/NOTES.md`).
 ///
 /// # Errors
 /// Those of the operator's products and of its space ([`LinearOperator`](crate::operator::LinearOperator)).
