@@ -41,7 +41,7 @@ use crate::space::{Effort, HostPanel, Panel, Space};
 /// right panel of `l` columns; when `q > 0` its contents are overwritten.
 ///
 /// # Errors
-/// Those of the operator's products and of its space ([`LinearOperator`](crate::operator::LinearOperator)).
+/// Those of the operator's products and of its space ([`LinearOperator`]).
 pub fn power_iteration<T: Scalar, S: Space<T>>(
     op: &mut dyn LinearOperator<T, Space = S>,
     omega: &AnySketch,
@@ -354,7 +354,7 @@ pub fn shift<T: Scalar, S: Space<T>>(
 /// optimum falls by a quarter to a third at q = 1, and by more at q = 2 and 3 (`benches/NOTES.md`).
 ///
 /// # Errors
-/// Those of the operator's products and of its space ([`LinearOperator`](crate::operator::LinearOperator)).
+/// Those of the operator's products and of its space ([`LinearOperator`]).
 pub fn shifted_power_iteration<T: Scalar, S: Space<T>>(
     op: &mut dyn LinearOperator<T, Space = S>,
     omega: &AnySketch,
