@@ -1,13 +1,13 @@
-//! Factors out: `A ≈ U diag(s) Vᵀ`, the report, and the forms that are served.
+//! The factors `A ≈ U diag(s) Vᵀ` with their report, and the forms in which they are used.
 //!
 //! ```text
 //!   U  m × k,  s  k (nonincreasing),  Vᵀ  k × n, all row-major         parameters: k (m + n + 1)
 //!   y = x Wᵀ   becomes   y = ((x V) s) Uᵀ                              flops per row of x: 2 k (m + n)
 //! ```
 //!
-//! A factorization of rank k holds all of smaller rank, and [`Factors::truncate`] takes one out with its own certificate. How depends on what the
-//! factors are: parts that are orthogonal are cut off; factors from one look have been measured at each rank; those that are the best
-//! for some inputs are cut in the directions that these inputs have put in order, and are then an SVD again:
+//! A factorization of rank k holds all of smaller rank, and [`Factors::truncate`] takes one out with its own
+//! certificate. Factors whose parts are orthogonal are cut off; those from one look were measured at each rank; those
+//! that are best for some inputs are cut in the order of directions that these inputs give, and then made an SVD again:
 //!
 //! ```text
 //!   W' = U_k U_kᵀ W = U_k B,   U_k by calibrated gain,  B = Û S Vᵀ:   U = U_k Û  is kept with Û
@@ -28,39 +28,41 @@ use crate::tensor::{Element, Matrix, TensorRef, with_view};
 
 pub use pivot::Pivoted;
 
-/// Where the singular values go when the factors become two layers.
+/// The place of the singular values when the factors become two layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Split {
-    /// `U diag(s)` and `Vᵀ`.
+    /// The two layers are `U diag(s)` and `Vᵀ`.
     Left,
-    /// `U` and `diag(s) Vᵀ`.
+    /// The two layers are `U` and `diag(s) Vᵀ`.
     Right,
-    /// `U diag(√s)` and `diag(√s) Vᵀ`: both of the same norm, the choice for half precision and for training on.
+    /// The two layers are `U diag(√s)` and `diag(√s) Vᵀ`. Both have the same norm, which suits half precision and
+    /// training.
     #[default]
     Balanced,
 }
 
-/// What [`Factors::truncate`] has to know of the factors.
+/// The facts that [`Factors::truncate`] needs about the factors.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Slices<T> {
-    /// They are a projection of the matrix, and its singular vectors are in order: what is cut off is orthogonal to the residual.
+    /// The factors are a projection of the matrix, and its singular vectors are in order: what is cut off is orthogonal
+    /// to the residual.
     Orthogonal,
-    /// The relative error at each rank from 1 on, with its standard deviation.
+    /// The relative error was measured at each rank from 1 on, with its standard deviation.
     Measured(Vec<(f64, f64)>),
-    /// They are a projection on directions that other inputs have put in order.
+    /// The factors are a projection on directions that other inputs have put in order.
     Weighted(Weighted<T>),
 }
 
-/// Directions of the outputs, the most important first, in terms of U: column i of `U turnᵀ`.
+/// Directions of the outputs, the most important first, in terms of U: direction i is column i of `U turnᵀ`.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Weighted<T> {
-    /// `k × k`, orthogonal.
+    /// The orthogonal `k × k` rotation.
     pub(crate) turn: Mat<T>,
     /// The part of `‖W Xᵀ‖²` over the calibration samples X that each direction holds; empty without calibration.
     pub(crate) gains: Vec<f64>,
 }
 
-/// `A ≈ U diag(s) Vᵀ` with its report.
+/// The factors of `A ≈ U diag(s) Vᵀ`, with their report.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Factors<T> {
     u: Matrix<T>,
@@ -76,22 +78,22 @@ impl<T: Scalar> Factors<T> {
         Factors { u, s, vt, report, slices }
     }
 
-    /// Left singular vectors, `m × k`, orthonormal columns.
+    /// Returns the left singular vectors, `m × k`, with orthonormal columns.
     pub fn u(&self) -> &Matrix<T> {
         &self.u
     }
 
-    /// Singular values, nonincreasing.
+    /// Returns the k singular values, nonincreasing.
     pub fn s(&self) -> &[T] {
         &self.s
     }
 
-    /// Right singular vectors, `k × n`, orthonormal rows.
+    /// Returns the right singular vectors, `k × n`, with orthonormal rows.
     pub fn vt(&self) -> &Matrix<T> {
         &self.vt
     }
 
-    /// What was done and how good it is.
+    /// Returns the report: what was done and how good it is.
     pub fn report(&self) -> &Report {
         &self.report
     }
@@ -100,15 +102,17 @@ impl<T: Scalar> Factors<T> {
         &mut self.report
     }
 
-    /// The rank, `k`.
+    /// Returns the rank, `k`.
     pub fn rank(&self) -> usize {
         self.s.len()
     }
 
-    /// The factorization of rank `k` that is in this one, with its own certificate: what factoring the matrix at that rank gives, to the accuracy of
-    /// the method. Calibrated factors are cut where the calibration loses least, and remain the best of their rank for it.
+    /// Returns the factorization of rank `k` that is in this one, with its own certificate. To the accuracy of the
+    /// method it is what factoring the matrix at that rank gives. Calibrated factors are cut where the calibration
+    /// loses least, and remain the best of their rank for it.
     ///
-    /// The certificate is exact where that of the whole is. Single passes have measured each rank, and give the estimate of that one.
+    /// The certificate is exact where that of the whole is. Single passes have measured each rank, and give the
+    /// estimate of that one.
     ///
     /// # Errors
     /// [`Error::Rank`] unless `1 <= k <= rank`.
@@ -144,11 +148,11 @@ impl<T: Scalar> Factors<T> {
         Ok(Factors { u, s: self.s[..k].to_vec(), vt, report, slices })
     }
 
-    /// The first `k` weighted directions, as an SVD again.
+    /// Cuts to the first `k` weighted directions, and makes them an SVD again.
     fn cut_by_weight(&self, k: usize, weighted: &Weighted<T>, mut report: Report) -> Result<Self> {
         let (m, n, whole) = (self.u.nrows(), self.vt.ncols(), self.rank());
         let turn = &weighted.turn;
-        // Row i of B in terms of Vᵀ. Relative to the norm, so that no square leaves the range.
+        // The columns are rows of B in terms of Vᵀ. They are relative to the norm, so that no square leaves the range.
         let norm = if self.report.norm > 0.0 { self.report.norm } else { 1.0 };
         let entry = |i: usize, j: usize| turn[(i, j)].to_f64() * (self.s[j].to_f64() / norm);
         let lost = (k..whole).map(|i| (0..whole).map(|j| entry(i, j).powi(2)).sum::<f64>()).sum();
@@ -174,8 +178,8 @@ impl<T: Scalar> Factors<T> {
         Ok(Factors { u, s, vt, report, slices: Slices::Weighted(Weighted { turn, gains }) })
     }
 
-    /// The weights of the two small layers, `up` (`m × k`) and `down` (`k × n`), with `up · down = U diag(s) Vᵀ`:
-    /// `y = (x downᵀ) upᵀ`.
+    /// Returns the weights of the two small layers, `up` (`m × k`) and `down` (`k × n`), with
+    /// `up · down = U diag(s) Vᵀ`: a sample goes through `y = (x downᵀ) upᵀ`.
     pub fn split(&self, split: Split) -> (Matrix<T>, Matrix<T>) {
         let weight = |s: T, share: Split| {
             T::from_f64(match split {
@@ -196,7 +200,7 @@ impl<T: Scalar> Factors<T> {
         (up, down)
     }
 
-    /// `y = x Wᵀ` through the factors: `x` is `samples × n`, `y` is `samples × m`.
+    /// Computes `y = x Wᵀ` through the factors: `x` is `samples × n`, `y` is `samples × m`.
     ///
     /// # Errors
     /// [`Error::Shape`] unless `x` has two axes and `n` columns.
@@ -208,7 +212,8 @@ impl<T: Scalar> Factors<T> {
         Ok(y)
     }
 
-    /// `y <- scale · ((x V) s) Uᵀ` with `c` (`samples × k`) as scratch; `scale`, a power of two, is applied to `s`.
+    /// Computes `y <- scale · ((x V) s) Uᵀ` with `c` (`samples × k`) as scratch; `scale`, a power of two, is applied to
+    /// `s`.
     pub(crate) fn apply_into(&self, x: MatRef<'_, T>, scale: f64, mut c: MatMut<'_, T>, y: MatMut<'_, T>, par: Par) {
         gemm(c.as_mut(), Accum::Replace, x, self.vt.as_ref().transpose(), 1.0, par);
         for (j, &s) in self.s.iter().enumerate() {
@@ -218,7 +223,7 @@ impl<T: Scalar> Factors<T> {
         gemm(y, Accum::Replace, c.as_ref(), self.u.as_ref().transpose(), 1.0, par);
     }
 
-    /// `U diag(s) Vᵀ`, `m × n`.
+    /// Computes `U diag(s) Vᵀ`, `m × n`.
     pub fn reconstruct(&self) -> Matrix<T> {
         let (up, _) = self.split(Split::Left);
         let mut w = Matrix::zeros(self.u.nrows(), self.vt.ncols());
@@ -227,7 +232,7 @@ impl<T: Scalar> Factors<T> {
     }
 }
 
-/// Samples of `n` features in arithmetic `T`.
+/// Converts samples of `n` features to arithmetic `T`.
 fn samples_as<T: Scalar>(op: &'static str, x: &TensorRef<'_>, n: usize) -> Result<Matrix<T>> {
     let view = x.view()?;
     if view.ncols() != n {

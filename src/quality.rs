@@ -1,4 +1,4 @@
-//! How well factors serve the data they will see: the outputs `y = x Wᵀ` against `y' = x W'ᵀ`.
+//! Measures how well factors serve the data they will see: the outputs `y = x Wᵀ` against `y' = x W'ᵀ`.
 //!
 //! ```text
 //!   cosine          ⟨Y, Y'⟩ / (‖Y‖ ‖Y'‖)        over all samples and outputs
@@ -8,9 +8,10 @@
 //!
 //! Samples go through in blocks; `W' = U diag(s) Vᵀ` is never formed, `W` never copied, and all sums are in f64.
 //!
-//! All samples together are known from their second moments, `Σ ⟨W x, W' x⟩ = tr(W G W'ᵀ)`: [`expected`] takes those that [`Calibration`]
-//! has, at the price of n samples, whatever their count was. It works in f64 throughout, also on factors in f32, and on `W − W'` itself:
-//! an error below the rounding of f32 products is seen as it is. (Single samples, and quantiles over them, need the samples.)
+//! All samples together are known from their second moments, `Σ ⟨W x, W' x⟩ = tr(W G W'ᵀ)`: [`expected`] takes those
+//! that [`Calibration`] has, at the price of n samples, whatever their count was. It works in f64 throughout, also on
+//! factors in f32, and on `W − W'` itself: an error below the rounding of f32 products is seen as it is. (Single
+//! samples, and quantiles over them, need the samples.)
 
 use std::sync::Arc;
 
@@ -29,27 +30,27 @@ use crate::simd::convert::convert;
 use crate::space::HostPanel;
 use crate::tensor::{DType, Element, MatView, TensorRef, with_view};
 
-/// Agreement of the outputs of a layer before and after.
+/// The agreement of the outputs of a layer before and after.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Activation {
-    /// Cosine between all outputs before and all outputs after; 1 if both are zero.
+    /// The cosine between all outputs before and all outputs after; 1 if both are zero.
     pub cosine: f64,
-    /// `‖Y − Y'‖_F / ‖Y‖_F`; 0 if both are zero.
+    /// The relative error, `‖Y − Y'‖_F / ‖Y‖_F`; 0 if both are zero.
     pub relative_error: f64,
 }
 
 impl Activation {
-    /// `(cosine + 1) / 2`, from 0 to 1.
+    /// Returns `(cosine + 1) / 2`, from 0 to 1.
     pub fn score(&self) -> f64 {
         (self.cosine + 1.0) / 2.0
     }
 }
 
-/// Samples per block: outputs of a 11008-wide layer in f32 take 11 MiB. Blocks of samples that are a multiple of this give the same bits as all
-/// samples at once.
+/// The samples of a block: outputs of a 11008-wide layer in f32 take 11 MiB. Blocks of samples that are a multiple of
+/// this give the same bits as all samples at once.
 pub const BLOCK: usize = 256;
 
-/// Elements of a block of rows of a weight in [`expected`].
+/// The elements of a block of rows of a weight in [`expected`].
 const EXPECTED_ELEMENTS: usize = 1 << 18;
 
 /// Compares `x Wᵀ` with `x W'ᵀ`; rows of `x` are samples.
@@ -83,10 +84,10 @@ fn activation_in<T: Scalar>(w: &TensorRef<'_>, f: &Factors<T>, x: &TensorRef<'_>
     Ok(total.activation())
 }
 
-/// The same for each sample, and for all of them together.
+/// Compares `x Wᵀ` with `x W'ᵀ` for each sample, and for all of them together; rows of `x` are samples.
 ///
 /// # Errors
-/// As [`activation`].
+/// [`Error::Shape`] and [`Error::NotFinite`], in the cases of [`activation`].
 pub fn distribution<T: Scalar>(w: &TensorRef<'_>, f: &Factors<T>, x: &TensorRef<'_>) -> Result<Distribution> {
     match T::DTYPE {
         DType::F64 => distribution_f64(w, same_ref(f), x),
@@ -110,21 +111,22 @@ fn distribution_in<T: Scalar>(w: &TensorRef<'_>, f: &Factors<T>, x: &TensorRef<'
     Ok(comparison.distribution())
 }
 
-/// [`distribution`] of samples that come in blocks.
+/// A comparison like [`distribution`] of samples that come in blocks.
 pub struct Comparison<'a, T: Scalar> {
     weight: Dense<'a, T>,
     factors: &'a Factors<T>,
     total: Sums,
-    /// Outputs are times this in the total, the least power of two that a block so far has needed.
+    /// The scale of the outputs in the total: the least power of two that a block so far has needed.
     scale: f64,
     samples: Vec<Activation>,
 }
 
 impl<'a, T: Scalar> Comparison<'a, T> {
-    /// Of no samples yet.
+    /// Starts a comparison without samples.
     ///
     /// # Errors
-    /// [`Error::Shape`] unless `w` is the shape that `f` was made from; [`Error::NotFinite`] for NaN or infinities in it.
+    /// [`Error::Shape`] unless `w` is the shape that `f` was made from; [`Error::NotFinite`] for NaN or infinities in
+    /// it.
     pub fn new(w: &TensorRef<'a>, f: &'a Factors<T>) -> Result<Self> {
         let weight = weight(w.view()?, f)?;
         Ok(Comparison { weight, factors: f, total: Sums::default(), scale: f64::INFINITY, samples: Vec::new() })
@@ -150,7 +152,7 @@ impl<'a, T: Scalar> Comparison<'a, T> {
         })
     }
 
-    /// What was found.
+    /// Returns the agreement on all samples that were added.
     pub fn distribution(self) -> Distribution {
         let samples = self.samples;
         let sorted = |of: fn(&Activation) -> f64| {
@@ -162,7 +164,8 @@ impl<'a, T: Scalar> Comparison<'a, T> {
         Distribution { total: self.total.activation(), samples, cosines, relative_errors }
     }
 
-    /// Bytes that the comparison of factors of rank k takes for `samples` samples, beside the weight, the factors and the samples.
+    /// Returns the bytes that the comparison of factors of rank k takes for `samples` samples, besides the weight, the
+    /// factors and the samples.
     pub fn bytes((m, n): (usize, usize), storage: DType, k: usize, samples: usize) -> usize {
         let rows = BLOCK.min(samples);
         let panels = HostPanel::<T>::bytes(n, rows) + HostPanel::<T>::bytes(m, rows) + (m + k) * rows * size_of::<T>();
@@ -172,12 +175,12 @@ impl<'a, T: Scalar> Comparison<'a, T> {
     }
 }
 
-/// Compares the outputs on all samples that `c` has seen, from its statistics alone: to some 1e-8 of what the outputs of independent
-/// features would be with a Gram matrix, to the rounding of f64 with a factor.
+/// Compares the outputs on all samples that `c` has seen, from its statistics alone. The result is exact to some 1e-8
+/// of what the outputs of independent features would be with a Gram matrix, and to the rounding of f64 with a factor.
 ///
 /// # Errors
-/// [`Error::Shape`] unless `w` is the shape that `f` was made from and `c` has as many features; [`Error::Option`] if it has seen
-/// no samples; [`Error::NotFinite`] for NaN or infinities in `w`.
+/// [`Error::Shape`] unless `w` is the shape that `f` was made from and `c` has as many features; [`Error::Option`] if
+/// it has seen no samples; [`Error::NotFinite`] for NaN or infinities in `w`.
 pub fn expected<T: Scalar>(w: &TensorRef<'_>, f: &Factors<T>, c: &Calibration) -> Result<Activation> {
     match T::DTYPE {
         DType::F64 => expected_f64(w, same_ref(f), c),
@@ -197,7 +200,7 @@ fn expected_f32(w: &TensorRef<'_>, f: &Factors<f32>, c: &Calibration) -> Result<
 
 pub(crate) fn expected_view<T: Scalar>(w: MatView<'_>, f: &Factors<T>, c: &Calibration) -> Result<Activation> {
     let (m, n, k) = (f.u().nrows(), f.vt().ncols(), f.rank());
-    // Powers of two that keep both in range.
+    // These powers of two keep both in range.
     let scale = weight(w, f)?.facts().scale;
     if c.features() != n {
         return Err(Error::shape("quality::expected", format_args!("statistics of {n} features"), c.features()));
@@ -211,7 +214,7 @@ pub(crate) fn expected_view<T: Scalar>(w: MatView<'_>, f: &Factors<T>, c: &Calib
     let block = (EXPECTED_ELEMENTS / n).clamp(16, BLOCK);
     for first in (0..m).step_by(block) {
         let rows = block.min(m - first);
-        // Rows of W, W' and their difference, as columns.
+        // Rows of W, W' and their difference are columns here.
         let mut before: Mat<f64> = Mat::zeros(n, rows);
         with_view!(w, a => {
             let mut line = Vec::with_capacity(n);
@@ -236,9 +239,10 @@ pub(crate) fn expected_view<T: Scalar>(w: MatView<'_>, f: &Factors<T>, c: &Calib
     Ok(total.activation())
 }
 
-/// `tr(Eᵀ G E)` of the statistics of samples: the squared norm of what the columns of E make of them.
+/// Computes `tr(Eᵀ G E)` of the statistics of samples: the squared norm of the outputs of the samples for the columns
+/// of E.
 struct Squares {
-    /// The lower triangle of G; or R, of `G = RᵀR`.
+    /// The lower triangle of G, or R of `G = RᵀR`.
     matrix: Arc<Mat<f64>>,
     is_root: bool,
     par: Par,
@@ -261,7 +265,8 @@ impl Squares {
         if self.is_root {
             return y.squared_norm_l2();
         }
-        // Twice the lower triangle with its diagonal, less the diagonal: what rounding leaves below zero is nothing.
+        // This is twice the lower triangle with its diagonal, less the diagonal. A value that rounding leaves below
+        // zero counts as zero.
         let column = |j: usize| {
             let terms = e.col(j).iter().zip(y.col(j).iter()).zip(g.diagonal().column_vector().iter());
             terms.map(|((e, y), d)| e * (2.0 * y - d * e)).sum::<f64>()
@@ -270,24 +275,25 @@ impl Squares {
     }
 }
 
-/// How the agreement is spread over samples.
+/// The distribution of the agreement over samples.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Distribution {
-    /// All samples together.
+    /// The agreement of all samples together.
     pub total: Activation,
-    /// Each sample, in their order.
+    /// The agreement of each sample, in their order.
     pub samples: Vec<Activation>,
     cosines: Vec<f64>,
     relative_errors: Vec<f64>,
 }
 
 impl Distribution {
-    /// The cosine that a share `p` of the samples stays below (nearest rank; `p` is taken into `0..=1`).
+    /// Returns the cosine that a share `p` of the samples stays below (nearest rank; `p` is clamped to `0..=1`).
     pub fn cosine(&self, p: f64) -> f64 {
         quantile(&self.cosines, p)
     }
 
-    /// The relative error that a share `p` of the samples stays below.
+    /// Returns the relative error that a share `p` of the samples stays below (nearest rank; `p` is clamped to
+    /// `0..=1`).
     pub fn relative_error(&self, p: f64) -> f64 {
         quantile(&self.relative_errors, p)
     }
@@ -298,7 +304,7 @@ fn quantile(sorted: &[f64], p: f64) -> f64 {
     sorted[rank.clamp(1, sorted.len()) - 1]
 }
 
-/// What the measures of agreement are made of.
+/// The sums that the measures of agreement are made of.
 #[derive(Debug, Clone, Copy, Default)]
 struct Sums {
     before: f64,
@@ -320,7 +326,7 @@ impl std::ops::Add for Sums {
 }
 
 impl Sums {
-    /// Of outputs times this.
+    /// Returns the sums of outputs multiplied by `scale`.
     fn times(self, scale: f64) -> Self {
         let Sums { before, after, dot, difference } = self;
         let [before, after, dot, difference] = [before, after, dot, difference].map(|x| x * scale * scale);
@@ -337,7 +343,7 @@ impl Sums {
     }
 }
 
-/// The weight that `f` was made from, checked as matrices are.
+/// Returns the weight that `f` was made from, checked as matrices are.
 fn weight<'a, T: Scalar>(w: MatView<'a>, f: &Factors<T>) -> Result<Dense<'a, T>> {
     let (m, n) = (f.u().nrows(), f.vt().ncols());
     if (w.nrows(), w.ncols()) != (m, n) {
@@ -347,7 +353,7 @@ fn weight<'a, T: Scalar>(w: MatView<'a>, f: &Factors<T>) -> Result<Dense<'a, T>>
     Dense::new(w, crate::parallel::current_par())
 }
 
-/// The power of two that keeps samples in range, which are checked as matrices are.
+/// Returns the power of two that keeps samples in range, and checks them as matrices are checked.
 fn sample_scale<T: Scalar>(x: MatView<'_>, f: &Factors<T>) -> Result<f64> {
     let n = f.vt().ncols();
     if x.ncols() != n {
@@ -356,7 +362,8 @@ fn sample_scale<T: Scalar>(x: MatView<'_>, f: &Factors<T>) -> Result<f64> {
     Ok(Dense::<T>::new(x, crate::parallel::current_par())?.facts().scale)
 }
 
-/// Sends the rows of `x`, times `scale`, through `weight` and `f` in blocks and gives what comes out of each to `sink`, in order.
+/// Sends the rows of `x`, times `scale`, through `weight` and `f` in blocks, and gives the outputs of each block to
+/// `sink`, in order.
 fn compare<T: Scalar>(
     weight: &mut Dense<'_, T>,
     f: &Factors<T>,
@@ -401,7 +408,7 @@ fn for_each_output<T: Scalar>(
     let (space, (m, n)) = (weight.space().clone(), weight.facts().shape);
     for first in (0..x.nrows()).step_by(BLOCK) {
         let rows = BLOCK.min(x.nrows() - first);
-        // Samples as columns, so that W X is a product with a right panel.
+        // Samples are columns, so that W X is a product with a right panel.
         let mut samples = HostPanel::zeros(n, rows, &space);
         with_view!(x, a => {
             let mut line = Vec::with_capacity(a.ncols());
@@ -420,7 +427,7 @@ fn for_each_output<T: Scalar>(
     Ok(())
 }
 
-/// `‖c W Xᵀ‖_F²`, rows of `x` of moderate size, and the power of two c that keeps W in range.
+/// Computes `‖c W Xᵀ‖_F²` for rows of `x` of moderate size, and the power of two c that keeps W in range.
 pub(crate) fn output_norm_squared<T: Scalar>(w: MatView<'_>, x: MatRef<'_, f64>) -> Result<(f64, f64)> {
     let mut weight = Dense::<T>::new(w, crate::parallel::current_par())?;
     let mut total = 0.0;
@@ -430,13 +437,13 @@ pub(crate) fn output_norm_squared<T: Scalar>(w: MatView<'_>, x: MatRef<'_, f64>)
     Ok((total, weight.facts().scale))
 }
 
-/// `‖c W' Xᵀ‖_F² = ‖c diag(s) Vᵀ Xᵀ‖_F²`, c a power of two.
+/// Computes `‖c W' Xᵀ‖_F² = ‖c diag(s) Vᵀ Xᵀ‖_F²`, with c a power of two.
 pub(crate) fn kept_norm_squared<T: Scalar>(f: &Factors<T>, x: MatRef<'_, f64>, c: f64, par: Par) -> f64 {
     let gains = output_gains(f.vt().as_ref().transpose(), x, 1.0, par);
     gains.iter().zip(f.s().iter().map(|&s| c * Element::to_f64(s))).map(|(gain, s)| gain * s * s).sum()
 }
 
-/// `‖X b_j‖²` for the columns of `b`, which are `scale` times what they should be.
+/// Computes `‖X b_j‖²` for the columns of `b`, which are `scale` times what they should be.
 pub(crate) fn output_gains<T: Scalar>(b: MatRef<'_, T>, x: MatRef<'_, f64>, scale: f64, par: Par) -> Vec<f64> {
     let x = Mat::from_fn(x.nrows(), x.ncols(), |i, j| <T as Element>::from_f64(x[(i, j)]));
     let mut y = Mat::zeros(x.nrows(), b.ncols());

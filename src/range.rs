@@ -7,63 +7,23 @@
 //!      from the sketch   V = orth((G − c_1) Ω);  s−1 times as above;  W = G V             s+1 products
 //! ```
 //!
-//! `E‖A − QQᵀA‖_F <= (1 + k/(p−1))^{1/2} τ_{k+1}` at q = 0 (Halko, Martinsson, Tropp, SIAM Rev. 2011); each power iteration
-//! takes the singular values to a power higher by two. The panel is orthonormalized after every product: without it all that is
-//! below `u^{1/(2q+1)} ‖A‖` is lost to rounding.
+//! `E‖A − QQᵀA‖_F <= (1 + k/(p−1))^{1/2} τ_{k+1}` at q = 0 (Halko, Martinsson, Tropp, SIAM Rev. 2011); each power
+//! iteration raises the power of the singular values by two. The panel is orthonormalized after every product, or all
+//! below `u^{1/(2q+1)} ‖A‖` would be lost to rounding.
 //!
-//! **The filter.** s products with G apply a polynomial of degree s to its eigenvalues λ = σ², and `λ^s` is not the best one.
-//! The Chebyshev polynomial of `[0, b]` is: of all that are at most 1 there, it is the largest above (Zhou, Saad, Tiago,
-//! Chelikowsky 2006 use it so for eigenvectors). In factors `λ − c_i`, with c_i its roots, it is a shift in each product,
-//! and a basis may be orthonormalized between any two. It costs an axpy. Excess of the error over the optimum, l = k + 10, of the
-//! projections `A V Vᵀ` and, with `Q = orth(A V)`, `Q QᵀA`, by simulation in f64:
+//! **The filter.** Of all polynomials of degree s in λ = σ² that are at most 1 on `[0, b]`, the Chebyshev polynomial is
+//! the largest above (Zhou, Saad, Tiago, Chelikowsky 2006). With its roots `c_i` it is one shift in each product, at
+//! the cost of an axpy, and a basis may be orthonormalized between any two. `b` has to lie below the wanted
+//! eigenvalues, about at λ_l: it is 3/4 of `Σ_{i>l} λ_i² / Σ_{i>l} λ_i ≈ (‖G‖² − ‖G V‖²) / (‖A‖² − tr VᵀG V)`, two
+//! inner products. `Q QᵀA` needs only V and `W = G V`; see [`gram`](crate::svd).
 //!
-//! ```text
-//!                                        HMT, q = 2        A V Vᵀ, s =             Q QᵀA, s =
-//!                                        (6 passes of A)   0       1       2       0       1       2
-//!   1536 × 384, a weight, k = 96               2.2 %       8.7 %   1.9 %   0.9 %   5.0 %   1.4 %   0.7 %
-//!   30522 × 384, an embedding, k = 96          2.3 %      10.4 %   2.0 %   0.7 %   5.9 %   1.4 %   0.5 %
-//!   3072 × 768, i.i.d. normal, k = 192         3.0 %       7.5 %   2.9 %   1.3 %   5.4 %   2.2 %   1.1 %
-//!   4096 × 1024, σ_i = i^-0.5, k = 256         2.1 %      11.2 %   1.7 %   0.8 %   5.6 %   1.1 %   0.6 %
-//! ```
+//! **A filter that damps what is wanted.** Copies of one value that V has no room for, and panels of more than half of
+//! the columns, leave a mean above λ_k. Then the Ritz value θ_k comes out below the end of the interval, and the
+//! iteration begins anew with twice the steps and an end that θ_l bounds.
 //!
-//! `Q QᵀA` needs nothing but V and `W = G V`, which is the last product of the iteration: see [`gram`](crate::svd).
-//!
-//! The end of the interval has to lie below the eigenvalues that are wanted, about at λ_l. The mean of the eigenvalues that
-//! V does not hold, each weighted by itself, is known for the price of two inner products:
-//!
-//! ```text
-//!   b = Σ_{i>l} λ_i² / Σ_{i>l} λ_i  ≈  (‖G‖² − ‖G V‖²) / (‖A‖² − tr VᵀG V)
-//! ```
-//!
-//! On the matrices above it comes out between 0.6 and 1.15 λ_l (the excess over 1 is what V has missed above λ_l), so that three
-//! quarters of it are safe; the smallest Ritz value, which needs an eigensolver, is 0.6 λ_l.
-//!
-//! **Where that is too much.** Copies of one value that V has no room for, and panels of more than half of the columns, leave a mean above λ_k: the filter
-//! then damps what is wanted. It shows afterwards, when the Ritz value θ_k comes out below the end of the interval, and the
-//! iteration begins anew with twice the steps and an end that θ_l bounds. By simulation, q = 2, excess over the optimum (1.25 is where it begins anew):
-//!
-//! ```text
-//!                                                      end / θ_k     at first     anew     HMT
-//!   160 × 130, 30 copies of 1, ½, ¼, ⅛, k = 32            2.0          0.9 %     0.0 %    0.2 %
-//!   300 × 280, i.i.d. normal, k = 200                     2.3           14 %     0.1 %    2.2 %
-//!   1536 × 384, a weight, k = 250                         1.8            7 %     0.6 %    4.6 %
-//!   500 × 400, linear decay, k = 200                      1.5          3.4 %     0.3 %    3.6 %
-//!   the table above                                  0.4 to 0.9
-//! ```
-//!
-//! **From the sketch.** The first root is the smallest, a tenth of b, and may be off by as much: a guess will do, before there is any V. So the sketch of
-//! `G − c_1` is a step already, and one product and one orthonormalization are saved (of 2.5 ms 0.17 at 1536×384). The guess is that of a
-//! spectrum that decays exponentially, with the trace and the norm that G has (`tail_of_exponential`), made only where these two say that no few
-//! eigenvalues tower above the rest; `Q QᵀA`, s = 2:
-//!
-//! ```text
-//!                                          n ‖G‖² / (tr G)²     guess / b     begun with the sketch     after it
-//!   1536 × 384, a weight, k = 96                    4.1             0.75                1.0 %             0.7 %
-//!   1536 × 384, another, k = 96                     2.6             0.93                1.0 %             0.7 %
-//!   30522 × 384, an embedding, k = 96               1.9             1.10                0.8 %             0.5 %
-//!   3072 × 768, i.i.d. normal, k = 192              1.25            0.98                1.6 %             1.1 %
-//!   4096 × 1024, σ_i = i^-0.5, k = 256             30               0                  (1.9 %)            0.6 %
-//! ```
+//! **From the sketch.** The first root is a tenth of b and may be off by as much, so that a guess does before there is
+//! any V: the sketch of `G − c_1` is a step already. The guess is made where trace and norm of G say that no few
+//! eigenvalues tower above the rest. Simulations and figures: `benches/NOTES.md`.
 
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::cholesky::llt::factor as llt;
@@ -77,11 +37,11 @@ use crate::simd::Scalar;
 use crate::sketch::{AnySketch, SketchOperator};
 use crate::space::{Effort, HostPanel, Panel, Space};
 
-/// An orthonormal `m × l` basis of the dominant left space of `op` in `y`. `x` is a right panel of `l` columns, used
-/// and left dirty when `q > 0`.
+/// Computes an orthonormal `m × l` basis of the dominant left space of `op` in `y`, by `q` power iterations. `x` is a
+/// right panel of `l` columns; when `q > 0` its contents are overwritten.
 ///
 /// # Errors
-/// Those of the operator.
+/// Those of the operator's products and of its space ([`LinearOperator`]).
 pub fn power_iteration<T: Scalar, S: Space<T>>(
     op: &mut dyn LinearOperator<T, Space = S>,
     omega: &AnySketch,
@@ -92,10 +52,10 @@ pub fn power_iteration<T: Scalar, S: Space<T>>(
     iterate_with(op, omega, power_iterations, y, x, Effort::Fast)
 }
 
-/// As [`power_iteration`], in [little memory](Effort::LittleMemory).
+/// Computes the basis of [`power_iteration`] in [little memory](Effort::LittleMemory).
 ///
 /// # Errors
-/// Those of the operator.
+/// Those of [`power_iteration`].
 pub fn sparing_power_iteration<T: Scalar, S: Space<T>>(
     op: &mut dyn LinearOperator<T, Space = S>,
     omega: &AnySketch,
@@ -126,35 +86,36 @@ fn iterate_with<T: Scalar, S: Space<T>>(
     Ok(())
 }
 
-/// The part of the mean residual eigenvalue that the filter damps up to.
+/// The part of the mean residual eigenvalue up to which the filter damps.
 const CUTOFF: f64 = 0.75;
-/// Of the spread of a spectrum, `n Σλ² / (Σλ)²`: weights have 2 to 4, noise 1.3, `σ_i = i^-0.5` 30.
+/// The largest spread of a spectrum, `n Σλ² / (Σλ)²`, with which a guess is made. Weights have 2 to 4, noise 1.3,
+/// `σ_i = i^-0.5` 30.
 const MOST_SPREAD: f64 = 6.0;
 /// The part of the guessed tail that has to be left for the guess to be believed.
 const CREDIBLE: f64 = 0.5;
-/// The part of the trace that has to be left for that mean to be known to some 1e-4.
+/// The part of the trace that has to be left for the mean residual eigenvalue to be known to some 1e-4.
 const RESOLVED: f64 = 1e-3;
 
-/// The polynomial of a filtered iteration.
+/// The Chebyshev polynomial of a filtered iteration.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Filter {
-    /// Its degree: products with G that are shifted.
+    /// The degree: the number of shifted products with G.
     pub steps: usize,
-    /// The interval that it damps ends here at most.
+    /// An upper bound of the end of the interval that is damped.
     pub most: f64,
 }
 
-/// The end of the interval over the last Ritz value that is wanted, from which on the filter is not trusted.
+/// The ratio of the end of the interval to the last wanted Ritz value from which on the filter is not trusted.
 const MISTRUSTED: f64 = 1.25;
 
 impl Filter {
-    /// Of this degree, with the interval that the sums of the eigenvalues suggest.
+    /// Makes the filter of this degree, with the interval that the sums of the eigenvalues suggest.
     pub fn new(steps: usize) -> Self {
         Filter { steps, most: f64::INFINITY }
     }
 
-    /// The filter to begin anew with, if this one has damped what was wanted: `end` is the end of its interval, and `s` are the singular values that came out,
-    /// of which `rank` are wanted.
+    /// Returns the filter to begin anew with if this one has damped what was wanted. `end` is the end of its interval,
+    /// and `s` are the singular values that came out, of which `rank` are wanted.
     pub(crate) fn corrected<T: Scalar>(&self, end: f64, s: &[T], rank: usize) -> Option<Self> {
         let eigenvalue = |i: usize| s[i].to_f64() * s[i].to_f64();
         let anew = self.most == f64::INFINITY && end > MISTRUSTED * eigenvalue(rank - 1);
@@ -162,15 +123,16 @@ impl Filter {
     }
 }
 
-/// What the report says of a filter that had to be corrected.
+/// The note in the report on a filter that had to be corrected.
 pub(crate) const FILTERED_ANEW: &str = "hardly any decay behind σ_k: the filter was run anew with a narrower band";
 
-/// A well-conditioned basis V of the dominant space of the positive semidefinite `g` in `v`, orthonormal to a few percent, and
-/// `G V` in `w`: the Chebyshev filter, which begins with the sketch where that can be, or after it; then the product. `trace` is that
-/// of `g` (`‖A‖_F²` for `AᵀA`). Returns the end of the interval that was damped, 0 if none was.
+/// Computes a well-conditioned basis V of the dominant space of the positive semidefinite `g` in `v`, orthonormal to a
+/// few percent, and `G V` in `w`. The Chebyshev filter begins with the sketch where that can be, or after it; the
+/// product with G is last. `trace` is that of `g` (`‖A‖_F²` for `AᵀA`). Returns the end of the interval that was
+/// damped, 0 if none was.
 ///
 /// # Errors
-/// Those of the space, and what the watch of `g` says.
+/// [`Error::Cancelled`](crate::Error::Cancelled) if the watch of `g` says so, and those of the space ([`Space`]).
 pub fn filtered_iteration<T: Scalar, S: Space<T>>(
     space: &S,
     g: &mut Symmetric<T, S>,
@@ -198,40 +160,41 @@ pub fn filtered_iteration<T: Scalar, S: Space<T>>(
     if let Some(tail) = guess
         && trace - space.dot(w, v)? < CREDIBLE * tail.part * trace
     {
-        // Less is left than was guessed, where V can only have missed more: a spectrum that ends (exact low rank, a step). What the shift has
-        // brought in of directions without eigenvalues goes by a plain step.
+        // Less is left than was guessed, although V can only have missed more: the spectrum ends (exact low rank, a
+        // step). A plain step removes directions without eigenvalues that the shift has brought in.
         advance(v, w)?;
         (shifted, end) = (false, 0.0);
     }
     for step in if shifted { 2 } else { 1 }..=steps {
-        // Smallest root first: the later the estimate, the better, and the large roots need it more.
+        // The smallest root comes first: later estimates are better, and the large roots need them more.
         end = end.max(shift(space, sums, part(step), most, v, w)?);
         advance(v, w)?;
     }
     Ok(end)
 }
 
-/// The root of the filter at a part of the half circle over `[0, end]`.
+/// Returns the root of the filter at a part of the half circle over `[0, end]`.
 fn root(end: f64, part: f64) -> f64 {
     0.5 * end * (1.0 - (std::f64::consts::PI * part).cos())
 }
 
-/// The mean of the eigenvalues beyond the first l of n, each weighted by itself, if all of them decay exponentially: from their sum and that of their
-/// squares, with `t` from 0 to 1 across the spectrum,
+/// Estimates the mean of the eigenvalues beyond the first l of n, each weighted by itself, as if all of them decayed
+/// exponentially. It follows from their sum and that of their squares, with `t` from 0 to 1 across the spectrum:
 ///
 /// ```text
 ///   λ(t) ~ exp(−a t)      r = n Σλ² / (Σλ)² = a/2 coth(a/2)      b = ∫ λ² / ∫ λ  from l/n to 1
 /// ```
 ///
-/// Of weights, embeddings and noise that is 0.75 to 1.1 of the true one. None where r is large: some eigenvalues tower above the others then, and the two sums
-/// say nothing of what comes after; and where nothing comes after.
+/// For weights, embeddings and noise the result is 0.75 to 1.1 of the true mean. The result is `None` where r is large,
+/// because some eigenvalues then tower above the others and the two sums say nothing of what comes after; and where
+/// nothing comes after.
 fn tail_of_exponential((sum, squares): (f64, f64), n: usize, l: usize) -> Option<Tail> {
     let mean = sum / n as f64;
     let r = squares / (mean * sum);
     if r.is_nan() || r > MOST_SPREAD || l >= n {
         return None;
     }
-    // a/2 coth(a/2) rises with a, and is more than a/2.
+    // The function a/2 coth(a/2) rises with a, and is more than a/2.
     let (mut low, mut high) = (0.0, 2.0 * MOST_SPREAD);
     for _ in 0..40 {
         let a: f64 = 0.5 * (low + high);
@@ -239,7 +202,7 @@ fn tail_of_exponential((sum, squares): (f64, f64), n: usize, l: usize) -> Option
     }
     let a: f64 = 0.5 * (low + high);
     let first = mean * a / -(-a).exp_m1();
-    // ∫ exp(−c t) over the rest, but for a factor that both have.
+    // This is the integral of exp(−c t) over the rest, without a factor that both integrals have.
     let rest = |c: f64| (-c * l as f64 / n as f64).exp() - (-c).exp();
     Some(match a < 1e-3 {
         true => Tail { mean, part: 1.0 - l as f64 / n as f64 },
@@ -247,22 +210,23 @@ fn tail_of_exponential((sum, squares): (f64, f64), n: usize, l: usize) -> Option
     })
 }
 
-/// What a guess says of the eigenvalues beyond the first l.
+/// A guess about the eigenvalues beyond the first l.
 #[derive(Debug, PartialEq)]
 struct Tail {
-    /// Their mean, each weighted by itself.
+    /// The mean of these eigenvalues, each weighted by itself.
     mean: f64,
-    /// Their part of the trace.
+    /// The part of the trace that these eigenvalues hold.
     part: f64,
 }
 
-/// Makes the columns of `y` orthonormal to a few percent, with `spare` as a second panel of its shape: one pass of CholeskyQR, half of what
-/// a basis takes that has to be right to rounding (384×106 0.19 ms of 0.3). Panels that it cannot do are orthonormalized.
+/// Makes the columns of `y` orthonormal to a few percent, with `spare` as a second panel of its shape. One pass of
+/// CholeskyQR does it, half the cost of a basis that is right to rounding. A panel for which it fails is
+/// orthonormalized.
 fn condition<T: Scalar, S: Space<T>>(space: &S, y: &mut Panel<T, S>, spare: &mut Panel<T, S>) -> Result<()> {
     let l = space.shape(y).1;
     let mut gram = Mat::<T>::zeros(l, l);
     space.inner(y, y, gram.as_mut())?;
-    // A pivot p² of the scaled matrix is off by l eps at worst and leaves that part of p² as the defect.
+    // A pivot p² of the scaled matrix is off by l eps at worst, which leaves a defect of at most l eps / p².
     match Factor::of(&gram) {
         Some(factor) if factor.least_scaled > 4.0 * l as f64 * T::EPSILON => {
             space.multiply(spare, Accum::Replace, y, factor.inverse::<T>().as_ref(), T::one())?;
@@ -276,27 +240,29 @@ fn condition<T: Scalar, S: Space<T>>(space: &S, y: &mut Panel<T, S>, spare: &mut
     Ok(())
 }
 
-/// Bytes alive at the fullest moment of [`filtered_iteration`] with panels in memory, beside the two panels and G.
+/// Returns the bytes alive at the fullest moment of [`filtered_iteration`] with panels in memory, besides the two
+/// panels and G.
 pub(crate) fn filtered_iteration_bytes<T: Scalar>(n: usize, l: usize) -> usize {
     let gram = l * l * size_of::<T>();
     let reflected = HostPanel::<T>::orthonormalize_sparingly_scratch(n, l, false, Par::Seq).unaligned_bytes_required();
     (gram + Factor::bytes(l).max(reflected)).max(Dense::<T>::product_bytes(n, l))
 }
 
-/// The Cholesky factor of a positive definite matrix, `H = RᵀR`, inverted.
+/// The inverted Cholesky factor of a positive definite matrix, `H = RᵀR`.
 pub(crate) struct Factor {
     /// `L⁻ᵀ` of `D H D = L Lᵀ` with a unit diagonal, upper triangular.
     upper: Mat<f64>,
     /// D.
     scale: Vec<f64>,
-    /// The smallest square of a pivot of `D H D`.
+    /// The smallest squared pivot of `D H D`.
     pub(crate) least_scaled: f64,
-    /// That of H over its largest diagonal entry, which the inverse of the condition of H does not exceed.
+    /// The smallest squared pivot of H over its largest diagonal entry; the inverse of the condition of H is at most
+    /// this.
     pub(crate) least: f64,
 }
 
 impl Factor {
-    /// Of the matrix whose lower triangle is in `h`; none if it is not positive definite.
+    /// Factors the matrix whose lower triangle is in `h`; the result is `None` if it is not positive definite.
     pub(crate) fn of<T: Scalar>(h: &Mat<T>) -> Option<Self> {
         let l = h.nrows();
         let diagonal: Vec<f64> = (0..l).map(|j| h[(j, j)].to_f64()).collect();
@@ -322,13 +288,14 @@ impl Factor {
         Some(Factor { upper, scale, least_scaled, least })
     }
 
-    /// Bytes alive in [`of`](Self::of), of an l × l matrix; one matrix and a half remain, with an [`inverse`](Self::inverse).
+    /// Returns the bytes alive in [`of`](Self::of) of an l × l matrix. One and a half matrices remain afterwards, with
+    /// an [`inverse`](Self::inverse).
     pub(crate) fn bytes(l: usize) -> usize {
         let cholesky = llt::cholesky_in_place_scratch::<f64>(l, Par::Seq, Default::default());
         2 * l * l * size_of::<f64>() + cholesky.unaligned_bytes_required()
     }
 
-    /// `R⁻¹`, upper triangular.
+    /// Returns `R⁻¹`, upper triangular.
     pub(crate) fn inverse<T: Scalar>(&self) -> Mat<T> {
         let l = self.scale.len();
         let mut inverse = Mat::zeros(l, l);
@@ -341,11 +308,12 @@ impl Factor {
     }
 }
 
-/// `w <- G V − c V` from `w = G V`: a factor of the filter of which c is the root at this part of the half circle over the interval, which ends at `most`
-/// at most. The sums are the trace of G and `‖G‖_F²`. Returns the end of the interval, 0 if nothing was shifted.
+/// Computes `w <- G V − c V` from `w = G V`: one factor of the filter. Its root c is at this part of the half circle
+/// over the interval, which ends at `most` at most. The sums are the trace of G and `‖G‖_F²`. Returns the end of the
+/// interval, 0 if nothing was shifted.
 ///
 /// # Errors
-/// Those of the space.
+/// Those of the space ([`Space`]).
 pub fn shift<T: Scalar, S: Space<T>>(
     space: &S,
     (trace, squares): (f64, f64),
@@ -356,8 +324,8 @@ pub fn shift<T: Scalar, S: Space<T>>(
 ) -> Result<f64> {
     let residual_trace = trace - space.dot(w, v)?;
     let residual_squares = squares - space.dot(w, w)?;
-    // Both are differences of sums that carry some eps of f32; where less is left, powers converge anyway. The same for f64, so
-    // that it takes the same steps.
+    // Both are differences of sums that carry some eps of f32. Where less is left, powers converge anyway. f64 has the
+    // same limits, so that it takes the same steps.
     if residual_trace > RESOLVED * trace && residual_squares > RESOLVED * squares {
         let end = (CUTOFF * residual_squares / residual_trace).min(most);
         space.axpy(w, T::from_f64(-root(end, part)), v)?;
@@ -366,32 +334,27 @@ pub fn shift<T: Scalar, S: Space<T>>(
     Ok(0.0)
 }
 
-/// As [`power_iteration`], with a shift that grows: `Y = orth(A Aᵀ Y − α Y)`, `z` a second panel like `y`, left dirty.
+/// Iterates as [`power_iteration`] does, with a shift that grows: `Y = orth(A Aᵀ Y − α Y)`. `z` is a second panel like
+/// `y`, whose contents are overwritten.
 ///
-/// `(σ_j² − α) / (σ_k² − α)` is less than `σ_j² / σ_k²`, so that each iteration separates more, at the price of one panel. A
-/// shift up to `σ_l²/2` keeps the order of the leading directions, and `AᵀY = X R` gives a lower bound of σ_l for nothing:
-/// `σ_min(R) = σ_min(YᵀA) <= σ_l(A)`, which rises from one iteration to the next (Feng, Yu, Xie 2022; Feng, Yu 2024, dashSVD,
-/// who have it from the eigenvalues of a Gram matrix).
+/// `(σ_j² − α) / (σ_k² − α)` is less than `σ_j² / σ_k²`, so that each iteration separates more, at the price of one
+/// panel. A shift up to `σ_l²/2` keeps the order of the leading directions. `AᵀY = X R` gives a lower bound of σ_l
+/// without further work: `σ_min(R) = σ_min(YᵀA) <= σ_l(A)`, which rises from one iteration to the next (Feng, Yu, Xie
+/// 2022; Feng, Yu 2024, dashSVD, who take it from the eigenvalues of a Gram matrix).
 ///
-/// Their `AᵀA Q − α Q` squares the condition number and loses in f32 what is below `√eps σ_1`. Here the panel between the two products is
-/// orthonormalized as ever, and the shift is carried to the other side of its R: the span of `A Aᵀ Y − α Y` is that of
+/// Their `AᵀA Q − α Q` squares the condition number and loses in f32 what is below `√eps σ_1`. Here the panel between
+/// the two products is orthonormalized, and the shift is carried to the other side of its R: the span of `A Aᵀ Y − α Y`
+/// is that of
 ///
 /// ```text
 ///   A X − Y (α R⁻¹)          A X ~ σ_i,   α R⁻¹ ~ α/σ_i <= σ_i/2
 /// ```
 ///
-/// whose two terms are of one size in every direction: nothing cancels, nothing is lost. Excess of the error over the optimum at
-/// 500×240, k = 40, p = 10, with f32 and f64 alike (`cargo test --test methods shift -- --nocapture`):
-///
-/// ```text
-///                      q = 1              q = 2              q = 3
-///   σ_i = i^-0.3       3.7 % -> 2.3 %     1.4 % -> 0.6 %     0.6 % -> 0.2 %
-///   σ_i = i^-0.5       3.3 % -> 2.2 %     0.9 % -> 0.4 %     0.4 % -> 0.1 %
-///   linear             3.6 % -> 2.7 %     1.9 % -> 1.1 %     1.2 % -> 0.5 %
-/// ```
+/// whose two terms are of one size in every direction, so that nothing cancels. The excess of the error over the
+/// optimum falls by a quarter to a third at q = 1, and by more at q = 2 and 3 (`benches/NOTES.md`).
 ///
 /// # Errors
-/// Those of the operator.
+/// Those of the operator's products and of its space ([`LinearOperator`]).
 pub fn shifted_power_iteration<T: Scalar, S: Space<T>>(
     op: &mut dyn LinearOperator<T, Space = S>,
     omega: &AnySketch,
@@ -430,14 +393,15 @@ pub fn shifted_power_iteration<T: Scalar, S: Space<T>>(
     Ok(())
 }
 
-/// The smallest singular value of an upper triangle, from above, by inverse iteration on `RᵀR`; 0 for a singular one.
+/// Estimates the smallest singular value of an upper triangle from above, by inverse iteration on `RᵀR`. The result is
+/// 0 for a singular triangle.
 fn smallest_singular_value(r: MatRef<'_, f64>) -> f64 {
     const STEPS: usize = 12;
     let l = r.nrows();
     if (0..l).any(|i| r[(i, i)] == 0.0) {
         return 0.0;
     }
-    // Any start with a part in the direction that is looked for; signs that alternate suit the triangles of a QR.
+    // Any start with a part in the wanted direction will do; signs that alternate suit the triangles of a QR.
     let mut x: Vec<f64> = (0..l).map(|i| if i % 2 == 0 { 1.0 } else { -0.9 }).collect();
     let mut inverse = 0.0;
     for _ in 0..STEPS {
@@ -455,7 +419,7 @@ fn smallest_singular_value(r: MatRef<'_, f64>) -> f64 {
     1.0 / inverse
 }
 
-/// `x <- R⁻¹ x` for the leading triangle of the length of x.
+/// Solves `x <- R⁻¹ x` for the leading triangle of the length of x.
 fn back_substitute(r: MatRef<'_, f64>, x: &mut [f64]) {
     for j in (0..x.len()).rev() {
         x[j] /= r[(j, j)];
@@ -471,7 +435,7 @@ mod tests {
     use super::*;
     use crate::space::{Host, Layout};
 
-    /// Spectra of which the mean beyond l is known: exponential, flat; and those of which nothing is said.
+    /// Takes spectra of which the mean beyond l is known (exponential, flat), and those for which there is no guess.
     #[test]
     fn tail_of_an_exponential_spectrum() {
         let n = 4000;
@@ -499,7 +463,7 @@ mod tests {
         assert_eq!(tail(&vec![3.0; n], n), None, "nothing is beyond all of them");
     }
 
-    /// `(G − c I) Ω`, and G as it was.
+    /// Compares the sketch with `(G − c I) Ω`, and G with itself before.
     #[test]
     fn shifted_sketch() {
         let space = Host::new(Par::Seq);

@@ -1,4 +1,4 @@
-//! What to do with which tensor: a TOML file of patterns (feature `cli`).
+//! The configuration of a batch, which says what to do with which tensor: a TOML file of patterns (feature `cli`).
 //!
 //! ```toml
 //! only = ["model.layers.*"]            # if given, nothing else is factored
@@ -13,8 +13,8 @@
 //! power_iterations = 3
 //! ```
 //!
-//! Patterns are globs over the whole name: `*` is any text, `?` one character, `[ab]`, `{a,b}`. What a pattern leaves open comes from the command line,
-//! then from `[default]`, then from the library.
+//! Patterns are globs over the whole name: `*` is any text, `?` one character, `[ab]`, `{a,b}`. What a pattern leaves
+//! open comes from the command line, then from `[default]`, then from the library.
 
 use globset::{Glob, GlobMatcher};
 use serde::{Deserialize, Serialize};
@@ -25,23 +25,23 @@ use crate::report::Method;
 use crate::sketch::Sketch;
 use crate::svd::TruncatedSvd;
 
-/// Longest file read, in bytes.
+/// The length in bytes of the longest file that is read.
 pub const MAX_BYTES: usize = 1 << 20;
 
-/// What an error here is: a sentence that goes after the path.
+/// The result of a check. The error is a sentence that goes after the path.
 type Checked<T> = std::result::Result<T, String>;
 
-/// Options of one factorization, each of them given or not.
+/// The options of one factorization, each of them given or not.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Options {
-    /// [`Rank::Fixed`]. At most one of the four says what to keep.
+    /// The rank of [`Rank::Fixed`]. At most one of this and the next three options is given.
     pub rank: Option<usize>,
-    /// [`Rank::Ratio`].
+    /// The ratio of [`Rank::Ratio`].
     pub ratio: Option<f64>,
-    /// [`Rank::Energy`].
+    /// The share of [`Rank::Energy`].
     pub energy: Option<f64>,
-    /// [`Rank::Tolerance`].
+    /// The error of [`Rank::Tolerance`].
     pub tolerance: Option<f64>,
     /// The largest rank, where the spectrum decides it.
     pub max_rank: Option<usize>,
@@ -49,16 +49,16 @@ pub struct Options {
     pub method: Option<String>,
     /// The name of a [`Sketch`].
     pub sketch: Option<String>,
-    /// Extra columns.
+    /// The number of extra columns.
     pub oversample: Option<u32>,
-    /// Power iterations.
+    /// The number of power iterations.
     pub power_iterations: Option<u32>,
     /// The seed.
     pub seed: Option<u64>,
 }
 
 impl Options {
-    /// What is given here, and for the rest what `other` says.
+    /// Returns the options that are given here, and for the rest those of `other`.
     #[must_use]
     pub fn or(self, other: &Options) -> Options {
         let rule = if self.rule().is_some() { &self } else { other };
@@ -76,7 +76,7 @@ impl Options {
         }
     }
 
-    /// How much to keep, if that is said.
+    /// Returns how much to keep, if an option says that.
     pub fn rule(&self) -> Option<Rank> {
         (self.rank.map(Rank::Fixed))
             .or(self.ratio.map(Rank::Ratio))
@@ -84,10 +84,10 @@ impl Options {
             .or(self.tolerance.map(Rank::Tolerance))
     }
 
-    /// The factorization with this rule, or with the one of the options.
+    /// Makes the factorization with this rule, and with the other options of `self`.
     ///
     /// # Errors
-    /// [`Error::Option`](crate::Error::Option) for a name that nothing has.
+    /// [`Error::Option`](crate::Error::Option) for a name that no method or sketch has.
     pub fn svd(&self, rule: Rank) -> Result<TruncatedSvd> {
         let mut svd = TruncatedSvd::new(rule);
         if let Some(method) = &self.method {
@@ -108,7 +108,7 @@ impl Options {
         Ok(self.seed.map_or(svd.clone(), |seed| svd.seed(seed)))
     }
 
-    /// Refuses what is nonsense for every tensor.
+    /// Refuses options that make no sense for any tensor.
     fn check(&self) -> Checked<()> {
         let rules = [self.rank.is_some(), self.ratio.is_some(), self.energy.is_some(), self.tolerance.is_some()];
         if rules.iter().filter(|&&given| given).count() > 1 {
@@ -118,21 +118,21 @@ impl Options {
             return Err(format!("power_iterations = {q} is not allowed; give at most 100"));
         }
         let rule = self.rule().unwrap_or(Rank::Fixed(1));
-        // A shape that has every rank: what is refused here is refused by all.
+        // This shape has every rank, so that what is refused here is refused by all shapes.
         rule.from_shape(usize::MAX >> 32, usize::MAX >> 32).map_err(|e| e.to_string())?;
         self.svd(rule).map(drop).map_err(|e| e.to_string())
     }
 }
 
-/// A glob over names.
+/// A glob over the names of tensors.
 #[derive(Debug, Clone)]
 pub struct Pattern(GlobMatcher);
 
 impl Pattern {
-    /// Compiles it.
+    /// Compiles a glob.
     ///
     /// # Errors
-    /// What is wrong with the glob.
+    /// A sentence that says what is wrong with the glob.
     pub fn new(glob: &str) -> Checked<Self> {
         match Glob::new(glob) {
             Ok(glob) => Ok(Pattern(glob.compile_matcher())),
@@ -140,7 +140,7 @@ impl Pattern {
         }
     }
 
-    /// Whether the name matches, as a whole.
+    /// Tells whether the glob matches the whole name.
     pub fn matches(&self, name: &str) -> bool {
         self.0.is_match(name)
     }
@@ -163,12 +163,12 @@ struct File {
 struct Rule {
     #[serde(rename = "match")]
     glob: String,
-    /// [`Options`], once the unknown ones are refused: what is flattened does not refuse them.
+    /// The [`Options`] of the rule, before unknown ones are refused: flattening does not refuse them.
     #[serde(flatten)]
     options: toml::Table,
 }
 
-/// What to do with which tensor.
+/// The configuration of a batch: which tensors are factored, and with which options.
 #[derive(Debug, Clone, Default)]
 pub struct Config {
     only: Vec<Pattern>,
@@ -181,9 +181,10 @@ impl Config {
     /// Reads the text of a file.
     ///
     /// # Errors
-    /// One line that says where and what: no TOML, an unknown key, a value out of its range, a pattern that does not parse.
+    /// One line that says where and what is wrong: text that is no TOML, an unknown key, a value out of its range, a
+    /// pattern that does not parse.
     pub fn parse(text: &str) -> Checked<Self> {
-        // What a value holds may show in the error, line breaks too.
+        // The text of a value may show in the error, line breaks included.
         Config::read(text).map_err(|why| why.replace(char::is_control, " "))
     }
 
@@ -212,7 +213,7 @@ impl Config {
     /// Adds patterns from the command line.
     ///
     /// # Errors
-    /// A pattern that does not parse.
+    /// A sentence about the first pattern that does not parse.
     pub fn with_patterns(mut self, only: &[String], keep: &[String]) -> Checked<Self> {
         for glob in only {
             self.only.push(Pattern::new(glob)?);
@@ -223,13 +224,13 @@ impl Config {
         Ok(self)
     }
 
-    /// Whether a tensor of this name is to be factored.
+    /// Tells whether a tensor of this name is to be factored.
     pub fn factors(&self, name: &str) -> bool {
         (self.only.is_empty() || self.only.iter().any(|p| p.matches(name)))
             && !self.keep.iter().any(|p| p.matches(name))
     }
 
-    /// The options of a tensor of this name; `given` are those of the command line.
+    /// Returns the options of a tensor of this name; `given` are those of the command line.
     pub fn options(&self, name: &str, given: &Options) -> Options {
         let rule = self.rules.iter().find(|(pattern, _)| pattern.matches(name)).map(|(_, options)| options.clone());
         rule.unwrap_or_default().or(given).or(&self.default)

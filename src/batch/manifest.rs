@@ -1,4 +1,4 @@
-//! What a batch has done, so that it can be gone on with, checked and merged (feature `cli`).
+//! The record of what a batch has done, so that it can be resumed, checked and merged (feature `cli`).
 //!
 //! ```text
 //!   out/  journal.jsonl      one line when a tensor is through, as it happens: with times; what a resumed run reads
@@ -6,12 +6,12 @@
 //!         <tensor>/          u.npy s.npy vt.npy report.json: renamed into place as a whole, checksums in both files
 //! ```
 //!
-//! The journal is only ever appended to, one write to a line. A run that is killed leaves at worst half a line at its end (dropped on
-//! reading) or a tensor's directory that no line speaks of (done again). Each of `N` shards has its own two files, named
-//! `journal-I-of-N.jsonl` and `manifest-I-of-N.json`.
+//! Lines are only ever appended to the journal, each in one write. A run that is killed leaves at worst half a line at
+//! its end (dropped on reading) or a tensor's directory that no line names (done again). Each of `N` shards has its own
+//! two files, named `journal-I-of-N.jsonl` and `manifest-I-of-N.json`.
 //!
-//! Both files are input when they are read again: nothing in them is taken for a path. Directories are made from names by [`directory`], which leaves
-//! no separator and no leading dot, and names of files must be one of [`FILES`].
+//! Both files are input when they are read again: nothing in them is taken for a path. Directories are made from names
+//! by [`directory`], which leaves no separator and no leading dot, and names of files must be one of [`FILES`].
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -22,44 +22,44 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
-/// The version of these files.
+/// The version of the format of these files.
 pub const FORMAT: u32 = 1;
-/// The files of one tensor.
+/// The names of the files of one tensor.
 pub const FILES: [&str; 4] = ["u.npy", "s.npy", "vt.npy", "report.json"];
-/// Longest line of a journal, in bytes.
+/// The length in bytes of the longest line of a journal.
 pub const MAX_LINE: usize = 1 << 20;
 
-/// What an error of a parser here is: a sentence that goes after the path.
+/// The result of a parser. The error is a sentence that goes after the path.
 type Checked<T> = std::result::Result<T, String>;
 
-/// What a batch was asked for. Two runs belong together if these are equal but for the shard.
+/// The request of a batch. Two runs belong together if these are equal in all but the shard.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Header {
-    /// [`FORMAT`].
+    /// The version of the format, [`FORMAT`].
     pub format: u32,
-    /// The program's version.
+    /// The version of the program.
     pub version: String,
-    /// Everything that the results depend on, by name.
+    /// All options that the results depend on, by name.
     pub options: BTreeMap<String, serde_json::Value>,
     /// The tensors of all shards.
     pub inputs: Inputs,
-    /// Which shard of how many, from 1.
+    /// The number of the shard, from 1, and of shards.
     pub shard: [usize; 2],
 }
 
-/// The list of tensors.
+/// A summary of the list of tensors.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Inputs {
-    /// How many.
+    /// The number of tensors.
     pub count: usize,
-    /// CRC-32 over names and sizes.
+    /// The CRC-32 over names and sizes.
     pub crc32: u32,
 }
 
 impl Header {
-    /// The first difference to another run, but for the shard: its name and the two values.
+    /// Returns the first difference to another run, apart from the shard: its name and the two values.
     pub fn difference(&self, other: &Header) -> Option<(String, String, String)> {
         let text = |x: &serde_json::Value| x.to_string();
         if self.version != other.version {
@@ -80,87 +80,87 @@ impl Header {
     }
 }
 
-/// How a tensor ended.
+/// The way in which a tensor ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
-    /// Its factors are there.
+    /// The tensor is factored, and its factors are there.
     Done,
-    /// It has none; `why` says why.
+    /// The tensor could not be factored; `why` says why.
     Failed,
-    /// It was not to be factored; `why` says why.
+    /// The tensor was not to be factored; `why` says why.
     Kept,
 }
 
-/// A file as it was written.
+/// The length and checksum of a file as it was written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Sum {
-    /// Its length.
+    /// The length of the file in bytes.
     pub bytes: u64,
-    /// CRC-32 of its bytes.
+    /// The CRC-32 of the bytes of the file.
     pub crc32: u32,
 }
 
-/// What a result is, without its numbers.
+/// The facts of a result that the report has, too.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Facts {
     /// Rows and columns.
     pub shape: [usize; 2],
-    /// The element type.
+    /// The name of the element type.
     pub dtype: String,
     /// The rank of the factors.
     pub rank: usize,
-    /// The method.
+    /// The name of the method.
     pub method: String,
-    /// `‖W − U diag(s) Vᵀ‖ / ‖W‖`.
+    /// The relative error, `‖W − U diag(s) Vᵀ‖_F / ‖W‖_F`.
     pub relative_error: f64,
-    /// `exact` or `estimate`.
+    /// The kind of the error: `exact` or `estimate`.
     pub error_kind: String,
-    /// Numbers before and after.
+    /// The count of numbers in the matrix and in the factors.
     pub params: [usize; 2],
-    /// Passes over the matrix.
+    /// The number of passes over the matrix.
     pub passes: usize,
 }
 
-/// One tensor.
+/// The record of one tensor.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Entry {
-    /// Its name.
+    /// The name of the tensor.
     pub name: String,
-    /// How it ended.
+    /// The way in which the tensor ended.
     pub status: Status,
-    /// The reason, if there are no factors.
+    /// The reason why there are no factors, if there are none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
-    /// Its files.
+    /// The files of the tensor, by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub files: BTreeMap<String, Sum>,
-    /// What they hold.
+    /// The facts of the factors.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub facts: Option<Facts>,
-    /// What tells whether the input is still the same: its length, and a number made of its times of change and its place on the disk;
-    /// in journals.
+    /// The identity of the input, by which a change shows: its length, and a number made of its times of change and its
+    /// place on the disk. Only journals have it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub input: Option<(u64, u64)>,
-    /// Wall seconds; in journals.
+    /// The wall time in seconds. Only journals have it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seconds: Option<f64>,
 }
 
 impl Entry {
-    /// Without what two equal runs do not have in common.
+    /// Returns the entry without what two equal runs do not have in common.
     fn lasting(mut self) -> Self {
         (self.input, self.seconds) = (None, None);
         self
     }
 
-    /// Whether all files are in `out` and are what was written. `Err` names the first that is not.
+    /// Checks that all files are in `out` and are what was written.
     ///
     /// # Errors
-    /// The file and what is wrong with it.
+    /// A sentence that names the first file that is missing or different, and says what is wrong with it.
     pub fn verify(&self, out: &Path) -> Checked<()> {
         let dir = out.join(directory(&self.name));
         if self.files.len() != FILES.len() {
@@ -184,7 +184,7 @@ impl Entry {
     }
 }
 
-/// The length and checksum of a file.
+/// Computes the length and checksum of a file.
 fn sum(path: &Path) -> std::io::Result<Sum> {
     let mut file = File::open(path)?;
     let (mut hasher, mut bytes, mut buffer) = (crc32fast::Hasher::new(), 0, vec![0; 1 << 16]);
@@ -198,30 +198,30 @@ fn sum(path: &Path) -> std::io::Result<Sum> {
     }
 }
 
-/// All that was done, at the end.
+/// The record of a whole batch, written at its end.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
-    /// What was asked for.
+    /// The request of the batch.
     pub header: Header,
     /// Whether every tensor of the shard has an entry.
     pub complete: bool,
-    /// By name.
+    /// The entries, in the order of their names.
     pub tensors: Vec<Entry>,
 }
 
 impl Manifest {
-    /// From what a journal says.
+    /// Makes the manifest from the entries of a journal.
     pub fn new(header: Header, complete: bool, entries: impl IntoIterator<Item = Entry>) -> Self {
-        // Later lines replace earlier ones of the same name.
+        // Later entries replace earlier ones of the same name.
         let by_name: BTreeMap<String, Entry> = entries.into_iter().map(|e| (e.name.clone(), e.lasting())).collect();
         Manifest { header, complete, tensors: by_name.into_values().collect() }
     }
 
-    /// Reads the bytes of a file.
+    /// Parses the bytes of a file.
     ///
     /// # Errors
-    /// What is wrong with them, in one line.
+    /// A sentence that says what is wrong with the bytes.
     pub fn parse(bytes: &[u8]) -> Checked<Self> {
         let manifest: Manifest = serde_json::from_slice(bytes).map_err(|e| format!("is no manifest: {e}"))?;
         if manifest.header.format != FORMAT {
@@ -235,10 +235,10 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// The text of a file.
+    /// Returns the text of a file.
     ///
     /// # Errors
-    /// None that finite numbers can cause.
+    /// A sentence of the serializer. Finite numbers cause none.
     pub fn text(&self) -> Checked<String> {
         serde_json::to_string_pretty(self).map(|text| text + "\n").map_err(|e| e.to_string())
     }
@@ -248,21 +248,22 @@ fn check_shard([index, count]: [usize; 2]) -> Checked<()> {
     if index == 0 || index > count { Err(format!("is of shard {index} of {count}, which is none")) } else { Ok(()) }
 }
 
-/// A journal as read: the header, the entries, and how many bytes of it are whole lines.
+/// The contents of a journal: the header, the entries, and how many bytes of it are whole lines.
 pub type Journaled = (Header, Vec<Entry>, usize);
 
-/// Reads the bytes of a journal. What follows the last line that can be read is dropped.
+/// Parses the bytes of a journal. What follows the last line that can be read is dropped.
 ///
 /// # Errors
-/// A first line that is no header.
+/// A sentence about a first line that is no header.
 pub fn parse_journal(bytes: &[u8]) -> Checked<Journaled> {
     read_journal(bytes)
 }
 
-/// As [`parse_journal`], line by line: whatever the file, no more than [`MAX_LINE`] bytes of it are held.
+/// Reads a journal line by line, as [`parse_journal`] parses it. No more than [`MAX_LINE`] bytes of a file are held at
+/// a time.
 ///
 /// # Errors
-/// As [`parse_journal`]; also a reader that fails.
+/// Those of [`parse_journal`], and the error of a reader that fails.
 pub fn read_journal(mut r: impl BufRead) -> Checked<Journaled> {
     let mut line = Vec::new();
     if !next_line(&mut r, &mut line)? {
@@ -284,7 +285,7 @@ pub fn read_journal(mut r: impl BufRead) -> Checked<Journaled> {
     Ok((header, entries, end))
 }
 
-/// The next line with its end, if there is a whole one that is not too long.
+/// Reads the next line with its end. Returns whether there is a whole one that is not too long.
 fn next_line(r: &mut impl BufRead, line: &mut Vec<u8>) -> Checked<bool> {
     line.clear();
     let read = r.take(MAX_LINE as u64).read_until(b'\n', line);
@@ -292,7 +293,7 @@ fn next_line(r: &mut impl BufRead, line: &mut Vec<u8>) -> Checked<bool> {
     Ok(line.ends_with(b"\n"))
 }
 
-/// A journal that is being written. While it is open no other run can have it.
+/// A journal that is being written. While it is open no other run can open it.
 #[derive(Debug)]
 pub struct Journal {
     file: File,
@@ -300,7 +301,7 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Starts one.
+    /// Starts a journal.
     ///
     /// # Errors
     /// [`Error::File`] if there is one already or it cannot be written.
@@ -319,10 +320,10 @@ impl Journal {
         Ok(journal)
     }
 
-    /// Goes on with one; what was half written is cut off. Returns the entries with it.
+    /// Resumes a journal, and cuts off what was half written. Returns the entries with it.
     ///
     /// # Errors
-    /// [`Error::File`] if it cannot be read or written, is of other options, or in use.
+    /// [`Error::File`] if the journal cannot be read or written, has other options, or is in use.
     pub fn resume(path: &Path, header: &Header) -> Result<(Self, Vec<Entry>)> {
         // Opening a pipe would wait for its reader.
         if !fs::metadata(path).map_err(|e| unwritable(path, &e))?.is_file() {
@@ -335,7 +336,7 @@ impl Journal {
         let text = serde_json::to_vec(header).map_err(|e| Error::file(path, e))?;
         (&journal.file).take(text.len() as u64 + 1).read_to_end(&mut start).map_err(|e| unwritable(path, &e))?;
         if text.starts_with(&start) || start.iter().all(|&byte| byte == 0) {
-            // Killed before its first line was whole: nothing was done yet.
+            // The run was killed before its first line was whole, so that nothing was done yet.
             journal.file.set_len(0).map_err(|e| unwritable(path, &e))?;
             journal.line(header)?;
             return Ok((journal, Vec::new()));
@@ -355,12 +356,12 @@ impl Journal {
     fn lock(&self) -> Result<()> {
         match self.file.try_lock() {
             Err(fs::TryLockError::WouldBlock) => Err(Error::file(&self.path, "is in use by another run; wait for it")),
-            // File systems that cannot lock can still be written.
+            // A file system that cannot lock can still be written to.
             _ => Ok(()),
         }
     }
 
-    /// Adds a tensor.
+    /// Appends the entry of a tensor.
     ///
     /// # Errors
     /// [`Error::File`] if it cannot be written.
@@ -373,7 +374,7 @@ impl Journal {
         text.push(b'\n');
         let before = self.file.metadata().map(|meta| meta.len());
         self.file.write_all(&text).map_err(|e| {
-            // Half a line would hide all that follow it.
+            // Half a line would hide all that follow it, so that it is cut off.
             if let Ok(len) = before {
                 let _ = self.file.set_len(len);
             }
@@ -386,8 +387,8 @@ fn unwritable(path: &Path, e: &std::io::Error) -> Error {
     Error::file(path, format_args!("cannot be written: {e}; check the path, the permissions and the space"))
 }
 
-/// A name for the tensor in a file, from its path below the directory that was given, without `.npy`. Whatever bytes the path has, the name is
-/// text without control characters, and different paths have different names.
+/// Makes a name for a tensor from its path below the directory that was given, without `.npy`. Whatever bytes the path
+/// has, the name is text without control characters, and different paths have different names.
 pub fn tensor_name(path: &Path) -> String {
     let bytes = path.as_os_str().as_encoded_bytes();
     let bytes = bytes.strip_suffix(b".npy").unwrap_or(bytes);
@@ -407,8 +408,8 @@ pub fn tensor_name(path: &Path) -> String {
     name
 }
 
-/// The directory of a tensor: its name with everything but letters, digits, `.`, `_` and `-` as `%XX`, and so without separators; a leading dot too. Names
-/// too long for a file system end in a checksum.
+/// Makes the name of the directory of a tensor: its name with everything but letters, digits, `.`, `_` and `-` written
+/// as `%XX`, and a leading dot, too, so that it has no separators. Names too long for a file system end in a checksum.
 pub fn directory(name: &str) -> String {
     const MAX: usize = 200;
     let mut dir = String::new();

@@ -1,4 +1,4 @@
-//! Calibration statistics as bytes: little-endian, versioned, checksummed, readable from any language.
+//! Saves and reads calibration statistics as bytes: little-endian, versioned, checksummed, readable from any language.
 //!
 //! ```text
 //!   offset        type       what
@@ -14,7 +14,7 @@
 //!       40        f64 × n    Σ y of each feature, y = 2^-e x
 //!    + 8n         f64 × n    Σ y²
 //!   + 16n         f64 × n    max |x|
-//!   + 24n         f64 × n(n+1)/2   one triangle, column by column: G of y from its diagonal down, or R of y down to its diagonal
+//!   + 24n         f64 × n(n+1)/2   one triangle, column by column: G of y from its diagonal down, or R of y to it
 //!     end         u32        CRC-32 (IEEE 802.3, as zlib.crc32) of everything before
 //! ```
 //!
@@ -27,16 +27,17 @@ use super::{
 };
 use crate::error::{Error, Result};
 
-/// The newest version.
+/// The newest version of the format.
 const VERSION: u32 = 2;
-/// How far sums of the same numbers may be apart that were added up in another order or in f32, as a part of them.
+/// The most that sums of the same numbers may differ, as a part of them, when they were added in another order or in
+/// f32.
 const ROUNDING: f64 = 1e-3;
-/// What a square may have lost by falling below the range of f64, with much to spare.
+/// The most that a square may have lost by falling below the range of f64, with much to spare.
 const UNDERFLOW: f64 = 1e-300;
 const HEADER: usize = 40;
 const CHECKSUM: usize = 4;
 
-/// Bytes for `n` features, if they fit the address space.
+/// Returns the bytes for `n` features, or `None` if they do not fit the address space.
 fn length(n: usize) -> Option<usize> {
     let triangle = n.checked_mul(n.checked_add(1)?)? / 2;
     triangle.checked_add(n.checked_mul(3)?)?.checked_mul(8)?.checked_add(HEADER + CHECKSUM)
@@ -47,10 +48,11 @@ fn malformed(why: impl std::fmt::Display) -> Error {
 }
 
 impl Calibration {
-    /// What the bytes start with.
+    /// The bytes that every file of statistics starts with.
     pub const MAGIC: [u8; 8] = *b"TSLIMCAL";
 
-    /// The statistics as bytes. The layout is documented in the source file, `src/calibration/bytes.rs`, and stays readable.
+    /// Returns the statistics as bytes. The layout is documented in the source file, `src/calibration/bytes.rs`, and
+    /// stays readable.
     pub fn to_bytes(&self) -> Vec<u8> {
         let settled = self.settled();
         let n = settled.features();
@@ -76,11 +78,12 @@ impl Calibration {
         bytes
     }
 
-    /// Statistics from [`to_bytes`](Self::to_bytes). Whatever the bytes are, nothing is allocated beyond a small multiple of them.
+    /// Reads statistics from the bytes of [`to_bytes`](Self::to_bytes). Whatever the bytes are, nothing is allocated
+    /// beyond a small multiple of them.
     ///
     /// # Errors
-    /// [`Error::Format`] for anything that is not such statistics: another version, a wrong length or checksum, numbers
-    /// that no samples have. [`Error::TooLarge`] if the system has no memory for them.
+    /// [`Error::Format`] for bytes of another version, of a wrong length or checksum, or with numbers that no samples
+    /// have. [`Error::TooLarge`] if the system has no memory for the statistics.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
         let header = bytes.get(..HEADER).ok_or_else(|| malformed(format_args!("{} bytes are too few", bytes.len())))?;
         let count = |at: usize| u64::from_le_bytes(header[at..at + 8].try_into().expect("8 bytes"));
@@ -141,7 +144,7 @@ impl Calibration {
         }
         let exponent = exponent_of(maximum(&c.largest));
         match version {
-            // Version 1 had none, whatever the samples were.
+            // Version 1 had no exponent, whatever the samples were.
             1 if c.exponent == 0 => c.rescale(exponent),
             2 if c.exponent == exponent && exponent != 0 => {}
             _ => return Err(malformed("the exponent is not that of the largest modulus")),
@@ -150,7 +153,7 @@ impl Calibration {
         Ok(c)
     }
 
-    /// Whether samples of the moduli that are told can have these sums.
+    /// Checks that samples of the recorded moduli can have these sums.
     fn check_moments(&self) -> Result<()> {
         let (n, samples) = (self.features(), self.samples as f64);
         let no_samples = |what: &str| malformed(format_args!("no samples have {what}; gather the statistics again"));
@@ -173,7 +176,7 @@ impl Calibration {
             }
         }
         if self.options.form == Form::Gram {
-            // Where a square has fallen below the range of f64, what its feature can have been at most.
+            // This is the most that a feature can have been where its square has fallen below the range of f64.
             let length = |(&square, &largest): (&f64, &f64)| {
                 if square > UNDERFLOW { square.sqrt() } else { samples.sqrt() * largest * unit }
             };
@@ -190,7 +193,7 @@ impl Calibration {
     }
 }
 
-/// Rows of column `j` that are kept.
+/// Returns the rows of column `j` that are kept.
 fn part(form: Form, j: usize, n: usize) -> std::ops::Range<usize> {
     match form {
         Form::Gram => j..n,

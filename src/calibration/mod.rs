@@ -1,29 +1,29 @@
-//! Calibration: what the inputs of a layer look like, in `O(n²)` memory whatever the number of samples.
+//! Calibration: statistics of the inputs of a layer, in `O(n²)` memory whatever the number of samples.
 //!
 //! The loss of a compressed layer on samples `X` (rows) depends on them through their second moments alone:
 //!
 //! ```text
 //!   ‖(W − W') Xᵀ‖_F² = ‖(W − W') L‖_F²         for any L with  L Lᵀ = G = XᵀX
 //!
-//!   update      x ──check, per-feature sums──> rows wait (f64) ──block full──> Gram    G += Xᵢᵀ Xᵢ       (SYRK, n² per row)
-//!                                                                             Factor  R <- qr([R; Xᵢ])  (2 n² per row and more)
-//!   merge       sums and G add up;  R <- qr([R₁; R₂])
+//!   update   x ──check, per-feature sums──> rows wait (f64) ──block full──> Gram    G += Xᵢᵀ Xᵢ    SYRK, n² per row
+//!                                                                           Factor  R <- qr([R; Xᵢ])    2 n² and more
+//!   merge    sums and G add up;  R <- qr([R₁; R₂])
 //! ```
 //!
-//! * [`Form::Gram`] holds the lower triangle of G, in f64. Blocks are multiplied in f64, or, with [`Accumulation::F32`], in
-//!   f32, every column scaled by a power of two where scales are so far apart that f32 has no room for the products, and
-//!   added up in f64. The error of an entry is then a few `√block · 2^-25` of `√(G_ii G_jj)`, 4e-6 at most, and below 1e-6 of
-//!   `‖G‖_F` (tests).
-//! * [`Form::Factor`] holds the triangular factor of X itself (Householder, `RᵀR = G`): the condition number is not squared, and
-//!   directions a millionth of the largest keep their digits. Some four times the work.
+//! * [`Form::Gram`] holds the lower triangle of G, in f64. Blocks are multiplied in f64, or, with
+//!   [`Accumulation::F32`], in f32, where columns are scaled by powers of two if f32 has no room for the products, and
+//!   added up in f64. The error of an entry is then a few `√block · 2^-25` of `√(G_ii G_jj)`, and below 1e-6 of `‖G‖_F`
+//!   (tests).
+//! * [`Form::Factor`] holds the triangular factor of X itself (Householder, `RᵀR = G`) at some four times the work: the
+//!   condition number is not squared, and directions a millionth of the largest keep their digits.
 //!
-//! Rows wait until a block is full, so the bits do not depend on how the rows were cut into updates; merging rounds, in
-//! whatever order. Threads change nothing.
+//! Rows wait until a block is full, so that the bits do not depend on how the rows were cut into updates, nor on
+//! threads. Merging rounds, in whatever order.
 //!
-//! **Range.** Everything but the largest moduli is held of `2^-e x` in place of x, so that neither squares nor their sums leave the range
-//! of f64. The exponent e is 0 for largest moduli from `2^-300` to `2^490` and otherwise a multiple of 64 near the logarithm of the
-//! largest modulus: a function of that alone, whatever the order of the samples. Where larger samples arrive, what is held is
-//! multiplied by a power of two; what then falls to zero is negligible beside them.
+//! **Range.** Everything but the largest moduli is held of `2^-e x` in place of x, so that neither squares nor their
+//! sums leave the range of f64. The exponent e is 0 for largest moduli from `2^-300` to `2^490` and otherwise a
+//! multiple of 64 near the logarithm of the largest modulus: a function of that alone. Where larger samples arrive,
+//! what is held is multiplied by a power of two; what then falls to zero is negligible beside them.
 
 mod bytes;
 mod whitening;
@@ -47,56 +47,56 @@ use crate::qr::householder;
 use crate::simd::convert::convert;
 use crate::tensor::{DType, Element, MatView, Matrix, TensorRef, with_view};
 
-/// What is kept of the samples.
+/// The matrix that is kept of the samples.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Form {
-    /// `G = XᵀX`.
+    /// The Gram matrix `G = XᵀX`.
     #[default]
     Gram,
-    /// R of `X = Q R`: twice the digits for small directions, at some four times the work.
+    /// The factor R of `X = Q R`: twice the digits for small directions, at some four times the work.
     Factor,
 }
 
 /// The arithmetic of a block of the Gram matrix; blocks are added up in f64 either way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Accumulation {
-    /// Correct to a few `2^-53`.
+    /// Blocks are multiplied in f64. The sums are correct to a few `2^-53`.
     #[default]
     F64,
-    /// Twice as fast, correct to 1e-6 of the norm.
+    /// Blocks are multiplied in f32, about twice as fast. The sums are correct to 1e-6 of the norm.
     F32,
 }
 
-/// What becomes of a sample with a NaN or an infinity in it.
+/// The treatment of a sample with a NaN or an infinity in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum NonFinite {
     /// The whole update is refused with [`Error::NotFinite`] and changes nothing.
     #[default]
     Refuse,
-    /// The sample is left out and counted.
+    /// The sample is left out and counted as skipped.
     Skip,
 }
 
-/// How a [`Calibration`] accumulates.
+/// The way in which a [`Calibration`] accumulates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct CalibrationOptions {
-    /// What is kept.
+    /// The matrix that is kept.
     pub form: Form,
-    /// In what arithmetic; the factor is always computed in f64.
+    /// The arithmetic of a block; the factor is always computed in f64.
     pub accumulation: Accumulation,
-    /// What becomes of samples that are not finite.
+    /// The treatment of samples that are not finite.
     pub non_finite: NonFinite,
 }
 
-/// Sizes of the work.
+/// Sizes of blocks and tasks.
 struct Params {
     /// Elements of a block of rows that wait, in f64.
     block_elements: usize,
-    /// The same with f32 blocks, whose sum into G in f64 costs memory traffic: bench `whiten`.
+    /// Elements of a block of rows in f32, whose sum into G in f64 costs memory traffic.
     fast_block_elements: usize,
-    /// Fewest rows of a block: fewer would read and write all of G for too little work.
+    /// The fewest rows of a block: fewer would read and write all of G for too little work.
     least_rows: usize,
-    /// Most rows of a block: the error of an f32 block grows with their square root.
+    /// The most rows of a block: the error of an f32 block grows with their square root.
     most_rows: usize,
     /// Rows of a block of the factor, in multiples of n: more cost memory, fewer repeat the elimination of R.
     factor_rows: usize,
@@ -104,13 +104,14 @@ struct Params {
     panel: usize,
     /// Samples that a task converts.
     rows: usize,
-    /// Columns of which no largest modulus is beyond `2^±this` are multiplied in f32 as they are.
+    /// The exponent e of the range `2^-e..2^e` of largest moduli within which columns are multiplied in f32 as they
+    /// are.
     safe_exponent: i32,
     /// Elements that a task checks.
     check: usize,
 }
 
-/// Chosen by the bench `whiten` on two Zen 5 cores, 4096 samples of 4096 features.
+/// The sizes that the bench `whiten` found fastest (`benches/NOTES.md`).
 const PARAMS: Params = Params {
     block_elements: 1 << 21,
     fast_block_elements: 1 << 22,
@@ -123,20 +124,21 @@ const PARAMS: Params = Params {
     check: 1 << 16,
 };
 
-/// Logarithms (base 2) of largest moduli that need no exponent: squares are normal numbers, and [`MOST_SAMPLES`] of them have a finite sum.
+/// The logarithms (base 2) of largest moduli that need no exponent: squares are normal numbers, and [`MOST_SAMPLES`] of
+/// them have a finite sum.
 const REGULAR: std::ops::Range<i32> = -300..490;
 
-/// Exponents are multiples of this, more than f64 has digits: what a change of the exponent rounds, as a subnormal number, the next change
-/// takes to zero, so that no sample is rounded twice.
+/// The step of exponents, which is more than the digits of f64. What a change of the exponent rounds, as a subnormal
+/// number, the next change takes to zero, so that no sample is rounded twice.
 const EXPONENT_STEP: i32 = 64;
 
 /// The largest exponent, up to which `2^±e` is a normal number.
 const MOST_EXPONENT: i32 = 960;
 
-/// The most samples that statistics are of, so that a sum of squares below `2^980` is finite.
+/// The most samples of statistics, so that a sum of squares below `2^980` is finite.
 const MOST_SAMPLES: u64 = 1 << 43;
 
-/// The exponent of samples with this largest modulus.
+/// Returns the exponent of samples with this largest modulus.
 fn exponent_of(largest: f64) -> i32 {
     let exponent = if largest > 0.0 { largest.log2().floor() as i32 } else { 0 };
     if REGULAR.contains(&exponent) {
@@ -145,7 +147,7 @@ fn exponent_of(largest: f64) -> i32 {
     (exponent.div_euclid(EXPONENT_STEP) * EXPONENT_STEP).clamp(-MOST_EXPONENT, MOST_EXPONENT)
 }
 
-/// Multiplies by `2^exponent`. A product in the range of normal numbers is exact.
+/// Multiplies numbers by `2^exponent`. A product in the range of normal numbers is exact.
 fn shift<'a>(numbers: impl IntoIterator<Item = &'a mut f64>, exponent: i32) {
     let first = exponent.clamp(-MOST_EXPONENT, MOST_EXPONENT);
     let (first, second) = (2f64.powi(first), 2f64.powi(exponent - first));
@@ -171,29 +173,30 @@ fn shift<'a>(numbers: impl IntoIterator<Item = &'a mut f64>, exponent: i32) {
 /// # Ok::<(), tensorslim::Error>(())
 /// ```
 ///
-/// Cloning is cheap: the matrix is shared until one of the two is updated. The root that a factorization needs (n³/3 operations in f64) is
-/// kept: the next weight with the same inputs (query, key and value; gate and up) has it for nothing.
+/// Cloning is cheap: the matrix is shared until one of the two is updated. The root that a factorization needs (n³/3
+/// operations in f64) is kept, so that the next weight with the same inputs (query, key and value; gate and up) does
+/// not compute it again.
 #[derive(Debug, Clone)]
 pub struct Calibration {
     options: CalibrationOptions,
     samples: u64,
     skipped: u64,
-    /// What is held is of `2^-exponent x`; see [`exponent_of`].
+    /// The exponent of the statistics, which are held of `2^-exponent x`; see [`exponent_of`].
     exponent: i32,
-    /// Per feature: `Σ x`, `Σ x²`.
+    /// The sums `Σ x` and `Σ x²` of each feature.
     sums: Vec<f64>,
     squares: Vec<f64>,
-    /// `max |x|` of each feature, without the exponent.
+    /// The largest modulus, `max |x|`, of each feature, without the exponent.
     largest: Vec<f64>,
     /// The lower triangle of G, or R, of all samples but the waiting ones; zeros in the other triangle.
     matrix: Arc<Mat<f64>>,
     /// Rows of samples, one after the other; shared with clones, which every factorization takes.
     waiting: Arc<Vec<f64>>,
-    /// What was made of the samples, shared with clones.
+    /// The matrices that were made of the samples, shared with clones.
     derived: Arc<Mutex<Derived>>,
 }
 
-/// What factorizations ask for, kept until the next sample.
+/// The matrices that factorizations ask for, kept until the next sample.
 #[derive(Debug, Default)]
 struct Derived {
     /// The matrix with the waiting rows in it.
@@ -202,7 +205,7 @@ struct Derived {
     root: Option<CachedRoot>,
 }
 
-/// `L`, for this trust in the samples and this shift.
+/// A root `L`, with the trust in the samples and the shift that it was made for.
 #[derive(Debug, Clone)]
 pub(crate) struct CachedRoot {
     pub(crate) trust: f64,
@@ -212,7 +215,7 @@ pub(crate) struct CachedRoot {
 }
 
 impl PartialEq for Calibration {
-    /// The same bits, whatever part of the samples is still waiting.
+    /// Compares the bits of the statistics, whatever part of the samples is still waiting.
     fn eq(&self, other: &Self) -> bool {
         self.options == other.options
             && (self.samples, self.skipped, self.exponent) == (other.samples, other.skipped, other.exponent)
@@ -222,19 +225,20 @@ impl PartialEq for Calibration {
 }
 
 impl Calibration {
-    /// For a layer of `n` inputs: Gram matrix in f64, samples that are not finite refused.
+    /// Makes statistics for a layer of `n` inputs: Gram matrix in f64, samples that are not finite refused.
     ///
     /// # Errors
-    /// As [`with`](Self::with).
+    /// [`Error::Empty`] if `n = 0`, [`Error::TooLarge`] if the system does not give [`bytes_for`](Self::bytes_for)
+    /// bytes.
     pub fn new(n: usize) -> Result<Self> {
         Calibration::with(n, CalibrationOptions::default())
     }
 
-    /// For a layer of `n` inputs.
+    /// Makes statistics for a layer of `n` inputs, with options.
     ///
     /// # Errors
-    /// [`Error::Empty`] if `n = 0`, [`Error::TooLarge`] if the system does not give [`bytes_for`](Self::bytes_for) bytes,
-    /// [`Error::Option`] for a factor accumulated in f32.
+    /// [`Error::Empty`] if `n = 0`, [`Error::TooLarge`] if the system does not give [`bytes_for`](Self::bytes_for)
+    /// bytes, [`Error::Option`] for a factor accumulated in f32.
     pub fn with(n: usize, options: CalibrationOptions) -> Result<Self> {
         if n == 0 {
             return Err(Error::Empty { shape: vec![n, n] });
@@ -245,9 +249,10 @@ impl Calibration {
         Calibration::empty(n, options, Calibration::bytes_for(n, options))
     }
 
-    /// Statistics of no samples, if the system has that many bytes.
+    /// Makes statistics of no samples, if the system has that many bytes.
     fn empty(n: usize, options: CalibrationOptions, bytes: Option<usize>) -> Result<Self> {
-        // Asked for in one piece and given back: an allocation that fails later would end the program.
+        // The bytes are asked for in one piece and given back, because an allocation that fails later would end the
+        // program.
         if bytes.is_none_or(|bytes| Vec::<u8>::new().try_reserve_exact(bytes).is_err()) {
             return Err(Error::TooLarge { shape: vec![n, n] });
         }
@@ -265,16 +270,17 @@ impl Calibration {
         })
     }
 
-    /// Bytes that statistics of `n` features take at most while they are fed: the matrix, the rows that wait, and what the work on a block
-    /// of them takes. `None` if that does not fit the address space. [`settled`](Self::settle) statistics hold `8 (n² + 3 n)` bytes.
+    /// Returns the bytes that statistics of `n` features take at most while they are fed: the matrix, the rows that
+    /// wait, and the work on a block of them. `None` if that does not fit the address space. [`settled`](Self::settle)
+    /// statistics hold `8 (n² + 3 n)` bytes.
     pub fn bytes_for(n: usize, options: CalibrationOptions) -> Option<usize> {
         let rows = block_rows(n, options)?;
         let (matrix, waiting) = (n.checked_mul(n)?.checked_mul(8)?, n.checked_mul(rows)?.checked_mul(8)?);
         let block = match (options.form, options.accumulation) {
             (Form::Gram, Accumulation::F64) => 0,
-            // The samples in f32, and a panel of their Gram matrix.
+            // These are the samples in f32, and a panel of their Gram matrix.
             (Form::Gram, Accumulation::F32) => (waiting / 2).checked_add(n.checked_mul(4 * PARAMS.panel.min(n))?)?,
-            // R and the rows, with what a QR takes beside them.
+            // These are R and the rows, with what a QR takes beside them.
             (Form::Factor, _) => matrix.checked_add(waiting)?.checked_add(matrix / 2)?,
         };
         let totals = n.checked_mul(8 * 3 * (CHECKS_AT_ONCE + 3))?;
@@ -282,11 +288,12 @@ impl Calibration {
         Some(all).filter(|&all| isize::try_from(all).is_ok())
     }
 
-    /// The rows of `x` in `count` parts of consecutive samples, for [`choose_blend`](crate::TruncatedSvd::choose_blend): parts differ
-    /// by one sample at most, and none is empty.
+    /// Divides the rows of `x` into `count` parts of consecutive samples, for
+    /// [`choose_blend`](crate::TruncatedSvd::choose_blend): parts differ by one sample at most, and none is empty.
     ///
     /// # Errors
-    /// [`Error::Option`] for fewer than two parts, [`Error::Shape`] for fewer than two samples, and as [`update`](Self::update).
+    /// [`Error::Option`] for fewer than two parts, [`Error::Shape`] for fewer than two samples, and those of
+    /// [`with`](Self::with) and [`update`](Self::update).
     pub fn folds(x: &TensorRef<'_>, count: usize, options: CalibrationOptions) -> Result<Vec<Self>> {
         let view = x.view()?;
         let (rows, n) = (view.nrows(), view.ncols());
@@ -310,42 +317,42 @@ impl Calibration {
             .collect()
     }
 
-    /// Features, `n`.
+    /// Returns the number of features, `n`.
     pub fn features(&self) -> usize {
         self.sums.len()
     }
 
-    /// How it accumulates.
+    /// Returns the options.
     pub fn options(&self) -> CalibrationOptions {
         self.options
     }
 
-    /// Samples seen, those skipped not counted.
+    /// Returns the number of samples seen, without those skipped.
     pub fn samples(&self) -> u64 {
         self.samples
     }
 
-    /// Samples left out because they were not finite.
+    /// Returns the number of samples that were left out because they were not finite.
     pub fn skipped(&self) -> u64 {
         self.skipped
     }
 
-    /// The mean of each feature; zeros before the first sample.
+    /// Returns the mean of each feature; zeros before the first sample.
     pub fn means(&self) -> Vec<f64> {
         self.in_units(self.per_sample(&self.sums))
     }
 
-    /// The scale of each feature, `√mean x²`; zeros before the first sample.
+    /// Returns the scale of each feature, `√mean x²`; zeros before the first sample.
     pub fn scales(&self) -> Vec<f64> {
         self.in_units(self.per_sample(&self.squares).into_iter().map(f64::sqrt).collect())
     }
 
-    /// The largest modulus of each feature.
+    /// Returns the largest modulus of each feature.
     pub fn largest(&self) -> &[f64] {
         &self.largest
     }
 
-    /// Features that were zero in every sample.
+    /// Returns the features that were zero in every sample.
     pub fn dead(&self) -> impl Iterator<Item = usize> + '_ {
         (0..self.features()).filter(|&j| self.largest[j] == 0.0)
     }
@@ -354,29 +361,30 @@ impl Calibration {
         totals.iter().map(|total| total / (self.samples.max(1) as f64)).collect()
     }
 
-    /// What is held of `2^-exponent x` as what it is of x.
+    /// Converts what is held of `2^-exponent x` to what it is of x.
     fn in_units(&self, mut held: Vec<f64>) -> Vec<f64> {
         shift(&mut held, self.exponent);
         held
     }
 
-    /// The power of two that the samples are divided by, so that their squares have room: 0 where the largest modulus is between `2^-300`
-    /// and `2^490`. [`gram`](Self::gram) is `4^-exponent` times the Gram matrix.
+    /// Returns the exponent of two that the samples are divided by, so that their squares have room. It is 0 where the
+    /// largest modulus is between `2^-300` and `2^490`. [`gram`](Self::gram) is `4^-exponent` times the Gram matrix.
     pub fn exponent(&self) -> i32 {
         self.exponent
     }
 
-    /// `Σ x²` of each feature, times `4^-exponent`: the diagonal of [`gram`](Self::gram).
+    /// Returns `Σ x²` of each feature, times `4^-exponent`: the diagonal of [`gram`](Self::gram).
     pub(crate) fn squares(&self) -> &[f64] {
         &self.squares
     }
 
-    /// Adds samples, the rows of `x` (any number × n), of any element type, strides and finite values, on the threads of the current
-    /// rayon pool.
+    /// Adds samples, the rows of `x` (any number × n), of any element type, strides and finite values, on the threads
+    /// of the current rayon pool.
     ///
     /// # Errors
-    /// [`Error::Shape`] unless `x` has two axes and n columns, [`Error::NotFinite`] with the position in `x` if samples that are not
-    /// finite are refused, [`Error::Option`] for more than `2^43` samples in all. After an error nothing has changed.
+    /// [`Error::Shape`] unless `x` has two axes and n columns, [`Error::NotFinite`] with the position in `x` if samples
+    /// that are not finite are refused, [`Error::Option`] for more than `2^43` samples in all. After an error nothing
+    /// has changed.
     pub fn update(&mut self, x: &TensorRef<'_>) -> Result<()> {
         self.take(x.view()?)
     }
@@ -416,7 +424,7 @@ impl Calibration {
         while !good.is_empty() {
             let (now, later) = good.split_at(good.len().min(self.block_rows() - self.waiting.len() / n));
             if now.len() == self.block_rows() && self.is_fast() && x.dtype() != DType::F64 && exponent == 0 {
-                // A whole block of samples that f32 holds: it need not wait in f64.
+                // This is a whole block of samples that f32 holds, which need not wait in f64.
                 with_view!(x, a => fast.add_gram(Arc::make_mut(&mut self.matrix), a, now, par));
                 good = later;
                 continue;
@@ -434,7 +442,7 @@ impl Calibration {
         Ok(())
     }
 
-    /// Samples and skipped samples with these beside those that were seen.
+    /// Returns the numbers of samples and skipped samples with these added to those that were seen.
     fn counts_with(&self, samples: u64, skipped: u64) -> Result<(u64, u64)> {
         let total = |a: u64, b: u64| a.checked_add(b).filter(|&total| total <= MOST_SAMPLES);
         let counts = total(self.samples, samples).zip(total(self.skipped, skipped));
@@ -444,7 +452,7 @@ impl Calibration {
         })
     }
 
-    /// Holds everything of `2^-exponent x` from now on.
+    /// Changes the exponent: everything is held of `2^-exponent x` from now on.
     fn rescale(&mut self, exponent: i32) {
         let by = self.exponent - exponent;
         self.exponent = exponent;
@@ -462,16 +470,17 @@ impl Calibration {
         }
     }
 
-    /// Whether blocks are multiplied in f32.
+    /// Tells whether blocks are multiplied in f32.
     fn is_fast(&self) -> bool {
         (self.options.form, self.options.accumulation) == (Form::Gram, Accumulation::F32)
     }
 
-    /// Adds what another one has seen.
+    /// Adds the samples that another one has seen.
     ///
     /// # Errors
-    /// [`Error::Shape`] if it has another number of features, [`Error::Option`] if it has another form or if there are more than `2^43`
-    /// samples in all. After an error nothing has changed. (Accumulations may differ; the result is as good as the worse, and says so.)
+    /// [`Error::Shape`] if it has another number of features, [`Error::Option`] if it has another form or if there are
+    /// more than `2^43` samples in all. After an error nothing has changed. (Accumulations may differ; the result is as
+    /// good as the worse, and says so.)
     pub fn merge(&mut self, other: &Self) -> Result<()> {
         let (n, par) = (self.features(), crate::parallel::current_par());
         if other.features() != n {
@@ -509,14 +518,15 @@ impl Calibration {
         Ok(())
     }
 
-    /// `G = XᵀX`, `n × n`, both triangles; times `4^-e`, e the [`exponent`](Self::exponent), which is 0 but for extreme samples.
+    /// Returns `G = XᵀX`, `n × n`, both triangles, times `4^-e`, where e is the [`exponent`](Self::exponent), which is
+    /// 0 but for extreme samples.
     pub fn gram(&self) -> Matrix<f64> {
         let mut g = Mat::clone(&self.gram_lower(crate::parallel::current_par()));
         mirror(g.as_mut());
         Matrix::from(g.as_ref())
     }
 
-    /// The lower triangle of [`gram`](Self::gram); what is above is unspecified.
+    /// Returns the lower triangle of [`gram`](Self::gram); what is above it is unspecified.
     pub(crate) fn gram_lower(&self, par: Par) -> Arc<Mat<f64>> {
         let matrix = self.matrix();
         match self.options.form {
@@ -530,12 +540,12 @@ impl Calibration {
         }
     }
 
-    /// R with `RᵀR` the matrix of [`gram`](Self::gram), if that is what is kept.
+    /// Returns R, where `RᵀR` is the matrix of [`gram`](Self::gram), if R is what is kept.
     pub(crate) fn factor(&self) -> Option<Arc<Mat<f64>>> {
         (self.options.form == Form::Factor).then(|| self.matrix())
     }
 
-    /// The latest root, if it was made with these and is kept in that type.
+    /// Returns the latest root, if it was made for this trust and shift and is kept in that type.
     pub(crate) fn cached_root(&self, trust: f64, shift: f64, dtype: DType) -> Option<CachedRoot> {
         let of_these = |root: &CachedRoot| (root.trust, root.shift, root.l.dtype()) == (trust, shift, dtype);
         self.derived().root.clone().filter(of_these)
@@ -550,7 +560,7 @@ impl Calibration {
         lock(&self.derived)
     }
 
-    /// The matrix of all samples, those that wait included.
+    /// Returns the matrix of all samples, those that wait included.
     fn matrix(&self) -> Arc<Mat<f64>> {
         if self.waiting.is_empty() {
             return self.matrix.clone();
@@ -564,7 +574,7 @@ impl Calibration {
         settled.matrix
     }
 
-    /// The same with no rows waiting.
+    /// Returns the statistics with no rows waiting.
     fn settled(&self) -> Cow<'_, Self> {
         if self.waiting.is_empty() {
             return Cow::Borrowed(self);
@@ -572,19 +582,19 @@ impl Calibration {
         Cow::Owned(Calibration { matrix: self.matrix(), waiting: Arc::default(), ..self.clone() })
     }
 
-    /// Takes the waiting rows into the matrix now, so that no look at the statistics has to do it on a copy. Rows that follow start a block of
-    /// their own, which rounds differently.
+    /// Takes the waiting rows into the matrix now, so that no look at the statistics has to do it on a copy. Rows that
+    /// follow start a block of their own, which rounds differently.
     pub fn settle(&mut self) {
         let matrix = self.derived().settled.take();
         match matrix {
             Some(matrix) => self.matrix = matrix,
             None => self.flush(crate::parallel::current_par()),
         }
-        // With the memory that a block takes.
+        // The memory of a block is freed, too.
         self.waiting = Arc::default();
     }
 
-    /// Rows of a block.
+    /// Returns the rows of a block.
     fn block_rows(&self) -> usize {
         block_rows(self.features(), self.options).expect("there are such statistics")
     }
@@ -612,7 +622,7 @@ impl Calibration {
     }
 }
 
-/// Rows of a block of `n` features; `None` if there are too many.
+/// Returns the rows of a block of `n` features, or `None` if there are too many.
 fn block_rows(n: usize, options: CalibrationOptions) -> Option<usize> {
     Some(match (options.form, options.accumulation) {
         (Form::Factor, _) => PARAMS.factor_rows.checked_mul(n)?.max(PARAMS.least_rows),
@@ -621,7 +631,7 @@ fn block_rows(n: usize, options: CalibrationOptions) -> Option<usize> {
     })
 }
 
-/// The largest of moduli, 0 of none.
+/// Returns the largest of moduli, 0 if there are none.
 fn maximum(moduli: &[f64]) -> f64 {
     moduli.iter().fold(0.0, |a, &b| a.max(b))
 }
@@ -630,7 +640,7 @@ fn add(total: &mut [f64], part: &[f64]) {
     total.iter_mut().zip(part).for_each(|(a, b)| *a += b);
 }
 
-/// Row `i` in f64, times a power of two.
+/// Copies row `i` in f64, times a power of two.
 fn copy_row<E: Element>(a: MatRef<'_, E>, i: usize, dst: &mut [f64], scale: f64) {
     match a.row(i).try_as_row_major() {
         Some(row) => convert(row.as_slice(), dst, scale),
@@ -638,14 +648,14 @@ fn copy_row<E: Element>(a: MatRef<'_, E>, i: usize, dst: &mut [f64], scale: f64)
     }
 }
 
-/// What one look at samples tells.
+/// The result of one look at samples.
 struct Check {
-    /// Rows that are not finite, in order. They count in nothing else.
+    /// The rows that are not finite, in order. They count in nothing else.
     bad: Vec<usize>,
-    /// Of samples times the power of two that was asked for.
+    /// The sums of samples times the power of two that was asked for.
     sums: Vec<f64>,
     squares: Vec<f64>,
-    /// Of samples as they are.
+    /// The largest moduli of samples as they are.
     largest: Vec<f64>,
 }
 
@@ -655,10 +665,10 @@ impl Check {
     }
 }
 
-/// Tasks of [`check`] whose totals are alive at once.
+/// How many tasks of [`check`] have totals that are alive at the same time.
 const CHECKS_AT_ONCE: usize = 32;
 
-/// Checks the rows of `a` in tasks cut by shape, and adds up in order: sums are of rows times `2^-exponent`.
+/// Checks the rows of `a` in tasks cut by shape, and adds the totals in order: sums are of rows times `2^-exponent`.
 fn check<E: Element>(a: MatRef<'_, E>, exponent: i32, par: Par) -> Check {
     let n = a.ncols();
     let scale = 2f64.powi(-exponent);
@@ -692,7 +702,7 @@ fn check<E: Element>(a: MatRef<'_, E>, exponent: i32, par: Par) -> Check {
 /// Adds one sample to the totals, times `scale` to the sums, unless it is not finite.
 #[inline(always)]
 fn count(line: &[f64], scale: f64, sums: &mut [f64], squares: &mut [f64], largest: &mut [f64]) -> bool {
-    // 0 · x is 0 for finite x and NaN for the others.
+    // The product 0 · x is 0 for finite x and NaN for the others.
     let mut lanes = [0f64; 16];
     let (body, tail) = line.as_chunks::<16>();
     for chunk in body {
@@ -713,7 +723,7 @@ fn count(line: &[f64], scale: f64, sums: &mut [f64], squares: &mut [f64], larges
     true
 }
 
-/// `R <- R of [R; x]`.
+/// Computes `R <- R of [R; x]`.
 fn absorb_rows(r: &mut Mat<f64>, x: MatRef<'_, f64>, par: Par) {
     let (n, rows) = (r.ncols(), x.nrows());
     let mut stacked = Mat::zeros(n + rows, n);
@@ -729,17 +739,18 @@ fn absorb_rows(r: &mut Mat<f64>, x: MatRef<'_, f64>, par: Par) {
     }
 }
 
-/// What a block takes in f32, kept from one to the next.
+/// The buffers of a block in f32, kept from one to the next.
 #[derive(Default)]
 struct Fast {
     /// The samples, row-major.
     block: Vec<f32>,
-    /// Some columns of their Gram matrix.
+    /// Some columns of the Gram matrix of the samples.
     product: Vec<f32>,
 }
 
 impl Fast {
-    /// `g <- g + xᵀx` on the lower triangle, x some rows of `a`, multiplied in f32 panel by panel, added in f64.
+    /// Computes `g <- g + xᵀx` on the lower triangle, where x is some rows of `a`, multiplied in f32 panel by panel and
+    /// added in f64.
     fn add_gram<E: Element>(&mut self, g: &mut Mat<f64>, a: MatRef<'_, E>, rows: &[usize], par: Par) {
         let n = a.ncols();
         let exponents = exponents(&largest(a, rows, par));
@@ -787,13 +798,13 @@ impl Fast {
     }
 }
 
-/// Powers of two for columns with these largest moduli: all 0 where products of f32 stay in range without.
+/// Returns powers of two for columns with these largest moduli, which are all 0 where products in f32 stay in range.
 fn exponents(largest: &[f64]) -> Vec<i32> {
     let exponents: Vec<i32> = largest.iter().map(|&l| if l > 0.0 { l.log2().floor() as i32 } else { 0 }).collect();
     if exponents.iter().all(|e| e.abs() <= PARAMS.safe_exponent) { vec![0; largest.len()] } else { exponents }
 }
 
-/// `max |x|` of each column, over some rows.
+/// Computes `max |x|` of each column over some rows.
 fn largest<E: Element>(a: MatRef<'_, E>, rows: &[usize], par: Par) -> Vec<f64> {
     let n = a.ncols();
     let arch = pulp::Arch::new();
@@ -813,13 +824,13 @@ fn largest<E: Element>(a: MatRef<'_, E>, rows: &[usize], par: Par) -> Vec<f64> {
     })
 }
 
-/// `largest[j] <- max(largest[j], |line[j]|)`.
+/// Computes `largest[j] <- max(largest[j], |line[j]|)`.
 #[inline(always)]
 fn raise(largest: &mut [f64], line: &[f64]) {
     largest.iter_mut().zip(line).for_each(|(l, x)| *l = if x.abs() > *l { x.abs() } else { *l });
 }
 
-/// `g[i] <- g[i] + p[i] · scales[i] · scale`.
+/// Computes `g[i] <- g[i] + p[i] · scales[i] · scale`.
 #[inline(always)]
 fn add_scaled(g: &mut [f64], p: &[f32], scales: &[f64], scale: f64) {
     for ((g, p), s) in g.iter_mut().zip(p).zip(scales) {

@@ -1,4 +1,4 @@
-//! The weight that calibration puts on errors: a root L of second moments, which any statistics have.
+//! The weight that calibration puts on errors: a root L of second moments, which exists for any statistics.
 //!
 //! ```text
 //!   M  =  b · G / N  +  (1 − b) · μ I             μ = tr G / (N n), the mean square of an input; b the blend
@@ -7,16 +7,17 @@
 //!   L  =  √diag(M + τ μ I)                           O(n)                              (diagonal)
 //! ```
 //!
-//! The optimum for `‖(W − W') L‖` is `W' = U_k U_kᵀ W`, `U` the left singular vectors of `W L` (`svd/whitened.rs`): L is never inverted, so
-//! it may be singular, and the two shifts are there for other reasons. `ρ = 8 n 2^-53` is what Cholesky's rounding can take from
-//! a diagonal (Demmel 1989, Higham 10.7: success if the scaled matrix is definite by that much), proportional to each feature's own
-//! moment, so that features of any scale keep their weight. `τ = n (32 eps)²`, eps of the arithmetic, is the least weight that a
-//! direction needs to be seen beside the largest: where the samples say nothing (fewer samples than features, dead features),
-//! the ranks that are left go to the largest part of W itself. On `ffn_down` with 64 samples at rank 95 that takes the heldout error from
-//! 0.2214 to 0.2038; where the samples say enough it changes the loss by less than rounding does.
+//! The optimum for `‖(W − W') L‖` is `W' = U_k U_kᵀ W`, `U` the left singular vectors of `W L` (`svd/calibrated.rs`). L
+//! is never inverted, so that it may be singular; the two shifts have other reasons. `ρ = 8 n 2^-53` is what Cholesky's
+//! rounding can take from a diagonal (Demmel 1989, Higham 10.7: success if the scaled matrix is definite by that much),
+//! proportional to each feature's own moment, so that features of any scale keep their weight. `τ = n (32 eps)²`, eps
+//! of the arithmetic, is the least weight that a direction needs to be seen beside the largest: where the samples say
+//! nothing (fewer samples than features, dead features), the ranks that are left go to the largest part of W itself
+//! (`benches/NOTES.md`).
 //!
-//! **Blend.** With few samples G is an estimate, and full trust in it (b = 1) is not the best choice; [`BLENDS`] are the candidates
-//! of [`TruncatedSvd::choose_blend`](crate::TruncatedSvd::choose_blend), which asks the samples themselves.
+//! **Blend.** With few samples G is an estimate, and full trust in it (b = 1) is not the best choice; [`BLENDS`] are
+//! the candidates of [`TruncatedSvd::choose_blend`](crate::TruncatedSvd::choose_blend), which measures them on the
+//! samples.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -37,18 +38,19 @@ use crate::qr::householder;
 use crate::simd::Scalar;
 use crate::tensor::Element;
 
-/// What of the second moments weighs the error.
+/// The part of the second moments that weights the error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Whitening {
-    /// All of them: the optimum for the calibration samples.
+    /// The whole matrix: the optimum for the calibration samples.
     #[default]
     Full,
-    /// The mean square of each feature, as if they were independent (in the manner of ASVD): O(n), and hardly anything to overfit.
+    /// The mean square of each feature, as if features were independent (in the manner of ASVD). It takes O(n), and
+    /// hardly overfits.
     Diagonal,
 }
 
 impl Whitening {
-    /// `"full"` or `"diagonal"`.
+    /// Returns the name: `"full"` or `"diagonal"`.
     pub const fn name(self) -> &'static str {
         match self {
             Whitening::Full => "full",
@@ -74,47 +76,49 @@ impl std::str::FromStr for Whitening {
     }
 }
 
-/// What [`TruncatedSvd::choose_blend`](crate::TruncatedSvd::choose_blend) tries: plain, and ever closer to all trust in the samples.
+/// The candidates of [`TruncatedSvd::choose_blend`](crate::TruncatedSvd::choose_blend): from the plain SVD to full
+/// trust in the samples.
 pub const BLENDS: [f64; 9] = [0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0];
 
-/// Relative shift of the diagonal per feature and unit roundoff that Cholesky is given.
+/// The relative shift of the diagonal for Cholesky, per feature and unit roundoff.
 const CHOLESKY_SHIFT: f64 = 8.0;
 
 /// The least weight of a direction, in eps of the arithmetic against the largest that n features can have.
 const LEAST_WEIGHT_IN_EPS: f64 = 32.0;
 
-/// How often the shift is taken 1000 times larger before Cholesky is given up.
+/// How often the shift is taken 1000 times larger before Cholesky gives up.
 const ATTEMPTS: i32 = 4;
 
-/// Whether directions without samples get the least weight that arithmetic sees, `τ`.
+/// The weight of directions without samples: the least that the arithmetic sees, `τ`, or none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fill {
     Visible,
     None,
 }
 
-/// Second moments of inputs, not formed yet: `M = trust · G + shift · I`, as a whole or its diagonal.
+/// Second moments of inputs that are not formed yet: `M = trust · G + shift · I`, as a whole or its diagonal.
 #[derive(Debug, Clone)]
 pub(crate) struct Moments<'c> {
-    /// Without one, or with one that has seen zeros only, `M = I`.
+    /// The statistics. Without them, or with statistics of zeros only, `M = I`.
     calibration: Option<&'c Calibration>,
     n: usize,
     whitening: Whitening,
     trust: f64,
     shift: f64,
     mean: f64,
-    /// M is the mean of `x xᵀ` times `4^-this`: the root mean square of an input is `2^this` or up to twice that.
+    /// The exponent e: M is the mean of `x xᵀ` times `4^-e`, and the root mean square of an input is `2^e` or up to
+    /// twice that.
     exponent: i32,
 }
 
 impl<'c> Moments<'c> {
-    /// Of inputs that say nothing.
+    /// Makes the identity, the moments of inputs about which nothing is known.
     pub(crate) fn identity(n: usize) -> Self {
         let whitening = Whitening::Diagonal;
         Moments { calibration: None, n, whitening, trust: 0.0, shift: 1.0, mean: 1.0, exponent: 0 }
     }
 
-    /// The blended moments of `c` for arithmetic in `T`.
+    /// Makes the blended moments of `c` for arithmetic in `T`.
     pub(crate) fn blended<T: Scalar>(c: &'c Calibration, whitening: Whitening, blend: f64, fill: Fill) -> Result<Self> {
         let n = c.features();
         check_blend(blend)?;
@@ -141,29 +145,29 @@ impl<'c> Moments<'c> {
         Ok(Moments { calibration: Some(c), n, whitening, trust, shift, mean, exponent: exponent + c.exponent() })
     }
 
-    /// The mean of `x xᵀ` over the samples of `c`, as it is.
+    /// Makes the mean of `x xᵀ` over the samples of `c`, unblended.
     pub(crate) fn of<T: Scalar>(c: &'c Calibration) -> Result<Self> {
         Moments::blended::<T>(c, Whitening::Full, 1.0, Fill::None)
     }
 
-    /// L is `2^-this` times a root of the mean of `x xᵀ` (as far as that is trusted).
+    /// Returns the exponent e: L is `2^-e` times a root of the mean of `x xᵀ`, as far as the samples are trusted.
     pub(crate) fn exponent(&self) -> i32 {
         self.exponent
     }
 
-    /// What the report should say of them.
+    /// Returns the note for the report on the moments.
     pub(crate) fn note(&self, calibrated: bool) -> Option<String> {
         let of_zeros = calibrated && self.calibration.is_none();
         of_zeros.then(|| "all calibration inputs are zero; factored as without calibration".to_owned())
     }
 
-    /// Whether M is at hand as a matrix, so that L is a detour.
+    /// Tells whether M exists as a matrix, so that L is not needed.
     pub(crate) fn are_a_matrix(&self) -> bool {
         self.whitening == Whitening::Full
             && self.calibration.is_some_and(|c| c.options().form == crate::calibration::Form::Gram)
     }
 
-    /// The diagonal of M.
+    /// Returns the diagonal of M.
     pub(crate) fn diagonal(&self) -> Vec<f64> {
         match self.calibration {
             Some(c) => c.squares().iter().map(|s| self.trust * s + self.shift).collect(),
@@ -171,7 +175,7 @@ impl<'c> Moments<'c> {
         }
     }
 
-    /// The lower triangle of M into that of `dst`, zeros above.
+    /// Writes the lower triangle of M into that of `dst`, with zeros above.
     pub(crate) fn write_lower<T: Scalar>(&self, dst: MatMut<'_, T>, par: Par) {
         let g = match self.calibration {
             Some(c) if self.whitening == Whitening::Full => c.gram_lower(par),
@@ -194,7 +198,8 @@ impl<'c> Moments<'c> {
         });
     }
 
-    /// L with `L Lᵀ = M` (and the shifts of the module's first lines), and notes on what had to be done for it.
+    /// Computes L with `L Lᵀ = M` (with the shifts that the head of this module lists), and notes on what had to be
+    /// done for it.
     pub(crate) fn root<T: Scalar>(&self, par: Par) -> Result<(Entries<T>, Vec<String>)> {
         let c = match self.calibration {
             Some(c) if self.whitening == Whitening::Full => c,
@@ -217,7 +222,7 @@ impl<'c> Moments<'c> {
     }
 }
 
-/// L with `L Lᵀ = trust · G + shift · I`, kept in T, and what had to be done for it.
+/// Computes L with `L Lᵀ = trust · G + shift · I`, kept in T, and notes on what had to be done for it.
 fn triangular_root<T: Scalar>(
     c: &Calibration,
     (trust, shift, mean): (f64, f64, f64),
@@ -270,14 +275,14 @@ fn triangular_root<T: Scalar>(
     Ok((l, notes))
 }
 
-/// As many samples as there are features, as rows: their second moments are the mean ones of the samples that `c` has seen, times `4^-e`, e the
-/// exponent of [`Moments::of`].
+/// Returns as many samples as there are features, as rows. Their second moments are the mean ones of the samples that
+/// `c` has seen, times `4^-e`, where e is the exponent of [`Moments::of`].
 pub(crate) fn equivalent_samples(c: &Calibration, par: Par) -> Result<Mat<f64>> {
     if c.samples() > 0 && c.dead().count() == c.features() {
         return Ok(Mat::zeros(1, c.features()));
     }
     let Moments { trust, shift, mean, .. } = Moments::of::<f64>(c)?;
-    // Not kept: this is for one look at samples that are aside.
+    // The root is not kept, because it is for one look at samples that are held out.
     let (root, _) = triangular_root::<f64>(c, (trust, shift, mean), par)?;
     Ok(root.entries::<f64>().transpose().to_owned())
 }
@@ -289,17 +294,17 @@ pub(crate) fn check_blend(blend: f64) -> Result<()> {
     Err(Error::option("blend", blend, "a number from 0 (plain) to 1 (fully whitened)"))
 }
 
-/// `l <- L`, rounded, of the matrix of which `write(i, j, to)` writes column j from row i on, in f64; false if a pivot was not positive. In blocks of
-/// columns:
+/// Factors a matrix by blocks of columns: `l <- L`, rounded. `write(i, j, to)` writes column j of the matrix from row i
+/// on, in f64. Returns false if a pivot was not positive.
 ///
 /// ```text
-///   [ x         ]      left-looking: the square on the diagonal and strips of rows below, each by one thread, so that the bits do not depend on their
-///   [ x x       ]      number, are written and take off the products of the blocks to the left; the square is factored by faer beside the others, which
-///   [ x x x     ]      then have its triangular solve. What is done is rounded while it is in cache.
-///   [ 0   1   2 ]
+///   [ x         ]      left-looking: the square on the diagonal and strips of rows below, each by one thread, so
+///   [ x x       ]      that the bits do not depend on their number, are written and reduced by the products of the
+///   [ x x x     ]      blocks to the left; faer factors the square beside the others, which then have their
+///   [ 0   1   2 ]      triangular solve. What is done is rounded while it is in cache.
 /// ```
 fn cholesky<T: Scalar>(write: impl Fn(usize, usize, &mut [f64]) + Sync, mut l: MatMut<'_, T>, par: Par) -> bool {
-    /// The first row of a part, the part, and where it is kept.
+    /// A part: its first row, its elements in f64, and the place where it is kept.
     type Part<'a, T> = (usize, MatMut<'a, f64>, MatMut<'a, T>);
     let n = l.nrows();
     let mut blocks: Vec<Mat<f64>> = Vec::new();
@@ -336,7 +341,7 @@ fn cholesky<T: Scalar>(write: impl Fn(usize, usize, &mut [f64]) + Sync, mut l: M
         let (square, strips) = parts.split_first_mut().expect("the square");
         let diagonal = square.1.as_ref();
         parallel::for_each_of(par, strips.iter_mut().collect(), |(_, x, kept): &mut Part<'_, T>| {
-            // X Lᵀ = A  is  L Xᵀ = Aᵀ.
+            // X Lᵀ = A is the same as L Xᵀ = Aᵀ.
             triangular_solve::solve_lower_triangular_in_place(diagonal, x.rb_mut().transpose_mut(), Par::Seq);
             round(x.as_ref(), kept.rb_mut(), false);
         });
@@ -345,12 +350,12 @@ fn cholesky<T: Scalar>(write: impl Fn(usize, usize, &mut [f64]) + Sync, mut l: M
     true
 }
 
-/// Bytes alive in [`cholesky`], beside what is kept.
+/// Returns the bytes alive in [`cholesky`], besides what is kept.
 pub(crate) fn cholesky_bytes(n: usize) -> usize {
     (0..n).step_by(CHOLESKY.block).map(|first| (n - first) * CHOLESKY.block * size_of::<f64>()).sum()
 }
 
-/// `to <- from`, of a triangle the lower half.
+/// Computes `to <- from`, for a triangle its lower half.
 fn round<T: Scalar>(from: MatRef<'_, f64>, mut to: MatMut<'_, T>, lower: bool) {
     for j in 0..from.ncols() {
         let above = if lower { j } else { 0 };
@@ -359,7 +364,7 @@ fn round<T: Scalar>(from: MatRef<'_, f64>, mut to: MatMut<'_, T>, lower: bool) {
     }
 }
 
-/// The Cholesky factor of a square in its lower triangle; false if there is none.
+/// Factors a square in its lower triangle; returns false if it is not positive definite.
 fn factor(mut a: MatMut<'_, f64>) -> bool {
     let n = a.nrows();
     let mut scratch = MemBuffer::new(llt::cholesky_in_place_scratch::<f64>(n, Par::Seq, Default::default()));
@@ -368,7 +373,7 @@ fn factor(mut a: MatMut<'_, f64>) -> bool {
         && (0..n).all(|j| a[(j, j)].is_finite())
 }
 
-/// Sizes of [`cholesky`].
+/// Block sizes of [`cholesky`].
 struct CholeskyParams {
     /// Columns of a block.
     block: usize,
@@ -376,7 +381,7 @@ struct CholeskyParams {
     rows: usize,
 }
 
-/// Bench `whiten`.
+/// The sizes that the bench `whiten` found fastest.
 const CHOLESKY: CholeskyParams = CholeskyParams { block: 96, rows: 48 };
 
 #[cfg(test)]
@@ -394,7 +399,7 @@ mod tests {
         let entry = |i: usize, j: usize| 1.0 / (1.0 + ((i * 31 + j * 17) % 101) as f64);
         let factor = Mat::from_fn(n, n, |i, j| if i == j { 2.0 } else { entry(i, j) });
         let whole = &factor * factor.transpose();
-        // What is above the diagonal is not read.
+        // Elements above the diagonal must not be read.
         let a = Mat::from_fn(n, n, |i, j| if i < j { f64::NAN } else { whole[(i, j)] });
         let l = root::<T>(&a, Par::Seq).expect("a definite matrix");
         assert!(l == root::<T>(&a, Par::rayon(2)).unwrap(), "{n}: the bits depend on the threads");
@@ -408,7 +413,8 @@ mod tests {
         }
     }
 
-    /// Parts of strips, strips, squares and blocks; against the definition, whose error is that of the rounding of L.
+    /// Compares with the definition, whose error is that of the rounding of L: parts of strips, strips, squares and
+    /// blocks.
     #[test]
     fn cholesky_is_a_root() {
         for n in [1, 2, 47, 48, 49, 95, 96, 97, 145, 192, 300] {
@@ -417,7 +423,7 @@ mod tests {
         }
     }
 
-    /// In the first block and in a later one.
+    /// The matrix is not definite in the first block, or in a later one.
     #[test]
     fn cholesky_finds_what_is_not_definite() {
         for at in [0, 95, 96, 250] {

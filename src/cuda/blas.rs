@@ -1,7 +1,8 @@
-//! GEMM, SYRK, TRSM, AXPY and COPY through cuBLAS, on column-major device memory.
+//! Calls GEMM, SYRK, TRSM, AXPY and COPY of cuBLAS on column-major device memory.
 //!
 //! All products are `cublasGemmEx` with sums in f32 (f64 for f64). f32 panels are multiplied in f32 unless
-//! [`Device::allow_tf32`](super::Device::allow_tf32) says otherwise; f16 and bf16 go through the tensor cores, whose products are exact.
+//! [`Device::allow_tf32`](super::Device::allow_tf32) says otherwise; f16 and bf16 go through the tensor cores, whose
+//! products are exact.
 
 use std::ffi::{c_int, c_void};
 
@@ -16,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::simd::Scalar;
 use crate::tensor::DType;
 
-/// A column-major matrix somewhere in device memory.
+/// A column-major matrix in device memory, as an argument of cuBLAS.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Operand {
     pub(super) at: u64,
@@ -44,7 +45,7 @@ impl Operand {
     }
 }
 
-/// cuBLAS counts in 32 bits.
+/// Converts a count to the 32 bits of cuBLAS; [`Error::TooLarge`] if it does not fit.
 pub(super) fn int(n: usize) -> Result<c_int> {
     c_int::try_from(n).map_err(|_| Error::TooLarge { shape: vec![n] })
 }
@@ -53,7 +54,7 @@ fn pointer<T: Pod>(x: &T) -> *const c_void {
     std::ptr::from_ref(x).cast()
 }
 
-/// `C = alpha · op(A) op(B) + beta · C`, `C` of `m × n` in arithmetic `T`, `k` terms in each sum.
+/// Computes `C = alpha · op(A) op(B) + beta · C`, with `C` of `m × n` in arithmetic `T` and `k` terms in each sum.
 pub(super) fn gemm<T: Scalar>(
     device: &Device,
     (m, n, k): (usize, usize, usize),
@@ -74,8 +75,9 @@ pub(super) fn gemm<T: Scalar>(
     let (m, n, k) = (int(m)?, int(n)?, int(k)?);
     let (lda, ldb, ldc) = (int(a.ld)?, int(b.ld)?, int(c.ld)?);
     device.blas("cublasGemmEx", |handle| {
-        // SAFETY: operands of the shapes that the leading dimensions and counts describe, which the callers derive from
-        // the panels' own; scalars live through the call (host pointer mode).
+        // SAFETY: `a`, `b` and `c` lie in live panels of this device, whose callers derive counts and leading
+        // dimensions from the shapes of the panels, so that every access is within them; the types passed are those of
+        // the operands. The scalars are on the host, as the default pointer mode asks, and live through the call.
         unsafe {
             sys::cublasGemmEx(
                 handle,
@@ -102,12 +104,15 @@ pub(super) fn gemm<T: Scalar>(
     })
 }
 
-/// The lower triangle of `C = op(A) op(A)ᵀ + beta · C`, `C` of `n × n`, `k` terms in each sum; `A` and `C` in `T`.
+/// Computes the lower triangle of `C = op(A) op(A)ᵀ + beta · C`, with `C` of `n × n` and `k` terms in each sum; `A` and
+/// `C` are in `T`.
 pub(super) fn syrk<T: Scalar>(device: &Device, (n, k): (usize, usize), a: Operand, beta: T, c: Operand) -> Result<()> {
     let (n, k, lda, ldc) = (int(n)?, int(k)?, int(a.ld)?, int(c.ld)?);
     let (one, lower) = (T::one(), Fill::CUBLAS_FILL_MODE_LOWER);
     device.blas("cublas*syrk", |handle| {
-        // SAFETY: as in `gemm`; the pointers are to `T`, which the match names.
+        // SAFETY: the pointers are to elements of `T`, which the match names. `a` and `c` lie in live panels of this
+        // device, from whose shapes the callers derive `n`, `k` and the leading dimensions. The scalars on the host
+        // live through the call.
         unsafe {
             match T::DTYPE {
                 DType::F64 => sys::cublasDsyrk_v2(
@@ -141,14 +146,16 @@ pub(super) fn syrk<T: Scalar>(device: &Device, (n, k): (usize, usize), a: Operan
     })
 }
 
-/// `B <- B L⁻ᵀ`, `B` of `m × n`, `L` lower triangular, both in `T`.
+/// Computes `B <- B L⁻ᵀ`, with `B` of `m × n` and `L` of `n × n` lower triangular, both in `T`.
 pub(super) fn divide<T: Scalar>(device: &Device, (m, n): (usize, usize), l: Operand, b: Operand) -> Result<()> {
     let (m, n, ldl, ldb) = (int(m)?, int(n)?, int(l.ld)?, int(b.ld)?);
     let one = T::one();
     let (side, lower, transposed) = (Side::CUBLAS_SIDE_RIGHT, Fill::CUBLAS_FILL_MODE_LOWER, Operation::CUBLAS_OP_T);
     let diagonal = Diagonal::CUBLAS_DIAG_NON_UNIT;
     device.blas("cublas*trsm", |handle| {
-        // SAFETY: as in `syrk`.
+        // SAFETY: the pointers are to elements of `T`, which the match names. `l` and `b` lie in live panels of this
+        // device, from whose shapes the callers derive `m`, `n` and the leading dimensions. The scalar on the host
+        // lives through the call.
         unsafe {
             match T::DTYPE {
                 DType::F64 => sys::cublasDtrsm_v2(
@@ -184,18 +191,19 @@ pub(super) fn divide<T: Scalar>(device: &Device, (m, n): (usize, usize), l: Oper
     })
 }
 
-/// Elements of `T`, so many apart.
+/// Elements of `T` in device memory at a constant distance.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Strided {
     pub(super) at: u64,
     pub(super) stride: usize,
 }
 
-/// `y <- y + alpha · x` for n elements of `T`.
+/// Computes `y <- y + alpha · x` for n elements of `T`.
 pub(super) fn axpy<T: Scalar>(device: &Device, n: usize, alpha: T, x: Strided, y: Strided) -> Result<()> {
     let (n, dx, dy) = (int(n)?, int(x.stride)?, int(y.stride)?);
     device.blas("cublas*axpy", |handle| {
-        // SAFETY: n elements of the type that the match names, as far apart as is said, which the callers derive from the panels' own shapes.
+        // SAFETY: `x` and `y` name n elements each of the type that the match names, at the distance that is passed;
+        // the callers derive both from the shapes of live panels. `alpha` is on the host and lives through the call.
         unsafe {
             let alpha = pointer(&alpha);
             match T::DTYPE {
@@ -208,11 +216,12 @@ pub(super) fn axpy<T: Scalar>(device: &Device, n: usize, alpha: T, x: Strided, y
     })
 }
 
-/// `y <- x` for n elements of `T`.
+/// Copies `y <- x` for n elements of `T`.
 pub(super) fn copy<T: Scalar>(device: &Device, n: usize, x: Strided, y: Strided) -> Result<()> {
     let (n, dx, dy) = (int(n)?, int(x.stride)?, int(y.stride)?);
     device.blas("cublas*copy", |handle| {
-        // SAFETY: n elements of the type that the match names, as far apart as is said, which the callers derive from the panels' own shapes.
+        // SAFETY: `x` and `y` name n elements each of the type that the match names, at the distance that is passed;
+        // the callers derive both from the shapes of live panels.
         unsafe {
             match T::DTYPE {
                 DType::F64 => sys::cublasDcopy_v2(handle, n, x.at as *const f64, dx, y.at as *mut f64, dy),

@@ -9,8 +9,8 @@
 //!   transfer stream   pinned copies of matrices to the device, while the compute stream works on the one before
 //! ```
 //!
-//! Every byte of device memory is counted against [`Device::memory_limit`]. An allocation that fails leaves everything as it was;
-//! a kernel that fails poisons the context, as CUDA has it, and [`Device::shared`] then opens a new one.
+//! Every byte of device memory is counted against [`Device::memory_limit`]. An allocation that fails leaves everything
+//! as it was; a kernel that fails poisons the context, as CUDA has it, and [`Device::shared`] then opens a new one.
 
 use std::collections::HashMap;
 use std::ffi::{CString, c_int, c_uint, c_void};
@@ -30,7 +30,7 @@ use crate::error::{DeviceFault, Error, Result};
 use crate::parallel::lock;
 use crate::tensor::DType;
 
-/// What is called of the driver and of the two libraries. All of them are looked up before the first call.
+/// The functions of the driver that are called. They, and those of both libraries, are looked up before the first call.
 const DRIVER: &[&str] = &[
     "cuInit",
     "cuDeviceGet",
@@ -100,10 +100,10 @@ const CUSOLVER: &[&str] = &[
     "cusolverDnDgesvdj",
 ];
 
-/// Bytes of a pinned buffer. 8 MiB take 0.3 ms on PCIe 5: long beside the 10 us of starting a copy.
+/// Bytes of a pinned buffer: their copy takes long beside the start of a copy.
 const PINNED_BYTES: usize = 8 << 20;
 
-/// A kernel, with the sizes of its parameters.
+/// A kernel, with the sizes of its parameters in bytes.
 #[derive(Clone)]
 struct Function {
     handle: sys::CUfunction,
@@ -124,22 +124,23 @@ pub struct Device {
     transfer: sys::CUstream,
     modules: Vec<sys::CUmodule>,
     functions: Mutex<HashMap<String, Function>>,
-    /// One thread at a time: a handle's workspace serves one call.
+    /// The cuBLAS handle. One thread at a time has it, because its workspace serves one call.
     blas: Mutex<cublas::cublasHandle_t>,
     solver: Mutex<cusolver::cusolverDnHandle_t>,
     tf32: AtomicBool,
     limit: AtomicUsize,
     used: AtomicUsize,
     peak: AtomicUsize,
-    /// Pinned buffers that nobody uses at the moment.
+    /// Pinned buffers that are not in use.
     pinned: Mutex<Vec<*mut u8>>,
     broken: AtomicBool,
 }
 
-// SAFETY: contexts, streams, modules and functions of the driver may be used from any thread that has the context current,
-// which `enter` sees to; the library handles and the pinned buffers are behind mutexes.
+// SAFETY: contexts, streams, modules and functions of the driver may be used from any thread that has the context
+// current, which `enter` sees to; the library handles and the pinned buffers are behind mutexes.
 unsafe impl Send for Device {}
-// SAFETY: as above.
+// SAFETY: as for `Send`, any thread may use the driver's handles once the context is current, and what is not
+// thread-safe (library handles, pinned buffers, functions) is behind mutexes, so that `&Device` may be shared.
 unsafe impl Sync for Device {}
 
 impl std::fmt::Debug for Device {
@@ -148,14 +149,14 @@ impl std::fmt::Debug for Device {
     }
 }
 
-/// A lock whose data are whole whatever happened to its last holder.
 static SHARED: Mutex<Vec<Arc<Device>>> = Mutex::new(Vec::new());
 
 impl Device {
-    /// Opens device `ordinal`. Never panics: what is missing is said by the [`DeviceFault`].
+    /// Opens device `ordinal`. It never panics: the [`DeviceFault`] says what is missing.
     ///
     /// # Errors
-    /// [`Error::Device`] with fault `NoKernels`, `NoDriver`, `NoLibrary`, `DriverTooOld`, `NoDevice`, or what the driver says.
+    /// [`Error::Device`] with one of the faults `NoKernels`, `NoDriver`, `NoLibrary`, `DriverTooOld`, `NoDevice`, or
+    /// the fault that the driver's answer stands for.
     pub fn try_new(ordinal: usize) -> Result<Arc<Device>> {
         if IMAGES.is_empty() {
             return Err(Error::device(DeviceFault::NoKernels, "this build has no CUDA kernels (there was no nvcc)"));
@@ -170,9 +171,9 @@ impl Device {
         }
         let raw = result::device::get(ordinal as c_int).map_err(at_open("opening the device"))?;
         let name = result::device::get_name(raw).map_err(at_open("the device's name"))?;
-        // SAFETY: `raw` is a device.
+        // SAFETY: `raw` is the handle that the driver has just given for this device.
         let total_memory = unsafe { result::device::total_mem(raw) }.map_err(at_open("the device's memory"))?;
-        // SAFETY: as above.
+        // SAFETY: `raw` is the handle that the driver has just given for this device.
         let attribute =
             |a| unsafe { result::device::get_attribute(raw, a) }.map_err(at_open("the device's attributes"));
         let capability = (
@@ -183,8 +184,8 @@ impl Device {
         if attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED)? == 0 {
             return Err(Error::device(DeviceFault::DriverTooOld, "the driver has no stream-ordered allocator"));
         }
-        // From here on `Device::drop` gives back what was got.
-        // SAFETY: `raw` is a device.
+        // From here on `Device::drop` releases what was acquired.
+        // SAFETY: `raw` is the handle that the driver has just given; `Device::drop` releases the context once.
         let context = unsafe { result::primary_ctx::retain(raw) }.map_err(at_open("creating a context"))?;
         let mut device = Device {
             ordinal,
@@ -209,8 +210,9 @@ impl Device {
             broken: AtomicBool::new(false),
         };
         device.enter()?;
-        // What is freed stays with the process until the device closes: else every wait would give it back to the system.
-        // SAFETY: the device's own pool; a threshold is 64 bits.
+        // Freed memory stays with the process until the device closes, or every wait would give it back to the system.
+        // SAFETY: the pool is the device's own, as the driver gives it, and the threshold is 64 bits wide, as the
+        // attribute asks.
         let kept = unsafe {
             device.pool = result::device::get_default_mem_pool(raw).map_err(at_open("the device's memory pool"))?;
             let mut threshold = u64::MAX;
@@ -222,7 +224,8 @@ impl Device {
         device.compute = stream().map_err(at_open("creating a stream"))?;
         device.transfer = stream().map_err(at_open("creating a stream"))?;
         for (source, image) in IMAGES {
-            // SAFETY: an image as nvcc wrote it, which says its own length.
+            // SAFETY: `image` is a whole image as nvcc wrote it, which holds its own length, so that the driver reads
+            // no further.
             let module = unsafe { result::module::load_data(image.as_ptr().cast()) };
             let have = ARCHITECTURES.join(", ");
             let what = format!("loading {source}.cu, compiled for {have}, on a card of capability {capability:?}");
@@ -230,29 +233,31 @@ impl Device {
             device.modules.push(module);
         }
         let mut blas = ptr::null_mut();
-        // SAFETY: a place for the handle; the stream lives as long as the handle.
+        // SAFETY: `blas` is a valid place for the handle, and the context is current.
         let created = blas_status("cublasCreate", unsafe { cublas::cublasCreate_v2(&mut blas) });
         created.map_err(|e| device.blame_driver("cublasCreate", e))?;
         *lock(&device.blas) = blas;
         let (compute, mode) = (device.compute, cublas::cublasMath_t::CUBLAS_DEFAULT_MATH);
-        // SAFETY: as above.
+        // SAFETY: `h` is the handle that was created above; the compute stream belongs to the same context and is
+        // destroyed after the handle.
         device.blas("cublasSetStream", |h| unsafe { cublas::cublasSetStream_v2(h, compute.cast()) })?;
-        // SAFETY: as above.
+        // SAFETY: `h` is the handle that was created above, and `mode` is a value of the enumeration.
         device.blas("cublasSetMathMode", |h| unsafe { cublas::cublasSetMathMode(h, mode) })?;
         let mut solver = ptr::null_mut();
-        // SAFETY: as above.
+        // SAFETY: `solver` is a valid place for the handle, and the context is current.
         let created = solver_status("cusolverDnCreate", unsafe { cusolver::cusolverDnCreate(&mut solver) });
         created.map_err(|e| device.blame_driver("cusolverDnCreate", e))?;
         *lock(&device.solver) = solver;
-        // SAFETY: as above.
+        // SAFETY: `h` is the handle that was created above; the compute stream belongs to the same context and is
+        // destroyed after the handle.
         device.solver("cusolverDnSetStream", |h| unsafe { cusolver::cusolverDnSetStream(h, compute.cast()) })?;
         Ok(Arc::new(device))
     }
 
-    /// Device `ordinal`, opened once for the whole process, and again after it broke.
+    /// Returns device `ordinal`, opened once for the whole process, and again after it broke.
     ///
     /// # Errors
-    /// As [`try_new`](Self::try_new).
+    /// Those of [`try_new`](Self::try_new).
     pub fn shared(ordinal: usize) -> Result<Arc<Device>> {
         let mut open = lock(&SHARED);
         open.retain(|d| !d.is_broken());
@@ -269,32 +274,32 @@ impl Device {
         lock(&SHARED).clear();
     }
 
-    /// Its number.
+    /// Returns the number of the device.
     pub fn ordinal(&self) -> usize {
         self.ordinal
     }
 
-    /// Its name, such as `NVIDIA H100 80GB HBM3`.
+    /// Returns the name of the device, such as `NVIDIA H100 80GB HBM3`.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Its compute capability, such as (9, 0).
+    /// Returns the compute capability, such as (9, 0).
     pub fn capability(&self) -> (i32, i32) {
         self.capability
     }
 
-    /// Bytes of device memory.
+    /// Returns the bytes of device memory.
     pub fn total_memory(&self) -> usize {
         self.total_memory
     }
 
-    /// Blocks of threads that it runs side by side, at least.
+    /// Returns the number of multiprocessors: at least as many blocks of threads run at the same time.
     pub(super) fn multiprocessors(&self) -> usize {
         self.multiprocessors
     }
 
-    /// Bytes that this process may take of it.
+    /// Returns the bytes of device memory that this process may take.
     pub fn memory_limit(&self) -> usize {
         self.limit.load(Ordering::Relaxed)
     }
@@ -304,17 +309,18 @@ impl Device {
         self.limit.store(bytes, Ordering::Relaxed);
     }
 
-    /// Bytes that are allocated now.
+    /// Returns the bytes that are allocated now.
     pub fn used_memory(&self) -> usize {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// The most that were allocated at a time, since the device was opened or this was last asked.
+    /// Returns the most bytes that were allocated at a time since the device was opened or this was last called.
     pub fn take_peak_memory(&self) -> usize {
         self.peak.swap(self.used_memory(), Ordering::Relaxed)
     }
 
-    /// Allows products of f32 panels in TF32 (10 bits of mantissa). Off unless asked: a singular value is then good to 1e-3.
+    /// Allows products of f32 panels in TF32 (10 bits of mantissa). It is off by default, because a singular value is
+    /// then good to 1e-3 only.
     pub fn allow_tf32(&self, allow: bool) {
         self.tf32.store(allow, Ordering::Relaxed);
     }
@@ -323,18 +329,18 @@ impl Device {
         self.tf32.load(Ordering::Relaxed)
     }
 
-    /// Whether a kernel failed or the device went away: nothing more can be done with this context.
+    /// Tells whether a kernel failed or the device went away. Nothing more can be done with this context then.
     pub fn is_broken(&self) -> bool {
         self.broken.load(Ordering::Relaxed)
     }
 
     /// Makes the context current on this thread.
     pub(super) fn enter(&self) -> Result<()> {
-        // SAFETY: the context is retained as long as `self`.
+        // SAFETY: the context is retained by `try_new` and released by `drop`, so that it is valid while `self` lives.
         self.check("entering the context", unsafe { result::ctx::set_current(self.context) })
     }
 
-    /// An error of the driver as one of this crate; a fault that poisons the context is remembered.
+    /// Turns an error of the driver into one of this crate, and remembers a fault that poisons the context.
     pub(super) fn check<T>(&self, what: &str, answer: std::result::Result<T, DriverError>) -> Result<T> {
         answer.map_err(|e| self.remember(driver_error(what, e)))
     }
@@ -346,7 +352,7 @@ impl Device {
         error
     }
 
-    /// Calls cuBLAS.
+    /// Calls cuBLAS with the handle, which is locked for the call.
     pub(super) fn blas(
         &self,
         what: &'static str,
@@ -357,7 +363,7 @@ impl Device {
         blas_status(what, call(*handle)).map_err(|e| self.blame_driver(what, e))
     }
 
-    /// Calls cuSOLVER.
+    /// Calls cuSOLVER with the handle, which is locked for the call.
     pub(super) fn solver(
         &self,
         what: &'static str,
@@ -368,7 +374,7 @@ impl Device {
         solver_status(what, call(*handle)).map_err(|e| self.blame_driver(what, e))
     }
 
-    /// A library says that something failed; the driver says what, if it was a kernel or the device.
+    /// Finds the cause of an error of a library: that of the driver, if a kernel or the device failed.
     fn blame_driver(&self, what: &str, error: Error) -> Error {
         match self.synchronize() {
             Err(Error::Device { fault, detail }) if fault != DeviceFault::Other => {
@@ -381,24 +387,24 @@ impl Device {
     /// Waits for the compute stream. Failures of kernels surface here.
     ///
     /// # Errors
-    /// [`Error::Device`].
+    /// [`Error::Device`] with the fault of a kernel that failed, or of the device.
     pub fn synchronize(&self) -> Result<()> {
         self.enter()?;
-        // SAFETY: the stream lives as long as `self`.
+        // SAFETY: the stream is destroyed by `drop` only, so that it is valid while `self` lives.
         self.check("waiting for the device", unsafe { result::stream::synchronize(self.compute) })
     }
 
-    /// Milliseconds that the compute stream takes for what `work` enqueues, by the device's own clock.
+    /// Measures how many milliseconds the compute stream takes for what `work` enqueues, by the device's own clock.
     ///
     /// # Errors
-    /// What `work` reports.
+    /// The error of `work`, and [`Error::Device`].
     pub fn time(&self, work: impl FnOnce() -> Result<()>) -> Result<f32> {
         let (start, end) = (Event::timed(self)?, Event::timed(self)?);
         start.record(self.compute)?;
         work()?;
         end.record(self.compute)?;
         end.wait()?;
-        // SAFETY: both events were recorded and are over.
+        // SAFETY: both events are alive, were created with timing and recorded, and the later one has been waited for.
         self.check("reading the clock", unsafe { result::event::elapsed(start.raw, end.raw) })
     }
 
@@ -414,8 +420,9 @@ impl Device {
             |n: usize| c_uint::try_from(n).map_err(|_| Error::TooLarge { shape: vec![shape.grid.0, shape.grid.1] });
         let (grid, (x, y)) = ((grid(shape.grid.0)?, grid(shape.grid.1)?, 1), shape.block);
         let mut pointers = arguments.pointers();
-        // SAFETY: the kernel's own parameters, by the debug assertion above and tests/cuda.rs for each kernel; the
-        // callers of this module pass buffers of the lengths that the kernel's comment asks for.
+        // SAFETY: `arguments` has as many parameters of as many bytes as the kernel takes, as the debug assertion above
+        // and tests/cuda.rs check for each kernel, and `pointers` points to them through the call. The callers in this
+        // module pass buffers as long as the comment of the kernel asks for.
         let done = unsafe {
             result::launch_kernel(function.handle, grid, (x, y, 1), shape.shared as c_uint, self.compute, &mut pointers)
         };
@@ -431,7 +438,7 @@ impl Device {
             CString::new(kernel).map_err(|_| Error::device(DeviceFault::NoKernels, "a kernel's name with a NUL"))?;
         let mut found = None;
         for &module in &self.modules {
-            // SAFETY: a loaded module.
+            // SAFETY: `module` was loaded in this context and is unloaded by `drop` only.
             match unsafe { result::module::get_function(module, name.clone()) } {
                 Err(DriverError(sys::CUresult::CUDA_ERROR_NOT_FOUND)) => {}
                 answer => {
@@ -446,16 +453,18 @@ impl Device {
         let mut parameters = Vec::new();
         loop {
             let (mut offset, mut size) = (0, 0);
-            // SAFETY: a function, and places for the answers.
+            // SAFETY: `handle` is a function of a module that is loaded, and both places for the answers live through
+            // the call.
             match unsafe { sys::cuFuncGetParamInfo(handle, parameters.len(), &mut offset, &mut size) }.result() {
-                // The first index that is none.
+                // The first index without a parameter ends the list.
                 Err(DriverError(sys::CUresult::CUDA_ERROR_INVALID_VALUE)) => break,
                 answer => self.check(kernel, answer)?,
             }
             parameters.push(size);
         }
         let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-        // SAFETY: a function. 96 KiB is what the largest SRHT takes, and every card from sm_80 on has it.
+        // SAFETY: `handle` is a function of a module that is loaded. 96 KiB is what the largest SRHT takes, and every
+        // card from sm_80 on has it.
         let set = unsafe { result::function::set_function_attribute(handle, attribute, 96 << 10) };
         self.check(kernel, set)?;
         let function = Function { handle, parameters: parameters.into() };
@@ -463,7 +472,7 @@ impl Device {
         Ok(function)
     }
 
-    /// Device memory for `len` elements, contents unspecified.
+    /// Allocates device memory for `len` elements, contents unspecified.
     pub(super) fn alloc<E: Pod>(self: &Arc<Self>, len: usize) -> Result<Buffer<E>> {
         self.enter()?;
         let bytes = len.checked_mul(size_of::<E>()).ok_or_else(|| Error::TooLarge { shape: vec![len] })?.max(1);
@@ -477,23 +486,23 @@ impl Device {
             let detail = format!("{bytes} bytes more would pass the limit of {limit} (in use: {})", used - bytes);
             return Err(release(Error::device(DeviceFault::OutOfMemory, detail)));
         }
-        // SAFETY: a stream of this context.
+        // SAFETY: the stream belongs to this context, which is current, and lives as long as `self`.
         let at = unsafe { result::malloc_async(self.compute, bytes) };
         let at = self.check(&format!("allocating {bytes} bytes"), at).map_err(release)?;
         self.peak.fetch_max(used, Ordering::Relaxed);
         Ok(Buffer { at, len, bytes, device: self.clone(), element: PhantomData })
     }
 
-    /// Device memory of zeros.
+    /// Allocates device memory of zeros.
     pub(super) fn zeros<E: Pod>(self: &Arc<Self>, len: usize) -> Result<Buffer<E>> {
         let buffer = self.alloc(len)?;
-        // SAFETY: the buffer has this many bytes; zero bytes are a value of every `E: Pod`.
+        // SAFETY: the buffer has `bytes` bytes from `at` on; zero bytes are a value of every `E: Pod`.
         let done = unsafe { result::memset_d8_async(buffer.at, 0, buffer.bytes, self.compute) };
         self.check("clearing a buffer", done)?;
         Ok(buffer)
     }
 
-    /// A copy of `data` on the device. Returns when `data` has been read.
+    /// Copies `data` to new device memory. It returns when `data` has been read.
     pub(super) fn upload<E: Pod>(self: &Arc<Self>, data: &[E]) -> Result<Buffer<E>> {
         let buffer = self.alloc(data.len())?;
         // SAFETY: the buffer is as long as the data; the copy from pageable memory stages them before it returns.
@@ -502,50 +511,57 @@ impl Device {
         Ok(buffer)
     }
 
-    /// Writes `data` to a buffer, from element `offset` on. Pinned data must stay as they are until the compute stream is there.
+    /// Writes `data` to a buffer, from element `offset` on. Pinned data must stay unchanged until the compute stream
+    /// has passed the copy.
     pub(super) fn write<E: Pod>(&self, buffer: &Buffer<E>, offset: usize, data: &[E]) -> Result<()> {
         debug_assert!(offset + data.len() <= buffer.len);
         self.enter()?;
-        // SAFETY: within the buffer; the caller waits before it changes pinned data.
+        // SAFETY: the callers name elements within the buffer, which the debug assertion checks. Pageable data are
+        // staged before the call returns; callers with pinned data wait before they change them.
         let done = unsafe { result::memcpy_htod_async(buffer.address(offset), data, self.compute) };
         self.check("copying to the device", done)
     }
 
-    /// Enqueues a copy from pinned memory on the transfer stream. The caller leaves `data` as they are until it is over.
+    /// Enqueues a copy from pinned memory on the transfer stream. The caller must leave `data` unchanged until the copy
+    /// has ended.
     pub(super) fn transfer<E: Pod>(&self, to: u64, data: &[E]) -> Result<()> {
         self.enter()?;
-        // SAFETY: the callers pass an address within a buffer that has room for the data.
+        // SAFETY: the callers pass an address within a live buffer that has room for the data, and keep both until the
+        // event that they record behind the copy.
         let done = unsafe { result::memcpy_htod_async(to, data, self.transfer) };
         self.check("copying to the device", done)
     }
 
-    /// Copies a buffer to another one, from its element `offset` on, which has room for it.
+    /// Copies the whole of a buffer into `to`, from its element `offset` on, where there must be room for it.
     pub(super) fn copy<E: Pod>(&self, from: &Buffer<E>, to: &Buffer<E>, offset: usize) -> Result<()> {
         debug_assert!(offset + from.len <= to.len);
         self.enter()?;
-        // SAFETY: the one has so many bytes, and the other from that element on.
+        // SAFETY: `from` has `len` elements. The callers pass another buffer with room for them from `offset` on, which
+        // the debug assertion checks.
         let done =
             unsafe { result::memcpy_dtod_async(to.address(offset), from.at, from.len * size_of::<E>(), self.compute) };
         self.check("copying on the device", done)
     }
 
-    /// Copies elements from `offset` on of a buffer to the host, after all that was enqueued before.
+    /// Copies elements of a buffer from `offset` on to the host, after all that was enqueued before.
     pub(super) fn download<E: Pod>(&self, buffer: &Buffer<E>, offset: usize, dst: &mut [E]) -> Result<()> {
         debug_assert!(offset + dst.len() <= buffer.len);
         self.enter()?;
-        // SAFETY: within the buffer; waited for below, before `dst` is given back.
+        // SAFETY: the callers name elements within the buffer, which the debug assertion checks, and `synchronize`
+        // waits for the copy before the borrow of `dst` ends.
         let done = unsafe { result::memcpy_dtoh_async(dst, buffer.address(offset), self.compute) };
         self.check("copying to the host", done)?;
         self.synchronize()
     }
 
-    /// A pinned buffer of at least 8 MiB.
+    /// Returns a pinned buffer of `PINNED_BYTES`.
     pub(super) fn pinned(self: &Arc<Self>) -> Result<Pinned> {
         self.enter()?;
         let kept = lock(&self.pinned).pop();
         let at = match kept {
             Some(at) => at,
-            // SAFETY: freed when the device closes.
+            // SAFETY: the context is current. The memory goes back to the stock when `Pinned` is dropped, and `drop`
+            // frees it once.
             None => self.check("pinning host memory", unsafe { result::malloc_host(PINNED_BYTES, 0) })?.cast(),
         };
         Ok(Pinned { at, device: self.clone() })
@@ -559,7 +575,7 @@ impl Device {
         self.transfer
     }
 
-    /// What is enqueued on `later` from now on waits for what is enqueued on `earlier` up to now.
+    /// Makes what is enqueued on `later` from now on wait for what is enqueued on `earlier` up to now.
     pub(super) fn order(&self, earlier: sys::CUstream, later: sys::CUstream) -> Result<()> {
         let event = Event::new(self)?;
         event.record(earlier)?;
@@ -568,9 +584,11 @@ impl Device {
 }
 
 impl Drop for Device {
-    /// Everything is given back in the reverse order. Errors are those of a context that is gone: nothing is left to do.
+    /// Releases everything in the reverse order. Errors come from a context that is gone, and nothing is left to do
+    /// about them.
     fn drop(&mut self) {
-        // SAFETY: handles that this device created, each given back once, after the streams came to rest.
+        // SAFETY: all handles were created by this device, none is null where it is passed, and each is released once,
+        // after the streams came to rest; nobody else can use them, since this is the last owner.
         unsafe {
             let _ = result::ctx::set_current(self.context);
             for stream in [self.compute, self.transfer].into_iter().filter(|s| !s.is_null()) {
@@ -600,9 +618,10 @@ impl Drop for Device {
     }
 }
 
-/// The driver and both libraries are there, and have all that is called.
+/// Checks that the driver and both libraries are there, and have all functions that are called.
 fn check_libraries() -> Result<()> {
-    // SAFETY: loading a library runs its constructors; these are NVIDIA's, or whatever the machine's owner put in their place.
+    // SAFETY: loading a library runs its constructors. The libraries are NVIDIA's, or what the owner of the machine put
+    // in their place.
     let present = unsafe { [sys::is_culib_present(), cublas::is_culib_present(), cusolver::is_culib_present()] };
     if !present[0] {
         return Err(Error::device(DeviceFault::NoDriver, "no CUDA driver (libcuda) on this machine"));
@@ -612,7 +631,8 @@ fn check_libraries() -> Result<()> {
             return Err(Error::device(DeviceFault::NoLibrary, format_args!("{name} is not on this machine")));
         }
     }
-    // SAFETY: they are present, so this does not panic; symbols are looked up and not used.
+    // SAFETY: all three were found above, so that loading does not panic; symbols are looked up as untyped addresses
+    // and not called.
     let missing = unsafe {
         let (driver, blas, solver) = (sys::culib(), cublas::culib(), cusolver::culib());
         let driver = DRIVER.iter().find(|name| driver.get::<*mut c_void>(name.as_bytes()).is_err());
@@ -628,7 +648,7 @@ fn check_libraries() -> Result<()> {
     }
 }
 
-/// What the driver answered, by name and number.
+/// Turns the answer of the driver into an error, with its name and number.
 fn driver_error(what: &str, error: DriverError) -> Error {
     use sys::CUresult as R;
     let fault = match error.0 {
@@ -661,7 +681,7 @@ fn driver_error(what: &str, error: DriverError) -> Error {
         | R::CUDA_ERROR_UNKNOWN => DeviceFault::Lost,
         _ => DeviceFault::Other,
     };
-    // The name comes from the driver, which is there: it just answered.
+    // The name comes from the driver, which is present, because it has just answered.
     let name = error.error_name().ok().and_then(|name| name.to_str().ok()).unwrap_or("unknown error");
     Error::device(fault, format_args!("{what}: {name} ({})", error.0 as u32))
 }
@@ -688,7 +708,7 @@ fn solver_status(what: &'static str, status: cusolver::cusolverStatus_t) -> Resu
     Err(Error::device(fault, format_args!("{what}: {status:?}")))
 }
 
-/// The shape of a launch.
+/// The shape of a launch: blocks, threads of a block, and shared memory.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Launch {
     pub(super) grid: (usize, usize),
@@ -698,13 +718,13 @@ pub(super) struct Launch {
 }
 
 impl Launch {
-    /// One thread for each of `len` elements, 256 to a block.
+    /// Makes a launch of one thread for each of `len` elements, 256 to a block.
     pub(super) fn elements(len: usize) -> Self {
         Launch { grid: (len.div_ceil(256), 1), block: (256, 1), shared: 0 }
     }
 }
 
-/// Bytes of the type that a kernel computes in with elements of `dtype`: `Arithmetic` of kernels/dtype.cuh.
+/// Returns the bytes of the type that a kernel computes in for elements of `dtype`: `Arithmetic` of kernels/dtype.cuh.
 pub(super) fn arithmetic_bytes(dtype: DType) -> usize {
     if dtype == DType::F64 { 8 } else { 4 }
 }
@@ -729,7 +749,7 @@ impl Arguments {
         self
     }
 
-    /// A number of elements or a stride, `i64` in the kernels.
+    /// Adds a number of elements or a stride, which is `i64` in the kernels.
     pub(super) fn size(self, value: usize) -> Self {
         self.scalar(value as i64)
     }
@@ -743,7 +763,7 @@ impl Arguments {
     }
 }
 
-/// Device memory of `len` elements. Freed on the compute stream, after all that uses it.
+/// Device memory of `len` elements. It is freed on the compute stream, after all that uses it.
 #[derive(Debug)]
 pub(super) struct Buffer<E> {
     at: sys::CUdeviceptr,
@@ -754,7 +774,7 @@ pub(super) struct Buffer<E> {
 }
 
 impl<E: Pod> Buffer<E> {
-    /// The address of element `offset`.
+    /// Returns the address of element `offset`.
     pub(super) fn address(&self, offset: usize) -> sys::CUdeviceptr {
         debug_assert!(offset <= self.len);
         self.at + (offset * size_of::<E>()) as u64
@@ -768,10 +788,11 @@ impl<E: Pod> Buffer<E> {
         &self.device
     }
 
-    /// The same memory, as bytes.
+    /// Turns the buffer into one of bytes, with the same memory.
     pub(super) fn into_bytes(self) -> Buffer<u8> {
         let this = ManuallyDrop::new(self);
-        // SAFETY: `this` is not dropped, so the device moves out of it once.
+        // SAFETY: `this` is wrapped in `ManuallyDrop` and not used again, so that the device moves out of it exactly
+        // once.
         let device = unsafe { ptr::read(&this.device) };
         Buffer { at: this.at, len: this.bytes, bytes: this.bytes, device, element: PhantomData }
     }
@@ -781,31 +802,33 @@ impl<E> Drop for Buffer<E> {
     fn drop(&mut self) {
         self.device.used.fetch_sub(self.bytes, Ordering::Relaxed);
         if self.device.enter().is_ok() {
-            // SAFETY: allocated on this stream and not freed before. An error here is that of an earlier kernel.
+            // SAFETY: `at` was allocated on this stream by `alloc` and is freed here only, behind all that was enqueued
+            // with it. An error here is that of an earlier kernel.
             let _ = unsafe { result::free_async(self.at, self.device.compute) };
         }
     }
 }
 
-/// Pinned host memory, returned to the device's stock when dropped.
+/// Pinned host memory, which goes back to the device's stock when dropped.
 pub(super) struct Pinned {
     at: *mut u8,
     device: Arc<Device>,
 }
 
-// SAFETY: plain memory that one thread at a time owns.
+// SAFETY: the memory belongs to the page-locked heap and to no thread; this value is its only owner, and the device
+// behind the `Arc` is `Send` and `Sync`.
 unsafe impl Send for Pinned {}
 
 impl Pinned {
-    /// How many elements fit.
+    /// Returns how many elements fit.
     pub(super) const fn capacity<E>() -> usize {
         PINNED_BYTES / size_of::<E>()
     }
 
     pub(super) fn as_slice_mut<E: Pod>(&mut self, len: usize) -> &mut [E] {
         assert!(len <= Self::capacity::<E>());
-        // SAFETY: page-aligned memory of PINNED_BYTES that this value owns; any bytes are an `E: Pod`. The callers wait for copies
-        // from or to it before they look again.
+        // SAFETY: `at` is page-aligned memory of `PINNED_BYTES` that this value owns, and the assertion keeps the slice
+        // within it; any bytes are an `E: Pod`. The callers wait for copies from or to it before they borrow it again.
         unsafe { std::slice::from_raw_parts_mut(self.at.cast(), len) }
     }
 }
@@ -816,7 +839,7 @@ impl Drop for Pinned {
     }
 }
 
-/// A point in a stream.
+/// An event: a point in a stream.
 pub(super) struct Event<'d> {
     raw: sys::CUevent,
     device: &'d Device,
@@ -838,27 +861,29 @@ impl<'d> Event<'d> {
     }
 
     pub(super) fn record(&self, stream: sys::CUstream) -> Result<()> {
-        // SAFETY: an event and a stream of one context.
+        // SAFETY: the event lives as long as `self`; callers pass one of the two streams of its device, hence of one
+        // context.
         self.device.check("recording an event", unsafe { result::event::record(self.raw, stream) })
     }
 
-    /// What is enqueued on `stream` from now on waits for the event as it was recorded last.
+    /// Makes what is enqueued on `stream` from now on wait for the event as it was recorded last.
     pub(super) fn holds(&self, stream: sys::CUstream) -> Result<()> {
         let how = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
-        // SAFETY: both live; the driver keeps a destroyed event as long as a stream waits for it.
+        // SAFETY: event and stream live through the call; the driver keeps a destroyed event as long as a stream waits
+        // for it.
         let done = unsafe { result::stream::wait_event(stream, self.raw, how) };
         self.device.check("ordering streams", done)
     }
 
     pub(super) fn wait(&self) -> Result<()> {
-        // SAFETY: a recorded event.
+        // SAFETY: the event lives as long as `self`; one that was never recorded counts as over.
         self.device.check("waiting for an event", unsafe { result::event::synchronize(self.raw) })
     }
 }
 
 impl Drop for Event<'_> {
     fn drop(&mut self) {
-        // SAFETY: created here and destroyed once.
+        // SAFETY: the event was created by `with`, and only this value destroys it, once.
         let _ = unsafe { result::event::destroy(self.raw) };
     }
 }

@@ -1,11 +1,13 @@
 //! Walsh-Hadamard transforms in device memory: [`fwht`](crate::fwht) on rows and columns of a [`DeviceArray`].
 //!
 //! ```text
-//!   rows, n = b·2^k     b = 1, k <= 15 (f64: 14), or what shared memory holds     a vector in one block              1 sweep
-//!                       longer              vectors of at most 2^15, then columns of 2^15 elements, then H_b
-//!   columns             at most 6 stages (f64: 5) in the registers of a thread                          ⌈k/6⌉ sweeps, one more with b > 1
+//!   rows, n = b·2^k   b = 1, k <= 15 (f64: 14), or what shared memory holds:  a vector in one block, 1 sweep
+//!                     longer:  vectors of at most 2^15, then columns of 2^15 elements, then H_b
+//!   columns           at most 6 stages (f64: 5) in the registers of a thread:  ⌈k/6⌉ sweeps, one more with b > 1
 //! ```
-//! Halves that need more than one sweep are widened to a workspace of f32 by the first, so that they are rounded once, by the last.
+//!
+//! Halves that need more than one sweep are widened to a workspace of f32 by the first sweep, so that they are rounded
+//! once, by the last.
 
 use std::sync::Arc;
 
@@ -24,10 +26,10 @@ pub struct DeviceArray<E> {
 }
 
 impl<E: Element> DeviceArray<E> {
-    /// A copy of `m × n` elements, row by row.
+    /// Copies `m × n` elements, row by row, to the device.
     ///
     /// # Errors
-    /// [`Error::Shape`] unless there are `m n` of them; [`Error::Device`].
+    /// [`Error::Shape`] unless there are `m n` elements; [`Error::Device`].
     pub fn new(device: &Arc<Device>, data: &[E], nrows: usize, ncols: usize) -> Result<Self> {
         if nrows.checked_mul(ncols) != Some(data.len()) {
             return Err(Error::shape("DeviceArray", format_args!("{nrows}×{ncols} elements"), data.len()));
@@ -35,7 +37,7 @@ impl<E: Element> DeviceArray<E> {
         Ok(DeviceArray { data: device.upload(data)?, nrows, ncols })
     }
 
-    /// `self <- other`, on the device.
+    /// Copies `self <- other` on the device.
     ///
     /// # Errors
     /// [`Error::Shape`] unless both have one shape; [`Error::Device`].
@@ -47,7 +49,7 @@ impl<E: Element> DeviceArray<E> {
         self.data.device().copy(&other.data, &self.data, 0)
     }
 
-    /// The elements, row by row.
+    /// Copies the elements to the host, row by row.
     ///
     /// # Errors
     /// [`Error::Device`].
@@ -58,7 +60,7 @@ impl<E: Element> DeviceArray<E> {
     }
 }
 
-/// Each row `x_i <- H x_i`.
+/// Transforms each row in place: `x_i <- H x_i`, unnormalized.
 ///
 /// # Errors
 /// [`Error::Order`] unless the length of a row is that of an [`Order`]; [`Error::Device`].
@@ -66,7 +68,7 @@ pub fn fwht_rows<E: Element>(x: &mut DeviceArray<E>) -> Result<()> {
     transform(x, Along::Rows, 1.0)
 }
 
-/// Each column `x_j <- H x_j`.
+/// Transforms each column in place: `x_j <- H x_j`, unnormalized.
 ///
 /// # Errors
 /// [`Error::Order`] unless the length of a column is that of an [`Order`]; [`Error::Device`].
@@ -74,19 +76,19 @@ pub fn fwht_columns<E: Element>(x: &mut DeviceArray<E>) -> Result<()> {
     transform(x, Along::Columns, 1.0)
 }
 
-/// Each row `x_i <- H x_i / √n`, an orthogonal matrix.
+/// Transforms each row in place by an orthogonal matrix: `x_i <- H x_i / √n`.
 ///
 /// # Errors
-/// As [`fwht_rows`].
+/// [`Error::Order`] unless the length of a row is that of an [`Order`]; [`Error::Device`].
 pub fn orthonormal_rows<E: Element>(x: &mut DeviceArray<E>) -> Result<()> {
     let n = x.ncols;
     transform(x, Along::Rows, 1.0 / (n as f64).sqrt())
 }
 
-/// Each column `x_j <- H x_j / √m`, an orthogonal matrix.
+/// Transforms each column in place by an orthogonal matrix: `x_j <- H x_j / √m`.
 ///
 /// # Errors
-/// As [`fwht_columns`].
+/// [`Error::Order`] unless the length of a column is that of an [`Order`]; [`Error::Device`].
 pub fn orthonormal_columns<E: Element>(x: &mut DeviceArray<E>) -> Result<()> {
     let m = x.nrows;
     transform(x, Along::Columns, 1.0 / (m as f64).sqrt())
@@ -98,30 +100,30 @@ enum Along {
     Columns,
 }
 
-/// One kernel call.
+/// One call of a kernel.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Sweep {
     /// `count` vectors of `2^log2` adjacent elements, one after the other.
     Rows { log2: u32, count: usize },
     /// `count` vectors of `b·2^log2` adjacent elements, each held by one block.
     Based { b: usize, log2: u32, count: usize },
-    /// `2^log2` elements `columns` apart, `outer` times.
+    /// `2^log2` elements at a distance of `columns`, `outer` times.
     Columns { log2: u32, outer: usize, columns: usize },
-    /// `H_b` on elements `width` apart, `count` times.
+    /// `H_b` on elements at a distance of `width`, `count` times.
     Base { b: usize, width: usize, count: usize },
 }
 
-/// Bytes of shared memory of `fwht_based`.
+/// Returns the bytes of shared memory of `fwht_based`.
 fn based_bytes(b: usize, log2: u32, dtype: DType) -> usize {
     (b << log2) * arithmetic_bytes(dtype) + table_bytes(b)
 }
 
-/// Bytes of the table of `H_b` for 256 bytes of columns.
+/// Returns the bytes of the table of `H_b` for 256 bytes of columns.
 fn table_bytes(b: usize) -> usize {
     512 * b
 }
 
-/// The sweeps over an `m × n` matrix.
+/// Returns the sweeps over an `m × n` matrix.
 fn sweeps(order: Order, along: Along, (m, n): (usize, usize), dtype: DType) -> Vec<Sweep> {
     let (b, k) = (order.base(), order.log2());
     let (longest, stages) = if dtype == DType::F64 { (14, 5) } else { (15, 6) };
@@ -130,7 +132,7 @@ fn sweeps(order: Order, along: Along, (m, n): (usize, usize), dtype: DType) -> V
         return vec![Sweep::Based { b, log2: k, count: m }];
     }
     let mut sweeps = Vec::new();
-    // What is done of the k bits, and how many elements lie between neighbours of the next one.
+    // These are the number of bits that are done, and of elements between neighbours of the next bit.
     let (mut done, mut columns, vectors) = match along {
         Along::Rows => {
             let log2 = k.min(longest);
@@ -142,7 +144,7 @@ fn sweeps(order: Order, along: Along, (m, n): (usize, usize), dtype: DType) -> V
         Along::Columns => (0, n, 1),
     };
     while done < k {
-        // As few sweeps as possible, of nearly equal length.
+        // There are as few sweeps as possible, of nearly equal length.
         let log2 = (k - done).div_ceil((k - done).div_ceil(stages));
         sweeps.push(Sweep::Columns { log2, outer: m * n / (columns << log2), columns });
         done += log2;
@@ -187,7 +189,7 @@ fn cast(device: &Device, (from, src): (DType, u64), (to, dst): (DType, u64), len
     device.launch(&format!("cast_{from}_{to}"), Launch { grid, block: (256, 1), shared: 0 }, &mut arguments)
 }
 
-/// One sweep from `x` to `y`, which may be one place; rows are transformed where they are.
+/// Runs one sweep from `x` to `y`, which may be one place; rows are transformed where they are.
 fn run(device: &Arc<Device>, sweep: Sweep, x: (DType, u64), y: (DType, u64), scale: f64) -> Result<()> {
     let scaled = |arguments: Arguments| match y.0 {
         DType::F64 => arguments.scalar(scale),
@@ -227,7 +229,8 @@ fn run(device: &Arc<Device>, sweep: Sweep, x: (DType, u64), y: (DType, u64), sca
     }
 }
 
-/// `H_b` for `hadamard_tile`: of each row and four columns, which of eight sums in bits 0 to 15, and its sign in bit 31.
+/// Encodes `H_b` for `hadamard_tile`. For each row and four columns a code has the number of one of eight sums in bits
+/// 0 to 15, and its sign in bit 31.
 fn codes(b: usize) -> Vec<u32> {
     let Some(h) = Order::new(b).map(Order::base_matrix) else { return Vec::new() };
     let code = |i: usize, g: usize| {

@@ -1,12 +1,14 @@
 //! CUDA: a [`Space`](crate::space::Space) and an operator in device memory. The only place that names cudarc.
 //!
-//! Run on an H100 (sm_90); compiled for sm_80 and sm_100, too, and not run there. Where there is no card the kernels' sources
-//! run under an emulator that finds races, and this module against a driver made for the tests (`tests/cuda`).
+//! It was run on an H100 (sm_90). It is compiled for sm_80 and sm_100, too, and was not run there. Where there is no
+//! card the kernels' sources run under an emulator that finds races, and this module against a driver made for the
+//! tests (`tests/cuda`).
 //!
 //! ```text
-//!   device.rs     context, streams, kernels, memory        operator.rs   DeviceMatrix: LinearOperator, resident or streamed
-//!   blas.rs       GEMM, SYRK, TRSM, AXPY, COPY             panel.rs      DevicePanel        space.rs  Space: what is done with them
-//!   solver.rs     POTRF, GEQRF, ORGQR, SYEVD, GESVDJ       sketch.rs     A Ω, Philox        fwht.rs   rows and columns
+//!   device.rs   context, streams, kernels, memory      operator.rs  DeviceMatrix: LinearOperator, resident or streamed
+//!   blas.rs     GEMM, SYRK, TRSM, AXPY, COPY           panel.rs     DevicePanel
+//!   solver.rs   POTRF, GEQRF, ORGQR, SYEVD, GESVDJ     space.rs     Space: what is done with panels
+//!   sketch.rs   A Ω, Philox                            fwht.rs      rows and columns
 //! ```
 //!
 //! No algorithm is written here: `range` and `svd` run on these types as on those in memory. Tall panels stay on the
@@ -20,8 +22,8 @@
 //! # Ok(())
 //! # }
 //! ```
-//! and the kernel layer is public: [`DeviceMatrix`], [`DevicePanel`], [`fwht`], [`solver`]. What an H100 should do and does is in the
-//! headers of `kernels/*.cu`; `benches/cuda.rs` measures it.
+//! The kernel layer is public, too: [`DeviceMatrix`], [`DevicePanel`], [`fwht`], [`solver`]. `benches/cuda.rs` measures
+//! it; figures are in `benches/NOTES.md`.
 
 mod blas;
 mod device;
@@ -34,7 +36,7 @@ mod sketch;
 pub mod solver;
 mod space;
 
-/// The table that build.rs writes: empty where there was no nvcc.
+/// The table that build.rs writes. It is empty where there was no nvcc.
 mod images {
     include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 }
@@ -44,12 +46,12 @@ pub use operator::DeviceMatrix;
 pub use panel::DevicePanel;
 pub use sketch::philox_words;
 
-/// The kernel sources that were compiled into this build, with the bytes of each.
+/// Returns the names of the kernel sources that were compiled into this build, with the bytes of each image.
 pub fn kernels() -> impl Iterator<Item = (&'static str, usize)> {
     images::IMAGES.iter().map(|(name, image)| (*name, image.len()))
 }
 
-/// The architectures that they were compiled for, the lowest also as PTX for later cards.
+/// Returns the architectures that the kernels were compiled for. The lowest one is also there as PTX for later cards.
 pub fn architectures() -> &'static [&'static str] {
     images::ARCHITECTURES
 }

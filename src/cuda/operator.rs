@@ -1,20 +1,19 @@
 //! A matrix on the device, row-major, or streamed through it.
 //!
 //! ```text
-//!   resident    A  m × n   in its storage type (f16, bf16 for f32 arithmetic), else in T          one upload
-//!   streamed    two tiles of rows: one is multiplied while the other comes in                     one upload for each product
+//!   resident   A  m × n  in its storage type (f16, bf16 for f32 arithmetic), else in T    one upload
+//!   streamed   two tiles of rows: one is multiplied while the other comes in              one upload for each product
 //! ```
-//!
-//! A matrix stays on the host when it would take more than three quarters of what [`Device::memory_limit`] leaves. Wide matrices come in as
-//! transposed views and are transposed on the way, tile by tile, so that rows lie together on the device whatever the
-//! strides on the host.
+//! A matrix stays on the host when it would take more than three quarters of what [`Device::memory_limit`] leaves. Wide
+//! matrices come in as transposed views and are transposed on the way, tile by tile, so that rows lie together on the
+//! device whatever the strides on the host.
 //!
 //! **Halves.** cuBLAS multiplies f16 by f16. A panel of f32 is split into three panels of halves that hold its 24 bits
-//! (`split_f32_*`), and `A X` is the sum of three products on tensor cores: exact before the sums, which are in f32. On an H100 three products at 990
-//! TFLOP/s take a fifth of the time of one in f32 at 67.
+//! (`split_f32_*`), and `A X` is the sum of three products on tensor cores: exact before the sums, which are in f32.
+//! Tensor cores have more than ten times the rate of f32, so that three products cost less than one.
 //!
-//! The first sweep on the device finds NaN, infinities, `max |a|` and `‖A‖_F²`. Values whose squares would leave the range of T
-//! are scaled by a power of two as [`Dense`](crate::operator::Dense) does.
+//! The first sweep on the device finds NaN, infinities, `max |a|` and `‖A‖_F²`. Values whose squares would leave the
+//! range of T are scaled by a power of two as [`Dense`](crate::operator::Dense) does.
 
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -35,7 +34,7 @@ use crate::sketch::AnySketch;
 use crate::space::Layout;
 use crate::tensor::{DType, Element, MatView, with_view};
 
-/// Rows in device memory, `ld` elements apart.
+/// Rows in device memory whose beginnings are `ld` elements apart.
 #[derive(Debug)]
 struct Rows {
     data: Buffer<u8>,
@@ -50,7 +49,7 @@ impl Rows {
         Ok(Rows { data: device.alloc(bytes)?, dtype, ld })
     }
 
-    /// Rows begin at multiples of 16 bytes.
+    /// Returns the elements from one row to the next: rows begin at multiples of 16 bytes.
     fn leading_dimension(n: usize, dtype: DType) -> usize {
         n.next_multiple_of(16 / dtype.size())
     }
@@ -66,7 +65,7 @@ impl Rows {
 
 enum Data<'a> {
     Resident(Rows),
-    /// Tall, of any strides; `rows` of them make a tile of type `dtype`.
+    /// The matrix is tall, of any strides; `rows` rows of it make a tile of type `dtype`.
     Streamed {
         view: MatView<'a>,
         tile_rows: usize,
@@ -87,13 +86,14 @@ pub struct DeviceMatrix<'a, T> {
     arithmetic: PhantomData<T>,
 }
 
-/// The range of `max |a|` within which squares and their sums stay clear of over- and underflow: `2^±this`.
+/// Returns the exponent e of the range `2^-e..2^e` of `max |a|` within which squares and their sums stay clear of over-
+/// and underflow.
 const fn safe_exponent<T: Scalar>() -> i32 {
     if size_of::<T>() == 4 { 40 } else { 400 }
 }
 
 impl<'a, T: Scalar> DeviceMatrix<'a, T> {
-    /// Checks the matrix and brings it to the device if it fits. `view` must be tall or square.
+    /// Checks the matrix and copies it to the device if it fits. `view` must be tall or square.
     ///
     /// # Errors
     /// [`Error::Shape`] if it is wide, [`Error::Empty`], [`Error::NotFinite`], [`Error::Device`].
@@ -132,7 +132,7 @@ impl<'a, T: Scalar> DeviceMatrix<'a, T> {
             watch: Watch::default(),
             arithmetic: PhantomData,
         };
-        // What fits as it is stored is swept where it will stay.
+        // What fits in its storage type is swept where it will stay.
         let mut found = if direct && fits(storage) {
             let rows = Rows::new(device, m, n, storage)?;
             Loader::new(device)?.load(view, &rows, 1.0)?;
@@ -165,24 +165,24 @@ impl<'a, T: Scalar> DeviceMatrix<'a, T> {
         Ok(this)
     }
 
-    /// Asks `watch` before every product, or tile of one, whether to go on.
+    /// Makes the operator ask `watch` before every product, or tile of one, whether to go on.
     #[must_use]
     pub fn watched(mut self, watch: Watch<'a>) -> Self {
         self.watch = watch;
         self
     }
 
-    /// The device that it lives on.
+    /// Returns the device that the matrix lives on.
     pub fn device(&self) -> &Arc<Device> {
         &self.device
     }
 
-    /// Whether the matrix is on the device, and not streamed through it.
+    /// Tells whether the matrix is on the device, and not streamed through it.
     pub fn is_resident(&self) -> bool {
         matches!(self.data, Data::Resident(_))
     }
 
-    /// Statistics of the matrix as it is multiplied.
+    /// Computes the statistics of the matrix as it is multiplied.
     fn sweep(&mut self) -> Result<Statistics> {
         let (device, n) = (self.device.clone(), self.ncols);
         let mut total = Statistics { finite: true, ..Statistics::default() };
@@ -196,8 +196,8 @@ impl<'a, T: Scalar> DeviceMatrix<'a, T> {
         Ok(total)
     }
 
-    /// Calls `f(first row, rows, tile)` for the whole matrix at once, or tile by tile in order. While `f`'s work on one tile runs on the
-    /// device, the next one comes in.
+    /// Calls `f(first row, rows, tile)` for the whole matrix at once, or tile by tile in order. While `f`'s work on one
+    /// tile runs on the device, the next one comes in.
     fn for_each_tile(&mut self, mut f: impl FnMut(usize, usize, Tile) -> Result<()>) -> Result<()> {
         self.passes += 1;
         match &self.data {
@@ -213,7 +213,7 @@ impl<'a, T: Scalar> DeviceMatrix<'a, T> {
                     Rows::new(&self.device, *tile_rows, self.ncols, *dtype)?,
                 ];
                 let mut loader = Loader::new(&self.device)?;
-                // When the device is done with a tile, the next but one may take its place.
+                // Once the device is done with a tile, the next tile but one may take its place.
                 let multiplied = [Event::new(&self.device)?, Event::new(&self.device)?];
                 for (i, first) in (0..self.nrows).step_by(*tile_rows).enumerate() {
                     self.watch.check()?;
@@ -280,7 +280,7 @@ impl<T: Scalar> LinearOperator<T> for DeviceMatrix<'_, T> {
         Ok(Symmetric::new(&self.device, g)?.watched(&self.watch))
     }
 
-    /// `Eᵀ = Aᵀ S`, turned over, and `Aᵀ E`: two products with A, as with any panel.
+    /// Computes `Eᵀ = Aᵀ S`, its transpose, and `Aᵀ E`: two products with A, as with any panel.
     fn congruence(&mut self, s: &DevicePanel<T>, g: &mut DevicePanel<T>) -> Result<()> {
         let (m, n) = (self.nrows, self.ncols);
         let mut turned = DevicePanel::zeros(&self.device, n, m)?;
@@ -324,7 +324,7 @@ impl<T: Scalar> LinearOperator<T> for DeviceMatrix<'_, T> {
 }
 
 impl<T: Scalar> DeviceMatrix<'static, T> {
-    /// The operator of a small matrix, of any shape, copied to the device as it is: nothing is checked or scaled.
+    /// Makes the operator of a small matrix of any shape, copied to the device as it is: nothing is checked or scaled.
     ///
     /// # Errors
     /// [`Error::Device`].
@@ -346,7 +346,7 @@ impl<T: Scalar> DeviceMatrix<'static, T> {
         })
     }
 
-    /// The operator of a root of moments.
+    /// Makes the operator of a root of moments.
     pub(crate) fn boxed_root(
         device: &Arc<Device>,
         root: Entries<T>,
@@ -356,7 +356,7 @@ impl<T: Scalar> DeviceMatrix<'static, T> {
 }
 
 impl<T: Scalar> DeviceMatrix<'_, T> {
-    /// The type of the elements on the device.
+    /// Returns the type of the elements on the device.
     fn dtype(&self) -> DType {
         match &self.data {
             Data::Resident(rows) => rows.dtype,
@@ -365,7 +365,7 @@ impl<T: Scalar> DeviceMatrix<'_, T> {
     }
 }
 
-/// `scale`, in the arithmetic of a storage type.
+/// Adds `scale` to the arguments, in the arithmetic of a storage type.
 fn with_scale(arguments: Arguments, dtype: DType, scale: f64) -> Arguments {
     match dtype {
         DType::F64 => arguments.scalar(scale),
@@ -373,7 +373,7 @@ fn with_scale(arguments: Arguments, dtype: DType, scale: f64) -> Arguments {
     }
 }
 
-/// `dst(j, i) = scale · src(i, j)` for lines of `width` elements.
+/// Computes `dst(j, i) = scale · src(i, j)` for lines of `width` elements.
 fn transpose(
     device: &Device,
     (from, src, lds): (DType, u64, usize),
@@ -388,8 +388,8 @@ fn transpose(
     device.launch(&format!("transpose_{from}_{to}"), shape, &mut arguments)
 }
 
-/// Brings rows of a host matrix to the device through two pinned buffers: while one is copied by the transfer stream, the other is
-/// filled by the host's threads.
+/// Copies rows of a host matrix to the device through two pinned buffers. While the transfer stream copies one, the
+/// host's threads fill the other.
 struct Loader<'d> {
     device: &'d Arc<Device>,
     lanes: [Lane<'d>; 2],
@@ -398,16 +398,17 @@ struct Loader<'d> {
 
 struct Lane<'d> {
     pinned: Pinned,
-    /// When the copy from it is over.
+    /// The end of the copy from the pinned buffer.
     copied: Event<'d>,
     in_use: bool,
-    /// Where elements wait that are transposed or converted, and when that is over.
+    /// The buffer of elements that are to be transposed or converted, and the event of its end.
     buffer: Option<Buffer<u8>>,
     converted: Event<'d>,
 }
 
 impl<'d> Loader<'d> {
-    /// For buffers that were allocated before.
+    /// Makes a loader. Its copies wait for what the compute stream has so far, which includes the allocation of
+    /// buffers.
     fn new(device: &'d Arc<Device>) -> Result<Self> {
         device.order(device.compute_stream(), device.transfer_stream())?;
         let lane = || {
@@ -417,8 +418,8 @@ impl<'d> Loader<'d> {
         Ok(Loader { device, lanes: [lane()?, lane()?], turn: 0 })
     }
 
-    /// `dst <- scale · view`, ordered before whatever the compute stream gets next. That nothing on its way still reads `dst` is the caller's
-    /// to see to, on the transfer stream.
+    /// Computes `dst <- scale · view`, ordered before whatever the compute stream gets next. The caller must make the
+    /// transfer stream wait for all that still reads `dst`.
     fn load(&mut self, view: MatView<'_>, dst: &Rows, scale: f64) -> Result<()> {
         let device = self.device;
         with_view!(view, a => self.load_elements(a, dst, scale))?;
@@ -426,12 +427,13 @@ impl<'d> Loader<'d> {
     }
 
     fn load_elements<E: Element>(&mut self, a: MatRef<'_, E>, dst: &Rows, scale: f64) -> Result<()> {
-        // Lines are what is contiguous in storage: rows, or columns of a transposed view.
+        // Lines are contiguous in storage: rows, or columns of a transposed view.
         let by_rows = a.col_stride().unsigned_abs() <= a.row_stride().unsigned_abs() || a.nrows() == 1;
         let lines = if by_rows { a } else { a.transpose() };
         let direct = by_rows && E::DTYPE == dst.dtype && scale == 1.0;
         let capacity = Pinned::capacity::<E>();
-        // Whole lines, padded as rows of the device are, or pieces of lines that are longer than a buffer.
+        // A piece is a number of whole lines, padded as rows of the device are, or a part of a line that is longer than
+        // a buffer.
         let piece = lines.ncols().min(capacity);
         let stride =
             if piece == lines.ncols() { Rows::leading_dimension(piece, E::DTYPE).min(capacity) } else { piece };
@@ -452,7 +454,7 @@ impl<'d> Loader<'d> {
         Ok(())
     }
 
-    /// Copies lines to `at`, or by way of a buffer that is then converted or transposed to `at`.
+    /// Copies lines to `at`, directly or through a buffer that is then converted or transposed to `at`.
     fn copy<E: Element>(
         &mut self,
         lines: MatRef<'_, E>,
@@ -506,7 +508,7 @@ impl<'d> Loader<'d> {
 }
 
 impl Drop for Loader<'_> {
-    /// The pinned buffers go back to the stock: nothing may still be copied from them.
+    /// Waits for the copies, so that the pinned buffers go back to the stock unused.
     fn drop(&mut self) {
         for lane in self.lanes.iter().filter(|lane| lane.in_use) {
             // An error here has been or will be reported by the stream.
@@ -515,7 +517,7 @@ impl Drop for Loader<'_> {
     }
 }
 
-/// The lines, `stride` elements apart, padding zeroed.
+/// Gathers lines at a distance of `stride` elements, with padding zeroed.
 fn gather<E: Element + Pod>(lines: MatRef<'_, E>, stride: usize, to: &mut [E]) {
     for_each_line(to, stride, parallel::current_par(), |i, to| {
         let row = lines.row(i);

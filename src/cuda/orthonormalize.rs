@@ -1,4 +1,4 @@
-//! What the driver of orthonormalization asks of a panel on the device.
+//! The steps of orthonormalization for a panel on the device.
 
 use faer::{Mat, MatMut, MatRef};
 
@@ -12,7 +12,7 @@ use crate::qr::{self, Algorithm, GramOf, Step};
 use crate::simd::Scalar;
 
 impl<T: Scalar> DevicePanel<T> {
-    /// Does what the driver of orthonormalization asks for.
+    /// Does a step that the driver of orthonormalization asks for.
     pub(super) fn step(&mut self, step: Step<'_, T>) -> Result<bool> {
         match step {
             Step::Gram { of: GramOf::Sketch | GramOf::NarrowSketch, .. } => return Ok(false),
@@ -41,7 +41,7 @@ impl<T: Scalar> DevicePanel<T> {
         Ok(true)
     }
 
-    /// `self <- self L⁻ᵀ`.
+    /// Computes `self <- self L⁻ᵀ`.
     fn divide(&mut self, divisor: MatRef<'_, T>) -> Result<()> {
         let device = self.device().clone();
         let divisor = DevicePanel::from_host(&device, divisor)?;
@@ -64,14 +64,15 @@ impl<T: Scalar> DevicePanel<T> {
                 largest => *e = qr::exponent(largest),
             }
         }
-        // A subnormal number times one power of two would not do: `2^149` is no f32.
+        // One power of two is not enough for a subnormal number, because `2^149` is no f32: the factor comes in two
+        // parts.
         let part = |of: fn(i32) -> i32| exponents.iter().map(|&e| T::from_f64(2f64.powi(-of(e)))).collect::<Vec<_>>();
         self.scale(None, Some(&part(|e| e / 2)))?;
         self.scale(None, Some(&part(|e| e - e / 2)))?;
         Ok(full)
     }
 
-    /// Householder's QR: Q in place of the panel, R with a diagonal that is not negative.
+    /// Factors by Householder's QR: Q in place of the panel, R with a diagonal that is not negative.
     fn reflect(&mut self, mut r: MatMut<'_, T>) -> Result<()> {
         let l = self.ncols();
         let tau = solver::geqrf(self)?;
@@ -89,7 +90,7 @@ impl<T: Scalar> DevicePanel<T> {
         self.scale(None, Some(&signs))
     }
 
-    /// The first rows of a taller panel of as many columns.
+    /// Copies the first rows of a taller panel with as many columns.
     fn copy_rows_of(&mut self, taller: &Self) -> Result<()> {
         let grid = (self.nrows().div_ceil(1024), self.ncols().min(GRID_Y));
         let mut arguments = Arguments::default()

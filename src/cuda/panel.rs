@@ -1,9 +1,9 @@
-//! Panels in device memory, column-major. The leading dimension is padded to 8 elements, so that columns begin at 16 bytes, and
-//! the padding holds zeros.
+//! Panels in device memory, column-major. The leading dimension is padded to 8 elements, so that columns begin at 16
+//! bytes, and the padding holds zeros.
 //!
-//! Orthonormalization is the driver of [`qr`](crate::qr), which decides on l × l matrices on the
-//! host; the device forms Gram matrices (SYRK in f32, or in f64 of a widened block of rows) and divides by triangles (TRSM). What CholeskyQR cannot do goes
-//! to cuSOLVER's reflections.
+//! Orthonormalization is the driver of [`qr`](crate::qr), which decides on l × l matrices on the host; the device forms
+//! Gram matrices (SYRK in f32, or in f64 of a widened block of rows) and divides by triangles (TRSM). What CholeskyQR
+//! cannot do goes to cuSOLVER's reflections.
 
 use std::sync::Arc;
 
@@ -19,8 +19,8 @@ use crate::tensor::DType;
 /// Rows that are widened to f64 at a time for a Gram matrix: 2^15 × 266 take 70 MB.
 const WIDE_ROWS: usize = 1 << 15;
 
-/// Columns up to which a Gram matrix is a GEMM: SYRK does not cut the sum, so that its tiles of 128 × 128 keep few
-/// multiprocessors busy. 4096 × 266 in f32 on an H100: SYRK 356 us, GEMM 24 us.
+/// Columns up to which a Gram matrix is formed by a GEMM. SYRK does not cut the sum, so that its tiles of 128 × 128
+/// keep few multiprocessors busy.
 const GEMM_COLUMNS: usize = 1024;
 
 /// An `m × l` panel in device memory.
@@ -33,7 +33,7 @@ pub struct DevicePanel<T> {
 }
 
 impl<T: Scalar> DevicePanel<T> {
-    /// A panel of zeros.
+    /// Allocates a panel of zeros.
     ///
     /// # Errors
     /// [`Error::Device`].
@@ -43,7 +43,7 @@ impl<T: Scalar> DevicePanel<T> {
         Ok(DevicePanel { data: device.zeros(len)?, nrows, ncols, ld })
     }
 
-    /// A copy of `src`.
+    /// Copies `src` to a new panel.
     ///
     /// # Errors
     /// [`Error::Device`].
@@ -53,17 +53,17 @@ impl<T: Scalar> DevicePanel<T> {
         Ok(panel)
     }
 
-    /// Bytes of a panel of this shape.
+    /// Returns the bytes of a panel of this shape.
     pub fn bytes(nrows: usize, ncols: usize) -> usize {
         nrows.next_multiple_of(8) * ncols * size_of::<T>()
     }
 
-    /// The device that it lives on.
+    /// Returns the device that the panel lives on.
     pub fn device(&self) -> &Arc<Device> {
         self.data.device()
     }
 
-    /// The memory itself, and the leading dimension.
+    /// Returns the memory itself, and the leading dimension.
     pub(super) fn into_bytes(self) -> (Buffer<u8>, usize) {
         (self.data.into_bytes(), self.ld)
     }
@@ -72,7 +72,7 @@ impl<T: Scalar> DevicePanel<T> {
         self.ld
     }
 
-    /// The address of element `(row, 0)`.
+    /// Returns the address of element `(row, 0)`.
     pub(super) fn address(&self, row: usize) -> u64 {
         self.data.address(row)
     }
@@ -81,15 +81,15 @@ impl<T: Scalar> DevicePanel<T> {
         Operand { at: self.address(first_row), dtype: T::DTYPE, ld: self.ld, transposed: false }
     }
 
-    /// The largest modulus and the sum of squares.
+    /// Computes the largest modulus and the sum of squares.
     pub(super) fn statistics(&self) -> Result<Statistics> {
         statistics(self.device(), T::DTYPE, self.address(0), self.ncols, self.nrows, self.ld)
     }
 
-    /// Multiplies rows and columns by the given factors, either of which may be absent.
+    /// Multiplies row i by `rows[i]` and column j by `columns[j]`; either may be absent.
     ///
     /// # Errors
-    /// [`Error::Shape`] if their number is not that of the rows or columns; [`Error::Device`].
+    /// [`Error::Shape`] if the number of factors is not that of the rows or columns; [`Error::Device`].
     pub fn scale(&mut self, rows: Option<&[T]>, columns: Option<&[T]>) -> Result<()> {
         let wrong = |have: Option<&[T]>, want| have.is_some_and(|x| x.len() != want);
         if wrong(rows, self.nrows) || wrong(columns, self.ncols) {
@@ -112,7 +112,7 @@ impl<T: Scalar> DevicePanel<T> {
         device.launch(&format!("scale_{}", T::DTYPE), shape, &mut arguments)
     }
 
-    /// Adds `delta` to the diagonal.
+    /// Adds `delta` to the diagonal elements.
     ///
     /// # Errors
     /// [`Error::Device`].
@@ -122,17 +122,18 @@ impl<T: Scalar> DevicePanel<T> {
         self.device().launch(&format!("shift_{}", T::DTYPE), Launch::elements(n), &mut arguments)
     }
 
-    /// The lower triangle, at least, of `self <- aᵀ a + beta · self`, of an operand of `k` rows once `a` is not transposed.
+    /// Computes at least the lower triangle of `self <- aᵀ a + beta · self`, where `a` has `k` rows.
     pub(super) fn gram_of(&mut self, a: Operand, k: usize, beta: T) -> Result<()> {
         let (device, n) = (self.device().clone(), self.ncols);
-        // Of halves, too: products on tensor cores, sums in T.
+        // Halves are multiplied on tensor cores, with sums in T.
         if a.dtype != T::DTYPE || n <= GEMM_COLUMNS {
             return gemm(&device, (n, n, k), T::one(), a.t(), a, beta, self.operand(0));
         }
         syrk(&device, (n, k), a.t(), beta, self.operand(0))
     }
 
-    /// The lower triangle of `selfᵀ self`, products and sums in f64; in f32, of blocks of rows that are widened.
+    /// Computes the lower triangle of `selfᵀ self` with products and sums in f64. An f32 panel is widened by blocks of
+    /// rows.
     pub(super) fn gram_in_f64(&self, gram: MatMut<'_, f64>) -> Result<()> {
         let (device, l) = (self.device(), self.ncols);
         let mut product = DevicePanel::<f64>::zeros(device, l, l)?;
@@ -172,7 +173,7 @@ impl<T: Scalar> DevicePanel<T> {
     }
 }
 
-/// What a sweep says about a matrix.
+/// The largest modulus and the sum of squares of a matrix.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Statistics {
     pub(super) largest: f64,
@@ -190,10 +191,10 @@ impl Statistics {
     }
 }
 
-/// Blocks of a sweep, at most.
+/// The most blocks of a sweep.
 const BLOCKS: usize = 1024;
 
-/// Of `lines` lines of `width` elements, `ld` apart.
+/// Computes the statistics of `lines` lines of `width` elements that begin `ld` apart.
 pub(super) fn statistics(
     device: &Arc<Device>,
     dtype: DType,
@@ -206,7 +207,7 @@ pub(super) fn statistics(
     Ok(sweep(device, dtype, at, lines, width, ld)?.into_iter().fold(start, Statistics::merge))
 }
 
-/// Of each line.
+/// Computes the statistics of each line by itself.
 pub(super) fn statistics_of_lines(
     device: &Arc<Device>,
     dtype: DType,
@@ -223,7 +224,8 @@ pub(super) fn statistics_of_lines(
     Ok(all)
 }
 
-/// Of the lines that each block takes: one line each, if there are as many blocks.
+/// Sweeps over lines and returns the statistics of those that each block takes: one line each, if there are as many
+/// blocks.
 fn sweep(
     device: &Arc<Device>,
     dtype: DType,
@@ -243,24 +245,24 @@ fn sweep(
     Ok(host.chunks_exact(3).map(of_block).collect())
 }
 
-/// Columns of at most a pinned buffer at a time: `f(first column, how many)`.
+/// Calls `f(first column, how many)` for groups of columns that fit into a pinned buffer.
 fn column_chunks<T>(nrows: usize, ncols: usize, mut f: impl FnMut(usize, usize) -> Result<()>) -> Result<()> {
     let step = (Pinned::capacity::<T>() / nrows.next_multiple_of(8).max(1)).max(1);
     (0..ncols).step_by(step).try_for_each(|first| f(first, step.min(ncols - first)))
 }
 
 impl<T: Scalar> DevicePanel<T> {
-    /// Rows.
+    /// Returns the number of rows.
     pub fn nrows(&self) -> usize {
         self.nrows
     }
 
-    /// Columns.
+    /// Returns the number of columns.
     pub fn ncols(&self) -> usize {
         self.ncols
     }
 
-    /// `dst <- self` on the host, in any layout.
+    /// Copies the panel to `dst` on the host, in any layout.
     ///
     /// # Errors
     /// [`Error::Device`].
@@ -276,7 +278,7 @@ impl<T: Scalar> DevicePanel<T> {
         })
     }
 
-    /// `self <- src`, from the host, in any layout.
+    /// Copies `src` from the host, in any layout, to the panel.
     ///
     /// # Errors
     /// [`Error::Device`].
@@ -293,30 +295,30 @@ impl<T: Scalar> DevicePanel<T> {
         })
     }
 
-    /// `‖self‖_F²`, in f64.
+    /// Computes `‖self‖_F²`, in f64.
     pub(super) fn norm_squared(&self) -> Result<f64> {
         Ok(self.statistics()?.sum_squares)
     }
 
-    /// A copy on the device.
+    /// Copies the panel on the device.
     pub(super) fn duplicate(&self) -> Result<Self> {
         let mut copy = DevicePanel::zeros(self.device(), self.nrows, self.ncols)?;
         copy.copy_columns_of(self, 0)?;
         Ok(copy)
     }
 
-    /// Columns `first..` of `self <- other`, a panel of as many rows.
+    /// Copies `other`, a panel of as many rows, to columns `first..` of `self`.
     pub(super) fn copy_columns_of(&mut self, other: &Self, first: usize) -> Result<()> {
         self.device().copy(&other.data, &self.data, first * self.ld)
     }
 
-    /// `self <- self + alpha · other`, both of one shape, padding included.
+    /// Computes `self <- self + alpha · other` for panels of one shape, padding included.
     pub(super) fn add(&mut self, alpha: T, other: &Self) -> Result<()> {
         let at = |panel: &Self| Strided { at: panel.address(0), stride: 1 };
         axpy(self.device(), self.ld * self.ncols, alpha, at(other), at(self))
     }
 
-    /// `Σ self_ij other_ij`, in f64, for panels of one shape.
+    /// Computes `Σ self_ij other_ij`, in f64, for panels of one shape.
     pub(super) fn dot(&self, other: &Self) -> Result<f64> {
         let (device, blocks) = (self.device(), self.ncols.min(BLOCKS));
         let partial = device.alloc::<f64>(blocks)?;
@@ -335,7 +337,7 @@ impl<T: Scalar> DevicePanel<T> {
         Ok(host.into_iter().sum())
     }
 
-    /// The trace, in f64, of a square panel.
+    /// Computes the trace of a square panel, in f64.
     pub(super) fn trace(&self) -> Result<f64> {
         let (device, sum) = (self.device(), self.device().alloc::<f64>(1)?);
         let shape = Launch { grid: (1, 1), block: (256, 1), shared: 8 * 8 };
@@ -347,7 +349,7 @@ impl<T: Scalar> DevicePanel<T> {
         Ok(host[0])
     }
 
-    /// `f` of the panel with `delta` added to its diagonal, which is as before afterwards, to the last bit.
+    /// Calls `f` on the panel with `delta` added to its diagonal. Afterwards the panel is as before, to the last bit.
     pub(super) fn while_shifted(&mut self, delta: T, f: impl FnOnce(&Self) -> Result<()>) -> Result<()> {
         let (device, n) = (self.device().clone(), self.ncols);
         let kept = device.alloc::<T>(n)?;
@@ -361,7 +363,7 @@ impl<T: Scalar> DevicePanel<T> {
     }
 }
 
-/// Where columns wait between host and device: pinned memory, unless a single column is too long for it.
+/// The buffer of columns between host and device: pinned memory, unless a single column is too long for it.
 enum Host<T> {
     Pinned(Pinned),
     Pageable(Vec<T>),
@@ -383,7 +385,7 @@ impl<T: Scalar> Host<T> {
     }
 }
 
-/// The lower triangle of `to <- from`.
+/// Writes the lower triangle of `to <- from`.
 pub(super) fn write_lower<T: Scalar>(from: MatRef<'_, T>, mut to: MatMut<'_, f64>) {
     for j in 0..to.ncols() {
         for i in j..to.nrows() {

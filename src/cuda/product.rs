@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::simd::Scalar;
 use crate::tensor::DType;
 
-/// Rows somewhere in device memory that something else owns, `ld` elements apart. They begin at multiples of 16 bytes.
+/// Rows in device memory that something else owns; they begin `ld` elements apart, at multiples of 16 bytes.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Tile {
     pub(super) at: u64,
@@ -20,13 +20,13 @@ impl Tile {
         self.at + ((row * self.ld + column) * self.dtype.size()) as u64
     }
 
-    /// The rows from `(row, column)` on, as cuBLAS sees them.
+    /// Returns the rows from `(row, column)` on as an operand of cuBLAS.
     pub(super) fn operand(&self, row: usize, column: usize) -> Operand {
         Operand { at: self.address(row, column), dtype: self.dtype, ld: self.ld, transposed: true }
     }
 }
 
-/// A panel as cuBLAS can multiply it with elements of a type: itself, or three panels of halves.
+/// A panel as cuBLAS can multiply it with elements of a type: the panel itself, or three panels of halves.
 pub(super) enum Factor<'p, T> {
     Same(&'p DevicePanel<T>),
     Split { parts: Buffer<u16>, panel: usize, ld: usize, dtype: DType, alpha: [T; 3] },
@@ -39,7 +39,7 @@ impl<'p, T: Scalar> Factor<'p, T> {
         }
         let (device, ld) = (panel.device(), panel.ld());
         let count = ld * panel.ncols();
-        // f16 has five bits of exponent: the largest element becomes about 2^14.
+        // f16 has five bits of exponent: the scale makes the largest element about 2^14.
         let (scale, shift) = match dtype {
             DType::F16 => {
                 let largest = panel.statistics()?.largest;
@@ -56,7 +56,7 @@ impl<'p, T: Scalar> Factor<'p, T> {
         Ok(Factor::Split { parts, panel: count, ld, dtype, alpha })
     }
 
-    /// The products that add up to one with the panel, from row `first` on: operand and factor.
+    /// Returns the products that add up to one with the panel, from row `first` on: operand and factor of each.
     fn terms(&self, first: usize) -> Vec<(Operand, T)> {
         match self {
             Factor::Same(panel) => vec![(panel.operand(first), T::one())],
@@ -70,7 +70,7 @@ impl<'p, T: Scalar> Factor<'p, T> {
     }
 }
 
-/// `c = a · x + beta · c`, where `x` is panel `factor` from row `first` on, of `shape.2` rows.
+/// Computes `c = a · x + beta · c`, where `x` is panel `factor` from row `first` on, of `shape.2` rows.
 pub(super) fn product<T: Scalar>(
     device: &Device,
     shape: (usize, usize, usize),
@@ -88,7 +88,7 @@ pub(super) fn product<T: Scalar>(
     Ok(())
 }
 
-/// `y[first..first + count] = [y +] tile[:, column..column + x.nrows()] · x`.
+/// Computes `y[first..first + count] = [y +] tile[:, column..column + x.nrows()] · x`.
 pub(super) fn multiply_rows<T: Scalar>(
     tile: Tile,
     (first, count): (usize, usize),

@@ -1,4 +1,4 @@
-//! `Y = A Ω` on the device, with the Ω of [`sketch`](crate::sketch).
+//! Computes `Y = A Ω` on the device, with the Ω of [`sketch`](crate::sketch).
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::simd::Scalar;
 use crate::sketch::{AnySketch, Gaussian, SketchOperator, SparseSign, Srht};
 use crate::tensor::DType;
 
-/// Bytes of a panel of Ω that is generated at a time. At 64 MiB and l = 266 its 2^16 rows keep a GEMM busy.
+/// Bytes of the panel of Ω that is generated at a time. At l = 266 its 2^16 rows keep a GEMM busy.
 const PANEL_BYTES: usize = 64 << 20;
 
 /// The block lengths (log2) that the fused SRHT has instances for.
@@ -25,10 +25,10 @@ const SPARSE_TILE: usize = 2048;
 /// Rows that a block of the fused SRHT draws the signs for: their sums fill a sector of 32 bytes of Y.
 const SRHT_ROWS: usize = 8;
 
-/// Blocks for each multiprocessor from which on more rows in each are better than more blocks.
+/// Blocks for each multiprocessor from which on more rows in each block are better than more blocks.
 const ENOUGH_BLOCKS: usize = 4;
 
-/// A sketch with what it needs on the device.
+/// A sketch with the tables that it needs on the device.
 pub(super) struct Prepared<'o> {
     device: Arc<Device>,
     kind: Kind<'o>,
@@ -62,7 +62,7 @@ impl<'o> Prepared<'o> {
         Ok(Prepared { device: device.clone(), kind, n, l })
     }
 
-    /// Rows `first..first + count` of `Y = A Ω`, from a tile that holds those rows of A.
+    /// Computes rows `first..first + count` of `Y = A Ω` from a tile that holds those rows of A.
     pub(super) fn apply<T: Scalar>(
         &self,
         tile: Tile,
@@ -128,7 +128,7 @@ impl<'o> Prepared<'o> {
         }
     }
 
-    /// `Y = Σ A[:, block] · Ω[block, :]`, blocks of Ω generated one at a time.
+    /// Computes `Y = Σ A[:, block] · Ω[block, :]`, with blocks of Ω generated one at a time.
     fn by_panels<T: Scalar>(&self, tile: Tile, rows: (usize, usize), y: &mut DevicePanel<T>) -> Result<()> {
         let (device, n, l) = (&self.device, self.n, self.l);
         let step = (PANEL_BYTES / (l * size_of::<T>())).clamp(1, n).next_multiple_of(8);
@@ -179,8 +179,8 @@ impl<'o> Prepared<'o> {
     }
 }
 
-/// Nonzeros as `sparse_sign` reads them: quads of each tile and 32 columns, and where those begin. `table` has ζ nonzeros
-/// `column << 1 | minus` for each of n rows.
+/// Packs nonzeros as `sparse_sign` reads them: quads of each tile and 32 columns, and where those begin. `table` has ζ
+/// nonzeros `column << 1 | minus` for each of n rows.
 fn side_by_side(table: &[u32], (n, l, zeta): (usize, usize, usize)) -> (Vec<u32>, Vec<[u32; 4]>) {
     const NONE: u32 = (SPARSE_TILE as u32) << 1;
     let groups = l.div_ceil(32);
@@ -209,7 +209,7 @@ fn side_by_side(table: &[u32], (n, l, zeta): (usize, usize, usize)) -> (Vec<u32>
     (start, quads)
 }
 
-/// How the threads of a block hold a vector: the host's side of `struct Layout` in kernels/fwht.cuh.
+/// The layout of a vector in the threads of a block: the host's side of `struct Layout` in kernels/fwht.cuh.
 pub(super) struct RowLayout {
     /// Vectors in a block.
     pub(super) vectors: usize,
@@ -220,7 +220,8 @@ pub(super) struct RowLayout {
 }
 
 impl RowLayout {
-    /// For `2^log2_n` elements, `vector` of them in 16 bytes, `arithmetic` bytes each once widened.
+    /// Makes the layout for `2^log2_n` elements, with `vector` elements in 16 bytes and `arithmetic` bytes each once
+    /// widened.
     pub(super) fn new(log2_n: u32, vector: usize, arithmetic: usize) -> Self {
         let log2_v = log2_n.min(vector.ilog2());
         let log2_registers = if arithmetic == 8 { 4 } else { 5 };
@@ -236,13 +237,13 @@ impl RowLayout {
         }
     }
 
-    /// Of rows stored as `dtype`.
+    /// Makes the layout for rows stored as `dtype`.
     pub(super) fn of(log2_n: u32, dtype: DType) -> Self {
         RowLayout::new(log2_n, 16 / dtype.size(), arithmetic_bytes(dtype))
     }
 }
 
-/// Words of Philox blocks `first..first + count` of a stream, four each: the generator that the sketches run on.
+/// Generates the words of Philox blocks `first..first + count` of a stream, four each: the generator of the sketches.
 ///
 /// # Errors
 /// [`Error::Device`].

@@ -15,7 +15,7 @@ use crate::tensor::DType;
 const LOWER: Fill = Fill::CUBLAS_FILL_MODE_LOWER;
 const VECTORS: Vectors = Vectors::CUSOLVER_EIG_MODE_VECTOR;
 
-/// The status word of a factorization.
+/// Reads the status word of a factorization, which waits for it.
 fn finish(op: &'static str, info: &Buffer<i32>) -> Result<usize> {
     let mut word = [0];
     info.device().download(info, 0, &mut word)?;
@@ -36,7 +36,8 @@ pub fn potrf<T: Scalar>(a: &mut DevicePanel<T>) -> Result<()> {
     let device = a.device().clone();
     let (n, ld, at) = (int(a.nrows())?, int(a.ld())?, a.address(0));
     let mut length = 0;
-    // SAFETY: the matrix has the shape that is given, in the type that the match names; here and in all calls below.
+    // SAFETY: `at` is the device address of `a`, n × n with leading dimension `ld`, in the type that the match names;
+    // `length` is a place for the answer.
     device.solver("cusolverDn*potrf_bufferSize", |h| unsafe {
         match T::DTYPE {
             DType::F64 => sys::cusolverDnDpotrf_bufferSize(h, LOWER, n, at as *mut f64, ld, &mut length),
@@ -45,7 +46,8 @@ pub fn potrf<T: Scalar>(a: &mut DevicePanel<T>) -> Result<()> {
     })?;
     let (work, info) = (device.alloc::<T>(length as usize)?, device.zeros::<i32>(1)?);
     let (w, i) = (work.address(0), info.address(0) as *mut i32);
-    // SAFETY: as above, with a workspace of the length that was asked for.
+    // SAFETY: the matrix is the one that the size was asked for, in the same type; the workspace has the `length`
+    // elements that cuSOLVER asked for, and `i` points to one i32. All are freed later than the call on its stream.
     device.solver("cusolverDn*potrf", |h| unsafe {
         match T::DTYPE {
             DType::F64 => sys::cusolverDnDpotrf(h, LOWER, n, at as *mut f64, ld, w as *mut f64, length, i),
@@ -55,7 +57,7 @@ pub fn potrf<T: Scalar>(a: &mut DevicePanel<T>) -> Result<()> {
     if finish("potrf", &info)? == 0 { Ok(()) } else { Err(Error::NoConvergence { op: "potrf" }) }
 }
 
-/// Householder QR: R above the diagonal of `a`, reflectors below it (GEQRF). Returns their factors τ.
+/// Factors `a` by Householder QR: R above the diagonal, reflectors below it (GEQRF). Returns their factors τ.
 ///
 /// # Errors
 /// [`Error::Shape`] if `a` is wider than tall; [`Error::Device`].
@@ -68,7 +70,8 @@ pub fn geqrf<T: Scalar>(a: &mut DevicePanel<T>) -> Result<DevicePanel<T>> {
     let tau = DevicePanel::zeros(&device, n, 1)?;
     let (m, n, ld, at, t) = (int(m)?, int(n)?, int(a.ld())?, a.address(0), tau.address(0));
     let mut length = 0;
-    // SAFETY: as in `potrf`; τ has n elements.
+    // SAFETY: `at` is the device address of `a`, m × n with leading dimension `ld`, in the type that the match names;
+    // `length` is a place for the answer.
     device.solver("cusolverDn*geqrf_bufferSize", |h| unsafe {
         match T::DTYPE {
             DType::F64 => sys::cusolverDnDgeqrf_bufferSize(h, m, n, at as *mut f64, ld, &mut length),
@@ -77,7 +80,8 @@ pub fn geqrf<T: Scalar>(a: &mut DevicePanel<T>) -> Result<DevicePanel<T>> {
     })?;
     let (work, info) = (device.alloc::<T>(length as usize)?, device.zeros::<i32>(1)?);
     let (w, i) = (work.address(0), info.address(0) as *mut i32);
-    // SAFETY: as above.
+    // SAFETY: the matrix is the one that the size was asked for, in the same type; τ has n elements, the workspace the
+    // `length` elements that cuSOLVER asked for, and `i` points to one i32.
     device.solver("cusolverDn*geqrf", |h| unsafe {
         match T::DTYPE {
             DType::F64 => sys::cusolverDnDgeqrf(h, m, n, at as *mut f64, ld, t as *mut f64, w as *mut f64, length, i),
@@ -88,7 +92,7 @@ pub fn geqrf<T: Scalar>(a: &mut DevicePanel<T>) -> Result<DevicePanel<T>> {
     Ok(tau)
 }
 
-/// The orthonormal columns of a [`geqrf`], in place of its reflectors (ORGQR).
+/// Replaces the reflectors of a [`geqrf`] by the orthonormal columns that they stand for (ORGQR).
 ///
 /// # Errors
 /// [`Error::Device`].
@@ -96,7 +100,8 @@ pub fn orgqr<T: Scalar>(a: &mut DevicePanel<T>, tau: &DevicePanel<T>) -> Result<
     let device = a.device().clone();
     let (m, n, ld, at, t) = (int(a.nrows())?, int(a.ncols())?, int(a.ld())?, a.address(0), tau.address(0));
     let mut length = 0;
-    // SAFETY: as in `geqrf`.
+    // SAFETY: `at` is the device address of the m × n reflectors with leading dimension `ld`, and `t` that of their n
+    // factors, in the type that the match names; `length` is a place for the answer.
     device.solver("cusolverDn*orgqr_bufferSize", |h| unsafe {
         match T::DTYPE {
             DType::F64 => {
@@ -107,7 +112,8 @@ pub fn orgqr<T: Scalar>(a: &mut DevicePanel<T>, tau: &DevicePanel<T>) -> Result<
     })?;
     let (work, info) = (device.alloc::<T>(length as usize)?, device.zeros::<i32>(1)?);
     let (w, i) = (work.address(0), info.address(0) as *mut i32);
-    // SAFETY: as above.
+    // SAFETY: matrix and factors are those that the size was asked for, in the same type; the workspace has the
+    // `length` elements that cuSOLVER asked for, and `i` points to one i32.
     device.solver("cusolverDn*orgqr", |h| unsafe {
         match T::DTYPE {
             DType::F64 => {
@@ -120,18 +126,19 @@ pub fn orgqr<T: Scalar>(a: &mut DevicePanel<T>, tau: &DevicePanel<T>) -> Result<
     Ok(())
 }
 
-/// Eigenvalues, nondecreasing, of the symmetric matrix whose lower triangle is in `a`, which becomes its eigenvectors
-/// (SYEVD).
+/// Computes the eigenvalues, nondecreasing, of the symmetric matrix whose lower triangle is in `a`, and replaces `a` by
+/// its orthonormal eigenvectors (SYEVD).
 ///
 /// # Errors
-/// [`Error::Shape`] unless `a` is square; [`Error::NoConvergence`]; [`Error::Device`].
+/// [`Error::Shape`] unless `a` is square; [`Error::NoConvergence`] if cuSOLVER does not converge; [`Error::Device`].
 pub fn syevd<T: Scalar>(a: &mut DevicePanel<T>) -> Result<Vec<T>> {
     check_square("syevd", a)?;
     let device = a.device().clone();
     let values = device.zeros::<T>(a.nrows())?;
     let (n, ld, at, v) = (int(a.nrows())?, int(a.ld())?, a.address(0), values.address(0));
     let mut length = 0;
-    // SAFETY: as in `potrf`; there are n values.
+    // SAFETY: `at` is the device address of `a`, n × n with leading dimension `ld`, and `v` that of n values, in the
+    // type that the match names; `length` is a place for the answer.
     device.solver("cusolverDn*syevd_bufferSize", |h| unsafe {
         match T::DTYPE {
             DType::F64 => {
@@ -146,7 +153,8 @@ pub fn syevd<T: Scalar>(a: &mut DevicePanel<T>) -> Result<Vec<T>> {
     })?;
     let (work, info) = (device.alloc::<T>(length as usize)?, device.zeros::<i32>(1)?);
     let (w, i) = (work.address(0), info.address(0) as *mut i32);
-    // SAFETY: as above.
+    // SAFETY: matrix and values are those that the size was asked for, in the same type; the workspace has the `length`
+    // elements that cuSOLVER asked for, and `i` points to one i32.
     device.solver("cusolverDn*syevd", |h| unsafe {
         match T::DTYPE {
             DType::F64 => {
@@ -167,10 +175,12 @@ pub fn syevd<T: Scalar>(a: &mut DevicePanel<T>) -> Result<Vec<T>> {
     Ok(host)
 }
 
-/// `a = U diag(s) Vᵀ` by Jacobi rotations, `s` nonincreasing; `a` is used up (GESVDJ). Returns `(U, s, V)`, U of the shape of `a`.
+/// Computes `a = U diag(s) Vᵀ` by Jacobi rotations, `s` nonincreasing; `a` is used up (GESVDJ). Returns `(U, s, V)`,
+/// with U of the shape of `a` and V of `n × n`.
 ///
 /// # Errors
-/// [`Error::Shape`] if `a` is wider than tall; [`Error::NoConvergence`]; [`Error::Device`].
+/// [`Error::Shape`] if `a` is wider than tall; [`Error::NoConvergence`] if cuSOLVER does not converge;
+/// [`Error::Device`].
 pub fn gesvdj<T: Scalar>(a: DevicePanel<T>) -> Result<(DevicePanel<T>, Vec<T>, DevicePanel<T>)> {
     let (m, n) = (a.nrows(), a.ncols());
     if m < n {
@@ -183,7 +193,8 @@ pub fn gesvdj<T: Scalar>(a: DevicePanel<T>) -> Result<(DevicePanel<T>, Vec<T>, D
     let (at, ut, vt, st) = (a.address(0), u.address(0), v.address(0), values.address(0));
     let parameters = Jacobi::new(&device)?;
     let (mut length, econ) = (0, 1);
-    // SAFETY: as in `potrf`; U is m×n, V n×n, and there are n values.
+    // SAFETY: the addresses are those of `a` and U, m × n, V, n × n, and n values, with their leading dimensions, in
+    // the type that the match names; `j` lives as long as `parameters`, and `length` is a place for the answer.
     device.solver("cusolverDn*gesvdj_bufferSize", |h| unsafe {
         let j = parameters.0;
         match T::DTYPE {
@@ -201,7 +212,8 @@ pub fn gesvdj<T: Scalar>(a: DevicePanel<T>) -> Result<(DevicePanel<T>, Vec<T>, D
     })?;
     let (work, info) = (device.alloc::<T>(length as usize)?, device.zeros::<i32>(1)?);
     let (w, i) = (work.address(0), info.address(0) as *mut i32);
-    // SAFETY: as above.
+    // SAFETY: matrices, values and `j` are those that the size was asked for, in the same type; the workspace has the
+    // `length` elements that cuSOLVER asked for, and `i` points to one i32.
     device.solver("cusolverDn*gesvdj", |h| unsafe {
         let j = parameters.0;
         match T::DTYPE {
@@ -231,7 +243,7 @@ struct Jacobi(sys::gesvdjInfo_t);
 impl Jacobi {
     fn new(device: &super::Device) -> Result<Self> {
         let mut info = std::ptr::null_mut();
-        // SAFETY: a place for the handle.
+        // SAFETY: `info` is a valid place for the handle.
         device.solver("cusolverDnCreateGesvdjInfo", |_| unsafe { sys::cusolverDnCreateGesvdjInfo(&mut info) })?;
         Ok(Jacobi(info))
     }
@@ -239,7 +251,7 @@ impl Jacobi {
 
 impl Drop for Jacobi {
     fn drop(&mut self) {
-        // SAFETY: created above, destroyed once.
+        // SAFETY: the handle was created by `new`, and only this value destroys it, once.
         let _ = unsafe { sys::cusolverDnDestroyGesvdjInfo(self.0) };
     }
 }

@@ -1,4 +1,4 @@
-//! Factors as rows of the product itself: the row interpolative form (PIFA, arXiv 2501.19090).
+//! Writes factors as rows of the product itself: the row interpolative form (PIFA, arXiv 2501.19090).
 //!
 //! ```text
 //!   W' = U diag(s) Vᵀ  of rank r            W' = P [ I ] C       C  r × n        r of the rows of W', the pivots
@@ -7,9 +7,9 @@
 //!   numbers   r (m + n + 1)                 r (m + n) − r²  and r row numbers
 //! ```
 //!
-//! The pivots come from a QR with column pivoting of Uᵀ (LAPACK's GEQP3), in f64; with the same pivots `T = U_rest U_piv⁻¹ = (R_1⁻¹ R_2)ᵀ` by
-//! a triangular solve, `2 m r²` flops and more. Entries of T stay small in practice (below 2 on real weights), so that the form
-//! is exact to rounding; how exact, [`Pivoted::error`] says.
+//! The pivots come from a QR with column pivoting of Uᵀ (LAPACK's GEQP3), in f64; with the same pivots
+//! `T = U_rest U_piv⁻¹ = (R_1⁻¹ R_2)ᵀ` by a triangular solve, `2 m r²` flops and more. Entries of T stay small in
+//! practice (below 2 on real weights), so that the form is exact to rounding; how exact, [`Pivoted::error`] says.
 
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::qr::col_pivoting::factor as qr;
@@ -22,7 +22,7 @@ use crate::linalg::gemm;
 use crate::simd::Scalar;
 use crate::tensor::{Element, Matrix, TensorRef};
 
-/// `P [I; T] C`: rows of the product, and the others as combinations of them.
+/// The product as `P [I; T] C`: some of its rows, and the others as combinations of them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Pivoted<T> {
     rows: Matrix<T>,
@@ -33,37 +33,37 @@ pub struct Pivoted<T> {
 }
 
 impl<T: Scalar> Pivoted<T> {
-    /// C, `r × n`: row i is row `pivots()[i]` of the product.
+    /// Returns C, `r × n`: row i is row `pivots()[i]` of the product.
     pub fn rows(&self) -> &Matrix<T> {
         &self.rows
     }
 
-    /// T, `(m − r) × r`: row i makes row `others()[i]` of the product out of C.
+    /// Returns T, `(m − r) × r`: row i makes row `others()[i]` of the product out of C.
     pub fn coefficients(&self) -> &Matrix<T> {
         &self.coefficients
     }
 
-    /// Which rows of the product C holds, in increasing order.
+    /// Returns the numbers of the rows of the product that C holds, in increasing order.
     pub fn pivots(&self) -> &[usize] {
         &self.pivots
     }
 
-    /// The other rows, in increasing order.
+    /// Returns the numbers of the other rows, in increasing order.
     pub fn others(&self) -> &[usize] {
         &self.others
     }
 
-    /// Numbers in C and T: `r (m + n) − r²`.
+    /// Returns the count of numbers in C and T: `r (m + n) − r²`.
     pub fn params(&self) -> usize {
         self.rows.as_slice().len() + self.coefficients.as_slice().len()
     }
 
-    /// `‖U diag(s) Vᵀ − P [I; T] C‖_F / ‖U diag(s) Vᵀ‖_F`, measured with T as it was rounded.
+    /// Returns `‖U diag(s) Vᵀ − P [I; T] C‖_F / ‖U diag(s) Vᵀ‖_F`, measured with T as it was rounded.
     pub fn error(&self) -> f64 {
         self.error
     }
 
-    /// `P [I; T] C`, `m × n`.
+    /// Computes `P [I; T] C`, `m × n`.
     pub fn reconstruct(&self) -> Matrix<T> {
         let mut whole = Matrix::zeros(self.pivots.len() + self.others.len(), self.rows.ncols());
         let combined = product(self.coefficients.as_ref(), self.rows.as_ref());
@@ -77,7 +77,7 @@ impl<T: Scalar> Pivoted<T> {
         whole
     }
 
-    /// `y = x W'ᵀ`: `x` is `samples × n`, `y` is `samples × m`.
+    /// Computes `y = x W'ᵀ`: `x` is `samples × n`, `y` is `samples × m`.
     ///
     /// # Errors
     /// [`Error::Shape`] unless `x` has two axes and `n` columns.
@@ -98,7 +98,7 @@ impl<T: Scalar> Pivoted<T> {
 }
 
 impl<T: Scalar> Factors<T> {
-    /// The same product as rows of itself: `r (m + n) − r²` numbers instead of `r (m + n + 1)`.
+    /// Writes the product as rows of itself, in `r (m + n) − r²` numbers instead of `r (m + n + 1)`.
     ///
     /// # Errors
     /// [`Error::Range`] if a coefficient does not fit `T`, which happens when the factors are not orthonormal.
@@ -109,7 +109,7 @@ impl<T: Scalar> Factors<T> {
         let (r1, mut r2) = ut.as_mut().split_at_col_mut(r);
         solve_upper_triangular_in_place(r1.as_ref(), r2.as_mut(), Par::Seq);
 
-        // Increasing row numbers on both sides.
+        // The row numbers increase on both sides.
         let mut pivots: Vec<(usize, usize)> = order[..r].iter().copied().zip(0..).collect();
         let mut others: Vec<(usize, usize)> = order[r..].iter().copied().zip(0..).collect();
         pivots.sort_unstable();
@@ -129,7 +129,7 @@ impl<T: Scalar> Factors<T> {
         let rows = product(left.as_ref(), vt.as_ref());
         let rows = Matrix::from_fn(r, n, |i, j| <T as Element>::from_f64(rows[(i, j)]));
 
-        // V is orthonormal: the norms are those of U diag(s).
+        // V is orthonormal, so that the norms are those of U diag(s).
         let t = Mat::<f64>::from_fn(m - r, r, |i, j| Element::to_f64(coefficients.row(i)[j]));
         let combined = product(t.as_ref(), left.as_ref());
         let off: f64 =
@@ -145,14 +145,15 @@ impl<T: Scalar> Factors<T> {
     }
 }
 
-/// `a b` on the threads of the current pool.
+/// Computes `a b` on the threads of the current pool.
 fn product<T: Scalar>(a: MatRef<'_, T>, b: MatRef<'_, T>) -> Mat<T> {
     let mut c = Mat::zeros(a.nrows(), b.ncols());
     gemm(c.as_mut(), Accum::Replace, a, b, 1.0, crate::parallel::current_par());
     c
 }
 
-/// `a <- R` of the QR with column pivoting of a wide matrix (what is below the diagonal is not R), and the order of its columns.
+/// Computes `a <- R` of the QR with column pivoting of a wide matrix, and returns the order of its columns. What is
+/// below the diagonal of `a` is not R.
 fn pivoted_qr(a: &mut Mat<f64>) -> Vec<usize> {
     let (r, m) = a.shape();
     let block = qr::recommended_block_size::<f64>(r, m);

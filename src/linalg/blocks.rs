@@ -1,13 +1,14 @@
-//! Work cut into blocks of rows by shape, and the threads that it is worth.
+//! Cuts work into blocks of rows by shape, and tells how many threads it is worth.
 
 use faer::Par;
 
 use crate::parallel;
 
-/// A product of fewer multiplications, some 30 µs, is left to one thread.
+/// A product of fewer multiplications than this runs on one thread: waking others would take about as long.
 const MIN_PARALLEL: usize = 1 << 22;
 
-/// The threads for a product of so many multiplications; the blocks, and so the bits, are the same.
+/// Returns the threads for a product of so many multiplications. The blocks, and so the bits, are the same for any
+/// number.
 pub(crate) fn threads(multiplications: usize, par: Par) -> Par {
     if multiplications < MIN_PARALLEL { Par::Seq } else { par }
 }

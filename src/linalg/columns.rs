@@ -1,26 +1,28 @@
-//! Columns of column-major matrices as slices, matrices that change their order, and the two triangles of a symmetric matrix.
+//! Helpers for dense matrices: columns as slices, changes of the order of elements, and the two triangles of a
+//! symmetric matrix.
 
 use faer::prelude::{Reborrow as _, ReborrowMut as _};
 use faer::{MatMut, MatRef};
 
 use crate::simd::Scalar;
 
-/// Column j of a column-major matrix.
+/// Returns column j of a column-major matrix as a slice.
 pub(crate) fn column<W>(a: MatRef<'_, W>, j: usize) -> &[W] {
     a.col(j).try_as_col_major().expect("a column-major matrix").as_slice()
 }
 
-/// Column j of a column-major matrix, to be written.
+/// Returns column j of a column-major matrix as a mutable slice.
 pub(crate) fn column_mut<W>(a: MatMut<'_, W>, j: usize) -> &mut [W] {
     a.col_mut(j).try_as_col_major_mut().expect("a column-major matrix").as_slice_mut()
 }
 
-/// Whether the elements of a row are closer to each other than those of a column.
+/// Tells whether the elements of a row are closer to each other than those of a column.
 pub(crate) fn is_by_rows<E>(a: MatRef<'_, E>) -> bool {
     a.col_stride().unsigned_abs() <= a.row_stride().unsigned_abs()
 }
 
-/// Side of the squares in which elements change their order: both the lines that are read and those that are written stay in the first cache.
+/// The side of the squares in which elements change their order. With it, both the lines that are read and those that
+/// are written stay in L1.
 const SQUARE: usize = 16;
 
 /// Writes a column-major `y` from its elements by rows.
@@ -50,7 +52,7 @@ pub(crate) fn mirror<T: Scalar>(mut g: MatMut<'_, T>) {
             }
             for r in 0..rows {
                 let column = column_mut(g.rb_mut(), i + r);
-                // On the diagonal only what is above it.
+                // On the diagonal, only the elements above it are written.
                 let above = cols.min(i + r - j);
                 for (x, from) in column[j..j + above].iter_mut().zip(&square) {
                     *x = from[r];

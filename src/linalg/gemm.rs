@@ -6,7 +6,7 @@ use faer::{Accum, MatMut, MatRef, Par};
 use crate::simd::Scalar;
 use crate::tensor::{ArithmeticMut, Element, MatView, arithmetic_mut};
 
-/// `dst <- [dst +] alpha a b`.
+/// Computes `dst <- [dst +] alpha a b`.
 pub(crate) fn gemm<T: Scalar>(
     dst: MatMut<'_, T>,
     accum: Accum,

@@ -1,4 +1,4 @@
-//! Gram matrices of dense matrices: `AᵀA` and `A Aᵀ`, in the arithmetic of A or in f64.
+//! Forms Gram matrices of dense matrices, `AᵀA` and `A Aᵀ`, in the arithmetic of A or in f64.
 //!
 //! ```text
 //!   A_i  blocks of rows      G_g += A_iᵀ A_i      SYRK, blocks i of group g, groups added up in order
@@ -8,12 +8,11 @@
 //!      [ x x x x x x . .   ]
 //! ```
 //!
-//! `m n²` flops, `A` read once. One SYRK for all rows streams G through the caches once per packing (1536×384: 0.84 against 0.60 ms;
-//! 4096×1024: 13.9 against 10.8 ms), and faer's triangular product is behind strips (gigaflops of both on two threads:
-//! 1536×384 242 and 270, 3072×768 305 and 325, 4096×1024 308 and 328, 30522×384 210 and 276; strips of 48 and 192 rows and of columns
-//! are behind on one of them or the other).
+//! **Cost.** `m n²` flops, `A` read once.
 //!
-//! Every block is done by one thread, whatever their number: the same bits.
+//! **Why this way.** One SYRK for all rows streams G through the caches once per packing; blocks of rows do not. Within
+//! a block, strips of rows are faster than the triangular product of faer, because each is one GEMM. Every block is
+//! done by one thread, whatever their number, so the bits are the same. Figures: `benches/NOTES.md`.
 
 use faer::linalg::matmul::matmul;
 use faer::linalg::matmul::triangular::{self, BlockStructure};
@@ -25,21 +24,21 @@ use super::columns::{column_mut, is_by_rows};
 use crate::parallel;
 use crate::simd::Scalar;
 
-/// Sizes of the blocks.
+/// Block sizes of [`add_gram`] and [`symmetric_product`].
 struct Params {
-    /// Rows of a block: 128 is 4 to 14 % faster than 512.
+    /// Rows of a block.
     gram_rows: usize,
-    /// Gram matrices of more columns do not fit in L2 with their block, and are formed by one SYRK.
+    /// The most columns of a Gram matrix that fits in L2 with its block. A larger one is formed by one SYRK.
     max_gram_columns: usize,
-    /// Partial Gram matrices, at most.
+    /// The most partial Gram matrices.
     max_groups: usize,
-    /// Bytes of a row of G's strip, one tile of the GEMM: 96 rows of f32.
+    /// Bytes of a row of a strip of G, one tile of the GEMM: 96 elements of f32.
     strip_bytes: usize,
 }
 
 const PARAMS: Params = Params { gram_rows: 128, max_gram_columns: 1536, max_groups: 8, strip_bytes: 384 };
 
-/// Partial Gram matrices of an `m × n` matrix: a pure function of the shape.
+/// Returns how many partial Gram matrices an `m × n` matrix has: a pure function of the shape.
 pub(crate) fn gram_groups(m: usize, n: usize) -> usize {
     if n > PARAMS.max_gram_columns || m < 2 * PARAMS.gram_rows {
         return 1;
@@ -47,7 +46,8 @@ pub(crate) fn gram_groups(m: usize, n: usize) -> usize {
     1 << (m / (4 * n)).clamp(2, PARAMS.max_groups).ilog2()
 }
 
-/// The lower triangle of `g + Σ parts` grows by that of `aᵀa`; `parts` has [`gram_groups`]` - 1` column-major `n × n` matrices.
+/// Adds the lower triangle of `aᵀa` to `g + Σ parts`; `parts` has [`gram_groups`]` - 1` column-major `n × n` matrices.
+/// What is above the diagonals may be overwritten.
 pub(crate) fn add_gram<T: Scalar>(a: MatRef<'_, T>, g: MatMut<'_, T>, parts: &mut [T], par: Par) {
     let (m, n) = a.shape();
     let groups = 1 + parts.len() / (n * n);
@@ -67,12 +67,12 @@ pub(crate) fn add_gram<T: Scalar>(a: MatRef<'_, T>, g: MatMut<'_, T>, parts: &mu
     parallel::for_each_of(threads(m * n * n / 2, par), work, run);
 }
 
-/// The lower triangle of `g += aᵀa` by one thread; leaves something above the diagonal.
+/// Adds the lower triangle of `aᵀa` to `g` on one thread, strip by strip. Elements above the diagonal are overwritten.
 fn strips<T: Scalar>(a: MatRef<'_, T>, mut g: MatMut<'_, T>) {
     let (n, strip) = (a.ncols(), PARAMS.strip_bytes / size_of::<T>());
     let mut first = 0;
     while first < n {
-        // The first strip, which is the shortest, takes the remainder.
+        // The first strip is the shortest and takes the remainder.
         let end = if first == 0 { (n - 1) % strip + 1 } else { first + strip };
         let to = g.rb_mut().submatrix_mut(first, 0, end - first, end);
         matmul(to, Accum::Add, a.subcols(first, end - first).transpose(), a.subcols(0, end), T::one(), Par::Seq);
@@ -80,13 +80,13 @@ fn strips<T: Scalar>(a: MatRef<'_, T>, mut g: MatMut<'_, T>) {
     }
 }
 
-/// The lower triangle of `g += aᵀa`.
+/// Adds the lower triangle of `aᵀa` to `g` with one triangular product.
 fn syrk<T: Scalar>(a: MatRef<'_, T>, g: MatMut<'_, T>, par: Par) {
     let (lower, full) = (BlockStructure::TriangularLower, BlockStructure::Rectangular);
     triangular::matmul(g, lower, Accum::Add, a.transpose(), full, a, full, T::one(), par);
 }
 
-/// `g <- g + Σ parts` (lower triangles, in order).
+/// Computes `g <- g + Σ parts`: lower triangles only, added in order.
 pub(crate) fn add_up<T: Scalar>(mut g: MatMut<'_, T>, parts: &[T]) {
     let n = g.ncols();
     for j in 0..n {
@@ -99,7 +99,7 @@ pub(crate) fn add_up<T: Scalar>(mut g: MatMut<'_, T>, parts: &[T]) {
     }
 }
 
-/// The lower triangle of `g <- [g +] a aᵀ` (SYRK).
+/// Computes the lower triangle of `g <- [g +] a aᵀ` (SYRK).
 pub(crate) fn symmetric_product<T: Scalar>(a: MatRef<'_, T>, g: MatMut<'_, T>, accum: Accum, par: Par) {
     triangular::matmul(
         g,
@@ -114,22 +114,22 @@ pub(crate) fn symmetric_product<T: Scalar>(a: MatRef<'_, T>, g: MatMut<'_, T>, a
     );
 }
 
-/// Rows widened at a time.
+/// How many rows [`wide_gram`] widens at a time.
 const WIDE_ROWS: usize = 128;
 
-/// Partial Gram matrices of [`wide_gram`].
+/// Returns how many partial Gram matrices [`wide_gram`] forms.
 fn wide_groups(m: usize, l: usize) -> usize {
     let least = if m >= 2 * WIDE_ROWS { 2 } else { 1 };
     1 << (m / (8 * l.max(WIDE_ROWS))).clamp(least, PARAMS.max_groups).ilog2()
 }
 
-/// Elements of f64 that [`wide_gram`] takes.
+/// Returns how many elements of f64 [`wide_gram`] needs as `work`.
 pub(crate) fn wide_gram_scratch(m: usize, l: usize) -> usize {
     wide_groups(m, l) * (l + WIDE_ROWS) * l
 }
 
-/// The lower triangle of `h <- yᵀy` in f64, y of any layout: [`WIDE_ROWS`] rows at a time are widened, in the order in which
-/// they are stored.
+/// Computes the lower triangle of `h <- yᵀy` in f64, for `y` of any layout. It widens [`WIDE_ROWS`] rows at a time, in
+/// the order in which they are stored.
 pub(crate) fn wide_gram<T: Scalar>(y: MatRef<'_, T>, mut h: MatMut<'_, f64>, work: &mut [f64], par: Par) {
     let (m, l) = y.shape();
     let groups = wide_groups(m, l);
@@ -158,7 +158,7 @@ pub(crate) fn wide_gram<T: Scalar>(y: MatRef<'_, T>, mut h: MatMut<'_, f64>, wor
     }
 }
 
-/// `y` in f64, laid out as it is.
+/// Copies `y` to f64 in the layout that it has, and returns the copy.
 fn widen<'a, T: Scalar>(y: MatRef<'_, T>, wide: &'a mut [f64]) -> MatRef<'a, f64> {
     let (m, l) = y.shape();
     let wide = &mut wide[..m * l];

@@ -1,5 +1,5 @@
-//! Dense host linear algebra that several rooms share: views of columns, triangles, symmetric products. Products, triangular solves and
-//! factorizations themselves are faer's.
+//! Dense linear algebra on the host that several rooms share: views of columns, triangles, symmetric products. General
+//! products, triangular solves and factorizations are those of faer.
 
 mod blocks;
 mod columns;

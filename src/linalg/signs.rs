@@ -1,4 +1,4 @@
-//! The signs of singular vectors, which an SVD leaves open.
+//! Fixes the signs of singular vectors, which an SVD leaves open.
 
 use std::cmp::Ordering;
 use std::sync::atomic::{self, AtomicBool};
@@ -9,10 +9,10 @@ use super::blocks::for_each_line;
 use crate::simd::Scalar;
 use crate::tensor::Matrix;
 
-/// Makes the entry of largest modulus in each right singular vector positive: the sign that an SVD leaves open is then
+/// Makes the entry of largest modulus in each right singular vector positive. The sign that an SVD leaves open is then
 /// the same on every machine.
 ///
-/// Returns what the vectors were multiplied by.
+/// Returns the factor, 1 or −1, that each pair of vectors was multiplied by.
 pub(crate) fn fix_signs<T: Scalar>(u: &mut Matrix<T>, vt: &mut Matrix<T>, par: Par) -> Vec<T> {
     let (k, n) = (vt.nrows(), vt.ncols());
     let down: Vec<AtomicBool> = (0..k).map(|_| AtomicBool::new(false)).collect();
@@ -31,7 +31,7 @@ pub(crate) fn fix_signs<T: Scalar>(u: &mut Matrix<T>, vt: &mut Matrix<T>, par: P
     signs
 }
 
-/// Whether the entry of largest modulus, the first of them, is negative.
+/// Tells whether the entry of largest modulus is negative; of several, the first one counts.
 pub(crate) fn points_down<T: Scalar>(line: &[T]) -> bool {
     const LANES: usize = 16;
     let (mut most, mut least) = ([T::zeroed(); LANES], [T::zeroed(); LANES]);
@@ -56,7 +56,8 @@ pub(crate) fn points_down<T: Scalar>(line: &[T]) -> bool {
 mod tests {
     use super::points_down;
 
-    /// Against the first entry of largest modulus, one by one; ties, zeros, and lines that lanes do not fill.
+    /// Compares with a search for the first entry of largest modulus, one by one: ties, zeros, and lines that lanes do
+    /// not fill.
     #[test]
     fn sign_of_the_largest_entry() {
         let by_one = |line: &[f32]| {
@@ -65,7 +66,7 @@ mod tests {
         };
         for n in [1, 2, 15, 16, 17, 100] {
             for seed in 0..50 {
-                // Few values, so that most lines have ties.
+                // The line has few different values, so that most lines have ties.
                 let line: Vec<f32> = (0..n).map(|i| ((i * 7 + seed * 13 + i * i * seed) % 5) as f32 - 2.0).collect();
                 assert_eq!(points_down(&line), by_one(&line), "{line:?}");
             }

@@ -11,13 +11,13 @@
 //!              │   ...   │                                                    G   += bufferᵀ buffer
 //! ```
 //!
-//! No full-size copy is made: the buffer holds [`TileParams::elements`] elements, for the time of the pass and in place of the scratch of the panels, which
-//! are not orthonormalized meanwhile. Where storage is `T` and only the values ask for a tile, it is no larger than that scratch: nobody knows of it
-//! before the call. The power of two `2^e` is exact; the
-//! operator then stands for `2^e A` and the driver multiplies the singular values by `2^-e`.
+//! **Memory.** No full-size copy is made. The buffer holds [`TileParams::elements`] elements during the pass and takes
+//! the place of the scratch of the panels, which are not orthonormalized meanwhile. Where storage is `T` and only the
+//! values ask for a tile, it is no larger than that scratch, because nobody knows of it before the call. The power of
+//! two `2^e` is exact; the operator then stands for `2^e A` and the driver multiplies the singular values by `2^-e`.
 //!
-//! Construction reads `A` once: it refuses NaN and infinities with their position, and takes `max |a|` and `‖A‖_F²`
-//! (f64, fixed chunks, summed in order, so the same for any number of threads).
+//! Construction reads `A` once. It refuses NaN and infinities with their position, and computes `max |a|` and `‖A‖_F²`
+//! in f64, in fixed chunks that are summed in order, so that the result is the same for any number of threads.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -38,9 +38,9 @@ use crate::tensor::{Element, MatView, with_view};
 /// Sizes of the conversion buffer.
 #[derive(Debug, Clone, Copy)]
 pub struct TileParams {
-    /// Elements of one tile. 2^20 f32 (4 MiB) on a 32 MiB L3: bench `svd`, f16 4096×4096.
+    /// The elements of one tile; the default is 2^20, which stays in L3 (4 MiB of f32).
     pub elements: usize,
-    /// Fewest rows of a tile: below it each GEMM repacks the panel for too little work.
+    /// The fewest rows of a tile. Below it each GEMM repacks the panel for too little work.
     pub min_rows: usize,
 }
 
@@ -51,7 +51,7 @@ impl Default for TileParams {
 }
 
 impl TileParams {
-    /// Rows of a tile of an `m × n` matrix.
+    /// Returns the rows of a tile of an `m × n` matrix.
     pub fn rows(&self, m: usize, n: usize) -> usize {
         (self.elements / n.max(1)).max(self.min_rows).min(m)
     }
@@ -60,7 +60,7 @@ impl TileParams {
 /// A matrix in memory: checked once, read in place or through converted tiles.
 pub struct Dense<'a, T: Scalar> {
     data: Data<'a, T>,
-    /// What the elements are multiplied by on the way in, a power of two.
+    /// The power of two that the elements are multiplied by on the way in.
     scale: f64,
     largest: f64,
     norm_squared: f64,
@@ -70,19 +70,20 @@ pub struct Dense<'a, T: Scalar> {
 }
 
 enum Data<'a, T: Scalar> {
-    /// Storage is `T`, unscaled: products read it in place.
+    /// Storage is `T`, unscaled, and products read it in place.
     Direct(MatRef<'a, T>),
-    /// Storage is another type or needs scaling: products go through tiles.
+    /// Storage is another type or needs scaling, and products go through tiles.
     Tiled(MatView<'a>),
 }
 
-/// The range of `max |a|` within which squares and their sums stay clear of over- and underflow: `2^±this`.
+/// Returns the exponent e of the range `2^-e..2^e` of `max |a|` within which squares and their sums stay clear of over-
+/// and underflow.
 const fn safe_exponent<T: Scalar>() -> i32 {
     if size_of::<T>() == 4 { 40 } else { 400 }
 }
 
-/// The power of two that brings a matrix with this `max |a|` into the safe range, or as close to it as a power of two can, for subnormal numbers; 1 if
-/// it is there.
+/// Returns the power of two that brings a matrix with this `max |a|` into the safe range, or as close to it as a power
+/// of two can, for subnormal numbers. It is 1 if the matrix is in the range.
 pub(super) fn scale_for<T: Scalar>(largest: f64) -> f64 {
     let exponent = if largest > 0.0 { largest.log2().floor() as i32 } else { 0 };
     if exponent.abs() > safe_exponent::<T>() { 2f64.powi((-exponent).min(f64::MAX_EXP - 1)) } else { 1.0 }
@@ -99,10 +100,10 @@ impl<'a, T: Scalar> Dense<'a, T> {
         Self::within(view, Host::new(par))
     }
 
-    /// As [`new`](Self::new), with panels in `space`, and its threads.
+    /// Checks the matrix and prepares it as [`new`](Self::new) does, with panels in `space`, and its threads.
     ///
     /// # Errors
-    /// As [`new`](Self::new).
+    /// [`Error::NotFinite`] and [`Error::Empty`], as [`new`](Self::new).
     pub fn within(view: MatView<'a>, space: Host) -> Result<Self> {
         let (m, n) = (view.nrows(), view.ncols());
         if m == 0 || n == 0 {
@@ -113,7 +114,7 @@ impl<'a, T: Scalar> Dense<'a, T> {
         Ok(Self::scaled(view, scan, scale, space))
     }
 
-    /// The matrix as it is, for what is linear in it and can bear its range.
+    /// Takes the matrix unscaled, for what is linear in it and can bear its range.
     pub(crate) fn unscaled(view: MatView<'a>, par: Par) -> Result<Self> {
         if view.nrows() == 0 || view.ncols() == 0 {
             return Err(Error::Empty { shape: vec![view.nrows(), view.ncols()] });
@@ -131,19 +132,19 @@ impl<'a, T: Scalar> Dense<'a, T> {
         Dense { data, scale, largest: largest * scale, norm_squared, space, passes: 0, watch: Watch::default() }
     }
 
-    /// `max |a|` of what the operator stands for.
+    /// Returns `max |a|` of the matrix that the operator stands for.
     pub(crate) fn largest(&self) -> f64 {
         self.largest
     }
 
-    /// Asks `watch` before every product whether to go on.
+    /// Makes the operator ask `watch` before every product whether to go on.
     #[must_use]
     pub fn watched(mut self, watch: Watch<'a>) -> Self {
         self.watch = watch;
         self
     }
 
-    /// Before a product: whether to go on; and it counts.
+    /// Asks the watch whether to go on before a product, and counts the pass.
     fn begin_pass(&mut self) -> Result<()> {
         self.watch.check()?;
         self.passes += 1;
@@ -164,18 +165,18 @@ impl<'a, T: Scalar> Dense<'a, T> {
         }
     }
 
-    /// Bytes that the Gram matrix of an `m × n` matrix takes while it is formed.
+    /// Returns the bytes that the Gram matrix of an `m × n` matrix takes while it is formed.
     pub fn gram_bytes(m: usize, n: usize) -> usize {
         HostPanel::<T>::bytes(n, n) + (gram_groups(m, n) - 1) * n * n * size_of::<T>()
     }
 
-    /// Bytes that a product with a panel of `l` columns takes while it runs.
+    /// Returns the bytes that a product with a panel of `l` columns takes while it runs.
     pub fn product_bytes(m: usize, l: usize) -> usize {
         product_bytes::<T>(m, l)
     }
 
-    /// Bytes of the conversion buffer for an `m × n` matrix of storage `E` (as a [`DType`](crate::DType)) in arithmetic `T`, at most: where they are the
-    /// same, values that have to be scaled may need one.
+    /// Returns the most bytes of the conversion buffer for an `m × n` matrix of element type `storage` in arithmetic
+    /// `T`. Values that have to be scaled may need one even where the types are the same.
     pub fn tile_bytes(pass: Pass, (m, n): (usize, usize), storage: crate::DType) -> usize {
         tile_rows(pass, (m, n), storage == T::DTYPE) * n * size_of::<T>()
     }
@@ -202,18 +203,19 @@ impl<'a, T: Scalar> Dense<'a, T> {
     }
 }
 
-/// What the tiles of a pass are for.
+/// What the tiles of a pass are used for.
 #[derive(Debug, Clone, Copy)]
 pub enum Pass {
     /// A product with a panel of this many columns.
     Product(usize),
     /// The Gram matrix, or a copy.
     Whole,
-    /// Rows that are handed on.
+    /// Blocks of rows that are passed to a function.
     Rows,
 }
 
-/// Rows of a tile of an `m × n` matrix: a quarter of what a panel of the pass takes where that is what there is room for.
+/// Returns the rows of a tile of an `m × n` matrix. `scaled_only` bounds the tile to a quarter of what a panel of the
+/// pass takes, which is the room that there is.
 fn tile_rows(pass: Pass, (m, n): (usize, usize), scaled_only: bool) -> usize {
     let most = TileParams::default().rows(m, n);
     match pass {
@@ -225,7 +227,7 @@ fn tile_rows(pass: Pass, (m, n): (usize, usize), scaled_only: bool) -> usize {
     }
 }
 
-/// The Gram matrix of which `g` has the lower triangle.
+/// Makes the symmetric Gram matrix of which `g` has the lower triangle.
 pub(super) fn gram_of<T: Scalar>(mut g: HostPanel<T>, space: &Host, watch: &Watch<'_>) -> Result<Symmetric<T, Host>> {
     mirror(g.as_mut());
     Ok(Symmetric::new(space, g)?.watched(watch))
@@ -240,7 +242,7 @@ pub(super) fn convert_tile<'b, T: Scalar>(
 ) -> MatRef<'b, T> {
     let (m, n) = (view.nrows(), view.ncols());
     with_view!(view, a => {
-        // Lines are what is contiguous in storage: rows, or columns of a transposed view.
+        // Lines are contiguous in storage: rows, or columns of a transposed view.
         let by_rows = is_by_rows(a);
         let lines = if by_rows { a } else { a.transpose() };
         let width = lines.ncols();
@@ -253,11 +255,11 @@ pub(super) fn convert_tile<'b, T: Scalar>(
     })
 }
 
-/// Lines between the one that is converted and the one that is asked for. Parts of lines, some KiB each, from pages far apart: nothing
-/// else foresees them. A factorization out of core takes 0.95 of the time with it (2 and 4 alike, 8 no better; bench `batch`).
+/// The distance, in lines, between the line that is converted and the one that is prefetched. Parts of lines, some KiB
+/// each, lie in pages far apart, which no hardware prefetcher foresees (`benches/NOTES.md`).
 const LINES_AHEAD: usize = 4;
 
-/// Row `i` of `lines`, converted.
+/// Converts row `i` of `lines` into `dst`, multiplied by `scale`.
 fn convert_line<E: Element, T: Scalar>(lines: MatRef<'_, E>, i: usize, dst: &mut [T], scale: f64) {
     match Cow::from(Line(lines, i)) {
         Cow::Borrowed(src) => {
@@ -269,11 +271,11 @@ fn convert_line<E: Element, T: Scalar>(lines: MatRef<'_, E>, i: usize, dst: &mut
     }
 }
 
-/// Row `.1` of a matrix.
+/// A row of a matrix: the matrix, and the number of the row.
 struct Line<'a, E>(MatRef<'a, E>, usize);
 
 impl<'a, E: Element> From<Line<'a, E>> for Cow<'a, [E]> {
-    /// Borrows a contiguous row, gathers any other.
+    /// Borrows a contiguous row, and gathers any other.
     fn from(Line(a, i): Line<'a, E>) -> Self {
         match a.row(i).try_as_row_major() {
             Some(row) => Cow::Borrowed(row.as_slice()),
@@ -282,7 +284,7 @@ impl<'a, E: Element> From<Line<'a, E>> for Cow<'a, [E]> {
     }
 }
 
-/// What one look at all elements tells.
+/// The result of one look at all elements.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Scan {
     pub(super) largest: f64,
@@ -295,7 +297,7 @@ impl Scan {
     }
 }
 
-/// One pass over `view`: refuses what is not finite, and returns `max |a|` and `‖A‖_F²`.
+/// Scans `view` once: refuses what is not finite, and returns `max |a|` and `‖A‖_F²`.
 pub(super) fn scan(view: MatView<'_>, par: Par) -> Result<Scan> {
     let total = with_view!(view, a => {
         let lines = if is_by_rows(a) { a } else { a.transpose() };
@@ -307,7 +309,7 @@ pub(super) fn scan(view: MatView<'_>, par: Par) -> Result<Scan> {
     Ok(Scan { largest: total.largest, norm_squared: total.sum_squares })
 }
 
-/// `‖scale · A‖_F²`.
+/// Computes `‖scale · A‖_F²`.
 pub(super) fn scaled_norm_squared(view: MatView<'_>, scale: f64, par: Par) -> f64 {
     let sum = |line: &[f64]| line.iter().map(|x| x * scale).map(|x| x * x).sum::<f64>();
     with_view!(view, a => {
@@ -320,7 +322,7 @@ pub(super) fn scaled_norm_squared(view: MatView<'_>, scale: f64, par: Par) -> f6
     })
 }
 
-/// Statistics of some rows.
+/// Computes the statistics of some rows.
 fn statistics_of_rows<E: Element>(a: MatRef<'_, E>, rows: Range<usize>) -> Statistics {
     if a.col_stride() == 1 {
         let row = |i| a.row(i).try_as_row_major().expect("unit stride").as_slice();
@@ -329,8 +331,8 @@ fn statistics_of_rows<E: Element>(a: MatRef<'_, E>, rows: Range<usize>) -> Stati
     rows.map(|i| statistics(&Cow::from(Line(a, i)))).fold(Statistics::default(), Statistics::merge)
 }
 
-/// `f` of chunks of rows, merged in order: chunks depend on the shape alone, so the result does not depend on the number of
-/// threads.
+/// Computes `f` of chunks of rows and merges the results in order. Chunks depend on the shape alone, so that the result
+/// does not depend on the number of threads.
 fn reduce_chunks<E: Element, R: Send>(
     a: MatRef<'_, E>,
     par: Par,
@@ -344,7 +346,7 @@ fn reduce_chunks<E: Element, R: Send>(
     parallel::map(par, chunks, part).into_iter().fold(zero, merge)
 }
 
-/// Position of the first NaN or infinity in row-major order. Only called when there is one.
+/// Finds the position of the first NaN or infinity in row-major order. It must only be called when there is one.
 #[cold]
 pub(crate) fn first_not_finite(view: MatView<'_>) -> Error {
     with_view!(view, a => {
@@ -397,7 +399,7 @@ impl<T: Scalar> LinearOperator<T> for Dense<'_, T> {
     }
 
     fn sketch(&mut self, omega: &AnySketch, y: &mut HostPanel<T>) -> Result<()> {
-        // The sketches widen on their own, so a tiled matrix is read once here too.
+        // The sketches widen by themselves, so that a tiled matrix is read once here, too.
         self.begin_pass()?;
         let par = self.space.par();
         match &self.data {

@@ -6,13 +6,13 @@
 //!   thread B         │ 1.1    │ 1.4   │ 2.1 │ 2.3 │ ...
 //! ```
 //!
-//! A part stands for a share of what the tiles add up to (its *slot*), or for a share of each tile's own result. Slots are handed out together with the tile,
-//! under one lock, so that each sees the tiles in order; who has a slot works on it alone. What the parts of a tile give is put together by
-//! the thread that ends the last of them. So neither sums nor bits depend on the number of threads or their speed.
+//! A part stands for a share of what the tiles add up to (its *slot*), or for a share of each tile's own result. Slots
+//! are handed out together with the tile, under one lock, so that each slot sees the tiles in order; whoever has a slot
+//! works on it alone. The thread that ends the last part of a tile puts the results of its parts together. Neither sums
+//! nor bits therefore depend on the number of threads or their speed.
 //!
-//! A fork and a join for each tile of a millisecond instead makes every thread wait for the slowest and for being woken, a thousand times in a
-//! pass: four times as many changes of context, and 1.07 of the time of a factorization of 65536×32768 f16 on two threads (a file read at 20 GB/s; 1.08
-//! where other machines of the host leave 11). A third and a fourth buffer bring nothing.
+//! **Why this way.** A fork and a join for each tile of a millisecond would make every thread wait for the slowest and
+//! for being woken, a thousand times in a pass. A third and a fourth buffer bring nothing (`benches/NOTES.md`).
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,17 +22,18 @@ use super::Watch;
 use crate::error::{Error, Result};
 use crate::parallel::{self, lock};
 
-/// How long a thread waits for a tile before it sees whether the pool has other work: a source may need the pool to make its tiles.
+/// How long a thread waits for a tile before it looks for other work in the pool, because a source may need the pool to
+/// make its tiles.
 const PATIENCE: Duration = Duration::from_millis(1);
 
-/// Some steps as they were read.
+/// A number of steps as they were read.
 pub(super) struct Read {
     pub(super) first: usize,
     pub(super) count: usize,
     pub(super) buffer: Vec<u64>,
 }
 
-/// What comes from the reader, and where its buffers go back to.
+/// The channels to and from the reader: tiles that were read, and buffers that go back.
 pub(super) struct Tiles {
     pub(super) read: Receiver<Result<Read>>,
     pub(super) free: SyncSender<Vec<u64>>,
@@ -44,36 +45,36 @@ impl Tiles {
         for read in self.read.iter() {
             let Read { first, count, buffer } = read?;
             f(first, &bytemuck::cast_slice(&buffer)[..count * step_bytes])?;
-            // Nobody is there to take it when the reader has panicked, which ends the pass.
+            // Sending fails only when the reader has panicked, which ends the pass.
             let _ = self.free.send(buffer);
         }
         Ok(())
     }
 }
 
-/// A tile, and what its parts have given so far.
+/// A tile, with the results of its parts so far.
 struct Tile<R> {
     index: usize,
     read: Read,
     results: Mutex<Vec<Option<R>>>,
 }
 
-/// One pass.
+/// One pass over the tiles, shared by its threads.
 pub(super) struct Flow<'a, P, R> {
     free: SyncSender<Vec<u64>>,
     feed: Mutex<Feed<R>>,
     slots: &'a [Mutex<P>],
     watch: &'a Watch<'a>,
-    /// What went wrong in the first of the tiles in which something did.
+    /// The index and the error of the first tile in which something failed.
     failed: Mutex<Option<(usize, Error)>>,
 }
 
-/// What is to be done next.
+/// The tile that is being handed out, and its next part.
 struct Feed<R> {
     read: Receiver<Result<Read>>,
     tile: Option<Arc<Tile<R>>>,
     part: usize,
-    /// Tiles so far.
+    /// The number of tiles so far.
     tiles: usize,
 }
 
@@ -83,8 +84,8 @@ impl<'a, P, R> Flow<'a, P, R> {
         Flow { free, feed, slots, watch, failed: Mutex::new(None) }
     }
 
-    /// Does parts until there are none, on as many threads as call it: `work(slot, part, tile)`, then `finish(tile's index, tile, results
-    /// in the order of the parts)`, by one thread at a time for each tile, tiles in any order.
+    /// Does parts until there are none, on as many threads as call it. It calls `work(slot, part, tile)`, then
+    /// `finish(tile's index, tile, results in the order of the parts)` by one thread for each tile, tiles in any order.
     pub(super) fn run(
         &self,
         mut work: impl FnMut(&mut P, usize, &Read) -> Result<R>,
@@ -100,7 +101,7 @@ impl<'a, P, R> Flow<'a, P, R> {
         }
     }
 
-    /// How it went.
+    /// Ends the pass with the error of the first tile that failed, if one did.
     pub(super) fn end(self) -> Result<()> {
         match self.failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
             Some((_, e)) => Err(e),
@@ -143,16 +144,16 @@ impl<'a, P, R> Flow<'a, P, R> {
             }
             let (tile, part) = (feed.tile.clone()?, feed.part);
             feed.part += 1;
-            // Whoever has it works on the tile before: waiting here keeps the order.
+            // The holder of the slot works on the tile before, so that waiting here keeps the order.
             return Some((tile, part, lock(&self.slots[part])));
         }
     }
 
-    /// The last to do so finishes the tile.
+    /// Gives back a tile. The last thread to do so finishes the tile.
     fn release(&self, tile: Arc<Tile<R>>, finish: &impl Fn(usize, &Read, Vec<R>)) {
         let Some(Tile { index, read, results }) = Arc::into_inner(tile) else { return };
         let results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
-        // Some are missing after a failure.
+        // Results are missing after a failure.
         if let Some(results) = results.into_iter().collect() {
             finish(index, &read, results);
         }
@@ -179,11 +180,12 @@ mod tests {
 
     const PARTS: usize = 5;
 
-    /// Indices of tiles, with the results of their parts.
+    /// The indices of tiles, with the results of their parts.
     type Finished = Vec<(usize, Vec<usize>)>;
 
-    /// Three threads over 40 tiles of which some parts fail, the first of `bad` after the second (or after a while, if that does not come): what each
-    /// slot saw, the tiles that were finished, and how it went.
+    /// Runs three threads over 40 tiles of which some parts fail, the first of `bad` after the second (or after a
+    /// while, if that does not come). Returns what each slot saw, the tiles that were finished, and the result of the
+    /// pass.
     fn pass(bad: &[(usize, usize)]) -> (Vec<Vec<usize>>, Finished, Result<()>) {
         let (free, to_fill) = sync_channel(2);
         let (filled, read) = sync_channel(1);

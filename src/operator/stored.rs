@@ -1,27 +1,26 @@
-//! The product of a matrix as it is stored with a panel: elements are converted where they are multiplied.
+//! Multiplies a matrix as it is stored with a panel: elements are converted where they are multiplied.
 //!
 //! ```text
-//!              depth d                               by one thread, blocks along the depth in order:
+//!              depth d                            by one thread, blocks along the depth in order:
 //!        ┌──────┬──────┬─────┐
-//!   rows │ A_i1 │ A_i2 │ ... │  Y_i  =  Σ_j  convert(A_ij) X_j          the converted block stays in L2, Y_i and X_j near it
+//!   rows │ A_i1 │ A_i2 │ ... │  Y_i = Σ_j  convert(A_ij) X_j     the converted block stays in L2, Y_i and X_j near it
 //!        ├──────┼──────┼─────┤
 //!        │        ...        │
 //! ```
 //!
-//! `2 m n l` flops, A read once in its own type. Converting a tile first and multiplying it then, as for a Gram matrix, sends every
-//! element through memory three times more at twice the width, and leaves A X of a tile of few long rows to one thread: reading included, a
-//! factorization of 65536×32768 f16 at l = 74 took 1.35 times as long (two Zen 5 cores, bench `batch`, out-of-core). Blocks of 64 to 256 rows and a depth of 512 to
-//! 2048, and the same across, are within 8 % of each other.
-//!
-//! Tiles are cut by shape ([`Bands`], [`Chunks`]), and each part is done by one thread: the same bits for any number of them.
+//! **Cost.** `2 m n l` flops, A read once in its own type. Converting a whole tile first, as for a Gram matrix, would
+//! send every element through memory three times more at twice the width, and would leave `A X` of a tile of few long
+//! rows to one thread (`benches/NOTES.md`). Tiles are cut by shape ([`Bands`], [`Chunks`]) and each part is done by one
+//! thread, so that the bits are the same for any number of them.
 //!
 //! ```text
-//!   Bands: lines are rows of Y, each tile writes its own          Chunks: lines are columns of A, all tiles add to Y
-//!
-//!          ┌─ span ─┬────────┬──── groups                               Y ┌ chunk ┬───────┬────
-//!     band │        │        │     their sums are added up,         tile i │ group g of lines: a sum for each chunk and group, which
-//!          ├────────┼────────┤     in order, when the last is there      ├───────┼───────┼──── goes on over the tiles, in order
-//!          │        │        │                                      tile i+1
+//!   Bands: lines are rows of Y,               Chunks: lines are columns of A, all tiles add to Y
+//!   each tile writes its own
+//!                                                      Y ┌ chunk ┬───────┬────
+//!          ┌─ span ─┬────────┬─── groups         tile i  │ group g of lines: a sum for each chunk and group,
+//!     band │        │        │   their sums are          ├───────┼───────┼────   which goes on over the tiles,
+//!          ├────────┼────────┤   added in order       tile i+1                   in order
+//!          │        │        │   when the last is there
 //! ```
 
 use std::ops::Range;
@@ -35,48 +34,49 @@ use crate::linalg::is_by_rows;
 use crate::simd::Scalar;
 use crate::tensor::{MatView, with_view};
 
-/// Sizes of the blocks.
+/// Sizes of the blocks that are converted.
 #[derive(Clone, Copy)]
 struct Params {
     /// Rows of a block.
     rows: usize,
-    /// Its columns.
+    /// Columns of a block.
     depth: usize,
 }
 
-/// Where rows are contiguous.
+/// The sizes where rows are contiguous.
 const ALONG: Params = Params { rows: 128, depth: 1024 };
-/// Where columns are.
+/// The sizes where columns are contiguous.
 const ACROSS: Params = Params { rows: 1024, depth: 128 };
-/// Parts of a tile that are enough for many threads to end at much the same time.
+/// How many parts of a tile are enough for many threads to end at much the same time.
 const PARTS: usize = 16;
-/// Least rows of a band, and of a chunk.
+/// The least rows of a band, and of a chunk.
 const BAND: usize = 64;
 const CHUNK: usize = 128;
-/// Depth of a group, at least.
+/// The least depth of a group.
 const GROUP: usize = 2048;
-/// Rows of all partial sums together, at most.
+/// The most rows of all partial sums together.
 const PARTIAL_ROWS: usize = 1024;
 
-/// Elements of scratch that one thread takes, of a tile of `lines` lines of `width` elements, either way round.
+/// Returns the elements of scratch that one thread takes for a tile of `lines` lines of `width` elements, either way
+/// round.
 pub(super) fn block_elements(lines: usize, width: usize) -> usize {
     let block =
         |Params { rows, depth }: Params| (rows.min(lines) * depth.min(width)).max(rows.min(width) * depth.min(lines));
     block(ALONG).max(block(ACROSS))
 }
 
-/// How `A X` of a tile is cut whose lines are rows.
+/// The cut of `A X` for a tile whose lines are rows.
 pub(super) struct Bands {
-    /// Rows of a band, and how many bands there are.
+    /// Rows of a band, and the number of bands.
     rows: usize,
     bands: usize,
-    /// Columns of a group, and how many groups there are.
+    /// Columns of a group, and the number of groups.
     span: usize,
     pub(super) groups: usize,
 }
 
 impl Bands {
-    /// Of a tile of m × n.
+    /// Cuts a tile of m × n.
     pub(super) fn new(m: usize, n: usize) -> Self {
         let rows = m.div_ceil(PARTS).next_multiple_of(32).max(BAND);
         let bands = m.div_ceil(rows);
@@ -89,25 +89,25 @@ impl Bands {
         self.bands * self.groups
     }
 
-    /// Rows and columns of a part of a tile of m × n, the last of which has fewer rows.
+    /// Returns the rows and columns of a part of a tile of m × n, the last of which has fewer rows.
     pub(super) fn part(&self, part: usize, m: usize, n: usize) -> (Range<usize>, Range<usize>) {
         let (band, group) = (part / self.groups, part % self.groups);
         (share(band, self.rows, m), share(group, self.span, n))
     }
 }
 
-/// How `A X` is cut, m × n, that is summed up over tiles whose lines are columns of A.
+/// The cut of `A X`, m × n, as a sum over tiles whose lines are columns of A.
 pub(super) struct Chunks {
-    /// Rows of a chunk, and how many chunks there are.
+    /// Rows of a chunk, and the number of chunks.
     pub(super) rows: usize,
     chunks: usize,
-    /// Lines of a group, and how many groups there are.
+    /// Lines of a group, and the number of groups.
     span: usize,
     pub(super) groups: usize,
 }
 
 impl Chunks {
-    /// Of a result of m rows and tiles of so many lines.
+    /// Cuts a result of m rows and tiles of `lines` lines.
     pub(super) fn new(m: usize, lines: usize) -> Self {
         let rows = m.div_ceil(PARTS).next_multiple_of(32).clamp(CHUNK, ACROSS.rows);
         let groups = (PARTIAL_ROWS / m).clamp(1, lines.div_ceil(GROUP));
@@ -115,19 +115,19 @@ impl Chunks {
         Chunks { rows, chunks: m.div_ceil(rows), span, groups: lines.div_ceil(span) }
     }
 
-    /// Rows and lines of a part, the chunks of one group after another.
+    /// Returns the rows and lines of a part. The chunks of one group come one after another.
     pub(super) fn part(&self, part: usize, m: usize, lines: usize) -> (Range<usize>, Range<usize>) {
         let (group, chunk) = (part / self.chunks, part % self.chunks);
         (share(chunk, self.rows, m), share(group, self.span, lines))
     }
 }
 
-/// Of `0..n`, the share that is this one in order of so many each.
+/// Returns the `i`-th of the equal chunks of length `each` that `0..n` is cut into.
 fn share(i: usize, each: usize, n: usize) -> Range<usize> {
     (i * each).min(n)..((i + 1) * each).min(n)
 }
 
-/// Blocks of at most so many rows of `y`.
+/// Splits `y` into blocks of at most `rows` rows.
 pub(super) fn split_rows<T>(mut y: MatMut<'_, T>, rows: usize) -> Vec<MatMut<'_, T>> {
     let mut blocks = Vec::with_capacity(y.nrows().div_ceil(rows));
     while y.nrows() > 0 {
@@ -139,12 +139,12 @@ pub(super) fn split_rows<T>(mut y: MatMut<'_, T>, rows: usize) -> Vec<MatMut<'_,
     blocks
 }
 
-/// Part of a view.
+/// Returns a part of a view.
 pub(super) fn submatrix<'a>(a: MatView<'a>, rows: Range<usize>, columns: Range<usize>) -> MatView<'a> {
     a.subrows(rows.start, rows.len()).transpose().subrows(columns.start, columns.len()).transpose()
 }
 
-/// `y <- [y +] scale · a x`, with room for a block ([`block_elements`]) in `scratch`.
+/// Computes `y <- [y +] scale · a x`, with room for a block ([`block_elements`]) in `scratch`.
 pub(super) fn stored_product<T: Scalar>(
     accum: Accum,
     a: MatView<'_>,

@@ -21,48 +21,51 @@ impl<T: Scalar, S: Space<T>> Symmetric<T, S> {
     /// Takes a square panel whose two triangles are each other's mirror images.
     ///
     /// # Errors
-    /// Those of the space.
+    /// [`Error::Device`](crate::Error::Device) in a space on a device.
     pub fn new(space: &S, whole: Panel<T, S>) -> Result<Self> {
         let norm_squared = space.dot(&whole, &whole)?;
         let (space, watch) = (space.clone(), Watch::default());
         Ok(Symmetric { space, whole, norm_squared, watch, arithmetic: PhantomData })
     }
 
-    /// Asks `watch` before every product whether to go on. Products with a Gram matrix are no reads of its matrix, and are not told.
+    /// Makes every product ask `watch` whether to go on. Products with a Gram matrix do not read the matrix that it
+    /// comes from, so that `watch` is told of no reads.
     #[must_use]
     pub fn watched(mut self, watch: &Watch<'_>) -> Self {
         self.watch = watch.without_reads();
         self
     }
 
-    /// The order, n.
+    /// Returns the order, n.
     pub fn order(&self) -> usize {
         self.space.shape(&self.whole).1
     }
 
-    /// `‖G‖_F²`, in f64.
+    /// Returns `‖G‖_F²`, in f64.
     pub fn norm_squared(&self) -> f64 {
         self.norm_squared
     }
 
-    /// The matrix, both triangles.
+    /// Returns the matrix, both triangles.
     pub fn panel(&self) -> &Panel<T, S> {
         &self.whole
     }
 
-    /// `y <- G x`, both of n rows.
+    /// Computes `y <- G x`, both of n rows.
     ///
     /// # Errors
-    /// [`Error::Cancelled`](crate::Error::Cancelled) if the watch says so, and those of the space.
+    /// [`Error::Cancelled`](crate::Error::Cancelled) if the watch says so, [`Error::Device`](crate::Error::Device) in a
+    /// space on a device.
     pub fn apply(&self, x: &Panel<T, S>, y: &mut Panel<T, S>) -> Result<()> {
         self.watch.check()?;
         self.space.multiply_panels(Side::Plain, &self.whole, x, y)
     }
 
-    /// `y <- (G − shift I) Ω` for the price of a sketch, Ω of n rows.
+    /// Computes `y <- (G − shift I) Ω` at the cost of a sketch, with Ω of n rows. Afterwards G is as before.
     ///
     /// # Errors
-    /// As [`apply`](Self::apply).
+    /// [`Error::Cancelled`](crate::Error::Cancelled) if the watch says so, [`Error::Device`](crate::Error::Device) in a
+    /// space on a device.
     pub fn sketch(&mut self, shift: f64, omega: &AnySketch, y: &mut Panel<T, S>) -> Result<()> {
         self.watch.check()?;
         self.space.sketch(&mut self.whole, shift, omega, y)

@@ -9,21 +9,21 @@
 //!   lines are columns of A   Y  += A_j X_j          X_j = A_jᵀ Y           (blocks across)      Y   += A_j Ω_j
 //! ```
 //!
-//! The panels are those of a matrix in memory, the algorithms too; only the products are here (and in `stored.rs`). Memory is two read buffers in
-//! the element type of the source and one conversion buffer ([`Tiled::bytes`]); time is the larger of reading and computing, for
-//! reading runs one tile ahead on a thread of its own, and threads that multiply go from tile to tile without waiting (`flow.rs`). Sums go in tile order, so the bits depend on the tile size and on
-//! nothing else: not on threads, not on the speed of the disk.
+//! **Cost.** Memory is two read buffers in the element type of the source and one conversion buffer ([`Tiled::bytes`]).
+//! Time is the larger of reading and computing: reading runs one tile ahead on a thread of its own, and threads that
+//! multiply go from tile to tile without waiting (`flow.rs`). Sums go in tile order, so that the bits depend on the
+//! tile size and on nothing else.
 //!
-//! A pass is the expensive thing. The input check (finite? `max |a|`, `‖A‖_F²`) therefore rides on the first product, while the tile is in
-//! cache; only when `max |a|` turns out to be outside of what squares in `T` can hold is that pass repeated with a scale.
-//! [`Tiled::check`] takes a pass for the check alone, for those that must know the norm first. Later passes compare a sum of the bytes with that of the
-//! first: a source that changes meanwhile is an error.
+//! **The input check** (finite? `max |a|`, `‖A‖_F²`) rides on the first product, because a pass is expensive. Only when
+//! `max |a|` turns out to be outside of what squares in `T` can hold is that pass repeated with a scale.
+//! [`Tiled::check`] takes a pass for the check alone. Later passes compare a sum of the bytes with that of the first: a
+//! source that changes meanwhile is an error.
 //!
-//! The Gram matrix of a matrix whose lines are its columns would need every pair of lines. It is read in blocks across all lines
-//! instead ([`RowSource::read_block`]): one pass, in shorter reads.
+//! **Across the lines.** The Gram matrix of a matrix whose lines are its columns would need every pair of lines. It is
+//! read in blocks across all lines instead ([`RowSource::read_block`]): one pass, in shorter reads.
 //!
-//! Why reads and not `mmap`: pages of a mapped file count as resident memory, and a file that is cut short ends the process by SIGBUS
-//! where a read returns an error.
+//! **Why not `mmap`.** Pages of a mapped file count as resident memory, and a file that is cut short ends the process
+//! by SIGBUS where a read returns an error.
 
 use std::ops::Range;
 use std::sync::mpsc::sync_channel;
@@ -45,32 +45,35 @@ use crate::sketch::{AnySketch, SketchOperator};
 use crate::space::{Host, HostPanel, Layout as PanelLayout, congruence};
 use crate::tensor::{DType, MatView, TensorRef, with_view};
 
-/// A matrix that can be read a few lines at a time, as often as it is asked for: a file, a store of tensors, a generator.
+/// A matrix that can be read a few lines at a time, as often as it is asked for: a file, a store of tensors, a
+/// generator.
 ///
-/// A line is a row; in a matrix stored in column-major order ([`is_column_major`](Self::is_column_major)) it is a column.
+/// A line is a row; in a matrix stored in column-major order ([`is_column_major`](Self::is_column_major)) it is a
+/// column.
 pub trait RowSource: Send {
-    /// Rows and columns of the matrix, `(m, n)`.
+    /// Returns the rows and columns of the matrix, `(m, n)`.
     fn shape(&self) -> (usize, usize);
 
-    /// The element type.
+    /// Returns the element type.
     fn dtype(&self) -> DType;
 
-    /// Whether lines are columns.
+    /// Tells whether lines are columns. The default is rows.
     fn is_column_major(&self) -> bool {
         false
     }
 
-    /// Fills `dst` with the lines that start at `first`, one after another, in native byte order. `dst` has the bytes of a whole
-    /// number of lines.
+    /// Fills `dst` with the lines that start at `first`, one after another, in native byte order. `dst` has the bytes
+    /// of a whole number of lines.
     ///
     /// # Errors
-    /// What the source reports; the factorization ends with it.
+    /// Any error that the source returns; the factorization ends with it.
     fn read_rows(&mut self, first: usize, dst: &mut [u8]) -> Result<()>;
 
-    /// Fills `dst` with elements `part` of every line, line after line. The default reads whole lines and drops the rest.
+    /// Fills `dst` with elements `part` of every line, line after line. The default reads whole lines and drops the
+    /// rest.
     ///
     /// # Errors
-    /// As [`read_rows`](Self::read_rows).
+    /// Any error that the source returns, as in [`read_rows`](Self::read_rows).
     fn read_block(&mut self, part: Range<usize>, dst: &mut [u8]) -> Result<()> {
         let (m, n) = self.shape();
         let width = if self.is_column_major() { m } else { n };
@@ -111,13 +114,14 @@ impl RowSource for TensorRef<'_> {
 /// Sizes of the read buffers.
 #[derive(Debug, Clone, Copy)]
 pub struct ReadParams {
-    /// Bytes of one buffer where memory allows, for what is fed rows: sums as long as the matrix is wide grow once per block.
+    /// The bytes of one buffer, where memory allows, for what is fed rows: sums as long as the matrix is wide grow once
+    /// per block.
     pub bytes: usize,
-    /// The same for products with panels: two buffers that stay in L3 save a write and a read of memory for every byte read, which is more than the
-    /// panel costs that grows once per tile (bench `batch`, out-of-core: 3 MiB took 0.87 of the CPU time that 6 to 32 MiB took, 2 MiB 0.98; and a file
-    /// is read at 12 GB/s in pieces of 4 MiB, at 9 in those of 32).
+    /// The bytes of one buffer for products with panels. Two such buffers stay in L3 and save a write and a read of
+    /// memory for every byte read, which is more than the cost of the panel that grows once per tile
+    /// (`benches/NOTES.md`).
     pub product_bytes: usize,
-    /// Bytes of one buffer below which a memory limit is refused rather than met.
+    /// The bytes of one buffer below which a memory limit is refused rather than met.
     pub least_bytes: usize,
 }
 
@@ -127,10 +131,10 @@ impl Default for ReadParams {
     }
 }
 
-/// How the stored lines lie in the operator.
+/// The position of the stored lines in the operator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Layout {
-    /// Stored lines, and elements in each.
+    /// The number of stored lines, and of elements in each.
     lines: usize,
     width: usize,
     dtype: DType,
@@ -139,7 +143,7 @@ struct Layout {
 }
 
 impl Layout {
-    /// The operator is the matrix if that is tall or square, and its transpose if it is wide.
+    /// Makes the layout: the operator is the matrix if that is tall or square, and its transpose if it is wide.
     fn new(source: &(impl RowSource + ?Sized)) -> Self {
         let (m, n) = source.shape();
         let (lines, width) = if source.is_column_major() { (n, m) } else { (m, n) };
@@ -150,12 +154,12 @@ impl Layout {
         self.width * self.dtype.size()
     }
 
-    /// Lines of a buffer of at most `bytes`, at least one.
+    /// Returns the lines of a buffer of at most `bytes`, at least one.
     fn lines_in(&self, bytes: usize) -> usize {
         (bytes / self.line_bytes().max(1)).clamp(1, self.lines)
     }
 
-    /// Elements of the conversion buffer beside tiles of `lines` lines.
+    /// Returns the elements of the conversion buffer beside tiles of `lines` lines.
     fn converted(&self, lines: usize) -> usize {
         let whole = TileParams::default().rows(self.lines, self.width).min(lines) * self.width;
         whole.max(block_elements(lines, self.width))
@@ -166,7 +170,7 @@ impl Layout {
     }
 }
 
-/// Which way a pass cuts the stored matrix.
+/// The direction in which a pass cuts the stored matrix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Cut {
     /// Whole lines.
@@ -177,28 +181,28 @@ enum Cut {
 
 /// A block of the operator, converted.
 enum Slab<'a, T> {
-    /// Rows from the first on.
+    /// Rows, from the first on.
     Rows(usize, MatRef<'a, T>),
-    /// Columns from the first on.
+    /// Columns, from the first on.
     Columns(usize, MatRef<'a, T>),
 }
 
-/// A matrix out of core, tall or square; a wide one stands here as its transpose.
+/// A matrix out of core, tall or square; a wide one is represented by its transpose.
 pub struct Tiled<'s, T: Scalar> {
     source: &'s mut dyn RowSource,
     layout: Layout,
-    /// Two tiles as they were read, aligned for every element type. Fewer after a pass that failed.
+    /// Two tiles as they were read, aligned for every element type. There are fewer after a pass that failed.
     buffers: Vec<Vec<u64>>,
-    /// Length of each.
+    /// The length of each buffer, in words.
     words: usize,
     converted: Vec<T>,
-    /// `None` until `max |a|` is known.
+    /// The scale; `None` until `max |a|` is known.
     scale: Option<f64>,
-    /// `None` until all elements were seen with that scale.
+    /// The squared norm; `None` until all elements were seen with that scale.
     norm_squared: Option<f64>,
-    /// The sum of the bytes that were seen then.
+    /// The sum of the bytes that were seen in that pass.
     sum: u64,
-    /// `max |a|` of the matrix, from the same look.
+    /// The largest modulus of the matrix, from the same pass.
     largest: f64,
     space: Host,
     passes: usize,
@@ -206,7 +210,7 @@ pub struct Tiled<'s, T: Scalar> {
 }
 
 impl<'s, T: Scalar> Tiled<'s, T> {
-    /// Reads tiles of `lines` lines (see [`lines_for`](Self::lines_for)). Nothing is read yet.
+    /// Makes an operator that reads tiles of `lines` lines (see [`lines_for`](Self::lines_for)). Nothing is read yet.
     ///
     /// # Errors
     /// [`Error::Empty`] for an empty matrix, [`Error::TooLarge`] for one whose bytes are more than there are addresses,
@@ -230,7 +234,7 @@ impl<'s, T: Scalar> Tiled<'s, T> {
             layout,
             buffers: Vec::new(),
             words,
-            // Lines shorter than a word: a buffer holds more of them.
+            // Where lines are shorter than a word, a buffer holds more of them.
             converted: vec![T::zeroed(); layout.converted((8 * words / layout.line_bytes()).clamp(1, layout.lines))],
             scale: None,
             norm_squared: None,
@@ -242,13 +246,13 @@ impl<'s, T: Scalar> Tiled<'s, T> {
         })
     }
 
-    /// Bytes of the buffers for tiles of `lines` lines.
+    /// Returns the bytes of the buffers for tiles of `lines` lines.
     pub fn bytes(source: &dyn RowSource, lines: usize) -> usize {
         Layout::new(source).bytes::<T>(lines)
     }
 
-    /// The most lines of at most `most` bytes (see [`ReadParams`]) whose buffers take at most `bytes`; `Err` with the least bytes that
-    /// would do.
+    /// Returns the most lines of at most `most` bytes (see [`ReadParams`]) whose buffers take at most `bytes`. `Err`
+    /// has the least bytes that would do.
     pub fn lines_for(source: &dyn RowSource, bytes: usize, most: usize) -> std::result::Result<usize, usize> {
         let layout = Layout::new(source);
         let least = layout.lines_in(ReadParams::default().least_bytes);
@@ -263,16 +267,18 @@ impl<'s, T: Scalar> Tiled<'s, T> {
         Ok(fits)
     }
 
-    /// Reads the matrix once for the check alone, unless that was done: NaN and infinities, `max |a|`, `‖A‖_F²`.
+    /// Checks the matrix in a pass of its own, unless that was done: NaN and infinities, `max |a|`, `‖A‖_F²`.
     ///
     /// # Errors
-    /// [`Error::NotFinite`] with the place of the first one in the order of the lines, [`Error::Cancelled`], and what the source reports.
+    /// [`Error::NotFinite`] with the place of the first one in the order of the lines, [`Error::Cancelled`], and any
+    /// error that the source returns.
     pub fn check(&mut self) -> Result<()> {
         if self.norm_squared.is_some() { Ok(()) } else { self.pass(Cut::Lines, |_, _, _, _, _| Ok(())) }
     }
 
-    /// One pass, or two if the first finds that the matrix needs a scale. `f` gets the first line (or element of each line) of
-    /// the tile, the tile as stored, the scale, and the conversion buffer; what it accumulates starts anew at 0.
+    /// Runs one pass, or two if the first finds that the matrix needs a scale. `f` gets the first line (or element of
+    /// each line) of the tile, the tile as stored, the scale, and the conversion buffer. What it accumulates starts
+    /// anew at 0.
     fn pass(
         &mut self,
         cut: Cut,
@@ -281,8 +287,9 @@ impl<'s, T: Scalar> Tiled<'s, T> {
         self.scaled(|op| op.read_all(cut, &mut f))
     }
 
-    /// As [`pass`](Self::pass) over lines, whose tiles are done in parts (see [`flow`](super::flow)): `work` gets the part's slot, the first line
-    /// of the tile, the tile as stored, the scale and room to convert a block; `finish` the lines of a tile and what its parts have given.
+    /// Runs a [`pass`](Self::pass) over lines, whose tiles are done in parts (see [`flow`](super::flow)). `work` gets
+    /// the part's slot, the first line of the tile, the tile as stored, the scale and room to convert a block; `finish`
+    /// gets the lines of a tile and the results of its parts.
     fn pass_in_parts<P: Send, R: Send>(
         &mut self,
         parts: Vec<P>,
@@ -293,7 +300,7 @@ impl<'s, T: Scalar> Tiled<'s, T> {
         self.scaled(|op| op.read_parts(&slots, &work, &finish))
     }
 
-    /// One pass, or two if the first finds that the matrix needs a scale.
+    /// Runs one pass, or two if the first finds that the matrix needs a scale.
     fn scaled(&mut self, mut pass: impl FnMut(&mut Self) -> Result<Seen>) -> Result<()> {
         loop {
             let total = pass(self)?;
@@ -309,7 +316,7 @@ impl<'s, T: Scalar> Tiled<'s, T> {
                 return Ok(());
             };
             if total.sum != self.sum {
-                // Not what the first pass saw. Whether it is finite, another look says.
+                // The bytes differ from those of the first pass. Another look says whether they are finite.
                 self.norm_squared = None;
                 let look = self.read_all(Cut::Lines, &mut |_, _, _, _, _| Ok(()));
                 self.passes += 1;
@@ -322,7 +329,7 @@ impl<'s, T: Scalar> Tiled<'s, T> {
         }
     }
 
-    /// Lines of a tile. Those shorter than a word: a buffer holds more of them.
+    /// Returns the lines of a tile. Where lines are shorter than a word, a buffer holds more of them.
     fn tile_lines(&self) -> usize {
         (8 * self.words / self.layout.line_bytes()).clamp(1, self.layout.lines)
     }
@@ -350,7 +357,7 @@ impl<'s, T: Scalar> Tiled<'s, T> {
                     let view = TensorRef::from_bytes(dtype, &[*count, width], bytes)?.view()?;
                     let share = part * count / slots.len()..(part + 1) * count / slots.len();
                     let rows = view.subrows(share.start, share.len());
-                    // The first in the tile is named, whichever part has seen one.
+                    // The error names the first element in the tile, whichever part has seen one.
                     let seen =
                         Seen::new(&bytes[share.start * line_bytes..share.end * line_bytes], rows, look, Par::Seq)
                             .or_else(|_| Seen::new(bytes, view, look, Par::Seq))
@@ -387,7 +394,7 @@ impl<'s, T: Scalar> Tiled<'s, T> {
         let Layout { lines, width, dtype, .. } = *layout;
         let (look, par) = ((self.scale, self.norm_squared.is_some()), self.space.par());
         let scale = self.scale.unwrap_or(1.0);
-        // Bytes of one step of a tile, how many steps there are, and how many a tile has.
+        // These are the bytes of one step of a tile, the number of steps, and the steps of a tile.
         let (step_bytes, steps) = match cut {
             Cut::Lines => (layout.line_bytes(), lines),
             Cut::Across => (lines * dtype.size(), width),
@@ -417,11 +424,11 @@ impl<'s, T: Scalar> Tiled<'s, T> {
         Ok(total)
     }
 
-    /// A pass in converted blocks of the operator, rows or columns as the cut gives them.
+    /// Runs a pass in converted blocks of the operator, rows or columns as the cut gives them.
     fn for_each_slab(&mut self, cut: Cut, mut f: impl FnMut(Slab<'_, T>, Par)) -> Result<()> {
         let rows = (cut == Cut::Lines) == self.layout.lines_are_rows;
         self.pass(cut, |first, view, scale, converted, par| {
-            // Steps of the cut as rows.
+            // The view has the steps of the cut as rows.
             let view = if cut == Cut::Lines { view } else { view.transpose() };
             let mut slab = |first, a: MatRef<'_, T>| {
                 f(if rows { Slab::Rows(first, a) } else { Slab::Columns(first, a.transpose()) }, par);
@@ -442,13 +449,13 @@ impl<'s, T: Scalar> Tiled<'s, T> {
         })
     }
 
-    /// `y <- A x`, or `Aᵀ x`.
+    /// Computes `y <- A x`, or `Aᵀ x`.
     fn multiply(&mut self, adjoint: bool, x: MatRef<'_, T>, y: MatMut<'_, T>) -> Result<()> {
-        // Lines of the tile as rows of what is multiplied, or as its columns.
+        // Lines of the tile are rows of what is multiplied, or its columns.
         if self.layout.lines_are_rows != adjoint { self.multiply_rows(x, y) } else { self.multiply_columns(x, y) }
     }
 
-    /// Each tile has its own rows of y.
+    /// Multiplies where each tile has its own rows of y.
     fn multiply_rows(&mut self, x: MatRef<'_, T>, y: MatMut<'_, T>) -> Result<()> {
         let (space, width, l) = (self.space.clone(), self.layout.width, x.ncols());
         let bands = Bands::new(self.tile_lines(), width);
@@ -484,7 +491,7 @@ impl<'s, T: Scalar> Tiled<'s, T> {
         )
     }
 
-    /// Every tile adds to all rows of y.
+    /// Multiplies where every tile adds to all rows of y.
     fn multiply_columns(&mut self, x: MatRef<'_, T>, mut y: MatMut<'_, T>) -> Result<()> {
         let (m, l) = y.shape();
         let chunks = Chunks::new(m, self.tile_lines());
@@ -518,14 +525,14 @@ impl<'s, T: Scalar> Tiled<'s, T> {
         Ok(())
     }
 
-    /// The cut whose tiles are rows of the operator.
+    /// Returns the cut whose tiles are rows of the operator.
     fn row_cut(&self) -> Cut {
         if self.layout.lines_are_rows { Cut::Lines } else { Cut::Across }
     }
 }
 
-/// Reads `steps` in tiles of `tile` of them, one tile ahead on a thread of its own, while `work` takes them.
-/// The two buffers come back but for those that were under way when a read or `work` failed.
+/// Reads `steps` in tiles of `tile` of them, one tile ahead on a thread of its own, while `work` takes them. The two
+/// buffers come back, except those that were under way when a read or `work` failed.
 fn read_ahead(
     source: &mut dyn RowSource,
     cut: Cut,
@@ -565,12 +572,14 @@ fn read_ahead(
     })
 }
 
-/// One look at the rows of a source from row `from` on, in blocks of at most `bytes` bytes that come in order, for what is linear in rows:
-/// calibration statistics ([`Calibration::update`](crate::calibration::Calibration::update)), the sketches of a single pass
-/// ([`SinglePass::update`](crate::svd::SinglePass::update)). `f(first, rows)`; the next block is read meanwhile.
+/// Reads the rows of a source from row `from` on once, in blocks of at most `bytes` bytes that come in order, and calls
+/// `f(first, rows)` on each while the next one is read. It is for what is linear in rows: calibration statistics
+/// ([`Calibration::update`](crate::calibration::Calibration::update)), the sketches of a single pass
+/// ([`SinglePass::update`](crate::svd::SinglePass::update)).
 ///
 /// # Errors
-/// [`Error::Option`] for a column-major source, whose rows do not come in blocks; what the source and `f` report; [`Error::Cancelled`].
+/// [`Error::Option`] for a column-major source, whose rows do not come in blocks; [`Error::Cancelled`] if the watch
+/// says so; the first error that the source or `f` returns.
 pub fn stream(
     source: &mut dyn RowSource,
     from: usize,
@@ -603,12 +612,13 @@ pub fn stream(
 #[derive(Debug, Clone, Copy, Default)]
 struct Seen {
     scan: Scan,
-    /// Of the elements' bytes as [`sum_of`] gives it: the same in every pass, however the tiles are cut.
+    /// The sum of the elements' bytes as [`sum_of`] gives it: the same in every pass, however the tiles are cut.
     sum: u64,
 }
 
 impl Seen {
-    /// The sum, and if the norm is not `known` yet the finite check, `max |a|` and the squares with the scale.
+    /// Computes the sum, and, if the norm is not `known` yet, the finite check, `max |a|` and the squares with the
+    /// scale.
     fn new(bytes: &[u8], view: MatView<'_>, (scale, known): (Option<f64>, bool), par: Par) -> Result<Self> {
         let parts: Vec<&[u8]> = bytes.chunks(1 << 20).collect();
         let sum = parallel::map(par, parts.len(), |i| sum_of(parts[i])).into_iter().sum();
@@ -627,15 +637,18 @@ impl Seen {
     }
 }
 
-/// The sum of all pairs of bytes, at the speed of memory: for a whole number of elements of any type. It needs `2^48` of them to overflow.
+/// Computes the sum of all pairs of bytes, at the speed of memory, for a whole number of elements of any type. It needs
+/// `2^48` of them to overflow.
 fn sum_of(bytes: &[u8]) -> u64 {
-    // 2^14 pairs fit 32 bits; adding that may wrap needs no check, which would keep the lanes apart.
+    // 2^14 pairs fit 32 bits. Wrapping addition needs no overflow check, which would keep the compiler from using
+    // vector code.
     let pair = |b: &[u8]| u32::from(u16::from_ne_bytes([b[0], b[1]]));
     let pairs = |block: &[u8]| block.chunks_exact(2).map(pair).fold(0, u32::wrapping_add);
     bytes.chunks(1 << 15).map(|block| u64::from(pairs(block))).sum()
 }
 
-/// An element that is not finite, from the rows and columns of a tile to those of the caller's matrix.
+/// Moves the error of an element that is not finite from the rows and columns of a tile to those of the caller's
+/// matrix.
 fn place(error: Error, cut: Cut, first: usize, column_major: bool) -> Error {
     let Error::NotFinite { row, col, value } = error else { return error };
     let (line, at) = match cut {
@@ -646,12 +659,12 @@ fn place(error: Error, cut: Cut, first: usize, column_major: bool) -> Error {
     Error::NotFinite { row, col, value }
 }
 
-/// Sums start with the first block.
+/// Returns how the first block and the later ones are added: sums start with the first.
 fn accum(first: usize) -> Accum {
     if first == 0 { Accum::Replace } else { Accum::Add }
 }
 
-/// A panel over a buffer.
+/// Makes a panel over a buffer.
 fn panel_mut<T: Scalar>(buffer: &mut [T], m: usize, l: usize, by_rows: bool) -> MatMut<'_, T> {
     if by_rows {
         MatMut::from_row_major_slice_mut(buffer, m, l)
@@ -660,7 +673,7 @@ fn panel_mut<T: Scalar>(buffer: &mut [T], m: usize, l: usize, by_rows: bool) -> 
     }
 }
 
-/// `y <- [y +] part`.
+/// Computes `y <- [y +] part`.
 fn add<T: Scalar>(accum: Accum, mut y: MatMut<'_, T>, part: MatRef<'_, T>) {
     match accum {
         Accum::Replace => y.copy_from(part),
@@ -696,7 +709,7 @@ impl<T: Scalar> LinearOperator<T> for Tiled<'_, T> {
 
     fn sketch(&mut self, omega: &AnySketch, y: &mut HostPanel<T>) -> Result<()> {
         let ((_, n), rows) = (self.facts().shape, self.layout.lines_are_rows);
-        // The sketches widen on their own.
+        // The sketches widen by themselves.
         self.pass(Cut::Lines, |first, view, scale, _, par| {
             let count = view.nrows();
             if rows {
@@ -717,7 +730,8 @@ impl<T: Scalar> LinearOperator<T> for Tiled<'_, T> {
     }
 
     fn for_each_row_block(&mut self, f: &mut dyn FnMut(usize, MatRef<'_, T>) -> Result<()>) -> Result<()> {
-        // What is fed cannot be taken back, so that this pass is not repeated with a scale: what is linear bears a wider range.
+        // Rows that were passed on cannot be taken back, so that this pass is not repeated with a scale; what is linear
+        // bears a wider range.
         self.scale.get_or_insert(1.0);
         let mut done = Ok(());
         self.for_each_slab(self.row_cut(), |slab, _| match slab {
@@ -725,7 +739,7 @@ impl<T: Scalar> LinearOperator<T> for Tiled<'_, T> {
             Slab::Rows(..) => {}
             Slab::Columns(..) => unreachable!("the cut gives rows"),
         })?;
-        // Beyond this, sums of products leave f32.
+        // Beyond this limit, sums of products leave the range of f32.
         let most = if size_of::<T>() == 4 { 2f64.powi(100) } else { f64::MAX };
         if self.largest > most {
             return Err(Error::Range { what: "the largest element", value: self.largest, dtype: T::DTYPE });
@@ -740,7 +754,7 @@ impl<T: Scalar> LinearOperator<T> for Tiled<'_, T> {
         self.for_each_slab(self.row_cut(), |slab, par| match slab {
             Slab::Rows(first, a) => {
                 if first == 0 {
-                    // A pass may be repeated with a scale.
+                    // The pass may be repeated with a scale, so that the sum starts anew.
                     g.as_mut().fill(T::zeroed());
                     parts.fill(T::zeroed());
                 }

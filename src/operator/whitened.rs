@@ -1,24 +1,26 @@
-//! A weight seen through the inputs it will meet: `A = W L`, with `L Lᵀ = M` the second moments of the inputs.
+//! A weight seen through the inputs that it will meet: `A = W L`, with `L Lᵀ = M` the second moments of the inputs.
 //!
 //! ```text
 //!                                             A = W L        W  m × n,  L  n × n lower triangular
 //!   outputs   y = W (L x)      through  n     panels of m rows: outputs,  of n rows: inputs
 //!   inputs    x = Lᵀ (Wᵀ y)                   operators are tall, so that a wide weight is handed over as Aᵀ
 //!
-//!   Gram      tall   Lᵀ (WᵀW) L     n × n     W's own Gram matrix in one pass, then a congruence with L:    n³ flops
-//!             wide   W M Wᵀ         m × m     a congruence with M itself, L is not needed:                  m n² + 2 m² n
+//!   Gram      tall   Lᵀ (WᵀW) L     n × n     W's own Gram matrix in one pass, then a congruence with L: n³ flops
+//!             wide   W M Wᵀ         m × m     a congruence with M itself, L is not needed:               m n² + 2 m² n
 //! ```
 //!
-//! **Congruence.** `Bᵀ S B` for a symmetric S of which the lower half T is read, `S = T + Tᵀ` (its diagonal halved): `E = T B`, then
-//! `Bᵀ E + Eᵀ B`, both by tiles of products, only those that are not zero (LAPACK's SYGST does the same for a triangular B, row by row).
+//! **Congruence.** `Bᵀ S B` for a symmetric S of which the lower half T is read, `S = T + Tᵀ` (its diagonal halved):
+//! `E = T B`, then `Bᵀ E + Eᵀ B`, both by tiles of products, only those that are not zero (LAPACK's SYGST does the same
+//! for a triangular B, row by row).
 //!
-//! **Without a root.** L costs `n³/3` flops in f64 and `m n²` to apply to all of a wide W, on one side of it. `W M Wᵀ` needs neither; what it loses is
-//! that its rounding errors are those of `Σ_j ‖w_j‖² M_jj`, the outputs as they would be if features were independent. Where those are more than
-//! 64 times the true ones, the Gram matrix is that of `W L`. The root is made when something first asks for it.
+//! **Without a root.** L costs `n³/3` flops in f64 and `m n²` to apply to all of a wide W. `W M Wᵀ` needs neither, but
+//! its rounding errors are those of `Σ_j ‖w_j‖² M_jj`, the outputs as they would be if features were independent. Where
+//! those are more than 64 times the true ones, the Gram matrix is that of `W L`. The root is made when something first
+//! asks for it.
 //!
 //! `‖A‖_F²` is the trace of the Gram matrix, which is therefore formed at construction and kept for the first
-//! [`gram`](LinearOperator::gram). (Nothing cheaper is exact: `tr(W M Wᵀ)` needs WᵀW or W M.) Another space brings its own operator for
-//! L; the rest is the same.
+//! [`gram`](LinearOperator::gram); nothing cheaper is exact. Another space brings its own operator for L; the rest is
+//! the same.
 
 use std::sync::Arc;
 
@@ -34,25 +36,26 @@ use crate::sketch::{AnySketch, SketchOperator};
 use crate::space::{Host, HostPanel, Layout, Panel, Side, Space, congruence, leading_dimension, zeros};
 use crate::tensor::{DType, Element};
 
-/// Outputs of independent features over true ones, both squared, up to which `W M Wᵀ` is formed without a root: six bits of the 24 of f32.
+/// The largest ratio of outputs of independent features to true ones, both squared, with which `W M Wᵀ` is formed
+/// without a root: a loss of six bits of the 24 of f32.
 const MOST_CANCELLATION: f64 = 64.0;
 
-/// Rows of `W L` that [`Whitened::for_each_row_block`](LinearOperator::for_each_row_block) makes at a time.
+/// The rows of `W L` that [`Whitened`] makes at a time for [`for_each_row_block`](LinearOperator::for_each_row_block).
 pub(crate) const STREAMED_ROWS: usize = 256;
 
-/// Random signs that look for that cancellation.
+/// The number of random sign vectors that look for that cancellation.
 const SIGNS: usize = 4;
 
 /// The operator of a root.
 type RootOperator<'a, T, S> = Box<dyn LinearOperator<T, Space = S> + 'a>;
 
-/// How a root is made, and what had to be done for it.
+/// Makes a root, and returns it with notes on what had to be done for it.
 type MakeRoot<'a, T, S> = Box<dyn FnOnce() -> Result<(RootOperator<'a, T, S>, Vec<String>)> + 'a>;
 
-/// What writes the lower triangle of a symmetric matrix, and its diagonal.
+/// A function that writes the lower triangle of a symmetric matrix, and its diagonal.
 pub type Given<'a, T> = (&'a mut dyn FnMut(MatMut<'_, T>), &'a [f64]);
 
-/// `W L`, or its transpose where W is wide.
+/// The operator `W L`, or its transpose where W is wide.
 pub struct Whitened<'a, T: Scalar, S: Space<T>> {
     /// The tall one of W and Wᵀ.
     weight: &'a mut (dyn LinearOperator<T, Space = S> + 'a),
@@ -61,20 +64,22 @@ pub struct Whitened<'a, T: Scalar, S: Space<T>> {
     root: Option<RootOperator<'a, T, S>>,
     make: Option<MakeRoot<'a, T, S>>,
     notes: Vec<String>,
-    /// n rows.
+    /// A panel of n rows between W and L, kept for the next product.
     between: Option<Panel<T, S>>,
-    /// WᵀW of a tall W.
+    /// The Gram matrix WᵀW of a tall W.
     weight_gram: Option<Symmetric<T, S>>,
     gram: Option<Symmetric<T, S>>,
     norm_squared: f64,
 }
 
 impl<'a, T: Scalar, S: Space<T>> Whitened<'a, T, S> {
-    /// Of the tall one of W and Wᵀ, the root that `make` makes, and the moments, `n × n`, whose lower triangle `moments` writes if it can
-    /// (with zeros above) and whose diagonal is given with it. Forms the Gram matrix, for the norm.
+    /// Makes the operator of `weight`, the tall one of W and Wᵀ, and forms the Gram matrix, for the norm. `make` makes
+    /// the root. `moments` are `n × n`: a function that writes their lower triangle, with zeros above, if it can, and
+    /// their diagonal.
     ///
     /// # Errors
-    /// Those of the operators.
+    /// [`Error::Device`](crate::Error::Device), [`Error::Cancelled`](crate::Error::Cancelled), those of a source of
+    /// rows.
     pub fn new(
         weight: &'a mut (dyn LinearOperator<T, Space = S> + 'a),
         wide: bool,
@@ -103,81 +108,83 @@ impl<'a, T: Scalar, S: Space<T>> Whitened<'a, T, S> {
         Ok(whitened)
     }
 
-    /// Whether the operator is `(W L)ᵀ`.
+    /// Tells whether the operator is `(W L)ᵀ`.
     pub fn is_wide(&self) -> bool {
         self.wide
     }
 
-    /// Whether L was made.
+    /// Tells whether L was made.
     pub fn has_root(&self) -> bool {
         self.root.is_some()
     }
 
-    /// W, the tall one of it and its transpose; and what had to be done for the root, if it was made.
+    /// Returns the tall one of W and Wᵀ, and the notes on the root, if it was made.
     pub fn into_parts(self) -> (&'a mut (dyn LinearOperator<T, Space = S> + 'a), Vec<String>) {
         (self.weight, self.notes)
     }
 
-    /// Rows of the tall one of A and Aᵀ.
+    /// Returns the rows of the tall one of A and Aᵀ.
     pub fn nrows(&self) -> usize {
         self.weight.nrows()
     }
 
-    /// Columns of the tall one of A and Aᵀ.
+    /// Returns the columns of the tall one of A and Aᵀ.
     pub fn ncols(&self) -> usize {
         self.weight.ncols()
     }
 
-    /// `‖A‖_F²`, in f64.
+    /// Returns `‖A‖_F²`, in f64.
     pub fn norm_squared(&self) -> f64 {
         self.norm_squared
     }
 
-    /// A panel of as many rows as the operator has columns.
+    /// Makes a panel of as many rows as the operator has columns.
     ///
     /// # Errors
-    /// Those of the space.
+    /// [`Error::Device`](crate::Error::Device) in a space on a device.
     pub fn right(&self, l: usize) -> Result<Panel<T, S>> {
         self.weight.right(l)
     }
 
-    /// A panel for an image of the operator, laid out as the product writes it best.
+    /// Makes a panel for an image of the operator, laid out as the product writes it best.
     ///
     /// # Errors
-    /// Those of the space.
+    /// [`Error::Device`](crate::Error::Device) in a space on a device.
     pub fn image(&self, l: usize) -> Result<Panel<T, S>> {
         self.space.panel(self.nrows(), l, self.facts().image)
     }
 
-    /// A panel of n rows.
+    /// Makes a panel of n rows.
     ///
     /// # Errors
-    /// Those of the space.
+    /// [`Error::Device`](crate::Error::Device) in a space on a device.
     pub fn inputs(&self, l: usize) -> Result<Panel<T, S>> {
         if self.wide { self.weight.left(l) } else { self.weight.right(l) }
     }
 
-    /// A panel of m rows.
+    /// Makes a panel of m rows.
     ///
     /// # Errors
-    /// Those of the space.
+    /// [`Error::Device`](crate::Error::Device) in a space on a device.
     pub fn outputs(&self, l: usize) -> Result<Panel<T, S>> {
         if self.wide { self.weight.right(l) } else { self.weight.left(l) }
     }
 
-    /// `x = Wᵀ y`, without L.
+    /// Computes `x = Wᵀ y`, without L, for `y` of m rows and `x` of n rows.
     ///
     /// # Errors
-    /// Those of the operator.
+    /// [`Error::Device`](crate::Error::Device), [`Error::Cancelled`](crate::Error::Cancelled), those of a source of
+    /// rows.
     pub fn back(&mut self, y: &Panel<T, S>, x: &mut Panel<T, S>) -> Result<()> {
         if self.wide { self.weight.apply(y, x) } else { self.weight.apply_adjoint(y, x) }
     }
 
-    /// `x = Wᵀ (W L z)` of the image that was the last product, by the Gram matrix of a tall W, if there is one: `2 n² l` flops instead
-    /// of `2 m n l`. Its error is that of the image, `eps |W| |L z|`, taken back by W.
+    /// Computes `x = Wᵀ (W L z)` of the image that was the last product by the Gram matrix of a tall W, if there is
+    /// one: `2 n² l` flops instead of `2 m n l`. Its error is that of the image, `eps |W| |L z|`, multiplied by Wᵀ.
     ///
     /// # Errors
-    /// Those of the operators.
+    /// [`Error::Device`](crate::Error::Device), [`Error::Cancelled`](crate::Error::Cancelled), those of a source of
+    /// rows.
     pub fn back_from_last_image(&mut self) -> Result<Option<Panel<T, S>>> {
         let (Some(gram), Some(between)) = (&self.weight_gram, self.between.take()) else { return Ok(None) };
         let mut x = self.inputs(self.space.shape(&between).1)?;
@@ -185,10 +192,12 @@ impl<'a, T: Scalar, S: Space<T>> Whitened<'a, T, S> {
         Ok(Some(x))
     }
 
-    /// `L z` and `Wᵀ W L z` of a tall W, by its Gram matrix: what the image `W (L z)` and its way back need of L.
+    /// Computes `L z` and `Wᵀ W L z` of a tall W by its Gram matrix: what the image `W (L z)` and its way back need of
+    /// L.
     ///
     /// # Errors
-    /// Those of the operators.
+    /// [`Error::Device`](crate::Error::Device), [`Error::Cancelled`](crate::Error::Cancelled), those of a source of
+    /// rows.
     pub fn image_to_be(&mut self, z: &Panel<T, S>) -> Result<(Panel<T, S>, Panel<T, S>)> {
         let l = self.space.shape(z).1;
         let mut between = self.inputs(l)?;
@@ -203,18 +212,20 @@ impl<'a, T: Scalar, S: Space<T>> Whitened<'a, T, S> {
         Ok((between, back))
     }
 
-    /// `y = W x`.
+    /// Computes `y = W x`, for `x` of n rows and `y` of m rows.
     ///
     /// # Errors
-    /// Those of the operator.
+    /// [`Error::Device`](crate::Error::Device), [`Error::Cancelled`](crate::Error::Cancelled), those of a source of
+    /// rows.
     pub fn forward(&mut self, x: &Panel<T, S>, y: &mut Panel<T, S>) -> Result<()> {
         if self.wide { self.weight.apply_adjoint(x, y) } else { self.weight.apply(x, y) }
     }
 
-    /// `‖Lᵀ X‖_F²` for a panel of n rows, in f64, and the squared lengths of its columns.
+    /// Computes `‖Lᵀ X‖_F²` for a panel of n rows, in f64, and the squared lengths of the columns of `Lᵀ X`.
     ///
     /// # Errors
-    /// Those of the operator.
+    /// [`Error::Device`](crate::Error::Device), [`Error::Cancelled`](crate::Error::Cancelled), those of a source of
+    /// rows.
     pub fn weighted_norms_squared(&mut self, x: &Panel<T, S>) -> Result<(f64, Vec<f64>)> {
         let l = self.space.shape(x).1;
         let mut weighted = self.inputs(l)?;
@@ -225,10 +236,11 @@ impl<'a, T: Scalar, S: Space<T>> Whitened<'a, T, S> {
         Ok((self.space.dot(&weighted, &weighted)?, columns))
     }
 
-    /// `tr(W S Wᵀ)` for another symmetric S, whose lower triangle `write` writes, zeros above.
+    /// Computes `tr(W S Wᵀ)` for another symmetric S, whose lower triangle `write` writes, with zeros above.
     ///
     /// # Errors
-    /// Those of the operator.
+    /// [`Error::Device`](crate::Error::Device), [`Error::Cancelled`](crate::Error::Cancelled), those of a source of
+    /// rows.
     pub fn weighted_trace(&mut self, write: &mut dyn FnMut(MatMut<'_, T>)) -> Result<f64> {
         let n = if self.wide { self.weight.nrows() } else { self.weight.ncols() };
         let mut s = self.inputs(n)?;
@@ -252,7 +264,7 @@ impl<'a, T: Scalar, S: Space<T>> Whitened<'a, T, S> {
         Ok(2.0 * dot)
     }
 
-    /// L, made if it was not.
+    /// Returns L, which is made if it was not.
     fn root(&mut self) -> Result<&mut (dyn LinearOperator<T, Space = S> + 'a)> {
         if let Some(make) = self.make.take() {
             let (root, notes) = make()?;
@@ -262,7 +274,7 @@ impl<'a, T: Scalar, S: Space<T>> Whitened<'a, T, S> {
         Ok(self.root.as_deref_mut().expect("a root that could not be made ended the factorization"))
     }
 
-    /// The panel between the two, with `l` columns.
+    /// Returns the panel between W and L, with `l` columns.
     fn between(&mut self, l: usize) -> Result<Panel<T, S>> {
         match self.between.take() {
             Some(panel) if self.space.shape(&panel).1 == l => Ok(panel),
@@ -270,7 +282,7 @@ impl<'a, T: Scalar, S: Space<T>> Whitened<'a, T, S> {
         }
     }
 
-    /// `Lᵀ (WᵀW) L`, or the Gram matrix of `Lᵀ Wᵀ`.
+    /// Computes `Lᵀ (WᵀW) L`, or the Gram matrix of `Lᵀ Wᵀ`.
     fn form_gram(&mut self) -> Result<Panel<T, S>> {
         let b = self.weight.ncols();
         let mut g = self.weight.right(b)?;
@@ -286,7 +298,7 @@ impl<'a, T: Scalar, S: Space<T>> Whitened<'a, T, S> {
         Ok(g)
     }
 
-    /// `W M Wᵀ` of a wide W, from M, unless that would lose digits.
+    /// Computes `W M Wᵀ` of a wide W from M, unless that would lose digits.
     fn form_gram_of_moments(&mut self, write: &mut dyn FnMut(MatMut<'_, T>), diagonal: &[f64]) -> Result<Panel<T, S>> {
         let mut g = self.weight.right(self.weight.ncols())?;
         {
@@ -294,7 +306,7 @@ impl<'a, T: Scalar, S: Space<T>> Whitened<'a, T, S> {
             self.space.fill(&mut s, write)?;
             self.weight.congruence(&s, &mut g)?;
         }
-        // ‖W D z‖² for random signs z, D the scales of the features.
+        // The squared norms of W D z for random signs z, with D the scales of the features.
         let mut z = self.weight.left(SIGNS)?;
         self.space.fill(&mut z, &mut |mut z| {
             for (i, d) in diagonal.iter().enumerate() {
@@ -387,7 +399,8 @@ impl<T: Scalar, S: Space<T>> LinearOperator<T> for Whitened<'_, T, S> {
         }
     }
 
-    /// Of a tall W it is W's and then L's. That of a wide one takes S by way of the host, to have both of its triangles.
+    /// Applies the congruence of W and then that of L for a tall W. For a wide one S goes through the host, to have
+    /// both of its triangles.
     fn congruence(&mut self, s: &Panel<T, S>, g: &mut Panel<T, S>) -> Result<()> {
         let (m, n) = self.facts().shape;
         if !self.wide {
@@ -408,7 +421,8 @@ impl<T: Scalar, S: Space<T>> LinearOperator<T> for Whitened<'_, T, S> {
         self.space.multiply_panels(Side::Adjoint, &whole, &e, g)
     }
 
-    /// A tall W is taken row by row, `Lᵀ` times some of its rows as columns; of a wide one the whole matrix comes home.
+    /// Takes a tall W row by row, as `Lᵀ` times some of its rows as columns. For a wide one the whole matrix comes
+    /// home.
     fn for_each_row_block(&mut self, f: &mut dyn FnMut(usize, MatRef<'_, T>) -> Result<()>) -> Result<()> {
         let (m, n) = self.facts().shape;
         if self.wide {
@@ -438,8 +452,8 @@ impl<T: Scalar, S: Space<T>> LinearOperator<T> for Whitened<'_, T, S> {
     }
 }
 
-/// A lower triangle that is made in f64 and kept in the arithmetic of its products. (Fresh pages take as long as what is done with them, 768 × 768
-/// in f32 0.4 ms; those above the diagonal are never written.)
+/// A lower triangle that is made in f64 and kept in the arithmetic of its products. Pages above the diagonal are never
+/// written, because fresh pages take as long as what is done with them.
 #[derive(Debug)]
 pub(crate) struct Triangle {
     words: Vec<f64>,
@@ -448,29 +462,29 @@ pub(crate) struct Triangle {
 }
 
 impl Triangle {
-    /// All zeros, kept in `T`.
+    /// Makes a triangle of zeros, kept in `T`.
     pub(crate) fn zeros<T: Scalar>(n: usize, par: Par) -> Self {
         Triangle { words: zeros(Self::bytes::<T>(n) / size_of::<f64>(), par), n, dtype: T::DTYPE }
     }
 
-    /// Bytes of one of this order.
+    /// Returns the bytes of a triangle of this order.
     pub(crate) fn bytes<T: Scalar>(n: usize) -> usize {
         (leading_dimension::<T>(n) * n * size_of::<T>()).next_multiple_of(size_of::<f64>())
     }
 
-    /// What the entries are kept in.
+    /// Returns the type that the entries are kept in.
     pub(crate) fn dtype(&self) -> DType {
         self.dtype
     }
 
-    /// The matrix, kept in `T`; what is above the diagonal stays zero.
+    /// Returns the matrix, kept in `T`, to be written; what is above the diagonal must stay zero.
     pub(crate) fn as_mut<T: Scalar>(&mut self) -> MatMut<'_, T> {
         assert_eq!(self.dtype, T::DTYPE, "a root is written as what it is kept in");
         let entries = bytemuck::cast_slice_mut::<f64, T>(&mut self.words);
         MatMut::from_column_major_slice_with_stride_mut(entries, self.n, self.n, leading_dimension::<T>(self.n))
     }
 
-    /// The same to read.
+    /// Returns the matrix, kept in `T`, to be read.
     pub(crate) fn entries<T: Scalar>(&self) -> MatRef<'_, T> {
         assert_eq!(self.dtype, T::DTYPE, "a root is read as what it is kept in");
         let entries = bytemuck::cast_slice::<f64, T>(&self.words);
@@ -478,7 +492,7 @@ impl Triangle {
     }
 }
 
-/// What [`Root`] holds.
+/// The entries of a [`Root`].
 pub(crate) enum Entries<T> {
     /// The lower triangle, zeros above, kept in T.
     Lower(Arc<Triangle>),
@@ -487,7 +501,7 @@ pub(crate) enum Entries<T> {
 }
 
 impl<T: Scalar> Entries<T> {
-    /// All of the matrix.
+    /// Returns the whole matrix.
     pub(crate) fn dense(&self) -> Mat<T> {
         match self {
             Entries::Lower(l) => l.entries::<T>().to_owned(),
@@ -507,7 +521,7 @@ impl<T: Scalar> Root<T> {
         Root { entries, space }
     }
 
-    /// As an operator among others.
+    /// Makes the operator of the entries, boxed.
     pub(crate) fn boxed(entries: Entries<T>, space: &Host) -> Box<dyn LinearOperator<T, Space = Host>> {
         Box::new(Root::new(entries, space.clone()))
     }
@@ -545,7 +559,7 @@ impl<T: Scalar> LinearOperator<T> for Root<T> {
         &self.space
     }
 
-    /// A root is no part of the data: it has no passes.
+    /// Returns the facts of a root, which is no part of the data and has no passes.
     fn facts(&self) -> Facts {
         let square = |x: &T| Element::to_f64(*x) * Element::to_f64(*x);
         let norm_squared = match &self.entries {

@@ -9,40 +9,22 @@
 //!                         G = (G_0 + G_1) + ...  in a tree; Cholesky of the l×l G in f64
 //! ```
 //!
-//! One pass costs `m l²` flops of syrk and `m l²` of TRSM and reads and writes the panel once; everything l×l is done
-//! in f64 by one thread (`l³/3` for the factor, `l³/3` for its inverse). The last division does not wait for the inverse, which
-//! is formed beside it: if it says that the pass was not the last, it was a pass with a poor factor.
+//! **Cost.** A pass takes `m l²` flops of syrk and `m l²` of TRSM and moves the panel once; what is l×l is done in f64
+//! by one thread. A panel that starts from a sketch takes `3 m l² + 2 l³`, where CholeskyQR2 takes `4 m l²`. The last
+//! division does not wait for the inverse of the factor, which is formed beside it and may still ask for another pass.
 //!
-//! The first R comes from a sketch of a tall panel (sketch-preconditioned CholeskyQR: Balabanov 2022; Melnichenko et
-//! al. 2311.08316): `S Y` has 2l rows, each the signed sum of about m/2l rows of Y; its R makes `Y R⁻¹` a panel
-//! of condition about 6 whatever the condition of Y, so that one more factor, measured on that panel, finishes. Cost at
-//! condition 1e3 to 1e7 is the same: sketch, division with syrk, division; `3 m l²` flops and the sketch's `2 l³`, where
-//! CholeskyQR2 takes `4 m l²`. The sketch is fixed and nothing is taken on trust: where it fails, the Gram matrix of the
-//! quotient says so, and the pass was an ordinary one of a longer iteration. The Gram matrix of an f32 sketch is first formed
-//! in f32, which carries to a condition of some thousands, and again in f64 where it does not.
+//! **First factor.** It is the R of a sketch `S Y` of 2l rows (Balabanov 2022; Melnichenko et al. 2311.08316): `Y R⁻¹`
+//! has a condition of about 6 whatever that of Y. The sketch is fixed. Where it fails, the Gram matrix of the quotient
+//! shows it, and the pass was an ordinary one.
 //!
-//! Otherwise, and in all later passes, the factor of the scaled Gram matrix `D G D` (unit diagonal) decides:
+//! **Every other factor.** With `D G D` of unit diagonal and relative error `u`, the Q of a pass has
+//! `‖QᵀQ − I‖ ≈ u ‖R⁻¹‖_F²`. Where that is below 1/4 the next pass finishes (CholeskyQR2: Yamamoto, Nakatsukasa,
+//! Yanagisawa, Fukaya 2015). Else G is formed again in f64 for f32 panels, else `G + s I` is factored (Fukaya et al.,
+//! 1809.11085), which lifts the smallest singular values by `s^{-1/2}`. A pass is the last if the inflation factors
+//! `‖R⁻¹ e_j‖²` are small.
 //!
-//! * A Gram matrix with relative error `u` gives a Q with `‖QᵀQ − I‖ ≈ u ‖R⁻¹‖_F²`. Where that is below 1/4 the pass
-//!   leaves a panel of condition < 2 and the next one finishes (CholeskyQR2: Yamamoto, Nakatsukasa, Yanagisawa,
-//!   Fukaya 2015).
-//! * Otherwise, for f32, the Gram matrix is formed again in f64: blocks are widened in cache, products are exact.
-//!   This carries to condition 1/u of f32, where the panel itself stops having that rank.
-//! * Otherwise `G + s I` is factored (shifted CholeskyQR: Fukaya, Kannan, Nakatsukasa, Yamamoto, Yanagisawa,
-//!   1809.11085), which lifts the smallest singular values by `s^{-1/2}` per pass.
-//! * A pass is the last one if the variance inflation factors `‖R⁻¹ e_j‖²` are small, since the elementwise error of
-//!   `QᵀQ` is `u` times them. Panels whose sketch has small ones take one pass.
-//!
-//! The floor is `3 m l²` flops at the rate of a GEMM of this shape (4096×266, two Zen 5 cores: 2.15 ms). Above it are the work on l×l by
-//! one thread, the sketch, and the triangular solve at 190 of GEMM's 250 GFLOP/s per core. Syrk in strips of rows is 1.13 times as
-//! fast as faer's triangular product at 266 columns, 1.26 at 202, 1.16 at 106, and so than strips of columns; row groups are of equal
-//! size (576 rows cut into 512 and 64 leave a thread idle); the sketch's factor is not inverted where its diagonal says enough.
-//!
-//! The panel is divided by R with a triangular solve, not multiplied by R⁻¹: a solve is backward stable row by row
-//! (`Q R = Y` to rounding whatever the condition), a product with the inverse is not, and here it is slower too
-//! (3072×202, f32, one thread, blocks of 256 rows: TRSM 0.75 ms, GEMM with R⁻¹ 1.04 ms, TRSM with inverted diagonal
-//! blocks of 32 0.76 ms; by columns of blocks with the zero blocks left out it is even at 202 and 266 columns and 1.12 times
-//! as fast at 106).
+//! **Why a solve.** It is backward stable row by row, a product with `R⁻¹` is not, and is slower. Figures:
+//! `benches/NOTES.md`.
 
 use faer::Accum;
 use faer::dyn_stack::{MemStack, StackReq};
@@ -65,38 +47,36 @@ use crate::parallel::join;
 use crate::simd::Scalar;
 use crate::tensor::DType;
 
-/// Constants of the CholeskyQR passes. Block, sum and strip sizes were timed one kernel at a time on one core of Zen 5
-/// (f32, 3072×202, 4096×266, 30522×106); `benches/qr.rs` times the whole. The thresholds are error bounds, not timings.
+/// Constants of the CholeskyQR passes. Block, sum and strip sizes were chosen by timing single kernels
+/// (`benches/NOTES.md`); `benches/qr.rs` times the whole. The thresholds are error bounds.
 pub(crate) struct CholeskyParams {
-    /// Rows of a block: it is solved and multiplied while it sits in L2 (128 to 2048 rows are about alike).
+    /// Rows of a block, which is solved and multiplied while it is in L2.
     pub(crate) block_rows: usize,
-    /// A block is solved in strips of so many columns, or in narrow ones where it has fewer columns than `few_columns`:
-    /// what is left of a strip is one long product.
+    /// Columns of the strips in which a block is solved. A block with fewer columns than `few_columns` is solved in
+    /// narrow strips; the rest of a strip is one long product.
     pub(crate) wide_strip: usize,
     pub(crate) narrow_strip: usize,
     pub(crate) few_columns: usize,
-    /// Rows whose products are summed in one go.
+    /// Rows whose products are summed in one accumulation, which bounds the rounding error.
     pub(crate) sum_rows: usize,
-    /// A Gram matrix is formed in strips of this many bytes of rows, 48 of f32: GFLOP/s of `m l²` on one core at 106, 202
-    /// and 266 columns 151, 183, 201; with strips of 32 rows 147, 169, 187; of 64, 144, 178, 194; of columns instead
-    /// of rows 132, 157, 166; by faer's triangular product 108, 145, 178.
+    /// Bytes of a row of the strips in which a Gram matrix is formed: 48 elements of f32.
     pub(crate) strip_bytes: usize,
-    /// Largest number of row groups, which bounds the partial Gram matrices.
+    /// The largest number of row groups, which bounds the number of partial Gram matrices.
     pub(crate) max_groups: usize,
-    /// A pass may leave `‖QᵀQ − I‖` at about this.
+    /// The largest estimate of `‖QᵀQ − I‖` that a pass may leave.
     pub(crate) max_defect: f64,
-    /// A pass is the last one up to this variance inflation factor.
+    /// The largest variance inflation factor with which a pass is the last one.
     pub(crate) max_inflation: f64,
-    /// Passes before giving up.
+    /// The most passes before the iteration gives up.
     pub(crate) max_passes: usize,
     /// Rows of the sketch per column of the panel.
     pub(crate) sketch_rows: usize,
     /// Panels with fewer columns are not sketched: their Gram matrix is cheap.
     pub(crate) min_sketched_columns: usize,
-    /// A sketch with variance inflation factors up to this sends the panel to plain CholeskyQR. With two rows per
-    /// column a sketch about doubles them.
+    /// The largest variance inflation factor of a sketch that still sends the panel to plain CholeskyQR. A sketch of
+    /// two rows per column about doubles these factors.
     pub(crate) max_sketched_inflation: f64,
-    /// Tasks that the sketch is split into.
+    /// How many tasks the sketch is split into.
     pub(crate) sketch_tasks: usize,
 }
 
@@ -117,7 +97,7 @@ pub(crate) const PARAMS: CholeskyParams = CholeskyParams {
     sketch_tasks: 8,
 };
 
-/// How [`iterate`] ended.
+/// The ways in which [`iterate`] ends.
 pub(crate) enum Outcome {
     /// The panel is orthonormal.
     Done(Orthonormalization),
@@ -127,22 +107,22 @@ pub(crate) enum Outcome {
     Breakdown(Orthonormalization),
 }
 
-/// The report of a panel about which nothing is known.
+/// The report for a panel whose condition is not known.
 pub(crate) const SINGULAR: Orthonormalization =
     Orthonormalization { algorithm: Algorithm::CholeskyQr, condition_estimate: f64::INFINITY, passes: 0 };
 
-/// Rows of an f32 panel that are widened at a time, fewer where scratch is to be saved.
+/// Returns how many rows of an f32 panel are widened at a time: fewer where scratch is to be saved.
 fn wide_rows(most_groups: usize) -> usize {
     if most_groups > 1 { PARAMS.block_rows } else { PARAMS.sum_rows }
 }
 
-/// Row groups: a pure function of the shape.
+/// The row groups of a panel: a pure function of its shape.
 struct Groups {
     count: usize,
     rows: usize,
 }
 
-/// At most `most` of them.
+/// Cuts an m×l panel into at most `most` row groups.
 fn groups(m: usize, l: usize, most: usize) -> Groups {
     let blocks = m.div_ceil(PARAMS.block_rows);
     // All partial Gram matrices together are at most as large as the panel.
@@ -152,12 +132,12 @@ fn groups(m: usize, l: usize, most: usize) -> Groups {
     Groups { count: m.div_ceil(rows), rows }
 }
 
-/// Where m rows are cut in two: at a multiple of `rows`.
+/// Returns where m rows are cut in two: at a multiple of `rows`.
 fn half(m: usize, rows: usize) -> usize {
     m.div_ceil(rows) / 2 * rows
 }
 
-/// Where [`cholesky_qr`] takes its first factor from.
+/// The matrix that [`cholesky_qr`] takes its first factor from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Start {
     /// The Gram matrix of the panel.
@@ -166,14 +146,14 @@ pub enum Start {
     Sketch,
 }
 
-/// CholeskyQR without a net: `Y <- Q`, `Y = Q R`, or an error. [`orthonormalize`](super::orthonormalize) is this with
-/// [`Start::Sketch`], scaling before and reflections behind it.
+/// Orthonormalizes by CholeskyQR alone: `Y <- Q`, `Y = Q R`, or an error. [`orthonormalize`](super::orthonormalize)
+/// does the same from [`Start::Sketch`], but scales columns before and goes to reflections where this fails.
 ///
 /// `y` is m×l, `m >= l >= 1`; `r` is l×l and entirely overwritten.
 ///
 /// # Errors
-/// [`Error::Shape`] and [`Error::Empty`] for the shapes, [`Error::NoConvergence`] if the panel has columns that are zero,
-/// not finite, too long or too short to be squared, or that depend on each other exactly; Y is then of no use.
+/// [`Error::Shape`] and [`Error::Empty`] for the shapes, [`Error::NoConvergence`] if the panel has columns that are
+/// zero, not finite, too long or too short to be squared, or that depend on each other exactly; Y is then of no use.
 /// [`Error::Range`] if an entry of R is too large for `T`.
 pub fn cholesky_qr<T: Scalar>(
     y: MatMut<'_, T>,
@@ -200,21 +180,21 @@ pub fn cholesky_qr<T: Scalar>(
     }
 }
 
-/// Scratch for [`cholesky_qr`] of an m×l panel.
+/// Returns the scratch for [`cholesky_qr`] of an m×l panel.
 pub fn cholesky_qr_scratch<T: Scalar>(m: usize, l: usize, _par: Par) -> StackReq {
     temp_mat_scratch::<f64>(l, l).and(iterate_scratch::<T>(m, l, PARAMS.max_groups, true))
 }
 
-/// A panel in memory, as CholeskyQR sees it.
+/// A panel in memory, with the kernels of CholeskyQR.
 pub(super) struct InMemory<'a, T> {
     pub(super) y: MatMut<'a, T>,
     pub(super) par: Par,
-    /// Groups of rows at most: each has a Gram matrix of its own.
+    /// The most groups of rows. Each has a Gram matrix of its own.
     pub(super) most_groups: usize,
 }
 
 impl<T: Scalar> InMemory<'_, T> {
-    /// What the driver asks for, but for reflections and scaling, which are not CholeskyQR's.
+    /// Does what the driver asks for, except for reflections and scaling, which are not part of CholeskyQR.
     pub(super) fn step(&mut self, step: Step<'_, T>, stack: &mut MemStack) -> Result<bool> {
         let (y, par, most_groups) = (self.y.rb_mut(), self.par, self.most_groups);
         match step {
@@ -240,8 +220,8 @@ impl<T: Scalar> InMemory<'_, T> {
     }
 }
 
-/// CholeskyQR passes until the panel is orthonormal; `acc <- R acc` for each. With `sketch`, the first factor comes
-/// from a sketch of the panel where the panel is tall enough for one.
+/// Runs CholeskyQR passes until the panel is orthonormal, with `acc <- R acc` for each. With `sketch`, the first factor
+/// comes from a sketch if the panel is tall enough for one.
 pub(super) fn iterate<T: Scalar>(
     y: Steps<'_, T>,
     l: usize,
@@ -325,8 +305,8 @@ pub(super) fn iterate<T: Scalar>(
             y(Step::Gram { divisor, of: GramOf::Panel, gram: gram.rb_mut() }, stack)?;
             continue;
         }
-        // The diagonal says that this is the last pass. The division starts before the inverse has the last word; if that
-        // is no, it was a pass with a poor factor, of which the next Gram matrix tells.
+        // The diagonal says that this is the last pass. The division starts before the inverse is known. If the inverse
+        // says otherwise, this was a pass with a poor factor, and the next Gram matrix shows it.
         let mut beside = || {
             state = State::of(factor.rb(), state.condition, stack);
             if let Some(acc) = &mut acc {
@@ -347,12 +327,13 @@ pub(super) fn iterate<T: Scalar>(
     }
 }
 
-/// A Gram matrix of the panel as it is, or of a sketch.
+/// Forms the lower triangle of a Gram matrix of the panel, or of a sketch of it. Returns false if the panel is not
+/// sketched.
 fn form<T: Scalar>(y: Steps<'_, T>, of: GramOf, gram: MatMut<'_, f64>, stack: &mut MemStack) -> Result<bool> {
     y(Step::Gram { divisor: None, of, gram }, stack)
 }
 
-/// Scratch for [`iterate`], with so many groups and with a sketch or without.
+/// Returns the scratch for [`iterate`] with `most_groups` groups, with a sketch or without.
 pub(crate) fn iterate_scratch<T: Scalar>(m: usize, l: usize, most_groups: usize, sketch: bool) -> StackReq {
     let gram = |m: usize| groups(m, l, most_groups).count;
     let wide = match T::DTYPE {
@@ -371,7 +352,8 @@ pub(crate) fn iterate_scratch<T: Scalar>(m: usize, l: usize, most_groups: usize,
     decide_scratch::<T>(l).or(matrices_scratch::<T>(l).and(panel))
 }
 
-/// The part of [`iterate_scratch`] that is not the panel's: enough where panels live elsewhere.
+/// Returns the part of the scratch of [`iterate`] that serves the decisions. It is all that is needed where panels live
+/// elsewhere.
 pub(super) fn decide_scratch<T: Scalar>(l: usize) -> StackReq {
     matrices_scratch::<T>(l).and(factorize_scratch(l))
 }
@@ -384,9 +366,9 @@ fn gram_scratch<W: Scalar>(l: usize, groups: usize, buffer_rows: usize) -> Stack
     temp_mat_scratch::<W>(l, l).and(StackReq::new::<u8>(node_bytes::<W>(l, groups, buffer_rows)))
 }
 
-/// Whether squares of the entries neither overflowed nor lost digits to underflow.
+/// Tells whether the squares of the entries neither overflowed nor lost digits to underflow.
 fn in_range<T: Scalar>(gram: MatRef<'_, f64>) -> bool {
-    // Products of entries below 2^(-62) of f32's range lose digits; a column this long does not notice.
+    // Products of entries below 2^(-62) of the range of f32 lose digits; in a column this long that does not show.
     let (low, high) = match T::DTYPE {
         DType::F32 => (2f64.powi(-60), 2f64.powi(100)),
         _ => (2f64.powi(-700), 2f64.powi(900)),
@@ -394,14 +376,14 @@ fn in_range<T: Scalar>(gram: MatRef<'_, f64>) -> bool {
     (0..gram.nrows()).all(|j| (low..=high).contains(&gram[(j, j)]))
 }
 
-/// `Y <- Y L⁻ᵀ`.
+/// Computes `Y <- Y L⁻ᵀ`, with L in the lower triangle of `divisor`.
 pub(crate) fn divide<T: Scalar>(mut y: MatMut<'_, T>, divisor: MatRef<'_, T>, par: Par) {
     let mut none: [T; 0] = [];
     let none = MatMut::from_column_major_slice_mut(&mut none, 0, 0);
     for_row_groups(y.rb_mut(), none, PARAMS.block_rows, 0, par, &|rows, _| divide_block(rows, divisor));
 }
 
-/// [`divide`] of a few rows, from left to right.
+/// Computes [`divide`] for one block of rows, strip by strip of columns from left to right.
 ///
 /// ```text
 ///   Y_j <- (Y_j − Y_0..j L_j,0..jᵀ) L_jjᵀ⁻¹      one product and one small solve per strip of columns
@@ -428,7 +410,7 @@ fn divide_block<T: Scalar>(mut y: MatMut<'_, T>, divisor: MatRef<'_, T>) {
     }
 }
 
-/// The lower triangle of `YᵀY`, of Y divided by `divisor` if there is one.
+/// Computes the lower triangle of `YᵀY`, after `Y <- Y L⁻ᵀ` if there is a divisor.
 fn gram_of<T: Scalar>(
     y: MatMut<'_, T>,
     divisor: Option<MatRef<'_, T>>,
@@ -449,7 +431,7 @@ fn gram_of<T: Scalar>(
     });
 }
 
-/// The lower triangle of `YᵀY` in f64.
+/// Computes the lower triangle of `YᵀY` in f64.
 fn wide_gram<T: Scalar>(y: MatMut<'_, T>, gram: MatMut<'_, f64>, most_groups: usize, par: Par, stack: &mut MemStack) {
     let rows = wide_rows(most_groups);
     sum_groups::<T, f64>(y, gram, (most_groups, rows), par, stack, &|y, mut g, stack| {
@@ -465,8 +447,8 @@ fn wide_gram<T: Scalar>(y: MatMut<'_, T>, gram: MatMut<'_, f64>, most_groups: us
     });
 }
 
-/// `gram <-` the sum of what `add` adds to its second argument for each group of rows: a tree over the groups, whose nodes
-/// are zeroed and added by the threads that need them.
+/// Sets `gram` to the sum of what `add` adds to its second argument for each group of rows. The groups form a tree,
+/// whose nodes are zeroed and added by the threads that need them.
 fn sum_groups<T: Scalar, W: Scalar>(
     y: MatMut<'_, T>,
     mut gram: MatMut<'_, f64>,
@@ -488,7 +470,7 @@ fn sum_groups<T: Scalar, W: Scalar>(
     }
 }
 
-/// Bytes of scratch of a node over `count` groups.
+/// Returns the bytes of scratch of a node over `count` groups.
 fn node_bytes<W: Scalar>(l: usize, count: usize, buffer_rows: usize) -> usize {
     if count == 1 {
         return temp_mat_scratch::<W>(buffer_rows, l).unaligned_bytes_required();
@@ -536,13 +518,13 @@ impl<F> Sum<'_, F> {
     }
 }
 
-/// Rows of the sketch of an m×l panel, 0 for none.
+/// Returns the rows of the sketch of an m×l panel, 0 if it is not sketched.
 fn sketch_rows(m: usize, l: usize) -> usize {
     let p = (PARAMS.sketch_rows * l).next_multiple_of(32);
     if l >= PARAMS.min_sketched_columns && m >= 2 * p { p } else { 0 }
 }
 
-/// A fixed random bit string: SplitMix64 of the index.
+/// Returns a fixed random bit string: SplitMix64 of the index.
 fn hash(index: usize) -> u64 {
     let mut z = (index as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -550,8 +532,9 @@ fn hash(index: usize) -> u64 {
     z ^ (z >> 31)
 }
 
-/// The Gram matrix of `S Y`, S p×m with one entry ±1 in each column: p rows at a time are folded onto the sketch,
-/// each slab rotated by a random amount, each row with a random sign. False if the panel is not tall enough for it.
+/// Computes the Gram matrix of `S Y`, where S is p×m with one entry ±1 in each column. Slabs of p rows are added onto
+/// the sketch, each rotated by a random amount, each row with a random sign. Returns false if the panel is not tall
+/// enough.
 fn sketch_gram<T: Scalar, W: Scalar>(y: MatMut<'_, T>, gram: MatMut<'_, f64>, par: Par, stack: &mut MemStack) -> bool {
     let (m, l) = y.shape();
     let p = sketch_rows(m, l);
@@ -565,7 +548,7 @@ fn sketch_gram<T: Scalar, W: Scalar>(y: MatMut<'_, T>, gram: MatMut<'_, f64>, pa
     });
     let (mut folded, stack) = temp_mat_zeroed::<W, _, _>(p, 2 * l, stack);
     let (mut folded, mut other) = folded.as_mat_mut().split_at_col_mut(l);
-    // By halves, as the Gram matrix of the panel will be formed: its rows stay in the cache of their thread.
+    // Groups are halved as for the Gram matrix of the panel, so that its rows stay in the cache of their thread.
     let Groups { count, rows } = groups(m, l, PARAMS.max_groups);
     let cut = count / 2 * rows;
     let (upper, lower) = y.split_at_row_mut(cut);
@@ -586,7 +569,8 @@ fn sketch_gram<T: Scalar, W: Scalar>(y: MatMut<'_, T>, gram: MatMut<'_, f64>, pa
     true
 }
 
-/// Adds rows `from..` of the panel to the sketch. Columns are independent: they are the rows of the transposed views.
+/// Adds the rows of the panel from `from` on to the sketch. Columns are independent: they are the rows of the
+/// transposed views.
 fn fold_columns<T: Scalar, W: Scalar>(y: MatMut<'_, T>, folded: MatMut<'_, W>, signs: &[T], from: usize, par: Par) {
     let columns = y.ncols().div_ceil(PARAMS.sketch_tasks);
     for_row_groups(y.transpose_mut(), folded, columns, columns, par, &|y, mut folded| {
@@ -631,8 +615,8 @@ fn add_signed<T: Scalar, W: Scalar>(folded: &mut [W], x: &[T], signs: &[T]) {
     );
 }
 
-/// The lower triangle of `gram += YᵀY`, a few rows of Y at a time: a sum of n equal terms errs by up to n eps / 4, all to
-/// one side, and columns of equal entries are common (up to 4 % slower than 256 rows at once).
+/// Adds the lower triangle of `YᵀY` to `gram`, a few rows of Y at a time. A sum of n equal terms errs by up to n eps /
+/// 4, all to one side, and columns of equal entries are common; short sums bound that.
 ///
 /// ```text
 ///   gram  [ x . . .           ]   one product per strip of `strip` rows, the first one taking the remainder;
@@ -664,17 +648,17 @@ fn widen<T: Scalar>(mut dst: MatMut<'_, f64>, src: MatRef<'_, T>) {
     }
 }
 
-/// What the Cholesky factor of a Gram matrix says.
+/// What the Cholesky factor of a Gram matrix tells about the panel.
 #[derive(Clone, Copy)]
 struct State {
     positive: bool,
-    /// `‖R⁻¹‖_F²` of the scaled matrix.
+    /// The value of `‖R⁻¹‖_F²` for the scaled matrix.
     inverse_norm: f64,
-    /// Largest variance inflation factor.
+    /// The largest variance inflation factor.
     inflation: f64,
-    /// Condition estimate of the scaled panel; 0 where it was not looked for.
+    /// An estimate of the condition of the scaled panel; 0 where none was made.
     condition: f64,
-    /// Whether `inverse_norm` and `inflation` are only what the diagonal says.
+    /// Whether `inverse_norm` and `inflation` come from the diagonal alone.
     presumed: bool,
 }
 
@@ -687,7 +671,7 @@ impl State {
         presumed: false,
     };
 
-    /// From the inverse of the factor.
+    /// Makes the state from the inverse of the factor.
     fn of(factor: MatRef<'_, f64>, condition: f64, stack: &mut MemStack) -> Self {
         let l = factor.nrows();
         let (mut inverse, stack) = temp_mat_zeroed::<f64, _, _>(l, l, stack);
@@ -704,16 +688,16 @@ impl State {
         Self { positive: true, inverse_norm, inflation, condition, presumed: false }
     }
 
-    /// Whether a Gram matrix with relative errors of `unit` is good enough for this condition.
+    /// Tells whether a Gram matrix with relative errors of `unit` is good enough for this condition.
     fn accepts(&self, unit: f64) -> bool {
         self.positive && unit * self.inverse_norm <= PARAMS.max_defect
     }
 }
 
-/// Factors a Gram matrix and looks at the factor as closely as it takes: at its condition if it is the first; at its inverse
-/// only where something depends on that, since it takes as long as the factor. Row j of L⁻¹ is at least `1 / L_jj` long. For
-/// a sketch that and an estimate of the norm will do, since the next Gram matrix finds out; where it says that this is the last
-/// pass, the inverse is formed beside the division.
+/// Factors a Gram matrix and examines the factor as far as is necessary. The condition is estimated for the first
+/// factor. The inverse is formed only where something depends on it, because it takes as long as the factor; row j of
+/// L⁻¹ is at least `1 / L_jj` long. For a sketch that bound and an estimate of the norm suffice, because the next Gram
+/// matrix shows the rest. Where the bound says that this is the last pass, the inverse is formed beside the division.
 fn look(
     gram: MatRef<'_, f64>,
     source: GramOf,
@@ -738,7 +722,7 @@ fn look(
         let norm = |of, vectors| pulp::Arch::new().dispatch(NormEstimate { a: factor.rb(), of, vectors });
         let (inverse, norm) = join(par, || norm(Of::Inverse, v), || norm(Of::Matrix, w));
         condition = norm * inverse;
-        // In the Frobenius norm, a little more than in the 2-norm.
+        // The Frobenius norm is a little more than the 2-norm.
         inverse_norm = 4.0 * inverse * inverse;
     }
     let sketched = matches!(source, GramOf::NarrowSketch | GramOf::Sketch);
@@ -749,8 +733,8 @@ fn look(
     State { positive: true, inverse_norm, inflation, condition, presumed: last }
 }
 
-/// `factor <- L` with `L Lᵀ = D gram D + shift I`, where `D gram D` has a unit diagonal. Returns whether that is positive
-/// definite.
+/// Computes `factor <- L` with `L Lᵀ = D gram D + shift I`, where `D gram D` has a unit diagonal. Returns whether that
+/// matrix is positive definite.
 fn factorize(gram: MatRef<'_, f64>, shift: f64, mut factor: MatMut<'_, f64>, stack: &mut MemStack) -> bool {
     let l = gram.nrows();
     let (scale, stack) = stack.make_with(l, |j| 1.0 / gram[(j, j)].sqrt());
@@ -764,7 +748,7 @@ fn factorize(gram: MatRef<'_, f64>, shift: f64, mut factor: MatMut<'_, f64>, sta
     llt::cholesky_in_place(factor, Default::default(), Par::Seq, stack, Default::default()).is_ok()
 }
 
-/// `divisor <- D⁻¹ L`, rounded.
+/// Computes `divisor <- D⁻¹ L`, rounded to `T`.
 fn round_factor<T: Scalar>(
     mut divisor: MatMut<'_, T>,
     factor: MatRef<'_, f64>,
@@ -781,7 +765,8 @@ fn round_factor<T: Scalar>(
     }
 }
 
-/// `acc <- R acc`; the rounded factor is the one that the panel is divided by. Overwrites the upper triangle of `work`.
+/// Computes `acc <- R acc`, with the rounded factor by which the panel is divided as R. Overwrites the upper triangle
+/// of `work`.
 fn accumulate<T: Scalar>(acc: MatMut<'_, f64>, divisor: MatRef<'_, T>, mut work: MatMut<'_, f64>) {
     for j in 0..work.ncols() {
         for i in 0..=j {
@@ -791,7 +776,7 @@ fn accumulate<T: Scalar>(acc: MatMut<'_, f64>, divisor: MatRef<'_, T>, mut work:
     premultiply(acc, work.rb());
 }
 
-/// Squared lengths of the rows of a lower triangular matrix.
+/// Computes the squared lengths of the rows of a lower triangular matrix.
 #[inline(always)]
 fn row_lengths(a: MatRef<'_, f64>, lengths: &mut [f64]) {
     lengths.fill(0.0);
@@ -811,15 +796,15 @@ fn factorize_scratch(l: usize) -> StackReq {
     ])
 }
 
-/// Whose norm.
+/// The matrix whose norm is estimated.
 #[derive(Clone, Copy, PartialEq)]
 enum Of {
     Matrix,
     Inverse,
 }
 
-/// A lower bound on the 2-norm of a lower triangular matrix or of its inverse: two power steps from a row of it, the
-/// longest one or that of the smallest pivot.
+/// Estimates from below the 2-norm of a lower triangular matrix or of its inverse. It takes two power steps from a row:
+/// the longest one, or that of the smallest pivot.
 struct NormEstimate<'a> {
     a: MatRef<'a, f64>,
     of: Of,
@@ -884,7 +869,7 @@ impl NullaryFnOnce for NormEstimate<'_> {
     }
 }
 
-/// `x <- L⁻¹ x`.
+/// Solves `x <- L⁻¹ x`.
 #[inline(always)]
 fn solve(a: MatRef<'_, f64>, x: &mut [f64]) {
     for j in 0..x.len() {
@@ -895,7 +880,7 @@ fn solve(a: MatRef<'_, f64>, x: &mut [f64]) {
     }
 }
 
-/// `x <- L⁻ᵀ x`.
+/// Solves `x <- L⁻ᵀ x`.
 #[inline(always)]
 fn solve_transposed(a: MatRef<'_, f64>, x: &mut [f64]) {
     for j in (0..x.len()).rev() {
@@ -904,7 +889,7 @@ fn solve_transposed(a: MatRef<'_, f64>, x: &mut [f64]) {
     }
 }
 
-/// `y <- y + s x`.
+/// Computes `y <- y + s x`.
 #[inline(always)]
 fn add_multiple(y: &mut [f64], s: f64, x: &[f64]) {
     for (y, x) in y.iter_mut().zip(x) {
@@ -912,7 +897,7 @@ fn add_multiple(y: &mut [f64], s: f64, x: &[f64]) {
     }
 }
 
-/// `acc <- R acc`, both upper triangular.
+/// Computes `acc <- R acc`, both upper triangular.
 pub(super) fn premultiply(acc: MatMut<'_, f64>, r: MatRef<'_, f64>) {
     pulp::Arch::new().dispatch(Premultiply { acc, r });
 }
@@ -930,7 +915,7 @@ impl NullaryFnOnce for Premultiply<'_> {
         let Premultiply { mut acc, r } = self;
         for j in 0..r.ncols() {
             let x = column_mut(acc.rb_mut(), j);
-            // Entry k is read before anything is added to it: later columns of R only reach the rows above it.
+            // Entry k is read before anything is added to it, because later columns of R only reach the rows above it.
             for k in 0..=j {
                 let s = std::mem::take(&mut x[k]);
                 // At first `acc` is the identity.

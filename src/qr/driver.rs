@@ -1,4 +1,4 @@
-//! The one driver of orthonormalization, for panels in memory and elsewhere.
+//! The driver of orthonormalization, for panels in memory and elsewhere.
 //!
 //! ```text
 //!   CholeskyQR (cholesky.rs)                                        decides on l × l matrices on the host
@@ -19,10 +19,11 @@ use super::steps::{Step, Steps};
 use crate::error::Result;
 use crate::simd::Scalar;
 
-/// As [`orthonormalize`](super::orthonormalize), of an m × l panel that is known by what it does.
+/// Orthonormalizes an m × l panel that is known by its steps, as [`orthonormalize`](super::orthonormalize) does one in
+/// memory.
 ///
 /// # Errors
-/// As [`orthonormalize`](super::orthonormalize), and those of the steps.
+/// Those of [`orthonormalize`](super::orthonormalize), and the first error that a step returns.
 pub fn orthonormalize_by<T: Scalar>(
     shape: (usize, usize),
     y: Steps<'_, T>,
@@ -34,13 +35,13 @@ pub fn orthonormalize_by<T: Scalar>(
     drive(shape.1, y, r, true, par, MemStack::new(&mut buffer))
 }
 
-/// What the driver takes besides the steps.
+/// Returns the scratch that the driver needs besides that of the steps.
 fn orthonormalize_by_scratch<T: Scalar>(l: usize) -> StackReq {
     let reflected = temp_mat_scratch::<T>(l, l).and(temp_mat_scratch::<f64>(l, l));
     temp_mat_scratch::<f64>(l, l).and(StackReq::new::<i32>(l)).and(cholesky::decide_scratch::<T>(l).or(reflected))
 }
 
-/// The driver, of a panel of l columns; with `sketch`, the first factor may come from a sketch.
+/// Drives the steps for a panel of l columns. With `sketch`, the first factor may come from a sketch.
 pub(super) fn drive<T: Scalar>(
     l: usize,
     y: Steps<'_, T>,
@@ -66,8 +67,8 @@ pub(super) fn drive<T: Scalar>(
         Outcome::Done(report) => report,
         Outcome::Range | Outcome::Breakdown(_) => {
             let algorithm = reflect(y, l, acc.as_mut().map(|a| a.rb_mut()), stack)?;
-            // Reflections round by up to m eps where all errors have one sign (a panel of ones, 1000×100: 160 eps);
-            // one more pass, on a panel that is orthonormal but for that, brings it to the level of the others.
+            // Reflections round by up to m eps where all errors have one sign, as for a panel of ones. One more pass,
+            // on a panel that is orthonormal but for that, brings the error to the level of the others.
             cholesky::iterate(y, l, acc.as_mut().map(|a| a.rb_mut()), false, par, stack)?;
             let report = if let Outcome::Breakdown(report) = outcome { report } else { cholesky::SINGULAR };
             Orthonormalization { algorithm, ..report }
@@ -79,7 +80,7 @@ pub(super) fn drive<T: Scalar>(
     Ok(report)
 }
 
-/// Reflections on the panel as it is: `Y <- Q`, `acc <- R acc`.
+/// Reflects the panel as it is: `Y <- Q`, `acc <- R acc`.
 fn reflect<T: Scalar>(
     y: Steps<'_, T>,
     l: usize,

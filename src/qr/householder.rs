@@ -16,9 +16,9 @@
 //! matrix with explicit ones and zeros, so no triangular product is needed, and any strides of A are served.
 //!
 //! **No rank test.** A column that is nearly dependent on the ones before it gets its reflector like every other
-//! (LAPACK's behaviour). faer's QR drops it when what is left is below `16 eps m` of its length: in f32 and
-//! m = 11008 that is 2 %, and the basis loses directions that are well determined. Norms are accumulated in f64, so that
-//! f32 columns of any size neither overflow nor underflow; f64 columns are rescaled when they would.
+//! (LAPACK's behaviour). faer's QR drops it when what is left is below `16 eps m` of its length: in f32 and m = 11008
+//! that is 2 %, and the basis loses directions that are well determined. Norms are accumulated in f64, so that f32
+//! columns of any size neither overflow nor underflow; f64 columns are rescaled when they would.
 
 use faer::dyn_stack::{MemStack, StackReq};
 use faer::linalg::matmul::matmul;
@@ -31,20 +31,20 @@ use super::shared::{exponent, for_row_groups};
 use crate::linalg::{column, column_mut};
 use crate::simd::Scalar;
 
-/// Columns of a panel that are factored one reflector at a time.
+/// Columns that are factored one reflector at a time.
 const BASE: usize = 8;
 
-/// Columns of a slice: what one task applies a block to.
+/// Columns of a slice, to which one task applies a block.
 const SLICE: usize = 32;
 
-/// Columns of a block for an m×n matrix: the height of `t` in [`factor`].
+/// Returns the columns of a block for an m×n matrix, which is the height of `t` in [`factor`].
 pub fn block_size(m: usize, n: usize) -> usize {
-    // A usual panel width; not tuned.
+    // This is a usual panel width; it was not tuned.
     48.min(m.min(n)).max(1)
 }
 
-/// QR of `a` (m×n): on exit R on and above the diagonal, V below, the block factors in `t`
-/// (`t.nrows()` × min(m, n); its height is the block size).
+/// Factors `a` (m×n) by Householder reflections. On exit R is on and above the diagonal, V below, and the block factors
+/// are in `t` (`t.nrows()` × min(m, n); its height is the block size).
 ///
 /// # Panics
 /// If `t` does not have `min(m, n)` columns, or has no rows.
@@ -74,17 +74,17 @@ pub fn factor<T: Scalar>(mut a: MatMut<'_, T>, mut t: MatMut<'_, T>, par: Par, s
     }
 }
 
-/// Scratch for [`factor`] of an m×n matrix with the block size of [`block_size`].
+/// Returns the scratch for [`factor`] of an m×n matrix with the block size of [`block_size`].
 pub fn factor_scratch<T: Scalar>(m: usize, n: usize, _par: Par) -> StackReq {
     blocked_scratch::<T>(m, n, block_size(m, n))
 }
 
-/// Scratch for [`factor`] and [`form_q`] with blocks of nb columns.
+/// Returns the scratch for [`factor`] and [`form_q`] with blocks of nb columns.
 pub(crate) fn blocked_scratch<T: Scalar>(m: usize, n: usize, nb: usize) -> StackReq {
     temp_mat_scratch::<T>(m, nb).and(temp_mat_scratch::<T>(nb, nb).or(apply_block_scratch::<T>(nb, n)))
 }
 
-/// `a <- Q`, the first n columns of it, from what [`factor`] left in `a` (m×n, m >= n) and `t`.
+/// Computes `a <- Q`, its first n columns, from what [`factor`] left in `a` (m×n, m >= n) and `t`.
 ///
 /// # Panics
 /// If `m < n` or the shape of `t` is not that of [`factor`].
@@ -102,12 +102,12 @@ pub fn form_q<T: Scalar>(mut a: MatMut<'_, T>, t: MatRef<'_, T>, par: Par, stack
         let (mut above, mut panel) = left.subcols_mut(j, w).split_at_row_mut(j);
         v.copy_from(panel.rb());
         explicit_v(v.rb_mut());
-        // Columns to the right already hold those of the blocks behind this one, except that R is still above them.
+        // Columns to the right already hold the product of the later blocks, except that R is still above them.
         right.rb_mut().subrows_mut(0, (j + w).min(m)).fill(T::from_f64(0.0));
         if right.ncols() > 0 {
             apply_block(v.rb(), tj, false, right.subrows_mut(j, m - j), par, stack);
         }
-        // This block's own columns: [I; 0] − V (T V_topᵀ).
+        // The columns of this block become [I; 0] − V (T V_topᵀ).
         let (mut x, _) = temp_mat_zeroed::<T, _, _>(w, w, stack);
         let mut x = x.as_mat_mut();
         let top = v.rb().subrows(0, w);
@@ -131,28 +131,28 @@ pub fn form_q<T: Scalar>(mut a: MatMut<'_, T>, t: MatRef<'_, T>, par: Par, stack
     }
 }
 
-/// Scratch for [`form_q`].
+/// Returns the scratch for [`form_q`] of an m×n matrix.
 pub fn form_q_scratch<T: Scalar>(m: usize, n: usize, par: Par) -> StackReq {
     factor_scratch::<T>(m, n, par)
 }
 
-/// `c <- Q c`, with Q as [`factor`] left it in `v` (m×n) and `t`; `c` is m×p.
+/// Computes `c <- Q c`, with Q as [`factor`] left it in `v` (m×n) and `t`; `c` is m×p.
 ///
 /// # Panics
-/// If the shapes do not fit.
+/// Panics if the numbers of rows of `c` and `v`, or of columns of `t` and reflectors, do not agree.
 pub fn apply_q<T: Scalar>(v: MatRef<'_, T>, t: MatRef<'_, T>, c: MatMut<'_, T>, par: Par, stack: &mut MemStack) {
     apply(v, t, false, c, par, stack);
 }
 
-/// `c <- Qᵀ c`; see [`apply_q`].
+/// Computes `c <- Qᵀ c`; the arguments are those of [`apply_q`].
 ///
 /// # Panics
-/// If the shapes do not fit.
+/// Panics if the shapes do not agree, as in [`apply_q`].
 pub fn apply_qt<T: Scalar>(v: MatRef<'_, T>, t: MatRef<'_, T>, c: MatMut<'_, T>, par: Par, stack: &mut MemStack) {
     apply(v, t, true, c, par, stack);
 }
 
-/// Scratch for [`apply_q`] and [`apply_qt`] of an m×n factorization to p columns.
+/// Returns the scratch for [`apply_q`] and [`apply_qt`] of an m×n factorization to p columns.
 pub fn apply_scratch<T: Scalar>(m: usize, n: usize, p: usize, _par: Par) -> StackReq {
     let nb = block_size(m, n);
     temp_mat_scratch::<T>(m, nb).and(apply_block_scratch::<T>(nb, p))
@@ -183,7 +183,7 @@ fn apply<T: Scalar>(
     }
 }
 
-/// Ones on the diagonal and zeros above it.
+/// Writes ones on the diagonal and zeros above it.
 fn explicit_v<T: Scalar>(mut v: MatMut<'_, T>) {
     for j in 0..v.ncols() {
         for i in 0..j {
@@ -193,8 +193,8 @@ fn explicit_v<T: Scalar>(mut v: MatMut<'_, T>) {
     }
 }
 
-/// `c <- (I − V T Vᵀ) c`, or with `Tᵀ`. Columns are independent and done in slices of fixed width, each by one
-/// thread: faer's matmul with `Par::Rayon` rounds differently from `Par::Seq` where the product is one column wide.
+/// Computes `c <- (I − V T Vᵀ) c`, or with `Tᵀ`. Columns are independent and done in slices of fixed width, each by one
+/// thread: matmul of faer with `Par::Rayon` rounds differently from `Par::Seq` where the product is one column wide.
 fn apply_block<T: Scalar>(
     v: MatRef<'_, T>,
     t: MatRef<'_, T>,
@@ -220,7 +220,7 @@ fn apply_block_scratch<T: Scalar>(nb: usize, p: usize) -> StackReq {
     temp_mat_scratch::<T>(2 * nb, p)
 }
 
-/// QR of a contiguous panel (m×w, m >= w); `t` receives the w×w factor, entirely (zeros below); `work` is w×w.
+/// Factors a contiguous panel (m×w, m >= w). `t` receives the whole w×w factor (zeros below); `work` is w×w.
 fn factor_panel<T: Scalar>(mut a: MatMut<'_, T>, mut t: MatMut<'_, T>, mut work: MatMut<'_, T>) {
     let (m, w) = a.shape();
     if w <= BASE {
@@ -233,7 +233,7 @@ fn factor_panel<T: Scalar>(mut a: MatMut<'_, T>, mut t: MatMut<'_, T>, mut work:
     t21.fill(T::from_f64(0.0));
     factor_panel(a1.rb_mut(), t11.rb_mut(), work.rb_mut());
 
-    // V1 with explicit ones and zeros while its corner of R waits in `work`.
+    // V1 gets explicit ones and zeros while its corner of R waits in `work`.
     let mut corner = work.rb_mut().submatrix_mut(0, 0, h, h);
     corner.copy_from(a1.rb().subrows(0, h));
     explicit_v(a1.rb_mut());
@@ -247,7 +247,7 @@ fn factor_panel<T: Scalar>(mut a: MatMut<'_, T>, mut t: MatMut<'_, T>, mut work:
     a1.rb_mut().subrows_mut(0, h).copy_from(work.rb().submatrix(0, 0, h, h));
     factor_panel(a2.rb_mut().subrows_mut(h, m - h), t22.rb_mut(), work.rb_mut().submatrix_mut(0, 0, w - h, w - h));
 
-    // T12 = −T11 (V1ᵀ V2) T22: V2's rows start at h, where V1 is plain.
+    // T12 = −T11 (V1ᵀ V2) T22: the rows of V2 start at h, where V1 needs no ones.
     let v1 = a1.rb().subrows(h, m - h);
     let (v2_top, v2_rest) = a2.rb().subrows(h, m - h).split_at_row(w - h);
     let (v1_top, v1_rest) = v1.split_at_row(w - h);
@@ -267,7 +267,7 @@ fn factor_panel<T: Scalar>(mut a: MatMut<'_, T>, mut t: MatMut<'_, T>, mut work:
     matmul(t12.rb_mut(), Accum::Replace, x.rb(), t22.rb(), one, Par::Seq);
 }
 
-/// The same for at most [`BASE`] columns, one reflector at a time (LAPACK's GEQRT2).
+/// Factors a panel of at most [`BASE`] columns, one reflector at a time (GEQRT2 of LAPACK).
 fn factor_base<T: Scalar>(mut a: MatMut<'_, T>, mut t: MatMut<'_, T>) {
     let (_, w) = a.shape();
     t.fill(T::from_f64(0.0));
@@ -301,8 +301,8 @@ fn factor_base<T: Scalar>(mut a: MatMut<'_, T>, mut t: MatMut<'_, T>) {
     }
 }
 
-/// `x <- [beta, v]` with `(I − tau [1; v][1; v]ᵀ) x = [beta; 0]`; LAPACK's LARFG with norms in f64. Returns (beta, tau);
-/// x[0] is left as it was.
+/// Computes `x <- [beta, v]` with `(I − tau [1; v][1; v]ᵀ) x = [beta; 0]`: LARFG of LAPACK, with norms in f64. Returns
+/// (beta, tau); x[0] stays as it was.
 fn reflector<T: Scalar>(x: &mut [T]) -> (T, T) {
     let mut up = 1.0;
     let mut tail = sum_of_squares(&x[1..], 1.0);
@@ -322,7 +322,8 @@ fn reflector<T: Scalar>(x: &mut [T]) -> (T, T) {
     (T::from_f64(beta / up), T::from_f64(tau))
 }
 
-/// Lanes of the sums below: enough independent chains to hide the latency of an addition at any vector width.
+/// Partial sums of the reductions below: enough independent chains to hide the latency of an addition at any vector
+/// width.
 const LANES: usize = 32;
 
 fn sum_of_squares<T: Scalar>(x: &[T], scale: f64) -> f64 {
@@ -346,7 +347,7 @@ fn sum_of_squares<T: Scalar>(x: &[T], scale: f64) -> f64 {
     )
 }
 
-/// `x <- x scale / by`, through f64.
+/// Computes `x <- x scale / by`, through f64.
 fn divide<T: Scalar>(x: &mut [T], scale: f64, by: f64) {
     pulp::Arch::new().dispatch(
         #[inline(always)]
@@ -365,7 +366,7 @@ pub(super) fn dot<T: Scalar>(x: &[T], y: &[T]) -> T {
     )
 }
 
-/// [`dot`] inside of a kernel that is dispatched as a whole.
+/// Computes [`dot`] inside of a kernel that is dispatched as a whole.
 #[inline(always)]
 pub(super) fn dot_of<T: Scalar>(x: &[T], y: &[T]) -> T {
     debug_assert_eq!(x.len(), y.len());
@@ -383,7 +384,7 @@ pub(super) fn dot_of<T: Scalar>(x: &[T], y: &[T]) -> T {
     fold(sums)
 }
 
-/// `y <- y − s x`.
+/// Computes `y <- y − s x`.
 fn subtract<T: Scalar>(y: &mut [T], s: T, x: &[T]) {
     pulp::Arch::new().dispatch(
         #[inline(always)]

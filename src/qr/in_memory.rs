@@ -1,4 +1,4 @@
-//! Orthonormalization of a panel in memory: the driver over its kernels, and scratch.
+//! Orthonormalizes a panel in memory: the driver over the kernels of this module, and their scratch.
 
 use faer::dyn_stack::{MemStack, StackReq};
 use faer::linalg::{temp_mat_scratch, temp_mat_zeroed};
@@ -14,16 +14,17 @@ use crate::error::{Error, Result};
 use crate::simd::Scalar;
 use crate::tensor::{ArithmeticMut, arithmetic_mut};
 
-/// Columns of the blocks of reflections where scratch is to be saved: a block is copied.
+/// Columns of a block of reflections where scratch is to be saved, since a block is copied.
 const SPARING_BLOCK: usize = 8;
 
-/// Leaves from which on a panel that CholeskyQR could not do goes to TSQR rather than to plain Householder.
+/// A panel of at least this many leaves that CholeskyQR could not do goes to TSQR, a smaller one to plain Householder.
 const TSQR_LEAVES: usize = 4;
 
-/// Panels with fewer `m l²` are done by one thread: a quarter of it, 20 µs, is what waking another one takes.
+/// Panels with a smaller `m l²` are done by one thread: waking another one takes a quarter of their time.
 const MIN_SHARED: usize = 1 << 22;
 
-/// `Y <- Q` with `QᵀQ = I` to rounding and `Y = Q R`; R upper triangular with a diagonal that is not negative.
+/// Orthonormalizes a panel: `Y <- Q` with `QᵀQ = I` to rounding and `Y = Q R`; R is upper triangular with a diagonal
+/// that is not negative.
 ///
 /// `y` is m×l with `m >= l >= 1`, of any strides (unit row stride is the fast one); `r` is l×l and entirely
 /// overwritten. Whatever the rank of Y, Q has l orthonormal columns whose span contains that of Y; dependent
@@ -41,11 +42,12 @@ pub fn orthonormalize<T: Scalar>(
     orthonormalize_with(y, r, false, par, stack)
 }
 
-/// As [`orthonormalize`], in a scratch of a few l×l matrices and slices of the panel: for what is rarely needed and must not be what a whole
-/// factorization needs memory for. Gram matrices are summed by one thread, without a sketch, and reflections are in narrow blocks.
+/// Orthonormalizes as [`orthonormalize`] does, in a scratch of a few l×l matrices and slices of the panel. It is for
+/// what is rarely needed and must not decide how much memory a whole factorization needs. Gram matrices are summed by
+/// one thread, without a sketch, and reflections are in narrow blocks.
 ///
 /// # Errors
-/// As [`orthonormalize`].
+/// [`Error::Shape`], [`Error::Empty`], [`Error::NotFinite`] and [`Error::Range`], in the cases of [`orthonormalize`].
 pub fn orthonormalize_sparingly<T: Scalar>(
     y: MatMut<'_, T>,
     r: Option<MatMut<'_, T>>,
@@ -71,7 +73,7 @@ fn orthonormalize_with<T: Scalar>(
     }
 }
 
-/// Compiled once, here.
+/// Instantiates [`orthonormalize_in`] for f32, so that other crates do not compile it again.
 #[inline(never)]
 fn orthonormalize_f32(
     y: MatMut<'_, f32>,
@@ -83,7 +85,7 @@ fn orthonormalize_f32(
     orthonormalize_in(y, r, sparing, par, stack)
 }
 
-/// Compiled once, here.
+/// Instantiates [`orthonormalize_in`] for f64, so that other crates do not compile it again.
 #[inline(never)]
 fn orthonormalize_f64(
     y: MatMut<'_, f64>,
@@ -107,7 +109,7 @@ fn orthonormalize_in<T: Scalar>(
     if let (Par::Rayon(_), true) = (par, m * l * l < MIN_SHARED) {
         return orthonormalize_in(y, r, sparing, Par::Seq, stack);
     }
-    // From outside each `join` takes two more threads to wake, 100 µs instead of 30.
+    // Called from outside of the pool, each `join` would have to wake two more threads.
     crate::parallel::in_pool(par, || orthonormalize_checked(y, r, sparing, par, stack))
 }
 
@@ -131,17 +133,17 @@ fn orthonormalize_checked<T: Scalar>(
     driver::drive(l, &mut steps, r, !sparing, par, stack)
 }
 
-/// Scratch for [`orthonormalize`] of an m×l panel.
+/// Returns the scratch for [`orthonormalize`] of an m×l panel.
 pub fn orthonormalize_scratch<T: Scalar>(m: usize, l: usize, par: Par) -> StackReq {
     temp_mat_scratch::<f64>(l, l).and(scratch_with::<T>(m, l, false, par))
 }
 
-/// Scratch for [`orthonormalize_sparingly`] of an m×l panel, with R or without.
+/// Returns the scratch for [`orthonormalize_sparingly`] of an m×l panel, with R or without.
 pub fn orthonormalize_sparingly_scratch<T: Scalar>(m: usize, l: usize, with_r: bool, par: Par) -> StackReq {
     temp_mat_scratch::<f64>(if with_r { l } else { 0 }, l).and(scratch_with::<T>(m, l, true, par))
 }
 
-/// Groups of rows that have a Gram matrix of their own.
+/// Returns the most groups of rows that have a Gram matrix of their own.
 fn most_groups(sparing: bool) -> usize {
     if sparing { 1 } else { cholesky::PARAMS.max_groups }
 }
@@ -155,8 +157,8 @@ fn scratch_with<T: Scalar>(m: usize, l: usize, sparing: bool, par: Par) -> Stack
     exponents.and(work)
 }
 
-/// Scales each column by a power of two so that its largest entry lies in [1, 2); `exponents` undo it. Returns
-/// whether every column has a nonzero entry.
+/// Scales each column by a power of two so that its largest entry lies in [1, 2); `exponents` undo it. Returns whether
+/// every column has a nonzero entry.
 fn equilibrate<T: Scalar>(mut y: MatMut<'_, T>, exponents: &mut [i32]) -> Result<bool> {
     let (m, l) = y.shape();
     let mut full = true;
@@ -182,7 +184,7 @@ fn equilibrate<T: Scalar>(mut y: MatMut<'_, T>, exponents: &mut [i32]) -> Result
     Ok(full)
 }
 
-/// Reflections on the panel as it is: `Y <- Q`, the upper triangle of `r <- R`, R's diagonal not negative.
+/// Reflects the panel as it is: `Y <- Q`, the upper triangle of `r <- R`, with a diagonal of R that is not negative.
 fn reflect<T: Scalar>(
     mut y: MatMut<'_, T>,
     mut r: MatMut<'_, T>,
@@ -217,12 +219,12 @@ fn reflect<T: Scalar>(
     Ok(Algorithm::Householder)
 }
 
-/// Whether the panel is reflected in parts, which takes a copy.
+/// Tells whether the panel is reflected by TSQR, which takes a copy.
 fn goes_to_tsqr(m: usize, l: usize, sparing: bool) -> bool {
     !sparing && tsqr::leaves(m, l) >= TSQR_LEAVES
 }
 
-/// Columns of a block of reflections.
+/// Returns the columns of a block of reflections.
 fn reflector_block(m: usize, l: usize, sparing: bool) -> usize {
     let block = householder::block_size(m, l);
     if sparing { block.min(SPARING_BLOCK) } else { block }

@@ -1,4 +1,5 @@
-//! What the algorithms of this room share: checks of shapes, R from its factors, exponents, and rows in groups on threads.
+//! Helpers that the algorithms of this module share: checks of shapes, R from its factors, exponents, and groups of
+//! rows on threads.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -12,7 +13,8 @@ use crate::error::{Error, Result};
 use crate::parallel::{self, join};
 use crate::simd::Scalar;
 
-/// How long a thread waits for work that is about to come: the Cholesky factorization of 300 columns takes that long.
+/// How long a thread waits for work that is about to come: about as long as the Cholesky factorization of 300 columns
+/// takes.
 const WAIT: Duration = Duration::from_micros(200);
 
 pub(super) fn check_shapes<T: Scalar>(op: &'static str, y: MatRef<'_, T>, r: Option<MatRef<'_, T>>) -> Result<()> {
@@ -34,7 +36,7 @@ pub(super) fn check_size(op: &'static str, (m, l): (usize, usize), r: Option<(us
     }
 }
 
-/// The l×l identity that the factors of R are multiplied onto; 0×l if R is not wanted.
+/// Makes the l×l identity that the factors of R are multiplied onto; it is 0×l if R is not wanted.
 pub(super) fn identity(
     l: usize,
     wanted: bool,
@@ -50,7 +52,7 @@ pub(super) fn identity(
     (acc, stack)
 }
 
-/// `r <- acc` with column j times `2^exponents[j]`.
+/// Computes `r <- acc` with column j multiplied by `2^exponents[j]`.
 pub(super) fn write_r<T: Scalar>(mut r: MatMut<'_, T>, acc: MatRef<'_, f64>, exponents: Option<&[i32]>) -> Result<()> {
     for j in 0..acc.ncols() {
         let e = exponents.map_or(0, |e| e[j]);
@@ -65,13 +67,13 @@ pub(super) fn write_r<T: Scalar>(mut r: MatMut<'_, T>, acc: MatRef<'_, f64>, exp
     Ok(())
 }
 
-/// `2^e x` without intermediate overflow.
+/// Computes `2^e x` without intermediate overflow.
 pub(super) fn scale_by_exponent(x: f64, e: i32) -> f64 {
     let half = e / 2;
     x * 2f64.powi(half) * 2f64.powi(e - half)
 }
 
-/// `floor(log2 x)` of a positive finite x.
+/// Computes `floor(log2 x)` of a positive finite x.
 pub(crate) fn exponent(x: f64) -> i32 {
     let bits = |x: f64| ((x.to_bits() >> 52) & 0x7ff) as i32;
     match bits(x) {
@@ -80,8 +82,8 @@ pub(crate) fn exponent(x: f64) -> i32 {
     }
 }
 
-/// Runs the sequential `f` while a second thread waits, at most [`WAIT`], for the parallel work behind it: one that has
-/// gone to sleep takes 30 µs to wake.
+/// Runs the sequential `f` while a second thread waits, at most [`WAIT`], for the parallel work that follows. A thread
+/// that has gone to sleep would take longer to wake than it waits here.
 pub(super) fn keeping_awake<R: Send>(par: Par, f: impl FnOnce() -> R + Send) -> R {
     let done = AtomicBool::new(false);
     let work = || {

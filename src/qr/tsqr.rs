@@ -7,9 +7,9 @@
 //!   X_3 = Q_3 R_3 ─┴─ [R_2; R_3] = P_23 R_23 ─┘
 //! ```
 //!
-//! Blocks stay in cache and are independent tasks; the tree depends on the shape alone, so the bits do not depend on the
-//! number of threads. `2 l² m` flops for the leaves and `4/3 l³` for each of the joins; forming Q costs the same again.
-//! The condition number is never squared: this is what ill-conditioned and rank-deficient panels want.
+//! Blocks stay in cache and are independent tasks; the tree depends on the shape alone, so the bits do not depend on
+//! the number of threads. `2 l² m` flops for the leaves and `4/3 l³` for each of the joins; forming Q costs the same
+//! again. The condition number is never squared: this is what ill-conditioned and rank-deficient panels want.
 //!
 //! [`tsqr_r`] and [`RAccumulator`] keep R alone: re-QR of `[R; X_i]` as rows arrive, in any number of blocks.
 //! `RᵀR = XᵀX` without forming the Gram matrix, hence without squaring its condition number; two accumulators merge.
@@ -33,22 +33,22 @@ use crate::simd::Scalar;
 struct TsqrParams {
     /// Rows of a leaf per column: joins cost 4/3 l³ against 2 l³ times this for a leaf.
     rows_per_column: usize,
-    /// Fewest rows of a leaf, for narrow panels.
+    /// The fewest rows of a leaf, for narrow panels.
     min_rows: usize,
-    /// Rows that are multiplied by their node's coefficients at a time.
+    /// Rows that are multiplied at a time by the coefficients of their node.
     block_rows: usize,
-    /// Largest number of independent folds in [`tsqr_r`].
+    /// The largest number of independent folds in [`tsqr_r`].
     max_folds: usize,
 }
 
-/// From operation counts and cache sizes; not tuned.
+/// The constants follow from operation counts and cache sizes; they were not tuned.
 const PARAMS: TsqrParams = TsqrParams { rows_per_column: 4, min_rows: 256, block_rows: 128, max_folds: 16 };
 
 fn leaf_rows(l: usize) -> usize {
     (PARAMS.rows_per_column * l).max(PARAMS.min_rows)
 }
 
-/// Leaves of the tree for an m×l panel. Each has at least l rows.
+/// Returns the number of leaves of the tree for an m×l panel. Each has at least l rows.
 pub(crate) fn leaves(m: usize, l: usize) -> usize {
     (m / leaf_rows(l)).max(1)
 }
@@ -61,7 +61,7 @@ struct Cut {
 }
 
 impl Cut {
-    /// First row of leaf `i`.
+    /// Returns the first row of leaf `i`.
     fn start(self, i: usize) -> usize {
         i * (self.m / self.count) + i.min(self.m % self.count)
     }
@@ -71,7 +71,7 @@ impl Cut {
     }
 }
 
-/// Where a leaf's l columns of the work matrix keep what. A join is kept with the first leaf of its right half.
+/// The use of a leaf's l columns of the work matrix. A join is kept with the first leaf of its right half.
 ///
 /// ```text
 ///   node    l × l     R of the tree node that starts with this leaf; on the way down its coefficients
@@ -94,7 +94,7 @@ fn layout(l: usize) -> Layout {
     Layout { leaf: l, stack: l + b, join: l + b + 2 * l, pair, rows: pair + (2 * l).max(PARAMS.block_rows) }
 }
 
-/// Bytes of Householder scratch of one task.
+/// Returns the bytes of Householder scratch of one task.
 fn task_bytes<T: Scalar>(cut: Cut, l: usize) -> usize {
     StackReq::any_of(&[
         householder::factor_scratch::<T>(cut.longest(), l, Par::Seq),
@@ -105,7 +105,8 @@ fn task_bytes<T: Scalar>(cut: Cut, l: usize) -> usize {
     .unaligned_bytes_required()
 }
 
-/// `Y <- Q`, `r <- R` (l×l, upper triangular with a diagonal that is not negative) of an m×l panel, m >= l >= 1.
+/// Factors an m×l panel, m >= l >= 1: `Y <- Q`, and `r <- R` (l×l, upper triangular with a diagonal that is not
+/// negative).
 ///
 /// Like LAPACK's LATSQR followed by ORGTSQR. There is no test for NaN or infinities: they spread.
 ///
@@ -121,7 +122,7 @@ pub fn tsqr<T: Scalar>(y: MatMut<'_, T>, mut r: MatMut<'_, T>, par: Par, stack: 
     let mut work = work.as_mat_mut();
     let (bytes, _) = stack.make_uninit::<u8>(task_bytes::<T>(cut, l) * cut.count);
     tree.up(y.rb_mut(), work.rb_mut(), bytes, 0, cut.count);
-    // The root's R lies in the first leaf's node; its coefficients are the identity, but for signs.
+    // The R of the root lies in the node of the first leaf; its coefficients are the identity, but for signs.
     let mut root = work.rb_mut().submatrix_mut(0, 0, l, l);
     r.copy_from(root.rb());
     root.fill(T::from_f64(0.0));
@@ -136,7 +137,7 @@ pub fn tsqr<T: Scalar>(y: MatMut<'_, T>, mut r: MatMut<'_, T>, par: Par, stack: 
     Ok(())
 }
 
-/// Scratch for [`tsqr`].
+/// Returns the scratch for [`tsqr`] of an m×l panel.
 pub fn tsqr_scratch<T: Scalar>(m: usize, l: usize, _par: Par) -> StackReq {
     if m < l || l == 0 {
         return StackReq::EMPTY;
@@ -174,7 +175,7 @@ impl Tree {
         );
     }
 
-    /// Factors the leaves and joins; each node's R ends in the work columns of its first leaf.
+    /// Factors the leaves and joins. The R of each node ends in the work columns of its first leaf.
     fn up<T: Scalar>(
         self,
         mut y: MatMut<'_, T>,
@@ -251,7 +252,7 @@ impl Tree {
     }
 }
 
-/// The upper triangle of the first rows of `src`, zeros below.
+/// Copies the upper triangle of the first rows of `src`, with zeros below.
 fn copy_upper<T: Scalar>(mut dst: MatMut<'_, T>, src: MatRef<'_, T>) {
     for j in 0..dst.ncols() {
         for i in 0..dst.nrows() {
@@ -260,8 +261,8 @@ fn copy_upper<T: Scalar>(mut dst: MatMut<'_, T>, src: MatRef<'_, T>) {
     }
 }
 
-/// `r <- R` alone (l×l, upper triangular, zeros below, diagonal not negative) of an m×l matrix of any m:
-/// `RᵀR = XᵀX` without squaring the condition number. One pass over X, which is only read.
+/// Computes R alone (l×l, upper triangular, zeros below, diagonal not negative) of an m×l matrix of any m: `RᵀR = XᵀX`
+/// without squaring the condition number. It takes one pass over X, which is only read.
 ///
 /// # Errors
 /// [`Error::Empty`] if `l = 0`, [`Error::Shape`] if `r` is not l×l.
@@ -278,7 +279,7 @@ pub fn tsqr_r<T: Scalar>(x: MatRef<'_, T>, mut r: MatMut<'_, T>, par: Par, stack
     let mut work = work.as_mat_mut();
     let (bytes, _) = stack.make_uninit::<u8>(fold_bytes::<T>(l) * folds.count);
     fold_all(x, work.rb_mut(), bytes, 0, folds, par);
-    // The folds' R's, one after the other, onto the first.
+    // The R's of the folds are absorbed into the first, one after the other.
     let (mut first, mut others) = work.split_at_col_mut(l);
     let b = householder::block_size(2 * l, l);
     for i in 1..folds.count {
@@ -293,7 +294,7 @@ pub fn tsqr_r<T: Scalar>(x: MatRef<'_, T>, mut r: MatMut<'_, T>, par: Par, stack
     Ok(())
 }
 
-/// Scratch for [`tsqr_r`].
+/// Returns the scratch for [`tsqr_r`] of an m×l matrix.
 pub fn tsqr_r_scratch<T: Scalar>(m: usize, l: usize, _par: Par) -> StackReq {
     if l == 0 {
         return StackReq::EMPTY;
@@ -302,12 +303,12 @@ pub fn tsqr_r_scratch<T: Scalar>(m: usize, l: usize, _par: Par) -> StackReq {
     temp_mat_scratch::<T>(fold_rows(l), l * count).and(StackReq::new::<u8>(fold_bytes::<T>(l) * count))
 }
 
-/// Independent folds over an m×l matrix: as many as have a few leaves each.
+/// Cuts an m×l matrix into independent folds of a few leaves each.
 fn folds(m: usize, l: usize) -> Cut {
     Cut { m, count: (m / (4 * leaf_rows(l))).clamp(1, PARAMS.max_folds) }
 }
 
-/// R, a leaf of new rows (at least l), and the block factors.
+/// Returns the rows of a fold's work matrix: R, a leaf of new rows (at least l), and the block factors.
 fn fold_rows(l: usize) -> usize {
     l + leaf_rows(l) + householder::block_size(2 * l, l)
 }
@@ -346,7 +347,7 @@ fn fold_all<T: Scalar>(
     }
 }
 
-/// Re-QR of `[R; rows]`, which stand on top of each other in `work` with the block factors at its end.
+/// Factors `[R; rows]` again. Both stand on top of each other in `work`, with the block factors at its end.
 fn absorb<T: Scalar>(work: MatMut<'_, T>, rows: usize, stack: &mut MemStack) {
     let l = work.ncols();
     let b = householder::block_size(2 * l, l);
@@ -375,12 +376,12 @@ fn nonnegative<T: Scalar>(mut r: MatMut<'_, T>) {
     }
 }
 
-/// The R of all rows seen so far, in O(l²) memory: [`tsqr_r`] as a stream.
+/// Accumulates the R of all rows seen so far in O(l²) memory: [`tsqr_r`] as a stream.
 ///
 /// Rows are collected into leaves, so the bits of R depend on the rows and their order alone, not on how they were
 /// cut into [`update`](Self::update)s.
 pub struct RAccumulator<T: Scalar> {
-    /// R, the rows that wait, the block factors.
+    /// R, the rows that wait, and the block factors.
     work: Mat<T>,
     waiting: usize,
     rows: u64,
@@ -388,7 +389,7 @@ pub struct RAccumulator<T: Scalar> {
 }
 
 impl<T: Scalar> RAccumulator<T> {
-    /// For rows of length l.
+    /// Makes an empty accumulator for rows of length l.
     ///
     /// # Errors
     /// [`Error::Empty`] if `l = 0`.
@@ -424,7 +425,7 @@ impl<T: Scalar> RAccumulator<T> {
         Ok(())
     }
 
-    /// Adds what another accumulator has seen.
+    /// Adds the rows that another accumulator has seen.
     ///
     /// # Errors
     /// [`Error::Shape`] if its rows have another length.
@@ -439,12 +440,12 @@ impl<T: Scalar> RAccumulator<T> {
         Ok(())
     }
 
-    /// Number of rows seen.
+    /// Returns the number of rows seen.
     pub fn rows(&self) -> u64 {
         self.rows
     }
 
-    /// `r <- R`: l×l, upper triangular, zeros below, diagonal not negative.
+    /// Writes R: l×l, upper triangular, zeros below, diagonal not negative.
     ///
     /// # Errors
     /// [`Error::Shape`] if `r` is not l×l.

@@ -1,4 +1,4 @@
-//! One-sided Jacobi: the solver that ends, for small problems on which a library's solver gave up or went wrong.
+//! One-sided Jacobi: the solver of last resort, for small problems on which a library's solver gave up or went wrong.
 //!
 //! ```text
 //!   X J = W Σ      plane rotations from the right, until every pair of columns of X is orthogonal     (Hestenes 1958)
@@ -7,12 +7,13 @@
 //!   singular values of A      A P = Q R,     X = Rᵀ    A = (Q J) Σ (P W)ᵀ           (Drmač, Veselić 2008)
 //! ```
 //!
-//! Both factorizations pivot, which shows the numerical rank r: X has r columns of decreasing length, nearly orthogonal already, and what lies below
-//! `n eps` of the largest eigenvalue or value is taken for zero. Matrices with many zero or dependent rows, which are what the libraries
-//! fail on, have a small r. A sweep costs `3 n r²` multiplications, and five to eight sweeps are usual; nothing of it is tuned.
+//! Both factorizations pivot, which shows the numerical rank r: X has r columns of decreasing length, nearly orthogonal
+//! already. What lies below `n eps` of the largest eigenvalue or singular value is taken for zero. Matrices with many
+//! zero or dependent rows, on which the libraries fail, have a small r. A sweep costs `3 n r²` multiplications, and
+//! five to eight sweeps are usual; it is not tuned.
 //!
-//! It ends for every input: a rotation is skipped once its pair is orthogonal to rounding, and the number of sweeps is bounded. Vectors of the
-//! null space come from Householder reflections, so that U and V are square and orthonormal.
+//! It ends for every input: a rotation is skipped once its pair is orthogonal to rounding, and the number of sweeps is
+//! bounded. Vectors of the null space come from Householder reflections, so that U and V are square and orthonormal.
 
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::householder::{
@@ -28,10 +29,11 @@ use crate::qr::householder;
 use crate::simd::Scalar;
 use crate::tensor::Element;
 
-/// Sweeps over all pairs, at most. Ten have not been seen.
+/// The most sweeps over all pairs. Ten were never needed.
 const SWEEPS: usize = 40;
 
-/// The eigenvalues, nondecreasing, and orthonormal eigenvectors of the positive semidefinite matrix whose lower triangle is in `g`.
+/// Computes the eigenvalues, nondecreasing, and orthonormal eigenvectors of the positive semidefinite matrix whose
+/// lower triangle is in `g`.
 pub(super) fn symmetric_eigen<T: Scalar>(g: MatRef<'_, T>) -> (Vec<T>, Mat<T>) {
     let n = g.nrows();
     let (mut x, order) = pivoted_cholesky(g);
@@ -51,7 +53,7 @@ pub(super) fn symmetric_eigen<T: Scalar>(g: MatRef<'_, T>) -> (Vec<T>, Mat<T>) {
     }
     drop(x);
     complete(vectors.as_mut(), rank);
-    // Nondecreasing.
+    // The order is reversed, because eigenvalues are returned nondecreasing.
     for j in 0..n / 2 {
         let (mut left, mut right) = vectors.as_mut().split_at_col_mut(n - 1 - j);
         column_mut(left.as_mut(), j).swap_with_slice(column_mut(right.as_mut(), 0));
@@ -59,7 +61,7 @@ pub(super) fn symmetric_eigen<T: Scalar>(g: MatRef<'_, T>) -> (Vec<T>, Mat<T>) {
     (values, vectors)
 }
 
-/// The SVD of the square matrix `a`, all singular vectors included.
+/// Computes the SVD of the square matrix `a`, with all singular vectors.
 pub(super) fn svd(a: MatRef<'_, f64>) -> SmallSvd<f64> {
     let l = a.nrows();
     let block = pivoted_qr::recommended_block_size::<f64>(l, l);
@@ -102,7 +104,7 @@ pub(super) fn svd(a: MatRef<'_, f64>) -> SmallSvd<f64> {
     (rank..l).for_each(|j| u[(j, j)] = 1.0);
     drop(rotations);
     if rank > 0 {
-        // Reflections beyond the rank are of nothing, and may not be numbers.
+        // Reflections beyond the rank are not used, and may hold values that are not numbers.
         let (factor, reflections) = (factor.subcols(0, rank), reflections.subcols(0, rank));
         let mut buffer = MemBuffer::new(reflections_scratch::<f64>(l, block, l));
         apply_reflections(factor, reflections, Conj::No, u.as_mut(), Par::Seq, MemStack::new(&mut buffer));
@@ -111,7 +113,8 @@ pub(super) fn svd(a: MatRef<'_, f64>) -> SmallSvd<f64> {
     SmallSvd { u, s, v, remedy: None }
 }
 
-/// `L`, n × r, and the order of its rows with `PᵀG P ≈ L Lᵀ`, up to what is negligible beside the largest entry of the diagonal.
+/// Factors `PᵀG P ≈ L Lᵀ`, up to what is negligible beside the largest entry of the diagonal. Returns L, n × r, and the
+/// order of its rows.
 fn pivoted_cholesky<T: Scalar>(g: MatRef<'_, T>) -> (Mat<T>, Vec<usize>) {
     let n = g.nrows();
     let mut order: Vec<usize> = (0..n).collect();
@@ -148,7 +151,8 @@ fn pivoted_cholesky<T: Scalar>(g: MatRef<'_, T>) -> (Mat<T>, Vec<usize>) {
     (l, order)
 }
 
-/// Rotates the columns of `x` until they are orthogonal, and those of `rotations` with them; returns their lengths.
+/// Rotates the columns of `x` until they are orthogonal, and those of `rotations` with them; returns the lengths of the
+/// columns of `x`.
 fn orthogonalize<T: Scalar>(x: &mut Mat<T>, mut rotations: Option<&mut Mat<T>>) -> Vec<f64> {
     let (n, r) = (x.nrows(), x.ncols());
     // Dot products of n terms are off by this part of the lengths in any case.
@@ -187,7 +191,7 @@ fn orthogonalize<T: Scalar>(x: &mut Mat<T>, mut rotations: Option<&mut Mat<T>>) 
     (0..r).map(|j| dot(column(x.as_ref(), j), column(x.as_ref(), j)).sqrt()).collect()
 }
 
-/// Columns `p < q`.
+/// Returns columns `p < q` as two mutable slices.
 fn pair<T>(a: MatMut<'_, T>, p: usize, q: usize) -> (&mut [T], &mut [T]) {
     let (left, right) = a.split_at_col_mut(q);
     (column_mut(left, p), column_mut(right, 0))
@@ -200,7 +204,7 @@ fn rotate<T: Scalar>(x: &mut [T], y: &mut [T], cosine: f64, sine: f64) {
     }
 }
 
-/// In f64, in eight sums.
+/// Computes the dot product in f64, in eight sums.
 fn dot<T: Scalar>(x: &[T], y: &[T]) -> f64 {
     let mut sums = [0.0; 8];
     let ((x, x_rest), (y, y_rest)) = (x.as_chunks::<8>(), y.as_chunks::<8>());
@@ -211,7 +215,8 @@ fn dot<T: Scalar>(x: &[T], y: &[T]) -> f64 {
     sums.iter().sum::<f64>() + rest
 }
 
-/// Fills the columns from `rank` on of a square matrix, whose first ones are orthonormal, with an orthonormal basis of what they leave.
+/// Fills the columns of a square matrix from `rank` on with an orthonormal basis of the complement of its first
+/// columns, which are orthonormal.
 fn complete<T: Scalar>(mut q: MatMut<'_, T>, rank: usize) {
     let n = q.nrows();
     if rank == n {
@@ -226,6 +231,6 @@ fn complete<T: Scalar>(mut q: MatMut<'_, T>, rank: usize) {
     let stack = MemStack::new(&mut buffer);
     householder::factor(q.as_mut(), t.as_mut(), Par::Seq, stack);
     householder::form_q(q.as_mut(), t.as_ref(), Par::Seq, stack);
-    // The same to rounding, but for signs.
+    // The reflections give the first columns to rounding, except for signs; the kept ones replace them.
     q.subcols_mut(0, rank).copy_from(kept);
 }

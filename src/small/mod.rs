@@ -4,39 +4,25 @@
 //!   eigenvectors   faer's divide and conquer, of the rows that have anything beside the diagonal
 //!   SVD in f32     G = AᵀA in f64 (exact products),  G = V Λ Vᵀ,  A V = U Σ
 //!   SVD in f64     faer's bidiagonal SVD, one Newton-Schulz step, Rayleigh quotients
-//!
-//!   then           is A (V x) = U (Σ x), are Uᵀ(U x) and Vᵀ(V x) = x, for a vector x of signs?  If not, or if faer gave up:
-//!                  Jacobi rotations (`jacobi.rs`), and a note
+//!   then           is A (V x) = U (Σ x), are Uᵀ(U x) and Vᵀ(V x) = x, for a vector x of signs?
+//!                  If not, or if faer gave up: Jacobi rotations (`jacobi.rs`), and a note
 //! ```
 //!
-//! **Nothing here fails on finite numbers.** faer's eigensolver gives up on two of three matrices `x xᵀ` with few nonzeros in x, and on some with a
-//! steep diagonal; its f64 singular values may come back unordered, a few hundred columns and more. An orthonormal set of vectors turns the signs
-//! x into a vector whose length no cancellation can hide, so that one x shows every value that is not that of its vector, for `4 l²`
+//! **Nothing here fails on finite numbers.** faer's eigensolver gives up on most matrices `x xᵀ` with few nonzeros in
+//! x, and its f64 singular values may come back unordered. Orthonormal vectors turn the signs x into a vector whose
+//! length no cancellation can hide, so that one x shows every value that is not that of its vector, for `4 l²`
 //! multiplications beside the `9 l³` of the solver.
 //!
-//! Squaring the condition number costs f32 nothing when it is done in f64: V is that of the SVD down to `σ = 1e-8 σ_1`,
+//! **f32.** The condition number is squared in f64, which costs nothing: V is that of the SVD down to `σ = 1e-8 σ_1`,
 //! and the columns of `A V` are orthogonal to `eps64 (σ_1/σ_i)(σ_1/σ_j)`. Where that is not small one QR in f64 makes
-//! them so; the couplings that it leaves out of Σ are under `eps64 σ_1²/σ_i` or `σ_j`, whichever is less, hence below
-//! `1e-8 σ_1`. Milliseconds on one core of Zen 5:
+//! them so; it leaves couplings below `1e-8 σ_1` out of Σ.
 //!
-//! | l | SVD f32, faer | here |
-//! |---|---|---|
-//! | 106 | 0.83 | 0.6 |
-//! | 202 | 2.6 | 2.4 |
-//! | 266 | 4.3 | 4.2 |
+//! **f64.** faer's vectors are orthonormal to 10 to 50 eps and its large σ off by as much. `V <- V (3 I − VᵀV) / 2`
+//! squares the first defect, `σ_i = u_iᵀ A v_i` with the corrected vectors the second.
 //!
-//! faer's f32 SVD is given without the repair that it needs (7 to 14 % more). A divide and conquer of our own took 0.40, 1.5 and
-//! 2.7 ms and was not kept: small dense eigenproblems are faer's, and they are a few percent of a factorization.
-//!
-//! The solvers run on one thread: faer's split sums by thread, so their last bits depend on how many there are. (Its
-//! products do not; those use all threads.)
-//!
-//! faer's f64 singular vectors are orthonormal to 10 to 50 eps and its large σ off by as much. One Newton-Schulz step,
-//! `V <- V (3 I − VᵀV) / 2`, squares the first defect, and the Rayleigh quotient `σ_i = u_iᵀ A v_i` with the corrected
-//! vectors the second.
-//!
-//! [`svd`] and [`symmetric_eigen`] choose between two instances that this crate compiles once: left generic to the end,
-//! faer's solvers would be compiled again in every crate that factors a matrix, for half a minute each.
+//! Solvers run on one thread, because faer's split sums by thread; its products do not, and use all. [`svd`] and
+//! [`symmetric_eigen`] choose between two instances that this crate compiles once: generic to the end, they would be
+//! compiled again in every crate that factors a matrix. Figures: `benches/NOTES.md`.
 
 mod jacobi;
 mod results;
@@ -59,18 +45,20 @@ use crate::tensor::{DType, Element, MatView};
 
 /// Constants of the small problems.
 struct Params {
-    /// Columns of `A V` down to this, relative to the longest, are orthogonal to `eps64 / this²`, 1e-9, as they are.
+    /// The length relative to the longest down to which columns of `A V` are used as they are. They are orthogonal to
+    /// `eps64 / this²`, 1e-9.
     clear_of_noise: f64,
-    /// The residual of a solver that went right, in units of `eps ‖A‖_F √l`, and the defect of its vectors, in units of `eps l`: faer's are below 50.
+    /// The bound of what counts as right: of the residual in units of `eps ‖A‖_F √l`, and of the defect of the vectors
+    /// in units of `eps l`. Those of faer are below 50.
     right: f64,
 }
 
 const PARAMS: Params = Params { clear_of_noise: 1.0 / 2048.0, right: 512.0 };
 
-/// What the report says where the library's solver was of no use.
+/// The note in the report where the library's solver failed.
 const REMEDY: &str = "the library's solver failed on the small dense problem; Jacobi rotations solved it";
 
-/// The SVD of the square matrix `a` of finite numbers.
+/// Computes the SVD of the square matrix `a` of finite numbers.
 pub(crate) fn svd<T: Scalar>(a: MatRef<'_, T>, par: Par) -> SmallSvd<T> {
     match T::view(a) {
         MatView::F64(a) => same(svd_f64(a, par)),
@@ -79,7 +67,7 @@ pub(crate) fn svd<T: Scalar>(a: MatRef<'_, T>, par: Par) -> SmallSvd<T> {
     }
 }
 
-/// The SVD of a tall matrix of finite numbers: U as tall as it, V square.
+/// Computes the SVD of a tall matrix of finite numbers: U as tall as it, V square.
 pub(crate) fn thin_svd(mut a: Mat<f64>, par: Par) -> Result<SmallSvd<f64>> {
     let k = a.ncols();
     let mut r = Mat::zeros(k, k);
@@ -89,7 +77,7 @@ pub(crate) fn thin_svd(mut a: Mat<f64>, par: Par) -> Result<SmallSvd<f64>> {
     Ok(SmallSvd { u: a * u, s, v, remedy })
 }
 
-/// `G = AᵀA` in f64, `V` its eigenvectors, `A V = U Σ`.
+/// Computes the SVD by `G = AᵀA` in f64, its eigenvectors `V`, and `A V = U Σ`.
 #[inline(never)]
 fn svd_f32(a: MatRef<'_, f32>, par: Par) -> SmallSvd<f32> {
     let l = a.nrows();
@@ -98,7 +86,8 @@ fn svd_f32(a: MatRef<'_, f32>, par: Par) -> SmallSvd<f32> {
     };
     let mut gram = Mat::<f64>::zeros(l, l);
     {
-        // Widened twice: beside the eigensolver it would decide how much memory a factorization takes.
+        // The matrix is widened twice: a copy beside the eigensolver would decide how much memory a factorization
+        // takes.
         let mut wide = Mat::zeros(l, l);
         widened(a, wide.as_mut());
         symmetric_product(wide.as_ref().transpose(), gram.as_mut(), Accum::Replace, par);
@@ -114,8 +103,8 @@ fn svd_f32(a: MatRef<'_, f32>, par: Par) -> SmallSvd<f32> {
         *length = image.col(j).norm_l2();
     }
     let largest = lengths.iter().fold(0.0_f64, |a, x| a.max(*x));
-    // Columns are orthogonal up to eps σ_1² / (σ_i σ_j): nothing in f32 while that is small, and a matter of one more QR
-    // where it is not. What the columns beyond eps σ_1 then become does not matter, but they must be orthonormal.
+    // Columns are orthogonal up to eps σ_1² / (σ_i σ_j). That is nothing in f32 while it is small; where it is not, one
+    // more QR repairs it. What the columns beyond eps σ_1 then become does not matter, but they must be orthonormal.
     if lengths.iter().any(|x| *x <= PARAMS.clear_of_noise * largest) {
         for (j, length) in lengths.iter_mut().enumerate() {
             if *length > 0.0 {
@@ -142,8 +131,8 @@ fn svd_f32(a: MatRef<'_, f32>, par: Par) -> SmallSvd<f32> {
     SmallSvd { u, s, v, remedy }
 }
 
-/// Q of the reflections takes the place of `a`, its columns with the sign that makes R's diagonal positive; `lengths` are multiplied by that diagonal:
-/// what is left of a column after those before it.
+/// Replaces `a` by the Q of its reflections, with signs that make the diagonal of R positive, and multiplies `lengths`
+/// by that diagonal: what is left of a column after those before it.
 fn orthonormalize_in_place(mut a: MatMut<'_, f64>, lengths: &mut [f64]) {
     let l = a.ncols();
     let block = householder::block_size(l, l);
@@ -169,7 +158,7 @@ fn svd_f64(a: MatRef<'_, f64>, par: Par) -> SmallSvd<f64> {
     }
 }
 
-/// faer's SVD; none if it gave up.
+/// Computes the SVD by faer; the result is `None` if that gave up.
 fn faer_svd(a: MatRef<'_, f64>) -> Option<SmallSvd<f64>> {
     let l = a.nrows();
     let (mut u, mut v) = (Mat::zeros(l, l), Mat::zeros(l, l));
@@ -180,7 +169,7 @@ fn faer_svd(a: MatRef<'_, f64>) -> Option<SmallSvd<f64>> {
     Some(SmallSvd { u, s, v, remedy: None })
 }
 
-/// The same SVD with orthonormal vectors, the values that these have, and both in order.
+/// Repairs an SVD: returns it with orthonormal vectors, the values that these have, and both in order.
 fn repaired(a: MatRef<'_, f64>, found: SmallSvd<f64>, par: Par) -> SmallSvd<f64> {
     let l = a.nrows();
     let SmallSvd { mut u, mut s, mut v, remedy } = found;
@@ -200,7 +189,8 @@ fn repaired(a: MatRef<'_, f64>, found: SmallSvd<f64>, par: Par) -> SmallSvd<f64>
     }
     drop(work);
     if !s.is_sorted_by(|x, y| x >= y) {
-        // Values that tie to rounding may have changed places, and faer does not always order them: vectors go with their values.
+        // Values that tie to rounding may have changed places, and faer does not always order them. Vectors go with
+        // their values.
         let mut order: Vec<usize> = (0..l).collect();
         order.sort_by(|&i, &j| s[j].total_cmp(&s[i]));
         for basis in [&mut u, &mut v] {
@@ -211,7 +201,7 @@ fn repaired(a: MatRef<'_, f64>, found: SmallSvd<f64>, par: Par) -> SmallSvd<f64>
     SmallSvd { u, s, v, remedy }
 }
 
-/// Whether `a V = U Σ` and the vectors are orthonormal.
+/// Tells whether `a V = U Σ` and the vectors are orthonormal.
 fn is_svd(a: MatRef<'_, f64>, SmallSvd { u, s, v, .. }: &SmallSvd<f64>) -> bool {
     let x = signs(s.len());
     let weighted: Vec<f64> = s.iter().zip(&x).map(|(s, x)| s * x).collect();
@@ -221,7 +211,7 @@ fn is_svd(a: MatRef<'_, f64>, SmallSvd { u, s, v, .. }: &SmallSvd<f64>) -> bool 
         && is_orthonormal(u.as_ref(), &x, &times(u.as_ref(), &x))
 }
 
-/// Whether `g V = V Λ`, for the symmetric matrix whose lower triangle is in `g`, and the vectors are orthonormal.
+/// Tells whether `g V = V Λ` and the vectors are orthonormal, for the symmetric matrix whose lower triangle is in `g`.
 pub(crate) fn is_eigen<T: Scalar>(g: MatRef<'_, T>, values: &[T], vectors: MatRef<'_, T>) -> bool {
     let x = signs(values.len());
     let weighted: Vec<f64> = values.iter().zip(&x).map(|(&value, x)| Element::to_f64(value) * x).collect();
@@ -245,20 +235,21 @@ pub(crate) fn is_eigen<T: Scalar>(g: MatRef<'_, T>, values: &[T], vectors: MatRe
     are_close::<T>(&image, &times(vectors, &weighted), squares.sqrt()) && is_orthonormal(vectors, &x, &mixed)
 }
 
-/// Whether `Qᵀ mixed = x`, `mixed` being `Q x`.
+/// Tells whether `Qᵀ mixed = x`, where `mixed` is `Q x`.
 fn is_orthonormal<T: Scalar>(q: MatRef<'_, T>, x: &[f64], mixed: &[f64]) -> bool {
     let back: Vec<f64> =
         (0..x.len()).map(|j| column(q, j).iter().zip(mixed).map(|(&q, y)| Element::to_f64(q) * y).sum()).collect();
     are_close::<T>(&back, x, (x.len() as f64).sqrt())
 }
 
-/// Whether two images of a vector of signs are the same but for what a good solver leaves of a matrix of this norm.
+/// Tells whether two images of a vector of signs differ by no more than a good solver's error for a matrix of this
+/// norm.
 fn are_close<T: Scalar>(x: &[f64], y: &[f64], norm: f64) -> bool {
     let squares: f64 = x.iter().zip(y).map(|(x, y)| (x - y) * (x - y)).sum();
     squares.sqrt() <= PARAMS.right * T::EPSILON * (x.len() as f64).sqrt() * norm
 }
 
-/// `q x`.
+/// Computes `q x`.
 fn times<T: Scalar>(q: MatRef<'_, T>, x: &[f64]) -> Vec<f64> {
     let mut y = vec![0.0; q.nrows()];
     for (j, x) in x.iter().enumerate() {
@@ -267,7 +258,7 @@ fn times<T: Scalar>(q: MatRef<'_, T>, x: &[f64]) -> Vec<f64> {
     y
 }
 
-/// Signs without a pattern.
+/// Returns l signs without a pattern.
 fn signs(l: usize) -> Vec<f64> {
     let bits = |i: usize| (i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     (0..l).map(|i| if (bits(i) ^ (bits(i) >> 29)).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 }).collect()
@@ -278,28 +269,29 @@ fn svd_scratch(l: usize) -> StackReq {
     svd::svd_scratch::<f64>(l, l, thin, thin, Par::Seq, Default::default())
 }
 
-/// Bytes of an l × l matrix, whose columns begin at cache lines.
+/// Returns the bytes of an l × l matrix, whose columns begin at cache lines.
 pub(crate) fn square_bytes<T>(l: usize) -> usize {
     l.next_multiple_of(64 / size_of::<T>()) * l * size_of::<T>()
 }
 
-/// Bytes alive at the fullest moment of [`svd`], its results included.
+/// Returns the bytes alive at the fullest moment of [`svd`], its results included.
 pub(crate) fn svd_bytes<T: Scalar>(l: usize) -> usize {
     let square = square_bytes::<f64>(l);
     let most = if T::DTYPE == DType::F32 {
         let block = householder::block_size(l, l) * l * size_of::<f64>();
         let reflections = block + householder::factor_scratch::<f64>(l, l, Par::Seq).unaligned_bytes_required();
-        // The Gram matrix and its eigenvectors; these and two more, of which the results of half the size take the place.
+        // First the Gram matrix and its eigenvectors are alive; then these and two more matrices, which the results of
+        // half the size replace.
         square + symmetric_eigen_bytes::<f64>(l).max(2 * square + reflections)
     } else {
-        // The results; what repairs them.
+        // The results are alive, and what repairs them.
         2 * square + (2 * square).max(svd_scratch(l).unaligned_bytes_required())
     };
     most + 3 * l * size_of::<f64>()
 }
 
-/// Scales a Gram matrix by a power of two to a largest entry between 1 and 4, and returns what undoes that in its eigenvalues:
-/// faer's divide and conquer gives vectors far from orthogonal at scales like 1e24.
+/// Scales a Gram matrix by a power of two to a largest entry between 1 and 4, and returns the factor that undoes that
+/// in its eigenvalues. At scales like 1e24, faer's divide and conquer gives vectors far from orthogonal.
 pub(crate) fn normalize<T: Scalar>(mut g: MatMut<'_, T>) -> T {
     let largest = (0..g.ncols()).map(|i| g[(i, i)].to_f64()).fold(0.0, f64::max);
     if !largest.is_normal() {
@@ -311,8 +303,8 @@ pub(crate) fn normalize<T: Scalar>(mut g: MatMut<'_, T>) -> T {
     T::from_f64(2f64.powi(exponent))
 }
 
-/// Eigenvalues and eigenvectors of the positive semidefinite matrix of finite numbers whose lower triangle is in `g`, both nondecreasing in the
-/// eigenvalue.
+/// Computes the eigenvalues and eigenvectors of the positive semidefinite matrix of finite numbers whose lower triangle
+/// is in `g`. Both are nondecreasing in the eigenvalue.
 pub(crate) fn symmetric_eigen<T: Scalar>(g: MatRef<'_, T>) -> Eigen<T> {
     match T::view(g) {
         MatView::F64(g) => same(symmetric_eigen_f64(g)),
@@ -333,7 +325,7 @@ fn symmetric_eigen_f64(g: MatRef<'_, f64>) -> Eigen<f64> {
 
 fn symmetric_eigen_in<T: Scalar>(g: MatRef<'_, T>) -> Eigen<T> {
     let live = live_rows(g);
-    // Where that is most of them, a copy would be more memory than the solver takes.
+    // Where most rows are live, a copy of them would be more memory than the solver takes.
     if 2 * live.len() <= g.nrows() && g.nrows() > 1 {
         return embedded(g, &live);
     }
@@ -346,7 +338,7 @@ fn symmetric_eigen_in<T: Scalar>(g: MatRef<'_, T>) -> Eigen<T> {
     }
 }
 
-/// faer's eigenvalues and eigenvectors; none if it gave up.
+/// Computes eigenvalues and eigenvectors by faer; the result is `None` if that gave up.
 fn faer_eigen<T: Scalar>(g: MatRef<'_, T>) -> Option<(Vec<T>, Mat<T>)> {
     let n = g.nrows();
     let mut vectors = Mat::zeros(n, n);
@@ -357,7 +349,7 @@ fn faer_eigen<T: Scalar>(g: MatRef<'_, T>) -> Option<(Vec<T>, Mat<T>)> {
     Some((values, vectors))
 }
 
-/// The rows that have anything beside the diagonal.
+/// Returns the rows that have a nonzero beside the diagonal.
 fn live_rows<T: Scalar>(g: MatRef<'_, T>) -> Vec<usize> {
     let n = g.nrows();
     let mut live = vec![false; n];
@@ -371,7 +363,7 @@ fn live_rows<T: Scalar>(g: MatRef<'_, T>) -> Vec<usize> {
     (0..n).filter(|&i| live[i]).collect()
 }
 
-/// The eigenvectors of the live rows; the others are their own.
+/// Solves for the live rows; every other row is an eigenvector by itself.
 fn embedded<T: Scalar>(g: MatRef<'_, T>, live: &[usize]) -> Eigen<T> {
     let n = g.nrows();
     let Eigen { values: of_live, vectors: live_vectors, remedy } = match live.len() {
@@ -398,7 +390,7 @@ fn embedded<T: Scalar>(g: MatRef<'_, T>, live: &[usize]) -> Eigen<T> {
     Eigen { values: found.into_iter().map(|(value, _)| value).collect(), vectors, remedy }
 }
 
-/// Bytes alive in [`symmetric_eigen`], its results included.
+/// Returns the bytes alive in [`symmetric_eigen`], its results included.
 pub(crate) fn symmetric_eigen_bytes<T: Scalar>(n: usize) -> usize {
     square_bytes::<T>(n) + n * size_of::<T>() + symmetric_eigen_scratch::<T>(n).unaligned_bytes_required()
 }
@@ -429,7 +421,7 @@ mod tests {
         Mat::from_fn(a.nrows(), a.ncols(), |i, j| Element::to_f64(a[(i, j)]))
     }
 
-    /// Spectra that deflate all, some and none; graded, clustered, repeated, rank-deficient, zero.
+    /// Returns spectra that deflate all, some and none; graded, clustered, repeated, rank-deficient, zero.
     fn spectra(l: usize) -> Vec<(&'static str, Vec<f64>)> {
         let f = |f: &dyn Fn(f64) -> f64| (0..l).map(|i| f(i as f64 / l as f64)).collect::<Vec<_>>();
         vec![
@@ -451,7 +443,7 @@ mod tests {
         check_triplets(&a, svd(a.as_ref(), Par::Seq), sigma, 1.0, what);
     }
 
-    /// With errors up to so many times those of a repaired SVD.
+    /// Checks an SVD whose errors may be `times` those of a repaired SVD.
     fn check_triplets<T: Scalar>(a: &Mat<T>, found: SmallSvd<T>, sigma: &[f64], times: f64, what: &str) {
         let l = sigma.len();
         let eps = <T as Scalar>::EPSILON;
@@ -459,7 +451,8 @@ mod tests {
         let (a, u, v) = (wide(a), wide(&u), wide(&v));
         for (q, name) in [(&u, "U"), (&v, "V")] {
             let defect = defect(q) / eps;
-            // f32 vectors are rounded f64 ones: |q_iᵀq_j| errs by at most eps. f64 vectors come out of products of l terms.
+            // f32 vectors are rounded f64 ones: |q_iᵀq_j| errs by at most eps. f64 vectors come out of products of l
+            // terms.
             let bound = if T::DTYPE == DType::F32 { 1.0 } else { 1.0 + (l as f64).sqrt() };
             assert!(defect <= times * bound, "{what} {l}: {name} is orthonormal to {defect} eps");
         }
@@ -494,7 +487,7 @@ mod tests {
         }
     }
 
-    /// The way out, on the same spectra.
+    /// Checks Jacobi rotations on the same spectra.
     #[test]
     fn jacobi_is_an_svd_and_an_eigendecomposition() {
         for l in [1, 2, 3, 24, 50, 101] {
@@ -531,7 +524,8 @@ mod tests {
         assert!(r.norm_max() <= bound, "{what} {l}: {:e}", r.norm_max());
     }
 
-    /// Grids of ones, squares of sparse vectors, copies: what libraries give up on. Nothing is left to fail.
+    /// Takes grids of ones, squares of sparse vectors, and copies, on which libraries give up. None of them may fail
+    /// here.
     #[test]
     fn sparse_rank_one_gram_matrices_are_solved() {
         let normal = Gaussian::new(310, 40, 7).unwrap();
@@ -555,7 +549,7 @@ mod tests {
         }
     }
 
-    /// Two values that have changed places are seen, and so is a vector that has lost its length.
+    /// Two values that have changed places are found, and so is a vector that has lost its length.
     #[test]
     fn values_that_are_not_those_of_their_vectors_are_seen() {
         let l = 60;

@@ -1,20 +1,20 @@
-//! What the small dense problems give.
+//! The results of the small dense problems.
 
 use faer::Mat;
 
-/// `a = U diag(s) Vᵀ`, all `l × l`, `s` nonincreasing.
+/// An SVD `a = U diag(s) Vᵀ`, all `l × l`, `s` nonincreasing.
 pub(crate) struct SmallSvd<T> {
     pub(crate) u: Mat<T>,
     pub(crate) s: Vec<T>,
     pub(crate) v: Mat<T>,
-    /// What the report should say of how it was found, if that was not routine.
+    /// The note for the report if the SVD was not found in the routine way.
     pub(crate) remedy: Option<&'static str>,
 }
 
-/// `g = V diag(values) Vᵀ`, `values` nondecreasing.
+/// An eigendecomposition `g = V diag(values) Vᵀ`, `values` nondecreasing.
 pub(crate) struct Eigen<T> {
     pub(crate) values: Vec<T>,
     pub(crate) vectors: Mat<T>,
-    /// As in [`SmallSvd`].
+    /// The note for the report if the eigenvectors were not found in the routine way.
     pub(crate) remedy: Option<&'static str>,
 }

@@ -1,12 +1,12 @@
-//! How far to trust calibration: the blend whose factors lose least on samples that they have not seen.
+//! Chooses how far to trust calibration: the blend whose factors lose least on samples that they have not seen.
 //!
 //! ```text
 //!   folds    X = [X_1; ...; X_F], consecutive samples (neighbours resemble each other: a random split would flatter)
 //!   loss(b)  = Σ_f ‖(W − W'_{b,f}) X_fᵀ‖²,      W'_{b,f} from the moments of all folds but f, blended by b
 //! ```
 //!
-//! Everything is done with statistics: one [`Calibration`] per fold, merged. Since `W'` is a projection, the loss on a fold is
-//! `‖W X_fᵀ‖² − ‖diag(s) Vᵀ X_fᵀ‖²`: `k n²` flops for each candidate besides its factorization.
+//! Everything is done with statistics: one [`Calibration`] per fold, merged. Since `W'` is a projection, the loss on a
+//! fold is `‖W X_fᵀ‖² − ‖diag(s) Vᵀ X_fᵀ‖²`: `k n²` flops for each candidate besides its factorization.
 
 use super::in_memory::factor_in_pool;
 use super::options::Options;
@@ -21,19 +21,19 @@ use crate::simd::Scalar;
 use crate::space::{Host, HostPanel};
 use crate::tensor::{DType, TensorRef};
 
-/// What [`TruncatedSvd::choose_blend`](super::TruncatedSvd::choose_blend) found.
+/// The choice of [`TruncatedSvd::choose_blend`](super::TruncatedSvd::choose_blend).
 #[derive(Debug, Clone, PartialEq)]
 pub struct BlendChoice {
     /// The best blend.
     pub blend: f64,
-    /// Each candidate with its relative output error on the samples that it had not seen.
+    /// All candidates, each with its relative output error on the samples that it had not seen.
     pub candidates: Vec<(f64, f64)>,
 }
 
-/// Bytes that [`choose`] takes beside the factorizations: held during each, and at other times.
+/// Returns the bytes that [`choose`] takes beside the factorizations: those held during each, and those at other times.
 pub(super) fn bytes<T: Scalar>((m, n): (usize, usize), storage: DType, k: usize) -> (usize, usize) {
     let square = n * (n + 3) * size_of::<f64>();
-    // The statistics of all folds but one, and the samples of that one.
+    // These are the statistics of all folds but one, and the samples of that one.
     let held = 2 * square;
     let samples = quality::BLOCK.min(n);
     let outputs = HostPanel::<T>::bytes(n, samples)
@@ -44,7 +44,7 @@ pub(super) fn bytes<T: Scalar>((m, n): (usize, usize), storage: DType, k: usize)
     (held, (square + cholesky_bytes(n)).max(outputs).max(gains))
 }
 
-/// The blend whose factors lose least on the folds that they have not seen.
+/// Finds the blend whose factors lose least on the folds that they have not seen.
 pub(super) fn choose<T: Scalar>(options: &Options, w: &TensorRef<'_>, folds: &[Calibration]) -> Result<BlendChoice> {
     if folds.len() < 2 {
         return Err(Error::option("folds", folds.len(), "two or more parts of the calibration samples"));

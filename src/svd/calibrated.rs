@@ -1,4 +1,5 @@
-//! Factorization under calibration: the left singular vectors of `W L` (`calibration/whitening.rs`), and W projected on them.
+//! Factorization under calibration: the left singular vectors of `W L` (`calibration/whitening.rs`), and W projected on
+//! them.
 //!
 //! ```text
 //!   W L  = U Σ Zᵀ   (any method of the planner, on the operator `Whitened`)       loss² = ‖W L‖² − ‖U_kᵀ W L‖²
@@ -6,37 +7,22 @@
 //!   B    = Û S Vᵀ  (as the image of any method: `triplets.rs`)    ->      W' = (U_k Û) S Vᵀ, a proper SVD
 //! ```
 //!
-//! The loss `‖(W − W') L‖` is the least that rank k allows, for any L with `L Lᵀ = M`; no inverse appears. Since `Y' = Y U_k U_kᵀ` is a
-//! projection of the outputs for *any* inputs, `cos² + error² = 1` for any data, both are monotone in k, and
+//! **The loss** `‖(W − W') L‖` is the least that rank k allows, for any L with `L Lᵀ = M`; no inverse appears.
+//! `Y' = Y U_k U_kᵀ` is a projection of the outputs for any inputs, so that `cos² + error² = 1`, and both are monotone
+//! in k. For data of moments `M_h` one factorization gives the whole curve,
+//! `cos²(k) = Σ_{i<=k} u_iᵀ W M_h Wᵀ u_i / tr(W M_h Wᵀ)`: [`Rank::Quality`](crate::Rank::Quality) reads off the
+//! smallest rank. On the calibration itself the curve is the energy of `W L`.
 //!
-//! ```text
-//!   cos²(k) = Σ_{i<=k} u_iᵀ W M_h Wᵀ u_i / tr(W M_h Wᵀ)
-//! ```
-//!
-//! gives the whole curve for the data that a quality is asked on (`M_h` its moments) from one factorization:
-//! [`Rank::Quality`](crate::Rank::Quality) reads off the smallest rank, without factoring again unless the first width was too small. On
-//! the calibration itself the curve is the energy of `W L`.
-//!
-//! U_k is never formed: it is `P C`, a panel of l columns times a small matrix, and so are `Bᵀ = (Wᵀ P) C` and the factors. On the Gram route
+//! **U_k is never formed.** It is `P C`, a panel of l columns times a small matrix, and so is `Bᵀ = (Wᵀ P) C`. On the
+//! Gram route a tall weight has the accuracy of the last step from the image:
 //!
 //! ```text
 //!   tall   P = W L V, V from Lᵀ(WᵀW)L        Wᵀ P = (WᵀW)(L V)       q filtered steps
 //!   wide   P = V itself, from W M Wᵀ         Wᵀ P = Wᵀ V             q + 1, and L is not needed
 //! ```
 //!
-//! A tall weight has the accuracy of the last step from the image. Loss above the optimum at ratio 3.2 (k = 95, l = 105):
-//!
-//! ```text
-//!   filtered steps       1         2         3         4
-//!   ffn_up, tall       1.2 %    0.43 %    0.19 %    0.09 %
-//!   ffn_down, wide     2.9 %     1.1 %    0.54 %    0.29 %
-//! ```
-//!
-//! Of a tall weight W is multiplied last: the first eigensolver, that of F, has `Wᵀ P` beside it on the other thread and the second one, that of B, has
-//! P, which nothing but U and a look at its columns needs. (With P beside the first and nothing beside the second: 1.0 ms more of 20.)
-//!
-//! Milliseconds beside the plain factorization of 3072 × 768 at k = 192 (13.5; two Zen 5 cores, bench `whiten`): the root on first use 1.6 and 0.5 for
-//! the pages that it is kept in, the congruence 1.6, a step more of the filter 0.9, the second SVD 2.5.
+//! **Order.** A tall W is multiplied last: the eigensolver of F has `Wᵀ P` beside it on the other thread, and that of B
+//! has P, which only U and a look at its columns need. Figures: `benches/NOTES.md`.
 
 use std::ops::ControlFlow;
 use std::time::Instant;
@@ -72,32 +58,32 @@ use crate::small;
 use crate::space::{Panel, Space};
 use crate::tensor::{DType, Element, MatView};
 
-/// [`Rank::Quality`] first looks at this part of all ranks, and doubles: a quarter is where ratios of 2 to 4 lie.
+/// The part of all ranks that [`Rank::Quality`] looks at first, and doubles: ratios of 2 to 4 lie at a quarter.
 const QUALITY_FIRST: usize = 4;
 
-/// Those of an operator in the space S.
+/// The [`Outputs`] of an operator with panels in the space S.
 type OutputsIn<T, S> = Outputs<T, Panel<T, S>>;
 
-/// The left singular vectors of `W L`: panel times coefficients.
+/// The left singular vectors of `W L`, as a panel times coefficients.
 struct Outputs<T, P> {
     panel: Long<P>,
-    /// `Wᵀ panel`, n rows.
+    /// The panel `Wᵀ panel`, of n rows.
     back: P,
-    /// What to go on with should they turn out not to be orthonormal, where that has to be looked at.
+    /// The subspace to continue with if the vectors turn out not to be orthonormal; `None` where no check is needed.
     doubt: Option<Subspace<P>>,
     found: Found<T>,
 }
 
-/// What is known of them besides the panels.
+/// What is known of the left singular vectors besides the panels.
 struct Found<T> {
     coefficients: Mat<T>,
-    /// Singular values of `W L`.
+    /// The singular values of `W L`.
     s: Vec<T>,
     rank: usize,
     width: usize,
     /// The end of the interval that a filter has damped, 0 without one.
     damped: f64,
-    /// `‖U_kᵀ W L‖²`, where the method knows it better than `Lᵀ` times the projected weight would.
+    /// The value of `‖U_kᵀ W L‖²`, where the method knows it better than `Lᵀ` times the projected weight would.
     kept: Option<f64>,
     method: Method,
     sketch: Option<Sketch>,
@@ -105,33 +91,33 @@ struct Found<T> {
 }
 
 impl<T> Found<T> {
-    /// Of the vectors that are kept.
+    /// Returns the coefficients of the vectors that are kept.
     fn coefficients(&self) -> MatRef<'_, T> {
         self.coefficients.as_ref().subcols(0, self.rank)
     }
 }
 
-/// What is lost of the outputs on the calibration samples, in parts of `‖W Xᵀ‖²`.
+/// The loss of the outputs on the calibration samples, in parts of `‖W Xᵀ‖²`.
 struct Lost {
-    /// Of all.
+    /// The part that all directions together lose.
     share: f64,
-    /// What each direction that is kept holds.
+    /// The part that each kept direction holds.
     gains: Vec<f64>,
 }
 
-/// A panel of m rows.
+/// A panel of m rows, formed or to be formed.
 enum Long<P> {
     Formed(P),
-    /// W times this, when there is time for it.
+    /// The panel is W times this one, which is computed when there is time for it.
     Between(P),
 }
 
-/// Where the entries of W can be had besides its operator.
+/// Where the entries of W are, besides its operator.
 #[derive(Clone, Copy)]
 pub(super) enum Weight<'a> {
-    /// In memory.
+    /// The entries are in memory.
     Whole(MatView<'a>),
-    /// Nowhere: W is read in tiles. Rows, columns and element type.
+    /// W is read in tiles. The fields are rows and columns, and the element type.
     Tiles((usize, usize), DType),
 }
 
@@ -151,7 +137,7 @@ impl Weight<'_> {
     }
 }
 
-/// Factors `op`, the tall one of W and Wᵀ; `w` is W. `root` makes the operator of L on the same kind of panels.
+/// Factors `op`, the tall one of W and Wᵀ, where `w` is W. `root` makes the operator of L on the same kind of panels.
 pub(super) fn factor<T: Scalar, S: Space<T>>(
     options: &Options,
     residency: Residency,
@@ -187,13 +173,13 @@ pub(super) fn factor<T: Scalar, S: Space<T>>(
     Ok(factors)
 }
 
-/// What is known of the weight besides its operator.
+/// The facts of the weight that its operator does not have.
 struct About<'a> {
     w: Weight<'a>,
     residency: Residency,
-    /// The operator is this times W.
+    /// The factor of the operator: it stands for this times W.
     weight_scale: f64,
-    /// L is `2^-this` times a root of the moments.
+    /// The exponent of the root: L is `2^-root_exponent` times a root of the moments.
     root_exponent: i32,
     notes: Vec<String>,
     par: Par,
@@ -278,7 +264,7 @@ fn project<T: Scalar, S: Space<T>>(
             floor
         }
     };
-    // Of one output vector, in the units of W and the inputs.
+    // This is the exponent of one output vector, in the units of W and the inputs.
     let exponent = about.root_exponent - about.weight_scale.log2().round() as i32;
     let in_units = |x: f64| times_power_of_two(x, exponent);
     let report = factors.report_mut();
@@ -295,14 +281,14 @@ fn project<T: Scalar, S: Space<T>>(
     Ok(factors)
 }
 
-/// `x 2^exponent` of any exponent: outside the range of f64 zero or infinite.
+/// Computes `x 2^exponent` for any exponent. Outside of the range of f64 the result is zero or infinite.
 fn times_power_of_two(x: f64, exponent: i32) -> f64 {
     let part = exponent.clamp(-1000, 1000);
     if part == exponent { x * 2f64.powi(part) } else { times_power_of_two(x * 2f64.powi(part), exponent - part) }
 }
 
 impl<T: Scalar, S: Space<T>> Whitened<'_, T, S> {
-    /// The panel, formed if it is not.
+    /// Returns the panel, and forms it if it is not yet formed.
     fn form<'p>(&mut self, long: &'p mut Long<Panel<T, S>>) -> Result<&'p Panel<T, S>> {
         if let Long::Between(x) = long {
             let mut panel = self.image(self.space().shape(x).1)?;
@@ -313,7 +299,7 @@ impl<T: Scalar, S: Space<T>> Whitened<'_, T, S> {
         Ok(panel)
     }
 
-    /// The left singular vectors of `W L`, as planned.
+    /// Computes the left singular vectors of `W L`, as planned.
     fn left_vectors(&mut self, plan: &Plan, par: Par) -> Result<OutputsIn<T, S>> {
         // The projection on the image of the basis is half a step on each side of it.
         let saved = if self.is_wide() { 0 } else { 1 };
@@ -333,7 +319,7 @@ impl<T: Scalar, S: Space<T>> Whitened<'_, T, S> {
         }
     }
 
-    /// The same with this filter, if the plan has one.
+    /// Computes the left singular vectors of `W L` with this filter, if the plan has one.
     fn left_vectors_by(&mut self, plan: &Plan, filter: Filter, par: Par) -> Result<OutputsIn<T, S>> {
         let (task, goal) = (&plan.task, plan.goal(self.norm_squared()));
         let solution = if self.is_wide() && plan.method == Method::Gram {
@@ -356,7 +342,7 @@ impl<T: Scalar, S: Space<T>> Whitened<'_, T, S> {
         self.of_solution(solution)
     }
 
-    /// The left vectors of a solution.
+    /// Takes the left vectors of a solution.
     fn of_solution(&mut self, solution: Solution<T, S>) -> Result<OutputsIn<T, S>> {
         let Solution { triplets, rank, width, method, sketch, notes, .. } = solution;
         let Triplets { left, s, right, by_qr, .. } = triplets;
@@ -374,7 +360,7 @@ impl<T: Scalar, S: Space<T>> Whitened<'_, T, S> {
                 (panel, Mat::identity(k, k))
             }
         };
-        // The panel is the image of the other basis, the last product there was, unless it went through a QR.
+        // The panel is the image of the other basis, which was the last product, unless it went through a QR.
         let is_image = method == Method::Gram && !self.is_wide() && !by_qr;
         let from_image = if is_image { self.back_from_last_image()? } else { None };
         let back = match from_image {
@@ -389,7 +375,8 @@ impl<T: Scalar, S: Space<T>> Whitened<'_, T, S> {
         Ok(Outputs { panel: Long::Formed(panel), back, doubt: None, found })
     }
 
-    /// The Gram route of a tall weight: the factors of `Q QᵀA` from G alone, where it tells, without their right side and with W for last.
+    /// Takes the Gram route of a tall weight: the factors of `Q QᵀA` from G alone, where G tells them, without their
+    /// right side and with the product with W last.
     fn tall_by_gram(&mut self, task: &Task, filter: Filter, goal: &Goal, par: Par) -> Result<OutputsIn<T, S>> {
         let width = task.width;
         let early = gram::is_imaged_early::<T>((self.nrows(), self.ncols()), width);
@@ -427,7 +414,7 @@ impl<T: Scalar, S: Space<T>> Whitened<'_, T, S> {
                 self.image_to_be(&directions)?
             }
         };
-        // What `Q QᵀA` keeps is what was captured.
+        // This is the part of what was captured that `Q QᵀA` keeps.
         let kept = Some(captured - s[rank..].iter().map(|&s| Element::to_f64(s).powi(2)).sum::<f64>());
         let doubt = gram::is_doubtful(&s).then_some(subspace);
         let (method, sketch) = (Method::Gram, Some(task.sketch));
@@ -435,7 +422,7 @@ impl<T: Scalar, S: Space<T>> Whitened<'_, T, S> {
         Ok(Outputs { panel: Long::Between(between), back, doubt, found })
     }
 
-    /// The same by the image of a basis, where G did not tell.
+    /// Takes the image of a basis, where G did not tell the factors.
     fn by_basis(&mut self, task: &Task, basis: Panel<T, S>, par: Par) -> Result<OutputsIn<T, S>> {
         let goal = task.goal(self.norm_squared());
         let solution = gram::from_basis(self, basis, Some(task.sketch), &goal, par)?;
@@ -443,7 +430,8 @@ impl<T: Scalar, S: Space<T>> Whitened<'_, T, S> {
         self.of_solution(solution)
     }
 
-    /// The Gram route of a wide weight: the eigenvectors of `W M Wᵀ` are the answer, and need no image. Or why not.
+    /// Takes the Gram route of a wide weight, where the eigenvectors of `W M Wᵀ` are the answer and need no image.
+    /// Returns the reason if it does not work.
     fn wide_by_gram(
         &mut self,
         route: Route,
@@ -495,9 +483,9 @@ impl<T: Scalar, S: Space<T>> Whitened<'_, T, S> {
         Ok(Ok(Outputs { panel: Long::Formed(panel), back, doubt: None, found }))
     }
 
-    /// How much of the outputs is lost, on the calibration: by subtraction, of the norm that weighed the error where that is what is
-    /// asked, or of the samples' own. None without calibration; zero if the outputs
-    /// are, and only then.
+    /// Computes how much of the outputs is lost on the calibration, by subtraction from the norm that weighed the error
+    /// where that is what is asked, or from that of the samples. `None` without calibration; zero if the outputs are
+    /// zero, and only then.
     fn lost(&mut self, weighting: &Weighting, bt: &Panel<T, S>, found: &Found<T>, par: Par) -> Result<Option<Lost>> {
         let norm_squared = self.norm_squared();
         let exact = weighting.whitening == Whitening::Full && weighting.blend == 1.0;
@@ -508,7 +496,7 @@ impl<T: Scalar, S: Space<T>> Whitened<'_, T, S> {
             }
             Some(_) if exact => {
                 let (kept, gains) = match found.kept {
-                    // The eigenvalues of the outputs' moments.
+                    // The kept singular values are the eigenvalues of the moments of the outputs.
                     Some(kept) => (kept, found.s[..found.rank].iter().map(|&s| Element::to_f64(s).powi(2)).collect()),
                     None => self.weighted_norms_squared(bt)?,
                 };
@@ -523,14 +511,14 @@ impl<T: Scalar, S: Space<T>> Whitened<'_, T, S> {
         })
     }
 
-    /// The smallest rank whose outputs have a cosine of at least `q` with the true ones.
+    /// Finds the smallest rank whose outputs have a cosine of at least `q` with the true ones.
     fn by_quality(&mut self, options: &Options, about: &About<'_>, q: f64) -> Result<(Plan, OutputsIn<T, S>)> {
         let weighting = &options.weighting;
         let shape = about.w.shape();
         let par = about.par;
         let short = shape.0.min(shape.1);
         let most = options.max_rank.unwrap_or(usize::MAX).clamp(1, short);
-        // What the outputs are measured on: the operator itself has the curve of the calibration.
+        // The operator itself has the curve of the calibration, where outputs are measured on that.
         let itself = weighting.quality_on.is_none() && weighting.blend == 1.0 && weighting.whitening == Whitening::Full;
         let data = weighting.quality_on.as_ref().or(weighting.calibration.as_ref()).filter(|_| !itself);
         let data = data.map(|data| Data::new(self, data, par)).transpose()?;
@@ -578,17 +566,17 @@ impl<T: Scalar, S: Space<T>> Whitened<'_, T, S> {
     }
 }
 
-/// Moments that outputs are measured on.
+/// The moments that outputs are measured on.
 struct Data<T> {
-    /// T, lower triangular, with `T + Tᵀ` the moments.
+    /// The lower triangular half T, with `T + Tᵀ` the moments.
     half: Mat<T>,
-    /// `tr(W M Wᵀ)`.
+    /// The whole, `tr(W M Wᵀ)`.
     whole: f64,
     par: Par,
 }
 
 impl<T: Scalar> Data<T> {
-    /// Those of the samples of `c`.
+    /// Makes the moments of the samples of `c`.
     fn new<S: Space<T>>(op: &mut Whitened<'_, T, S>, c: &Calibration, par: Par) -> Result<Self> {
         let n = c.features();
         let moments = Moments::of::<T>(c)?;
@@ -599,7 +587,7 @@ impl<T: Scalar> Data<T> {
         Ok(Data { half, whole, par })
     }
 
-    /// `b_iᵀ M b_i` for the columns of a panel.
+    /// Computes `b_iᵀ M b_i` for the columns b_i of a panel.
     fn gains<S: Space<T>>(&self, space: &S, b: &Panel<T, S>) -> Result<Vec<f64>> {
         let (n, k) = space.shape(b);
         let (mut host, mut y) = (Mat::zeros(n, k), Mat::zeros(n, k));

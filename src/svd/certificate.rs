@@ -1,4 +1,4 @@
-//! The error that comes with every factorization.
+//! Certifies the error of a factorization.
 //!
 //! The methods end with `U Σ Vᵀ`, the leading part of the operator projected on a subspace `P`. The two parts that are
 //! missing are orthogonal, so with all norms in f64
@@ -17,9 +17,10 @@
 //!
 //! with the standard deviation over the probes beside it. The probes are taken in f64 sums and cost one pass over A.
 //!
-//! Where they find next to nothing missing, `Σ_{i<=k} σ_i² = (1 − e²) ‖A‖²` says what the singular values must add up to, in f64. A product of many
-//! equal terms rounds them all one way (σ_1 of 512² ones comes out 5e-6 too small in f32, by any method that multiplies), and that is what they
-//! then fall short by: they are [scaled](Certificate::scale) by it, and the residual is that of the scaled ones.
+//! Where they find next to nothing missing, `Σ_{i<=k} σ_i² = (1 − e²) ‖A‖²` says what the singular values must add up
+//! to, in f64. A product of many equal terms rounds them all one way (σ_1 of 512² ones comes out 5e-6 too small in f32,
+//! by any method that multiplies), so that they fall short of that sum. They are then [scaled](Certificate::scale) by
+//! the difference, and the residual is that of the scaled ones.
 
 use faer::linalg::matmul::matmul;
 use faer::prelude::{Reborrow as _, ReborrowMut as _};
@@ -36,17 +37,17 @@ use crate::space::{Panel, Space};
 pub(super) struct Certificate {
     pub(super) relative_error: f64,
     pub(super) kind: ErrorKind,
-    /// What to multiply the singular values by; 1 unless their sum of squares is known to be off.
+    /// The factor for the singular values; 1 unless their sum of squares is known to be off.
     pub(super) scale: f64,
 }
 
 impl Certificate {
-    /// Of a zero matrix, which its factors reproduce.
+    /// Makes the certificate of a zero matrix, which its factors reproduce.
     pub(super) fn of_zero() -> Self {
         Certificate { relative_error: 0.0, kind: ErrorKind::Exact, scale: 1.0 }
     }
 
-    /// The error and its standard deviation, 0 for an exact one.
+    /// Returns the error and its standard deviation, which is 0 for an exact error.
     pub(super) fn error_and_deviation(&self) -> (f64, f64) {
         match self.kind {
             ErrorKind::Exact => (self.relative_error, 0.0),
@@ -55,14 +56,16 @@ impl Certificate {
     }
 }
 
-/// Columns of the residual probe.
+/// How many columns the residual probe has.
 pub(super) const PROBES: usize = 16;
 
-/// The subtraction is trusted down to this many eps of `‖A‖²`. The image carries a relative error of a few eps (the
-/// orthonormality of the basis, one GEMM), so at 2^8 eps the relative error of the certificate is a few percent at worst.
+/// The smallest relative difference, in eps of `‖A‖²`, for which the subtraction is trusted. The image carries a
+/// relative error of a few eps (the orthonormality of the basis, one GEMM), so that at 2^8 eps the relative error of
+/// the certificate is a few percent at worst.
 pub(super) const FLOOR_IN_EPS: f64 = 256.0;
 
-/// `‖op − u diag(s) vᵀ‖_F / ‖op‖_F`, 0 for a zero operator. `captured` is `‖image‖²`, `dropped` the singular values of the
+/// Computes `‖op − u diag(s) vᵀ‖_F / ‖op‖_F`, 0 for a zero operator: by subtraction where that is resolved, else by
+/// probes drawn from `seed`, which cost a pass. `captured` is `‖image‖²`; `dropped` has the singular values of the
 /// image beyond those in `s`.
 pub(super) fn certify<T: Scalar, S: Space<T>>(
     op: &mut dyn LinearOperator<T, Space = S>,
@@ -105,30 +108,31 @@ pub(super) fn certify<T: Scalar, S: Space<T>>(
     })
 }
 
-/// What brings singular values that hold the share `kept` of `‖A‖²` to the share `1 − missing` that there is, if rounding alone does not explain the difference.
+/// Returns the factor from singular values that hold the share `kept` of `‖A‖²` to the share `1 − missing` that must be
+/// there. The result is `None` where rounding alone explains the difference.
 fn scale_to_norm<T: Scalar>(kept: f64, missing: f64) -> Option<f64> {
-    /// The rounding of the sums of squares in eps.
+    /// The rounding of the sums of squares, in eps.
     const ROUNDING: f64 = 16.0;
-    /// Times what is missing, which the probes know to a third or so.
+    /// A multiple of what is missing, which the probes know to a third or so.
     const CERTAIN: f64 = 4.0;
     let off = (1.0 - missing) / kept - 1.0;
     (off.abs() > ROUNDING * T::EPSILON && off.abs() > CERTAIN * missing && off.abs() < 0.5).then(|| (1.0 + off).sqrt())
 }
 
-/// Probes of a residual: the mean over the probes of `‖R g‖² / ‖A‖²`, and the standard deviation of that mean.
+/// The probes of a residual: the mean of `‖R g‖² / ‖A‖²`, and the standard deviation of that mean.
 pub(super) struct Spread {
     mean: f64,
     std_dev: f64,
 }
 
 impl Spread {
-    /// From the probes themselves, `R Ω` with Ω a Gaussian sketch of that many columns.
+    /// Computes the spread from the columns of `R Ω`, with Ω a Gaussian sketch of as many columns.
     pub(super) fn of_columns<T: Scalar>(residual: MatRef<'_, T>, norm_squared: f64) -> Self {
         let squares = |j: usize| residual.col(j).iter().map(|&x| x.to_f64() * x.to_f64()).sum::<f64>();
         Self::of_squares((0..residual.ncols()).map(squares).collect(), norm_squared)
     }
 
-    /// The same from a panel.
+    /// Computes the spread from a panel `R Ω`.
     pub(super) fn of_panel<T: Scalar, S: Space<T>>(
         space: &S,
         residual: &Panel<T, S>,
@@ -149,15 +153,15 @@ impl Spread {
         Spread { mean, std_dev: (variance / count).sqrt() }
     }
 
-    /// Two standard deviations above the mean.
+    /// Returns the value two standard deviations above the mean.
     pub(super) fn upper(&self) -> f64 {
         self.mean + 2.0 * self.std_dev
     }
 
-    /// As a relative error.
+    /// Returns the certificate with the mean as a relative error.
     pub(super) fn certificate(&self) -> Certificate {
         let relative_error = self.mean.sqrt();
-        // d√x = dx / (2√x)
+        // The standard deviation of the root follows from d√x = dx / (2√x).
         let std_dev = if self.mean > 0.0 { self.std_dev / (2.0 * relative_error) } else { 0.0 };
         Certificate { relative_error, kind: ErrorKind::Estimate { probes: PROBES, std_dev }, scale: 1.0 }
     }

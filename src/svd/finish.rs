@@ -1,4 +1,5 @@
-//! From a plan to factors: solves, brings the panels home in the order that takes least memory, fixes signs and units, certifies.
+//! Turns a plan into factors: solves, brings the panels home in the order that takes least memory, fixes signs and
+//! units, certifies.
 
 use std::time::Instant;
 
@@ -45,10 +46,10 @@ pub(super) fn finish<T: Scalar, S: Space<T>>(
     let space = op.space().clone();
     let Solution { triplets, rank: k, width, method, sketch, certificate, mut slices, mut notes } = solution;
 
-    // The short side first, and its panel goes before the long side comes: that is what most memory is needed for.
+    // The short side comes first, and its panel is freed before the long side comes: memory is fullest there.
     let Triplets { mut left, s: mut spectrum, captured, right, .. } = triplets;
     let (mut u, mut vt);
-    // Where most matrices never see an image of all l columns.
+    // Most matrices never see an image of all l columns on this route.
     let reduce = plan.method == Method::Gram && !gram::is_imaged_early::<T>((m.max(n), m.min(n)), width);
     if wide {
         u = Matrix::zeros(m, k);

@@ -1,4 +1,5 @@
-//! The public generic functions of this room as fronts over two compiled instances; see [`compiled`](crate::compiled).
+//! The public generic functions of this module, as fronts over two compiled instances; see
+//! [`compiled`](crate::compiled).
 
 use std::marker::PhantomData;
 
@@ -16,7 +17,7 @@ use crate::simd::Scalar;
 use crate::space::Host;
 use crate::tensor::{DType, TensorRef};
 
-/// The instances for one arithmetic: none of these functions is generic, so that they are compiled here.
+/// The instances for one arithmetic. None of these functions is generic, so that they are compiled here.
 struct Instance<T>(PhantomData<T>);
 
 macro_rules! instances {
@@ -121,12 +122,12 @@ pub(super) fn choose_blend<T: Scalar>(
 }
 
 impl<T: Scalar> SinglePass<T> {
-    /// Takes rows `first_row ..` of the matrix. On an error the state is as before.
+    /// Adds the rows `first_row ..` of the matrix. On an error the state is as before.
     ///
     /// # Errors
-    /// [`Error::Shape`](crate::Error::Shape) unless the block is a matrix of `n` columns whose rows lie within the matrix and were not given before;
-    /// [`Error::NotFinite`](crate::Error::NotFinite) with the position in the whole matrix; [`Error::Range`](crate::Error::Range) for values near the
-    /// largest of `T`.
+    /// [`Error::Shape`](crate::Error::Shape) unless the block is a matrix of `n` columns whose rows lie within the
+    /// matrix and were not given before; [`Error::NotFinite`](crate::Error::NotFinite) with the position in the whole
+    /// matrix; [`Error::Range`](crate::Error::Range) for values near the largest of `T`.
     pub fn update(&mut self, first_row: usize, block: &TensorRef<'_>) -> Result<()> {
         match T::DTYPE {
             DType::F64 => Instance::<f64>::update(same_mut(self), first_row, block),
@@ -134,11 +135,11 @@ impl<T: Scalar> SinglePass<T> {
         }
     }
 
-    /// The factors.
+    /// Computes the factors.
     ///
     /// # Errors
-    /// [`Error::Shape`](crate::Error::Shape) unless every row was given; [`Error::Range`](crate::Error::Range) if all values are too small for norms in
-    /// f64.
+    /// [`Error::Shape`](crate::Error::Shape) unless every row was given; [`Error::Range`](crate::Error::Range) if all
+    /// values are too small for norms in f64.
     pub fn finish(self) -> Result<Factors<T>> {
         match T::DTYPE {
             DType::F64 => same(Instance::<f64>::finish(same(self))),

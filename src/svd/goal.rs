@@ -1,4 +1,4 @@
-//! What the factors must reach: a rank that the shape has decided, or a loss that the spectrum has to.
+//! What the factors must reach: a rank that follows from the shape, or a loss that the spectrum has to meet.
 //!
 //! With `B` the matrix as a method sees it (its projection on a subspace) the error of rank k is, all norms in f64,
 //!
@@ -6,22 +6,23 @@
 //!   ‖A − A_k‖²  =  missing + Σ_{i>k} σ_i²,       missing = ‖A‖² − ‖B‖²
 //! ```
 //!
-//! and the rank is the smallest k that brings it to the share of `‖A‖²` that may be lost. It is the formula of the certificate,
-//! so a rank that meets the goal here has a certificate that meets it. `missing` is a difference of two sums that carry a
-//! few eps each: for a goal under [`FLOOR_IN_EPS`] it says nothing and is taken for 0, unless the method has measured it by probes.
+//! and the rank is the smallest k that brings it to the share of `‖A‖²` that may be lost. It is the formula of the
+//! certificate, so a rank that meets the goal here has a certificate that meets it. `missing` is a difference of two
+//! sums that carry a few eps each: for a goal under [`FLOOR_IN_EPS`] it says nothing and is taken for 0, unless the
+//! method has measured it by probes.
 
 use super::certificate::FLOOR_IN_EPS;
 use crate::rank::{Rank, rank_for_loss};
 use crate::simd::Scalar;
 
-/// A factorization in `T` is at rounding when its relative error is at this many eps: the entries of U and V alone are off
-/// by half an eps, the products behind them by a small multiple. Less cannot be asked for.
+/// A factorization in `T` is at rounding when its relative error is at this many eps: the entries of U and V alone are
+/// off by half an eps, the products behind them by a small multiple. Less cannot be asked for.
 const ROUNDING_IN_EPS: f64 = 32.0;
 
-/// The rank, or how to find it.
+/// The rank, or the rule to find it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Goal {
-    /// Where the shape decides it.
+    /// The rank, where the shape decides it.
     fixed: Option<usize>,
     rule: Rank,
     /// The largest rank to return.
@@ -34,37 +35,37 @@ impl Goal {
         Goal { fixed, rule, max_rank, norm_squared }
     }
 
-    /// Of `‖A‖²`, what may be lost; not less than rounding takes in any case.
+    /// Returns the share of `‖A‖²` that may be lost; not less than rounding takes in any case.
     pub(super) fn allowed_share<T: Scalar>(&self) -> f64 {
         self.rule.allowed_loss().unwrap_or(0.0).max((ROUNDING_IN_EPS * T::EPSILON).powi(2))
     }
 
-    /// Whether `missing` cannot be had by subtraction where it matters.
+    /// Tells whether `missing` cannot be had by subtraction where it matters.
     pub(super) fn is_below_floor<T: Scalar>(&self) -> bool {
         self.allowed_share::<T>() <= FLOOR_IN_EPS * T::EPSILON
     }
 
-    /// `‖A‖² − captured`, or 0 where the goal is so close that this would be rounding.
+    /// Returns `‖A‖² − captured`, or 0 where the goal is so close that this would be rounding.
     fn missing<T: Scalar>(&self, captured: f64) -> f64 {
         if self.is_below_floor::<T>() { 0.0 } else { self.norm_squared - captured }
     }
 
-    /// Whether the shape decides the rank.
+    /// Tells whether the shape decides the rank.
     pub(super) fn is_fixed(&self) -> bool {
         self.fixed.is_some()
     }
 
-    /// The largest rank that can be the answer, of `l` triplets.
+    /// Returns the largest rank that can be the answer, of `l` triplets.
     pub(super) fn most_of(&self, l: usize) -> usize {
         self.fixed.unwrap_or(self.max_rank).min(l)
     }
 
-    /// How many of the singular values `s` of a projection with `‖B‖² = captured` are the answer.
+    /// Returns how many of the singular values `s` of a projection with `‖B‖² = captured` are the answer.
     pub(super) fn rank<T: Scalar>(&self, s: &[T], captured: f64) -> usize {
         self.rank_given::<T>(s, self.missing::<T>(captured))
     }
 
-    /// The same with a measured `missing`.
+    /// Returns how many of the singular values `s` are the answer, for a measured `missing`.
     pub(super) fn rank_given<T: Scalar>(&self, s: &[T], missing: f64) -> usize {
         self.fixed.unwrap_or_else(|| {
             let spectrum: Vec<f64> = s.iter().map(|&s| s.to_f64()).collect();
@@ -72,21 +73,21 @@ impl Goal {
         })
     }
 
-    /// Whether `missing` leaves room for any rank at all.
+    /// Tells whether `missing` leaves room for any rank at all.
     pub(super) fn is_within_reach<T: Scalar>(&self, missing: f64) -> bool {
         self.fixed.is_some() || missing <= self.allowed_share::<T>() * self.norm_squared
     }
 
-    /// Whether a projection with `‖B‖² = captured` leaves room for any rank at all.
+    /// Tells whether a projection with `‖B‖² = captured` leaves room for any rank at all.
     pub(super) fn is_reached_by<T: Scalar>(&self, captured: f64) -> bool {
         self.is_within_reach::<T>(self.missing::<T>(captured))
     }
 
-    /// What the report has to say where the error is above what was asked for.
+    /// Returns the note for the report where the error is above what was asked for.
     pub(super) fn shortfall(&self, rank: usize, relative_error: f64) -> Option<String> {
         let asked = self.rule.allowed_loss()?.sqrt();
         let why = match () {
-            // Equal but for the rounding of the square root.
+            // The two are equal but for the rounding of the square root.
             () if relative_error <= asked * (1.0 + 1e-12) => return None,
             () if rank >= self.max_rank => "the largest rank that was allowed",
             () => "below what this arithmetic resolves",

@@ -1,4 +1,4 @@
-//! Factorization of a matrix in host memory.
+//! Factors a matrix in host memory.
 
 use std::time::Instant;
 
@@ -22,7 +22,7 @@ pub(super) fn factor_in_pool<T: Scalar>(
     watch: &Watch<'_>,
     space: Host,
 ) -> Result<Factors<T>> {
-    // 1536×384 after a pause, 2 threads: 3.8 ms against 5.2 from outside.
+    // A call from outside of the pool would have to wake its threads for every parallel step (`benches/NOTES.md`).
     let par = space.par();
     crate::parallel::in_pool(par, || factor(options, w, watch, space))
 }
@@ -45,7 +45,7 @@ pub(super) fn factor<T: Scalar>(
     let tall = if wide { view.transpose() } else { view };
     let par = space.par();
     let op = Dense::<T>::within(tall, space.clone()).map_err(|error| match error {
-        // In the caller's rows and columns, not in those of the transpose.
+        // The position is in the caller's rows and columns, not in those of the transpose.
         Error::NotFinite { .. } if wide => first_not_finite(view),
         error => error,
     })?;

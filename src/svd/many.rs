@@ -1,8 +1,8 @@
-//! Many matrices at once: the small ones one per thread, the large ones one after the other on all threads.
+//! Factors many matrices at once: small ones one per thread, large ones one after the other on all threads.
 //!
-//! A factorization of 256×256 takes about a millisecond on one thread, too little for its products to be worth
-//! splitting: the l×l problem in the middle of it is sequential, and each split costs a few microseconds. One matrix per
-//! thread has neither cost. The answers are those of single calls bit for bit, since no result depends on the number of threads.
+//! A factorization of 256×256 is too little work for its products to be worth splitting: the l×l problem in the middle
+//! of it is sequential, and each split costs a few microseconds. One matrix per thread has neither cost. The answers
+//! are those of single calls bit for bit, because no result depends on the number of threads.
 
 use faer::Par;
 
@@ -16,7 +16,7 @@ use crate::simd::Scalar;
 use crate::space::Host;
 use crate::tensor::TensorRef;
 
-/// Matrices of more elements than this are factored one after the other, each on all threads.
+/// The most elements of a small matrix. Larger ones are factored one after the other, each on all threads.
 const SMALL: usize = 1 << 19;
 
 /// Factors each of `matrices`, in their order.

@@ -1,7 +1,7 @@
 //! Truncated singular value decomposition: the builder, and one file per method.
 //!
 //! ```text
-//!   check, ‖A‖²  ->  plan  ->  basis P and image A P or Aᵀ P  ->  image = Q R,  SVD of R  ->  U, s, Vᵀ  ->  certificate
+//!   check, ‖A‖²  ->  plan  ->  basis P and image A P or Aᵀ P  ->  image = Q R,  SVD of R  ->  U, s, Vᵀ -> certificate
 //!                              [full]  P = I
 //!                              [gram]  P = V, from G = AᵀA
 //!                        [randomized]  P = Q, from power iterations on A Ω
@@ -61,7 +61,8 @@ use finish::run;
 use options::Options;
 use task::{Residency, Task, looks_once};
 
-/// Configures a truncated SVD: the rule for the rank, the method, the random numbers, the memory, the device; and runs it.
+/// Configures a truncated SVD and runs it: the rule for the rank, the method, the random numbers, the memory, the
+/// device.
 ///
 /// ```
 /// use tensorslim::{Rank, Sketch, TensorRef, TruncatedSvd};
@@ -79,78 +80,82 @@ pub struct TruncatedSvd {
 }
 
 impl TruncatedSvd {
-    /// Defaults: `Method::Auto`, `Sketch::Srht`, 10 columns of oversampling, 2 power iterations, seed 0.
+    /// Makes a configuration with defaults: `Method::Auto`, `Sketch::Srht`, 10 columns of oversampling, 2 power
+    /// iterations, seed 0.
     pub fn new(rank: Rank) -> Self {
         TruncatedSvd { options: Options::new(rank) }
     }
 
-    /// The same factorization with another rank.
+    /// Sets the rule for the rank.
     #[must_use]
     pub fn with_rank(mut self, rank: Rank) -> Self {
         self.options.rank = rank;
         self
     }
 
-    /// Extra columns `p` of the sketch, `l = k + p` (at most `min(m, n)`).
+    /// Sets the number of extra columns `p` of the sketch: `l = k + p`, at most `min(m, n)`.
     #[must_use]
     pub fn oversample(mut self, p: usize) -> Self {
         self.options.oversample = p;
         self
     }
 
-    /// Power iterations `q`: each costs two products and takes the singular values to a power higher by two.
+    /// Sets the number of power iterations `q`. Each costs two products and raises the power of the singular values by
+    /// two.
     #[must_use]
     pub fn power_iterations(mut self, q: usize) -> Self {
         self.options.power_iterations = q;
         self
     }
 
-    /// Shifts the power iterations of [`Method::Randomized`] (Feng, Yu, Xie 2022): the same products, a better subspace where the spectrum
-    /// decays slowly, one more panel of memory. Off by default. Rules that look at the spectrum are not affected.
+    /// Turns the shift of the power iterations of [`Method::Randomized`] on or off (Feng, Yu, Xie 2022). It keeps the
+    /// number of products and finds a better subspace where the spectrum decays slowly, for one more panel of memory.
+    /// It is off by default. Rules that look at the spectrum are not affected.
     #[must_use]
     pub fn dynamic_shift(mut self, on: bool) -> Self {
         self.options.dynamic_shift = on;
         self
     }
 
-    /// The random matrix Ω.
+    /// Sets the kind of the random matrix Ω.
     #[must_use]
     pub fn sketch(mut self, sketch: Sketch) -> Self {
         self.options.sketch = sketch;
         self
     }
 
-    /// The seed. One seed, one answer: the same bits for any number of threads.
+    /// Sets the seed. One seed gives the same bits for any number of threads.
     #[must_use]
     pub fn seed(mut self, seed: u64) -> Self {
         self.options.seed = seed;
         self
     }
 
-    /// The largest rank that a rule which looks at the spectrum ([`Rank::Energy`], [`Rank::Tolerance`]) may return. When it
-    /// ends the search, the report has a note and the error of what is returned.
+    /// Sets the largest rank that a rule which looks at the spectrum ([`Rank::Energy`], [`Rank::Tolerance`]) may
+    /// return. When it ends the search, the report has a note and the error of what is returned.
     #[must_use]
     pub fn max_rank(mut self, k: usize) -> Self {
         self.options.max_rank = Some(k);
         self
     }
 
-    /// How to compute it.
+    /// Sets the method.
     #[must_use]
     pub fn method(mut self, method: Method) -> Self {
         self.options.method = method;
         self
     }
 
-    /// Weighs the error by the inputs that the layer will meet: the factors are then the best of their rank for
-    /// `‖(W − W') Xᵀ‖_F` over the calibration samples, whatever their number and rank. [`Rank::Energy`] is then the energy of the outputs.
+    /// Weights the error by the inputs that the layer will meet. The factors are then the best of their rank for
+    /// `‖(W − W') Xᵀ‖_F` over the calibration samples, whatever their number and rank. [`Rank::Energy`] is then the
+    /// energy of the outputs.
     #[must_use]
     pub fn calibration(mut self, c: &Calibration) -> Self {
         self.options.weighting.calibration = Some(c.clone());
         self
     }
 
-    /// How much the calibration is trusted, from 0 (not at all: the plain SVD) to 1 (the default): the moments are taken as
+    /// Sets how much the calibration is trusted, from 0 (not at all: the plain SVD) to 1 (the default): the moments are
     /// `b G + (1 − b) μ I`. See [`choose_blend`](Self::choose_blend).
     #[must_use]
     pub fn blend(mut self, b: f64) -> Self {
@@ -158,49 +163,52 @@ impl TruncatedSvd {
         self
     }
 
-    /// What of the calibration is used.
+    /// Sets which part of the calibration weights the error.
     #[must_use]
     pub fn whitening(mut self, whitening: Whitening) -> Self {
         self.options.weighting.whitening = whitening;
         self
     }
 
-    /// The data that [`Rank::Quality`] is measured on; by default the calibration itself, which flatters.
+    /// Sets the data that [`Rank::Quality`] is measured on; by default it is the calibration itself, which flatters.
     #[must_use]
     pub fn quality_on(mut self, c: &Calibration) -> Self {
         self.options.weighting.quality_on = Some(c.clone());
         self
     }
 
-    /// The measured rates that the planner weighs methods by: [`Rates::default`] on the CPU, [`Rates::cuda`] on a GPU, unless they are given.
+    /// Sets the measured rates that the planner weighs methods by. The default is [`Rates::default`] on the CPU,
+    /// [`Rates::cuda`] on a GPU.
     #[must_use]
     pub fn rates(mut self, rates: Rates) -> Self {
         self.options.rates = Some(rates);
         self
     }
 
-    /// Where to compute it: the same algorithms on the CPU or a GPU, whose results agree to rounding. [`Method::Auto`] chooses by the rates of
-    /// the device, so that it may choose another one there.
+    /// Sets where to compute: the same algorithms run on the CPU or a GPU, and their results agree to rounding.
+    /// [`Method::Auto`] chooses by the rates of the device, so that it may choose another one there.
     #[must_use]
     pub fn device(mut self, device: Device) -> Self {
         self.options.device = device;
         self
     }
 
-    /// What [`factor`](Self::factor) would do with an `m × n` matrix stored as `dtype`, in arithmetic `T`.
+    /// Plans what [`factor`](Self::factor) would do with an `m × n` matrix stored as `dtype`, in arithmetic `T`.
     ///
     /// # Errors
-    /// Those of the options and the shape.
+    /// [`Error::Empty`] for a shape without elements, [`Error::Rank`], [`Error::Option`], and [`Error::Memory`] with
+    /// the least limit that would do.
     pub fn plan<T: Scalar>(&self, shape: (usize, usize), dtype: DType) -> Result<Plan> {
         Plan::new(Task::new::<T>(&self.options.with_steps(), shape, dtype, Residency::InMemory)?)
     }
 
-    /// Peak bytes that [`factor`](Self::factor) allocates for such a matrix, its result included: never less than what is
-    /// used, whatever the values are. A rank that the spectrum decides is taken for the largest possible one; [`Report::peak_bytes`](crate::Report::peak_bytes) tells
-    /// what it came to. The buffers that the GEMM keeps for each thread, once and for all, are not counted.
+    /// Returns the peak bytes that [`factor`](Self::factor) allocates for such a matrix, its result included: never
+    /// less than what is used, whatever the values are. A rank that the spectrum decides is taken for the largest
+    /// possible one; [`Report::peak_bytes`](crate::Report::peak_bytes) tells what it came to. The buffers that the GEMM
+    /// keeps for each thread, once and for all, are not counted.
     ///
     /// # Errors
-    /// As [`plan`](Self::plan).
+    /// Those of [`plan`](Self::plan).
     pub fn workspace<T: Scalar>(&self, shape: (usize, usize), dtype: DType) -> Result<usize> {
         Ok(self.plan::<T>(shape, dtype)?.peak_bytes)
     }
@@ -215,17 +223,17 @@ impl TruncatedSvd {
         self.factor_watched(w, &Watch::default())
     }
 
-    /// As [`factor`](Self::factor), asking `watch` before every product whether to go on.
+    /// Factors as [`factor`](Self::factor) does, and asks `watch` before every product whether to go on.
     ///
     /// # Errors
-    /// As [`factor`](Self::factor), and [`Error::Cancelled`].
+    /// Those of [`factor`](Self::factor), and [`Error::Cancelled`].
     pub fn factor_watched<T: Scalar>(&self, w: TensorRef<'_>, watch: &Watch<'_>) -> Result<Factors<T>> {
         fronts::factor(&self.options, &w, watch, Host::new(crate::parallel::current_par()))
     }
 
-    /// As [`factor`](Self::factor), with memory that is kept in `workspace` from call to call: a repeated call allocates its result and the
-    /// `l × l` matrices of the small problem, and nothing that grows with the matrix. (The one-pass methods hold their
-    /// sketches themselves; see [`accumulator`](Self::accumulator).)
+    /// Factors as [`factor`](Self::factor) does, with memory that is kept in `workspace` from call to call. A repeated
+    /// call allocates its result and the `l × l` matrices of the small problem, and nothing that grows with the matrix.
+    /// (The one-pass methods hold their sketches themselves; see [`accumulator`](Self::accumulator).)
     ///
     /// ```
     /// use tensorslim::{Rank, TensorRef, TruncatedSvd, Workspace};
@@ -240,7 +248,7 @@ impl TruncatedSvd {
     /// ```
     ///
     /// # Errors
-    /// As [`factor`](Self::factor).
+    /// Those of [`factor`](Self::factor).
     pub fn factor_with<T: Scalar>(&self, w: TensorRef<'_>, workspace: &mut Workspace) -> Result<Factors<T>> {
         in_memory::factor_in_pool(
             &self.options,
@@ -250,7 +258,7 @@ impl TruncatedSvd {
         )
     }
 
-    /// As [`factor_watched`](Self::factor_watched), in the memory of `workspace`.
+    /// Factors as [`factor_watched`](Self::factor_watched) does, in the memory of `workspace`.
     pub(crate) fn factor_watched_with<T: Scalar>(
         &self,
         w: TensorRef<'_>,
@@ -260,11 +268,13 @@ impl TruncatedSvd {
         fronts::factor(&self.options, &w, watch, Host::within(workspace, crate::parallel::current_par()))
     }
 
-    /// Factors whatever can be multiplied: a tiled, whitened, distributed or device matrix. `op` is tall or square;
-    /// [`Report::peak_bytes`](crate::Report::peak_bytes) counts panels as if they were in host memory.
+    /// Factors an operator, which is anything that can be multiplied: a tiled, whitened, distributed or device matrix.
+    /// `op` is tall or square; [`Report::peak_bytes`](crate::Report::peak_bytes) counts panels as if they were in host
+    /// memory.
     ///
     /// # Errors
-    /// [`Error::Shape`] if `op` is wide (hand over its transpose), and as [`factor`](Self::factor).
+    /// [`Error::Shape`] if `op` is wide (hand over its transpose), those of [`factor`](Self::factor), and those of the
+    /// operator.
     pub fn factor_operator<T: Scalar, S: Space<T>>(
         &self,
         op: &mut dyn LinearOperator<T, Space = S>,
@@ -283,8 +293,9 @@ impl TruncatedSvd {
         run(op, plan, crate::parallel::current_par(), start)
     }
 
-    /// [`factor`](Self::factor) of each matrix, in their order: the same bits as from single calls, on any number of
-    /// threads. Shapes and element types may differ; what is wrong with one is its own error, and the others are factored.
+    /// Factors each matrix, in their order, with the same bits as single calls of [`factor`](Self::factor) on any
+    /// number of threads. Shapes and element types may differ. A failure is the error of its own matrix alone; the
+    /// others are factored.
     ///
     /// Small matrices (up to 2^19 elements) are factored one per thread of the current rayon pool.
     /// [`Report::elapsed`](crate::Report) is then the time on that thread.
@@ -303,8 +314,8 @@ impl TruncatedSvd {
         fronts::factor_many(&self.options, matrices)
     }
 
-    /// [`factor`](Self::factor) of each of `tensors` on `device`, in order; a failure concerns its own matrix alone. Two of them are on the device at a
-    /// time: the next one comes in while this one is factored.
+    /// Factors each of `tensors` on `device`, in order, as [`factor`](Self::factor) does; a failure concerns its own
+    /// matrix alone. Two of them are on the device at a time: the next one comes in while this one is factored.
     #[cfg(feature = "cuda")]
     pub fn factor_many_on<T: Scalar>(
         &self,
@@ -314,16 +325,16 @@ impl TruncatedSvd {
         on_device::factor_many(&self.options, device, tensors)
     }
 
-    /// The most bytes that a factorization may allocate. A method that needs more is not taken; if none is left, the error names the
-    /// least limit that would do. In [`factor`](Self::factor) the matrix itself, which the caller holds, does not count; in
-    /// [`factor_rows`](Self::factor_rows) the read buffers do.
+    /// Sets the most bytes that a factorization may allocate. A method that needs more is not taken; if none is left,
+    /// the error names the least limit that would do. In [`factor`](Self::factor) the matrix itself, which the caller
+    /// holds, does not count; in [`factor_rows`](Self::factor_rows) the read buffers do.
     #[must_use]
     pub fn memory_limit(mut self, bytes: usize) -> Self {
         self.options.memory_limit = Some(bytes);
         self
     }
 
-    /// What [`factor_rows`](Self::factor_rows) would do.
+    /// Plans what [`factor_rows`](Self::factor_rows) would do.
     ///
     /// # Errors
     /// Those of [`plan`](Self::plan), and [`Error::Memory`] with the least limit that would do.
@@ -331,24 +342,26 @@ impl TruncatedSvd {
         rows::plan::<T>(&self.options, source).map(|(plan, ..)| plan)
     }
 
-    /// Factors a matrix that is read in blocks of rows, in arithmetic `T`, on the threads of the current rayon pool and one more that
-    /// reads. Every read of the source counts in [`Report::passes`](crate::Report::passes).
+    /// Factors a matrix that is read in blocks of rows, in arithmetic `T`, on the threads of the current rayon pool and
+    /// one more that reads. Every read of the source counts in [`Report::passes`](crate::Report::passes).
     ///
     /// # Errors
-    /// As [`factor`](Self::factor) and [`plan_rows`](Self::plan_rows); what the source reports; [`Error::Cancelled`] if `watch` says so.
+    /// Those of [`factor`](Self::factor) and [`plan_rows`](Self::plan_rows); any error that the source returns;
+    /// [`Error::Cancelled`] if `watch` says so.
     pub fn factor_rows<T: Scalar>(&self, source: &mut dyn RowSource, watch: &Watch<'_>) -> Result<Factors<T>> {
         fronts::factor_rows(&self.options, source, watch)
     }
 
-    /// As [`factor_rows`](Self::factor_rows); a method of a single pass keeps its state in `checkpoint` on the way and goes on from what is there. What
-    /// is damaged, or of other options, is passed over and the pass starts anew. The other methods start anew in any case.
+    /// Factors as [`factor_rows`](Self::factor_rows) does; a method of a single pass keeps its state in `checkpoint` on
+    /// the way and resumes from what is there. A state that is damaged, or of other options, is ignored and the pass
+    /// starts anew. The other methods start anew in any case.
     ///
-    /// States are saved between blocks, so that a run that goes on under the same memory limit is fed the same blocks and ends in the same
-    /// bits as one that went through. They are saved after every [`READ_PER_STATE`] times their own size, and so cost a small share of the reading; and
-    /// when `watch` says to stop.
+    /// States are saved between blocks, so that a run that resumes under the same memory limit is fed the same blocks
+    /// and ends in the same bits as one that went through. They are saved after every [`READ_PER_STATE`] times their
+    /// own size, and so cost a small share of the reading; and when `watch` says to stop.
     ///
     /// # Errors
-    /// As [`factor_rows`](Self::factor_rows); what [`Checkpoint::save`] reports.
+    /// Those of [`factor_rows`](Self::factor_rows), and any error that [`Checkpoint::save`] returns.
     pub fn factor_rows_resumable<T: Scalar>(
         &self,
         source: &mut dyn RowSource,
@@ -358,13 +371,14 @@ impl TruncatedSvd {
         fronts::factor_resumable(&self.options, source, watch, checkpoint)
     }
 
-    /// An empty state for [`Method::SinglePass`] or [`Method::Nystrom`] that is fed the rows of an `m × n` matrix; any blocks of
-    /// any storage type, in any order, by any number of states that are merged.
+    /// Makes an empty state for [`Method::SinglePass`] or [`Method::Nystrom`] that is fed the rows of an `m × n`
+    /// matrix, in any blocks of any storage type, in any order, by any number of states that are merged.
     ///
     /// The rank must be known from the shape, or bounded by [`max_rank`](Self::max_rank).
     ///
     /// # Errors
-    /// Those of the options and the shape; [`Error::Option`] for another method.
+    /// [`Error::Empty`] for a shape without elements, [`Error::Rank`], [`Error::Option`] for another method or a rank
+    /// that is not bounded, and [`Error::Memory`].
     pub fn accumulator<T: Scalar>(&self, shape: (usize, usize)) -> Result<SinglePass<T>> {
         if !looks_once(self.options.method) {
             return Err(Error::option("method", self.options.method, "single-pass or nystrom: the others look again"));
@@ -372,18 +386,20 @@ impl TruncatedSvd {
         SinglePass::new(self.plan::<T>(shape, T::DTYPE)?)
     }
 
-    /// Bytes that [`choose_blend`](Self::choose_blend) takes of an `m × n` weight, beside the weight, the folds and the factorizations (whose
-    /// [`plan`](Self::plan) is that under a calibration), of which the largest rank is k: those that it holds during a factorization, and those that it
-    /// takes at other times.
+    /// Returns the bytes that [`choose_blend`](Self::choose_blend) takes for an `m × n` weight, beside the weight, the
+    /// folds and the factorizations (whose [`plan`](Self::plan) is that under a calibration), of which the largest rank
+    /// is k: those that it holds during a factorization, and those that it takes at other times.
     pub fn blend_bytes<T: Scalar>(shape: (usize, usize), storage: DType, k: usize) -> (usize, usize) {
         blend::bytes::<T>(shape, storage, k)
     }
 
-    /// The blend, of [`BLENDS`](crate::calibration::BLENDS), whose factors have the least output error on calibration that they have not seen: each of `folds`
-    /// in turn is kept aside (see [`Calibration::folds`]). Costs a factorization for each fold and candidate.
+    /// Chooses, of [`BLENDS`](crate::calibration::BLENDS), the blend whose factors have the least output error on
+    /// calibration that they have not seen: each of `folds` in turn is kept aside (see [`Calibration::folds`]). It
+    /// costs a factorization for each fold and candidate.
     ///
     /// # Errors
-    /// [`Error::Option`] for fewer than two folds or a rank that depends on the inputs, and as [`factor`](Self::factor).
+    /// [`Error::Option`] for fewer than two folds or a rank that depends on the inputs, and those of
+    /// [`factor`](Self::factor).
     pub fn choose_blend<T: Scalar>(&self, w: &TensorRef<'_>, folds: &[Calibration]) -> Result<BlendChoice> {
         fronts::choose_blend::<T>(&self.options, w, folds)
     }

@@ -1,8 +1,8 @@
 //! The front door for devices: opens one, loads the matrix, and runs the same methods there.
 //!
 //! ```text
-//!   many matrices, loader thread     gather 1 | copy 1 | gather 2 | copy 2 | ...        pinned buffers, transfer stream
-//!                  this thread                 factor 1            | factor 2 | ...      compute stream
+//!   many matrices, loader thread     gather 1 | copy 1 | gather 2 | copy 2 | ...     pinned buffers, transfer stream
+//!                  this thread                 factor 1            | factor 2 | ...   compute stream
 //! ```
 
 #[cfg(feature = "cuda")]
@@ -32,7 +32,7 @@ use crate::operator::first_not_finite;
 use crate::simd::Scalar;
 use crate::tensor::TensorRef;
 
-/// Factors `w` on the CUDA device of this number; `start` is when that began.
+/// Refuses to factor `w` on a CUDA device, because this build has none.
 #[cfg(not(feature = "cuda"))]
 pub(super) fn factor<T: Scalar>(
     _: &Options,
@@ -80,7 +80,7 @@ fn factor_loaded<T: Scalar>(
     let view = w.view()?;
     let plan = plan::<T>(options, w)?;
     let mut op = loaded.map_err(|error| match error {
-        // In the caller's rows and columns, not in those of the transpose.
+        // The position is in the caller's rows and columns, not in those of the transpose.
         Error::NotFinite { .. } => first_not_finite(view),
         error => error,
     })?;
@@ -93,8 +93,8 @@ fn factor_loaded<T: Scalar>(
     run(&mut op, plan, par, start)
 }
 
-/// Factors each of `tensors` on `device`, in order; a failure concerns its own matrix alone. Two of them are on the device at a
-/// time.
+/// Factors each of `tensors` on `device`, in order; a failure concerns its own matrix alone. Two of them are on the
+/// device at a time.
 #[cfg(feature = "cuda")]
 pub(super) fn factor_many<T: Scalar>(
     options: &Options,

@@ -1,4 +1,4 @@
-//! What a factorization is asked for: the plain data behind [`TruncatedSvd`](super::TruncatedSvd).
+//! The options of a factorization: the plain data behind [`TruncatedSvd`](super::TruncatedSvd).
 
 use super::rates::Rates;
 use super::weighting::Weighting;
@@ -6,14 +6,14 @@ use crate::rank::Rank;
 use crate::report::Method;
 use crate::sketch::Sketch;
 
-/// Where the factorization is computed.
+/// The device on which the factorization is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum Device {
-    /// On the threads of the current rayon pool.
+    /// The threads of the current rayon pool.
     #[default]
     Cpu,
-    /// On the CUDA device of this number (feature `cuda`). The device is opened once per process and stays open.
+    /// The CUDA device of this number (feature `cuda`). The device is opened once per process and stays open.
     Cuda(usize),
 }
 
@@ -28,7 +28,7 @@ pub(super) struct Options {
     pub(super) dynamic_shift: bool,
     pub(super) seed: u64,
     pub(super) max_rank: Option<usize>,
-    /// The rates that the planner weighs methods by; those of the device if none are given.
+    /// The rates that the planner weighs methods by; `None` for those of the device.
     pub(super) rates: Option<Rates>,
     pub(super) memory_limit: Option<usize>,
     pub(super) weighting: Weighting,
@@ -53,19 +53,19 @@ impl Options {
         }
     }
 
-    /// Whether calibration weighs the error, or a quality decides the rank.
+    /// Tells whether calibration weights the error, or a quality decides the rank.
     pub(super) fn is_weighted(&self) -> bool {
         self.weighting.is_active(self.rank)
     }
 
-    /// The options with the power iterations that are really done: calibration takes one more, because of a loss that is a tenth of the
-    /// norm an error in the directions is ten times the part that it is of the norm.
+    /// Returns the options with the power iterations that are really done. Calibration takes one more: if the loss is a
+    /// tenth of the norm, an error in the directions is ten times as large a part of the loss as of the norm.
     pub(super) fn with_steps(&self) -> Self {
         let more = usize::from(self.is_weighted());
         Options { power_iterations: self.power_iterations.saturating_add(more), ..self.clone() }
     }
 
-    /// The rates that were given, or those of the device.
+    /// Returns the rates that were given, or those of the device.
     pub(super) fn rates_in_use(&self) -> Rates {
         match (self.rates, self.device) {
             (Some(rates), _) => rates,

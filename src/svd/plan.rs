@@ -1,10 +1,11 @@
-//! The planner: what each method would cost, and which one `Method::Auto` takes.
+//! The planner: estimates what each method would cost, and chooses which one `Method::Auto` takes.
 //!
-//! Estimates are work over measured rates ([`Rates`](super::Rates)); only their ratios decide. The methods say what they take (`methods/`); the planner weighs
-//! them, keeps a memory limit, and explains its choice.
+//! Estimates are work over measured rates ([`Rates`](super::Rates)); only their ratios decide. The methods say what
+//! they take (`methods/`); the planner weighs them, keeps a memory limit, and explains its choice.
 //!
-//! `Auto` never takes a method that is less accurate than randomized with the same p and q. The loss of digits that a Gram matrix can bring is not visible
-//! before the spectrum is: it is detected afterwards, and the factorization falls back.
+//! `Auto` never takes a method that is less accurate than randomized with the same p and q. The loss of digits that a
+//! Gram matrix can bring is not visible before the spectrum is: it is detected afterwards, and the factorization falls
+//! back.
 //!
 //! [`Plan::peak_bytes`] is what is alive at the fullest moment of the method, whatever the values are.
 
@@ -32,24 +33,24 @@ use crate::tensor::DType;
 pub struct Candidate {
     /// The method.
     pub method: Method,
-    /// Which way it goes about it.
+    /// The way that the method takes.
     route: Route,
-    /// Estimated seconds.
+    /// The estimated seconds.
     pub seconds: f64,
-    /// Passes over the matrix, the input check not counted.
+    /// The passes over the matrix, without the input check.
     pub passes: usize,
-    /// Peak bytes.
+    /// The peak bytes.
     pub peak_bytes: usize,
 }
 
-/// What a factorization will do. Plain data; `Display` explains it.
+/// A plan of a factorization, as plain data; `Display` explains it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Plan {
-    /// Rows and columns.
+    /// The rows and columns of the matrix.
     pub shape: (usize, usize),
     /// The method that was chosen.
     pub method: Method,
-    /// Why, in one line.
+    /// The reason of the choice, in one line.
     pub reason: String,
     /// The rank, where the shape decides it.
     pub rank: Option<usize>,
@@ -74,7 +75,7 @@ impl Plan {
     /// [`Error::Memory`] with the least limit that would do, if no method that may be taken keeps the limit.
     pub(super) fn new(task: Task) -> Result<Self> {
         let mut candidates: Vec<_> = methods::possible(&task).map(|entry| Candidate::of(entry, &task)).collect();
-        // Where reading decides and they tie, arithmetic does.
+        // Where reading decides and the methods tie, arithmetic decides.
         candidates.sort_by(|(x, a), (y, b)| a.seconds.total_cmp(&b.seconds).then(x.total_cmp(y)));
         let mut candidates: Vec<_> = candidates.into_iter().map(|(_, candidate)| candidate).collect();
         let allowed = |c: &&Candidate| match task.method {
@@ -104,7 +105,8 @@ impl Plan {
         Ok(Plan { shape, method, reason, rank, width, candidates, peak_bytes, dtype, precision, route, task })
     }
 
-    /// Peak bytes of a factorization that ended with this method, panel width and rank. `rooted` says that calibration took the root of its moments.
+    /// Returns the peak bytes of a factorization that ended with this method, panel width and rank. `rooted` says that
+    /// calibration took the root of its moments.
     pub(super) fn peak_bytes_of(&self, method: Method, width: usize, rank: usize, rooted: bool) -> usize {
         // A fallback is within what its method may take.
         if method != self.method && self.rank.is_some() {
@@ -115,12 +117,12 @@ impl Plan {
         peak_bytes(entry, &self.task, width, rank, rooted).max(after_fallback)
     }
 
-    /// What the factors must reach, for an operator of this squared norm.
+    /// Returns what the factors must reach, for an operator of this squared norm.
     pub(super) fn goal(&self, norm_squared: f64) -> Goal {
         self.task.goal(norm_squared)
     }
 
-    /// The report of factors of rank k from panels of `width` columns, by the method as planned.
+    /// Makes the report of factors of rank k from panels of `width` columns, by the method as planned.
     pub(super) fn report(
         &self,
         (rank, width): (usize, usize),
@@ -163,7 +165,7 @@ impl Plan {
     }
 }
 
-/// Peak bytes of a task by a route, with what calibration takes beside it.
+/// Returns the peak bytes of a task by a route, with what calibration takes beside it.
 fn peak_bytes(entry: &Entry, task: &Task, width: usize, rank: usize, rooted: bool) -> usize {
     let peak = entry.peak_bytes(task, width, rank);
     if !task.weighted {
@@ -177,7 +179,7 @@ fn peak_bytes(entry: &Entry, task: &Task, width: usize, rank: usize, rooted: boo
 }
 
 impl Candidate {
-    /// The estimates of a route, after the seconds of its arithmetic alone.
+    /// Estimates a route. The first value is the seconds of its arithmetic alone.
     fn of(entry: &Entry, task: &Task) -> (f64, Self) {
         let width = entry.width(task);
         // A rank that the spectrum decides is taken for a quarter of what it can be.

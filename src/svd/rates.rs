@@ -1,41 +1,45 @@
-//! What a machine does of each kind of work per second: what the planner weighs methods by.
+//! The rates of a machine, by which the planner weighs methods: how much of each kind of work it does per second.
 
-/// What the machine does of each kind of work, in f32; products, sketches and copies in f64 are taken at half of it. The defaults are a fit to the times of
-/// the bench `svd` on two Zen 5 cores (14 shapes × 3 spectra, f32 and f64, every method): off by 8 % in the median, 17 % at nine of ten. Another
-/// machine shifts all of them by much the same factor.
+/// The rates of a machine for each kind of work, in f32; products, sketches and copies in f64 are taken at half of
+/// them. The defaults are a fit to the times of the bench `svd` (`benches/NOTES.md`). Another machine shifts all of
+/// them by much the same factor.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rates {
-    /// GEMM, flops per second.
+    /// The rate of GEMM, in flops per second.
     pub gemm: f64,
-    /// Reading and packing the matrix for it, elements of `A` per second: what decides a product with few columns.
+    /// The rate of reading and packing the matrix for GEMM, in elements of `A` per second. It decides a product with
+    /// few columns.
     pub pack: f64,
-    /// Elements that stay in a cache from one product to the next.
+    /// The number of elements that stay in a cache from one product to the next.
     pub cache: f64,
-    /// Elements of a larger matrix that are read per second: all that counts where panels are narrow.
+    /// The rate of reading a larger matrix, in elements per second. It alone counts where panels are narrow.
     pub memory: f64,
-    /// SYRK, flops per second (`m n²` for the Gram matrix of `m × n`).
+    /// The rate of SYRK, in flops per second (`m n²` for the Gram matrix of `m × n`).
     pub syrk: f64,
-    /// SYRK of an f32 panel in f64.
+    /// The rate of SYRK of an f32 panel in f64, in flops per second.
     pub wide: f64,
-    /// The part of an orthonormalization with explicit Q that grows with the panel, flops per second of the nominal `4 m l²`.
+    /// The rate of the part of an orthonormalization with explicit Q that grows with the panel, in flops per second of
+    /// the nominal `4 m l²`.
     pub orthonormalize: f64,
-    /// What it does on `l × l` matrices, by one thread, seconds per `l³`.
+    /// The time of the part of an orthonormalization that is done on `l × l` matrices by one thread, in seconds per
+    /// `l³`.
     pub cholesky: f64,
-    /// Dense SVD of an `l × l` triangle in f64, seconds per `l³`.
+    /// The time of a dense SVD of an `l × l` triangle in f64, in seconds per `l³`.
     pub svd: f64,
-    /// Dense symmetric eigenvectors, seconds per `n³`.
+    /// The time of dense symmetric eigenvectors, in seconds per `n³`.
     pub eigen: f64,
-    /// And seconds per `n²`: what weighs up to a thousand.
+    /// The part of that time that grows with `n²`, in seconds per `n²`. It dominates up to an n of about a thousand.
     pub tridiagonal: f64,
-    /// A sketch from an operator in memory, elements of `A` per second.
+    /// The rate of a sketch from an operator in memory, in elements of `A` per second.
     pub sketch: f64,
-    /// The check of the input, elements per second.
+    /// The rate of the check of the input, in elements per second.
     pub scan: f64,
-    /// Elements per second that are copied into fresh memory.
+    /// The rate of copying into fresh memory, in elements per second.
     pub copy: f64,
-    /// Seconds that an orthonormalization or a product takes besides: threads that wake, buffers.
+    /// The seconds that an orthonormalization or a product takes besides: threads that wake, buffers.
     pub call: f64,
-    /// Reading a matrix that is not in memory, bytes per second: a file in the page cache, or a good disk.
+    /// The rate of reading a matrix that is not in memory, in bytes per second: a file in the page cache, or a good
+    /// disk.
     pub read: f64,
 }
 
@@ -63,8 +67,8 @@ impl Default for Rates {
 }
 
 impl Rates {
-    /// Of an H100 and its host, once the matrix is on the card: tall panels are the card's, `l × l` matrices and the way home the
-    /// host's, and what counts most is how often one waits for the other.
+    /// Returns the rates of an H100 and its host, once the matrix is on the card. Tall panels are the card's, and
+    /// `l × l` matrices and the way home the host's; what counts most is how often one waits for the other.
     pub fn cuda() -> Self {
         Rates {
             gemm: 45e12,

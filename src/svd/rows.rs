@@ -1,15 +1,16 @@
-//! Factorizations within a memory limit, of matrices that are read and not held.
+//! Factors matrices that are read and not held, within a memory limit.
 //!
 //! ```text
 //!   limit  =  peak of the method (panels, small problems, factors)  +  two read buffers  +  conversion buffer
 //!             chosen first, with the least buffers beside it           what is left, up to ReadParams::bytes
 //! ```
 //!
-//! Under calibration the same, of a tall weight: its product with the root of the moments is that of `svd/calibrated.rs`, and takes one pass for the norm and
-//! one for the projection besides those of the method. A wide one is refused: the statistics of its n inputs alone take `8 n²` bytes, more than it.
+//! Under calibration the limit is split in the same way for a tall weight: its product with the root of the moments is
+//! that of `svd/calibrated.rs`, and takes one pass for the norm and one for the projection besides those of the method.
+//! A wide one is refused, because the statistics of its n inputs alone take `8 n²` bytes, more than the weight.
 //!
-//! The methods are those of a matrix in memory; what changes is what they cost. A method takes the larger of its arithmetic and
-//! `passes · bytes / read rate`, and one whose peak is over the limit is not in question.
+//! The methods are those of a matrix in memory; what changes is what they cost. A method takes the larger of its
+//! arithmetic and `passes · bytes / read rate`, and one whose peak is over the limit is not considered.
 
 use std::fmt;
 use std::time::Instant;
@@ -25,22 +26,22 @@ use crate::factors::Factors;
 use crate::operator::{LinearOperator, ReadParams, Root, RowSource, Tiled, Watch, stream};
 use crate::simd::Scalar;
 
-/// Bytes of a matrix that are read for each byte of state that is saved.
+/// The bytes of a matrix that are read for each byte of state that is saved.
 pub const READ_PER_STATE: usize = 16;
 
-/// Where the state of a single pass is kept while it runs.
+/// A place that keeps the state of a single pass while it runs.
 pub trait Checkpoint {
-    /// What was saved last, if anything was.
+    /// Returns the state that was saved last, if one was.
     fn load(&self) -> Option<Vec<u8>>;
 
-    /// Keeps a state in place of the last one; whole or not at all.
+    /// Saves a state in place of the last one, whole or not at all.
     ///
     /// # Errors
-    /// What keeps it from being saved; the factorization ends with it.
+    /// Any error that keeps it from being saved; the factorization ends with it.
     fn save(&self, state: &[u8]) -> Result<()>;
 }
 
-/// What a factorization out of core will do. Plain data; `Display` explains it.
+/// A plan of a factorization out of core, as plain data; `Display` explains it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RowsPlan {
     /// The method and its costs.
@@ -67,7 +68,8 @@ impl fmt::Display for RowsPlan {
     }
 }
 
-/// The plan, and what is left of the options for the method: their limit without the buffers, and the price of a pass.
+/// Plans the method and the tiles. Returns the plan, and the options and the residency for the method: its limit
+/// without the buffers, and the price of a pass.
 pub(super) fn plan<T: Scalar>(options: &Options, source: &dyn RowSource) -> Result<(RowsPlan, Options, Residency)> {
     let (shape, dtype) = (source.shape(), source.dtype());
     if shape.0 == 0 || shape.1 == 0 {
@@ -97,7 +99,8 @@ pub(super) fn plan<T: Scalar>(options: &Options, source: &dyn RowSource) -> Resu
     Ok((RowsPlan { plan, tile_lines, tile_bytes, peak_bytes: method + tile_bytes }, within, residency))
 }
 
-/// Factors the matrix of `source`; a method of a single pass keeps its state in `checkpoint` and goes on from what is there.
+/// Factors the matrix of `source`. A method of a single pass keeps its state in `checkpoint` and resumes from what is
+/// there.
 pub(super) fn factor_resumable<T: Scalar>(
     options: &Options,
     source: &mut dyn RowSource,

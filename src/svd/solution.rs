@@ -1,4 +1,4 @@
-//! What a method hands over, and the notes and units that all methods end with.
+//! The result of a method, and the notes and units that all methods end with.
 
 use super::certificate::Certificate;
 use super::triplets::Triplets;
@@ -10,33 +10,33 @@ use crate::sketch::Sketch;
 use crate::space::Space;
 use crate::tensor::Element;
 
-/// What a method hands to the driver.
+/// The result that a method returns to the driver.
 pub(super) struct Solution<T: Scalar, S: Space<T>> {
     pub(super) triplets: Triplets<T, S>,
-    /// How many of the triplets are the answer.
+    /// The number of triplets that are the answer.
     pub(super) rank: usize,
     /// Columns of the panels.
     pub(super) width: usize,
-    /// The method that gave them, after any fallback.
+    /// The method that gave the triplets, after any fallback.
     pub(super) method: Method,
     pub(super) sketch: Option<Sketch>,
     /// The error, if the method has measured it.
     pub(super) certificate: Option<Certificate>,
-    /// What the factors of smaller rank are.
+    /// The meaning of the factors of smaller rank.
     pub(super) slices: Slices<T>,
     pub(super) notes: Vec<String>,
 }
 
-/// A note on singular values that are rounding, if some were asked for: those below `4 √max(m, n) eps σ_1`. (LAPACK's `max(m, n) eps` is a bound; rounding
-/// errors do not all point one way.)
+/// Returns a note on singular values that are rounding, if some were asked for: those below `4 √max(m, n) eps σ_1`.
+/// (LAPACK's `max(m, n) eps` is a bound; rounding errors do not all point one way.)
 pub(super) fn beyond_numerical_rank<T: Scalar>(s: &[T], (m, n): (usize, usize)) -> Option<String> {
     let noise = 4.0 * (m.max(n) as f64).sqrt() * T::EPSILON * Element::to_f64(s[0]);
     let rank = s.partition_point(|&s| Element::to_f64(s) > noise);
     (rank < s.len()).then(|| format!("the numerical rank is {rank}: what is beyond it is rounding"))
 }
 
-/// Singular values of `A` from those of `scale · A`. The largest must be a normal number of `T`; smaller ones may round to
-/// zero.
+/// Computes singular values of `A` from those of `scale · A`. The largest must be a normal number of `T`; smaller ones
+/// may round to zero.
 pub(super) fn unscale<T: Scalar>(s: &[T], scale: f64) -> Result<Vec<T>> {
     let largest = s[0].to_f64() / scale;
     if largest > <T as Scalar>::MAX || (largest > 0.0 && largest < T::MIN_POSITIVE) {

@@ -1,18 +1,18 @@
-//! Streams of the random numbers of one factorization: operators that share a seed stay independent.
+//! The streams of the random numbers of one factorization, which keep operators that share a seed independent.
 
-/// The range finder's Ω.
+/// The stream of the range finder's Ω.
 pub(super) const RANGE: u64 = 0;
-/// The certificate's probes.
+/// The stream of the certificate's probes.
 pub(super) const PROBES: u64 = 1;
-/// The probes that end the search for a rank.
+/// The stream of the probes that end the search for a rank.
 pub(super) const STOP: u64 = 2;
-/// The Υ of one pass.
+/// The stream of the Υ of one pass.
 pub(super) const CORANGE: u64 = 3;
-/// Its Φ.
+/// The stream of the Φ of one pass.
 pub(super) const CORE_LEFT: u64 = 4;
-/// Its Ψ.
+/// The stream of the Ψ of one pass.
 pub(super) const CORE_RIGHT: u64 = 5;
-/// What leads an exhausted block out of the span of the others.
+/// The stream of the noise that leads an exhausted block out of the span of the others.
 pub(super) const NOISE: u64 = 6;
-/// The Ω of the first block of that search; the next ones follow.
+/// The stream of the Ω of the first block of the search for a rank; the next blocks follow.
 pub(super) const BLOCKS: u64 = 1 << 32;

@@ -1,5 +1,5 @@
-//! The task: the options resolved once for one shape, element type and arithmetic. Methods, planner and drivers read it and nothing else of
-//! the options.
+//! The task: the options resolved once for one shape, element type and arithmetic. It is the only form of the options
+//! that methods, planner and drivers read.
 
 use super::goal::Goal;
 use super::options::Options;
@@ -11,14 +11,14 @@ use crate::simd::Scalar;
 use crate::sketch::{AnySketch, Sketch};
 use crate::tensor::DType;
 
-/// Where the matrix is while it is factored.
+/// The place of the matrix while it is factored.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Residency {
-    /// In memory; another element type than the arithmetic goes through a buffer of converted elements.
+    /// The matrix is in memory. Another element type than the arithmetic goes through a buffer of converted elements.
     InMemory,
-    /// Read in tiles, which bring their buffers with them.
+    /// The matrix is read in tiles, which bring their buffers with them.
     InTiles {
-        /// What reading the matrix once takes.
+        /// The seconds that reading the matrix once takes.
         pass_seconds: f64,
     },
 }
@@ -50,9 +50,9 @@ pub(super) struct Task {
     pub(super) seed: u64,
     pub(super) rates: Rates,
     pub(super) memory_limit: Option<usize>,
-    /// Calibration weighs the error.
+    /// Whether calibration weights the error.
     pub(super) weighted: bool,
-    /// Bytes of measuring the outputs, where that is not of the weighed operator itself.
+    /// The bytes of measuring the outputs, where that is not done on the weighted operator itself.
     pub(super) measuring: usize,
 }
 
@@ -60,7 +60,8 @@ impl Task {
     /// Resolves `options` for a matrix of this shape and element type.
     ///
     /// # Errors
-    /// [`Error::Empty`], [`Error::Rank`], and [`Error::Option`] where a single pass does not know how much to keep.
+    /// [`Error::Empty`], [`Error::Rank`], and [`Error::Option`] if a method of a single pass cannot know how much to
+    /// keep.
     pub(super) fn new<T: Scalar>(
         options: &Options,
         shape: (usize, usize),
@@ -105,32 +106,33 @@ impl Task {
         })
     }
 
-    /// The same task with another number of power iterations.
+    /// Returns the same task with another number of power iterations.
     pub(super) fn with_power_iterations(&self, q: usize) -> Self {
         Task { power_iterations: q, ..self.clone() }
     }
 
-    /// Rows and columns of the matrix once it stands tall, `m >= n`.
+    /// Returns the rows and columns of the matrix once it stands tall, `m >= n`.
     pub(super) fn tall(&self) -> (usize, usize) {
         (self.shape.0.max(self.shape.1), self.shape.0.min(self.shape.1))
     }
 
-    /// The rank, or the largest that the spectrum may ask for.
+    /// Returns the rank, or the largest that the spectrum may ask for.
     pub(super) fn largest_rank(&self) -> usize {
         self.rank.unwrap_or(self.max_rank)
     }
 
-    /// What the factors must reach, for an operator of this squared norm.
+    /// Returns what the factors must reach, for an operator of this squared norm.
     pub(super) fn goal(&self, norm_squared: f64) -> Goal {
         Goal::new(self.rank, self.rule, self.max_rank, norm_squared)
     }
 
-    /// Whether power iterations have a shift, and a panel for it.
+    /// Tells whether power iterations have a shift, and a panel for it.
     pub(super) fn is_shifted(&self) -> bool {
         self.dynamic_shift && self.power_iterations > 0 && self.rank.is_some()
     }
 
-    /// Whether the error that is asked for is so small that what a subspace misses cannot be had by a subtraction of norms.
+    /// Tells whether the error that is asked for is so small that a subtraction of norms cannot show what a subspace
+    /// misses.
     pub(super) fn is_below_floor(&self) -> bool {
         let goal = self.goal(1.0);
         self.rank.is_none()
@@ -140,15 +142,15 @@ impl Task {
             }
     }
 
-    /// The random matrix of a stream. One as wide as it is long is a random square matrix, which may be singular, or nearly; one of normals is as
-    /// well conditioned as any.
+    /// Makes the `length × columns` random matrix of a stream. One as wide as it is long is a random square matrix,
+    /// which may be singular or nearly so, unless it is made of normals, which are as well conditioned as any.
     pub(super) fn omega(&self, length: usize, columns: usize, stream: u64) -> Result<AnySketch> {
         let kind = if columns < length { self.sketch } else { Sketch::Gaussian };
         AnySketch::new(kind, length, columns, self.seed, stream)
     }
 }
 
-/// Whether a method sees the matrix once.
+/// Tells whether a method sees the matrix once.
 pub(super) fn looks_once(method: Method) -> bool {
     matches!(method, Method::SinglePass | Method::Nystrom)
 }

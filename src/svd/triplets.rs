@@ -9,15 +9,16 @@
 //!
 //! The panels stay where they are, uncombined; [`Triplets::bring_home`] forms only the columns that are kept.
 //!
-//! The Gram matrix of B in twice the precision has all that a QR of B would tell: its eigenvalues are exact to `eps64 σ_1²`, so
-//! that σ down to `1e-6 σ_1` are as good as those of R. What remains is the product `B (V̂ Σ⁻¹)`, rounded in f32: column j of U is off
-//! by `eps σ_1 / σ_j`, in random directions. Down to [`CLEAR`]` · σ_1` that is no more than what other steps do to U; a smaller σ_k sends B
-//! to QR and an SVD of R, which keep U orthonormal to rounding whatever the spectrum. `m l²` flops in f64 and an
-//! eigendecomposition stand against `4 m l²` in f32 and an SVD (4096×266, 2 Zen 5 cores: see the bench `svd`).
+//! **Why the Gram matrix.** In twice the precision it has all that a QR of B would tell: its eigenvalues are exact to
+//! `eps64 σ_1²`, so that σ down to `1e-6 σ_1` are as good as those of R. The product `B (V̂ Σ⁻¹)` is rounded in f32,
+//! and column j of U is off by `eps σ_1 / σ_j`, in random directions. Down to [`CLEAR`]` · σ_1` that is no more than
+//! what other steps do to U; a smaller σ_k sends B to QR and an SVD of R, which keep U orthonormal to rounding whatever
+//! the spectrum. `m l²` flops in f64 and an eigendecomposition stand against `4 m l²` in f32 and an SVD.
 //!
-//! **Memory.** Which way it goes only the values tell, and the peak is promised before they are seen. So the way by QR takes what the other one takes: scratch is
-//! freed before the eigensolver asks for its own, QR is [in little memory](Effort::LittleMemory), and the SVD of R keeps no copy of R beside its solver.
-//! What is left is R itself (3000×500 in full: 1.06 of the usual way, which without all this took 1.3 and the other one 2.7 times as much).
+//! **Memory.** Only the values tell which way it goes, and the peak is promised before they are seen. So the way by QR
+//! takes what the other one takes: scratch is freed before the eigensolver asks for its own, QR is [in little
+//! memory](Effort::LittleMemory), and the SVD of R keeps no copy of R beside its solver. Only R itself comes on top
+//! (`benches/NOTES.md`).
 
 use std::ops::ControlFlow;
 
@@ -31,21 +32,21 @@ use crate::simd::Scalar;
 use crate::small::{self, SmallSvd};
 use crate::space::{Effort, HostPanel, Panel, Space};
 
-/// Singular vectors come from the Gram matrix of the image while `σ_k` is above this part of `σ_1`.
+/// The part of `σ_1` above which `σ_k` has to be for singular vectors to come from the Gram matrix of the image.
 pub(super) const CLEAR: f64 = 1.0 / 256.0;
 
 /// Singular vectors, one column each.
 pub(super) enum Vectors<T, P> {
-    /// As they are.
+    /// The vectors themselves, as a panel.
     Panel(P),
-    /// On the host, because the basis was the identity.
+    /// The vectors on the host, because the basis was the identity.
     Small(Mat<T>),
-    /// Orthonormal panel times small orthogonal matrix, or the panel of an image times what makes it orthonormal.
+    /// An orthonormal panel times a small orthogonal matrix, or the panel of an image times what makes it orthonormal.
     Combined(P, Mat<T>),
 }
 
 impl<T: Scalar, P> Vectors<T, P> {
-    /// The first `k` vectors in the memory of the panel, of which the rest is given back where that can be.
+    /// Forms the first `k` vectors in the memory of the panel, the rest of which is given back where that can be.
     pub(super) fn reduced<S: Space<T, Panel = P>>(self, space: &S, k: usize) -> Result<Self> {
         Ok(match self {
             Vectors::Combined(mut panel, c) => {
@@ -56,7 +57,7 @@ impl<T: Scalar, P> Vectors<T, P> {
         })
     }
 
-    /// The first `k` vectors into `dst`, of any layout.
+    /// Copies the first `k` vectors into `dst`, of any layout.
     pub(super) fn bring_home<S: Space<T, Panel = P>>(&self, space: &S, k: usize, mut dst: MatMut<'_, T>) -> Result<()> {
         match self {
             Vectors::Panel(panel) => match space.shape(panel).1 {
@@ -76,16 +77,16 @@ impl<T: Scalar, P> Vectors<T, P> {
 pub(super) struct Triplets<T: Scalar, S: Space<T>> {
     pub(super) left: Vectors<T, Panel<T, S>>,
     pub(super) s: Vec<T>,
-    /// `‖image‖_F²` in f64: what the subspace captures of `‖A‖_F²`.
+    /// The value of `‖image‖_F²` in f64: what the subspace captures of `‖A‖_F²`.
     pub(super) captured: f64,
     pub(super) right: Vectors<T, Panel<T, S>>,
-    /// They took a QR of the image.
+    /// Whether the triplets took a QR of the image.
     pub(super) by_qr: bool,
 }
 
 impl<T: Scalar, S: Space<T>> Triplets<T, S> {
-    /// From `image = A · basis`; no `basis` stands for the identity. With the rank that
-    /// `choose` makes of the singular values and `‖image‖_F²`, and notes.
+    /// Computes the triplets from `image = A · basis`; `None` as basis stands for the identity. Returns the rank that
+    /// `choose` makes of the singular values and `‖image‖_F²`, too, and notes.
     pub(super) fn from_right(
         space: &S,
         basis: Option<Panel<T, S>>,
@@ -103,7 +104,7 @@ impl<T: Scalar, S: Space<T>> Triplets<T, S> {
         Ok((Triplets { left, s, captured, right, by_qr }, rank, notes))
     }
 
-    /// From `image = Aᵀ · basis`.
+    /// Computes the triplets from `image = Aᵀ · basis`.
     pub(super) fn from_left(
         space: &S,
         basis: Panel<T, S>,
@@ -123,20 +124,21 @@ pub(super) struct Decomposition<T, P> {
     /// The singular vectors on the side of the image.
     pub(super) image: Vectors<T, P>,
     pub(super) s: Vec<T>,
-    /// `‖image‖_F²`.
+    /// The value of `‖image‖_F²`.
     pub(super) captured: f64,
-    /// Those on the side of the basis, in terms of it.
+    /// The singular vectors on the side of the basis, as combinations of its columns.
     pub(super) basis: Mat<T>,
     pub(super) rank: usize,
     pub(super) by_qr: bool,
     pub(super) notes: Vec<String>,
 }
 
-/// A decomposition, or the image back where the way that was asked for is not good enough.
+/// A decomposition, or the image if the way that was asked for is not good enough.
 pub(super) type OrImage<T, S> = ControlFlow<Decomposition<T, Panel<T, S>>, Panel<T, S>>;
 
-/// The SVD of an image. `sparing` keeps to little scratch where the route that asks has taken little. `meanwhile` is for the time in which
-/// the eigensolver has one thread; it is not called where there is no eigensolver.
+/// Computes the SVD of an image. `sparing` keeps to little scratch, where the route that asks has taken little.
+/// `meanwhile` is called in the time in which the eigensolver has one thread, and not at all where there is no
+/// eigensolver.
 pub(super) fn decompose<T: Scalar, S: Space<T>>(
     space: &S,
     image: Panel<T, S>,
@@ -153,11 +155,12 @@ pub(super) fn decompose<T: Scalar, S: Space<T>>(
         },
         false => image,
     };
-    // What is rarely needed is not what memory is needed for.
+    // What is rarely needed must not decide how much memory is needed.
     by_qr(space, image, sparing || by_gram_first, choose, par)
 }
 
-/// The same for one who has another way where the Gram matrix is not clear enough: the image back.
+/// Computes the SVD of an image by its Gram matrix, or returns the image where that is not clear enough. It is for
+/// callers who have another way then.
 pub(super) fn decompose_clear<T: Scalar, S: Space<T>>(
     space: &S,
     image: Panel<T, S>,
@@ -191,13 +194,14 @@ fn by_qr<T: Scalar, S: Space<T>>(
     Ok(Decomposition { image: Vectors::Combined(image, u), s, captured, basis: v, rank, by_qr: true, notes })
 }
 
-/// Whether the Gram matrix of an image of this shape can be of a higher precision than the image.
+/// Tells whether the Gram matrix of an image of this shape can be of a higher precision than the image.
 fn may_go_by_gram<T: Scalar>((rows, l): (usize, usize)) -> bool {
     size_of::<T>() == size_of::<f32>() && l < rows
 }
 
-/// Bytes alive at the fullest moment of [`decompose`] of a panel in memory, beside the image: of the usual way, and of that by QR, after which R and what
-/// comes of it remain. Scratch that was kept may be used, and is gone at the end.
+/// Returns the bytes alive at the fullest moment of [`decompose`] of a panel in memory, beside the image: the larger of
+/// the usual way and of that by QR, after which R and what comes of it remain. Scratch that was kept may be used, and
+/// is gone at the end.
 pub(super) fn decompose_bytes<T: Scalar>(rows: usize, l: usize, sparing: bool, kept: usize) -> usize {
     let small = small::square_bytes::<T>(l);
     let bytes = |scratch: StackReq| scratch.unaligned_bytes_required().max(kept);
@@ -213,14 +217,14 @@ pub(super) fn decompose_bytes<T: Scalar>(rows: usize, l: usize, sparing: bool, k
     before.max(eigen).max(by_qr)
 }
 
-/// The same of the way by the Gram matrix alone: until the eigensolver has what it needs, and from then on.
+/// Returns the bytes of the way by the Gram matrix alone: until the eigensolver has what it needs, and from then on.
 fn by_gram_bytes<T: Scalar>(rows: usize, l: usize, kept: usize) -> (usize, usize) {
     let (small, wide) = (small::square_bytes::<T>(l), small::square_bytes::<f64>(l));
     let before = wide + HostPanel::<T>::gram_scratch(rows, l).unaligned_bytes_required().max(kept);
     (before, wide + small::symmetric_eigen_bytes::<f64>(l).max(wide + 2 * small))
 }
 
-/// The same of [`decompose_clear`]: before it calls `meanwhile`, and then.
+/// Returns the bytes of [`decompose_clear`]: before it calls `meanwhile`, and from then on.
 pub(super) fn decompose_clear_bytes<T: Scalar>(rows: usize, l: usize) -> (usize, usize) {
     match may_go_by_gram::<T>((rows, l)) {
         true => by_gram_bytes::<T>(rows, l, 0),
@@ -228,7 +232,7 @@ pub(super) fn decompose_clear_bytes<T: Scalar>(rows: usize, l: usize) -> (usize,
     }
 }
 
-/// From the eigenvectors of the image's Gram matrix, unless they are not good enough.
+/// Computes the SVD from the eigenvectors of the image's Gram matrix, unless they are not good enough.
 fn by_gram<T: Scalar, S: Space<T>>(
     space: &S,
     image: Panel<T, S>,
@@ -245,7 +249,7 @@ fn by_gram<T: Scalar, S: Space<T>>(
     let small::Eigen { values: mut squares, vectors, remedy } =
         symmetric_eigen_beside(space, h.as_ref(), par, meanwhile)?;
     squares.iter_mut().for_each(|x| *x *= unit);
-    // Nonincreasing from here on.
+    // The order is nonincreasing from here on.
     squares.reverse();
     let s: Vec<T> = squares.iter().map(|&x| T::from_f64(x.max(0.0).sqrt())).collect();
     let rank = choose(&s, captured);
@@ -266,7 +270,8 @@ fn by_gram<T: Scalar, S: Space<T>>(
     Ok(ControlFlow::Break(Decomposition { image, s, captured, basis, rank, by_qr: false, notes }))
 }
 
-/// Eigenvalues and eigenvectors of the symmetric `g`, by whatever is soonest in `space`; `meanwhile` runs beside a thread of the host.
+/// Computes eigenvalues and eigenvectors of the symmetric `g`, by whatever is fastest in `space`. `meanwhile` runs
+/// beside a thread of the host.
 pub(super) fn symmetric_eigen_beside<T: Scalar, S: Space<T>>(
     space: &S,
     g: MatRef<'_, f64>,
@@ -283,7 +288,7 @@ pub(super) fn symmetric_eigen_beside<T: Scalar, S: Space<T>>(
     }
 }
 
-/// A note on an orthonormalization that was not routine, for the report.
+/// Adds a note for the report on an orthonormalization that was not routine.
 fn note_orthonormalization(notes: &mut Vec<String>, what: &str, o: &Orthonormalization) {
     if o.algorithm == Algorithm::Householder {
         notes.push(format!("{what}: dependent columns, Householder reflections"));

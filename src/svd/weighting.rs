@@ -1,4 +1,4 @@
-//! What calibration adds to a factorization, and the memory that it takes.
+//! The part of a factorization that calibration adds, and the memory that it takes.
 
 use crate::calibration::Calibration;
 use crate::calibration::{Whitening, cholesky_bytes};
@@ -9,13 +9,13 @@ use crate::report::Method;
 use crate::simd::Scalar;
 use crate::space::HostPanel;
 
-/// The statistics that weigh the error, and how.
+/// The statistics that weight the error, and the way in which they do.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Weighting {
     pub(super) calibration: Option<Calibration>,
     pub(super) whitening: Whitening,
     pub(super) blend: f64,
-    /// What [`Rank::Quality`] is measured on; the calibration if none.
+    /// The data that [`Rank::Quality`] is measured on; `None` for the calibration.
     pub(super) quality_on: Option<Calibration>,
 }
 
@@ -26,12 +26,13 @@ impl Default for Weighting {
 }
 
 impl Weighting {
-    /// Whether the factorization goes through this file.
+    /// Tells whether calibration or a quality has a part in the factorization.
     pub(super) fn is_active(&self, rank: Rank) -> bool {
         self.calibration.is_some() || matches!(rank, Rank::Quality(_))
     }
 
-    /// What measuring the outputs takes, unless the loss is that of the calibration itself: their moments and the Gram matrix of the weight.
+    /// Returns the bytes that measuring the outputs takes, unless the loss is that of the calibration itself: their
+    /// moments and the Gram matrix of the weight.
     pub(super) fn measuring_bytes<T: Scalar>(&self, n: usize, rank: Rank) -> usize {
         let itself = self.quality_on.is_none() && self.whitening == Whitening::Full && self.blend == 1.0;
         if itself || !self.is_active(rank) { 0 } else { n * n * (size_of::<f64>() + 3 * size_of::<T>()) }
@@ -54,16 +55,16 @@ impl Weighting {
     }
 }
 
-/// What calibration takes, for a weight and statistics that the caller holds.
+/// The bytes that calibration takes, for a weight and statistics that the caller holds.
 pub(super) struct Bytes {
-    /// At the fullest moment before the factorization of `W L` starts.
+    /// The bytes at the fullest moment before the factorization of `W L` starts.
     pub(super) before: usize,
-    /// Beside what that takes.
+    /// The bytes beside what that factorization takes.
     pub(super) beside: usize,
 }
 
-/// The root (which the statistics keep for the next weight); the Gram matrices of W and of `W L`, with what a congruence takes;
-/// the panel between W and L; `Wᵀ P` and B.
+/// Counts the bytes of the root (which the statistics keep for the next weight), the Gram matrices of W and of `W L`,
+/// with what a congruence takes, the panel between W and L, and `Wᵀ P` and B.
 pub(super) fn bytes<T: Scalar>(
     (m, n): (usize, usize),
     method: Method,
@@ -75,11 +76,11 @@ pub(super) fn bytes<T: Scalar>(
     let (roots, making) = if rooted { (Triangle::bytes::<T>(n), cholesky_bytes(n)) } else { (0, 0) };
     let short = m.min(n);
     let (forming, later, of_weight) = if m < n {
-        // Moments go before a root is made, if one is, which may be when something first asks for it.
+        // Moments are freed before a root is made, if one is, which may be when something first asks for it.
         let roots = roots + making;
         ((panel(n, m) + panel(n, n)).max(roots + 2 * panel(n, m)), roots, 0)
     } else {
-        // A congruence comes after it.
+        // A congruence comes after the root.
         (roots + 2 * panel(n, n) + making.saturating_sub(panel(n, n)), roots, panel(n, n))
     };
     let streamed = match method {
@@ -92,7 +93,7 @@ pub(super) fn bytes<T: Scalar>(
             let counted = forming + panel(short, short) + Dense::<T>::product_bytes(n, m.min(n));
             counted + counted / 64 + (64 << 10)
         },
-        // The turn of the outputs stays with the factors.
+        // The rotation of the outputs stays with the factors.
         beside: streamed
             + later
             + panel(short, short)

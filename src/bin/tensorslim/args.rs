@@ -1,5 +1,5 @@
-//! What may be typed. Values that are nonsense for every file (rank 0, a ratio below zero, no threads) are refused
-//! here with exit code 2; values that a particular file cannot satisfy are the library's to refuse.
+//! The arguments of the command line. Values that make no sense for any file (rank 0, a ratio below zero, no threads)
+//! are refused here with exit code 2; values that a particular file cannot satisfy are left for the library to refuse.
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -90,7 +90,8 @@ pub(crate) struct FactorArgs {
     #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = device)]
     pub(crate) device: Device,
 
-    /// Take two-byte elements without a type (`<V2`, as ml_dtypes saves bfloat16), and integers of two bytes, for bfloat16
+    /// Take two-byte elements without a type (`<V2`, as ml_dtypes saves bfloat16), and integers of two bytes, for
+    /// bfloat16
     #[arg(long)]
     pub(crate) bf16: bool,
 
@@ -98,7 +99,8 @@ pub(crate) struct FactorArgs {
     #[arg(long, value_name = "BYTES", allow_negative_numbers = true, value_parser = byte_count)]
     pub(crate) memory_limit: Option<usize>,
 
-    /// Keep the state of a single pass here while it runs, and go on from it if it is there (--method single-pass or nystrom)
+    /// Keep the state of a single pass here while it runs, and go on from it if it is there (--method single-pass or
+    /// nystrom)
     #[arg(long, value_name = "FILE", conflicts_with_all = ["calibration", "evaluate"])]
     pub(crate) checkpoint: Option<PathBuf>,
 
@@ -106,7 +108,8 @@ pub(crate) struct FactorArgs {
     #[arg(long, value_name = "X.npy|STATS")]
     pub(crate) calibration: Vec<PathBuf>,
 
-    /// How much the calibration is trusted, from 0 (plain) to 1; auto keeps parts of the samples aside to find out [default: 1]
+    /// How much the calibration is trusted, from 0 (plain) to 1; auto keeps parts of the samples aside to find out
+    /// [default: 1]
     #[arg(long, value_name = "B", requires = "calibration", allow_negative_numbers = true, value_parser = blend)]
     pub(crate) blend: Option<Blend>,
 
@@ -152,7 +155,7 @@ pub(crate) struct FactorArgs {
     pub(crate) explain: bool,
 }
 
-/// How much the calibration is trusted.
+/// The trust in the calibration: a number, or a choice by held-out samples.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Blend {
     Auto,
@@ -167,7 +170,7 @@ fn blend(text: &str) -> Result<Blend, String> {
     }
 }
 
-/// What is written of the factors.
+/// The form in which the factors are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Form {
     Svd,
@@ -213,7 +216,8 @@ pub(crate) struct CalibrateArgs {
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
 
-    /// Take two-byte elements without a type (`<V2`, as ml_dtypes saves bfloat16), and integers of two bytes, for bfloat16
+    /// Take two-byte elements without a type (`<V2`, as ml_dtypes saves bfloat16), and integers of two bytes, for
+    /// bfloat16
     #[arg(long)]
     pub(crate) bf16: bool,
 
@@ -224,8 +228,8 @@ pub(crate) struct CalibrateArgs {
 
 #[derive(Args)]
 pub(crate) struct BatchArgs {
-    /// Weights, and directories that are searched for .npy files. Arrays that are no matrices of real numbers are left as they are; the
-    /// output directory, and those of other batches, are left out
+    /// Weights, and directories that are searched for .npy files. Arrays that are no matrices of real numbers are left
+    /// as they are; the output directory, and those of other batches, are left out
     #[arg(value_name = "FILE|DIR", required = true)]
     pub(crate) inputs: Vec<PathBuf>,
 
@@ -249,11 +253,13 @@ pub(crate) struct BatchArgs {
     #[arg(long, value_name = "K", allow_negative_numbers = true, conflicts_with_all = ["ratio", "energy", "tolerance", "budget"], required_unless_present_any = ["ratio", "energy", "tolerance", "budget", "config"], value_parser = positive_rank)]
     pub(crate) rank: Option<usize>,
 
-    /// Keep as many as make the factors at least R times smaller than each weight; one too small for that is left as it is
+    /// Keep as many as make the factors at least R times smaller than each weight; one too small for that is left as it
+    /// is
     #[arg(long, value_name = "R", allow_negative_numbers = true, conflicts_with_all = ["energy", "tolerance", "budget"], value_parser = positive)]
     pub(crate) ratio: Option<f64>,
 
-    /// Keep as many as hold this share of each weight's squared Frobenius norm: the fewest that the method can show to do so
+    /// Keep as many as hold this share of each weight's squared Frobenius norm: the fewest that the method can show to
+    /// do so
     #[arg(long, value_name = "E", allow_negative_numbers = true, conflicts_with_all = ["tolerance", "budget"], value_parser = share)]
     pub(crate) energy: Option<f64>,
 
@@ -265,11 +271,13 @@ pub(crate) struct BatchArgs {
     #[arg(long, value_name = "K", allow_negative_numbers = true, value_parser = positive_rank)]
     pub(crate) max_rank: Option<usize>,
 
-    /// Share ranks so that the factors together are at least R times smaller than the weights together, at the least error
+    /// Share ranks so that the factors together are at least R times smaller than the weights together, at the least
+    /// error
     #[arg(long, value_name = "R", allow_negative_numbers = true, value_parser = positive)]
     pub(crate) budget: Option<f64>,
 
-    /// Measure the spectra that --budget weighs, and stop: the first round of shards, which share one --out; the second has --resume instead
+    /// Measure the spectra that --budget weighs, and stop: the first round of shards, which share one --out; the second
+    /// has --resume instead
     #[arg(long, requires = "budget")]
     pub(crate) measure: bool,
 
@@ -301,7 +309,8 @@ pub(crate) struct BatchArgs {
     #[arg(long, value_parser = one_of::<DType>(&["f16", "bf16", "f32", "f64"]))]
     pub(crate) dtype: Option<DType>,
 
-    /// Take two-byte elements without a type (`<V2`, as ml_dtypes saves bfloat16), and integers of two bytes, for bfloat16
+    /// Take two-byte elements without a type (`<V2`, as ml_dtypes saves bfloat16), and integers of two bytes, for
+    /// bfloat16
     #[arg(long)]
     pub(crate) bf16: bool,
 
@@ -325,8 +334,8 @@ pub(crate) struct BatchArgs {
     #[arg(long)]
     pub(crate) resume: bool,
 
-    /// Start anew where another batch was, and replace what has the names of results; directories that hold anything else are refused
-    /// in any case
+    /// Start anew where another batch was, and replace what has the names of results; directories that hold anything
+    /// else are refused in any case
     #[arg(long, conflicts_with = "resume")]
     pub(crate) overwrite: bool,
 
@@ -398,7 +407,8 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
 
-    /// Take two-byte elements without a type (`<V2`, as ml_dtypes saves bfloat16), and integers of two bytes, for bfloat16
+    /// Take two-byte elements without a type (`<V2`, as ml_dtypes saves bfloat16), and integers of two bytes, for
+    /// bfloat16
     #[arg(long)]
     pub(crate) bf16: bool,
 }
@@ -415,13 +425,13 @@ pub(crate) struct RankArgs {
     #[arg(long, value_name = "R", allow_negative_numbers = true, value_parser = positive)]
     ratio: Option<f64>,
 
-    /// Keep as many as hold this share of the squared Frobenius norm: the fewest that the method can show to do so (gram and full find
-    /// the fewest there are, auto may keep some more)
+    /// Keep as many as hold this share of the squared Frobenius norm: the fewest that the method can show to do so
+    /// (gram and full find the fewest there are, auto may keep some more)
     #[arg(long, value_name = "E", allow_negative_numbers = true, value_parser = share)]
     energy: Option<f64>,
 
-    /// Keep as many as bring the relative Frobenius error down to T: the fewest that the method can show to do so (gram and full find
-    /// the fewest there are, auto may keep some more)
+    /// Keep as many as bring the relative Frobenius error down to T: the fewest that the method can show to do so (gram
+    /// and full find the fewest there are, auto may keep some more)
     #[arg(long, value_name = "T", allow_negative_numbers = true, value_parser = tolerance)]
     tolerance: Option<f64>,
 

@@ -1,4 +1,4 @@
-//! Files of weights and samples as matrices.
+//! Turns files of weights and samples into matrices.
 
 use std::path::Path;
 
@@ -8,12 +8,12 @@ use tensorslim::npy::Array;
 use crate::failure::{Failure, about};
 use crate::inputs;
 
-/// Reads a file whole; `bf16` as in [`inputs::Header::read`].
+/// Reads a whole file; `bf16` has the meaning that it has in [`inputs::Header::read`].
 pub(crate) fn read(path: &Path, bf16: bool) -> Result<Array, Failure> {
     Ok(inputs::array(path, bf16)?)
 }
 
-/// The tensor as a matrix: the first `row_axes` axes as rows, the others as columns.
+/// Returns the tensor as a matrix: the first `row_axes` axes as rows, the others as columns.
 pub(crate) fn matrix<'a>(path: &Path, t: &TensorRef<'a>, row_axes: usize) -> Result<TensorRef<'a>, Failure> {
     match t.shape().len() {
         0 | 1 => Err(no_matrix(path, t.shape())),

@@ -1,15 +1,17 @@
-//! `tensorslim batch`: many weights, to the end.
+//! The command `tensorslim batch`: factors many weights, whatever happens to single ones.
 //!
 //! ```text
-//!   inputs ─> shard ─> skip what is done (--resume) ─> [spectra ─> ranks (--budget)] ─> Batch::factor ─> results, journal ─> manifest
+//!   inputs ─> shard ─> skip what is done (--resume) ─> [spectra ─> ranks (--budget)]
+//!          ─> Batch::factor ─> results, journal ─> manifest
 //! ```
 //!
-//! A budget is shared among the weights of all shards: each measures the spectra of its own into the one output directory and comes, once all are there,
-//! to the same division. In two rounds, so that no shard waits for one that the queue has not started.
+//! A budget is shared among the weights of all shards: each measures the spectra of its own into the one output
+//! directory and comes, once all are there, to the same division. It takes two rounds, so that no shard waits for one
+//! that the queue has not started.
 //!
-//! A weight that fails is reported with its reason, on one line, and the others go on; then the exit code is 1. SIGINT and SIGTERM stop the batch at
-//! the next product or tile; after [`GRACE`] the process ends in any case, which loses nothing: results appear by a rename, and
-//! the journal gets whole lines.
+//! A weight that fails is reported with its reason, on one line, and the others go on; then the exit code is 1. SIGINT
+//! and SIGTERM stop the batch at the next product or tile; after [`GRACE`] the process ends in any case, which loses
+//! nothing: results appear by a rename, and the journal gets whole lines.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
@@ -41,7 +43,7 @@ use crate::report::{NO_SMALLER, bytes, plain, table};
 use crate::results::{Places, Results, discard_spectra};
 use crate::writer::{self, Staged};
 
-/// From a signal to the end, at most: under the two seconds that a job manager may give.
+/// The longest time from a signal to the end: under the two seconds that a job manager may give.
 const GRACE: Duration = Duration::from_millis(1500);
 
 pub(crate) fn run(args: &BatchArgs) -> Result<(), Failure> {
@@ -59,12 +61,13 @@ struct Task<'a> {
     shape: (usize, usize),
     dtype: DType,
     options: Options,
-    /// What its report has to say of the options.
+    /// A note for its report on the options.
     note: Option<String>,
 }
 
 impl<'a> Task<'a> {
-    /// What is to be done with a weight, or how it ends without that, and why. With `shared`, a budget decides the rank.
+    /// Decides what is to be done with a weight, or how it ends without that, and why. With `shared`, a budget decides
+    /// the rank.
     fn new(weight: &'a Weight, config: &Config, given: &Options, shared: bool) -> Result<Self, (Status, String)> {
         let (shape, dtype) = match &weight.kind {
             Kind::Matrix { shape, dtype } => (*shape, *dtype),
@@ -75,7 +78,7 @@ impl<'a> Task<'a> {
         let (m, n) = shape;
         match task.options.rule() {
             _ if shared => {}
-            // What is asked of all weights is more than some have.
+            // A rank that is asked for all weights is more than some have.
             Some(Rank::Fixed(k)) if k > m.min(n) => {
                 let all = m.min(n);
                 task.options.rank = Some(all);
@@ -99,7 +102,7 @@ fn batch<T: Scalar>(args: &BatchArgs) -> Result<(), Failure> {
         Some(parts) => parts,
         None => slurm(|name| std::env::var(name).ok())?.unwrap_or([1, 1]),
     };
-    // Those of the pool, and of the pools of workers with a thread for each.
+    // These are the threads of the pool, and of the pools of workers with a thread for each.
     let threads = rayon::current_num_threads();
     let workers = args.jobs.map_or(threads, usize::from).min(threads);
     let (space, jobs) = match Space::new(threads, workers) {
@@ -123,7 +126,7 @@ fn batch<T: Scalar>(args: &BatchArgs) -> Result<(), Failure> {
 
     let inputs = weights.iter().map(|weight| weight.path.as_path()).chain(args.config.as_deref());
     let inputs: HashSet<Identity> = inputs.filter_map(guard::identity).collect();
-    // Only what may be done needs a place.
+    // Only weights that may be factored need a place.
     let placed: Vec<String> = mine.iter().filter(|&&i| every[i].is_ok()).map(|&i| weights[i].name.clone()).collect();
     let results = Results::open(&args.out, header, (args.resume, args.overwrite), (&placed, &inputs))?;
     let places = results.places();
@@ -149,7 +152,7 @@ fn batch<T: Scalar>(args: &BatchArgs) -> Result<(), Failure> {
     }
     let settled = |task: &Task<'_>| lock(&results).is_settled(&task.weight.name, task.weight.stamp);
     if shared && tasks.iter().all(settled) {
-        // Shared before: what each got is on record.
+        // The budget was shared before, and what each weight got is on record.
         skipped = tasks.iter().filter(|task| lock(&results).has(&task.weight.name, task.weight.stamp)).count();
         tasks.clear();
     } else if let Some(ratio) = args.budget {
@@ -166,7 +169,7 @@ fn batch<T: Scalar>(args: &BatchArgs) -> Result<(), Failure> {
     let manifest = lock(&results).finish(&names)?;
     let stopped = cancel.is_cancelled() && !manifest.complete;
     if manifest.complete && shared && parts[1] == 1 {
-        // Those of shards go with `merge`.
+        // The spectra of shards are removed by `merge`.
         discard_spectra(&args.out);
     }
     let summary = Summary::new(&manifest.tensors, names.len(), skipped, left_out, start.elapsed());
@@ -195,7 +198,7 @@ fn lock(results: &Mutex<Results>) -> MutexGuard<'_, Results> {
     results.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The patterns, and the checksum of the file that has them. The file is read once: it may be a pipe.
+/// Reads the patterns, and the checksum of the file that has them. The file is read once, because it may be a pipe.
 fn config(args: &BatchArgs) -> Result<(Config, Option<u32>), Failure> {
     let (config, sum) = match &args.config {
         None => (Config::default(), None),
@@ -209,7 +212,7 @@ fn config(args: &BatchArgs) -> Result<(Config, Option<u32>), Failure> {
     Ok((config.with_patterns(&args.only, &args.keep).map_err(Failure)?, sum))
 }
 
-/// The options of the command line.
+/// Returns the options of the command line.
 fn given(args: &BatchArgs) -> Options {
     Options {
         rank: args.rank,
@@ -225,7 +228,7 @@ fn given(args: &BatchArgs) -> Options {
     }
 }
 
-/// Everything that the bytes of the results depend on. Threads and jobs are not among it.
+/// Lists everything that the bytes of the results depend on. Threads and jobs are not among it.
 fn header<T: Scalar>(
     args: &BatchArgs,
     given: &Options,
@@ -241,7 +244,7 @@ fn header<T: Scalar>(
         ("precision".to_string(), json!(T::DTYPE.name())),
         ("dtype".to_string(), json!(args.dtype.unwrap_or(T::DTYPE).name())),
         ("bf16".to_string(), json!(args.bf16)),
-        // What does not fit is read in tiles, which changes it by rounding.
+        // A weight that does not fit is read in tiles, which changes the result by rounding.
         ("memory_limit".to_string(), json!(args.memory_limit)),
     ]);
     if let Ok(Value::Object(given)) = serde_json::to_value(given) {
@@ -251,7 +254,7 @@ fn header<T: Scalar>(
     Header { format: FORMAT, version, options, inputs: inputs::digest(weights), shard: parts }
 }
 
-/// The part of a Slurm array that this is, `None` outside of one.
+/// Returns the part of a Slurm array that this process is, `None` outside of one.
 fn slurm(var: impl Fn(&str) -> Option<String>) -> Result<Option<[usize; 2]>, Failure> {
     let number = |name: &str| match var(name) {
         None => Ok(None),
@@ -267,7 +270,7 @@ fn slurm(var: impl Fn(&str) -> Option<String>) -> Result<Option<[usize; 2]>, Fai
     let step = number("SLURM_ARRAY_TASK_STEP")?.unwrap_or(1).max(1);
     let index = id.checked_sub(first).map_or(0, |past| past / step + 1);
     match shard(&format!("{index}/{count}")) {
-        // An array of listed ids (1,5,9) has no step that says which is which.
+        // An array of listed ids (1,5,9) has no step that says which part is which.
         Ok(parts) if id == first + (index - 1) * step => Ok(Some(parts)),
         _ => Err(Failure(format!(
             "SLURM_ARRAY_TASK_ID {id} is no part of {count} from {first} in steps of {step}; give --shard I/N"
@@ -275,9 +278,9 @@ fn slurm(var: impl Fn(&str) -> Option<String>) -> Result<Option<[usize; 2]>, Fai
     }
 }
 
-/// Predicted seconds.
+/// Predicts the seconds of a task.
 fn cost<T: Scalar>(task: &Task<'_>) -> f64 {
-    // Under a budget the spectrum has to be seen first, which costs what the largest useful rank costs.
+    // Under a budget the spectrum has to be seen first, which costs as much as the largest useful rank.
     let rule = task.options.rule().unwrap_or(Rank::Ratio(1.0));
     let plan = task.options.svd(rule).and_then(|svd| svd.plan::<T>(task.shape, task.dtype));
     plan.ok()
@@ -290,7 +293,7 @@ fn entry(weight: &Weight, status: Status, why: Option<String>) -> Entry {
     Entry { name, status, why, files: BTreeMap::new(), facts: None, input, seconds: None }
 }
 
-/// SIGINT and SIGTERM ask to stop; whatever then still runs ends with the process.
+/// Makes SIGINT and SIGTERM ask to stop. Whatever still runs after the grace ends with the process.
 fn stop_on_signals(cancel: &Cancel, results: &Arc<Mutex<Results>>, names: &[String]) -> Result<(), Failure> {
     let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(|e| Failure(format!("cannot catch signals: {e}")))?;
     let (cancel, results, names) = (cancel.clone(), Arc::downgrade(results), names.to_vec());
@@ -300,7 +303,7 @@ fn stop_on_signals(cancel: &Cancel, results: &Arc<Mutex<Results>>, names: &[Stri
         }
         cancel.cancel();
         std::thread::sleep(GRACE);
-        // The run may be through by now, and its results gone.
+        // The run may have ended by now, and its results be gone.
         if let Some(results) = results.upgrade() {
             let results = lock(&results);
             if let Err(Failure(line)) = results.finish(&names) {
@@ -312,8 +315,8 @@ fn stop_on_signals(cancel: &Cancel, results: &Arc<Mutex<Results>>, names: &[Stri
     })
 }
 
-/// Of the tasks of this shard, with a rank for each, those that the budget does not leave whole; which it does, and whose spectrum cannot be had, is
-/// recorded. `every` has those of all shards.
+/// Returns the tasks of this shard that the budget does not leave whole, with a rank for each. It records which weights
+/// the budget leaves whole, and which have no spectrum. `every` has the tasks of all shards.
 fn allocated<'a, T: Scalar>(
     args: &BatchArgs,
     (tasks, every): (Vec<Task<'a>>, Vec<Task<'a>>),
@@ -324,7 +327,7 @@ fn allocated<'a, T: Scalar>(
 ) -> Result<Vec<Task<'a>>, Failure> {
     let dir = places.spectra();
     crate::output::prepare(&dir)?;
-    // Of the input as it is now: one that changed has another name.
+    // The file is for the input as it is now: one that changed has another name.
     let file = |task: &Task<'_>| {
         let (bytes, changed) = task.weight.stamp;
         format!("{}.{bytes}-{changed}.npy", directory(&task.weight.name))
@@ -337,7 +340,7 @@ fn allocated<'a, T: Scalar>(
     let missing: Vec<Task<'_>> = (tasks.iter()).filter(|task| read(task).is_none()).cloned().collect();
     factor::<T>(args, &missing, (runner, limit), results, places, Some((&dir, &file)))?;
     if cancel.is_cancelled() || args.measure {
-        // A budget that is shared among some of them is another one.
+        // A budget that is shared among some of the weights only would be another budget.
         return Ok(Vec::new());
     }
 
@@ -366,7 +369,7 @@ fn allocated<'a, T: Scalar>(
         .map(|(task, numbers)| {
             let (norm_squared, spectrum) = (numbers[0], &numbers[1..]);
             let mut layer = Layer::new(task.shape, task.dtype, spectrum, norm_squared);
-            // Errors are relative: a weight of small numbers is no less important.
+            // Errors are relative, so that a weight of small numbers is no less important.
             layer.weight = if norm_squared > 0.0 { 1.0 / norm_squared } else { 0.0 };
             layer
         })
@@ -400,12 +403,13 @@ fn allocated<'a, T: Scalar>(
     Ok(left)
 }
 
-/// The file that says, to other shards, that there is no spectrum; beside where it would be.
+/// Returns the name of the file that tells other shards that there is no spectrum; it is beside the place of the
+/// spectrum.
 fn failed(spectrum: &str) -> String {
     format!("{spectrum}.failed")
 }
 
-/// Where spectra go, and the name of a task's file there.
+/// The directory of spectra, and the function that names a task's file there.
 type Spectra<'a> = (&'a Path, &'a (dyn Fn(&Task<'_>) -> String + Sync));
 
 /// Factors the tasks and writes their results, or with `spectra` their singular values alone.
@@ -483,7 +487,7 @@ fn factor<T: Scalar>(
     Ok(())
 }
 
-/// Writes factors and report; what the journal says of them.
+/// Writes factors and report, and returns the entry for the journal.
 fn write<T: Scalar>(args: &BatchArgs, places: &Places, task: &Task<'_>, f: &Factors<T>) -> tensorslim::Result<Entry> {
     let dtype = args.dtype.unwrap_or(T::DTYPE);
     let r = f.report();
@@ -497,7 +501,7 @@ fn write<T: Scalar>(args: &BatchArgs, places: &Places, task: &Task<'_>, f: &Fact
     if !rank_saves_memory(r.shape.0, r.shape.1, r.rank) {
         notes.push(NO_SMALLER.to_string());
     }
-    // No times and no threads: equal runs leave equal bytes.
+    // The report has no times and no threads, so that equal runs leave equal bytes.
     let report = json!({
         "version": env!("CARGO_PKG_VERSION"),
         "name": task.weight.name,
@@ -536,16 +540,16 @@ fn write<T: Scalar>(args: &BatchArgs, places: &Places, task: &Task<'_>, f: &Fact
     Ok(Entry { files, facts: Some(facts), ..entry(task.weight, Status::Done, None) })
 }
 
-/// The end of a batch.
+/// The summary at the end of a batch.
 #[derive(Serialize)]
 struct Summary {
     weights: usize,
     done: usize,
-    /// Of the done ones, those of an earlier run.
+    /// The number of done weights that an earlier run had done.
     skipped: usize,
     failed: usize,
     kept: usize,
-    /// What is below an input and is none: factors of this program.
+    /// Files below an input that are no inputs: factors of this program.
     left_out: Vec<String>,
     params_before: usize,
     params_after: usize,

@@ -1,4 +1,5 @@
-//! `tensorslim calibrate`: inputs of a layer, and statistics of other inputs, into one file of statistics.
+//! The command `tensorslim calibrate`: gathers inputs of a layer, and statistics of other inputs, into one file of
+//! statistics.
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -17,7 +18,7 @@ use crate::report::{bytes, table};
 use crate::samples::Source;
 use crate::{guard, writer};
 
-/// What was done. The names of the fields are those of the JSON object.
+/// The report of what was done. The names of the fields are those of the JSON object.
 #[derive(Serialize)]
 struct Report {
     version: &'static str,
@@ -25,7 +26,7 @@ struct Report {
     features: usize,
     samples: u64,
     skipped: u64,
-    /// Features that are zero in all samples.
+    /// The number of features that are zero in all samples.
     dead: usize,
     form: &'static str,
     accumulation: &'static str,

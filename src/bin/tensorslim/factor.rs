@@ -1,5 +1,5 @@
-//! `tensorslim factor`: read, check, factor, evaluate, write, report. Everything that can fail without the
-//! factorization fails before it.
+//! The command `tensorslim factor`: reads, checks, factors, evaluates, writes, reports. Everything that can fail
+//! without the factorization fails before it.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -61,7 +61,7 @@ fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
         check_checkpoint(args)?;
     }
     check_outputs(args)?;
-    // From before the first look at the file.
+    // The stamp is taken before the first look at the file.
     let stamp = inputs::stamp(path);
     let checkpoint = |file: &Path| {
         let (bytes, changed) = stamp.clone()?;
@@ -76,7 +76,7 @@ fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
     let x = args.evaluate.as_deref().map(|x| Samples::open(x, args.bf16).map(Source::Samples)).transpose()?;
     x.iter().try_for_each(|x| x.check_inputs(path, shape[1]))?;
     let sources = calibration_sources(args, &header)?;
-    // What is decided from headers, before anything is read.
+    // These decisions need headers only, and come before anything is read.
     let measured = x.as_ref().filter(|_| args.rank.is_quality());
     let beside = [!sources.is_empty(), measured.is_some()].map(|held| if held { memory::settled(shape[1]) } else { 0 });
     let parts = if args.blend == Some(Blend::Auto) { FOLDS } else { 1 };
@@ -140,7 +140,7 @@ fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
         factors = weight.factor::<T>(path, &svd, limit.restated(held), None)?;
         elapsed.push(factors.report().elapsed);
     }
-    // With the statistics.
+    // The statistics are freed with it.
     drop(svd);
     let (activation, activation_plain) = match (samples, &weight) {
         (Some(x), Weight::Whole(file)) => {
@@ -159,7 +159,7 @@ fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
             };
             (Some(with), without)
         }
-        // What needs the weight whole has it whole.
+        // An option that needs the whole weight has it whole.
         _ => (None, None),
     };
     drop(weight);
@@ -176,7 +176,7 @@ fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
     if let Some(dir) = &args.out {
         let s = &r.spectrum[..r.rank];
         let loss = output::rounding_loss(s, dtype);
-        // Rounding alone loses at most 2^-9 (bf16); above 1 % the values are outside the type's range.
+        // Rounding alone loses at most 2^-9 (bf16); above 1 % the values are outside of the range of the type.
         if loss.is_nan() || loss > 0.01 {
             let (dir, top) = (dir.display(), s[0]);
             return Err(Failure(format!(
@@ -279,7 +279,7 @@ fn check_options(args: &FactorArgs) -> Result<(), Failure> {
     }
 }
 
-/// Refuses outputs that would take the place of an input, of each other, or of what this program has not written.
+/// Refuses outputs that would replace an input, each other, or a file that this program has not written.
 fn check_outputs(args: &FactorArgs) -> Result<(), Failure> {
     let mut outputs: Vec<PathBuf> = args.checkpoint.iter().cloned().collect();
     outputs.extend(args.out.iter().flat_map(|dir| output::taken(dir, args.form)));
@@ -289,7 +289,8 @@ fn check_outputs(args: &FactorArgs) -> Result<(), Failure> {
     args.out.as_ref().map_or(Ok(()), |dir| output::check_dir(dir, args.form, args.overwrite))
 }
 
-/// A single pass has a state to keep, and a file by columns no rows to feed it.
+/// Refuses a checkpoint without a single pass, which alone has a state to keep, and for a file by columns, which has no
+/// rows to feed it.
 fn check_checkpoint(args: &FactorArgs) -> Result<(), Failure> {
     if !matches!(args.method, Method::SinglePass | Method::Nystrom) {
         return Err(Failure(format!(
@@ -307,16 +308,16 @@ fn check_checkpoint(args: &FactorArgs) -> Result<(), Failure> {
     }
 }
 
-/// What is known of the inputs of the layer.
+/// The statistics of the inputs of the layer.
 enum Statistics {
     None,
     Total(Calibration),
-    /// Of consecutive parts of the samples, for `--blend auto`.
+    /// The statistics of consecutive parts of the samples, for `--blend auto`.
     Folds(Vec<Calibration>),
 }
 
 impl Statistics {
-    /// Those of `--calibration`.
+    /// Gathers the statistics of `--calibration`.
     fn gather(args: &FactorArgs, sources: &[Source], room: &Room<'_>) -> Result<Self, Failure> {
         if sources.is_empty() {
             return Ok(Statistics::None);
@@ -347,7 +348,7 @@ impl Statistics {
         }
     }
 
-    /// The factorization with them; parts are not used before their blend is known.
+    /// Returns the factorization with these statistics; parts are not used before their blend is known.
     fn given_to(&self, svd: TruncatedSvd, args: &FactorArgs) -> TruncatedSvd {
         match (self, args.blend) {
             (Statistics::Total(total), Some(Blend::Fixed(b))) => svd.calibration(total).blend(b),
@@ -357,7 +358,7 @@ impl Statistics {
     }
 }
 
-/// The files of `--calibration`, of which the headers have been read.
+/// Returns the files of `--calibration`, of which the headers have been read.
 fn calibration_sources(args: &FactorArgs, header: &inputs::Header) -> Result<Vec<Source>, Failure> {
     let open = |path: &PathBuf| {
         let source = Source::open(path, args.bf16)?;
@@ -367,12 +368,12 @@ fn calibration_sources(args: &FactorArgs, header: &inputs::Header) -> Result<Vec
     args.calibration.iter().map(open).collect()
 }
 
-/// With a memory limit, if there is one.
+/// Returns the factorization with a memory limit, if there is one.
 fn limited(svd: &TruncatedSvd, room: Option<usize>) -> TruncatedSvd {
     room.map_or(svd.clone(), |room| svd.clone().memory_limit(room))
 }
 
-/// The outputs of the factors on samples against those of the weight; `held` bytes are in use.
+/// Compares the outputs of the factors on samples with those of the weight; `held` bytes are in use.
 fn evaluate<T: Scalar>(
     x: &Samples,
     w: &TensorRef<'_>,
@@ -389,15 +390,15 @@ fn evaluate<T: Scalar>(
     Ok(Evaluated::new(x.path().display().to_string(), &comparison.distribution()))
 }
 
-/// Where the weight will be, and what the factorization may take there, if there is a limit.
+/// The place where the weight will be, and what the factorization may take there if there is a limit.
 enum Place {
     Whole(Option<usize>),
     Tiles(Option<usize>),
 }
 
 impl Place {
-    /// What a limit leaves beside the weight and `beside` bytes of statistics. Refuses what would go over the limit then or later, up to the files of the
-    /// factors.
+    /// Decides what a limit leaves beside the weight and `beside` bytes of statistics. It refuses what would exceed the
+    /// limit then or later, up to the files of the factors.
     fn new<T: Scalar>(
         args: &FactorArgs,
         plain: &TruncatedSvd,
@@ -419,7 +420,7 @@ impl Place {
             Err(Error::Memory { least, .. }) => least,
             _ => 0,
         };
-        // Before there is a weight, and when it is gone.
+        // These are the moments before there is a weight, and when it is gone.
         let gathered = gathering.iter().map(|gathering| gathering.least).max().unwrap_or(0);
         let around = gathered.max(args.out.as_ref().map_or(0, |_| memory::writing::<T>(shape, k, args.form)));
         let calibrated = !args.calibration.is_empty();
@@ -467,7 +468,7 @@ impl Place {
         }
     }
 
-    /// The weight there, and what the factorization may take.
+    /// Opens the weight in its place, and returns what the factorization may take.
     fn open(self, args: &FactorArgs) -> Result<(Weight, Option<usize>), Failure> {
         match self {
             Place::Whole(room) => Ok((Weight::Whole(read(&args.weight, args.bf16)?), room)),
@@ -476,7 +477,8 @@ impl Place {
     }
 }
 
-/// The factorization with statistics as it will have them, for its plan, which does not depend on what they are.
+/// Returns the factorization with statistics like those it will have, for its plan, which does not depend on their
+/// values.
 fn with_any_statistics(args: &FactorArgs, plain: &TruncatedSvd) -> Result<TruncatedSvd, Failure> {
     let any = Calibration::new(1)?;
     let mut svd = plain.clone().whitening(args.whitening);
@@ -488,13 +490,13 @@ fn with_any_statistics(args: &FactorArgs, plain: &TruncatedSvd) -> Result<Trunca
     }
     Ok(match args.blend {
         Some(Blend::Fixed(b)) => svd.blend(b),
-        // No blend takes more than one that is not 1.
+        // No blend takes more memory than one that is not 1.
         Some(Blend::Auto) => svd.blend(0.5),
         None => svd,
     })
 }
 
-/// The weight, in memory if it fits there.
+/// The weight: in memory if it fits there, else read in tiles.
 enum Weight {
     Whole(Array),
     Tiles(Stream),
@@ -529,14 +531,14 @@ impl Weight {
     }
 }
 
-/// SIGINT and SIGTERM ask to stop, which saves the state.
+/// Makes SIGINT and SIGTERM ask to stop, which saves the state.
 fn stop_on_signals(cancel: &Cancel) -> Result<(), Failure> {
     let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(|e| Failure(format!("cannot catch signals: {e}")))?;
     let cancel = cancel.clone();
     beside(move || signals.forever().for_each(|_| cancel.cancel()))
 }
 
-/// The middle one, or the mean of the middle two.
+/// Returns the middle time, or the mean of the middle two.
 fn median(mut times: Vec<Duration>) -> Duration {
     times.sort_unstable();
     let half = times.len() / 2;

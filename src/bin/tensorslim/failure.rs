@@ -1,4 +1,4 @@
-//! Why the work failed, as the line that people read, and what is written to them.
+//! Failures: why the work failed, as the line that people read, and how it is written to them.
 
 use std::io::{self, ErrorKind, Write};
 use std::path::Path;
@@ -8,13 +8,13 @@ use tensorslim::{DType, Error};
 use crate::process::address_space;
 use crate::report;
 
-/// Why the work failed: the line for stderr.
+/// A reason why the work failed: the line for stderr.
 #[derive(Debug)]
 pub(crate) struct Failure(pub(crate) String);
 
 impl From<Error> for Failure {
     fn from(e: Error) -> Self {
-        // What the arithmetic does not hold, a wider one may.
+        // A wider arithmetic may hold what this one does not.
         let hint = match &e {
             Error::Range { dtype, .. } if *dtype != DType::F64 => " (--precision f64)",
             Error::Memory { limit, .. } if address_space() == Some(*limit) => {
@@ -26,7 +26,7 @@ impl From<Error> for Failure {
     }
 }
 
-/// Puts `path` in front of an error that does not name a file itself.
+/// Returns a function that puts `path` in front of an error that does not name a file itself.
 pub(crate) fn about(path: &Path) -> impl Fn(Error) -> Failure {
     move |e| match e {
         Error::File { .. } => e.into(),
@@ -34,7 +34,7 @@ pub(crate) fn about(path: &Path) -> impl Fn(Error) -> Failure {
     }
 }
 
-/// Writes to stdout; nobody reading it is no error.
+/// Writes to stdout. That nobody reads it is no error.
 pub(crate) fn emit(text: &str) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
@@ -43,8 +43,9 @@ pub(crate) fn emit(text: &str) -> Result<(), Failure> {
     }
 }
 
-/// One line on stderr, whatever is in `text` (file names may hold line breaks and what a terminal obeys).
+/// Writes one line to stderr, whatever is in `text` (file names may hold line breaks and control sequences of a
+/// terminal).
 pub(crate) fn complain(text: &str) {
-    // Nowhere is left to report that stderr is closed.
+    // There is nowhere to report that stderr is closed.
     let _ = writeln!(io::stderr(), "tensorslim: {}", report::printable(text));
 }

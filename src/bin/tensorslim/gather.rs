@@ -1,4 +1,5 @@
-//! Samples and statistics of files into statistics, whole or in parts, and the state of a run that goes on later.
+//! Gathers the samples and statistics of files into statistics, whole or in parts, and keeps the state of a run that is
+//! resumed.
 
 use std::path::Path;
 
@@ -12,12 +13,12 @@ use crate::memory::{self, Limit};
 use crate::samples::{FOLDS, Samples, Source, load};
 use crate::state::StateFile;
 
-/// The statistics of all sources together.
+/// Gathers the statistics of all sources together.
 pub(crate) fn read(sources: &[Source], options: CalibrationOptions, room: &Room<'_>) -> Result<Calibration, Failure> {
     gather(sources, options, room, None)
 }
 
-/// How far a run is: the statistics of the files that are through, and of the first rows of the next one.
+/// The progress of a run: the statistics of the files that are finished, and of the first rows of the next one.
 #[derive(Default)]
 struct State {
     files: usize,
@@ -26,11 +27,11 @@ struct State {
     part: Option<Calibration>,
 }
 
-/// Where that is kept.
+/// The file that keeps the progress of a run.
 pub(crate) struct Keep(StateFile);
 
 impl Keep {
-    /// Of the inputs as they are now, and the options.
+    /// Opens the file for the inputs as they are now, and the options.
     pub(crate) fn new(args: &CalibrateArgs, path: &Path, options: CalibrationOptions) -> Result<Self, Failure> {
         let stamps =
             args.inputs.iter().map(|path| Ok((path, inputs::stamp(path)?))).collect::<Result<Vec<_>, Error>>()?;
@@ -38,12 +39,12 @@ impl Keep {
         StateFile::named(path, &of, args.overwrite).map(Keep)
     }
 
-    /// Removes the state: the work is done.
+    /// Removes the state, because the work is done.
     pub(crate) fn remove(self) {
         self.0.remove();
     }
 
-    /// What was saved, if it is of these inputs and options and whole.
+    /// Returns what was saved, if it is whole and of these inputs and options.
     fn load(&self) -> Option<State> {
         let bytes = self.0.read()?;
         let mut rest = &bytes[..];
@@ -61,7 +62,8 @@ impl Keep {
         Some(State { files, total: statistics(total)?, rows, part: statistics(part)? })
     }
 
-    /// Saves a state, and takes the statistics of the file that is being read as they were written: a run that goes on from there ends in the same bits.
+    /// Saves a state, and continues with the statistics of the file that is being read as they were written, so that a
+    /// run that resumes from there ends in the same bits.
     fn save(&self, state: &mut State) -> tensorslim::Result<()> {
         let bytes = |c: &Option<Calibration>| c.as_ref().map_or(Vec::new(), Calibration::to_bytes);
         let (total, part) = (bytes(&state.total), bytes(&state.part));
@@ -74,14 +76,14 @@ impl Keep {
     }
 }
 
-/// Where files are read.
+/// The memory within which files are read.
 pub(crate) struct Room<'a> {
     pub(crate) limit: &'a Limit,
-    /// Bytes that are held meanwhile at most, but for read buffers: see [`Gathering`].
+    /// The most bytes that are held meanwhile, without read buffers: see [`Gathering`].
     pub(crate) beside: usize,
 }
 
-/// The statistics of all sources together, from the state that was kept on.
+/// Gathers the statistics of all sources together, from the state that was kept on.
 pub(crate) fn gather(
     sources: &[Source],
     options: CalibrationOptions,
@@ -98,7 +100,7 @@ pub(crate) fn gather(
                 state.part.take().expect("what was read is there")
             }
         };
-        // Rows that wait would be taken in on a copy.
+        // Waiting rows would be taken into the matrix on a copy.
         next.settle();
         match &mut state.total {
             None => state.total = Some(next),
@@ -112,7 +114,7 @@ pub(crate) fn gather(
     Ok(state.total.expect("the command line asks for a file at least"))
 }
 
-/// Statistics of no samples yet.
+/// Makes statistics of no samples yet.
 fn none(path: &Path, features: usize, options: CalibrationOptions) -> Result<Calibration, Failure> {
     Calibration::with(features, options).map_err(|e| match e {
         Error::TooLarge { .. } => memory::too_large(path, features),
@@ -120,7 +122,7 @@ fn none(path: &Path, features: usize, options: CalibrationOptions) -> Result<Cal
     })
 }
 
-/// The rows of a file into `state.part`, from row `state.rows` on.
+/// Adds the rows of a file to `state.part`, from row `state.rows` on.
 fn samples_of(
     samples: &Samples,
     options: CalibrationOptions,
@@ -133,7 +135,7 @@ fn samples_of(
         state.part = Some(none(samples.path(), features, options)?);
     }
     let line = samples.line();
-    // The bytes of a state are those of a triangle, nearly.
+    // The bytes of a state are nearly those of a triangle.
     let (mut unsaved, every) = (0, READ_PER_STATE * 4 * features * features);
     samples.for_each(state.rows..samples.rows(), room.limit.buffer(room.beside, line), |first, rows| {
         let count = rows.shape()[0];
@@ -148,7 +150,7 @@ fn samples_of(
     })
 }
 
-/// The samples of all files in [`FOLDS`] parts, each with its share of every file.
+/// Reads the samples of all files in [`FOLDS`] parts, each with its share of every file.
 pub(crate) fn read_folds(
     sources: &[Source],
     options: CalibrationOptions,
@@ -166,7 +168,7 @@ pub(crate) fn read_folds(
                 "holds one sample; --blend auto keeps a part of the samples of each file aside, and needs two at least";
             return Err(Failure(format!("{}: {why}", path.display())));
         }
-        // A file of fewer samples than parts gives to the first ones.
+        // A file of fewer samples than parts gives samples to the first parts only.
         let mut add = |i: usize, next: Calibration| match total.get_mut(i) {
             Some(fold) => fold.merge(&next),
             None => {

@@ -1,5 +1,5 @@
-//! What must hold before any work starts, so that nothing of the user's is lost: no output is an input, no two outputs are one file, and what an output
-//! takes the place of is a result of this program.
+//! Checks before any work starts that nothing of the user's will be lost: no output is an input, no two outputs are one
+//! file, and only results of this program are replaced.
 //!
 //! Files are compared by what they are (device and inode), whatever paths, links and hard links lead to them.
 
@@ -10,11 +10,11 @@ use std::path::{Path, PathBuf};
 use crate::failure::Failure;
 use crate::writer::{directory_of, target};
 
-/// A file that is there.
+/// The identity of a file that exists.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Identity(#[cfg(unix)] (u64, u64), #[cfg(not(unix))] PathBuf);
 
-/// What a path leads to, if anything is there.
+/// Returns the identity of the file that a path leads to, if there is one.
 pub(crate) fn identity(path: &Path) -> Option<Identity> {
     #[cfg(unix)]
     {
@@ -46,7 +46,7 @@ pub(crate) fn apart(outputs: &[PathBuf], inputs: &[&Path]) -> Result<(), Failure
     Ok(())
 }
 
-/// Where a file is or will be.
+/// Returns the place where a file is or will be.
 fn place(path: &Path) -> Option<PathBuf> {
     let target = target(path).ok()?;
     Some(fs::canonicalize(directory_of(&target)).ok()?.join(target.file_name()?))

@@ -1,4 +1,4 @@
-//! `tensorslim info`: what this machine offers.
+//! The command `tensorslim info`: shows what this machine offers.
 
 use serde::Serialize;
 use tensorslim::simd;
@@ -15,12 +15,13 @@ struct Info {
     isa: &'static str,
     isa_available: Vec<&'static str>,
     threads: usize,
-    /// Of the machine, in bytes; null where the system does not say in `/proc/meminfo`.
+    /// The memory of the machine in bytes; null where the system does not give it in `/proc/meminfo`.
     memory_total: Option<usize>,
     memory_available: Option<usize>,
     gpu: String,
-    /// What this build has for GPUs: the sources of kernels, and the architectures they were compiled for.
+    /// The kernel sources that this build has for GPUs.
     gpu_kernels: Vec<&'static str>,
+    /// The architectures that the kernels for GPUs were compiled for.
     gpu_architectures: Vec<&'static str>,
     mpi: &'static str,
 }
@@ -64,7 +65,7 @@ pub(crate) fn run(args: &InfoArgs) -> Result<(), Failure> {
     ]))
 }
 
-/// The first GPU, or what is missing.
+/// Describes the first GPU, or says what is missing.
 #[cfg(feature = "cuda")]
 fn gpu() -> String {
     use tensorslim::Error;
@@ -103,7 +104,7 @@ fn architectures() -> Vec<&'static str> {
     Vec::new()
 }
 
-/// The bytes of a line like `MemTotal:       24684084 kB`.
+/// Returns the bytes of a line like `MemTotal: 24684084 kB`.
 fn kibibytes(meminfo: &str, name: &str) -> Option<usize> {
     let line = meminfo.lines().find_map(|line| line.strip_prefix(name))?;
     line.trim().strip_suffix(" kB")?.parse::<usize>().ok()?.checked_mul(1024)

@@ -1,7 +1,8 @@
-//! Files and directories into named weights, and how a file is read.
+//! Turns files and directories into named weights, and decides how a file is read.
 //!
-//! Only headers are read here, and no file stays open: ten thousand inputs are ten thousand short reads. What is wrong with an input is kept with its name,
-//! so that it fails alone and in its turn. What a file is (a weight, something to leave alone, damaged) is decided in [`judge`], once.
+//! Only headers are read here, and no file stays open: ten thousand inputs are ten thousand short reads. The error of
+//! an input is kept with its name, so that it fails alone and in its turn. [`judge`] alone decides what a file is (a
+//! weight, something to leave alone, damaged).
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
@@ -17,37 +18,38 @@ use crate::failure::Failure;
 use crate::hash::hash;
 use crate::{output, results};
 
-/// An input by name.
+/// An input, by its name.
 pub(crate) struct Weight {
     pub(crate) name: String,
     pub(crate) path: PathBuf,
-    /// See [`stamp`]; zeros of what was not asked for.
+    /// The identity that [`stamp`] gives; zeros for an input that was not asked for.
     pub(crate) stamp: (u64, u64),
     pub(crate) kind: Kind,
 }
 
-/// What the header says.
+/// What the header says the file is.
 pub(crate) enum Kind {
     Matrix {
         shape: (usize, usize),
         dtype: DType,
     },
-    /// Not to be factored, for this reason.
+    /// The file is not to be factored, for this reason.
     Kept(String),
-    /// Not to be read, for this reason.
+    /// The file cannot be read, for this reason.
     Bad(Error),
 }
 
-/// What was found.
+/// The inputs that were found.
 pub(crate) struct Found {
-    /// By name.
+    /// The weights, by name.
     pub(crate) weights: Vec<Weight>,
-    /// What is no input though it is below one: factors of this program, each with what it is.
+    /// The files below an input that are no inputs: factors of this program, each with what it is.
     pub(crate) left_out: Vec<String>,
 }
 
-/// All inputs, by name. Names are those of files without `.npy`, with the path below the directory that was given. Of those that are not
-/// `asked` for nothing is looked at. Directories that this program writes factors to are left out: `out`, and those of other batches.
+/// Collects all inputs, by name. Names are those of files without `.npy`, with the path below the directory that was
+/// given. Files that are not `asked` for are not looked at. Directories that this program writes factors to are left
+/// out: `out`, and those of other batches.
 pub(crate) fn collect(
     paths: &[PathBuf],
     bf16: bool,
@@ -149,7 +151,7 @@ pub(crate) fn collect(
                     let mut name = tensor_name(path.strip_prefix(root).unwrap_or(&path));
                     let is_dir = fs::symlink_metadata(&path).is_ok_and(|meta| meta.is_dir());
                     if is_dir || path.extension().is_none_or(|ext| ext != "npy") {
-                        // A file may be beside it that has its name, but for the extension.
+                        // There may be a file beside it that has its name, but for the extension.
                         name.push('/');
                     }
                     add(name, path, Some(Kind::Bad(error)))?;
@@ -160,8 +162,9 @@ pub(crate) fn collect(
     Ok(Found { weights: found.into_values().collect(), left_out })
 }
 
-/// What tells whether a file is still the same: its length, and a number made of when it was changed (contents and the rest, before 1970
-/// too) and of its place on the disk. The device is not in it: a network file system has another number on each machine.
+/// Returns numbers that tell whether a file is still the same: its length, and a number made of its times of change (of
+/// the contents and of the rest, also before 1970) and its place on the disk. The device is left out, because a network
+/// file system has another number on each machine.
 pub(crate) fn stamp(path: &Path) -> tensorslim::Result<(u64, u64)> {
     look(path).map_err(|e| unreadable(path, &e))
 }
@@ -185,9 +188,9 @@ fn look(path: &Path) -> io::Result<(u64, u64)> {
     Ok((meta.len(), hash(&when.map(i64::to_le_bytes).concat())))
 }
 
-/// Whether it may go well a moment later: nothing is to be concluded from such an error about the file.
+/// Tells whether an operation may succeed a moment later. Such an error says nothing about the file.
 fn may_pass(e: &io::Error) -> bool {
-    // EIO, and no more open files in the process or the system.
+    // These are EIO, and too many open files in the process or the system.
     let is_of_the_system = cfg!(unix) && matches!(e.raw_os_error(), Some(5 | 23 | 24));
     is_of_the_system
         || matches!(
@@ -204,7 +207,8 @@ fn may_pass(e: &io::Error) -> bool {
         )
 }
 
-/// What is wrong with an input for good, and fails it alone. What may pass fails the run, before its list of inputs is on record.
+/// Returns the error of an input if it is permanent, which fails the input alone. An error that may pass fails the run,
+/// before its list of inputs is on record.
 fn lasting(path: &Path, e: &io::Error) -> Result<Error, Failure> {
     if may_pass(e) { Err(unreadable(path, e).into()) } else { Ok(unreadable(path, e)) }
 }
@@ -214,8 +218,8 @@ fn unreadable(path: &Path, e: &io::Error) -> Error {
     Error::file(path, format_args!("cannot be read: {e}; {what_to_do}"))
 }
 
-/// What is to become of a file in a folder of weights. What is no matrix of real numbers is normal there (biases, counters, indices, masks)
-/// and is left alone; what may be a weight and cannot be read is not.
+/// Decides what becomes of a file in a folder of weights. A file that is no matrix of real numbers is normal there
+/// (biases, counters, indices, masks) and is left alone; one that may be a weight and cannot be read is an error.
 fn judge(path: &Path, bf16: bool) -> Kind {
     let description = match Description::read(path) {
         Ok(description) => description,
@@ -241,14 +245,15 @@ fn judge(path: &Path, bf16: bool) -> Kind {
 /// The header of a file of numbers that can be read.
 pub(crate) struct Header {
     description: Description,
-    /// What the elements are read as.
+    /// The type that the elements are read as.
     pub(crate) dtype: DType,
-    /// The same, where the file does not say so.
+    /// The type that the elements are read as, where the file does not say so.
     bits_of: Option<DType>,
 }
 
 impl Header {
-    /// Reads it. With `bf16`, two-byte elements without a type, or of an integer type, are bfloat16; files that name a type keep theirs.
+    /// Reads the header of a file. With `bf16`, two-byte elements without a type, or of an integer type, are bfloat16;
+    /// files that name a type keep theirs.
     pub(crate) fn read(path: &Path, bf16: bool) -> tensorslim::Result<Self> {
         Header::new(Description::read(path)?, bf16)
     }
@@ -275,34 +280,34 @@ impl Header {
         Ok(Header { description, dtype, bits_of })
     }
 
-    /// The length of each axis.
+    /// Returns the length of each axis.
     pub(crate) fn dims(&self) -> &[usize] {
         self.description.shape()
     }
 
-    /// Rows and columns: the first axis, and all others.
+    /// Returns the rows and columns: the first axis, and all others.
     pub(crate) fn matrix(&self) -> (usize, usize) {
         let shape = self.description.shape();
         (shape.first().copied().unwrap_or(1), shape.iter().skip(1).product())
     }
 
-    /// Whether it lies by columns.
+    /// Tells whether the matrix is stored by columns.
     pub(crate) fn is_fortran(&self) -> bool {
         self.description.is_fortran()
     }
 
-    /// Bytes of the elements.
+    /// Returns the bytes of the elements.
     pub(crate) fn bytes(&self) -> usize {
         self.description.shape().iter().product::<usize>() * self.dtype.size()
     }
 }
 
-/// Opens a file to be read in tiles; `bf16` as in [`Header::read`].
+/// Opens a file to be read in tiles; `bf16` has the meaning that it has in [`Header::read`].
 pub(crate) fn stream(path: &Path, bf16: bool) -> tensorslim::Result<Stream> {
     Stream::open(path, Header::read(path, bf16)?.bits_of)
 }
 
-/// Reads a file whole, so that its axes can be merged; `bf16` as in [`Header::read`].
+/// Reads a whole file, so that its axes can be merged; `bf16` has the meaning that it has in [`Header::read`].
 pub(crate) fn array(path: &Path, bf16: bool) -> tensorslim::Result<Array> {
     let header = Header::read(path, bf16)?;
     match header.bits_of {
@@ -312,7 +317,7 @@ pub(crate) fn array(path: &Path, bf16: bool) -> tensorslim::Result<Array> {
     }
 }
 
-/// What two runs must have in common of their inputs.
+/// Returns a summary of the inputs, which two runs must have in common.
 pub(crate) fn digest(weights: &[Weight]) -> Inputs {
     let mut hasher = crc32fast::Hasher::new();
     for weight in weights {
@@ -327,8 +332,8 @@ pub(crate) fn digest(weights: &[Weight]) -> Inputs {
 mod tests {
     use super::*;
 
-    /// A file that cannot be looked at has no stamp: one of zeros would be that of any other such file. What may go well a moment later ends the run, and
-    /// is not recorded of the file.
+    /// A file that cannot be looked at has no stamp, because one of zeros would be that of any other such file. An
+    /// error that may pass ends the run, and is not recorded for the file.
     #[test]
     fn a_file_that_cannot_be_looked_at_has_no_stamp() {
         let e = stamp(Path::new("no/such/file.npy")).unwrap_err().to_string();

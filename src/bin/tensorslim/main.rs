@@ -1,16 +1,17 @@
 //! The command line `tensorslim`: .npy files in, factors and a report out.
 //!
 //! ```text
-//!   args.rs     what may be typed             factor.rs   read, factor, evaluate, report
-//!   batch.rs    many weights                  inputs.rs   files and directories into named weights
-//!   results.rs  what a batch leaves behind    progress.rs bar, lines, JSON      merge.rs   shards into one summary
-//!   report.rs   one report, two renderings    output.rs   the files of factors
-//!   writer.rs   files that appear whole or not at all         guard.rs   what must not be replaced
-//!   state.rs    states to go on from          calibrate.rs  inputs of a layer into statistics
-//!   gather.rs   samples into statistics       samples.rs  files of samples, in blocks      arrays.rs  files as matrices
-//!   memory.rs   what --memory-limit counts    process.rs  what the system grants            pool.rs    the threads of a run
-//!   failure.rs  why the work failed
-//!   info.rs     what this machine offers      bench/      SRHT against Gaussian against sparse sign
+//!   args.rs     what may be typed              factor.rs     read, factor, evaluate, report
+//!   batch.rs    many weights                   inputs.rs     files and directories into named weights
+//!   results.rs  what a batch leaves behind     progress.rs   bar, lines, JSON
+//!   merge.rs    shards into one summary        report.rs     one report, two renderings
+//!   output.rs   the files of factors           writer.rs     files that appear whole or not at all
+//!   guard.rs    what must not be replaced      state.rs      states to resume from
+//!   gather.rs   samples into statistics        calibrate.rs  inputs of a layer into statistics
+//!   samples.rs  files of samples, in blocks    arrays.rs     files as matrices
+//!   memory.rs   what --memory-limit counts     process.rs    what the system grants
+//!   pool.rs     the threads of a run           failure.rs    why the work failed
+//!   info.rs     what this machine offers       bench/        SRHT against Gaussian against sparse sign
 //! ```
 //!
 //! Exit codes: 0; 1 the work failed; 2 bad usage. Either failure is one line on stderr, `tensorslim: what, where,
@@ -78,7 +79,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Help and version that were asked for go to stdout; help because nothing was asked for, and errors, to stderr.
+/// Writes help and version that were asked for to stdout; help because nothing was asked for, and errors, to stderr.
 fn not_parsed(e: &clap::Error) -> ExitCode {
     match e.kind() {
         Clap::DisplayHelp | Clap::DisplayVersion => match emit(&e.render().to_string()) {
@@ -99,7 +100,7 @@ fn not_parsed(e: &clap::Error) -> ExitCode {
     }
 }
 
-/// clap's message without its usage block, on one line.
+/// Returns clap's message without its usage block, on one line.
 fn one_line(rendered: &str) -> String {
     let mut line = String::new();
     for part in rendered.lines().map(str::trim) {

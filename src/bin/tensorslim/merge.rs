@@ -1,7 +1,8 @@
-//! `tensorslim merge`: the shards of a batch into one manifest and one summary.
+//! The command `tensorslim merge`: joins the shards of a batch into one manifest and one summary.
 //!
-//! Before a line is written: every shard is there once, all are complete and were asked for the same thing, every weight is in exactly one of them,
-//! and the results are what was written. The manifest that comes out is, to the byte, the one that a single run would have left.
+//! It checks before a line is written: every shard is there once, all are complete and were asked for the same thing,
+//! every weight is in exactly one of them, and the results are what was written. The manifest that comes out is, to the
+//! byte, the one that a single run would have left.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -19,12 +20,12 @@ use crate::report::{bytes, cell, table};
 use crate::results::{discard_spectra, shard_file};
 use crate::{guard, output};
 
-/// A shard as it was found.
+/// A shard that was found.
 struct Shard {
     dir: PathBuf,
     path: PathBuf,
     manifest: Manifest,
-    /// Seconds by name, from the journal.
+    /// The seconds of each weight by name, from the journal.
     seconds: BTreeMap<String, f64>,
 }
 
@@ -88,7 +89,7 @@ pub(crate) fn run(args: &MergeArgs) -> Result<(), Failure> {
     output::write_texts(out, &texts, "manifest.json", &merged.text().map_err(Failure)?)?;
 
     for dir in &args.dirs {
-        // What the shards of a budget weighed: all are through.
+        // All shards have ended, so that the spectra of a budget are not needed any more.
         discard_spectra(dir);
     }
 
@@ -107,7 +108,7 @@ pub(crate) fn run(args: &MergeArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The shards whose manifests are in `dir`. An earlier summary of several shards is passed over.
+/// Finds the shards whose manifests are in `dir`. An earlier summary of several shards is ignored.
 fn find(dir: &Path) -> Result<Vec<Shard>, Failure> {
     let at = |path: &Path, why: &dyn std::fmt::Display| Failure(format!("{}: {why}", path.display()));
     let list = fs::read_dir(dir).map_err(|e| at(dir, &format_args!("cannot be read: {e}")))?;
@@ -128,7 +129,7 @@ fn find(dir: &Path) -> Result<Vec<Shard>, Failure> {
             let [i, n] = manifest.header.shard;
             return Err(at(&path, &format_args!("is of shard {i} of {n}, not what its name says")));
         }
-        // Times are a courtesy: without the journal they are left out.
+        // Times are optional: without the journal they are left out.
         let journal = fs::read(dir.join(shard_file("journal", manifest.header.shard, "jsonl"))).ok();
         let entries =
             journal.and_then(|bytes| parse_journal(&bytes).ok()).map_or(Vec::new(), |(_, entries, _)| entries);
@@ -138,7 +139,7 @@ fn find(dir: &Path) -> Result<Vec<Shard>, Failure> {
     Ok(shards)
 }
 
-/// All shards, once each, complete, of one batch, and every weight in one of them.
+/// Checks that all shards are there once each, complete, and of one batch, with every weight in one of them.
 fn check(first: &Shard, shards: &[Shard]) -> Result<(), Failure> {
     let at = |shard: &Shard, why: String| Failure(format!("{}: {why}", shard.path.display()));
     let count = first.manifest.header.shard[1];
@@ -181,7 +182,7 @@ fn check(first: &Shard, shards: &[Shard]) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What the manifest says of a result against its report, which the checksums have shown to be what was written.
+/// Checks what the manifest says of a result against its report, which the checksums have shown to be what was written.
 fn check_facts(shard: &Shard, entry: &Entry) -> Result<(), Failure> {
     let dir = shard.dir.join(directory(&entry.name));
     let report = output::report_in(&dir);
@@ -268,7 +269,7 @@ fn csv(rows: &[Row<'_>]) -> Result<String, String> {
     String::from_utf8(writer.into_inner().map_err(|e| e.to_string())?).map_err(|e| e.to_string())
 }
 
-/// What a person wants to see first.
+/// Returns the facts that a person wants to see first.
 fn facts(rows: &[Row<'_>]) -> Vec<(&'static str, String)> {
     let count = |status| rows.iter().filter(|row| row.status == status).count();
     let sum = |f: fn(&Row<'_>) -> Option<usize>| rows.iter().filter_map(f).fold(0, usize::saturating_add);
@@ -297,7 +298,7 @@ fn facts(rows: &[Row<'_>]) -> Vec<(&'static str, String)> {
     facts
 }
 
-/// How the page starts.
+/// The start of the page.
 const PAGE: &str =
     "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n<title>tensorslim batch</title>\n";
 
@@ -311,7 +312,8 @@ td.bar { width: 120px; } td.bar div { background: #4a7fb5; height: 9px; } tr.fai
 td.name { overflow-wrap: anywhere; }
 ";
 
-/// One page without scripts: the sums, what failed, and every weight with bars for its error and its share of the time.
+/// Makes one page without scripts: the sums, what failed, and every weight with bars for its error and its share of the
+/// time.
 fn page(rows: &[Row<'_>]) -> String {
     let mut out = format!(
         "{PAGE}<style>{STYLE}</style>\n</head>\n<body>\n<h1>Low-rank factors of {} weights</h1>\n<dl>\n",

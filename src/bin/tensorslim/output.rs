@@ -1,7 +1,8 @@
-//! The files of factors, and those of a report with what it reports on.
+//! Writes the files of factors, and those of a report with what it reports on.
 //!
-//! All of them are complete before the first appears, and the report comes last (see [`writer`]). The report of factors has the length
-//! and the checksum of each file: one that is stopped between two of them leaves a report that does not describe what is beside it, which shows.
+//! All of them are complete before the first appears, and the report comes last (see [`writer`]). The report of factors
+//! has the length and the checksum of each file: a program that is stopped between two of them leaves a report that
+//! does not describe the files beside it, which shows.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,19 +17,19 @@ use crate::args::Form;
 use crate::failure::Failure;
 use crate::writer::{self, Staged};
 
-/// The file that says what the factors are.
+/// The name of the file that says what the factors are.
 const REPORT: &str = "report.json";
 /// The longest report that is read again, in bytes.
 const MAX_REPORT: u64 = 1 << 20;
 
-/// Makes `dir`, so that a directory that cannot be made is known before the work and not after it.
+/// Makes `dir` before the work, so that a directory that cannot be made is known before it.
 pub(crate) fn prepare(dir: &Path) -> Result<(), Failure> {
     fs::create_dir_all(dir).map_err(|e| {
         Failure(format!("{}: cannot make this directory: {e}; check the path and the permissions", dir.display()))
     })
 }
 
-/// The files of a form.
+/// Returns the names of the files of a form.
 pub(crate) fn names(form: Form) -> Vec<&'static str> {
     match form {
         Form::Svd => vec!["u.npy", "s.npy", "vt.npy"],
@@ -37,18 +38,18 @@ pub(crate) fn names(form: Form) -> Vec<&'static str> {
     }
 }
 
-/// The report of factors in `dir`, if one of this program is there.
+/// Returns the report of factors in `dir`, if there is one of this program.
 pub(crate) fn report_in(dir: &Path) -> Option<Value> {
     let path = dir.join(REPORT);
     // Opening a pipe would wait for its writer, and no report is that long.
     let is_short = fs::metadata(&path).is_ok_and(|meta| meta.is_file() && meta.len() <= MAX_REPORT);
     let report = is_short.then(|| fs::read(&path).ok()).flatten();
     let report = report.and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
-    // Others write files of that name, too: this has what the reports of this program have.
+    // Other programs write files of that name, too; this one has what the reports of this program have.
     report.filter(|r| r["version"].is_string() && r["method"].is_string() && r["rank"].is_u64())
 }
 
-/// The files of factors in `dir`, of any form, that a report of `factor` there lists.
+/// Returns the files of factors in `dir`, of any form, that a report of `factor` there lists.
 pub(crate) fn listed(dir: &Path) -> Vec<&'static str> {
     let report = report_in(dir);
     let Some(files) = report.as_ref().and_then(|r| r["written"]["files"].as_array()) else { return Vec::new() };
@@ -56,7 +57,7 @@ pub(crate) fn listed(dir: &Path) -> Vec<&'static str> {
     all.filter(|name| files.iter().any(|file| file == name)).collect()
 }
 
-/// The files that factors of a form in `dir` take the place of: their own, and those of the factors before.
+/// Returns the files that factors of a form in `dir` replace: their own, and those of the factors before.
 pub(crate) fn taken(dir: &Path, form: Form) -> Vec<PathBuf> {
     let mut all = names(form);
     all.extend(listed(dir).into_iter().filter(|name| !names(form).contains(name)));
@@ -82,12 +83,13 @@ pub(crate) fn check_dir(dir: &Path, form: Form, overwrite: bool) -> Result<(), F
     Ok(())
 }
 
-/// Factors that are written and do not show yet.
+/// Factors that are written and do not appear yet.
 pub(crate) struct Written(Vec<Staged>);
 
 impl Written {
-    /// Writes the factors in `dir`, rounded to `dtype`: `u.npy` (m×k), `s.npy` (k) and `vt.npy` (k×n), or as two layers `up.npy` (m×k) and
-    /// `down.npy` (k×n), or, `pivoted`, `rows.npy` (k×n), `coefficients.npy` ((m−k)×k) and `pivots.npy` (k row numbers).
+    /// Writes the factors in `dir`, rounded to `dtype`: `u.npy` (m×k), `s.npy` (k) and `vt.npy` (k×n), or as two layers
+    /// `up.npy` (m×k) and `down.npy` (k×n), or, `pivoted`, `rows.npy` (k×n), `coefficients.npy` ((m−k)×k) and
+    /// `pivots.npy` (k row numbers).
     pub(crate) fn new<T: Scalar>(
         dir: &Path,
         (form, dtype): (Form, DType),
@@ -116,12 +118,13 @@ impl Written {
         Ok(Written(files))
     }
 
-    /// Length and checksum of each file.
+    /// Returns the length and checksum of each file.
     pub(crate) fn sums(&self) -> BTreeMap<String, Sum> {
         self.0.iter().map(|file| (file.name().to_string(), file.sum())).collect()
     }
 
-    /// Makes them appear, and the report last. Factors of another form, which the report that goes lists, go after it.
+    /// Makes the files appear, the report last. Factors of another form, which the replaced report lists, are removed
+    /// after it.
     pub(crate) fn publish(self, dir: &Path, report: &str) -> Result<(), Failure> {
         let new = self.sums();
         let stale: Vec<PathBuf> =
@@ -158,8 +161,8 @@ fn text(dir: &Path, name: &str, text: &str) -> tensorslim::Result<Staged> {
     Staged::new(&dir.join(name), |w| std::io::Write::write_all(w, text.as_bytes()))
 }
 
-/// Refuses an element type whose range the singular values leave. Rounding alone loses at most 2^-9 of them (bf16); above 1 % they are
-/// outside.
+/// Refuses an element type whose range the singular values leave. Rounding alone loses at most 2^-9 of them (bf16); a
+/// loss above 1 % means that they are outside of the range.
 pub(crate) fn check_range(s: &[f64], dtype: DType) -> tensorslim::Result<()> {
     let loss = rounding_loss(s, dtype);
     if loss.is_nan() || loss > 0.01 {
@@ -172,7 +175,7 @@ pub(crate) fn check_range(s: &[f64], dtype: DType) -> tensorslim::Result<()> {
     Ok(())
 }
 
-/// How much of `s` rounding to `dtype` loses: `‖s − round(s)‖ / ‖s‖`, infinite if a value overflows.
+/// Computes how much of `s` rounding to `dtype` loses: `‖s − round(s)‖ / ‖s‖`, infinite if a value overflows.
 pub(crate) fn rounding_loss(s: &[f64], dtype: DType) -> f64 {
     let round = |x: f64| match dtype {
         DType::F16 => half::f16::from_f64(x).to_f64(),

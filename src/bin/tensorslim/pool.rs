@@ -1,4 +1,4 @@
-//! The threads of a run.
+//! Starts the threads of a run.
 
 use rayon::ThreadPoolBuilder;
 
@@ -8,8 +8,8 @@ use crate::process;
 /// The most threads of a run, by option or environment.
 const MAX_THREADS: usize = 1024;
 
-/// Runs `work` on a pool of so many threads. Without a number they are as many as `RAYON_NUM_THREADS` says, or as the affinity mask and the cgroup's quota
-/// allow.
+/// Runs `work` on a pool of so many threads. Without a number there are as many as `RAYON_NUM_THREADS` says, or as the
+/// affinity mask and the cgroup's quota allow.
 pub(crate) fn on_threads<R: Send>(
     threads: Option<u16>,
     work: impl FnOnce() -> Result<R, Failure> + Send,

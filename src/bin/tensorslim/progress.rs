@@ -1,4 +1,4 @@
-//! How far a batch is: a bar on a terminal, plain lines elsewhere, JSON lines for programs.
+//! Shows how far a batch is: a bar on a terminal, plain lines elsewhere, JSON lines for programs.
 
 use std::io::{IsTerminal, Write};
 use std::sync::Mutex;
@@ -11,14 +11,14 @@ use tensorslim::batch::{Observer, Progress, Stage};
 use crate::args::ShowProgress;
 use crate::failure::emit;
 
-/// Steps of the bar.
+/// The number of steps of the bar.
 const STEPS: u64 = 10_000;
-/// Between plain lines, at least.
+/// The least time between plain lines.
 const QUIET: Duration = Duration::from_secs(5);
-/// Between JSON lines about tensors at work, at least.
+/// The least time between JSON lines about tensors at work.
 const BRIEF: Duration = Duration::from_millis(200);
 
-/// Shows what it is told.
+/// The way in which progress is shown.
 pub(crate) enum Show {
     Bar(ProgressBar),
     Plain(Mutex<Option<Instant>>),
@@ -44,7 +44,7 @@ impl Show {
         }
     }
 
-    /// The bar goes, so that what follows stands alone.
+    /// Removes the bar, so that what follows stands alone.
     pub(crate) fn end(&self) {
         if let Show::Bar(bar) = self {
             bar.finish_and_clear();
@@ -63,7 +63,7 @@ impl Observer for Show {
             Show::Plain(last) => {
                 let through = p.done + p.failed == p.total;
                 if p.stage != Stage::Started && (due(last, QUIET) || through) {
-                    // Nowhere is left to report that stderr is closed.
+                    // There is nowhere to report that stderr is closed.
                     let _ = writeln!(std::io::stderr(), "{:3.0} % {}", 100.0 * p.fraction, counts(p));
                 }
             }
@@ -76,14 +76,14 @@ impl Observer for Show {
                     "fraction": p.fraction, "done": p.done, "failed": p.failed, "total": p.total, "bytes": p.bytes,
                     "elapsed_s": p.elapsed.as_secs_f64(), "eta_s": p.eta.map(|eta| eta.as_secs_f64()),
                 });
-                // A reader that has gone is no reason to stop.
+                // If the reader has gone, the run still goes on.
                 let _ = emit(&format!("{line}\n"));
             }
         }
     }
 }
 
-/// Whether `every` has passed since the last time; then this is the last time.
+/// Tells whether `every` has passed since the last time, and if so makes this the last time.
 fn due(last: &Mutex<Option<Instant>>, every: Duration) -> bool {
     let Ok(mut last) = last.lock() else { return false };
     let due = last.is_none_or(|last| last.elapsed() >= every);
@@ -93,7 +93,7 @@ fn due(last: &Mutex<Option<Instant>>, every: Duration) -> bool {
     due
 }
 
-/// `17 of 224, 1 failed, 3.2 GiB read, 1:05 left`
+/// Formats the counts as `17 of 224, 1 failed, 3.2 GiB read, 1:05 left`.
 fn counts(p: &Progress<'_>) -> String {
     let failed = if p.failed > 0 { format!(", {} failed", p.failed) } else { String::new() };
     let left = p.eta.map_or(String::new(), |eta| format!(", {} left", clock(eta)));
@@ -101,7 +101,7 @@ fn counts(p: &Progress<'_>) -> String {
     format!("{} of {}{failed}, {read} read{left}", p.done, p.total)
 }
 
-/// `4:07`, `1:02:09`
+/// Formats a time as `4:07` or `1:02:09`.
 pub(crate) fn clock(t: Duration) -> String {
     let s = t.as_secs_f64().round() as u64;
     if s < 3600 {

@@ -1,4 +1,4 @@
-//! One report, two renderings: a JSON object for programs and an aligned table for people.
+//! Renders a report in two ways: a JSON object for programs and an aligned table for people.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -10,12 +10,12 @@ use tensorslim::quality::Distribution;
 /// The note on factors of too high a rank.
 pub(crate) const NO_SMALLER: &str = "the factors are no smaller than the weight; --ratio finds a rank that saves";
 
-/// What `factor` did. The names of the fields are those of the JSON object.
+/// The report of `factor`. The names of the fields are those of the JSON object.
 #[derive(Serialize)]
 pub(crate) struct Report {
     pub(crate) version: &'static str,
     pub(crate) file: String,
-    /// As in the file; `shape` is that of the matrix that was factored.
+    /// The shape in the file; `shape` is that of the matrix that was factored.
     pub(crate) tensor_shape: Vec<usize>,
     pub(crate) shape: [usize; 2],
     pub(crate) dtype: String,
@@ -28,25 +28,25 @@ pub(crate) struct Report {
     pub(crate) oversample: usize,
     pub(crate) power_iterations: usize,
     pub(crate) relative_error: f64,
-    /// `exact` or `estimate`.
+    /// The kind of the error: `exact` or `estimate`.
     pub(crate) error_kind: &'static str,
-    /// Standard deviation of an estimate.
+    /// The standard deviation of an estimate.
     pub(crate) error_std_dev: Option<f64>,
-    /// `‖W‖_F`.
+    /// The norm of the weight, `‖W‖_F`.
     pub(crate) norm: f64,
     pub(crate) passes: usize,
-    /// Median over `repeat` runs, without reading and writing files.
+    /// The median over `repeat` runs, without reading and writing files.
     pub(crate) elapsed_ms: f64,
     pub(crate) repeat: u32,
     pub(crate) threads: usize,
     pub(crate) peak_bytes: usize,
-    /// The most that the process had resident, where the system tells.
+    /// The most bytes that the process had resident, where the system gives them.
     pub(crate) peak_rss_bytes: Option<usize>,
     pub(crate) params_before: usize,
     pub(crate) params_after: usize,
     pub(crate) ratio: f64,
     pub(crate) activation: Option<Evaluated>,
-    /// The same of the plain factors of that rank, where calibration made others.
+    /// The error of the plain factors of that rank, where calibration made others.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) activation_plain: Option<Evaluated>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -65,13 +65,13 @@ pub(crate) struct Evaluated {
     pub(crate) cosine: f64,
     pub(crate) relative_error: f64,
     pub(crate) score: f64,
-    /// Over samples: the cosine that 1 % stay below, the relative error that half and 99 % do.
+    /// Quantiles over samples: the cosine that 1 % stay below, the relative error that half and 99 % stay below.
     pub(crate) cosine_p1: f64,
     pub(crate) relative_error_p50: f64,
     pub(crate) relative_error_p99: f64,
 }
 
-/// What calibration brought.
+/// The effect of calibration.
 #[derive(Serialize)]
 pub(crate) struct Calibrated {
     pub(crate) files: Vec<String>,
@@ -79,10 +79,10 @@ pub(crate) struct Calibrated {
     pub(crate) skipped: u64,
     pub(crate) whitening: String,
     pub(crate) blend: f64,
-    /// With `--blend auto`: each candidate with its output error on samples that it had not seen.
+    /// The candidates of `--blend auto`, each with its output error on samples that it had not seen.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) blends: Option<Vec<(f64, f64)>>,
-    /// On the calibration samples.
+    /// The relative error on the calibration samples.
     pub(crate) relative_error: f64,
     pub(crate) cosine: f64,
 }
@@ -102,18 +102,18 @@ impl Evaluated {
     }
 }
 
-/// Where the factors were written, and as what.
+/// The place where the factors were written, and their form.
 #[derive(Serialize)]
 pub(crate) struct Written {
     pub(crate) dir: String,
     pub(crate) dtype: String,
     pub(crate) files: Vec<&'static str>,
-    /// Length and CRC-32 of each: files that do not have them are not those that this report is about.
+    /// The length and CRC-32 of each file: files that do not have them are not those that this report is about.
     pub(crate) sums: BTreeMap<String, Sum>,
 }
 
 impl Report {
-    /// The table.
+    /// Renders the table.
     pub(crate) fn table(&self) -> String {
         let mut rows: Vec<(&str, String)> = vec![("weight", self.file.clone())];
         let mut shape = format!("{}, {}", times(&self.shape), self.dtype);
@@ -169,7 +169,8 @@ impl Report {
     }
 }
 
-/// For a terminal: what would move the cursor, change colours or turn the direction of writing is written as `\u{1b}`.
+/// Makes text safe for a terminal: what would move the cursor, change colours or turn the direction of writing is
+/// written as `\u{1b}`.
 pub(crate) fn printable(text: &str) -> String {
     let turns =
         |c| matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
@@ -183,18 +184,18 @@ pub(crate) fn printable(text: &str) -> String {
     })
 }
 
-/// For a cell that a spreadsheet would run as a formula: with a `'` in front, it is text.
+/// Makes text safe for a cell that a spreadsheet would run as a formula, by a `'` in front.
 pub(crate) fn cell(text: &str) -> String {
     let runs = text.starts_with(['=', '+', '-', '@', '\t', '\r']);
     format!("{}{text}", if runs { "'" } else { "" })
 }
 
-/// A number in a message: with an exponent where it would have many digits.
+/// Formats a number in a message, with an exponent where it would have many digits.
 pub(crate) fn plain(x: f64) -> String {
     if x == 0.0 || (1e-6..1e15).contains(&x.abs()) { x.to_string() } else { format!("{x:e}") }
 }
 
-/// Two aligned columns.
+/// Aligns two columns.
 pub(crate) fn table(rows: &[(&str, String)]) -> String {
     let width = rows.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
     rows.iter().fold(String::new(), |mut text, (name, value)| {
@@ -203,22 +204,22 @@ pub(crate) fn table(rows: &[(&str, String)]) -> String {
     })
 }
 
-/// Five digits; an error that is nearly none keeps its magnitude.
+/// Formats a number with five digits; an error that is nearly zero keeps its magnitude.
 fn digits(x: f64) -> String {
     if x == 0.0 || x >= 1e-3 { format!("{x:.5}") } else { format!("{x:.2e}") }
 }
 
-/// `1536 × 384`
+/// Formats a shape as `1536 × 384`.
 fn times(shape: &[usize]) -> String {
     shape.iter().map(usize::to_string).collect::<Vec<_>>().join(" × ")
 }
 
-/// `1 thread`, `2 threads`
+/// Formats a count as `1 thread` or `2 threads`.
 pub(crate) fn count(n: usize, what: &str) -> String {
     format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
-/// Three digits or more, in the unit that reads best.
+/// Formats milliseconds with three digits or more, in the unit that reads best.
 fn milliseconds(ms: f64) -> String {
     match ms {
         _ if ms < 1.0 => format!("{:.0} µs", ms * 1e3),
@@ -227,7 +228,7 @@ fn milliseconds(ms: f64) -> String {
     }
 }
 
-/// `8.2 MiB`
+/// Formats a number of bytes as `8.2 MiB`.
 pub(crate) fn bytes(n: usize) -> String {
     let mut value = n as f64;
     for unit in ["B", "KiB", "MiB", "GiB"] {

@@ -1,10 +1,10 @@
-//! What a batch leaves behind: one directory for each weight, the journal, the manifest.
+//! Keeps what a batch leaves behind: one directory for each weight, the journal, the manifest.
 //!
-//! A result is written into a directory of its own under a hidden name and renamed as a whole, then the journal gets its line. Killed between the two,
-//! the directory is there without a line, and the weight is done again.
+//! A result is written into a directory of its own under a hidden name and renamed as a whole, then the journal gets
+//! its line. If the run is killed between the two, the directory is there without a line, and the weight is done again.
 //!
-//! What a result takes the place of is a result: a directory that holds anything else stays as it is, and of an old result the files are removed that
-//! results have, one by one.
+//! Only a result is replaced by a result: a directory that holds anything else stays as it is, and of an old result
+//! only the files are removed that results have, one by one.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File};
@@ -22,7 +22,7 @@ use crate::output;
 use crate::state::StateFile;
 use crate::writer::{self, Staged, TEMPORARY, unwritable};
 
-/// The directory of what a budget weighs.
+/// The name of the directory of the spectra that a budget weighs.
 pub(crate) const SPECTRA: &str = ".spectra";
 
 /// The output directory of one run.
@@ -33,17 +33,18 @@ pub(crate) struct Results {
     entries: BTreeMap<String, Entry>,
 }
 
-/// The name of a shard's file: `manifest.json`, `manifest-2-of-8.json`.
+/// Returns the name of a shard's file: `manifest.json`, `manifest-2-of-8.json`.
 pub(crate) fn shard_file(stem: &str, [index, count]: [usize; 2], ext: &str) -> String {
     if count == 1 { format!("{stem}.{ext}") } else { format!("{stem}-{index}-of-{count}.{ext}") }
 }
 
-/// Whether a directory holds the journal or the manifest of a batch, or of a shard of one: what is below it, the batch has written.
+/// Tells whether a directory holds the journal or the manifest of a batch, or of a shard of one. If so, the batch has
+/// written what is below it.
 pub(crate) fn is_of_a_batch(dir: &Path) -> bool {
     records(dir).any(|(_, header)| header.is_some())
 }
 
-/// Whether a name in the output directory is one that the batch itself uses.
+/// Tells whether a name in the output directory is one that the batch itself uses.
 pub(crate) fn is_reserved(name: &str) -> bool {
     is_journal(name)
         || is_manifest(name)
@@ -59,7 +60,7 @@ fn is_manifest(name: &str) -> bool {
     is_shard_file(name, "manifest", ".json")
 }
 
-/// Whether [`shard_file`] gives a name to some shard.
+/// Tells whether [`shard_file`] gives a name to some shard.
 fn is_shard_file(name: &str, stem: &str, ext: &str) -> bool {
     let shard = name.strip_prefix(stem).and_then(|name| name.strip_suffix(ext));
     shard.is_some_and(|shard| {
@@ -69,7 +70,7 @@ fn is_shard_file(name: &str, stem: &str, ext: &str) -> bool {
     })
 }
 
-/// What has the names of journals and manifests in a directory, each with its header if it is one.
+/// Returns the files that have the names of journals and manifests in a directory, each with its header if it has one.
 fn records(dir: &Path) -> impl Iterator<Item = (PathBuf, Option<Header>)> {
     fs::read_dir(dir).into_iter().flatten().flatten().filter_map(|entry| {
         let (name, path) = (entry.file_name().into_string().ok()?, entry.path());
@@ -91,7 +92,8 @@ fn journal_header(path: &Path) -> Option<Header> {
     parse_journal(&first).ok().map(|(header, _, _)| header)
 }
 
-/// Refuses an output directory with a journal or a manifest of other options or inputs, and a file in the place of the manifest that is none.
+/// Refuses an output directory with a journal or a manifest of other options or inputs, and a file in the place of the
+/// manifest that is no manifest.
 fn check_records(out: &Path, header: &Header, what: Option<&Path>) -> Result<(), Failure> {
     let or = "give another --out, or --overwrite to start anew";
     for (path, found) in records(out).filter(|(path, _)| Some(path.as_path()) != what) {
@@ -100,7 +102,7 @@ fn check_records(out: &Path, header: &Header, what: Option<&Path>) -> Result<(),
             None if path.ends_with(shard_file("manifest", header.shard, "json")) => {
                 return Err(Failure(format!("{at}: is there and is no manifest of a batch; {or}")));
             }
-            // Of a shard that is starting, or a stranger's: nothing is written there.
+            // The file is of a shard that is starting, or of a stranger: nothing is written there.
             None => {}
             Some(Some((what, before, now))) => {
                 let why = format!("is of another batch: {what} was {before} there and is {now} here");
@@ -112,7 +114,7 @@ fn check_records(out: &Path, header: &Header, what: Option<&Path>) -> Result<(),
     Ok(())
 }
 
-/// Refuses a place for a result that holds anything but a result. `is_listed`: the journal has it.
+/// Refuses a place for a result that holds anything but a result. `is_listed` says that the journal has it.
 fn check_place(dir: &Path, is_listed: bool, overwrite: bool, inputs: &HashSet<Identity>) -> Result<(), Failure> {
     let refuse = |why: String| Err(Failure(format!("{}: {why}", dir.display())));
     let meta = match fs::symlink_metadata(dir) {
@@ -177,7 +179,7 @@ fn discard_stage(stage: &Path) -> Result<(), (PathBuf, io::Error)> {
         _ => fs::read_dir(stage).map_err(|e| (stage.to_path_buf(), e))?,
     };
     for path in list.flatten().map(|entry| entry.path()) {
-        // A file was being written, or is what a result took the place of, or a stranger's.
+        // The file was being written, or is what a result replaced, or is a stranger's.
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         if path.is_dir() || name.ends_with(".old") || name.starts_with(TEMPORARY) {
             discard(&path)?;
@@ -186,7 +188,7 @@ fn discard_stage(stage: &Path) -> Result<(), (PathBuf, io::Error)> {
     fs::remove_dir(stage).map_err(|e| (stage.to_path_buf(), e))
 }
 
-/// Removes what a budget has weighed; anything else in its directory stays.
+/// Removes the spectra of a budget; anything else in their directory stays.
 pub(crate) fn discard_spectra(out: &Path) {
     let dir = out.join(SPECTRA);
     for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
@@ -197,7 +199,7 @@ pub(crate) fn discard_spectra(out: &Path) {
             stamp.is_some_and(|(a, b)| [a, b].iter().all(|x| x.parse::<u64>().is_ok()))
         };
         if name.to_str().is_some_and(|name| is_spectrum(name) || name.starts_with(TEMPORARY)) {
-            // Left behind, it would only take space.
+            // A file that is left behind only takes space.
             let _ = fs::remove_file(entry.path());
         }
     }
@@ -205,10 +207,11 @@ pub(crate) fn discard_spectra(out: &Path) {
 }
 
 impl Results {
-    /// Starts, or goes on with what is there.
+    /// Starts a run, or resumes what is there.
     ///
     /// # Errors
-    /// Another run uses the directory, or it holds a batch of other options, or what is no result in the place of one of `names`.
+    /// The failure says that another run uses the directory, that it holds a batch of other options, or that something
+    /// that is no result is in the place of one of `names`.
     pub(crate) fn open(
         out: &Path,
         header: Header,
@@ -236,14 +239,15 @@ impl Results {
                 (journal, entries)
             }
             false => {
-                // The journal of the same name is judged where it is made.
+                // The journal of the same name is checked where it is made.
                 if !is_there {
                     check_records(out, &header, None)?;
                     check(&[], overwrite)?;
                 }
                 let journal = Journal::create(&path, &header)?;
                 writer::sync_directory(out)?;
-                // Another batch may have started in the same moment: then one of them, or both, see the other's journal.
+                // Another batch may have started in the same moment. Then one of them, or both, see the journal of the
+                // other.
                 if let Err(other) = check_records(out, &header, Some(&path)) {
                     let _ = fs::remove_file(&path);
                     return Err(other);
@@ -252,7 +256,8 @@ impl Results {
             }
         };
         let stage = out.join(format!(".stage-{}-of-{}", header.shard[0], header.shard[1]));
-        // What a killed run left half written. The journal's lock says that it is nobody else's.
+        // The hidden directory has what a killed run left half written. The lock of the journal says that nobody else
+        // uses it.
         discard_stage(&stage).map_err(|(path, e)| {
             Failure(format!("{}: is left of an earlier run and cannot be removed: {e}; move it", path.display()))
         })?;
@@ -262,19 +267,19 @@ impl Results {
         Ok(Results { places: Places { out: out.to_path_buf(), stage, record }, header, journal, entries })
     }
 
-    /// Whether this input's result is there, of the input as it is now, and whole.
+    /// Tells whether the result of this input is there, whole, and of the input as it is now.
     pub(crate) fn has(&self, name: &str, stamp: (u64, u64)) -> bool {
         let entry = self.entries.get(name);
         entry.is_some_and(|e| e.status == Status::Done && e.input == Some(stamp) && e.verify(&self.places.out).is_ok())
     }
 
-    /// Whether nothing is left to do for this input: its result is there, or it was found to stay as it is.
+    /// Tells whether nothing is left to do for this input: its result is there, or it was found to stay as it is.
     pub(crate) fn is_settled(&self, name: &str, stamp: (u64, u64)) -> bool {
         let kept = self.entries.get(name).is_some_and(|e| e.status == Status::Kept && e.input == Some(stamp));
         kept || self.has(name, stamp)
     }
 
-    /// The directories that results are written through.
+    /// Returns the directories that results are written through.
     pub(crate) fn places(&self) -> Places {
         self.places.clone()
     }
@@ -286,7 +291,7 @@ impl Results {
         Ok(())
     }
 
-    /// Writes the manifest: what is recorded of `names`, and is there.
+    /// Writes the manifest of the entries of `names` that are recorded and whose results are there.
     pub(crate) fn finish(&self, names: &[String]) -> Result<Manifest, Failure> {
         let Places { out, stage, .. } = &self.places;
         self.places.check()?;
@@ -306,24 +311,25 @@ impl Results {
         Ok(manifest)
     }
 
-    /// Takes the hidden directory away.
+    /// Removes the hidden directory.
     pub(crate) fn close(self) {
-        // Left behind, it is removed by the next run.
+        // A directory that is left behind is removed by the next run.
         let _ = discard_stage(&self.places.stage);
     }
 }
 
-/// Whether the files of a result are there, with the lengths that they had.
+/// Tells whether the files of a result are there, with the lengths that they had.
 fn is_there(out: &Path, entry: &Entry) -> bool {
     let dir = out.join(directory(&entry.name));
     entry.files.iter().all(|(name, sum)| fs::metadata(dir.join(name)).is_ok_and(|meta| meta.len() == sum.bytes))
 }
 
-/// Takes away the journals and manifests of what was in a directory; its results stay until others take their places.
+/// Removes the journals and manifests of what was in a directory; its results stay until others replace them. It fails
+/// if another run uses one of them.
 fn start_anew(out: &Path, header: &Header) -> Result<(), Failure> {
     let own = [("journal", "jsonl"), ("manifest", "json")].map(|(stem, ext)| shard_file(stem, header.shard, ext));
     for (path, found) in records(out) {
-        // Journals of the other shards of this batch are theirs, and what is no record is somebody's.
+        // Journals of the other shards of this batch are theirs, and a file that is no record belongs to somebody else.
         let is_own = own.iter().any(|name| path.file_name().is_some_and(|of| of == name.as_str()));
         if !is_own && found.is_none_or(|found| found.difference(header).is_none()) {
             continue;
@@ -338,7 +344,7 @@ fn start_anew(out: &Path, header: &Header) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Where results go: usable from all workers at once.
+/// The places of results, usable from all workers at once.
 #[derive(Clone)]
 pub(crate) struct Places {
     out: PathBuf,
@@ -348,7 +354,8 @@ pub(crate) struct Places {
 }
 
 impl Places {
-    /// Refuses to write where the output directory is another one than at the start: results without their journal are lost to a run that goes on.
+    /// Refuses to write where the output directory is another one than at the start, because results without their
+    /// journal are lost to a resumed run.
     fn check(&self) -> tensorslim::Result<()> {
         let (journal, path) = &self.record;
         if guard::identity(path) == *journal {
@@ -383,7 +390,7 @@ impl Places {
             ];
             let files = staged.iter().map(|file| (file.name().to_string(), file.sum())).collect();
             writer::publish(staged)?;
-            // Only an empty directory is replaced by a rename: an old result goes first, also in one step.
+            // A rename replaces only an empty directory, so that an old result is moved away first, also in one step.
             let old = self.stage.join(format!("{}.old", directory(name)));
             let is_replaced = match fs::rename(&target, &old) {
                 Ok(()) => true,
@@ -398,23 +405,25 @@ impl Places {
             Ok(files)
         };
         done().inspect_err(|_| {
-            // On a full disk, room for the next one.
+            // On a full disk this makes room for the next one.
             let _ = discard(&dir);
         })
     }
 
-    /// Where the state of a single pass over a weight is kept: of the input as it is now, one that changed has another name.
+    /// Returns the file that keeps the state of a single pass over a weight. It is for the input as it is now; one that
+    /// changed has another name.
     pub(crate) fn checkpoint(&self, name: &str, (bytes, changed): (u64, u64)) -> StateFile {
         let file = format!("{}.{bytes}-{changed}.state", directory(name));
         StateFile::hidden(self.out.join(".states").join(&file), &file, &self.stage)
     }
 
-    /// The hidden directory that files are written through.
+    /// Returns the hidden directory that files are written through.
     pub(crate) fn stage(&self) -> &Path {
         &self.stage
     }
 
-    /// What was measured of a weight's spectrum, kept for a run that goes on: a file of f64 in the hidden directory of its own.
+    /// Returns the place of the measured spectra, kept for a resumed run: files of f64 in a hidden directory of their
+    /// own.
     pub(crate) fn spectra(&self) -> PathBuf {
         self.out.join(SPECTRA)
     }

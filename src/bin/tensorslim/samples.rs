@@ -1,4 +1,5 @@
-//! Files of samples, read in blocks of rows where they lie by rows; and files of statistics, of which the header is enough to know what they will take.
+//! Reads files of samples, in blocks of rows where they are stored by rows, and files of statistics, whose header is
+//! enough to know what they will take.
 
 use std::fs::File;
 use std::io::Read;
@@ -12,7 +13,7 @@ use tensorslim::{Calibration, DType, Error, TensorRef};
 use crate::failure::{Failure, about};
 use crate::{arrays, inputs};
 
-/// Parts of the samples that `--blend auto` keeps aside, one after the other.
+/// The number of parts of the samples that `--blend auto` holds out, one after the other.
 pub(crate) const FOLDS: usize = 4;
 
 /// A file of samples or of statistics, of which only the header has been read.
@@ -21,15 +22,15 @@ pub(crate) enum Source {
     Statistics {
         path: PathBuf,
         features: usize,
-        /// Of the file.
+        /// The bytes of the file.
         bytes: usize,
-        /// Whether they are a factor, no Gram matrix.
+        /// Whether the statistics are a factor rather than a Gram matrix.
         factor: bool,
     },
 }
 
 impl Source {
-    /// Reads the header.
+    /// Opens a file and reads its header.
     pub(crate) fn open(path: &Path, bf16: bool) -> Result<Self, Failure> {
         match statistics(path)? {
             Some(source) => Ok(source),
@@ -44,7 +45,7 @@ impl Source {
         }
     }
 
-    /// The samples, if it is a file of them.
+    /// Returns the samples, if it is a file of samples.
     pub(crate) fn samples(&self) -> Option<&Samples> {
         match self {
             Source::Samples(samples) => Some(samples),
@@ -59,7 +60,7 @@ impl Source {
         }
     }
 
-    /// Refuses what is not of the inputs of this weight.
+    /// Refuses a source that does not have the inputs of this weight.
     pub(crate) fn check_inputs(&self, weight: &Path, n: usize) -> Result<(), Failure> {
         let (path, weight, features) = (self.path().display(), weight.display(), self.features());
         match self {
@@ -75,7 +76,7 @@ impl Source {
     }
 }
 
-/// The header of a file of statistics, if it is one.
+/// Reads the header of a file of statistics, if it is one.
 fn statistics(path: &Path) -> Result<Option<Source>, Failure> {
     let unreadable = |e| Failure::from(Error::file(path, format_args!("cannot be read: {e}; check the path")));
     if !path.is_file() {
@@ -87,7 +88,7 @@ fn statistics(path: &Path) -> Result<Option<Source>, Failure> {
     file.take(24).read_to_end(&mut header).map_err(unreadable)?;
     let Some(rest) = header.strip_prefix(&Calibration::MAGIC) else { return Ok(None) };
     let features = rest.get(8..16).map_or(0, |n| u64::from_le_bytes(n.try_into().expect("8 bytes")));
-    // What they take is believed of a file that has so many numbers; the reader says what is wrong with others.
+    // The bytes are believed of a file that has so many numbers; the reader says what is wrong with others.
     let features = match usize::try_from(features) {
         Ok(n) if (n as u128) * (n as u128) / 2 <= u128::from(bytes) / 8 => n,
         _ => load(path)?.features(),
@@ -100,21 +101,21 @@ fn statistics(path: &Path) -> Result<Option<Source>, Failure> {
     }))
 }
 
-/// The statistics in a file of them.
+/// Loads the statistics of a file.
 pub(crate) fn load(path: &Path) -> Result<Calibration, Failure> {
     let contents = std::fs::read(path)
         .map_err(|e| Failure::from(Error::file(path, format_args!("cannot be read: {e}; check the path"))))?;
     Calibration::from_bytes(&contents).map_err(about(path))
 }
 
-/// A .npy file of samples: all axes but the last are rows.
+/// A .npy file of samples; all axes but the last are rows.
 pub(crate) struct Samples {
     path: PathBuf,
     bf16: bool,
     rows: usize,
     features: usize,
     dtype: DType,
-    /// Whether rows lie one after the other; otherwise the file is read whole.
+    /// Whether rows are stored one after the other; otherwise the file is read whole.
     by_rows: bool,
 }
 
@@ -128,7 +129,7 @@ impl Samples {
         let (rows, dtype, by_rows) = (rows.iter().product(), header.dtype, !header.is_fortran());
         let samples = Samples { path: path.to_path_buf(), bf16, rows, features, dtype, by_rows };
         if rows == 0 || features == 0 {
-            // The reader says that there is nothing.
+            // The reader reports that there are no samples.
             samples.read(|_| Ok(()))?;
         }
         Ok(samples)
@@ -146,22 +147,23 @@ impl Samples {
         self.rows
     }
 
-    /// Bytes of a row.
+    /// Returns the bytes of a row.
     pub(crate) fn line(&self) -> usize {
         self.features * self.dtype.size()
     }
 
-    /// Bytes of the file where it is read whole, 0 where it is read in blocks.
+    /// Returns the bytes of the file where it is read whole, 0 where it is read in blocks.
     pub(crate) fn whole(&self) -> usize {
         if self.by_rows { 0 } else { self.rows * self.line() }
     }
 
-    /// Whether rows can be read from anywhere on.
+    /// Tells whether reading can start at any row.
     pub(crate) fn is_in_blocks(&self) -> bool {
         self.by_rows
     }
 
-    /// Calls `f(first, rows)` for some rows in blocks, in two buffers of `buffer` bytes; or for all at once, where they are read whole.
+    /// Calls `f(first, rows)` for some rows in blocks, in two buffers of `buffer` bytes, or for all at once where they
+    /// are read whole.
     pub(crate) fn for_each(
         &self,
         range: Range<usize>,

@@ -1,4 +1,4 @@
-//! The state of work that is not through, in a file that a later run goes on from.
+//! Keeps the state of work that is not finished, in a file that a later run resumes from.
 //!
 //! ```text
 //!   "TSLIMST1" │ what the state is of: 8 bytes │ the state │ CRC-32 of everything before
@@ -18,29 +18,29 @@ use crate::writer::{self, directory_of, unwritable};
 
 const MAGIC: [u8; 8] = *b"TSLIMST1";
 
-/// Where a state is kept. One that cannot be saved is said, once, and the work goes on without.
+/// A file that keeps a state. A state that cannot be saved is reported once, and the work goes on without.
 pub(crate) struct StateFile {
     path: PathBuf,
     key: [u8; 8],
-    /// Where it is written through, of a place of the program's own: there the directory is made when there is something to save, and goes
-    /// with its last state.
+    /// The directory that it is written through, for a place of the program's own. It is made when there is something
+    /// to save, and removed with its last state.
     stage: Option<PathBuf>,
     is_said: AtomicBool,
     _lock: Option<Lock>,
 }
 
 impl StateFile {
-    /// A place that the user has named. `of` says what the state is of; a state of anything else is passed over.
+    /// Opens a file that the user has named. `of` says what the state is of; a state of anything else is ignored.
     ///
     /// # Errors
-    /// A file is there that is no state, or another run uses it.
+    /// The failure says that a file is there that is no state, or that another run uses it.
     pub(crate) fn named(path: &Path, of: &str, overwrite: bool) -> Result<Self, Failure> {
         guard::replaceable(path, "a checkpoint of this program", |start| start.starts_with(&MAGIC), overwrite)?;
         let lock = Some(Lock::take(path)?);
         Ok(StateFile { _lock: lock, ..StateFile::at(path.to_path_buf(), of, None) })
     }
 
-    /// A place of the program's own, which no other run uses, written through `stage`.
+    /// Takes a place of the program's own, which no other run uses, written through `stage`.
     pub(crate) fn hidden(path: PathBuf, of: &str, stage: &Path) -> Self {
         StateFile::at(path, of, Some(stage.to_path_buf()))
     }
@@ -50,7 +50,7 @@ impl StateFile {
         StateFile { path, key, stage, is_said: AtomicBool::new(false), _lock: None }
     }
 
-    /// What was saved, if it is of the same thing and whole.
+    /// Returns what was saved, if it is whole and of the same thing.
     pub(crate) fn read(&self) -> Option<Vec<u8>> {
         let mut bytes = fs::read(&self.path).ok()?;
         let (rest, sum) = bytes.split_last_chunk::<4>()?;
@@ -81,9 +81,9 @@ impl StateFile {
         }
     }
 
-    /// The work is through: the state is of no more use.
+    /// Removes the state, because the work is finished.
     pub(crate) fn remove(&self) {
-        // Of a short pass none was saved, and what is no state is not this program's to remove.
+        // A short pass has saved no state, and a file that is no state must not be removed.
         let mut start = [0; MAGIC.len()];
         if File::open(&self.path).and_then(|mut file| file.read_exact(&mut start)).is_ok() && start == MAGIC {
             let _ = fs::remove_file(&self.path);
@@ -124,12 +124,12 @@ impl Lock {
             }
             let file = OpenOptions::new().write(true).create(true).truncate(false).open(&path);
             let file = file.map_err(|e| unwritable(&path, &e))?;
-            // File systems that cannot lock can still be written.
+            // A file system that cannot lock can still be written to.
             if matches!(file.try_lock(), Err(fs::TryLockError::WouldBlock)) {
                 let of = of.display();
                 return Err(Failure(format!("{of}: is in use by another run; wait for it, or give another name")));
             }
-            // The run that had it may have taken the file away in the meantime: then the lock is on nothing.
+            // The run that had the lock may have removed the file in the meantime; then the lock is on nothing.
             if is_at(&file, &path) {
                 return Ok(Lock { path, _file: file });
             }
@@ -143,7 +143,7 @@ impl Drop for Lock {
     }
 }
 
-/// Whether the open file is still the one of this name.
+/// Tells whether the open file is still the one of this name.
 fn is_at(file: &File, path: &Path) -> bool {
     #[cfg(unix)]
     {
@@ -162,7 +162,7 @@ fn is_at(file: &File, path: &Path) -> bool {
 mod tests {
     use super::*;
 
-    /// Of a state with one bit changed, cut short or with more behind it nothing is taken; nor of one that is of something else.
+    /// A state with one bit changed, cut short or with more behind it is not taken; nor is one of something else.
     #[test]
     fn every_bit_of_a_state_counts() {
         let dir = std::env::temp_dir().join(format!("tensorslim-state-{}", std::process::id()));
@@ -189,10 +189,10 @@ mod tests {
         fs::write(&path, "notes").unwrap();
         let refused = StateFile::named(&path, "these files", false).err().unwrap().0;
         assert!(refused.contains("state: is there and is not a checkpoint"), "{refused}");
-        // What was not written as a state is not removed as one.
+        // A file that was not written as a state is not removed as one.
         StateFile::named(&path, "these files", true).unwrap().remove();
         assert_eq!(fs::read(&path).unwrap(), b"notes");
-        // One that cannot be saved is no error.
+        // A state that cannot be saved is no error.
         let file = StateFile::at(dir.join("gone/state"), "these files", None);
         file.save(b"rows").unwrap();
         assert!(file.is_said.load(Ordering::Relaxed) && file.read().is_none());

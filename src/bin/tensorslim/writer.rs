@@ -1,12 +1,13 @@
-//! How every file of the command line is written: whole or not at all.
+//! Writes every file of the command line whole or not at all.
 //!
 //! ```text
 //!   temporary name in the directory of the file ─> data ─> sync ─> rename ─> sync of the directory
 //! ```
 //!
-//! The temporary name ([`TEMPORARY`] and 16 random digits) is made by nobody else on any machine and is never opened if it is there, as a file
-//! or as a link. An output that is a link is written through: beside what it leads to. What is there and is no regular file (a
-//! device, a pipe, a socket, a directory) is refused. A run that is killed while it writes leaves the temporary file behind, which nothing reads.
+//! The temporary name ([`TEMPORARY`] and 16 random digits) is made by nobody else on any machine. It is never opened if
+//! it exists, as a file or as a link. An output that is a link is written through, beside the file that it leads to. An
+//! existing output that is no regular file (a device, a pipe, a socket, a directory) is refused. A run that is killed
+//! while it writes leaves the temporary file behind, which nothing reads.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
@@ -18,12 +19,13 @@ use std::time::SystemTime;
 use tensorslim::Error;
 use tensorslim::batch::manifest::Sum;
 
-/// What the names of files that are being written start with.
+/// The start of the names of files that are being written.
 pub(crate) const TEMPORARY: &str = ".tensorslim-";
-/// As many links may lead to a file, one to the next.
+/// The most links that may lead to a file, one to the next.
 const MAX_LINKS: usize = 40;
 
-/// The file that a path stands for: that itself, or what the links that it is lead to. It need not be there; if it is, it is a regular file.
+/// Returns the file that a path stands for: the file itself, or the one that its links lead to. It need not exist; if
+/// it does, it is a regular file.
 pub(crate) fn target(path: &Path) -> tensorslim::Result<PathBuf> {
     let mut at = path.to_path_buf();
     for _ in 0..MAX_LINKS {
@@ -49,7 +51,8 @@ pub(crate) fn put(path: &Path, parts: &[&[u8]]) -> tensorslim::Result<()> {
     put_through(None, path, parts)
 }
 
-/// As [`put`], with the temporary name in `stage`, a directory of the same file system that somebody clears after a run that was killed.
+/// Writes one file as [`put`] does, with the temporary name in `stage`, a directory of the same file system that
+/// somebody clears after a run that was killed.
 pub(crate) fn put_through(stage: Option<&Path>, path: &Path, parts: &[&[u8]]) -> tensorslim::Result<()> {
     let write = |w: &mut Sink| parts.iter().try_for_each(|bytes| w.write_all(bytes));
     publish(vec![Staged::through(stage, path, write)?])
@@ -71,7 +74,7 @@ pub(crate) fn sync_directory(dir: &Path) -> tensorslim::Result<()> {
         return Ok(());
     }
     match File::open(dir).and_then(|dir| dir.sync_all()) {
-        // Some file systems know no such thing, and a directory need not be readable.
+        // Some file systems cannot sync a directory, and a directory need not be readable.
         Err(e)
             if !matches!(e.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported | ErrorKind::PermissionDenied) =>
         {
@@ -81,14 +84,14 @@ pub(crate) fn sync_directory(dir: &Path) -> tensorslim::Result<()> {
     }
 }
 
-/// The directory that holds a file.
+/// Returns the directory that holds a file.
 pub(crate) fn directory_of(path: &Path) -> &Path {
     path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// A complete file under a temporary name; removed unless published.
+/// A complete file under a temporary name, which is removed unless it is published.
 pub(crate) struct Staged {
-    /// The name that was asked for; that of the target is another one behind a link.
+    /// The name that was asked for; behind a link that of the target is another one.
     name: String,
     temporary: PathBuf,
     target: PathBuf,
@@ -96,12 +99,13 @@ pub(crate) struct Staged {
 }
 
 impl Staged {
-    /// Writes what is to be at `path`.
+    /// Writes the file that is to be at `path`.
     pub(crate) fn new(path: &Path, write: impl FnOnce(&mut Sink) -> io::Result<()>) -> tensorslim::Result<Self> {
         Staged::through(None, path, write)
     }
 
-    /// As [`Staged::new`], with the temporary name in `stage`, unless `path` is a link: what it leads to may be on another file system.
+    /// Writes the file as [`Staged::new`] does, with the temporary name in `stage`, unless `path` is a link, which may
+    /// lead to another file system.
     pub(crate) fn through(
         stage: Option<&Path>,
         path: &Path,
@@ -114,7 +118,7 @@ impl Staged {
         let name = name.to_string_lossy().into_owned();
         let (temporary, file) = create(stage.filter(|_| target == path).unwrap_or(directory_of(&target)))
             .map_err(|e| unwritable(path, &e))?;
-        // From here on the temporary file goes with this value.
+        // From here on the temporary file is removed with this value.
         let mut staged = Staged { name, temporary, target, sum: Sum { bytes: 0, crc32: 0 } };
         staged.sum = staged.fill(file, write).map_err(|e| unwritable(path, &e))?;
         Ok(staged)
@@ -122,7 +126,7 @@ impl Staged {
 
     fn fill(&self, file: File, write: impl FnOnce(&mut Sink) -> io::Result<()>) -> io::Result<Sum> {
         if let Ok(old) = fs::metadata(&self.target) {
-            // Who may read it stays as it was. Where permissions cannot be set there are none to keep.
+            // The permissions stay as they were. Where they cannot be set there are none to keep.
             let _ = file.set_permissions(old.permissions());
         }
         let mut sink = Sink { file: BufWriter::new(file), hasher: crc32fast::Hasher::new(), bytes: 0 };
@@ -131,19 +135,19 @@ impl Staged {
         let file = sink.file.into_inner().map_err(io::IntoInnerError::into_error)?;
         file.sync_all()?;
         drop(file);
-        // What a file system finds out only when the file is closed: a quota, a server that is gone.
+        // A file system finds some errors only when the file is closed: a quota, a server that is gone.
         match fs::metadata(&self.temporary)?.len() {
             len if len == sum.bytes => Ok(sum),
             len => Err(io::Error::other(format!("the disk has {len} of {} bytes", sum.bytes))),
         }
     }
 
-    /// The name that the file will have.
+    /// Returns the name that the file will have.
     pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
-    /// Its length and checksum.
+    /// Returns the length and checksum of the file.
     pub(crate) fn sum(&self) -> Sum {
         self.sum
     }
@@ -151,12 +155,12 @@ impl Staged {
 
 impl Drop for Staged {
     fn drop(&mut self) {
-        // Once published the temporary name is gone and this finds nothing.
+        // Once the file is published the temporary name is gone, and this finds nothing.
         let _ = fs::remove_file(&self.temporary);
     }
 }
 
-/// A new file of a name that is not there.
+/// Creates a file of a name that does not exist.
 fn create(dir: &Path) -> io::Result<(PathBuf, File)> {
     loop {
         let path = dir.join(format!("{TEMPORARY}{:016x}", random()));
@@ -167,7 +171,8 @@ fn create(dir: &Path) -> io::Result<(PathBuf, File)> {
     }
 }
 
-/// A number that two processes have in common with probability 2^-64, whatever machine and container they are in.
+/// Returns a number that two processes have in common with probability 2^-64, whatever machine and container they are
+/// in.
 fn random() -> u64 {
     // The keys of these hashers come from the system's source of randomness.
     let mut hasher = RandomState::new().build_hasher();
@@ -177,7 +182,7 @@ fn random() -> u64 {
     hasher.finish()
 }
 
-/// A file that is summed as it is written.
+/// A sink that computes the checksum of a file as it is written.
 pub(crate) struct Sink {
     file: BufWriter<File>,
     hasher: crc32fast::Hasher,
@@ -197,7 +202,7 @@ impl Write for Sink {
     }
 }
 
-/// Why a file cannot be written, and what to do.
+/// Returns the error of a file that cannot be written, with what to do.
 pub(crate) fn unwritable(path: &Path, e: &io::Error) -> Error {
     Error::file(path, format_args!("cannot be written: {e}; check the permissions and the space"))
 }
@@ -206,7 +211,7 @@ pub(crate) fn unwritable(path: &Path, e: &io::Error) -> Error {
 mod tests {
     use super::*;
 
-    /// A directory that is gone when the test is.
+    /// Runs `test` in a directory that is removed afterwards.
     fn within(name: &str, test: impl FnOnce(&Path)) {
         let dir = std::env::temp_dir().join(format!("tensorslim-writer-{name}-{:016x}", random()));
         fs::create_dir_all(&dir).unwrap();

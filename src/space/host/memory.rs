@@ -10,22 +10,24 @@ use faer::dyn_stack::{MemBuffer, MemStack, StackReq};
 use crate::parallel::{self, lock};
 use crate::simd::Scalar;
 
-/// Memory that is kept from one factorization to the next: panels, tiles of converted elements, scratch of QR and products.
+/// Memory that is kept from one factorization to the next: panels, tiles of converted elements, scratch of QR and
+/// products.
 ///
 /// A second call of the same shape and options takes all of these from here
-/// ([`TruncatedSvd::factor_with`](crate::TruncatedSvd::factor_with)). What is held never shrinks; drop the workspace to free it.
+/// ([`TruncatedSvd::factor_with`](crate::TruncatedSvd::factor_with)). What is held never shrinks; drop the workspace to
+/// free it.
 #[derive(Debug)]
 pub struct Workspace {
     shared: Arc<Shared>,
 }
 
 impl Workspace {
-    /// An empty one.
+    /// Makes an empty workspace.
     pub fn new() -> Self {
         Workspace { shared: Shared::new(true) }
     }
 
-    /// Bytes held.
+    /// Returns the bytes that are held.
     pub fn bytes(&self) -> usize {
         let scratch = lock(&self.shared.scratch);
         scratch.bytes + self.shared.free().iter().map(|b| size_of_val(b.as_slice())).sum::<usize>()
@@ -76,7 +78,8 @@ impl Shared {
         lock(&self.free)
     }
 
-    /// So many zeros: the smallest free buffer that holds them, or a new one in place of the largest that does not.
+    /// Returns a buffer of `words` zeros: the smallest free buffer that holds them, or a new one in place of the
+    /// largest that does not.
     fn take(&self, words: usize, par: Par) -> Vec<f64> {
         let mut free = self.free();
         let best = (0..free.len()).filter(|&i| free[i].len() >= words).min_by_key(|&i| free[i].len());
@@ -93,12 +96,12 @@ impl Shared {
     }
 }
 
-/// So many zeros, in pages that are there: a page that is fresh takes 1 to 2 µs where one thread writes on it, half of that where two do, each on its own
-/// part, and 8 where they meet it within a GEMM (G of 768 × 768 on fresh pages: 13 ms instead of 4.8). On pages that are there this takes nothing.
+/// Allocates `words` zeros whose pages are present. The first write to a fresh page is slow, and slowest where several
+/// threads meet it within a GEMM, so that each thread touches its own part here (`benches/NOTES.md`).
 pub(crate) fn zeros(words: usize, par: Par) -> Vec<f64> {
     const PAGE: usize = 4096 / size_of::<f64>();
     const PART: usize = 32 * PAGE;
-    // A zero that the compiler does not know of: the stores would go otherwise.
+    // The compiler must not know that this is zero, or it would drop the stores.
     let touch = |part: &mut [f64]| part.iter_mut().step_by(PAGE).for_each(|word| *word = black_box(0.0));
     let mut buffer = vec![0.0; words];
     match par {
@@ -108,9 +111,9 @@ pub(crate) fn zeros(words: usize, par: Par) -> Vec<f64> {
     buffer
 }
 
-/// Elements of `T` that go back to where they came from.
+/// Elements of `T` in a buffer that goes back to its pool when dropped.
 pub(crate) struct Buffer<T> {
-    /// As 64-bit words, so that one pool serves both types; at least as many as are needed.
+    /// The memory as 64-bit words, so that one pool serves both types. There are at least as many as are needed.
     words: Vec<f64>,
     len: usize,
     shared: Arc<Shared>,
@@ -132,7 +135,7 @@ impl<T: Scalar> std::ops::DerefMut for Buffer<T> {
 }
 
 impl<T> Buffer<T> {
-    /// Gives back what is beyond `len` elements, unless it is kept.
+    /// Gives back the memory beyond `len` elements, unless memory is kept.
     pub(super) fn shrink(&mut self, len: usize) {
         self.len = len;
         if !self.shared.keep {
@@ -157,22 +160,22 @@ impl<T> std::fmt::Debug for Buffer<T> {
 }
 
 impl Host {
-    /// Without memory yet: it grows to the largest request, and goes when the last panel does.
+    /// Makes a host without memory yet. It grows to the largest request, and is freed when the last panel is dropped.
     pub fn new(par: Par) -> Self {
         Host { par, shared: Shared::new(false) }
     }
 
-    /// With the memory of `workspace`.
+    /// Makes a host that uses the memory of `workspace`.
     pub fn within(workspace: &Workspace, par: Par) -> Self {
         Host { par, shared: workspace.shared.clone() }
     }
 
-    /// The threads to use.
+    /// Returns the threads to use.
     pub fn par(&self) -> Par {
         self.par
     }
 
-    /// `len` zeros.
+    /// Returns a buffer of `len` zeros.
     pub(crate) fn buffer<T: Scalar>(&self, len: usize) -> Buffer<T> {
         let words = self.shared.take((len * size_of::<T>()).div_ceil(size_of::<f64>()), self.par);
         Buffer { words, len, shared: self.shared.clone(), element: PhantomData }
@@ -186,7 +189,7 @@ impl Host {
         }
     }
 
-    /// Runs `f` on a stack of at least `req`. Calls do not nest.
+    /// Runs `f` on a stack of at least `req`. Calls must not nest.
     pub(crate) fn with_scratch<R>(&self, req: StackReq, f: impl FnOnce(&mut MemStack) -> R) -> R {
         let mut scratch = lock(&self.shared.scratch);
         let bytes = req.unaligned_bytes_required();

@@ -147,7 +147,7 @@ impl<T: Scalar> Space<T> for Host {
     }
 }
 
-/// `c <- aᵀ b`.
+/// Computes `c <- aᵀ b`.
 fn multiply_adjoint<T: Scalar>(a: &HostPanel<T>, b: &HostPanel<T>, mut c: MatMut<'_, T>, par: Par) {
     if std::ptr::eq(a, b) {
         symmetric_product(a.as_ref().transpose(), c.as_mut(), Accum::Replace, par);
@@ -158,7 +158,8 @@ fn multiply_adjoint<T: Scalar>(a: &HostPanel<T>, b: &HostPanel<T>, mut c: MatMut
     }
 }
 
-/// `dst <- src`, in blocks of rows: fresh memory is slower to touch than to copy, and each thread touches its own.
+/// Copies `dst <- src` in blocks of rows. Fresh memory is slower to touch than to copy, and each thread touches its
+/// own.
 pub(crate) fn copy<T: Scalar>(src: MatRef<'_, T>, mut dst: MatMut<'_, T>, par: Par) {
     const ELEMENTS: usize = 1 << 16;
     let (m, n) = src.shape();

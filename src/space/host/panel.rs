@@ -25,17 +25,18 @@ pub struct HostPanel<T> {
     by_rows: bool,
 }
 
-/// Elements from one column to the next.
+/// Returns the number of elements from one column to the next.
 pub(crate) fn leading_dimension<T>(nrows: usize) -> usize {
     padded::<T>(nrows, 64)
 }
 
-/// Elements from one row to the next where lines are rows: they are short, and to pad 50 of them to whole cache lines would take a quarter more memory.
+/// Returns the number of elements from one row to the next where lines are rows. They are not padded to cache lines:
+/// rows are short, and the padding of rows of 50 elements would take a quarter more memory.
 fn row_stride<T>(ncols: usize) -> usize {
     padded::<T>(ncols, 16)
 }
 
-/// A multiple of so many bytes, but not of a page.
+/// Pads a length to a multiple of `bytes` bytes that is not a multiple of a page.
 fn padded<T>(length: usize, bytes: usize) -> usize {
     let unit = bytes / size_of::<T>();
     let padded = length.next_multiple_of(unit);
@@ -43,88 +44,90 @@ fn padded<T>(length: usize, bytes: usize) -> usize {
 }
 
 impl<T: Scalar> HostPanel<T> {
-    /// A panel of zeros in the memory of `space`.
+    /// Makes a panel of zeros in the memory of `space`.
     pub fn zeros(nrows: usize, ncols: usize, space: &Host) -> Self {
         let stride = leading_dimension::<T>(nrows);
         HostPanel { data: space.buffer(stride * ncols), nrows, ncols, stride, by_rows: false }
     }
 
-    /// A row-major panel of zeros: what a product with a row-major matrix writes fastest.
+    /// Makes a row-major panel of zeros, which a product with a row-major matrix writes fastest.
     pub fn by_rows(nrows: usize, ncols: usize, space: &Host) -> Self {
         let stride = row_stride::<T>(ncols);
         HostPanel { data: space.buffer(stride * nrows), nrows, ncols, stride, by_rows: true }
     }
 
-    /// Bytes of a panel of this shape.
+    /// Returns the bytes of a column-major panel of this shape.
     pub fn bytes(nrows: usize, ncols: usize) -> usize {
         leading_dimension::<T>(nrows) * ncols * size_of::<T>()
     }
 
-    /// Bytes of one by rows.
+    /// Returns the bytes of a row-major panel of this shape.
     pub fn bytes_by_rows(nrows: usize, ncols: usize) -> usize {
         row_stride::<T>(ncols) * nrows * size_of::<T>()
     }
 
-    /// Rows.
+    /// Returns the number of rows.
     pub fn nrows(&self) -> usize {
         self.nrows
     }
 
-    /// Columns.
+    /// Returns the number of columns.
     pub fn ncols(&self) -> usize {
         self.ncols
     }
 
-    /// As a faer view.
+    /// Returns the panel as a faer view.
     pub fn as_ref(&self) -> MatRef<'_, T> {
         let (length, lines) = self.lines();
         let a = MatRef::from_column_major_slice_with_stride(&self.data, length, lines, self.stride);
         if self.by_rows { a.transpose() } else { a }
     }
 
-    /// As a mutable faer view.
+    /// Returns the panel as a mutable faer view.
     pub fn as_mut(&mut self) -> MatMut<'_, T> {
         let (length, lines) = self.lines();
         let a = MatMut::from_column_major_slice_with_stride_mut(&mut self.data, length, lines, self.stride);
         if self.by_rows { a.transpose_mut() } else { a }
     }
 
-    /// Length and number of the lines of the storage.
+    /// Returns the length and the number of the lines of the storage.
     fn lines(&self) -> (usize, usize) {
         if self.by_rows { (self.ncols, self.nrows) } else { (self.nrows, self.ncols) }
     }
 
-    /// Rows that [`multiply_in_place`](Self::multiply_in_place) takes at a time.
+    /// How many rows [`multiply_in_place`](Self::multiply_in_place) takes at a time.
     const ROWS_AT_ONCE: usize = 256;
 
-    /// Bytes that [`multiply_in_place`](super::super::Space::multiply_in_place) by k columns allocates while it runs, on two threads.
+    /// Returns the bytes that [`multiply_in_place`](super::super::Space::multiply_in_place) by k columns allocates
+    /// while it runs on two threads.
     pub(crate) fn multiply_in_place_bytes(nrows: usize, ncols: usize, k: usize) -> usize {
         let at_once = if matches!(threads(nrows * ncols * k, Par::rayon(2)), Par::Seq) { 1 } else { 2 };
         (at_once * Self::bytes(Self::ROWS_AT_ONCE, k)).min(Self::bytes(nrows, k))
     }
 
-    /// Scratch that an orthonormalization takes from the space.
+    /// Returns the scratch that an orthonormalization takes from the space.
     pub(crate) fn orthonormalize_scratch(nrows: usize, ncols: usize, par: Par) -> StackReq {
         qr::orthonormalize_scratch::<T>(nrows, ncols, par)
     }
 
-    /// Scratch that one in [little memory](super::super::Effort::LittleMemory) takes from the space.
+    /// Returns the scratch that an orthonormalization in [little memory](super::super::Effort::LittleMemory) takes from
+    /// the space.
     pub(crate) fn orthonormalize_sparingly_scratch(nrows: usize, ncols: usize, with_r: bool, par: Par) -> StackReq {
         qr::orthonormalize_sparingly_scratch::<T>(nrows, ncols, with_r, par)
     }
 
-    /// Scratch that [`gram`](super::super::Space::gram) takes from the space.
+    /// Returns the scratch that [`gram`](super::super::Space::gram) takes from the space.
     pub(crate) fn gram_scratch(nrows: usize, ncols: usize) -> StackReq {
         StackReq::new::<f64>(wide_gram_scratch(nrows, ncols))
     }
 
-    /// `self <- self · c`, block by block of rows; what is over of the memory is given back.
+    /// Computes `self <- self · c`, block by block of rows, and gives back the memory that is left over.
     pub(super) fn multiply_in_place(&mut self, c: MatRef<'_, T>, par: Par) {
         let (k, rows) = (c.ncols(), self.nrows);
         let (par, by_rows) = (threads(rows * self.ncols * k, par), self.by_rows);
         let blocks = row_blocks(self.as_mut(), Self::ROWS_AT_ONCE);
         let run = |(_, block): (usize, MatMut<'_, T>)| {
-            // Laid out as the panel is.
+            // The product is laid out as the panel is.
             let (height, width) = if by_rows { (k, block.nrows()) } else { (block.nrows(), k) };
             let mut product = Mat::zeros(height, width);
             let mut product = if by_rows { product.as_mut().transpose_mut() } else { product.as_mut() };
@@ -145,13 +148,13 @@ impl<T: Scalar> HostPanel<T> {
         self.data.shrink(self.stride * lines);
     }
 
-    /// `‖self‖_F²`.
+    /// Computes `‖self‖_F²`.
     pub(crate) fn norm_squared(&self) -> f64 {
         let (length, lines) = self.lines();
         simd::reduce::statistics_of_lines((0..lines).map(|j| &self.data[j * self.stride..][..length])).sum_squares
     }
 
-    /// `Σ self_ij other_ij`.
+    /// Computes `Σ self_ij other_ij`.
     pub(super) fn dot(&self, other: &Self) -> f64 {
         if self.by_rows != other.by_rows {
             let (a, b) = (self.as_ref(), other.as_ref());

@@ -8,12 +8,11 @@
 //!               └────────┘
 //! ```
 //!
-//! `2 m n l` flops, `A` read once. One GEMM for all of it is what this replaces: writing a column-major Y from
-//! a row-major A, it packs A in short runs (4096×4096, l = 64, f32, 2 Zen 5 cores: 7.9 ms against 5.4 ms here; 11008×4096:
-//! 28.2 against 14.3 ms; 4096×1024, l = 266: 5.7 against 5.2).
+//! **Cost.** `2 m n l` flops, `A` read once.
 //!
-//! Every block is done by one thread, whatever their number: the same bits, and no thread waits for another inside a GEMM
-//! (where one of two cores is busy with something else, GEMMs that share their packed operands take ten times as long).
+//! **Why this way.** One GEMM for all of it would pack a row-major A in short runs to write a column-major Y (0.5 to
+//! 0.9 of the time is left: `benches/NOTES.md`). Every block is done by one thread, whatever their number: the bits are
+//! the same, and no thread waits for another inside a GEMM.
 
 use std::cmp::Ordering;
 use std::collections::VecDeque;
@@ -30,25 +29,25 @@ use crate::simd::Scalar;
 
 /// Sizes of the blocks.
 struct Params {
-    /// Rows of a block, at most: 256 to 1024 are alike.
+    /// The most rows of a block.
     rows: usize,
-    /// Rows of a block, at least: each packs X again.
+    /// The fewest rows of a block, because each packs X again.
     min_rows: usize,
 }
 
 const PARAMS: Params = Params { rows: 512, min_rows: 96 };
 
-/// Rows of the blocks of a product with m rows.
+/// Returns the rows of the blocks of a product with m rows.
 fn block_rows(m: usize) -> usize {
     (m / 8).next_multiple_of(32).clamp(PARAMS.min_rows, PARAMS.rows)
 }
 
-/// Bytes that [`product`] allocates while it runs, into a column-major panel, on two threads.
+/// Returns the bytes that [`product`] into a column-major panel allocates while it runs on two threads.
 pub(crate) fn product_bytes<T>(m: usize, l: usize) -> usize {
     2 * block_rows(m).min(m) * l * size_of::<T>()
 }
 
-/// `y <- [y +] a x`.
+/// Computes `y <- [y +] a x`.
 pub(crate) fn product<T: Scalar>(accum: Accum, a: MatRef<'_, T>, x: MatRef<'_, T>, y: MatMut<'_, T>, space: &Host) {
     let (m, l) = y.shape();
     let par = threads(m * l * a.ncols(), space.par());
@@ -72,44 +71,44 @@ pub(crate) fn product<T: Scalar>(accum: Accum, a: MatRef<'_, T>, x: MatRef<'_, T
     parallel::for_each_with(par, row_blocks(y, rows), scratch, run);
 }
 
-/// Sizes of [`congruence`].
+/// Block sizes of [`congruence`].
 struct CongruenceParams {
     /// Rows of a strip of E.
     rows: usize,
-    /// Rows of a strip of g.
+    /// Rows of a strip of g for a general b.
     gram_rows: usize,
-    /// Of a triangle, where strips of g waste what is beyond the diagonal on both sides.
+    /// Rows of a strip of g for a triangular b, where strips waste what is beyond the diagonal on both sides.
     triangle_rows: usize,
     /// Columns of a triangle that are multiplied at a time.
     columns: usize,
 }
 
-/// Bench `whiten`.
+/// The sizes that the bench `whiten` found fastest.
 const CONGRUENCE: CongruenceParams = CongruenceParams { rows: 96, gram_rows: 96, triangle_rows: 48, columns: 96 };
 
-/// `g <- bᵀ s b`, n × n times n × c, both triangles, for a symmetric `s` of which the lower triangle is read. `lower` says that b is a lower
-/// triangle with zeros above.
+/// Computes `g <- bᵀ s b` (b is n × c, g is c × c, both triangles written) for a symmetric `s` of which the lower
+/// triangle is read. `lower` says that b is a lower triangle with zeros above.
 ///
 /// ```text
-///   s = T + Tᵀ      E = T b                E_I = Σ_{K <= I} T_IK b_K               of a triangle only what is below the diagonal
-///                   g = bᵀE + Eᵀb          g_I = Σ_K b_KIᵀ E_K + E_KIᵀ b_K         as far as the diagonal, only K >= I for a triangle
+///   s = T + Tᵀ      E = T b           E_I = Σ_{K <= I} T_IK b_K           only below the diagonal for a triangle
+///                   g = bᵀE + Eᵀb     g_I = Σ_K b_KIᵀ E_K + E_KIᵀ b_K  up to the diagonal, only K >= I for a triangle
 /// ```
 ///
-/// `c n² + 2 c² n` flops, `n³` for a triangle, and what strips do beyond the diagonal. A strip of rows is one GEMM by one thread: the same
-/// bits for any number of them.
+/// It takes `c n² + 2 c² n` flops, `n³` for a triangle, and what strips do beyond the diagonal. A strip of rows is one
+/// GEMM by one thread, so that the bits are the same for any number of them.
 pub(crate) fn congruence<T: Scalar>(s: MatRef<'_, T>, b: MatRef<'_, T>, lower: bool, g: MatMut<'_, T>, space: &Host) {
     let (n, c) = b.shape();
     let par = space.par();
     let half = T::from_f64(0.5);
     let mut e = HostPanel::zeros(n, c, space);
-    // The longest with the shortest, so that halves of them take as long.
+    // The longest strip is paired with the shortest, so that the halves take as long.
     let mut strips = VecDeque::from(row_blocks(e.as_mut(), CONGRUENCE.rows));
     let mut ends = || strips.pop_back().into_iter().chain(strips.pop_front()).collect::<Vec<_>>();
     let work = std::iter::repeat_with(&mut ends).take_while(|ends| !ends.is_empty()).flatten().collect();
     parallel::for_each_of(par, work, |(top, mut e): (usize, MatMut<'_, T>)| {
         let rows = e.nrows();
         let end = top + rows;
-        // Of the strip of T the last tile, on the diagonal, is not as it lies in s.
+        // The last tile of the strip of T is on the diagonal and differs from that of s.
         let diagonal = s.submatrix(top, top, rows, rows);
         let diagonal = Mat::from_fn(rows, rows, |i, j| match i.cmp(&j) {
             Ordering::Less => T::zeroed(),
@@ -131,7 +130,7 @@ pub(crate) fn congruence<T: Scalar>(s: MatRef<'_, T>, b: MatRef<'_, T>, lower: b
         }
     });
     let e = e.as_ref();
-    // As far as the diagonal, and what is beyond.
+    // A strip reaches to the diagonal, and some elements beyond.
     let rows = if lower { CONGRUENCE.triangle_rows } else { CONGRUENCE.gram_rows };
     let (mut lefts, mut rights): (Vec<_>, Vec<_>) = row_blocks(g, rows)
         .into_iter()
@@ -169,7 +168,7 @@ mod tests {
     use super::*;
     use crate::space::Space as _;
 
-    /// Tiles, parts of tiles, and one element; against the definition, in f64: `n` products, twice.
+    /// Checks tiles, parts of tiles, and one element against the definition in f64, which is two times `n` products.
     #[test]
     fn congruence_is_a_congruence() {
         let entry =

@@ -1,4 +1,4 @@
-//! The state of a pass as bytes, so that a pass over a matrix that takes hours goes on where it was stopped.
+//! Saves the state of a pass as bytes, so that a pass over a matrix that takes hours resumes where it was stopped.
 //!
 //! ```text
 //!   "TSLIMONE"  u32 version  u32 CRC-32 of the options  u32 bytes of a number  u32 0
@@ -6,7 +6,8 @@
 //!   range, co-range, core, error: numbers, column by column       u32 CRC-32 of everything before
 //! ```
 //!
-//! All little-endian. Shapes are not in it: bytes are read into the empty state of the same options and matrix, and must have its length.
+//! All little-endian. Shapes are not in it: bytes are read into the empty state of the same options and matrix, and
+//! must have its length.
 
 use std::time::Duration;
 
@@ -24,7 +25,7 @@ fn malformed(why: impl std::fmt::Display) -> Error {
     Error::Format { what: "the state of a single pass", why: why.to_string() }
 }
 
-/// Takes numbers off the front of bytes.
+/// Reads numbers off the front of a slice of bytes.
 struct Reader<'a>(&'a [u8]);
 
 impl Reader<'_> {
@@ -53,12 +54,12 @@ impl<T: Scalar> SinglePass<T> {
         [&self.state.range, &self.state.corange, &self.state.core, &self.state.error]
     }
 
-    /// Tells apart states that must not be mixed.
+    /// Returns a checksum of the options, which tells apart states that must not be mixed.
     fn fingerprint(&self) -> u32 {
         crc32fast::hash(format!("{} {:?}", env!("CARGO_PKG_VERSION"), self.plan.task).as_bytes())
     }
 
-    /// The state as bytes; the layout is in the source file, `src/svd/accumulator/bytes.rs`.
+    /// Returns the state as bytes; the layout is in the source file, `src/svd/accumulator/bytes.rs`.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(128 + 16 * self.given.len() + self.state_bytes());
         bytes.extend(MAGIC);
@@ -84,10 +85,12 @@ impl<T: Scalar> SinglePass<T> {
         bytes
     }
 
-    /// The state that [`to_bytes`](Self::to_bytes) wrote, into an empty state of the same options and shape. On an error the state is as before.
+    /// Restores the state that [`to_bytes`](Self::to_bytes) wrote into an empty state of the same options and shape. On
+    /// an error the state is as before.
     ///
     /// # Errors
-    /// [`Error::Format`] for anything else: another version or other options, a wrong length or checksum, rows out of order.
+    /// [`Error::Format`] for bytes of another version or of other options, with a wrong length or checksum, or with
+    /// rows out of order.
     pub fn restore(&mut self, bytes: &[u8]) -> Result<()> {
         let (body, checksum) = bytes.split_last_chunk::<4>().ok_or_else(|| malformed("they are too few"))?;
         if crc32fast::hash(body).to_le_bytes() != *checksum {
@@ -104,7 +107,7 @@ impl<T: Scalar> SinglePass<T> {
         let mut end = 0;
         for i in 0..reader.u64()? {
             let rows = reader.u64()?..reader.u64()?;
-            // Ranges that touch would have been joined.
+            // Ranges that touch would have been joined, so that they are an error here.
             if rows.start >= rows.end || rows.end > m || i > 0 && rows.start <= end {
                 return Err(malformed(format_args!("rows {rows:?} of {m} are out of order")));
             }
@@ -129,12 +132,12 @@ impl<T: Scalar> SinglePass<T> {
         Ok(())
     }
 
-    /// Bytes of the sketches.
+    /// Returns the bytes of the sketches.
     pub fn state_bytes(&self) -> usize {
         self.parts().iter().map(|a| a.nrows() * a.ncols()).sum::<usize>() * size_of::<T>()
     }
 
-    /// How many of the first rows were given.
+    /// Returns how many of the first rows were given without a gap.
     pub fn rows_given(&self) -> usize {
         self.given.first().filter(|rows| rows.start == 0).map_or(0, |rows| rows.end)
     }

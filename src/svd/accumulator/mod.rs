@@ -1,4 +1,5 @@
-//! One look at a matrix from outside: a state that is fed blocks of rows, merged with others, saved and restored, and gives factors.
+//! A factorization from one look at a matrix: a state that is fed blocks of rows, merged with others, saved and
+//! restored, and gives factors.
 
 mod bytes;
 
@@ -16,7 +17,8 @@ use crate::report::Report;
 use crate::simd::Scalar;
 use crate::tensor::{Matrix, TensorRef};
 
-/// Sketches of an `m × n` matrix whose rows come in blocks, each exactly once; made by [`TruncatedSvd::accumulator`](crate::TruncatedSvd::accumulator).
+/// Sketches of an `m × n` matrix whose rows come in blocks, each exactly once; made by
+/// [`TruncatedSvd::accumulator`](crate::TruncatedSvd::accumulator).
 ///
 /// ```
 /// use tensorslim::{Method, Rank, TensorRef, TruncatedSvd};
@@ -42,19 +44,19 @@ pub struct SinglePass<T: Scalar> {
     elapsed: Duration,
 }
 
-/// The largest modulus that sketches in `T` take without a risk of overflow, as a power of two.
+/// Returns the largest exponent of two of the modulus that sketches in `T` take without a risk of overflow.
 const fn largest_exponent<T: Scalar>() -> i32 {
     if size_of::<T>() == 4 { 100 } else { 400 }
 }
 
 impl<T: Scalar> SinglePass<T> {
-    /// An empty state.
+    /// Makes an empty state.
     pub(super) fn new(plan: Plan) -> Result<Self> {
         let state = State::new(&plan.task, plan.method, plan.shape)?;
         Ok(SinglePass { plan, state, largest: 0.0, given: Vec::new(), elapsed: Duration::ZERO })
     }
 
-    /// Rows and columns of the matrix.
+    /// Returns the rows and columns of the matrix.
     pub fn shape(&self) -> (usize, usize) {
         self.state.shape()
     }
@@ -118,7 +120,7 @@ pub(super) fn update<T: Scalar>(pass: &mut SinglePass<T>, first_row: usize, bloc
     Ok(())
 }
 
-/// The factors of a state; see [`SinglePass::finish`].
+/// Computes the factors of a state; see [`SinglePass::finish`].
 pub(super) fn finish<T: Scalar>(pass: SinglePass<T>) -> Result<Factors<T>> {
     let start = Instant::now();
     let (m, n) = pass.shape();
@@ -129,7 +131,7 @@ pub(super) fn finish<T: Scalar>(pass: SinglePass<T>) -> Result<Factors<T>> {
     if pass.largest > 0.0 && pass.largest < 2f64.powi(-largest_exponent::<T>()) {
         return Err(Error::Range { what: "the largest element", value: pass.largest, dtype: T::DTYPE });
     }
-    // Exact, and then no square below leaves the range of T.
+    // The scale is an exact power of two, after which no square leaves the range of T.
     let exponent = if pass.largest > 0.0 { -pass.largest.log2().floor() as i32 } else { 0 };
     let scale = 2f64.powi(exponent);
     let mut state = pass.state;
@@ -157,7 +159,7 @@ pub(super) fn finish<T: Scalar>(pass: SinglePass<T>) -> Result<Factors<T>> {
     Ok(Factors::new(u, s, vt, report, answer.slices))
 }
 
-/// Adds a range to disjoint ranges in order, joining neighbours; gives back what of it was there already.
+/// Adds a range to disjoint ranges in order, and joins neighbours. The error is the part of it that was there already.
 fn insert(given: &mut Vec<Range<usize>>, rows: Range<usize>) -> std::result::Result<(), Range<usize>> {
     if rows.is_empty() {
         return Ok(());

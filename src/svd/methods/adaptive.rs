@@ -1,5 +1,5 @@
-//! Rank from a tolerance: randQB_EI (Yu, Gu, Li, SIAM J. Matrix Anal. Appl. 2018, algorithm 2), then one half step of
-//! subspace iteration on everything that it found.
+//! Finds the rank for a tolerance: randQB_EI (Yu, Gu, Li, SIAM J. Matrix Anal. Appl. 2018, algorithm 2), then one half
+//! step of subspace iteration on everything that it found.
 //!
 //! ```text
 //!   E = ‖A‖²                                       f64
@@ -10,20 +10,18 @@
 //!   V = orth([X_1 X_2 ...]),  A V = Q R,  SVD of R
 //! ```
 //!
-//! A is never deflated or copied; the blocks are. The closing half step is what the paper does not have: the row space of
-//! `QᵀA` lies in V, so `‖A − A V Vᵀ‖ <= ‖A − Q QᵀA‖`, and one more product with A takes the singular values to one more power.
-//! Hence q−1 iterations inside and `2q + 1` products per column in all (q = 2; HMT has 2q + 2), and a rank that is chosen from
-//! the better of the two spectra. The Q_i are dropped before `A V` is formed: peak memory is that of the randomized method.
+//! A is never deflated or copied; the blocks are. The closing half step is not in the paper: the row space of `QᵀA`
+//! lies in V, so that `‖A − A V Vᵀ‖ <= ‖A − Q QᵀA‖`. Hence q−1 iterations inside, `2q + 1` products per column in all
+//! (HMT has 2q + 2), and a rank from the better of the two spectra. The Q_i are dropped before `A V` is formed, so that
+//! peak memory is that of the randomized method.
 //!
-//! Blocks grow: the first has [`BlockParams::first`] columns, later ones a quarter of the columns there are. A fixed block of
-//! 32 reads A two and a half times as often at rank 1000, and one of 256 wastes most of itself at rank 20; with a quarter, at most a
-//! fifth of the columns are beyond what was needed. The returned rank does not depend on it: it comes from the spectrum, and was the least
-//! possible in 196 of the 200 cases of `tests/drivers/tolerance.rs` (the others are below the floor, at most 11 above).
+//! Blocks grow: the first has [`BlockParams::first`] columns, later ones a quarter of the columns there are, so that at
+//! most a fifth is beyond what was needed. The rank comes from the spectrum and does not depend on the blocks.
 //!
-//! **Below the floor.** E loses its digits at `√eps ‖A‖` (f32: some 5e-3, f64: 2e-7). For a smaller ε the loop watches probes
-//! instead, `P = A G` with a Gaussian `G` of 16 columns that nothing else depends on: `P −= Q_i (Q_iᵀP)` keeps
-//! `P = (I − QQᵀ) A G`, and `E‖P‖² = 16 ‖A − QQᵀA‖²` at full relative precision, for one more pass in all. The loop stops two
-//! standard deviations on the safe side; the certificate has probes of its own.
+//! **Below the floor.** E loses its digits at `√eps ‖A‖`. For a smaller ε the loop watches `P = A G` with a Gaussian
+//! `G` of 16 columns: `P −= Q_i (Q_iᵀP)` keeps `P = (I − QQᵀ) A G`, and `E‖P‖² = 16 ‖A − QQᵀA‖²` at full relative
+//! precision, for one more pass in all. The loop stops two standard deviations on the safe side; the certificate has
+//! probes of its own.
 
 use faer::{Accum, Mat, Par};
 
@@ -42,25 +40,25 @@ use crate::svd::stream;
 use crate::svd::task::Task;
 use crate::svd::triplets::Triplets;
 
-/// Columns of the blocks.
+/// Column counts of the blocks.
 #[derive(Debug, Clone, Copy)]
 struct BlockParams {
-    /// Of the first: a GEMM panel that keeps both cores busy, and what most low-rank matrices need.
+    /// Columns of the first block: a GEMM panel that keeps both cores busy, and what most low-rank matrices need.
     first: usize,
-    /// A later block has this part of the columns before it, if that is more.
+    /// The inverse growth: a later block has this part of the columns before it, if that is more.
     growth: usize,
 }
 
 const PARAMS: BlockParams = BlockParams { first: 32, growth: 4 };
 
 impl BlockParams {
-    /// Columns of the block that follows `width` columns, at most `room`.
+    /// Returns the columns of the block that follows `width` columns, at most `room`.
     fn next(&self, width: usize, room: usize) -> usize {
         (width / self.growth).max(self.first).min(room)
     }
 }
 
-/// Passes over A until there are `width` columns.
+/// Returns the passes over A until there are `width` columns.
 fn passes(width: usize, power_iterations: usize) -> usize {
     let (mut columns, mut blocks) = (0, 0);
     while columns < width {
@@ -80,7 +78,7 @@ pub(super) fn cost(work: &Work<'_>) -> (f64, usize) {
     (products + orths + work.finish(m, l) + work.begin(), passes(work.width, q))
 }
 
-/// Meets `goal`, with at most the columns of the task.
+/// Solves for `goal`, with at most the columns of the task.
 pub(super) fn solve<T: Scalar, S: Space<T>>(
     task: &Task,
     op: &mut dyn LinearOperator<T, Space = S>,
@@ -145,7 +143,7 @@ pub(super) fn solve<T: Scalar, S: Space<T>>(
     })
 }
 
-/// `panel <- [X_1 X_2 ...]`, each block dropped once it is in.
+/// Computes `panel <- [X_1 X_2 ...]`. Each block is dropped once it is in.
 pub(super) fn side_by_side<T: Scalar, S: Space<T>>(
     space: &S,
     blocks: Vec<Panel<T, S>>,
@@ -159,7 +157,7 @@ pub(super) fn side_by_side<T: Scalar, S: Space<T>>(
     Ok(panel)
 }
 
-/// `A G`, G of independent normals.
+/// Computes `A G`, with G of independent normals.
 fn probe<T: Scalar, S: Space<T>>(task: &Task, op: &mut dyn LinearOperator<T, Space = S>) -> Result<Panel<T, S>> {
     let omega = AnySketch::new(Sketch::Gaussian, op.ncols(), PROBES, task.seed, stream::STOP)?;
     let mut p = op.left(PROBES)?;
@@ -167,12 +165,13 @@ fn probe<T: Scalar, S: Space<T>>(task: &Task, op: &mut dyn LinearOperator<T, Spa
     Ok(p)
 }
 
-/// An orthonormal basis of what the columns of `y` have outside of the span of `blocks`, and orthogonal to it to rounding.
+/// Computes an orthonormal basis of what the columns of `y` have outside of the span of `blocks`, orthogonal to that
+/// span to rounding.
 ///
-/// Once removed, a component of relative size 1/eps' comes back as eps/eps' of what is left; the second round removes that
-/// (Kahan and Parlett's "twice is enough"). A third is needed only where `y` was in the span to rounding, and what is left is noise.
-/// Columns of which nothing at all is left are completed to a basis in the same way in every round, in the span or not: a little
-/// [noise](add_noise) leads out of it.
+/// Once removed, a component of relative size 1/eps' comes back as eps/eps' of what is left; the second round removes
+/// that (Kahan and Parlett's "twice is enough"). A third is needed only where `y` was in the span to rounding, and what
+/// is left is noise. Columns of which nothing at all is left are completed to a basis in the same way in every round,
+/// in the span or not: a little [noise](add_noise) leads out of it.
 pub(super) fn orthonormalize_against<T: Scalar, S: Space<T>>(
     space: &S,
     blocks: &[Panel<T, S>],
@@ -186,7 +185,7 @@ pub(super) fn orthonormalize_against<T: Scalar, S: Space<T>>(
             removed += remove_span(space, q, y, overlap)?;
         }
         space.orthonormalize(y, None, Effort::Fast)?;
-        // From the second round on the columns are of length 1.
+        // From the second round on the columns have length 1.
         if blocks.is_empty() || round > 0 && removed < 1e-2 {
             break;
         }
@@ -197,12 +196,13 @@ pub(super) fn orthonormalize_against<T: Scalar, S: Space<T>>(
     Ok(())
 }
 
-/// Adds a random column of length [`NOISE`] to each of the orthonormal `y`: what there is of a range stays to that accuracy.
+/// Adds a random column of length [`NOISE`] to each of the orthonormal `y`. What there is of a range stays to that
+/// accuracy.
 fn add_noise<T: Scalar, S: Space<T>>(space: &S, y: &mut Panel<T, S>, round: usize) -> Result<()> {
     const NOISE: f64 = 1e-3;
     let (m, b) = space.shape(y);
     let noise = AnySketch::new(Sketch::Gaussian, m, b, round as u64, stream::NOISE)?;
-    // Entries have variance 1/b.
+    // The entries have variance 1/b.
     let scale = NOISE * (b as f64 / m as f64).sqrt();
     let mut host = Mat::<T>::zeros(m, b);
     space.download(y, host.as_mut())?;
@@ -214,7 +214,7 @@ fn add_noise<T: Scalar, S: Space<T>>(space: &S, y: &mut Panel<T, S>, round: usiz
     space.fill(y, &mut |mut y| y.copy_from(host.as_ref()))
 }
 
-/// `y −= q (qᵀy)`; returns `‖qᵀy‖²`.
+/// Computes `y −= q (qᵀy)`; returns `‖qᵀy‖²`.
 fn remove_span<T: Scalar, S: Space<T>>(
     space: &S,
     q: &Panel<T, S>,

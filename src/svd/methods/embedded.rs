@@ -1,4 +1,5 @@
-//! Least squares through a random embedding: what the one-pass methods have in place of a second product with the matrix.
+//! Solves least-squares problems through a random embedding, which the one-pass methods have in place of a second
+//! product with the matrix.
 
 use faer::dyn_stack::MemStack;
 use faer::linalg::matmul::matmul;
@@ -11,9 +12,10 @@ use crate::simd::Scalar;
 use crate::sketch::{AnySketch, SketchOperator};
 use crate::tensor::Element;
 
-/// `(ΩᵀQ)⁺ B` for an orthonormal Q: least squares with a matrix whose condition is that of the embedding, a small constant, so
-/// that its QR is as good as a pseudo-inverse. Unless Q is made of unit vectors (of a matrix with few live rows it is), some combinations of which a
-/// sampled Hadamard matrix may not see: a column that adds nothing to those before it gets coefficient 0.
+/// Computes `(ΩᵀQ)⁺ B` for an orthonormal Q: least squares with a matrix whose condition is that of the embedding, a
+/// small constant, so that its QR is as good as a pseudo-inverse. If Q is made of unit vectors, as it is for a matrix
+/// with few live rows, a sampled Hadamard matrix may not see some of their combinations: a column that adds nothing to
+/// those before it gets coefficient 0.
 pub(super) fn solve_embedded<T: Scalar>(
     q: &Mat<T>,
     omega: &AnySketch,
@@ -21,7 +23,8 @@ pub(super) fn solve_embedded<T: Scalar>(
     par: Par,
     stack: &mut MemStack,
 ) -> Result<Mat<T>> {
-    /// Of a pivot over the largest: an honest embedding has `(√s − √l) / (√s + √l)` at least, 0.17 for s = 2 l, 0.1 for 1.5 l.
+    /// The least ratio of a pivot to the largest with which a column counts as seen. A sound embedding has at least
+    /// `(√s − √l) / (√s + √l)`, 0.17 for s = 2 l, 0.1 for 1.5 l.
     const SEEN: f64 = 1.0 / 64.0;
     let l = q.ncols();
     let mut embedded = Mat::zeros(omega.ncols(), l);
@@ -32,7 +35,7 @@ pub(super) fn solve_embedded<T: Scalar>(
     let largest = (0..l).map(|j| pivot(&r, j)).fold(0.0, f64::max);
     for j in 0..l {
         if pivot(&r, j) <= SEEN * largest {
-            // As good as infinite, and nothing else becomes so.
+            // The pivot is as good as infinite, and makes nothing else infinite.
             r[(j, j)] = <T as Element>::from_f64(largest / T::EPSILON.powi(2));
         }
     }
@@ -42,7 +45,7 @@ pub(super) fn solve_embedded<T: Scalar>(
     Ok(x)
 }
 
-/// `x <- R⁻¹ x`, on one thread: the bits must not depend on how many there are.
+/// Solves `x <- R⁻¹ x` on one thread, because the bits must not depend on how many there are.
 fn back_substitute<T: Scalar>(r: MatRef<'_, T>, x: MatMut<'_, T>) {
     solve_upper_triangular_in_place(r, x, Par::Seq);
 }

@@ -1,4 +1,5 @@
-//! The optimum: `A = Q R`, then a dense SVD of R. `2 m n² + O(n³)` flops, one full copy of `A` in the arithmetic type.
+//! The optimum: `A = Q R`, then a dense SVD of R. It takes `2 m n² + O(n³)` flops and one full copy of `A` in the
+//! arithmetic type.
 
 use faer::Par;
 

@@ -1,30 +1,28 @@
-//! The Gram route for tall matrices: `G = AᵀA` once (SYRK, `m n²` flops, one pass), all else on panels of n rows, and one more pass for U.
+//! The Gram route for tall matrices: `G = AᵀA` once, all else on panels of n rows, and one more pass for U.
 //!
 //! ```text
-//!   dense      G = V Λ Vᵀ by faer,  A ≈ (A V) Vᵀ                                            the optimum
+//!   dense      G = V Λ Vᵀ by faer,  A ≈ (A V) Vᵀ                    the optimum
 //!
-//!   iterated   V = p(G) Ω, conditioned,  W = G V                     degree q,              G only
-//!              H = VᵀW = (A V)ᵀ(A V) = RᵀR                           Q = A V R⁻¹            never formed, orthonormal whatever V
-//!              F = W R⁻¹ = AᵀQ = V̂ Σ Ŵᵀ                              A ≈ Q QᵀA = (Q Ŵ) Σ V̂ᵀ
-//!              U = A (V R⁻¹ Ŵ_k)                                     2 m n k,               the second pass
-//!                = (A V) (R⁻¹ Ŵ_k)                                   2 m n l + 2 m l k,     with A V while one thread has the eigensolver
+//!   iterated   V = p(G) Ω, conditioned,  W = G V                    degree q,  G only
+//!              H = VᵀW = (A V)ᵀ(A V) = RᵀR                          Q = A V R⁻¹  never formed, orthonormal whatever V
+//!              F = W R⁻¹ = AᵀQ = V̂ Σ Ŵᵀ                             A ≈ Q QᵀA = (Q Ŵ) Σ V̂ᵀ
+//!              U = A (V R⁻¹ Ŵ_k)                                    2 m n k,  the second pass
+//!                = (A V) (R⁻¹ Ŵ_k)                                  2 m n l + 2 m l k,  beside the eigensolver
 //! ```
 //!
-//! With G at hand an iteration costs `2 n² l` flops and no pass over A, where the randomized method pays `4 m n l`. For
-//! small n the eigenvectors are computed outright; otherwise by a sketch and [filtered products](crate::range) with G. The projection is
-//! on the left side, of the range of `A V`, which costs less than the one on the right and is better by one power of the singular values:
-//! `W = G V` has all of it (the Nyström approximation of G, taken apart: Gittens and Mahoney 2016; Tropp, Yurtsever, Udell, Cevher
-//! 2017). q steps of the filter make it `σ^(2q+1)` to `σ^(2q+3)`, as it begins with the sketch or after it, where q power iterations on A
-//! give `σ^(2q+1)` without the filter. (One step after a plain sketch costs as much as two from it; on `ffn_up` at ratio 3.2 and q = 2 it leaves the
-//! outputs 2.1 % above the optimum, these 1.0, two after the sketch 0.7.) Only the k columns that are kept meet A
-//! again; the Gram matrix and the eigenproblem are those of F, n × l.
+//! **Cost.** `m n²` flops of SYRK; then `2 n² l` for each [filtered product](crate::range) with G and no pass over A,
+//! where the randomized method pays `4 m n l`. For small n all eigenvectors are computed. Only the k columns that are
+//! kept meet A again.
 //!
-//! Forming G squares the condition number. H is off by eps σ_1² and the columns of U from orthogonal by `eps σ_1² / (σ_i σ_j)`, at worst; G
-//! rounds in all directions, so that some `n^-1/2` of it is seen. While σ_l is above [`CLEAR`]` · σ_1` that is no more than what other
-//! steps do. It is [measured](is_orthonormal) all the same, and if U is not orthonormal to rounding, or the spectrum steeper, W becomes the basis
-//! V (filtered, so that nothing is lost), and the factors come from the image `A V`, computed from A itself: its singular values
-//! and certificate are right in any case. Only eigenvectors whose `σ_i` is under about `√eps σ_1` are then still noise: when `σ_k` comes out near
-//! that floor, [`reaches_floor`] says so and the caller takes another method.
+//! **Why the left side.** The projection on the range of `A V` costs less than the one on the right and is better by
+//! one power of the singular values: `W = G V` has all of it (the Nyström approximation of G: Gittens and Mahoney 2016;
+//! Tropp, Yurtsever, Udell, Cevher 2017). q steps make it `σ^(2q+1)` to `σ^(2q+3)`.
+//!
+//! **Loss of digits.** H is off by eps σ_1² and the columns of U from orthogonal by `eps σ_1² / (σ_i σ_j)` at worst.
+//! While σ_l is above [`CLEAR`]` · σ_1` that is no more than what other steps do; it is [measured](is_orthonormal) all
+//! the same. If U is not orthonormal, or the spectrum steeper, W becomes the basis V, and the factors come from the
+//! image `A V`, computed from A itself. Eigenvectors whose `σ_i` is under about `√eps σ_1` are then still noise:
+//! [`reaches_floor`] says so, and the caller takes another method.
 
 use std::ops::ControlFlow;
 
@@ -52,21 +50,23 @@ use crate::svd::task::Task;
 use crate::svd::triplets::{Decomposition, Triplets, Vectors, decompose_bytes, decompose_clear, decompose_clear_bytes};
 use crate::tensor::Element;
 
-/// The factors come from G alone while σ_l is above this part of σ_1.
+/// The part of σ_1 above which σ_l has to be for the factors to come from G alone.
 const CLEAR: f64 = 1.0 / 32.0;
-/// And are not looked at while it is above this one: `σ_1² / σ_l²` is 36 then, of the 50 that are allowed.
+/// The part of σ_1 above which σ_l needs no check of U: `σ_1² / σ_l²` is 36 then, of the 50 that are allowed.
 const PLAIN: f64 = 1.0 / 6.0;
-/// Random combinations of columns that are looked at.
+/// How many random combinations of columns a check looks at.
 const LOOKS: usize = 8;
-/// How far from orthonormal they may show U to be, in units of `eps √k`: entries of UᵀU are below that then (they are allowed 50 of it).
+/// The largest defect of these combinations, in units of `eps √k`, with which U counts as orthonormal. Entries of UᵀU −
+/// I are below that then; they are allowed 50 of it.
 const DEFECT: f64 = 32.0;
 
-/// Whether the Gram matrix resolves what is asked for: it shows σ down to `√eps σ_1`, so that it cannot show a loss near that.
+/// Tells whether the Gram matrix resolves what is asked for. It shows σ down to `√eps σ_1`, so that it cannot show a
+/// loss near that.
 pub(super) fn allowed(task: &Task) -> bool {
     !task.is_below_floor()
 }
 
-/// Whether there is a panel width for subspace iteration before the spectrum has been seen.
+/// Tells whether there is a panel width for subspace iteration before the spectrum has been seen.
 pub(super) fn may_iterate(task: &Task) -> bool {
     task.rank.is_some()
 }
@@ -81,12 +81,12 @@ pub(super) fn cost_iterated(work: &Work<'_>) -> (f64, usize) {
     let &Work { m, n, l, k, rates, .. } = work;
     let q = work.task.power_iterations;
     let cholesky = rates.cholesky * l.powi(3);
-    // One pass of CholeskyQR by a product with the inverse, and the product with G.
+    // A step is one pass of CholeskyQR by a product with the inverse, and the product with G.
     let step = work.flops(3.0 * n * l * l) + cholesky + work.product(n, n, l) + 2.0 * rates.call;
-    // The sketch is a step of the filter, if the spectrum allows it, which is not known yet.
+    // The sketch is a step of the filter if the spectrum allows it, which is not known yet.
     let after = if q > 1 { q as f64 } else { q as f64 + 1.0 };
     let iterations = work.sketch(n, n) + after * step;
-    // H, F and its decomposition, the directions, U.
+    // These are H, F and its decomposition, the directions, and U.
     let projection = work.flops(4.0 * n * l * l + 4.0 * n * l * k)
         + work.product(m, n, k)
         + cholesky
@@ -135,7 +135,8 @@ pub(super) fn by_iteration<T: Scalar, S: Space<T>>(
     unless_at_the_floor(task, op, solution, goal, par)
 }
 
-/// Columns of the panels for these squared singular values, nonincreasing: all of σ² is there, so that nothing is missing.
+/// Returns the columns of the panels for these squared singular values, nonincreasing. All of σ² is there, so that
+/// nothing is missing.
 pub(in crate::svd) fn width_for<T: Scalar>(task: &Task, goal: &Goal, squares: &[T]) -> usize {
     match task.rank {
         Some(_) => task.width,
@@ -143,12 +144,13 @@ pub(in crate::svd) fn width_for<T: Scalar>(task: &Task, goal: &Goal, squares: &[
     }
 }
 
-/// Singular values from their squares, of which rounding may have made some negative.
+/// Returns singular values from their squares, of which rounding may have made some negative.
 pub(in crate::svd) fn roots<T: Scalar>(squares: &[T]) -> Vec<T> {
     squares.iter().map(|&x| <T as Element>::from_f64(Element::to_f64(x).max(0.0).sqrt())).collect()
 }
 
-/// What the Gram route found, or what the randomized method does, within the memory of this route, where the Gram matrix could not see enough.
+/// Returns what the Gram route found, or, where the Gram matrix could not see enough, what the randomized method finds
+/// within the memory of this route.
 pub(in crate::svd) fn unless_at_the_floor<T: Scalar, S: Space<T>>(
     task: &Task,
     op: &mut dyn LinearOperator<T, Space = S>,
@@ -169,7 +171,7 @@ pub(in crate::svd) fn unless_at_the_floor<T: Scalar, S: Space<T>>(
     Ok(solution)
 }
 
-/// The factors by the image of an orthonormal basis of the dominant eigenvectors.
+/// Computes the factors by the image of an orthonormal basis of the dominant eigenvectors.
 pub(in crate::svd) fn from_basis<T: Scalar, S: Space<T>>(
     op: &mut dyn LinearOperator<T, Space = S>,
     basis: Panel<T, S>,
@@ -194,17 +196,17 @@ pub(in crate::svd) fn from_basis<T: Scalar, S: Space<T>>(
     })
 }
 
-/// What a dense solver finds of G.
+/// The eigenvectors and eigenvalues of G from a dense solver.
 pub(in crate::svd) struct Dominant<T, P> {
     /// The eigenvectors of the largest eigenvalues.
     pub(in crate::svd) basis: P,
     /// All eigenvalues, nonincreasing.
     pub(in crate::svd) values: Vec<T>,
-    /// What the report should say of how they were found, if that was not routine.
+    /// The note for the report if they were not found in the routine way.
     pub(in crate::svd) remedy: Option<&'static str>,
 }
 
-/// The eigenvectors of G from a dense solver on the host, as many as `width` makes of the eigenvalues.
+/// Computes the eigenvectors of G by a dense solver on the host, as many as `width` makes of the eigenvalues.
 pub(in crate::svd) fn dense<T: Scalar, S: Space<T>>(
     op: &mut dyn LinearOperator<T, Space = S>,
     width: impl FnOnce(&[T]) -> usize,
@@ -231,8 +233,8 @@ pub(in crate::svd) fn dense<T: Scalar, S: Space<T>>(
     Ok(Dominant { basis, values, remedy })
 }
 
-/// Subspace iteration where G lives. Breaks off with the factors, or goes on with an orthonormal basis of the dominant eigenvectors; with either comes the
-/// end of the interval that was damped.
+/// Iterates on a subspace where G lives. The result is either the factors, or an orthonormal basis of the dominant
+/// eigenvectors to continue with; either comes with the end of the interval that was damped.
 #[expect(clippy::type_complexity, reason = "the two ways that it ends")]
 fn iterated<T: Scalar, S: Space<T>>(
     task: &Task,
@@ -307,19 +309,20 @@ fn iterated<T: Scalar, S: Space<T>>(
     Ok(ControlFlow::Break((solution, end)))
 }
 
-/// What the iteration leaves: V, conditioned, and `W = G V`, or F in its place, or both.
+/// The result of the iteration: V, conditioned, with `W = G V`, or F in its place, or both.
 pub(in crate::svd) struct Subspace<P> {
     pub(in crate::svd) v: P,
     w: Option<P>,
     f: Option<P>,
-    /// R, where H is definite enough for F.
+    /// The factor R, where H is definite enough for F.
     factor: Option<Factor>,
-    /// tr G and `‖G‖_F²`.
+    /// The sums tr G and `‖G‖_F²`.
     sums: (f64, f64),
 }
 
 impl<P> Subspace<P> {
-    /// From a sketch of G and a filter, with the end of the interval that was damped. `in_place` takes W for F, where an image is to come beside.
+    /// Finds the subspace from a sketch of G and a filter, and returns the end of the interval that was damped. With
+    /// `in_place` F takes the memory of W, where an image is to come beside.
     pub(in crate::svd) fn find<T: Scalar, S: Space<T, Panel = P>>(
         task: &Task,
         op: &mut dyn LinearOperator<T, Space = S>,
@@ -350,8 +353,8 @@ impl<P> Subspace<P> {
         Ok((Subspace { v, w, f: Some(f), factor: Some(factor), sums }, end))
     }
 
-    /// The decomposition of F, or what there is to go on with where G alone does not tell. `meanwhile` is done with V while the eigensolver has one
-    /// thread, if there is one.
+    /// Decomposes F, or returns what there is to continue with where G alone does not tell. `meanwhile` gets V while
+    /// the eigensolver has one thread, if there is an eigensolver.
     pub(in crate::svd) fn project<T: Scalar, S: Space<T, Panel = P>>(
         mut self,
         space: &S,
@@ -381,14 +384,14 @@ impl<P> Subspace<P> {
         Ok(ControlFlow::Break(Projection { subspace: self, factor, divided, basis, s, captured, rank, by_qr, notes }))
     }
 
-    /// Drops F where W is still there to go on with.
+    /// Drops F where W is still there to continue with.
     pub(in crate::svd) fn keep_one(&mut self) {
         if self.w.is_some() {
             self.f = None;
         }
     }
 
-    /// An orthonormal basis of the dominant eigenvectors.
+    /// Makes an orthonormal basis of the dominant eigenvectors.
     pub(in crate::svd) fn into_basis<T: Scalar, S: Space<T, Panel = P>>(self, space: &S) -> Result<P> {
         let mut basis = match (self.w, self.f) {
             (Some(mut w), _) => {
@@ -404,13 +407,13 @@ impl<P> Subspace<P> {
     }
 }
 
-/// `A ≈ Q QᵀA` for `Q = A V R⁻¹`, by the decomposition of `F = AᵀQ = V̂ Σ Ŵᵀ`.
+/// The projection `A ≈ Q QᵀA` for `Q = A V R⁻¹`, by the decomposition of `F = AᵀQ = V̂ Σ Ŵᵀ`.
 pub(in crate::svd) struct Projection<T, P> {
     pub(in crate::svd) subspace: Subspace<P>,
     pub(in crate::svd) factor: Factor,
-    /// `Ŵ Σ⁻¹`, or what else F (now Q of its QR) gives V̂ with.
+    /// The matrix C in `V̂ = F C`: `Ŵ Σ⁻¹`, or, if F was replaced by the Q of its QR, the corresponding small matrix.
     divided: Mat<T>,
-    /// Ŵ.
+    /// The small singular vectors Ŵ.
     pub(in crate::svd) basis: Mat<T>,
     pub(in crate::svd) s: Vec<T>,
     pub(in crate::svd) captured: f64,
@@ -419,17 +422,17 @@ pub(in crate::svd) struct Projection<T, P> {
     pub(in crate::svd) notes: Vec<String>,
 }
 
-/// σ_l over σ_1.
+/// Returns σ_l over σ_1.
 fn decay<T: Scalar>(s: &[T]) -> f64 {
     s[s.len() - 1].to_f64() / s[0].to_f64()
 }
 
-/// Whether the columns of U from G alone have to be looked at.
+/// Tells whether the columns of U from G alone have to be checked.
 pub(in crate::svd) fn is_doubtful<T: Scalar>(s: &[T]) -> bool {
     decay(s) < PLAIN
 }
 
-/// That of `VᵀW`, of which what is not symmetric is rounding.
+/// Computes the Cholesky factor of the symmetric part of `VᵀW`, whose antisymmetric part is rounding error.
 fn factor<T: Scalar, S: Space<T>>(space: &S, v: &Panel<T, S>, w: &Panel<T, S>) -> Result<Option<Factor>> {
     let l = space.shape(v).1;
     let mut h = Mat::<T>::zeros(l, l);
@@ -442,7 +445,7 @@ fn factor<T: Scalar, S: Space<T>>(space: &S, v: &Panel<T, S>, w: &Panel<T, S>) -
     Ok(Factor::of(&h))
 }
 
-/// `R⁻¹ Ŵ_k`, with signs.
+/// Computes `R⁻¹ Ŵ_k`, with signs.
 pub(in crate::svd) fn combination<T: Scalar>(factor: Factor, basis: &Mat<T>, signs: &[f64]) -> Mat<T> {
     let (l, k) = (basis.nrows(), signs.len());
     let inverse = factor.inverse::<f64>();
@@ -474,22 +477,22 @@ pub(super) fn peak_dense<T: Scalar>(f: &Footprint) -> usize {
     with_ways_out::<T>(f, solving)
 }
 
-/// Whichever way it goes.
+/// Returns the peak of the iteration, whichever way it ends.
 pub(super) fn peak_iterated<T: Scalar>(f: &Footprint) -> usize {
     let &Footprint { m, n, width: l, rank: k, .. } = f;
     let panel = |rows: usize, cols: usize| HostPanel::<T>::bytes(rows, cols);
     let (small, wide) = (l * l * size_of::<T>(), l * l * size_of::<f64>());
     let orthonormalize = HostPanel::<T>::orthonormalize_scratch(n, l, Par::Seq).unaligned_bytes_required();
-    // V and W are kept throughout, F beside them or in place of W.
+    // V and W are kept throughout, with F beside them or in place of W.
     let pair = 2 * panel(n, l);
     let iterated = panel(n, n) + filtered_iteration_bytes::<T>(n, l);
     let factored = small + Factor::bytes(l);
-    // The image of V comes while the eigensolver runs, or that of the columns that are kept at the end.
+    // The image of V comes while the eigensolver runs, or that of the kept columns at the end.
     let early = is_imaged_early::<T>((m, n), l);
     let image = if early { 0 } else { panel(n, l) };
     let turned = wide + small + if early { HostPanel::<T>::multiply_in_place_bytes(n, l, l) } else { image };
     let (before, after) = if early { (f.image::<T>(l), 0) } else { (0, f.image::<T>(k)) };
-    // An image lies as the matrix does: it is written in place, unless the matrix is converted.
+    // An image lies as the matrix does, and is written in place unless the matrix is converted.
     let converted = |l: usize| if f.storage.is_some() { f.tile::<T>(Pass::Product(l)) } else { 0 };
     let multiplying = if early { converted(l) } else { 0 };
     let (gathered, solved) = decompose_clear_bytes::<T>(n, l);
@@ -504,46 +507,47 @@ pub(super) fn peak_iterated<T: Scalar>(f: &Footprint) -> usize {
     with_ways_out::<T>(f, forming::<T>(f).max(pair + projected).max(at_home))
 }
 
-/// Bytes of forming G.
+/// Returns the bytes of forming G.
 fn forming<T: Scalar>(f: &Footprint) -> usize {
     Dense::<T>::gram_bytes(f.m, f.n) + f.tile::<T>(Pass::Whole)
 }
 
-/// The peak with the ways that it may end in: by the image of a basis, by the randomized method.
+/// Returns the peak with the ways in which solving may end: by the image of a basis, or by the randomized method.
 fn with_ways_out<T: Scalar>(f: &Footprint, solving: usize) -> usize {
     let &Footprint { m, n, width: l, rank: k, .. } = f;
     let (small, panel) = (l * l * size_of::<T>(), HostPanel::<T>::bytes(n, l));
-    // From a basis and the image of A on it.
+    // These bytes are a basis and the image of A on it.
     let imaged = panel + f.tile::<T>(Pass::Product(l)).max(decompose_bytes::<T>(m, l, true, 0));
     let home = small + n * k * size_of::<T>() + panel + small;
     let by_image = (f.image::<T>(l) + imaged.max(home)).max(f.image::<T>(k) + f.factors::<T>());
     f.certified::<T>(solving.max(by_image).max(randomized::by_products::<T>(f, !f.searched)), true)
 }
 
-/// Whether A meets all of V while the eigensolver has one thread, and the columns that are kept come of the image: `2 m l²` flops and those of
-/// l − k columns more for half of the solver's time, `l²` of 53 ns (l = 106, 202: 0.6, 2.0 ms). A pure function of the shape, so that the bits do not
-/// depend on the threads; what one thread would do at once anyway is not worth it.
-/// Where m is not several times n, V and F beside the image would be more memory than all else takes.
+/// Tells whether A meets all of V while the eigensolver has one thread, so that the columns that are kept come from
+/// that image. It costs `2 m l²` flops and the product with l − k columns more, for half of the time of the solver. The
+/// answer is a pure function of the shape, so that the bits do not depend on the threads; it is not worth it for what
+/// one thread would do at once anyway. Where m is not several times n, V and F beside the image would be more memory
+/// than all else takes.
 pub(in crate::svd) fn is_imaged_early<T: Scalar>((m, n): (usize, usize), l: usize) -> bool {
     let has_eigensolver = size_of::<T>() == size_of::<f32>();
     has_eigensolver && m <= EARLY.rows && m >= EARLY.tall * n && m * n * l >= EARLY.multiplications
 }
 
-/// Limits of [`is_imaged_early`].
+/// The limits of [`is_imaged_early`].
 struct EarlyParams {
-    /// Rows, at most.
+    /// The most rows.
     rows: usize,
-    /// Rows over columns, at least.
+    /// The least ratio of rows to columns.
     tall: usize,
-    /// Multiplications of the product, at least.
+    /// The least number of multiplications of the product.
     multiplications: usize,
 }
 
-/// Bench `svd`.
+/// The limits that the bench `svd` found.
 const EARLY: EarlyParams = EarlyParams { rows: 4096, tall: 3, multiplications: 1 << 24 };
 
-/// Whether the columns of `U = panel C` (the panel itself without one) are orthonormal to rounding: the largest entry of `(UᵀU − I) X` for columns X of
-/// random signs is about the length of the worst row of `UᵀU − I`.
+/// Tells whether the columns of `U = panel C` (the panel itself without C) are orthonormal to rounding. For columns X
+/// of random signs the largest entry of `(UᵀU − I) X` is about the length of the worst row of `UᵀU − I`.
 pub(in crate::svd) fn is_orthonormal<T: Scalar, S: Space<T>>(
     space: &S,
     panel: &Panel<T, S>,
@@ -576,7 +580,7 @@ pub(in crate::svd) fn is_orthonormal<T: Scalar, S: Space<T>>(
     Ok(defect <= DEFECT * (k as f64).sqrt() * T::EPSILON)
 }
 
-/// Whether `σ_k` is so small against `σ_1` that the rounding of G, `eps σ_1²`, is felt in its eigenvector.
+/// Tells whether `σ_k` is so small against `σ_1` that the rounding of G, `eps σ_1²`, is felt in its eigenvector.
 pub(in crate::svd) fn reaches_floor<T: Scalar>(s: &[T], k: usize) -> bool {
     s[k - 1].to_f64() < 8.0 * T::EPSILON.sqrt() * s[0].to_f64()
 }

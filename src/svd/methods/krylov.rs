@@ -7,23 +7,18 @@
 //!   K = [Q_1 .. Q_t],   KᵀA = [X_1 .. X_t]ᵀ is there already,   Rayleigh-Ritz on it
 //! ```
 //!
-//! K holds `p(AAᵀ) A Ω` for every polynomial of degree t − 1, so that nothing has to choose one. `(2t − 1) · 2 m n b` flops in
-//! `2t` passes. A small block with more steps reaches further for the same products (Tropp and Webber), until the GEMM is too narrow;
-//! with [`blocks`]`(q) = q + 2` and `b = l / 2` the products are those of `q + 3/2` panels of l columns, against `2q + 1` of
-//! the randomized method with q power iterations, and the error is smaller. Excess over the optimum and products in units of l
-//! columns for a diagonal matrix with σ_i = i^-0.5, n = 4096, k = 128, by simulation (t = 2, 3 and b = 0.4 l interpolated):
+//! **Cost.** K holds `p(AAᵀ) A Ω` for every polynomial of degree t − 1, so that nothing has to choose one, for
+//! `(2t − 1) · 2 m n b` flops in `2t` passes. A small block with more steps reaches further for the same products
+//! (Tropp and Webber), until the GEMM is too narrow. With [`blocks`](Blocks)`(q) = q + 2` and `b = l / 2` the products
+//! are those of `q + 3/2` panels of l columns, against `2q + 1` of the randomized method with q power iterations, and
+//! the error is smaller (`benches/NOTES.md`).
 //!
-//! ```text
-//!   randomized q = 2    5.0    0.72 %            t = 4, b = l/2    3.5    0.45 %
-//!   t = 2, b = l        3.0    1.7  %            t = 5, b = l/3    3.0    0.9  %
-//!   t = 3, b = 0.7 l    3.5    0.8  %            t = 5, b = 0.4 l  3.6    0.3  %
-//! ```
+//! **Copies.** A block of b columns finds at most b copies of a singular value, whatever the number of steps, and
+//! nothing in the space tells of the others. As many tied values as a block has columns are therefore [taken for
+//! more](may_lack_copies), and the randomized method, which finds l, takes over.
 //!
-//! A block of b columns finds b copies of a singular value at most, whatever the number of steps, and nothing in the space tells of the others. As many
-//! tied values as a block has columns are therefore [taken for more](may_lack_copies), and the randomized method, which finds l, takes over.
-//!
-//! Every block is made orthogonal to all before it, not to the last two as exact arithmetic would have it: `m l²`
-//! flops in all, and no basis that has lost its orthogonality without notice.
+//! **Orthogonality.** Every block is made orthogonal to all before it, not to the last two as exact arithmetic would
+//! have it: that takes `m l²` flops in all, and no basis loses its orthogonality without notice.
 
 use faer::{Mat, Par};
 
@@ -43,7 +38,7 @@ use crate::svd::stream;
 use crate::svd::task::Task;
 use crate::svd::triplets::{Triplets, decompose_bytes};
 
-/// Steps and columns of a block.
+/// The number of steps and the columns of a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Blocks {
     count: usize,
@@ -51,30 +46,32 @@ struct Blocks {
 }
 
 impl Blocks {
-    /// For panels of `l` columns and `q` power iterations of an operator with `n` columns; `None` if the basis would be wider than
-    /// that: there is nothing left for a polynomial to choose then.
+    /// Chooses blocks for panels of `l` columns and `q` power iterations of an operator with `n` columns. The result is
+    /// `None` if the basis would be wider than n, because nothing is left for a polynomial to choose then.
     fn new(l: usize, power_iterations: usize, n: usize) -> Option<Self> {
         let count = power_iterations.saturating_add(2);
         let half = l.div_ceil(2);
-        // GEMM likes multiples of 16: b = 64 against 72 takes 12 % less. A few columns less than half cost nothing where the spectrum decays; on i.i.d. entries,
-        // against the randomized method, 0.07 % of the error at n = 4096 and k = 128 (72 columns: -0.06 %), and 0.13 % at n = 2048.
+        // GEMM is faster with multiples of 16. A few columns less than half cost nothing where the spectrum decays, and
+        // little on i.i.d. entries (`benches/NOTES.md`).
         let down = half / 16 * 16;
         let loses_little = 13 * down >= 12 * half && n >= 28 * l;
         let width = if loses_little { down } else { half.next_multiple_of(8).min(n) };
-        // A panel of all n columns holds the range whatever it is; a flat spectrum has no Krylov space beyond the first block.
+        // A panel of all n columns holds the range whatever it is, and a flat spectrum has no Krylov space beyond the
+        // first block.
         (l < n && width.saturating_mul(count) <= n).then_some(Blocks { count, width })
     }
 
-    /// Columns of the basis.
+    /// Returns the columns of the basis.
     fn columns(&self) -> usize {
         self.count * self.width
     }
 }
 
-/// Values that lie this close are copies to so few steps.
+/// The relative distance below which values count as copies, after so few steps.
 const TIED: f64 = 1e-3;
 
-/// Whether some of the first `rank` singular values have as many copies as a block has columns, so that there may be more.
+/// Tells whether some of the first `rank` singular values have as many copies as a block has columns, so that there may
+/// be more.
 fn may_lack_copies<T: Scalar>(blocks: Blocks, s: &[T], rank: usize) -> bool {
     let value = |i: usize| s[i].to_f64();
     let ends = s.len().saturating_sub(blocks.width - 1).min(rank);
@@ -95,7 +92,7 @@ pub(super) fn cost(work: &Work<'_>) -> (f64, usize) {
     let Some(blocks) = blocks else { return randomized::cost(work) };
     let (count, width, columns) = (blocks.count as f64, blocks.width as f64, blocks.columns() as f64);
     let products = work.sketch(m, n) + (2.0 * count - 1.0) * work.product(m, n, width);
-    // Each block twice, and against those before it.
+    // Each block is made orthogonal to those before it, twice.
     let against = work.flops(2.0 * m * width * width * count * (count - 1.0)) + work.copy(2.0 * (m + n) * columns);
     let calls = 0.5 * count * (count - 1.0) * work.rates.call;
     let orths = (2.0 * count - 1.0) * work.orthonormalize(m, width) + calls;
@@ -111,13 +108,13 @@ pub(super) fn peak<T: Scalar>(f: &Footprint) -> usize {
     let panel = |rows: usize, cols: usize| HostPanel::<T>::bytes(rows, cols);
     let small = |rows: usize, cols: usize| rows * cols * size_of::<T>();
     let scratch = HostPanel::<T>::orthonormalize_scratch(m, b, Par::Seq).unaligned_bytes_required();
-    // Each side is put together while the other's blocks are still apart.
+    // Each side is put together while the blocks of the other are still apart.
     let (left, right) = (panel(m, count * b), panel(n, count * b));
     let after = left.max(right).max(decompose_bytes::<T>(n, count * b, false, 0));
     let home = small(count * b, count * b) + f.home::<T>(right + small(count * b, count * b));
-    // With the overlap of two blocks.
+    // The overlap of two blocks counts, too.
     let kept = (left + right + small(b, b) + f.pass::<T>(scratch, b).max(after)).max(left + home);
-    // Where it finds ties that a block cannot hold.
+    // The randomized method takes over where there are ties that a block cannot hold.
     f.certified::<T>(kept.max(randomized::by_products::<T>(f, !f.searched)), true)
 }
 
@@ -147,7 +144,7 @@ pub(super) fn solve<T: Scalar, S: Space<T>>(
     Ok(next)
 }
 
-/// The factors by these blocks.
+/// Computes the factors by these blocks.
 fn by_blocks<T: Scalar, S: Space<T>>(
     task: &Task,
     op: &mut dyn LinearOperator<T, Space = S>,

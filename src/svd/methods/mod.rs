@@ -1,4 +1,4 @@
-//! The methods: one file and one line of the table each.
+//! The methods of factorization: one file and one line of the table each.
 //!
 //! | method | products | orthonormalizations | small problem (f32) | passes |
 //! |---|---|---|---|---|
@@ -8,9 +8,9 @@
 //! | randomized | 2mnl, 2q + 1 times, and a sketch | m × l, q + 1 times, n × l, q times | EVD l³ | 2q + 2 |
 //! | krylov | 2mnb, 2q + 3 times, and a sketch | m × b, 2q + 3 times, against blocks | EVD (qb + 2b)³ | 2q + 4 |
 //!
-//! With `l = k + p`, `m >= n`, and Krylov blocks of `b = l/2` columns. A file has `solve` and what the planner asks of it: whether the method is possible and
-//! allowed, its cost, its peak memory. To add one: the file, a variant of [`Route`], a line of [`ROUTES`] and an arm of [`solve`]; a method that callers name
-//! is a variant of [`Method`], too.
+//! The symbols are `l = k + p`, `m >= n`, and `b = l/2` for Krylov blocks. A file has `solve` and what the planner asks
+//! of it: whether the method is possible and allowed, its cost, its peak memory. To add one: the file, a variant of
+//! [`Route`], a line of [`ROUTES`] and an arm of [`solve`]; a method that callers name is a variant of [`Method`], too.
 
 mod adaptive;
 mod embedded;
@@ -35,13 +35,13 @@ use crate::simd::Scalar;
 use crate::space::Space;
 use crate::tensor::DType;
 
-/// A method, told apart by how it goes about it where there are two ways.
+/// A method, and which way it takes where there are two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Route {
     Full,
     /// All eigenvectors of the Gram matrix by a dense solver.
     GramDense,
-    /// Its dominant eigenvectors by filtered subspace iteration.
+    /// The dominant eigenvectors of the Gram matrix, by filtered subspace iteration.
     GramIterated,
     Randomized,
     Krylov,
@@ -49,24 +49,24 @@ pub(super) enum Route {
     Nystrom,
 }
 
-/// What the planner knows of a route.
+/// The facts of a route that the planner asks for.
 pub(super) struct Entry {
     pub(super) route: Route,
     pub(super) method: Method,
     /// The method in words.
     pub(super) what: &'static str,
-    /// Whether it can do the task at all.
+    /// Tells whether the route can do the task at all.
     pub(super) possible: fn(&Task) -> bool,
-    /// Whether [`Method::Auto`] may take it: whether it is never less accurate than the randomized method.
+    /// Tells whether [`Method::Auto`] may take it: whether it is never less accurate than the randomized method.
     pub(super) allowed: fn(&Task) -> bool,
-    /// Seconds, and passes over the matrix.
+    /// Estimates the seconds, and counts the passes over the matrix.
     pub(super) cost: fn(&Work<'_>) -> (f64, usize),
-    /// Peak bytes in f32 and in f64.
+    /// Computes the peak bytes, in f32 and in f64.
     peak: [fn(&Footprint) -> usize; 2],
 }
 
 impl Entry {
-    /// Columns of its panels.
+    /// Returns the columns of its panels.
     pub(super) fn width(&self, task: &Task) -> usize {
         match looks_once(self.method) {
             true => single_pass::Sizes::new(self.method, task.tall(), task.largest_rank(), task.oversample).range,
@@ -74,7 +74,8 @@ impl Entry {
         }
     }
 
-    /// Peak bytes of the task with panels of `width` columns and factors of `rank`, whatever the values are.
+    /// Returns the peak bytes of the task with panels of `width` columns and factors of `rank`, whatever the values
+    /// are.
     pub(super) fn peak_bytes(&self, task: &Task, width: usize, rank: usize) -> usize {
         let [single, double] = self.peak;
         let peak = if task.precision == DType::F64 { double } else { single };
@@ -90,8 +91,9 @@ fn never(_: &Task) -> bool {
     false
 }
 
-/// All routes. `Auto` never takes a method that is less accurate than the randomized one with the same p and q: full and gram (dense) are the optimum, gram
-/// (iterated) has the same exponent and a filter, and those of a single pass are only for where one pass is all there is.
+/// All routes. `Auto` never takes a method that is less accurate than the randomized one with the same p and q: full
+/// and gram (dense) are the optimum, gram (iterated) has the same exponent and a filter, and those of a single pass are
+/// only for where one pass is all there is.
 static ROUTES: [Entry; 7] = [
     Entry {
         route: Route::Full,
@@ -161,19 +163,19 @@ static ROUTES: [Entry; 7] = [
     },
 ];
 
-/// The entries of the table that can do the task.
+/// Returns the entries of the table that can do the task.
 pub(super) fn possible(task: &Task) -> impl Iterator<Item = &'static Entry> {
     ROUTES.iter().filter(|entry| (entry.possible)(task))
 }
 
 impl Route {
-    /// The entry of this route.
+    /// Returns the entry of this route.
     pub(super) fn entry(self) -> &'static Entry {
         ROUTES.iter().find(|entry| entry.route == self).expect("the table has all routes")
     }
 }
 
-/// The entry that tells what a method takes: of two ways that of `route`, if it is one of them.
+/// Returns the entry that tells what a method takes: where it has two ways, that of `route` if this is one of them.
 pub(super) fn entry_of(method: Method, route: Route) -> &'static Entry {
     let entry = route.entry();
     match entry.method == method {
@@ -182,7 +184,7 @@ pub(super) fn entry_of(method: Method, route: Route) -> &'static Entry {
     }
 }
 
-/// Solves the task by a route, falling back where the result shows that the method was out of its depth.
+/// Solves the task by a route, and falls back where the result shows that the method did not suit the matrix.
 pub(super) fn solve<T: Scalar, S: Space<T>>(
     route: Route,
     task: &Task,

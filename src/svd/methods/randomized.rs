@@ -35,7 +35,7 @@ pub(super) fn peak<T: Scalar>(f: &Footprint) -> usize {
     f.certified::<T>(by_products::<T>(f, false), true)
 }
 
-/// Bytes alive at the fullest moment of [`solve`] in memory, and of bringing the factors home.
+/// Returns the bytes alive at the fullest moment of [`solve`] in memory, and of bringing the factors home.
 pub(super) fn by_products<T: Scalar>(f: &Footprint, sparing: bool) -> usize {
     let &Footprint { m, n, width: l, .. } = f;
     let panel = |rows: usize, cols: usize| HostPanel::<T>::bytes(rows, cols);
@@ -45,7 +45,7 @@ pub(super) fn by_products<T: Scalar>(f: &Footprint, sparing: bool) -> usize {
         false => HostPanel::<T>::orthonormalize_scratch(rows, l, Par::Seq).unaligned_bytes_required(),
     };
     let scratch = scratch(m).max(scratch(n));
-    // A panel, R in two types, and the shift.
+    // The second panel comes with R in two types.
     let second = if f.shifted && !sparing { panel(m, l) + 2 * small + wide } else { 0 };
     // A rank that is searched for ends with an image of the long side.
     let searched = if f.searched { decompose_bytes::<T>(m, l, sparing, scratch) } else { 0 };
@@ -62,8 +62,8 @@ pub(super) fn by_products<T: Scalar>(f: &Footprint, sparing: bool) -> usize {
     }
 }
 
-/// Solves the task, by blocks where the spectrum decides the rank. `sparing` keeps to little scratch, where another method that took less has failed;
-/// without a shift, which has a panel of its own.
+/// Solves the task, by blocks where the spectrum decides the rank. `sparing` keeps to little scratch, where another
+/// method that took less has failed; it leaves out the shift, which has a panel of its own.
 pub(in crate::svd) fn solve<T: Scalar, S: Space<T>>(
     task: &Task,
     op: &mut dyn LinearOperator<T, Space = S>,

@@ -1,4 +1,4 @@
-//! One look at the matrix: sketches that are fed rows in any blocks and order, and the factors from them.
+//! Factors from one look at the matrix: sketches that are fed rows in any blocks and order, and the factors from them.
 //!
 //! ```text
 //!              n
@@ -8,24 +8,21 @@
 //!        └───────────┘        error     E = AᵀΘ     n × 16       Θ  m × 16, Gaussian, for the certificate alone
 //! ```
 //!
-//! All four are linear in the rows of A, so blocks add up and states merge: threads, files, machines. Two ways from the
-//! sketches to factors `A ≈ Q C Pᵀ` with orthonormal Q and P and a small C, whose SVD then gives all:
+//! All four are linear in the rows of A, so that blocks add up and states merge. There are two ways from the sketches
+//! to `A ≈ Q C Pᵀ` with orthonormal Q and P and a small C, whose SVD then gives all:
 //!
-//! * [`Method::SinglePass`], three sketches (Tropp, Yurtsever, Udell, Cevher, SIAM J. Sci. Comput. 2019): `Q = orth(Y)`,
-//!   `P = orth(X)`, `C = (ΦᵀQ)⁺ Z (PᵀΨ)⁺`, with the sizes of the paper, `l = c = 4k + 1` and `s = 2l + 1`. A is projected from both sides,
-//!   and the two least-squares problems are over-determined by a factor of two, so that little is lost to them.
+//! * [`Method::SinglePass`], three sketches (Tropp, Yurtsever, Udell, Cevher, SIAM J. Sci. Comput. 2019):
+//!   `Q = orth(Y)`, `P = orth(X)`, `C = (ΦᵀQ)⁺ Z (PᵀΨ)⁺`, with the sizes of the paper, `l = c = 4k + 1` and
+//!   `s = 2l + 1`. The two least-squares problems are over-determined by a factor of two, so that little is lost to
+//!   them.
 //! * [`Method::Nystrom`], two sketches (`nystrom.rs`): a third of the memory or less, and a larger error.
 //!
-//! The certificate costs no second look: with independent Gaussian Θ that nothing above depends on, `‖Θᵀ(A − Â)‖²` has the mean
-//! `‖A − Â‖²`, over 16 rows whose scatter gives the standard deviation. It is that of the truncated factors, as returned.
+//! **Certificate.** With independent Gaussian Θ, `‖Θᵀ(A − Â)‖²` has the mean `‖A − Â‖²` over 16 rows whose scatter
+//! gives the standard deviation, and costs no second look. Where the noise of the sketches makes the factors of a flat
+//! spectrum too large, the same probes tell by how much ([`shrinkage`]).
 //!
-//! Cost of a block of b rows: four sketches, `O(b n log)` with SRHT or `2 b n (l + c + s + 16)` flops with Gaussians, and reading
-//! the block. State: `(m + n) l + s² + 16 n` numbers. At the end `O((m + n) l²)`.
-//!
-//! Where the spectrum is so flat that the noise of the sketches makes the factors too large, the same probes tell by how much ([`shrinkage`]).
-//!
-//! Error over the optimum, at worst over the spectra and sketches of `tests/drivers/methods.rs` (k = 16): 1.45 with three sketches, 2.3 with two,
-//! where one power iteration is within a few percent. They are for matrices that can be seen once.
+//! **Cost.** A block of b rows takes `O(b n log)` flops with SRHT or `2 b n (l + c + s + 16)` with Gaussians. The state
+//! has `(m + n) l + s² + 16 n` numbers; the end takes `O((m + n) l²)`. Errors over the optimum: `benches/NOTES.md`.
 
 use faer::dyn_stack::{MemBuffer, MemStack, StackReq};
 use faer::linalg::matmul::matmul;
@@ -52,24 +49,24 @@ use crate::svd::task::Task;
 use crate::svd::triplets::{Triplets, Vectors};
 use crate::tensor::Element;
 
-/// Rows whose share of the core is formed at a time: `A Ψ` of a block is never larger.
+/// Rows whose share of the core is formed at a time, so that `A Ψ` of a block is never larger.
 const CORE_ROWS: usize = 512;
 
-/// Columns of the sketches.
+/// The column counts of the sketches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Sizes {
-    /// Of the range, `l`.
+    /// Columns of the range, `l`.
     pub(super) range: usize,
-    /// Of the co-range, `c`.
+    /// Columns of the co-range, `c`.
     pub(super) corange: usize,
-    /// `s` of the core; 0 without one.
+    /// The size `s` of the core; 0 without a core.
     pub(super) core: usize,
 }
 
 impl Sizes {
-    /// For factors of this rank. The sizes of the paper as long as the core is no larger than A; beyond that, as much as
-    /// leaves room for the rank. Not less than for a rank of `oversample`: of a flat spectrum the few largest directions of a small sketch are those
-    /// of its noise.
+    /// Chooses sizes for factors of this rank. They are those of the paper as long as the core is no larger than A, and
+    /// beyond that as much as leaves room for the rank. They are not less than for a rank of `oversample`, because the
+    /// few largest directions of a small sketch of a flat spectrum are those of its noise.
     pub(super) fn new(method: Method, (m, n): (usize, usize), rank: usize, oversample: usize) -> Self {
         let small = m.min(n);
         let least = rank.saturating_add(oversample);
@@ -80,7 +77,7 @@ impl Sizes {
         Sizes::with_range(method, range.min(small))
     }
 
-    /// For a range of `l` columns.
+    /// Chooses sizes for a range of `l` columns.
     pub(super) fn with_range(method: Method, l: usize) -> Self {
         match method {
             Method::Nystrom => Sizes { range: l, corange: nystrom::corange(l), core: 0 },
@@ -89,22 +86,23 @@ impl Sizes {
     }
 }
 
-/// The random matrices.
+/// The random matrices of the sketches.
 #[derive(Debug, Clone)]
 struct Sketches {
     omega: AnySketch,
     upsilon: AnySketch,
-    /// Φ and Ψ.
+    /// The matrices Φ and Ψ.
     core: Option<(AnySketch, AnySketch)>,
     theta: AnySketch,
 }
 
-/// The random matrix of a stream that a basis is embedded with, which may be made of unit vectors: a sampled Hadamard matrix of few columns may be blind to
-/// some of their combinations. There normals cost little.
+/// Makes the random matrix of a stream that a basis is embedded with. The basis may be made of unit vectors, and a
+/// sampled Hadamard matrix of few columns may be blind to some of their combinations, so that normals are taken there,
+/// which cost little.
 fn embedding(task: &Task, length: usize, columns: usize, stream: u64) -> Result<AnySketch> {
-    /// Fewer columns are never sampled from a Hadamard matrix; fewer than twice as many from a short one neither.
+    /// Fewer columns are never sampled from a Hadamard matrix, and fewer than twice as many not from a short one.
     const FEW: usize = 64;
-    /// A short one has fewer rows than this many times the columns.
+    /// A Hadamard matrix is short if it has fewer rows than this many times the columns.
     const SHORT: usize = 16;
     if columns < FEW || columns < 2 * FEW && length < SHORT * columns {
         return AnySketch::new(Sketch::Gaussian, length, columns, task.seed, stream);
@@ -118,16 +116,16 @@ pub(in crate::svd) struct State<T> {
     sketches: Sketches,
     pub(in crate::svd) range: Mat<T>,
     pub(in crate::svd) corange: Mat<T>,
-    /// `Zᵀ`.
+    /// The transposed core, `Zᵀ`.
     pub(in crate::svd) core: Mat<T>,
     pub(in crate::svd) error: Mat<T>,
-    /// `A Ψ` of a few rows.
+    /// Scratch for `A Ψ` of a few rows.
     work: Mat<T>,
     pub(in crate::svd) norm_squared: f64,
 }
 
 impl<T: Scalar> State<T> {
-    /// For rows of a matrix of this shape, which is the task's or its transpose.
+    /// Makes an empty state for rows of a matrix of this shape, which is the task's or its transpose.
     pub(in crate::svd) fn new(task: &Task, method: Method, (m, n): (usize, usize)) -> Result<Self> {
         let sizes = Sizes::new(method, (m, n), task.largest_rank(), task.oversample);
         let s = sizes.core;
@@ -151,7 +149,7 @@ impl<T: Scalar> State<T> {
         })
     }
 
-    /// Rows and columns of the matrix.
+    /// Returns the rows and columns of the matrix.
     pub(in crate::svd) fn shape(&self) -> (usize, usize) {
         (self.range.nrows(), self.corange.nrows())
     }
@@ -174,7 +172,7 @@ impl<T: Scalar> State<T> {
         Ok(())
     }
 
-    /// The factors that meet `goal`.
+    /// Computes the factors that meet `goal`.
     pub(in crate::svd) fn solve(self, goal: &Goal, par: Par) -> Result<Answer<T>> {
         let (m, n) = self.shape();
         let l = self.range.ncols();
@@ -208,7 +206,7 @@ impl<T: Scalar> State<T> {
             weights *= faer::Scale(part);
         }
 
-        // E − V Σ UᵀΘ, then one triplet less at a time.
+        // The residual is E − V Σ UᵀΘ, and then one triplet less at a time.
         let mut residual = self.error;
         matmul(residual.as_mut(), Accum::Add, right.as_ref(), weights.as_ref(), -T::one(), par);
         let measure = |residual: &Mat<T>| Spread::of_columns(residual.as_ref(), self.norm_squared);
@@ -251,7 +249,7 @@ impl<T: Scalar> State<T> {
     }
 }
 
-/// The factors of the rank that was wanted.
+/// The factors of the wanted rank.
 pub(in crate::svd) struct Answer<T> {
     pub(in crate::svd) u: Mat<T>,
     pub(in crate::svd) s: Vec<T>,
@@ -261,20 +259,22 @@ pub(in crate::svd) struct Answer<T> {
     pub(in crate::svd) notes: Vec<String>,
 }
 
-/// What to multiply the singular values of `Â` by so that the error is least, where the probes leave no doubt that it is less than 1:
+/// Returns the factor for the singular values of `Â` that makes the error least, where the probes leave no doubt that
+/// it is less than 1:
 ///
 /// ```text
 ///   c = ⟨A, Â⟩ / ‖Â‖²  =  1 + ⟨A − Â, Â⟩ / ‖Â‖²          ⟨A − Â, Â⟩  =  E Σ_j (AᵀΘ − ÂᵀΘ)_j · (ÂᵀΘ)_j
 /// ```
 ///
-/// The two least-squares problems add their noise to the values, about as much as the tail has; where the spectrum is flat that makes them too large, and the
-/// error larger than that of no factors at all. With c it would not be. The probes know c to a standard deviation, and what is taken is less by that
-/// much: too small a c is better than zeros, too large a one may be worse. Over 24 seeds each, with `ffn_up`, i.i.d. entries and σ_i = i^-½ at ranks 1, 5 and 20, the
-/// error is 1.6 % above that of the true c at most on average, and that of zeros is exceeded by 0.5 %. `error` is `AᵀΘ`, `v · weights` is `ÂᵀΘ`.
+/// The two least-squares problems add their noise to the values, about as much as the tail has. Where the spectrum is
+/// flat that makes them too large, and the error larger than that of no factors at all; with c it would not be. The
+/// probes know c to a standard deviation, and the factor is less than c by that much: too small a factor is better than
+/// zeros, too large a one may be worse (`benches/NOTES.md`). `error` is `AᵀΘ`, `v · weights` is `ÂᵀΘ`.
 fn shrinkage<T: Scalar>(error: &Mat<T>, v: &Mat<T>, weights: &Mat<T>, s: &[T]) -> Option<f64> {
-    /// Factors of zero would have no directions.
+    /// The least factor, because factors of zero would have no directions.
     const LEAST: f64 = 0.05;
-    /// What is closer to 1 is the probes' own noise, or gains less than a hundredth of what the factors hold.
+    /// The largest factor that is used: one closer to 1 is noise of the probes, or gains less than a hundredth of what
+    /// the factors hold.
     const MOST: f64 = 0.9;
     let squares: f64 = s.iter().map(|&s| Element::to_f64(s) * Element::to_f64(s)).sum();
     if squares == 0.0 {
@@ -295,7 +295,7 @@ fn shrinkage<T: Scalar>(error: &Mat<T>, v: &Mat<T>, weights: &Mat<T>, s: &[T]) -
     (mean < -deviation && part < MOST).then_some(part)
 }
 
-/// One pass over `op`, which is the task's matrix or its transpose.
+/// Runs one pass over `op`, which is the task's matrix or its transpose.
 pub(super) fn solve<T: Scalar, S: Space<T>>(
     task: &Task,
     method: Method,
@@ -322,7 +322,7 @@ pub(super) fn solve<T: Scalar, S: Space<T>>(
     })
 }
 
-/// `Q`, `P` and `C = (ΦᵀQ)⁺ Z (PᵀΨ)⁺` from the range, the co-range and `Zᵀ`.
+/// Computes `Q`, `P` and `C = (ΦᵀQ)⁺ Z (PᵀΨ)⁺` from the range, the co-range and `Zᵀ`.
 fn three_sketches<T: Scalar>(
     mut q: Mat<T>,
     mut p: Mat<T>,
@@ -359,7 +359,7 @@ pub(super) fn cost(method: Method, work: &Work<'_>) -> (f64, usize) {
     (sketched(range) + sketched(corange) + core + orths + work.finish(rf, rf) + work.begin(), 1)
 }
 
-/// Bytes alive at the fullest moment of [`solve`], the factors included.
+/// Returns the bytes alive at the fullest moment of [`solve`], the factors included.
 pub(super) fn peak<T: Scalar>(method: Method, f: &Footprint) -> usize {
     let (m, n, k, tile) = (f.m, f.n, f.rank, f.tile::<T>(Pass::Rows));
     let sizes = Sizes::with_range(method, f.width);
@@ -367,7 +367,7 @@ pub(super) fn peak<T: Scalar>(method: Method, f: &Footprint) -> usize {
     let mat = |rows: usize, cols: usize| rows * cols * size_of::<T>();
     let error = mat(n, PROBES);
     let state = mat(m, l) + mat(n, c) + mat(s, s) + error;
-    // The panel that a Gaussian sketch generates.
+    // This is the panel that a Gaussian sketch generates.
     let panel = |l: usize| mat(512.min(m), l);
     let fed = tile + state + mat(CORE_ROWS.min(m), s) + panel(c.max(s));
     let scratch = solve_scratch::<T>((m, n), sizes).unaligned_bytes_required();

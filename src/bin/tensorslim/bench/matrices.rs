@@ -1,4 +1,4 @@
-//! Matrices of any shape whose singular values are known without an SVD.
+//! Makes matrices of any shape whose singular values are known without an SVD.
 //!
 //! ```text
 //!   A = L Σ Rᵀ        L, R orthogonal, each H D H: a Walsh-Hadamard transform, random signs, the transform again
@@ -8,8 +8,9 @@
 //! order `n` is known, the longest one acts on the first coordinates, then on the last, then on the first again: it
 //! is longer than `n/2`, so the two overlap and everything mixes.
 //!
-//! Two spectra: `σ_i = i^{-1/2}`, the slow decay of trained weights; and that of a matrix of independent normals (the
-//! quantiles of the Marchenko-Pastur law), which has next to nothing to compress and is the hardest for a range finder.
+//! There are two spectra: `σ_i = i^{-1/2}`, the slow decay of trained weights; and that of a matrix of independent
+//! normals (the quantiles of the Marchenko-Pastur law), which has next to nothing to compress and is the hardest for a
+//! range finder.
 
 use std::ops::Range;
 
@@ -36,7 +37,7 @@ impl Spectrum {
         }
     }
 
-    /// The singular values of an `m × n` matrix, nonincreasing, of sum of squares 1.
+    /// Returns the singular values of an `m × n` matrix, nonincreasing, of sum of squares 1.
     pub(super) fn values(self, m: usize, n: usize) -> Vec<f64> {
         let r = m.min(n);
         let mut s: Vec<f64> = match self {
@@ -49,8 +50,8 @@ impl Spectrum {
     }
 }
 
-/// The quantiles `(i + ½)/r` of the singular values of an `r × big` matrix of normals of variance `1/big`, descending:
-/// density `√((b² − s²)(s² − a²)) / s` on `a..b`, `a, b = 1 ∓ √(r/big)`.
+/// Computes the quantiles `(i + ½)/r` of the singular values of an `r × big` matrix of normals of variance `1/big`,
+/// descending: density `√((b² − s²)(s² − a²)) / s` on `a..b`, `a, b = 1 ∓ √(r/big)`.
 fn marchenko_pastur(r: usize, big: usize) -> Vec<f64> {
     let ratio = (r as f64 / big as f64).sqrt();
     let (a, b) = (1.0 - ratio, 1.0 + ratio);
@@ -69,13 +70,13 @@ fn marchenko_pastur(r: usize, big: usize) -> Vec<f64> {
     s
 }
 
-/// `τ_k / ‖A‖`.
+/// Computes `τ_k / ‖A‖`, the least relative error at rank k.
 pub(super) fn optimum(values: &[f64], k: usize) -> f64 {
     let energy = |s: &[f64]| s.iter().map(|s| s * s).sum::<f64>();
     (energy(&values[k..]) / energy(values)).sqrt()
 }
 
-/// An `m × n` matrix with these `min(m, n)` singular values.
+/// Makes an `m × n` matrix with these `min(m, n)` singular values.
 pub(super) fn make(m: usize, n: usize, values: &[f64], seed: u64, par: Par) -> Result<Matrix<f32>> {
     let mut a = Matrix::zeros(m, n);
     for (i, &s) in values.iter().enumerate() {
@@ -96,13 +97,13 @@ pub(super) fn make(m: usize, n: usize, values: &[f64], seed: u64, par: Par) -> R
     Ok(a)
 }
 
-/// The coordinates that successive transforms of a vector of `n` act on.
+/// Returns the coordinates that successive transforms of a vector of `n` act on.
 fn windows(n: usize) -> Result<Vec<Range<usize>>> {
     let longest = (1..=n).rev().find(|&s| Order::new(s).is_some()).ok_or(Error::Order { n })?;
     Ok(if longest == n { vec![0..n; 2] } else { vec![0..longest, n - longest..n, 0..longest] })
 }
 
-/// Random signs, and in the window the factor that makes the transform orthogonal.
+/// Draws random signs, with the factor that makes the transform orthogonal in the window.
 fn diagonal(seed: u64, number: u64, n: usize, window: &Range<usize>) -> Vec<f32> {
     let rng = Philox::new(seed, stream::DATA | number);
     let inside = 1.0 / (window.len() as f32).sqrt();
@@ -118,9 +119,9 @@ mod tests {
     use super::{Spectrum, make, marchenko_pastur, optimum};
     use faer::{Mat, Par};
 
-    /// Against faer's SVD in f64. Each of at most 6 passes has at most 6 levels of additions, a factor and a product
-    /// with H_b of at most 20 terms, all orthogonal up to scale: an error of at most 6 · 28 u of the norm, which is 1, and
-    /// no singular value moves by more (Weyl).
+    /// Compares with faer's SVD in f64. Each of at most 6 passes has at most 6 levels of additions, a factor and a
+    /// product with H_b of at most 20 terms, all orthogonal up to scale: an error of at most 6 · 28 u of the norm,
+    /// which is 1, and no singular value moves by more (Weyl).
     #[test]
     fn singular_values_are_those_asked_for() {
         for (m, n) in [(64, 32), (40, 96), (50, 33), (17, 61), (16, 16)] {
@@ -132,7 +133,7 @@ mod tests {
                 for (i, (got, want)) in got.iter().zip(&s).enumerate() {
                     assert!((got - want).abs() <= 168.0 * 2f64.powi(-24), "{m}×{n} σ_{i}: {got} is not {want}");
                 }
-                // No entry stands out: a rotation of a diagonal would leave it there.
+                // No entry stands out, as it would if a rotation had left a diagonal in place.
                 let largest = a.as_slice().iter().fold(0f32, |top, x| top.max(x.abs()));
                 assert!(f64::from(largest) < 0.7 * s[0], "{m}×{n}: {largest} beside σ_1 = {}", s[0]);
             }

@@ -1,11 +1,11 @@
-//! Times and errors of one shape.
+//! Measures the times and errors of one shape.
 //!
-//! All that is compared is run in rounds, one call (or one batch of calls, if they are short) of each, every round
-//! starting with another one; a ratio is taken within a round and the median over rounds is reported, so that a machine
+//! All that is compared runs in rounds, one call (or one batch of calls, if they are short) of each, and every round
+//! starts with another one. A ratio is taken within a round and the median over rounds is reported, so that a machine
 //! that changes its pace changes all sides of a ratio.
 //!
-//! What a round cannot cancel is what lasts: another process on one of two cores slows a product on both of them and not
-//! a read, and where operands lie in memory can make a product a fifth faster for as long as they lie there. So the
+//! A round cannot cancel effects that last: another process on one of two cores slows a product on both of them and not
+//! a read, and the places of operands in memory can make a product a fifth faster for as long as they lie there. So the
 //! rounds of a shape are spread over [`SWEEPS`] sweeps over all shapes, each with matrices made anew.
 //!
 //! Nothing is timed before it was found right: sketches against their matrix `Ω` in f64 on a few rows, factorizations
@@ -25,24 +25,24 @@ use tensorslim::{AnySketch, DType, Element, Method, Rank, Report, Sketch, Sketch
 use super::results::{Case, Errors, Factored, Input, OperatorState, POWERS, SKETCHES, Sketched, Stat, State};
 use crate::failure::Failure;
 
-/// How long to measure.
+/// The time that measuring may take.
 #[derive(Clone, Copy)]
 pub(super) struct Effort {
-    /// Seconds of rounds of the sketches of one shape in one sweep.
+    /// The seconds of rounds of the sketches of one shape in one sweep.
     pub(super) sketch_seconds: f64,
-    /// Seconds of rounds of the factorizations of one shape in one sweep.
+    /// The seconds of rounds of the factorizations of one shape in one sweep.
     pub(super) factor_seconds: f64,
 }
 
-/// How often all shapes are gone through.
+/// The number of sweeps over all shapes.
 pub(super) const SWEEPS: usize = 8;
-/// Fewest and most rounds of sketches in a sweep.
+/// The fewest and the most rounds of sketches in a sweep.
 const SKETCH_ROUNDS: (usize, usize) = (4, 120);
-/// Most rounds of factorizations in a sweep.
+/// The most rounds of factorizations in a sweep.
 const FACTOR_ROUNDS: usize = 15;
-/// A batch of calls lasts at least so many seconds.
+/// The least seconds that a batch of calls lasts.
 const BATCH_SECONDS: f64 = 1e-3;
-/// What is timed in a round of sketches: reading A, the GEMM, and the sketches.
+/// The number of things timed in a round of sketches: reading A, the GEMM, and the sketches.
 const JOBS: usize = 2 + SKETCHES.len();
 
 /// A matrix to measure, with the least error of any approximation of the rank.
@@ -54,7 +54,7 @@ pub(super) struct Weight<'a> {
     pub(super) optimum_from: &'static str,
 }
 
-/// `k` and `l`: a quarter of the short side, at most 256, and 10 columns more.
+/// Returns `k` and `l`: a quarter of the short side, at most 256, and 10 columns more.
 pub(super) fn rank(m: usize, n: usize) -> (usize, usize) {
     let k = (m.min(n) / 4).min(256);
     (k, k + 10.min(m.min(n) - k))
@@ -66,9 +66,9 @@ pub(super) struct Measured {
     shape: [usize; 2],
     dtype: DType,
     seeds: usize,
-    /// Of each job, a time for each round; round `i` is of seed `i % seeds`.
+    /// The times of each job, one for each round; round `i` is of seed `i % seeds`.
     sketches: Vec<Vec<f64>>,
-    /// Of each power and sketch, likewise.
+    /// The times of each power and sketch, one for each round.
     factorizations: Vec<Vec<f64>>,
     inputs: Vec<Measurements>,
 }
@@ -78,14 +78,14 @@ struct Measurements {
     name: String,
     optimum: f64,
     optimum_from: &'static str,
-    /// Of each power and sketch, one for each seed.
+    /// The errors of each power and sketch, one for each seed.
     errors: Vec<Vec<f64>>,
-    /// Whether each is more than rounding.
+    /// Whether each error is more than rounding.
     resolved: Vec<bool>,
 }
 
 impl Measured {
-    /// Nothing yet, of these matrices of one shape and type.
+    /// Starts without measurements, for these matrices of one shape and type.
     pub(super) fn new(name: &str, weights: &[Weight<'_>], seeds: usize) -> Self {
         let runs = POWERS.len() * SKETCHES.len();
         let input = |w: &Weight<'_>| Measurements {
@@ -107,7 +107,7 @@ impl Measured {
         }
     }
 
-    /// Some rounds more. In the `last` sweep as many as every seed of every input still needs.
+    /// Measures some more rounds. In the `last` sweep there are as many as every seed of every input still needs.
     pub(super) fn sweep(
         &mut self,
         weights: &[Weight<'_>],
@@ -164,7 +164,7 @@ impl Measured {
         Ok(())
     }
 
-    /// `Method::Randomized` at every power, with every sketch, on every weight and seed.
+    /// Times `Method::Randomized` at every power, with every sketch, on every weight and seed.
     fn time_factorizations(&mut self, weights: &[Weight<'_>], budget: f64, last: bool) -> Result<(), Failure> {
         let (k, l) = rank(self.shape[0], self.shape[1]);
         let run = |weight: &Weight<'_>, sketch, q, seed| {
@@ -202,7 +202,7 @@ impl Measured {
         }
     }
 
-    /// What was measured.
+    /// Returns the case of all that was measured.
     pub(super) fn finish(self) -> Result<Case, Failure> {
         let seeds = self.seeds;
         let seconds = |times: &[f64]| stat(seeds, times.iter().copied());
@@ -250,10 +250,10 @@ impl Measured {
 }
 
 impl Measurements {
-    /// Takes in the error of one run, if it can be one.
+    /// Records the error of one run, or fails if it cannot be right.
     fn note(&mut self, at: usize, report: &Report) -> Result<(), Failure> {
         let (error, exact) = (report.relative_error, report.error_kind == ErrorKind::Exact);
-        // A thousandth: what rounding of A and of the certificate can hide.
+        // The margin of a thousandth is for the rounding of A and of the certificate.
         if exact && error < self.optimum * (1.0 - 1e-3) {
             let (name, best) = (&self.name, self.optimum);
             return Err(Failure(format!(
@@ -266,11 +266,11 @@ impl Measurements {
     }
 }
 
-/// What the rounds of one matrix work on.
+/// The operands of the rounds of one matrix.
 struct Operands<'a> {
     a: MatView<'a>,
     bytes: &'a [u8],
-    /// `A` in f32 for the bare product, unless it is that.
+    /// The matrix `A` in f32 for the bare product, unless it has that type.
     wide: Option<Mat<f32>>,
     omega: Mat<f32>,
     y: HostPanel<f32>,
@@ -285,7 +285,7 @@ impl<'a> Operands<'a> {
         Ok(Operands { a, bytes: weight.bytes, wide, omega: omega.clone(), y })
     }
 
-    /// The product with Ω given.
+    /// Computes the product with Ω given.
     fn multiply(&mut self, par: Par) {
         let a = match (&self.wide, self.a) {
             (Some(wide), _) => wide.as_ref(),
@@ -296,13 +296,13 @@ impl<'a> Operands<'a> {
     }
 }
 
-/// The least relative error at rank `k`, by a full SVD.
+/// Computes the least relative error at rank `k`, by a full SVD.
 pub(super) fn optimum(tensor: &TensorRef<'_>, k: usize) -> tensorslim::Result<f64> {
     let full = TruncatedSvd::new(Rank::Fixed(k)).method(Method::Full);
     Ok(full.factor::<f64>(tensor.clone())?.report().relative_error)
 }
 
-/// Bytes of the operators at these sizes.
+/// Returns the bytes of the operators at these sizes.
 pub(super) fn state(sizes: &[(usize, usize)]) -> Result<Vec<State>, Failure> {
     let at = |&(n, l): &(usize, usize)| {
         let stored = n * l * size_of::<f32>();
@@ -325,7 +325,7 @@ fn seconds<R>(f: impl FnOnce() -> Result<R, Failure>) -> Result<f64, Failure> {
     Ok(start.elapsed().as_secs_f64())
 }
 
-/// Takes in every byte once, at the speed of the memory that holds them.
+/// Reads every byte once, at the speed of the memory that holds them.
 fn read(bytes: &[u8], par: Par) -> u64 {
     let fold = |x: &[u64]| {
         pulp::Arch::new().dispatch(|| {
@@ -362,9 +362,9 @@ fn element(a: MatView<'_>, i: usize, j: usize) -> f64 {
     }
 }
 
-/// Three rows of `Y` against `A · Ω` in f64. A sum of n products in any order is within `λ √n u Σ|a||ω|` but for a
-/// probability of `2 exp(−λ²/2)` (Higham, Mary 2019); λ = 8. The transform's and the entries' own roundings are fewer
-/// than n, and doubled for the entries of Ω.
+/// Compares three rows of `Y` with `A · Ω` in f64. A sum of n products in any order is within `λ √n u Σ|a||ω|` but for
+/// a probability of `2 exp(−λ²/2)` (Higham, Mary 2019); λ = 8. The roundings of the transform and of the entries are
+/// fewer than n, and are doubled for the entries of Ω.
 fn check(operator: &AnySketch, a: MatView<'_>, y: MatRef<'_, f32>) -> Result<(), Failure> {
     let (m, n, l) = (a.nrows(), a.ncols(), y.ncols());
     let omega = operator.to_dense::<f64>();
@@ -374,7 +374,8 @@ fn check(operator: &AnySketch, a: MatView<'_>, y: MatRef<'_, f32>) -> Result<(),
         for t in 0..l {
             let products = || row.iter().enumerate().map(|(j, a)| a * omega[(j, t)]);
             let (want, size) = (products().sum::<f64>(), products().map(f64::abs).sum::<f64>());
-            // Sparse columns of Ω may be empty, transforms add up what then cancels: at least the size of a typical column.
+            // Sparse columns of Ω may be empty, and transforms add up what then cancels: the norm is at least that of a
+            // typical column.
             let norm = row.iter().map(|a| a.abs()).sum::<f64>() / (l as f64).sqrt();
             let got = f64::from(y[(i, t)]);
             if (got - want).abs() > lambda * size.max(norm) {

@@ -1,4 +1,4 @@
-//! `tensorslim bench`: SRHT against Gaussian against sparse sign.
+//! The command `tensorslim bench`: compares SRHT, Gaussian and sparse sign sketches.
 //!
 //! ```text
 //!   matrices.rs   made matrices, optimum known        results.rs   what was measured, as plain data
@@ -39,7 +39,7 @@ use matrices::Spectrum;
 use measure::{Effort, Measured, SWEEPS, Weight};
 use results::{Case, Machine, STATE_SIZES, Settings, Suite};
 
-/// Layers of language models, and a matrix that is too small for anything to matter.
+/// The shapes of layers of language models, and a matrix that is too small for anything to matter.
 const QUICK_SHAPES: [[usize; 2]; 5] = [[256, 256], [768, 3072], [3072, 768], [1024, 4096], [4096, 4096]];
 const LARGE_SHAPES: [[usize; 2]; 2] = [[11008, 4096], [4096, 11008]];
 
@@ -133,11 +133,11 @@ fn measured(args: &BenchArgs, files: &[(&Path, Array)]) -> Result<(), Failure> {
     emit(&format!("{text}\nwritten: {}: index.html, results.csv, results.json\n", args.out.display()))
 }
 
-/// Where matrices come from.
+/// The source of matrices.
 enum Source<'a> {
-    /// Rows and columns of matrices to make.
+    /// The rows and columns of matrices to make.
     Made([usize; 2]),
-    /// A file's matrix, and the error of its best approximation.
+    /// The matrix of a file, and the error of its best approximation.
     Given { path: &'a Path, file: &'a Array, optimum: f64 },
 }
 
@@ -150,7 +150,7 @@ impl<'a> Source<'a> {
         Ok(Source::Given { path, file, optimum })
     }
 
-    /// The shape, and the file if there is one.
+    /// Returns the shape, and the file if there is one.
     fn name(&self) -> String {
         match self {
             Source::Made([m, n]) => format!("{m}×{n}"),
@@ -161,7 +161,7 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// Runs `f` on its matrices, which are of one shape and type.
+    /// Runs `f` on the matrices of the source, which are of one shape and type.
     fn with_weights(&self, par: Par, f: impl FnOnce(&[Weight<'_>]) -> Result<(), Failure>) -> Result<(), Failure> {
         match *self {
             Source::Made([m, n]) => {
@@ -199,7 +199,7 @@ fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
 
-/// What is going on, on stderr: a bar on a terminal, lines elsewhere.
+/// Shows the progress on stderr: a bar on a terminal, lines elsewhere.
 struct Progress {
     bar: Option<ProgressBar>,
     done: usize,
@@ -225,7 +225,7 @@ impl Progress {
                 bar.set_position(self.done as u64);
                 bar.set_message(what.to_owned());
             }
-            // Nobody reading stderr is no reason to stop.
+            // If nobody reads stderr, the run still goes on.
             None => _ = writeln!(std::io::stderr(), "[{}/{}] {what}", self.done + 1, self.of),
         }
         self.done += 1;
@@ -238,7 +238,7 @@ impl Progress {
     }
 }
 
-/// What was typed.
+/// Returns the command line as it was typed.
 fn command() -> String {
     let args = std::env::args_os().skip(1).map(|arg| {
         let arg = arg.to_string_lossy().into_owned();
@@ -259,7 +259,8 @@ fn machine(threads: usize) -> Machine {
     }
 }
 
-/// `2026-03-01 12:34 UTC`, by the proleptic Gregorian calendar in eras of 400 years that begin in March (Hinnant).
+/// Formats a time as `2026-03-01 12:34 UTC`, by the proleptic Gregorian calendar in eras of 400 years that begin in
+/// March (Hinnant).
 fn utc(seconds: u64) -> String {
     let (days, minutes) = (seconds / 86400 + 719_468, seconds / 60 % 1440);
     let (era, day) = (days / 146_097, days % 146_097);
@@ -276,7 +277,7 @@ fn utc(seconds: u64) -> String {
 mod tests {
     use super::utc;
 
-    /// From `date -u -d @…`.
+    /// The expected values are those of `date -u -d @…`.
     #[test]
     fn calendar() {
         for (seconds, date) in [

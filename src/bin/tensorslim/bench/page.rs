@@ -1,4 +1,4 @@
-//! One HTML file that needs nothing else: style and plots are in it.
+//! Writes one HTML file that needs nothing else, with style and plots in it.
 
 use std::fmt::Write;
 
@@ -32,7 +32,7 @@ tr.first td { border-top: 1px solid #ccc; }
 @media print { h2 { break-after: avoid; } svg { break-inside: avoid; } }
 ";
 
-/// How the page starts.
+/// The start of the page.
 pub(super) const START: &str = "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
      <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
      <title>Random sketches for low-rank factorization: SRHT, Gaussian, sparse sign</title>\n";
@@ -146,7 +146,7 @@ pub(super) fn html(suite: &Suite, tables: &[Table]) -> Result<String, Failure> {
     Ok(page)
 }
 
-/// Where and how it was measured.
+/// Writes where and how the numbers were measured.
 fn facts(out: &mut String, suite: &Suite) {
     let m = &suite.machine;
     let threads = if m.threads == 1 { "1 thread".to_owned() } else { format!("{} threads", m.threads) };

@@ -1,7 +1,8 @@
-//! The plots, as SVG text without outer resources.
+//! Draws the plots, as SVG text without outer resources.
 //!
-//! Colours of Okabe and Ito, told apart by the colour-blind too; curves also differ in their markers. Ticks are at 1, 2,
-//! 5 of each decade (1 alone over many decades), since most plots span a decade or two. Legends stand in the page.
+//! Colours are those of Okabe and Ito, which the colour-blind can tell apart, too; curves also differ in their markers.
+//! Ticks are at 1, 2, 5 of each decade (1 alone over many decades), because most plots span a decade or two. Legends
+//! stand in the page.
 
 use plotters::coord::Shift;
 use plotters::coord::combinators::{BindKeyPoints, WithKeyPoints};
@@ -15,17 +16,17 @@ use super::tables::{label, three};
 use crate::failure::Failure;
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
-/// What plotters says when it cannot draw, as text.
+/// The result of drawing, with the error of plotters.
 type Drawn<T = ()> = Result<T, Box<dyn std::error::Error + 'static>>;
 
 const INK: RGBColor = RGBColor(0x1a, 0x1a, 0x1a);
 const GRID: RGBColor = RGBColor(0xdd, 0xdd, 0xdd);
 pub(super) const READ: RGBColor = RGBColor(0x70, 0x70, 0x70);
-/// Our methods beside their peers.
+/// The colour of our methods beside their peers.
 pub(super) const FRONT: RGBColor = RGBColor(0x00, 0x72, 0xb2);
 pub(super) const PEERS: RGBColor = RGBColor(0xd5, 0x5e, 0x00);
 pub(super) const GEMM: RGBColor = RGBColor(0x1a, 0x1a, 0x1a);
-/// Of the bars of the speed-ups: the sketch alone, then q = 0, 1, 2.
+/// The colours of the bars of the speed-ups: the sketch alone, then q = 0, 1, 2.
 pub(super) const SHADES: [RGBColor; 4] =
     [RGBColor(0x00, 0x3f, 0x6b), RGBColor(0x00, 0x72, 0xb2), RGBColor(0x6f, 0xb4, 0xdc), RGBColor(0xc0, 0xdf, 0xf1)];
 
@@ -47,13 +48,13 @@ struct Group {
 struct Bar {
     colour: RGBColor,
     value: f64,
-    /// Least and greatest.
+    /// The least and the greatest value.
     spread: Option<(f64, f64)>,
-    /// Its number; where marks cross the bars it stands at the foot, in white.
+    /// The number of the bar; where marks cross the bars it stands at the foot, in white.
     text: String,
 }
 
-/// Time of the sketch alone for each shape, with the floors.
+/// Draws the time of the sketch alone for each shape, with the floors.
 pub(super) fn sketch_times(suite: &Suite) -> Result<String, Failure> {
     let group = |c: &Case| Group {
         label: vec![label(c), format!("l = {}", c.l)],
@@ -70,7 +71,7 @@ pub(super) fn sketch_times(suite: &Suite) -> Result<String, Failure> {
     bars("time of A Ω in ms", None, &suite.cases.iter().map(group).collect::<Vec<_>>())
 }
 
-/// How much faster the SRHT is than the Gaussian: alone, and in the factorization.
+/// Draws how much faster the SRHT is than the Gaussian: alone, and in the factorization.
 pub(super) fn speedups(suite: &Suite) -> Result<String, Failure> {
     let group = |c: &Case| {
         let alone = c.sketched(Sketch::Srht).map(|s| s.speedup);
@@ -89,7 +90,7 @@ pub(super) fn speedups(suite: &Suite) -> Result<String, Failure> {
     bars("time with Gaussian / time with SRHT", Some(1.0), &groups)
 }
 
-/// Bytes of the operators and of the stored matrix.
+/// Draws the bytes of the operators and of the stored matrix.
 pub(super) fn states(suite: &Suite) -> Result<String, Failure> {
     let group = |s: &State| {
         let bar = |colour, bytes: usize| Bar { colour, value: bytes as f64, spread: None, text: short(bytes as f64) };
@@ -104,13 +105,13 @@ pub(super) fn states(suite: &Suite) -> Result<String, Failure> {
     bars("bytes", None, &suite.state.iter().map(group).collect::<Vec<_>>())
 }
 
-/// Groups of bars over a logarithmic scale; bars rise from `base` if there is one, else from the axis.
+/// Draws groups of bars over a logarithmic scale; bars rise from `base` if there is one, else from the axis.
 fn bars(y_title: &str, base: Option<f64>, groups: &[Group]) -> Result<String, Failure> {
     let bars = || groups.iter().flat_map(|g| &g.bars);
     let ends = |b: &Bar| b.spread.map_or([b.value; 2], |(low, high)| [low, high]);
     let marks = groups.iter().flat_map(|g| g.marks.iter().map(|m| m.1));
     let (low, high) = span(bars().flat_map(ends).chain(marks).chain(base));
-    // Room below the shortest bar, so that it is seen, and above for the numbers.
+    // There is room below the shortest bar, so that it is seen, and above for the numbers.
     let below = if base.is_some() { 1.1 } else { (high / low).powf(0.1).max(1.5) };
     let (low, high) = (low / below, high * (high / low).powf(0.08).max(1.1));
     svg((1080, 430), |root| {
@@ -169,7 +170,7 @@ fn bars(y_title: &str, base: Option<f64>, groups: &[Group]) -> Result<String, Fa
     })
 }
 
-/// Error over the optimum against time, a curve for each sketch through its power iterations.
+/// Draws the error over the optimum against time, with a curve for each sketch through its power iterations.
 pub(super) fn pareto(case: &Case, input: &Input) -> Result<Option<String>, Failure> {
     struct Point {
         q: usize,
@@ -177,7 +178,7 @@ pub(super) fn pareto(case: &Case, input: &Input) -> Result<Option<String>, Failu
         error: f64,
         spread: (f64, f64),
     }
-    /// Per cent; what is smaller is rounding.
+    /// The error in per cent below which it is rounding.
     const FLOOR: f64 = 1e-4;
     let curve = |sketch: Sketch| {
         let point = |&q: &usize| {
@@ -219,7 +220,7 @@ pub(super) fn pareto(case: &Case, input: &Input) -> Result<Option<String>, Failu
                 }
             }
         }
-        // One label for the points of each q, above the rightmost.
+        // There is one label for the points of each q, above the rightmost.
         for q in POWERS {
             let of = || points().filter(move |p| p.q == q);
             let Some(last) = of().max_by(|a, b| a.ms.total_cmp(&b.ms)) else { continue };
@@ -232,14 +233,14 @@ pub(super) fn pareto(case: &Case, input: &Input) -> Result<Option<String>, Failu
     drawn.map(Some)
 }
 
-/// The front of our methods with all its points, and the peers.
+/// Draws the front of our methods with all its points, and the peers.
 pub(super) fn front(panel: &Panel) -> Result<String, Failure> {
     let widen = |(low, high): (f64, f64), by: f64| (low / (1.0 + by), high * (1.0 + by));
     let (x0, x1) = widen(span(panel.points.iter().map(|p| p.ms)), 0.35);
     let (y0, y1) = widen(span(panel.points.iter().map(|p| p.error)), 1.2);
     svg((1080, 470), |root| {
         let mut chart = accuracy_chart(root, (x0, x1), (y0, y1))?;
-        // Steps: until the next point is fast enough, the last one is the best there is.
+        // The front goes in steps: until the next point is fast enough, the last one is the best there is.
         let mut steps = Vec::new();
         for p in panel.front() {
             steps.extend(steps.last().map(|&(_, error)| (p.ms, error)));
@@ -271,11 +272,11 @@ pub(super) fn front(panel: &Panel) -> Result<String, Failure> {
 }
 
 const LABEL_FONT: u32 = 15;
-/// Labels no further up or down than this have no line to their point.
+/// The distance up or down within which a label has no line to its point.
 const NEAR: i32 = 16;
 
-/// Offsets of the left middle of each label from its point, so that none lies on another one, on a point or on the path of steps, as
-/// long as there is room within the last two corners.
+/// Returns the offset of the left middle of each label from its point, so that no label lies on another one, on a point
+/// or on the path of steps, as long as there is room within the last two corners.
 fn place_labels(
     points: &[((i32, i32), &str)],
     steps: &[(i32, i32)],
@@ -314,7 +315,7 @@ fn place_labels(
 
 type LogLog = Cartesian2d<WithKeyPoints<LogCoord<f64>>, WithKeyPoints<LogCoord<f64>>>;
 
-/// Axes of error against time.
+/// Draws the axes of error against time.
 fn accuracy_chart<'a, 'b>(
     root: &'a Area<'b>,
     (x0, x1): (f64, f64),
@@ -345,7 +346,7 @@ fn accuracy_chart<'a, 'b>(
     Ok(chart)
 }
 
-/// Draws on white. The size is a ratio: the page scales plots to its width.
+/// Draws on white. The size is a ratio, because the page scales plots to its width.
 fn svg(size: (u32, u32), draw: impl FnOnce(&Area<'_>) -> Drawn) -> Result<String, Failure> {
     let mut text = String::new();
     let drawn = || -> Drawn {
@@ -360,7 +361,7 @@ fn svg(size: (u32, u32), draw: impl FnOnce(&Area<'_>) -> Drawn) -> Result<String
     Ok(text.replacen(&format!("width=\"{}\" height=\"{}\" ", size.0, size.1), "role=\"img\" ", 1))
 }
 
-/// plotters divides the size by 1.24 on the way to SVG: 17 stands for 14 pixels.
+/// Returns a font. plotters divides the size by 1.24 on the way to SVG: 17 stands for 14 pixels.
 fn font(size: u32) -> TextStyle<'static> {
     TextStyle::from(("sans-serif", size).into_font()).color(&INK)
 }
@@ -370,7 +371,8 @@ fn span(values: impl Iterator<Item = f64>) -> (f64, f64) {
     (low.min(high).max(f64::MIN_POSITIVE), high)
 }
 
-/// Powers of ten times 1, 2, 5 in `low..high`; the powers alone when there are many, and every second of very many.
+/// Returns powers of ten times 1, 2, 5 in `low..high`; the powers alone when there are many, and every second of very
+/// many.
 fn ticks(low: f64, high: f64) -> Vec<f64> {
     let decades = (high / low).log10();
     let steps: &[f64] = match decades {
@@ -384,7 +386,7 @@ fn ticks(low: f64, high: f64) -> Vec<f64> {
     all.filter(|x| (low..=high).contains(x)).collect()
 }
 
-/// `212`, `75.8k`, `4.36M`
+/// Formats a number as `212`, `75.8k` or `4.36M`.
 fn short(x: f64) -> String {
     let unit = |x: f64, name: &str| format!("{}{name}", three(x).trim_end_matches(".00"));
     match x {
@@ -395,7 +397,7 @@ fn short(x: f64) -> String {
     }
 }
 
-/// `0.05`, `2`, `500`, `10k`
+/// Formats a number as `0.05`, `2`, `500` or `10k`.
 fn plain(x: f64) -> String {
     if x >= 9999.0 {
         return short(x).replace(".0", "");

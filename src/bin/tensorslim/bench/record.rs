@@ -1,4 +1,5 @@
-//! Accuracy against time, our methods and their peers: the record of `benches/peers/compare.py`, which this program carries.
+//! Shows accuracy against time for our methods and their peers: the record of `benches/peers/compare.py`, which this
+//! program carries.
 //!
 //! ```text
 //!   error   x  peer        what lies on or above and to the right of the line is beaten in both by one of our methods
@@ -8,7 +9,8 @@
 //!                  time
 //! ```
 //!
-//! The peers are Python programs that cannot be run from here; all points of a matrix are from one run of that script, by turns.
+//! The peers are Python programs that cannot be run from here. All points of a matrix are from one run of that script,
+//! which takes the methods by turns.
 
 use serde::Deserialize;
 
@@ -16,7 +18,7 @@ use crate::failure::Failure;
 
 const RECORD: &str = include_str!("../../../../benches/record/svd_peers.csv");
 
-/// Per cent of error that is rounding: the optimum is given to this by all that compute it.
+/// The error in per cent that is rounding: the optimum is given to this accuracy by all that compute it.
 pub(super) const ROUNDING: f64 = 1e-3;
 
 /// A line of the record.
@@ -32,22 +34,22 @@ struct Line {
     excess_percent: f64,
 }
 
-/// One way to factor a matrix.
+/// A method of factoring a matrix, with its time and error.
 pub(super) struct Point {
     pub(super) who: String,
     pub(super) ours: bool,
     pub(super) ms: f64,
-    /// Error over the optimum, in per cent.
+    /// The error over the optimum, in per cent.
     pub(super) error: f64,
 }
 
-/// All of them for one matrix.
+/// All points of one matrix.
 pub(super) struct Panel {
     pub(super) title: String,
     pub(super) points: Vec<Point>,
 }
 
-/// The record, a panel for each matrix.
+/// Reads the record, as a panel for each matrix.
 pub(super) fn panels() -> Result<Vec<Panel>, Failure> {
     read(RECORD).map_err(|e| Failure(format!("the record of the peers: {e}")))
 }
@@ -67,7 +69,7 @@ fn read(text: &str) -> Result<Vec<Panel>, csv::Error> {
 }
 
 impl Panel {
-    /// Of ours, those that no other one of ours beats in both, by time.
+    /// Returns those of our points that no other one of ours beats in both, by time.
     pub(super) fn front(&self) -> Vec<&Point> {
         let mut ours: Vec<&Point> = self.points.iter().filter(|p| p.ours).collect();
         ours.sort_by(|a, b| a.ms.total_cmp(&b.ms));
@@ -80,7 +82,7 @@ impl Panel {
         ours
     }
 
-    /// Peers that none of ours beats in both.
+    /// Returns the peers that none of our points beats in both.
     pub(super) fn unbeaten(&self) -> Vec<&Point> {
         let beaten = |peer: &Point| self.points.iter().any(|p| p.ours && p.ms <= peer.ms && p.error <= peer.error);
         self.points.iter().filter(|p| !p.ours && !beaten(p)).collect()
@@ -104,7 +106,7 @@ mod tests {
         assert_eq!(names(panels[1].unbeaten()), ["alone"]);
     }
 
-    /// Of the record itself: six matrices, and no peer below our front on any.
+    /// The record itself has six matrices, and no peer below our front on any.
     #[test]
     fn no_peer_of_the_record_is_unbeaten() {
         let panels = panels().unwrap();

@@ -1,4 +1,4 @@
-//! What a run measured: plain data, serialized as `results.json`.
+//! The results of a run: plain data, serialized as `results.json`.
 
 use serde::{Serialize, Serializer};
 use tensorslim::Sketch;
@@ -6,13 +6,13 @@ use tensorslim::Sketch;
 /// The sizes for which the bytes of operators are told, besides those of the shapes.
 pub(super) const STATE_SIZES: [(usize, usize); 3] = [(512, 64), (3072, 64), (4096, 64)];
 
-/// The order in tables and plots: the reference first.
+/// The sketches in the order of tables and plots, the reference first.
 pub(super) const SKETCHES: [Sketch; 3] = [Sketch::Gaussian, Sketch::Srht, Sketch::SparseSign];
 
-/// The power iterations compared.
+/// The numbers of power iterations that are compared.
 pub(super) const POWERS: [usize; 3] = [0, 1, 2];
 
-/// The name for readers.
+/// Returns the name of a sketch for readers.
 pub(super) fn title(sketch: Sketch) -> &'static str {
     match sketch {
         Sketch::Gaussian => "Gaussian",
@@ -25,8 +25,8 @@ fn name<S: Serializer>(sketch: &Sketch, s: S) -> Result<S::Ok, S::Error> {
     s.serialize_str(sketch.name())
 }
 
-/// A sample over rounds and seeds. The ends are those of the seeds' own medians: what a seed changes, not what another
-/// process did to one round.
+/// A statistic of a sample over rounds and seeds. The ends are those of the medians of single seeds: they show what a
+/// seed changes, not what another process did to one round.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub(super) struct Stat {
     pub(super) median: f64,
@@ -34,12 +34,12 @@ pub(super) struct Stat {
     pub(super) min: f64,
     /// The greatest median of a seed.
     pub(super) max: f64,
-    /// Rounds of all seeds.
+    /// The number of rounds of all seeds.
     pub(super) samples: usize,
 }
 
 impl Stat {
-    /// Sample `i` is of seed `i % seeds`. `None` of nothing.
+    /// Computes the statistic, where sample `i` is of seed `i % seeds`. `None` if there are no samples.
     pub(super) fn of(seeds: usize, samples: impl IntoIterator<Item = f64>) -> Option<Stat> {
         let all: Vec<f64> = samples.into_iter().collect();
         let of_seed = |seed: usize| median(all.iter().copied().skip(seed).step_by(seeds));
@@ -53,7 +53,7 @@ impl Stat {
     }
 }
 
-/// The middle one, or the mean of the middle two.
+/// Returns the middle value, or the mean of the middle two.
 fn median(x: impl Iterator<Item = f64>) -> Option<f64> {
     let mut x: Vec<f64> = x.collect();
     x.sort_unstable_by(f64::total_cmp);
@@ -69,11 +69,11 @@ fn median(x: impl Iterator<Item = f64>) -> Option<f64> {
 pub(super) struct Suite {
     pub(super) version: &'static str,
     pub(super) command: String,
-    /// UTC.
+    /// The date, in UTC.
     pub(super) date: String,
     pub(super) machine: Machine,
     pub(super) settings: Settings,
-    /// Wall time of the run.
+    /// The wall time of the run.
     pub(super) seconds: f64,
     pub(super) cases: Vec<Case>,
     pub(super) state: Vec<State>,
@@ -92,63 +92,63 @@ pub(super) struct Machine {
 pub(super) struct Settings {
     pub(super) quick: bool,
     pub(super) seeds: usize,
-    /// Arithmetic of sketches and factorizations.
+    /// The arithmetic of sketches and factorizations.
     pub(super) precision: &'static str,
 }
 
-/// One shape: all that was measured on its matrices.
+/// The measurements of the matrices of one shape.
 #[derive(Serialize)]
 pub(super) struct Case {
     /// The shape, and the file if there is one.
     pub(super) name: String,
     pub(super) m: usize,
     pub(super) n: usize,
-    /// Storage.
+    /// The element type in storage.
     pub(super) dtype: String,
     pub(super) rank: usize,
-    /// Columns of Ω.
+    /// The number of columns of Ω.
     pub(super) l: usize,
-    /// Seconds of reading A once.
+    /// The seconds of reading A once.
     pub(super) read: Stat,
-    /// Seconds of `A Ω` by GEMM, Ω given as a matrix.
+    /// The seconds of `A Ω` by GEMM, with Ω given as a matrix.
     pub(super) gemm: Stat,
     pub(super) sketches: Vec<Sketched>,
     pub(super) factorizations: Vec<Factored>,
     pub(super) inputs: Vec<Input>,
 }
 
-/// `Y = A Ω` alone, Ω drawn anew each time. Ratios are taken within a round.
+/// The time of `Y = A Ω` alone, with Ω drawn anew each time. Ratios are taken within a round.
 #[derive(Serialize)]
 pub(super) struct Sketched {
     #[serde(serialize_with = "name")]
     pub(super) sketch: Sketch,
     pub(super) seconds: Stat,
-    /// Time of the Gaussian over this one's.
+    /// The time of the Gaussian over the time of this sketch.
     pub(super) speedup: Stat,
-    /// This time over that of reading A once.
+    /// The time of this sketch over that of reading A once.
     pub(super) over_read: Stat,
-    /// This time over that of the GEMM with Ω given.
+    /// The time of this sketch over that of the GEMM with Ω given.
     pub(super) over_gemm: Stat,
 }
 
-/// A whole factorization, over all inputs of the shape.
+/// The time of a whole factorization, over all inputs of the shape.
 #[derive(Serialize)]
 pub(super) struct Factored {
     #[serde(serialize_with = "name")]
     pub(super) sketch: Sketch,
     pub(super) power_iterations: usize,
     pub(super) seconds: Stat,
-    /// Time with the Gaussian over this one's, at the same `power_iterations`.
+    /// The time with the Gaussian over the time with this sketch, at the same `power_iterations`.
     pub(super) speedup: Stat,
 }
 
-/// One matrix and how near the factorizations came to its best approximation.
+/// A matrix, and how near the factorizations came to its best approximation.
 #[derive(Serialize)]
 pub(super) struct Input {
     pub(super) name: String,
-    /// `τ_k / ‖A‖`: the least relative error of any approximation of this rank.
+    /// The least relative error of any approximation of this rank, `τ_k / ‖A‖`.
     pub(super) optimum: f64,
-    /// `construction` or `full-svd`.
+    /// The source of the optimum: `construction` or `full-svd`.
     pub(super) optimum_from: &'static str,
     pub(super) errors: Vec<Errors>,
 }
@@ -158,18 +158,18 @@ pub(super) struct Errors {
     #[serde(serialize_with = "name")]
     pub(super) sketch: Sketch,
     pub(super) power_iterations: usize,
-    /// `‖A − U diag(s) Vᵀ‖ / ‖A‖`.
+    /// The relative error, `‖A − U diag(s) Vᵀ‖_F / ‖A‖_F`.
     pub(super) relative_error: Stat,
-    /// `relative_error / optimum − 1`; null where rounding hides it.
+    /// The excess `relative_error / optimum − 1`; null where rounding hides it.
     pub(super) over_optimum: Option<Stat>,
 }
 
-/// Bytes of an n×l operator.
+/// The bytes of an n×l operator.
 #[derive(Serialize)]
 pub(super) struct State {
     pub(super) n: usize,
     pub(super) l: usize,
-    /// Of the n×l Gaussian matrix in f32.
+    /// The bytes of the n×l Gaussian matrix in f32.
     pub(super) stored: usize,
     pub(super) operators: Vec<OperatorState>,
 }
@@ -179,7 +179,7 @@ pub(super) struct OperatorState {
     #[serde(serialize_with = "name")]
     pub(super) sketch: Sketch,
     pub(super) bytes: usize,
-    /// `stored / bytes`.
+    /// The ratio `stored / bytes`.
     pub(super) factor: f64,
 }
 

@@ -1,4 +1,4 @@
-//! The tables of the terminal and of the page, and the CSV.
+//! Makes the tables of the terminal and of the page, and the CSV.
 
 use std::fmt::Write;
 
@@ -6,14 +6,14 @@ use crate::report::cell;
 
 use super::results::{Case, POWERS, SKETCHES, Stat, Suite, title};
 
-/// One table, two renderings.
+/// A table with two renderings.
 pub(super) struct Table {
     pub(super) title: &'static str,
     pub(super) header: Vec<String>,
     pub(super) rows: Vec<Row>,
 }
 
-/// Cells; the first of a group has a line above it.
+/// The cells of a row; the first row of a group has a line above it.
 pub(super) struct Row {
     pub(super) first: bool,
     pub(super) cells: Vec<String>,
@@ -99,7 +99,7 @@ fn state(suite: &Suite) -> Table {
 }
 
 impl Table {
-    /// For a terminal.
+    /// Renders the table for a terminal.
     pub(super) fn text(&self) -> String {
         let all = || std::iter::once(&self.header).chain(self.rows.iter().map(|r| &r.cells));
         let columns = self.header.len();
@@ -116,7 +116,7 @@ impl Table {
         text + "\n"
     }
 
-    /// For the page.
+    /// Renders the table for the page.
     pub(super) fn html(&self) -> String {
         let row = |cells: &[String], tag: &str| {
             cells.iter().map(|c| format!("<{tag}>{}</{tag}>", escape(c))).collect::<String>()
@@ -130,7 +130,7 @@ impl Table {
     }
 }
 
-/// Text in HTML and in attributes.
+/// Escapes text for HTML and its attributes.
 pub(crate) fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
@@ -149,7 +149,7 @@ pub(crate) fn escape(text: &str) -> String {
 pub(super) const COLUMNS: &str =
     "name,m,n,dtype,rank,l,input,sketch,power_iterations,measure,unit,median,min,max,samples\n";
 
-/// One line for every number: `shape, …, what, median, min, max, samples`.
+/// Writes one line for every number: `shape, …, what, median, min, max, samples`.
 pub(super) fn csv(suite: &Suite) -> String {
     let mut out = COLUMNS.to_owned();
     for c in &suite.cases {
@@ -204,7 +204,7 @@ pub(super) fn csv(suite: &Suite) -> String {
     out
 }
 
-/// A field of a CSV line.
+/// Quotes a field of a CSV line.
 fn quoted(text: &str) -> String {
     let text = &cell(text);
     if text.contains(|c: char| c == ',' || c == '"' || c.is_control()) {
@@ -214,14 +214,14 @@ fn quoted(text: &str) -> String {
     }
 }
 
-/// `4096×4096`, `1536×384 f16 ffn_up.npy`
+/// Labels a case as `4096×4096` or `1536×384 f16 ffn_up.npy`.
 pub(super) fn label(c: &Case) -> String {
     let (shape, file) = c.name.split_once(' ').unwrap_or((&c.name, ""));
     let dtype = if c.dtype == "f32" { "" } else { c.dtype.as_str() };
     [shape, dtype, file].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ")
 }
 
-/// `1.23 ms (1.20–1.31)`
+/// Formats a time as `1.23 ms (1.20–1.31)`.
 fn time(s: Stat) -> String {
     let (scale, unit) = match s.median {
         t if t < 1e-3 => (1e6, "µs"),
@@ -232,7 +232,7 @@ fn time(s: Stat) -> String {
     format!("{} {unit} ({}–{})", digits(s.median), digits(s.min), digits(s.max))
 }
 
-/// `1.23 ms`
+/// Formats a time as `1.23 ms`.
 pub(super) fn seconds(t: f64) -> String {
     match t {
         t if t < 1e-3 => format!("{} µs", three(t * 1e6)),
@@ -241,18 +241,18 @@ pub(super) fn seconds(t: f64) -> String {
     }
 }
 
-/// `8.31 (8.02–8.65)`
+/// Formats a ratio as `8.31 (8.02–8.65)`.
 fn ratio(s: Stat) -> String {
     format!("{} ({}–{})", three(s.median), three(s.min), three(s.max))
 }
 
-/// `4.21 % (4.17–4.30)`
+/// Formats an excess as `4.21 % (4.17–4.30)`.
 fn excess(s: Stat) -> String {
     let number = |x: f64| percent(x).trim_end_matches(" %").to_owned();
     format!("{} % ({}–{})", number(s.median), number(s.min), number(s.max))
 }
 
-/// Three digits, or what is left above a millionth.
+/// Formats a percentage with three digits, or those that are above a millionth.
 pub(super) fn percent(x: f64) -> String {
     match 100.0 * x {
         p if p.abs() < 1e-3 => "< 0.001 %".to_owned(),
@@ -261,7 +261,7 @@ pub(super) fn percent(x: f64) -> String {
     }
 }
 
-/// Three significant digits.
+/// Formats a number with three significant digits.
 pub(super) fn three(x: f64) -> String {
     match x.abs() {
         a if a >= 99.95 => format!("{x:.0}"),
@@ -272,12 +272,12 @@ pub(super) fn three(x: f64) -> String {
     }
 }
 
-/// `208 B`, `1.0 MiB`
+/// Formats a number of bytes as `208 B` or `1.0 MiB`.
 pub(super) fn bytes(n: usize) -> String {
     crate::report::bytes(n)
 }
 
-/// A paragraph for a terminal.
+/// Wraps a paragraph for a terminal.
 pub(super) fn wrapped(text: &str) -> String {
     let (mut out, mut width) = (String::from("*"), 1);
     for word in text.split(' ') {
@@ -293,7 +293,7 @@ pub(super) fn wrapped(text: &str) -> String {
     out + "\n"
 }
 
-/// The number of power iterations that the factorization table and plots show, for their legends.
+/// Names the numbers of power iterations that the factorization table and plots show, for their legends.
 pub(super) fn powers() -> String {
     POWERS.map(|q| q.to_string()).join(", ")
 }

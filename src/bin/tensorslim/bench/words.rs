@@ -1,11 +1,11 @@
-//! What the numbers say, in sentences that hold for whatever numbers they are.
+//! Says what the numbers mean, in sentences that hold for whatever numbers they are.
 
 use tensorslim::Sketch;
 
 use super::results::{Case, POWERS, Suite};
 use super::tables::{bytes, seconds};
 
-/// A gain below this is not worth a choice.
+/// The least gain that is worth a choice.
 const GAIN: f64 = 1.2;
 
 pub(super) fn conclusions(suite: &Suite) -> Vec<String> {
@@ -24,7 +24,7 @@ pub(super) fn conclusions(suite: &Suite) -> Vec<String> {
     lines
 }
 
-/// The sketch alone.
+/// Describes the sketch alone.
 fn fast(cases: &[Case], sketch: Sketch) -> Option<String> {
     let of = |f: &dyn Fn(&Case) -> Option<f64>| span(cases.iter().filter_map(f));
     let gain = of(&|c| Some(c.sketched(sketch)?.speedup.median))?;
@@ -42,7 +42,7 @@ fn fast(cases: &[Case], sketch: Sketch) -> Option<String> {
     Some(line)
 }
 
-/// Where the sketch alone gains nothing.
+/// Describes where the sketch alone gains nothing.
 fn small(cases: &[Case]) -> String {
     let gain = |c: &Case| c.sketched(Sketch::Srht).map_or(0.0, |s| s.speedup.median);
     let poor: Vec<&Case> = cases.iter().filter(|c| gain(c) < GAIN).collect();
@@ -78,7 +78,7 @@ fn small(cases: &[Case]) -> String {
     )
 }
 
-/// The whole factorization.
+/// Describes the whole factorization.
 fn whole(cases: &[Case]) -> Vec<String> {
     let gains = |q| span(cases.iter().filter_map(move |c| Some(c.factored(Sketch::Srht, q)?.speedup.median)));
     let mut lines = Vec::new();
@@ -120,13 +120,13 @@ fn whole(cases: &[Case]) -> Vec<String> {
     lines
 }
 
-/// The error over the optimum.
+/// Describes the error over the optimum.
 fn accuracy(cases: &[Case]) -> Vec<String> {
     let over = |sketch, q| {
         let errors = cases.iter().flat_map(|c| &c.inputs).filter_map(move |i| i.errors(sketch, q)?.over_optimum);
         span(errors.map(|e| e.median.max(0.0)))
     };
-    // Both errors at the same input, so that a hard input counts on both sides.
+    // Both errors are at the same input, so that a hard input counts on both sides.
     let against = |q| {
         let pairs = cases.iter().flat_map(|c| &c.inputs).filter_map(move |i| {
             let error = |s| Some(i.errors(s, q)?.over_optimum?.median);
@@ -168,7 +168,7 @@ fn accuracy(cases: &[Case]) -> Vec<String> {
     lines
 }
 
-/// The bytes.
+/// Describes the bytes.
 fn state(suite: &Suite) -> Option<String> {
     let srht = |s: &super::results::State| {
         let o = s.operators.iter().find(|o| o.sketch == Sketch::Srht)?;
@@ -192,12 +192,12 @@ fn state(suite: &Suite) -> Option<String> {
     })
 }
 
-/// Least and greatest.
+/// Returns the least and the greatest value.
 fn span(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
     values.fold(None, |span, x| Some(span.map_or((x, x), |(low, high): (f64, f64)| (low.min(x), high.max(x)))))
 }
 
-/// `6.1 to 9.8 times`, `1.02 to 1.07 times`
+/// Formats a range as `6.1 to 9.8 times`, `1.02 to 1.07 times`.
 fn times((low, high): (f64, f64)) -> String {
     let digits = if high < 3.0 { 2 } else { 1 };
     let (low, high) = (format!("{low:.digits$}"), format!("{high:.digits$}"));
@@ -217,7 +217,7 @@ fn signed(x: f64) -> String {
     format!("{:+.2} %", 100.0 * x).replace('-', "−")
 }
 
-/// `a`, `a and b`, `a, b and c`
+/// Joins parts as `a`, `a and b`, `a, b and c`.
 fn join(parts: impl Iterator<Item = String>) -> String {
     let mut parts: Vec<String> = parts.collect();
     match parts.pop() {
