@@ -388,7 +388,7 @@ fn what_cannot_be_walked_fails_alone() {
     symlink("nowhere", dir.path("in/mlp")).unwrap();
     fs::create_dir(dir.path("in/norm")).unwrap();
     // Of no effect where the tests run as root.
-    fs::set_permissions(dir.path("in/norm"), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(dir.path("in/norm"), fs::Permissions::from_mode(0o000)).unwrap();
     let is_open = fs::read_dir(dir.path("in/norm")).is_ok();
     let ran = run(&batch(&dir.path("in"), &dir.path("out"), "3", &[]));
     fs::set_permissions(dir.path("in/norm"), fs::Permissions::from_mode(0o700)).unwrap();
