@@ -149,7 +149,7 @@ fn named(files: &mut Files) -> Vec<Cell> {
         factor(&["--out", &out, "--form", "pivot"]),
         batch(&["--ratio", "1.5"]),
         batch(&["--rank", "40", "--method", "krylov", "--threads", "40"]),
-        batch(&["--rank", "4", "--threads", "1024"]),
+        batch(&["--rank", "4", "--threads", "512"]),
         batch(&["--budget", "4"]),
         cell(25 * M, &["calibrate", &wide, &wide, "--out", &out, "--factor"]),
         cell(25 * M, &["calibrate", &wide, "--out", &out, "--checkpoint", &files.dir.path("state")]),

@@ -110,7 +110,7 @@ fn batch<T: Scalar>(args: &BatchArgs) -> Result<(), Failure> {
         Err(_) if args.jobs.is_none() => (Space::new(0, 0)?, Some(1)),
         space => (space?, args.jobs.map(usize::from)),
     };
-    let limit = Limit::new(args.memory_limit, 2 * threads + workers, space);
+    let limit = Limit::new(args.memory_limit, (threads, threads + workers), space);
     limit.check_program(2 * threads + workers)?;
 
     let Found { weights, left_out } = inputs::collect(&args.inputs, args.bf16, &args.out, |name| config.factors(name))?;

@@ -42,7 +42,7 @@ pub(crate) fn run(args: &CalibrateArgs) -> Result<(), Failure> {
 
 fn calibrate(args: &CalibrateArgs) -> Result<(), Failure> {
     let start = Instant::now();
-    let limit = Limit::new(args.memory_limit, rayon::current_num_threads(), Space::new(0, 0)?);
+    let limit = Limit::new(args.memory_limit, (rayon::current_num_threads(), 0), Space::new(0, 0)?);
     let options = CalibrationOptions {
         form: if args.factor { Form::Factor } else { Form::Gram },
         accumulation: if args.fast { Accumulation::F32 } else { Accumulation::F64 },

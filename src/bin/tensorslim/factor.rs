@@ -38,7 +38,7 @@ pub(crate) fn run(args: &FactorArgs) -> Result<(), Failure> {
 
 fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
     check_options(args)?;
-    let limit = Limit::new(args.memory_limit, rayon::current_num_threads(), Space::new(0, 0)?);
+    let limit = Limit::new(args.memory_limit, (rayon::current_num_threads(), 0), Space::new(0, 0)?);
     let path = &args.weight;
     let mut svd = (TruncatedSvd::new(args.rank.policy()).method(args.method).seed(args.seed))
         .dynamic_shift(args.dynamic_shift)

@@ -39,8 +39,11 @@ const PROGRAM: usize = 24 << 20;
 /// The number of threads that are counted in [`PROGRAM`].
 const THREADS: usize = 4;
 
-/// The bytes of one more thread: the part of its stack that is used, its arena, and its buffers of the GEMM.
-const THREAD: usize = 64 << 10;
+/// The bytes of one more thread that multiplies: its buffers of the GEMM, of which few products fill so much.
+const MULTIPLIES: usize = 2 << 20;
+
+/// The bytes of one more thread that waits: the part of its stack that is used, and its arena.
+const WAITS: usize = 64 << 10;
 
 /// The bytes of a read buffer, where memory allows.
 const BUFFER: usize = 32 << 20;
@@ -103,9 +106,10 @@ impl Bound {
 pub(crate) struct Limit(Option<Bound>);
 
 impl Limit {
-    /// Makes the limit for a program of so many threads, those that only wait included.
-    pub(crate) fn new(given: Option<usize>, threads: usize, space: Space) -> Self {
-        let other = PROGRAM + threads.saturating_sub(THREADS) * THREAD;
+    /// Makes the limit for a program of so many threads that multiply at a time, and so many that wait then.
+    pub(crate) fn new(given: Option<usize>, (threads, waiting): (usize, usize), space: Space) -> Self {
+        let more = threads.saturating_sub(THREADS);
+        let other = PROGRAM + more * MULTIPLIES + (threads - more + waiting).saturating_sub(THREADS) * WAITS;
         let resident = given.map(|limit| Bound { limit, other });
         Limit(resident.into_iter().chain(space.0).min_by_key(Bound::data))
     }

@@ -307,7 +307,10 @@ impl Results {
         let manifest = Manifest::new(self.header.clone(), complete, mine);
         let text = manifest.text().map_err(Failure)?;
         let path = out.join(shard_file("manifest", self.header.shard, "json"));
-        writer::put_through(Some(stage), &path, &[text.as_bytes()])?;
+        let put = writer::put_through(Some(stage), &path, &[text.as_bytes()]);
+        // What has gone in this moment is said to have gone.
+        put.map_err(|e| self.places.check().err().unwrap_or(e))?;
+        self.places.check()?;
         Ok(manifest)
     }
 
@@ -404,9 +407,10 @@ impl Places {
             }
             Ok(files)
         };
-        done().inspect_err(|_| {
-            // On a full disk this makes room for the next one.
+        done().map_err(|e| {
+            // On a full disk, room for the next one.
             let _ = discard(&dir);
+            self.check().err().unwrap_or(e)
         })
     }
 
