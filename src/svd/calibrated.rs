@@ -148,8 +148,6 @@ pub(super) fn factor<T: Scalar, S: Space<T>>(
     start: Instant,
 ) -> Result<Factors<T>> {
     let (m, n) = w.shape();
-    let asked = options.power_iterations;
-    let options = &options.with_steps();
     let weighting = &options.weighting;
     weighting.check(n, options.rank)?;
     let moments = match &weighting.calibration {
@@ -168,9 +166,7 @@ pub(super) fn factor<T: Scalar, S: Space<T>>(
     let op = Whitened::new(op, m < n, make, matrix)?;
     let notes = moments.note(weighting.calibration.is_some()).into_iter().collect();
     let about = About { w, residency, weight_scale, root_exponent: moments.exponent(), notes, par, start };
-    let mut factors = project(options, op, about)?;
-    factors.report_mut().power_iterations = asked;
-    Ok(factors)
+    project(options, op, about)
 }
 
 /// The facts of the weight that its operator does not have.
@@ -187,8 +183,8 @@ struct About<'a> {
 }
 
 impl About<'_> {
-    fn plan<T: Scalar>(&self, options: &Options) -> Result<Plan> {
-        Plan::new(Task::new::<T>(options, self.w.shape(), self.w.dtype(), self.residency)?)
+    fn plan<T: Scalar>(&self, options: &Options, rule: Rank) -> Result<Plan> {
+        Plan::new(Task::of_rank::<T>(options, rule, self.w.shape(), self.w.dtype(), self.residency)?)
     }
 }
 
@@ -202,7 +198,7 @@ fn project<T: Scalar, S: Space<T>>(
     let (plan, mut outputs) = match options.rank {
         Rank::Quality(q) => op.by_quality(options, &about, q)?,
         _ => {
-            let plan = about.plan::<T>(options)?;
+            let plan = about.plan::<T>(options, options.rank)?;
             let outputs = op.left_vectors(&plan, about.par)?;
             (plan, outputs)
         }
@@ -525,7 +521,7 @@ impl<T: Scalar, S: Space<T>> Whitened<'_, T, S> {
         let whole = data.as_ref().map_or(self.norm_squared(), |data| data.whole);
         let mut tried = short.div_ceil(QUALITY_FIRST).min(most);
         loop {
-            let plan = about.plan::<T>(&Options { rank: Rank::Fixed(tried), ..options.clone() })?;
+            let plan = about.plan::<T>(options, Rank::Fixed(tried))?;
             let mut outputs = self.left_vectors(&plan, par)?;
             if let Some(subspace) = outputs.doubt.take() {
                 let panel = self.form(&mut outputs.panel)?;

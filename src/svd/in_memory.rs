@@ -40,7 +40,7 @@ pub(super) fn factor<T: Scalar>(
     if let Device::Cuda(ordinal) = options.device {
         return on_device::factor(options, w, ordinal, watch, start);
     }
-    let task = Task::new::<T>(&options.with_steps(), (view.nrows(), view.ncols()), view.dtype(), Residency::InMemory)?;
+    let task = Task::new::<T>(options, (view.nrows(), view.ncols()), view.dtype(), Residency::InMemory)?;
     let plan = Plan::new(task)?;
     let tall = if wide { view.transpose() } else { view };
     let par = space.par();

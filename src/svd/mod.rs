@@ -199,7 +199,7 @@ impl TruncatedSvd {
     /// [`Error::Empty`] for a shape without elements, [`Error::Rank`], [`Error::Option`], and [`Error::Memory`] with
     /// the least limit that would do.
     pub fn plan<T: Scalar>(&self, shape: (usize, usize), dtype: DType) -> Result<Plan> {
-        Plan::new(Task::new::<T>(&self.options.with_steps(), shape, dtype, Residency::InMemory)?)
+        Plan::new(Task::new::<T>(&self.options, shape, dtype, Residency::InMemory)?)
     }
 
     /// Returns the peak bytes that [`factor`](Self::factor) allocates for such a matrix, its result included: never

@@ -66,7 +66,7 @@ pub(super) fn factor<T: Scalar>(
 #[cfg(feature = "cuda")]
 fn plan<T: Scalar>(options: &Options, w: &TensorRef<'_>) -> Result<Plan> {
     let view = w.view()?;
-    Plan::new(Task::new::<T>(&options.with_steps(), (view.nrows(), view.ncols()), view.dtype(), Residency::InMemory)?)
+    Plan::new(Task::new::<T>(options, (view.nrows(), view.ncols()), view.dtype(), Residency::InMemory)?)
 }
 
 /// Factors `w`, which is on a device (its transpose, if it is wide) or failed to get there.

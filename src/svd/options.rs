@@ -58,13 +58,6 @@ impl Options {
         self.weighting.is_active(self.rank)
     }
 
-    /// Returns the options with the power iterations that are really done. Calibration takes one more: if the loss is a
-    /// tenth of the norm, an error in the directions is ten times as large a part of the loss as of the norm.
-    pub(super) fn with_steps(&self) -> Self {
-        let more = usize::from(self.is_weighted());
-        Options { power_iterations: self.power_iterations.saturating_add(more), ..self.clone() }
-    }
-
     /// Returns the rates that were given, or those of the device.
     pub(super) fn rates_in_use(&self) -> Rates {
         match (self.rates, self.device) {

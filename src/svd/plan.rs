@@ -141,7 +141,7 @@ impl Plan {
             sketch: Some(self.task.sketch),
             seed: self.task.seed,
             oversample: width - rank,
-            power_iterations: self.task.power_iterations,
+            power_iterations: self.task.asked_iterations,
             norm,
             spectrum,
             relative_error: certificate.relative_error,

@@ -86,7 +86,7 @@ pub(super) fn plan<T: Scalar>(options: &Options, source: &dyn RowSource) -> Resu
     let room = |limit: usize| limit.saturating_sub(least);
     let within = Options { memory_limit: options.memory_limit.map(room), ..options.clone() };
     let residency = Residency::InTiles { pass_seconds: bytes as f64 / options.rates_in_use().read };
-    let task = Task::new::<T>(&within.with_steps(), shape, dtype, residency)?;
+    let task = Task::new::<T>(&within, shape, dtype, residency)?;
     let plan = Plan::new(task).map_err(|e| match (e, options.memory_limit) {
         (Error::Memory { least: method, .. }, Some(limit)) => Error::Memory { limit, least: method + least },
         (e, _) => e,

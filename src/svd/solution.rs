@@ -27,6 +27,19 @@ pub(super) struct Solution<T: Scalar, S: Space<T>> {
     pub(super) notes: Vec<String>,
 }
 
+impl<T: Scalar, S: Space<T>> Solution<T, S> {
+    /// Makes a solution whose triplets are orthogonal parts of the matrix, from panels of `width` columns. The error is left to
+    /// the certificate.
+    pub(super) fn of_triplets(
+        (triplets, rank, notes): (Triplets<T, S>, usize, Vec<String>),
+        width: usize,
+        method: Method,
+        sketch: Option<Sketch>,
+    ) -> Self {
+        Solution { triplets, rank, width, method, sketch, certificate: None, slices: Slices::Orthogonal, notes }
+    }
+}
+
 /// Returns a note on singular values that are rounding, if some were asked for: those below `4 √max(m, n) eps σ_1`.
 /// (LAPACK's `max(m, n) eps` is a bound; rounding errors do not all point one way.)
 pub(super) fn beyond_numerical_rank<T: Scalar>(s: &[T], (m, n): (usize, usize)) -> Option<String> {

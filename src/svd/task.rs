@@ -44,7 +44,11 @@ pub(super) struct Task {
     /// Columns of the panels, `l = min(k + p, min(m, n))`; the most there can be where the spectrum decides the rank.
     pub(super) width: usize,
     pub(super) oversample: usize,
+    /// The power iterations that are done: those that were asked for, and one more under calibration. If a tenth of the
+    /// norm is lost, an error in the directions is ten times the part of the loss that it is of the norm.
     pub(super) power_iterations: usize,
+    /// The power iterations that were asked for.
+    pub(super) asked_iterations: usize,
     pub(super) dynamic_shift: bool,
     pub(super) sketch: Sketch,
     pub(super) seed: u64,
@@ -68,12 +72,26 @@ impl Task {
         dtype: DType,
         residency: Residency,
     ) -> Result<Self> {
+        Task::of_rank::<T>(options, options.rank, shape, dtype, residency)
+    }
+
+    /// Resolves `options` with another rule for the rank, as the search for a rank by its quality tries them.
+    ///
+    /// # Errors
+    /// Those of [`new`](Self::new).
+    pub(super) fn of_rank<T: Scalar>(
+        options: &Options,
+        rule: Rank,
+        shape: (usize, usize),
+        dtype: DType,
+        residency: Residency,
+    ) -> Result<Self> {
         let (rows, cols) = shape;
         if rows == 0 || cols == 0 {
             return Err(Error::Empty { shape: vec![rows, cols] });
         }
         let (m, n) = (rows.max(cols), rows.min(cols));
-        let rank = options.rank.from_shape(m, n)?;
+        let rank = rule.from_shape(m, n)?;
         let max_rank = match options.max_rank {
             Some(0) => return Err(Error::Rank { rank: 0, max: n }),
             Some(k) => k.min(n),
@@ -90,19 +108,20 @@ impl Task {
             precision: T::DTYPE,
             residency,
             method: options.method,
-            rule: options.rank,
+            rule,
             rank,
             max_rank,
             width: rank.unwrap_or(max_rank).saturating_add(options.oversample).min(n),
             oversample: options.oversample,
-            power_iterations: options.power_iterations,
+            power_iterations: options.power_iterations.saturating_add(usize::from(options.is_weighted())),
+            asked_iterations: options.power_iterations,
             dynamic_shift: options.dynamic_shift,
             sketch: options.sketch,
             seed: options.seed,
             rates: options.rates_in_use(),
             memory_limit: options.memory_limit,
-            weighted: options.is_weighted(),
-            measuring: options.weighting.measuring_bytes::<T>(cols, options.rank),
+            weighted: options.weighting.is_active(rule),
+            measuring: options.weighting.measuring_bytes::<T>(cols, rule),
         })
     }
 

@@ -686,7 +686,7 @@ mod cli {
         let err = fails(&mut dir.batch("out/deep", &["--rank", "2"]));
         assert_eq!(err.len(), 2, "{err:?}");
         assert!(
-            err[0].starts_with("tensorslim: sub/loop/: ") && err[0].contains("link to the directory above"),
+            err[0].starts_with("tensorslim: sub/loop: ") && err[0].contains("link to the directory above"),
             "{err:?}"
         );
         let after: Vec<PathBuf> = fs::read_dir(&dir.0).unwrap().map(|e| e.unwrap().path()).collect();

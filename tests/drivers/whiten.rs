@@ -1040,3 +1040,22 @@ fn the_pivoted_form_multiplies_to_the_same_matrix() {
         run::<f64>(square.as_tensor().unwrap(), k);
     }
 }
+
+/// Calibration takes one power iteration more. The report has the number that was asked for, in memory and from a state that
+/// looks at the weight once.
+#[test]
+fn reports_have_the_power_iterations_that_were_asked_for() {
+    let (m, n) = (60, 40);
+    let w: Vec<f32> = (0..m * n).map(|i| ((i * i) as f32 * 0.013).sin()).collect();
+    let x: Vec<f32> = (0..50 * n).map(|i| ((i * 7) as f32 * 0.29).cos()).collect();
+    let w = TensorRef::new(&w, &[m, n]).unwrap();
+    let mut calibration = Calibration::new(n).unwrap();
+    calibration.update(&TensorRef::new(&x, &[50, n]).unwrap()).unwrap();
+    let svd = TruncatedSvd::new(Rank::Fixed(4)).power_iterations(3).calibration(&calibration);
+    assert_eq!(svd.factor::<f32>(w.clone()).unwrap().report().power_iterations, 3);
+    let quality = svd.clone().with_rank(Rank::Quality(0.5));
+    assert_eq!(quality.factor::<f64>(w.clone()).unwrap().report().power_iterations, 3);
+    let mut once = svd.method(Method::SinglePass).accumulator::<f32>((m, n)).unwrap();
+    once.update(0, &w).unwrap();
+    assert_eq!(once.finish().unwrap().report().power_iterations, 3);
+}

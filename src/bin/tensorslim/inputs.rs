@@ -150,8 +150,10 @@ pub(crate) fn collect(
                     let error = Error::file(&path, why);
                     let mut name = tensor_name(path.strip_prefix(root).unwrap_or(&path));
                     let is_dir = fs::symlink_metadata(&path).is_ok_and(|meta| meta.is_dir());
-                    if is_dir || path.extension().is_none_or(|ext| ext != "npy") {
-                        // There may be a file beside it that has its name, but for the extension.
+                    let mut beside = path.clone().into_os_string();
+                    beside.push(".npy");
+                    if is_dir || Path::new(&beside).exists() {
+                        // A file beside it may have its name.
                         name.push('/');
                     }
                     add(name, path, Some(Kind::Bad(error)))?;

@@ -26,7 +26,6 @@
 use faer::{Accum, Mat, Par};
 
 use crate::error::Result;
-use crate::factors::Slices;
 use crate::operator::LinearOperator;
 use crate::report::Method;
 use crate::simd::Scalar;
@@ -130,17 +129,8 @@ pub(super) fn solve<T: Scalar, S: Space<T>>(
         true => goal.rank_given(s, missing),
         false => goal.rank(s, captured),
     };
-    let (triplets, rank, notes) = Triplets::from_right(&space, Some(basis), image, false, choose, par)?;
-    Ok(Solution {
-        triplets,
-        rank,
-        width,
-        method: Method::Randomized,
-        sketch: Some(task.sketch),
-        certificate: None,
-        slices: Slices::Orthogonal,
-        notes,
-    })
+    let found = Triplets::from_right(&space, Some(basis), image, false, choose, par)?;
+    Ok(Solution::of_triplets(found, width, Method::Randomized, Some(task.sketch)))
 }
 
 /// Computes `panel <- [X_1 X_2 ...]`. Each block is dropped once it is in.

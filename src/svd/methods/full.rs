@@ -4,7 +4,6 @@
 use faer::Par;
 
 use crate::error::Result;
-use crate::factors::Slices;
 use crate::operator::{LinearOperator, Pass};
 use crate::report::Method;
 use crate::simd::Scalar;
@@ -34,16 +33,6 @@ pub(super) fn solve<T: Scalar, S: Space<T>>(
     let width = op.ncols();
     let mut image = op.left(width)?;
     op.materialize(&mut image)?;
-    let (triplets, rank, notes) =
-        Triplets::from_right(op.space(), None, image, false, |s, captured| goal.rank(s, captured), par)?;
-    Ok(Solution {
-        triplets,
-        rank,
-        width,
-        method: Method::Full,
-        sketch: None,
-        certificate: None,
-        slices: Slices::Orthogonal,
-        notes,
-    })
+    let found = Triplets::from_right(op.space(), None, image, false, |s, captured| goal.rank(s, captured), par)?;
+    Ok(Solution::of_triplets(found, width, Method::Full, None))
 }

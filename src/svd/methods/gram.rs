@@ -32,7 +32,6 @@ use faer::{Accum, Mat, MatRef, Par};
 
 use super::randomized;
 use crate::error::Result;
-use crate::factors::Slices;
 use crate::linalg::{column, column_mut, points_down};
 use crate::operator::{Dense, LinearOperator, Pass};
 use crate::range::{FILTERED_ANEW, Factor, Filter, filtered_iteration, filtered_iteration_bytes, shift};
@@ -182,18 +181,8 @@ pub(in crate::svd) fn from_basis<T: Scalar, S: Space<T>>(
     let width = op.space().shape(&basis).1;
     let mut image = op.image(width)?;
     op.apply(&basis, &mut image)?;
-    let (triplets, rank, notes) =
-        Triplets::from_right(op.space(), Some(basis), image, true, |s, captured| goal.rank(s, captured), par)?;
-    Ok(Solution {
-        triplets,
-        rank,
-        width,
-        method: Method::Gram,
-        sketch,
-        certificate: None,
-        slices: Slices::Orthogonal,
-        notes,
-    })
+    let found = Triplets::from_right(op.space(), Some(basis), image, true, |s, captured| goal.rank(s, captured), par)?;
+    Ok(Solution::of_triplets(found, width, Method::Gram, sketch))
 }
 
 /// The eigenvectors and eigenvalues of G from a dense solver.
@@ -303,9 +292,7 @@ fn iterated<T: Scalar, S: Space<T>>(
         }
     }
     let triplets = Triplets { left: u, s, captured, right: Vectors::Small(right), by_qr };
-    let (sketch, method) = (Some(task.sketch), Method::Gram);
-    let (certificate, slices) = (None, Slices::Orthogonal);
-    let solution = Solution { triplets, rank, width, method, sketch, certificate, slices, notes };
+    let solution = Solution::of_triplets((triplets, rank, notes), width, Method::Gram, Some(task.sketch));
     Ok(ControlFlow::Break((solution, end)))
 }
 

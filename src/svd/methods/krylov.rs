@@ -25,7 +25,6 @@ use faer::{Mat, Par};
 use super::adaptive::{orthonormalize_against, side_by_side};
 use super::randomized;
 use crate::error::Result;
-use crate::factors::Slices;
 use crate::operator::LinearOperator;
 use crate::report::Method;
 use crate::simd::Scalar;
@@ -175,16 +174,6 @@ fn by_blocks<T: Scalar, S: Space<T>>(
     space.trim();
     let basis = side_by_side(&space, basis, op.left(blocks.columns())?)?;
     let image = side_by_side(&space, images, op.right(blocks.columns())?)?;
-    let (triplets, rank, notes) =
-        Triplets::from_left(&space, basis, image, false, |s, captured| goal.rank(s, captured), par)?;
-    Ok(Solution {
-        triplets,
-        rank,
-        width,
-        method: Method::Krylov,
-        sketch: Some(task.sketch),
-        certificate: None,
-        slices: Slices::Orthogonal,
-        notes,
-    })
+    let found = Triplets::from_left(&space, basis, image, false, |s, captured| goal.rank(s, captured), par)?;
+    Ok(Solution::of_triplets(found, width, Method::Krylov, Some(task.sketch)))
 }

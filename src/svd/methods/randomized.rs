@@ -5,7 +5,6 @@ use faer::Par;
 
 use super::adaptive;
 use crate::error::Result;
-use crate::factors::Slices;
 use crate::operator::LinearOperator;
 use crate::range::{power_iteration, shifted_power_iteration, sparing_power_iteration};
 use crate::report::Method;
@@ -86,16 +85,6 @@ pub(in crate::svd) fn solve<T: Scalar, S: Space<T>>(
         power_iteration(op, &omega, q, &mut y, &mut x)?;
     }
     op.apply_adjoint(&y, &mut x)?;
-    let (triplets, rank, notes) =
-        Triplets::from_left(op.space(), y, x, sparing, |s, captured| goal.rank(s, captured), par)?;
-    Ok(Solution {
-        triplets,
-        rank,
-        width,
-        method: Method::Randomized,
-        sketch: Some(task.sketch),
-        certificate: None,
-        slices: Slices::Orthogonal,
-        notes,
-    })
+    let found = Triplets::from_left(op.space(), y, x, sparing, |s, captured| goal.rank(s, captured), par)?;
+    Ok(Solution::of_triplets(found, width, Method::Randomized, Some(task.sketch)))
 }
