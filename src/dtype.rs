@@ -2,6 +2,7 @@
 
 /// The element types that tensors are stored in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum DType {
     /// IEEE binary16: 11 bits of precision.
     F16,

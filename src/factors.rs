@@ -20,9 +20,10 @@ use faer::{Accum, Mat, MatMut, MatRef, Par};
 
 use crate::error::{Error, Result};
 use crate::linalg::{fix_signs, gemm};
+use crate::parallel::{self, current_par};
 use crate::report::{ErrorKind, Report};
 use crate::simd::Scalar;
-use crate::simd::convert::convert;
+use crate::simd::convert::convert_row;
 use crate::small::{self, SmallSvd};
 use crate::tensor::{Element, Matrix, TensorRef, with_view};
 
@@ -30,6 +31,7 @@ pub use pivot::Pivoted;
 
 /// The place of the singular values when the factors become two layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
 pub enum Split {
     /// The two layers are `U diag(s)` and `Vᵀ`.
     Left,
@@ -161,7 +163,7 @@ impl<T: Scalar> Factors<T> {
         let narrow = |c: Mat<f64>| Mat::<T>::from_fn(whole, k, |i, j| <T as Element>::from_f64(c[(i, j)]));
         let (left, right) = (narrow(&kept * &b), narrow(z));
         let (mut u, mut vt) = (Matrix::zeros(m, k), Matrix::zeros(k, n));
-        let par = crate::parallel::current_par();
+        let par = current_par();
         gemm(u.as_mut(), Accum::Replace, self.u.as_ref(), left.as_ref(), 1.0, par);
         gemm(vt.as_mut(), Accum::Replace, right.transpose(), self.vt.as_ref(), 1.0, par);
         let signs = fix_signs(&mut u, &mut vt, par);
@@ -205,10 +207,11 @@ impl<T: Scalar> Factors<T> {
     /// # Errors
     /// [`Error::Shape`] unless `x` has two axes and `n` columns.
     pub fn apply(&self, x: &TensorRef<'_>) -> Result<Matrix<T>> {
-        let samples = samples_as::<T>("Factors::apply", x, self.vt.ncols())?;
+        let samples = Samples::<T>::new("Factors::apply", x, self.vt.ncols())?;
+        let samples = samples.as_ref();
         let mut y = Matrix::zeros(samples.nrows(), self.u.nrows());
         let mut c = Mat::<T>::zeros(samples.nrows(), self.rank());
-        self.apply_into(samples.as_ref(), 1.0, c.as_mut(), y.as_mut(), crate::parallel::current_par());
+        self.apply_into(samples, 1.0, c.as_mut(), y.as_mut(), current_par());
         Ok(y)
     }
 
@@ -227,25 +230,41 @@ impl<T: Scalar> Factors<T> {
     pub fn reconstruct(&self) -> Matrix<T> {
         let (up, _) = self.split(Split::Left);
         let mut w = Matrix::zeros(self.u.nrows(), self.vt.ncols());
-        gemm(w.as_mut(), Accum::Replace, up.as_ref(), self.vt.as_ref(), 1.0, crate::parallel::current_par());
+        gemm(w.as_mut(), Accum::Replace, up.as_ref(), self.vt.as_ref(), 1.0, current_par());
         w
     }
 }
 
-/// Converts samples of `n` features to arithmetic `T`.
-fn samples_as<T: Scalar>(op: &'static str, x: &TensorRef<'_>, n: usize) -> Result<Matrix<T>> {
-    let view = x.view()?;
-    if view.ncols() != n {
-        return Err(Error::shape(op, format_args!("samples of {n} features"), view.ncols()));
-    }
-    let mut samples = Matrix::<T>::zeros(view.nrows(), n);
-    with_view!(view, a => {
-        let mut line = Vec::with_capacity(n);
-        for (i, row) in samples.as_mut_slice().chunks_exact_mut(n).enumerate() {
-            line.clear();
-            line.extend(a.row(i).iter().copied());
-            convert(&line, row, 1.0);
+/// Samples in arithmetic `T`: as they are, or converted.
+enum Samples<'a, T> {
+    Given(MatRef<'a, T>),
+    Converted(Matrix<T>),
+}
+
+impl<'a, T: Scalar> Samples<'a, T> {
+    /// Takes samples of `n` features.
+    fn new(op: &'static str, x: &TensorRef<'a>, n: usize) -> Result<Self> {
+        let view = x.view()?;
+        if view.ncols() != n {
+            return Err(Error::shape(op, format_args!("samples of {n} features"), view.ncols()));
         }
-    });
-    Ok(samples)
+        if let Some(given) = view.typed::<T>() {
+            return Ok(Samples::Given(given));
+        }
+        let mut samples = Matrix::<T>::zeros(view.nrows(), n);
+        with_view!(view, a => {
+            let rows = samples.as_mut_slice().chunks_exact_mut(n).enumerate().collect();
+            parallel::for_each_with(current_par(), rows, Vec::new, |line, (i, row): (usize, &mut [T])| {
+                convert_row(a.row(i), line, row, 1.0);
+            });
+        });
+        Ok(Samples::Converted(samples))
+    }
+
+    fn as_ref(&self) -> MatRef<'_, T> {
+        match self {
+            Samples::Given(given) => *given,
+            Samples::Converted(samples) => samples.as_ref(),
+        }
+    }
 }

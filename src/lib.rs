@@ -113,6 +113,7 @@ pub mod qr;
 #[cfg(feature = "linalg")]
 pub mod quality;
 #[cfg(feature = "linalg")]
+#[doc(hidden)]
 pub mod range;
 pub mod rank;
 #[cfg(feature = "linalg")]

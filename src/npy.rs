@@ -138,6 +138,7 @@ impl Array {
 /// The kind of the elements of a file, by the type that its header names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
+#[doc(hidden)]
 pub enum Elements {
     /// Numbers of a type that can be factored. bfloat16 is one only if the file names it.
     Floats(DType),
@@ -154,6 +155,7 @@ pub enum Elements {
 
 /// The content of the header of a file, whatever its elements are and however many axes it has.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[doc(hidden)]
 pub struct Description {
     path: PathBuf,
     elements: Elements,
@@ -347,6 +349,7 @@ pub fn write(path: impl AsRef<Path>, dtype: DType, shape: &[usize], bytes: &[u8]
 /// # Errors
 /// The errors of the writer, and [`InvalidInput`](std::io::ErrorKind::InvalidInput) if `bytes` is not what `shape`
 /// needs.
+#[doc(hidden)]
 pub fn write_to(w: &mut impl Write, dtype: DType, shape: &[usize], bytes: &[u8]) -> std::io::Result<()> {
     check_length(dtype, shape, bytes).map_err(|e| std::io::Error::new(std::io::ErrorKind::InvalidInput, e))?;
     w.write_all(&header(dtype, shape)?)?;
@@ -369,6 +372,7 @@ fn check_length(dtype: DType, shape: &[usize], bytes: &[u8]) -> Result<()> {
 /// # Errors
 /// The errors of the writer, and [`InvalidInput`](std::io::ErrorKind::InvalidInput) if the number of elements is not
 /// that of `shape`.
+#[doc(hidden)]
 pub fn write_elements_to<T: Element>(
     w: &mut impl Write,
     dtype: DType,
@@ -406,6 +410,7 @@ pub fn write_matrix<T: Element>(path: impl AsRef<Path>, a: &Matrix<T>, dtype: DT
 ///
 /// # Errors
 /// [`Error::File`] if the file cannot be written.
+#[doc(hidden)]
 pub fn write_indices(path: impl AsRef<Path>, indices: &[usize]) -> Result<()> {
     let path = path.as_ref();
     let put = || write_indices_to(&mut File::create(path)?, indices);
@@ -418,6 +423,7 @@ pub fn write_indices(path: impl AsRef<Path>, indices: &[usize]) -> Result<()> {
 ///
 /// # Errors
 /// The errors of the writer.
+#[doc(hidden)]
 pub fn write_indices_to(w: &mut impl Write, indices: &[usize]) -> std::io::Result<()> {
     let elements: Vec<i64> = indices.iter().map(|&i| i as i64).collect();
     w.write_all(&header_of('i', 8, &[indices.len()])?)?;

@@ -24,9 +24,12 @@ use crate::calibration::Moments;
 use crate::compiled::same_ref;
 use crate::error::{Error, Result};
 use crate::factors::Factors;
+use crate::linalg::{column, column_mut};
 use crate::operator::{Dense, LinearOperator, Pass};
+use crate::parallel::{self, current_par};
 use crate::simd::Scalar;
-use crate::simd::convert::convert;
+use crate::simd::convert::convert_row;
+use crate::simd::reduce::agreement;
 use crate::space::HostPanel;
 use crate::tensor::{DType, Element, MatView, TensorRef, with_view};
 
@@ -48,6 +51,7 @@ impl Activation {
 
 /// The samples of a block: outputs of a 11008-wide layer in f32 take 11 MiB. Blocks of samples that are a multiple of
 /// this give the same bits as all samples at once.
+#[doc(hidden)]
 pub const BLOCK: usize = 256;
 
 /// The elements of a block of rows of a weight in [`expected`].
@@ -166,6 +170,7 @@ impl<'a, T: Scalar> Comparison<'a, T> {
 
     /// Returns the bytes that the comparison of factors of rank k takes for `samples` samples, besides the weight, the
     /// factors and the samples.
+    #[doc(hidden)]
     pub fn bytes((m, n): (usize, usize), storage: DType, k: usize, samples: usize) -> usize {
         let rows = BLOCK.min(samples);
         let panels = HostPanel::<T>::bytes(n, rows) + HostPanel::<T>::bytes(m, rows) + (m + k) * rows * size_of::<T>();
@@ -198,6 +203,7 @@ fn expected_f32(w: &TensorRef<'_>, f: &Factors<f32>, c: &Calibration) -> Result<
     expected_view(w.view()?, f, c)
 }
 
+/// Computes what [`expected`] does for a weight whose entries are in memory.
 pub(crate) fn expected_view<T: Scalar>(w: MatView<'_>, f: &Factors<T>, c: &Calibration) -> Result<Activation> {
     let (m, n, k) = (f.u().nrows(), f.vt().ncols(), f.rank());
     // These powers of two keep both in range.
@@ -205,7 +211,7 @@ pub(crate) fn expected_view<T: Scalar>(w: MatView<'_>, f: &Factors<T>, c: &Calib
     if c.features() != n {
         return Err(Error::shape("quality::expected", format_args!("statistics of {n} features"), c.features()));
     }
-    let par = crate::parallel::current_par();
+    let par = current_par();
     let of_samples = 2f64.powi(c.exponent() - Moments::of::<f64>(c)?.exponent());
     let squares = Squares::new(c, par);
     let v = Mat::from_fn(n, k, |j, i| Element::to_f64(f.vt().row(i)[j]));
@@ -217,12 +223,10 @@ pub(crate) fn expected_view<T: Scalar>(w: MatView<'_>, f: &Factors<T>, c: &Calib
         // Rows of W, W' and their difference are columns here.
         let mut before: Mat<f64> = Mat::zeros(n, rows);
         with_view!(w, a => {
-            let mut line = Vec::with_capacity(n);
-            for (i, column) in before.col_iter_mut().enumerate() {
-                line.clear();
-                line.extend(a.row(first + i).iter().copied());
-                let column = column.try_as_col_major_mut().expect("an owned matrix").as_slice_mut();
-                convert(&line, column, scale);
+            let mut line = Vec::new();
+            for i in 0..rows {
+                let column = column_mut(before.as_mut(), i);
+                convert_row(a.row(first + i), &mut line, column, scale);
                 column.iter_mut().for_each(|x| *x *= of_samples);
             }
         });
@@ -350,7 +354,7 @@ fn weight<'a, T: Scalar>(w: MatView<'a>, f: &Factors<T>) -> Result<Dense<'a, T>>
         let got = format_args!("{}×{}", w.nrows(), w.ncols());
         return Err(Error::shape("quality", format_args!("the {m}×{n} weight"), got));
     }
-    Dense::new(w, crate::parallel::current_par())
+    Dense::new(w, current_par())
 }
 
 /// Returns the power of two that keeps samples in range, and checks them as matrices are checked.
@@ -359,7 +363,7 @@ fn sample_scale<T: Scalar>(x: MatView<'_>, f: &Factors<T>) -> Result<f64> {
     if x.ncols() != n {
         return Err(Error::shape("quality", format_args!("samples of {n} features"), x.ncols()));
     }
-    Ok(Dense::<T>::new(x, crate::parallel::current_par())?.facts().scale)
+    Ok(Dense::<T>::new(x, current_par())?.facts().scale)
 }
 
 /// Sends the rows of `x`, times `scale`, through `weight` and `f` in blocks, and gives the outputs of each block to
@@ -372,7 +376,7 @@ fn compare<T: Scalar>(
     mut sink: impl FnMut(Sums),
 ) -> Result<()> {
     let (m, k) = (f.u().nrows(), f.rank());
-    let par = crate::parallel::current_par();
+    let par = current_par();
     for_each_output(weight, x, scale, |weight, samples, before| {
         let rows = samples.as_ref().ncols();
         let mut c = Mat::zeros(rows, k);
@@ -384,17 +388,11 @@ fn compare<T: Scalar>(
             after.as_mut().transpose_mut(),
             par,
         );
-        for j in 0..rows {
-            let mut sums = Sums::default();
-            for (&y, &z) in before.as_ref().col(j).iter().zip(after.col(j).iter()) {
-                let (y, z) = (y.to_f64(), z.to_f64());
-                sums.before += y * y;
-                sums.after += z * z;
-                sums.dot += y * z;
-                sums.difference += (y - z) * (y - z);
-            }
-            sink(sums);
-        }
+        let sums = parallel::map(par, rows, |j| {
+            let [before, after, dot, difference] = agreement(column(before.as_ref(), j), column(after.as_ref(), j));
+            Sums { before, after, dot, difference }
+        });
+        sums.into_iter().for_each(&mut sink);
     })
 }
 
@@ -411,13 +409,9 @@ fn for_each_output<T: Scalar>(
         // Samples are columns, so that W X is a product with a right panel.
         let mut samples = HostPanel::zeros(n, rows, &space);
         with_view!(x, a => {
-            let mut line = Vec::with_capacity(a.ncols());
+            let mut line = Vec::new();
             for i in 0..rows {
-                line.clear();
-                line.extend(a.row(first + i).iter().copied());
-                let mut column = samples.as_mut();
-                let column = column.as_mut().col_mut(i).try_as_col_major_mut().expect("panels are column-major");
-                convert(&line, column.as_slice_mut(), scale);
+                convert_row(a.row(first + i), &mut line, column_mut(samples.as_mut(), i), scale);
             }
         });
         let mut before = HostPanel::zeros(m, rows, &space);
@@ -429,7 +423,7 @@ fn for_each_output<T: Scalar>(
 
 /// Computes `‖c W Xᵀ‖_F²` for rows of `x` of moderate size, and the power of two c that keeps W in range.
 pub(crate) fn output_norm_squared<T: Scalar>(w: MatView<'_>, x: MatRef<'_, f64>) -> Result<(f64, f64)> {
-    let mut weight = Dense::<T>::new(w, crate::parallel::current_par())?;
+    let mut weight = Dense::<T>::new(w, current_par())?;
     let mut total = 0.0;
     for_each_output(&mut weight, f64::view(x), 1.0, |_, _, y| {
         total += (0..y.as_ref().ncols()).map(|j| column_norm_squared(y.as_ref(), j)).sum::<f64>();

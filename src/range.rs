@@ -66,6 +66,7 @@ pub fn sparing_power_iteration<T: Scalar, S: Space<T>>(
     iterate_with(op, omega, power_iterations, y, x, Effort::LittleMemory)
 }
 
+/// Iterates `q` times on the sketch of `op`, in `y`; each product is orthonormalized with this effort.
 fn iterate_with<T: Scalar, S: Space<T>>(
     op: &mut dyn LinearOperator<T, Space = S>,
     omega: &AnySketch,

@@ -83,6 +83,7 @@ impl std::str::FromStr for Method {
 
 /// The way in which the error was obtained.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
 pub enum ErrorKind {
     /// The error was computed by subtraction in f64.
     Exact,

@@ -25,6 +25,7 @@
 use pulp::{Arch, Simd, WithSimd};
 
 /// The high byte of a stream number, which tells what the numbers are used for. The low 56 bits are the caller's.
+#[doc(hidden)]
 pub mod stream {
     /// Entries of Gaussian sketches.
     pub const GAUSSIAN: u64 = 1 << 56;
@@ -53,6 +54,7 @@ const W1: u32 = 0xBB67_AE85;
 const ROUNDS: usize = 10;
 
 /// Computes Philox4x32-10: the block of four words of counter `ctr` under `key`, low words first.
+#[doc(hidden)]
 pub const fn philox4x32(key: [u32; 2], ctr: [u32; 4]) -> [u32; 4] {
     let ([mut k0, mut k1], mut c) = (key, ctr);
     let mut round = 0;
@@ -107,6 +109,7 @@ impl Philox {
     ///
     /// # Panics
     /// If the planes differ in length.
+    #[doc(hidden)]
     pub fn planes(&self, first: u64, planes: [&mut [u32]; 4]) {
         Arch::new().dispatch(Fill::<false> { rng: *self, first, planes, scale: 1.0 });
     }
@@ -115,6 +118,7 @@ impl Philox {
     ///
     /// # Panics
     /// If the planes differ in length.
+    #[doc(hidden)]
     pub fn normal_planes(&self, first: u64, scale: f32, planes: [&mut [f32]; 4]) {
         let planes = planes.map(bytemuck::cast_slice_mut);
         Arch::new().dispatch(Fill::<true> { rng: *self, first, planes, scale });
@@ -142,6 +146,7 @@ impl Philox {
 
     /// Returns a uniform number in `0..bound` from block `index`. The relative error of each probability is at most
     /// `bound · 2^-64`.
+    #[doc(hidden)]
     pub const fn below(&self, index: u64, bound: u64) -> u64 {
         let w = self.block(index);
         let x = (w[1] as u64) << 32 | w[0] as u64;
@@ -152,6 +157,7 @@ impl Philox {
     ///
     /// # Panics
     /// If `l > n`.
+    #[doc(hidden)]
     pub fn subset(&self, n: u64, l: usize) -> Vec<u64> {
         assert!(l as u64 <= n, "a subset of {l} out of {n}");
         let mut chosen = std::collections::BTreeSet::new();
@@ -181,6 +187,7 @@ impl Philox {
     ///
     /// # Panics
     /// If `l > 2^bits`, `bits > 40` or `low > bits`.
+    #[doc(hidden)]
     pub fn stratified_subset(&self, bits: u32, low: u32, l: usize) -> Vec<u64> {
         /// Scrambles that are drawn at most. At worst, for 15 members of 2^7, four of five are drawn again.
         const ATTEMPTS: u64 = 64;

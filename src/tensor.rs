@@ -513,22 +513,4 @@ impl<T: Element> Matrix<T> {
     pub fn as_tensor(&self) -> Result<TensorRef<'_>> {
         TensorRef::new(&self.data, &[self.nrows, self.ncols])
     }
-
-    /// Returns the bytes of the elements, rounded to `dtype` (to nearest, ties to even), row by row, in native byte
-    /// order.
-    pub fn to_bytes(&self, dtype: DType) -> Vec<u8> {
-        fn bytes<T: Element, E: Element>(data: &[T]) -> Vec<u8> {
-            if T::DTYPE == E::DTYPE {
-                return bytemuck::cast_slice(data).to_vec();
-            }
-            let rounded: Vec<E> = data.iter().map(|&x| E::from_f64(x.to_f64())).collect();
-            bytemuck::cast_slice(&rounded).to_vec()
-        }
-        match dtype {
-            DType::F16 => bytes::<T, f16>(&self.data),
-            DType::BF16 => bytes::<T, bf16>(&self.data),
-            DType::F32 => bytes::<T, f32>(&self.data),
-            DType::F64 => bytes::<T, f64>(&self.data),
-        }
-    }
 }

@@ -23,7 +23,6 @@ const ORDER: &[&[&str]] = &[
     &["sketch", "qr"],
     &["small"],
     &["space"],
-    &["space"],
     &["operator"],
     &["range"],
     &["calibration"],

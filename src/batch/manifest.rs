@@ -95,7 +95,7 @@ pub enum Status {
 /// The length and checksum of a file as it was written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Sum {
+pub struct Checksum {
     /// The length of the file in bytes.
     pub bytes: u64,
     /// The CRC-32 of the bytes of the file.
@@ -105,7 +105,7 @@ pub struct Sum {
 /// The facts of a result that the report has, too.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Facts {
+pub struct ResultRecord {
     /// Rows and columns.
     pub shape: [usize; 2],
     /// The name of the element type.
@@ -137,10 +137,10 @@ pub struct Entry {
     pub why: Option<String>,
     /// The files of the tensor, by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub files: BTreeMap<String, Sum>,
+    pub files: BTreeMap<String, Checksum>,
     /// The facts of the factors.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub facts: Option<Facts>,
+    pub facts: Option<ResultRecord>,
     /// The identity of the input, by which a change shows: its length, and a number made of its times of change and its
     /// place on the disk. Only journals have it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -185,13 +185,13 @@ impl Entry {
 }
 
 /// Computes the length and checksum of a file.
-fn sum(path: &Path) -> std::io::Result<Sum> {
+fn sum(path: &Path) -> std::io::Result<Checksum> {
     let mut file = File::open(path)?;
     let (mut hasher, mut bytes, mut buffer) = (crc32fast::Hasher::new(), 0, vec![0; 1 << 16]);
     loop {
         let n = file.read(&mut buffer)?;
         if n == 0 {
-            return Ok(Sum { bytes, crc32: hasher.finalize() });
+            return Ok(Checksum { bytes, crc32: hasher.finalize() });
         }
         hasher.update(&buffer[..n]);
         bytes += n as u64;

@@ -42,10 +42,13 @@
 //! done.
 
 #[cfg(feature = "cli")]
+#[doc(hidden)]
 pub mod config;
 #[cfg(feature = "cli")]
+#[doc(hidden)]
 pub mod manifest;
 pub mod progress;
+#[doc(hidden)]
 pub mod schedule;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

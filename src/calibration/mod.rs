@@ -28,8 +28,10 @@
 mod bytes;
 mod whitening;
 
-pub use whitening::{BLENDS, Whitening};
-pub(crate) use whitening::{Fill, Moments, cholesky_bytes, equivalent_samples};
+#[doc(hidden)]
+pub use whitening::BLENDS;
+pub use whitening::Whitening;
+pub(crate) use whitening::{Moments, UnsampledWeight, cholesky_bytes, equivalent_samples};
 
 use std::borrow::Cow;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -273,6 +275,7 @@ impl Calibration {
     /// Returns the bytes that statistics of `n` features take at most while they are fed: the matrix, the rows that
     /// wait, and the work on a block of them. `None` if that does not fit the address space. [`settled`](Self::settle)
     /// statistics hold `8 (n² + 3 n)` bytes.
+    #[doc(hidden)]
     pub fn bytes_for(n: usize, options: CalibrationOptions) -> Option<usize> {
         let rows = block_rows(n, options)?;
         let (matrix, waiting) = (n.checked_mul(n)?.checked_mul(8)?, n.checked_mul(rows)?.checked_mul(8)?);
@@ -294,6 +297,7 @@ impl Calibration {
     /// # Errors
     /// [`Error::Option`] for fewer than two parts, [`Error::Shape`] for fewer than two samples, and those of
     /// [`with`](Self::with) and [`update`](Self::update).
+    #[doc(hidden)]
     pub fn folds(x: &TensorRef<'_>, count: usize, options: CalibrationOptions) -> Result<Vec<Self>> {
         let view = x.view()?;
         let (rows, n) = (view.nrows(), view.ncols());
@@ -343,11 +347,13 @@ impl Calibration {
     }
 
     /// Returns the scale of each feature, `√mean x²`; zeros before the first sample.
+    #[doc(hidden)]
     pub fn scales(&self) -> Vec<f64> {
         self.in_units(self.per_sample(&self.squares).into_iter().map(f64::sqrt).collect())
     }
 
     /// Returns the largest modulus of each feature.
+    #[doc(hidden)]
     pub fn largest(&self) -> &[f64] {
         &self.largest
     }
@@ -369,6 +375,7 @@ impl Calibration {
 
     /// Returns the exponent of two that the samples are divided by, so that their squares have room. It is 0 where the
     /// largest modulus is between `2^-300` and `2^490`. [`gram`](Self::gram) is `4^-exponent` times the Gram matrix.
+    #[doc(hidden)]
     pub fn exponent(&self) -> i32 {
         self.exponent
     }
@@ -389,6 +396,7 @@ impl Calibration {
         self.take(x.view()?)
     }
 
+    /// Checks the samples in the rows of `x` and adds them, and updates what is known of each column.
     fn take(&mut self, x: MatView<'_>) -> Result<()> {
         let (n, par) = (self.features(), crate::parallel::current_par());
         if x.ncols() != n {
@@ -584,6 +592,7 @@ impl Calibration {
 
     /// Takes the waiting rows into the matrix now, so that no look at the statistics has to do it on a copy. Rows that
     /// follow start a block of their own, which rounds differently.
+    #[doc(hidden)]
     pub fn settle(&mut self) {
         let matrix = self.derived().settled.take();
         match matrix {

@@ -40,6 +40,7 @@ use crate::tensor::Element;
 
 /// The part of the second moments that weights the error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
 pub enum Whitening {
     /// The whole matrix: the optimum for the calibration samples.
     #[default]
@@ -91,8 +92,8 @@ const ATTEMPTS: i32 = 4;
 
 /// The weight of directions without samples: the least that the arithmetic sees, `τ`, or none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Fill {
-    Visible,
+pub(crate) enum UnsampledWeight {
+    Least,
     None,
 }
 
@@ -119,7 +120,12 @@ impl<'c> Moments<'c> {
     }
 
     /// Makes the blended moments of `c` for arithmetic in `T`.
-    pub(crate) fn blended<T: Scalar>(c: &'c Calibration, whitening: Whitening, blend: f64, fill: Fill) -> Result<Self> {
+    pub(crate) fn blended<T: Scalar>(
+        c: &'c Calibration,
+        whitening: Whitening,
+        blend: f64,
+        fill: UnsampledWeight,
+    ) -> Result<Self> {
         let n = c.features();
         check_blend(blend)?;
         if c.samples() == 0 {
@@ -138,8 +144,8 @@ impl<'c> Moments<'c> {
         let scale = 4f64.powi(-exponent);
         let (trust, mean) = (blend * per_sample * scale, mean * scale);
         let least = match fill {
-            Fill::Visible => n as f64 * (LEAST_WEIGHT_IN_EPS * T::EPSILON).powi(2),
-            Fill::None => 0.0,
+            UnsampledWeight::Least => n as f64 * (LEAST_WEIGHT_IN_EPS * T::EPSILON).powi(2),
+            UnsampledWeight::None => 0.0,
         };
         let shift = (1.0 - blend + least) * mean;
         Ok(Moments { calibration: Some(c), n, whitening, trust, shift, mean, exponent: exponent + c.exponent() })
@@ -147,7 +153,7 @@ impl<'c> Moments<'c> {
 
     /// Makes the mean of `x xᵀ` over the samples of `c`, unblended.
     pub(crate) fn of<T: Scalar>(c: &'c Calibration) -> Result<Self> {
-        Moments::blended::<T>(c, Whitening::Full, 1.0, Fill::None)
+        Moments::blended::<T>(c, Whitening::Full, 1.0, UnsampledWeight::None)
     }
 
     /// Returns the exponent e: L is `2^-e` times a root of the mean of `x xᵀ`, as far as the samples are trusted.

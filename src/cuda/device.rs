@@ -270,6 +270,7 @@ impl Device {
     }
 
     /// Forgets the shared devices. Each closes when its last user drops it.
+    #[doc(hidden)]
     pub fn close_shared() {
         lock(&SHARED).clear();
     }
@@ -315,6 +316,7 @@ impl Device {
     }
 
     /// Returns the most bytes that were allocated at a time since the device was opened or this was last called.
+    #[doc(hidden)]
     pub fn take_peak_memory(&self) -> usize {
         self.peak.swap(self.used_memory(), Ordering::Relaxed)
     }
@@ -398,6 +400,7 @@ impl Device {
     ///
     /// # Errors
     /// The error of `work`, and [`Error::Device`].
+    #[doc(hidden)]
     pub fn time(&self, work: impl FnOnce() -> Result<()>) -> Result<f32> {
         let (start, end) = (Event::timed(self)?, Event::timed(self)?);
         start.record(self.compute)?;
@@ -429,6 +432,7 @@ impl Device {
         self.check(kernel, done)
     }
 
+    /// Returns a kernel by its name, and loads the image that holds it at its first use.
     fn function(&self, kernel: &str) -> Result<Function> {
         let mut functions = lock(&self.functions);
         if let Some(function) = functions.get(kernel) {

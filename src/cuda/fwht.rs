@@ -156,6 +156,7 @@ fn sweeps(order: Order, along: Along, (m, n): (usize, usize), dtype: DType) -> V
     sweeps
 }
 
+/// Transforms an array along its rows or columns, times `scale`.
 fn transform<E: Element>(x: &mut DeviceArray<E>, along: Along, scale: f64) -> Result<()> {
     let (m, n) = (x.nrows, x.ncols);
     if m == 0 || n == 0 {

@@ -22,7 +22,7 @@
 //! # Ok(())
 //! # }
 //! ```
-//! The kernel layer is public, too: [`DeviceMatrix`], [`DevicePanel`], [`fwht`], [`solver`]. `benches/cuda.rs` measures
+//! The kernel layer is public, too: [`DeviceMatrix`], [`fwht`]. `benches/cuda.rs` measures
 //! it; figures are in `benches/NOTES.md`.
 
 mod blas;
@@ -33,6 +33,7 @@ mod orthonormalize;
 mod panel;
 mod product;
 mod sketch;
+#[doc(hidden)]
 pub mod solver;
 mod space;
 
@@ -43,14 +44,18 @@ mod images {
 
 pub use device::Device;
 pub use operator::DeviceMatrix;
+#[doc(hidden)]
 pub use panel::DevicePanel;
+#[doc(hidden)]
 pub use sketch::philox_words;
 
+#[doc(hidden)]
 /// Returns the names of the kernel sources that were compiled into this build, with the bytes of each image.
 pub fn kernels() -> impl Iterator<Item = (&'static str, usize)> {
     images::IMAGES.iter().map(|(name, image)| (*name, image.len()))
 }
 
+#[doc(hidden)]
 /// Returns the architectures that the kernels were compiled for. The lowest one is also there as PTX for later cards.
 pub fn architectures() -> &'static [&'static str] {
     images::ARCHITECTURES

@@ -167,17 +167,20 @@ impl<'a, T: Scalar> DeviceMatrix<'a, T> {
 
     /// Makes the operator ask `watch` before every product, or tile of one, whether to go on.
     #[must_use]
+    #[doc(hidden)]
     pub fn watched(mut self, watch: Watch<'a>) -> Self {
         self.watch = watch;
         self
     }
 
     /// Returns the device that the matrix lives on.
+    #[doc(hidden)]
     pub fn device(&self) -> &Arc<Device> {
         &self.device
     }
 
     /// Tells whether the matrix is on the device, and not streamed through it.
+    #[doc(hidden)]
     pub fn is_resident(&self) -> bool {
         matches!(self.data, Data::Resident(_))
     }

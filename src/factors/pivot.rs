@@ -16,11 +16,15 @@ use faer::linalg::qr::col_pivoting::factor as qr;
 use faer::linalg::triangular_solve::solve_upper_triangular_in_place;
 use faer::{Accum, Mat, MatRef, Par};
 
-use super::Factors;
+use super::{Factors, Samples};
 use crate::error::{Error, Result};
 use crate::linalg::gemm;
+use crate::parallel::{self, current_par};
 use crate::simd::Scalar;
 use crate::tensor::{Element, Matrix, TensorRef};
+
+/// The samples that [`Pivoted::apply`] takes at a time.
+const SAMPLES: usize = 256;
 
 /// The product as `P [I; T] C`: some of its rows, and the others as combinations of them.
 #[derive(Debug, Clone, PartialEq)]
@@ -65,14 +69,15 @@ impl<T: Scalar> Pivoted<T> {
 
     /// Computes `P [I; T] C`, `m × n`.
     pub fn reconstruct(&self) -> Matrix<T> {
-        let mut whole = Matrix::zeros(self.pivots.len() + self.others.len(), self.rows.ncols());
-        let combined = product(self.coefficients.as_ref(), self.rows.as_ref());
-        let mut dst = whole.as_mut();
-        for (i, &at) in self.pivots.iter().enumerate() {
-            dst.as_mut().row_mut(at).copy_from(self.rows.as_ref().row(i));
-        }
-        for (i, &at) in self.others.iter().enumerate() {
-            dst.as_mut().row_mut(at).copy_from(combined.row(i));
+        let (m, n) = (self.pivots.len() + self.others.len(), self.rows.ncols());
+        let mut combined = Matrix::zeros(self.others.len(), n);
+        multiply(&mut combined, self.coefficients.as_ref(), self.rows.as_ref());
+        let mut whole = Matrix::zeros(m, n);
+        let sources = [(&self.pivots, &self.rows), (&self.others, &combined)];
+        for (numbers, rows) in sources {
+            for (i, &at) in numbers.iter().enumerate() {
+                whole.as_mut_slice()[at * n..][..n].copy_from_slice(rows.row(i));
+            }
         }
         whole
     }
@@ -82,18 +87,59 @@ impl<T: Scalar> Pivoted<T> {
     /// # Errors
     /// [`Error::Shape`] unless `x` has two axes and `n` columns.
     pub fn apply(&self, x: &TensorRef<'_>) -> Result<Matrix<T>> {
-        let samples = super::samples_as::<T>("Pivoted::apply", x, self.rows.ncols())?;
-        let kept = product(samples.as_ref(), self.rows.as_ref().transpose());
-        let combined = product(kept.as_ref(), self.coefficients.as_ref().transpose());
-        let mut y = Matrix::zeros(samples.nrows(), self.pivots.len() + self.others.len());
-        let mut dst = y.as_mut();
-        for (i, &at) in self.pivots.iter().enumerate() {
-            dst.as_mut().col_mut(at).copy_from(kept.col(i));
-        }
-        for (i, &at) in self.others.iter().enumerate() {
-            dst.as_mut().col_mut(at).copy_from(combined.col(i));
+        let samples = Samples::<T>::new("Pivoted::apply", x, self.rows.ncols())?;
+        let (samples, r, others) = (samples.as_ref(), self.pivots.len(), self.others.len());
+        let count = samples.nrows();
+        let mut y = Matrix::zeros(count, r + others);
+        // A block of samples stays in the cache from its products until its outputs are in their order.
+        let block = SAMPLES.min(count);
+        let (mut kept, mut combined) = (Matrix::zeros(block, r), Matrix::zeros(block, others));
+        let runs = self.runs();
+        for first in (0..count).step_by(SAMPLES) {
+            let rows = SAMPLES.min(count - first);
+            let samples = samples.subrows(first, rows);
+            let par = current_par();
+            gemm(kept.as_mut().subrows_mut(0, rows), Accum::Replace, samples, self.rows.as_ref().transpose(), 1.0, par);
+            let coefficients = self.coefficients.as_ref().transpose();
+            let from = kept.as_ref().subrows(0, rows);
+            gemm(combined.as_mut().subrows_mut(0, rows), Accum::Replace, from, coefficients, 1.0, par);
+            let outputs = &mut y.as_mut_slice()[first * (r + others)..][..rows * (r + others)];
+            let outputs = outputs.chunks_exact_mut(r + others).enumerate().collect();
+            parallel::for_each_with(
+                par,
+                outputs,
+                || (),
+                |(), (i, y): (usize, &mut [T])| {
+                    let (mut kept, mut combined) = (kept.row(i), combined.row(i));
+                    let mut y = y;
+                    for &(one, other) in &runs {
+                        for (source, length) in [(&mut kept, one), (&mut combined, other)] {
+                            let (now, later) = source.split_at(length);
+                            let (dst, rest) = y.split_at_mut(length);
+                            dst.iter_mut().zip(now).for_each(|(dst, &x)| *dst = x);
+                            (*source, y) = (later, rest);
+                        }
+                    }
+                },
+            );
         }
         Ok(y)
+    }
+
+    /// Returns the lengths of the runs of rows that make up the product: so many pivots, then so many others, and so on.
+    fn runs(&self) -> Vec<(usize, usize)> {
+        let mut runs = Vec::new();
+        let mut next = 0;
+        let mut pivots = self.pivots.as_slice();
+        let m = self.pivots.len() + self.others.len();
+        while next < m {
+            let ours = pivots.iter().zip(next..).take_while(|(at, row)| **at == *row).count();
+            pivots = &pivots[ours..];
+            let end = pivots.first().copied().unwrap_or(m);
+            runs.push((ours, end - next - ours));
+            next = end;
+        }
+        runs
     }
 }
 
@@ -126,14 +172,17 @@ impl<T: Scalar> Factors<T> {
         let scaled = |row: usize, j: usize| Element::to_f64(self.u.row(row)[j]) * Element::to_f64(self.s[j]);
         let left = Mat::<f64>::from_fn(r, r, |i, j| scaled(pivots[i].0, j));
         let vt = Mat::<f64>::from_fn(r, n, |i, j| Element::to_f64(self.vt.row(i)[j]));
-        let rows = product(left.as_ref(), vt.as_ref());
-        let rows = Matrix::from_fn(r, n, |i, j| <T as Element>::from_f64(rows[(i, j)]));
+        let mut product = Matrix::zeros(r, n);
+        multiply(&mut product, left.as_ref(), vt.as_ref());
+        let rows = Matrix::from_fn(r, n, |i, j| <T as Element>::from_f64(product.row(i)[j]));
 
         // V is orthonormal, so that the norms are those of U diag(s).
         let t = Mat::<f64>::from_fn(m - r, r, |i, j| Element::to_f64(coefficients.row(i)[j]));
-        let combined = product(t.as_ref(), left.as_ref());
-        let off: f64 =
-            (0..m - r).map(|i| (0..r).map(|j| (combined[(i, j)] - scaled(others[i].0, j)).powi(2)).sum::<f64>()).sum();
+        let mut combined = Matrix::zeros(m - r, r);
+        multiply(&mut combined, t.as_ref(), left.as_ref());
+        let off: f64 = (0..m - r)
+            .map(|i| (0..r).map(|j| (combined.row(i)[j] - scaled(others[i].0, j)).powi(2)).sum::<f64>())
+            .sum();
         let norm: f64 = self.s.iter().map(|&s| Element::to_f64(s).powi(2)).sum();
         Ok(Pivoted {
             rows,
@@ -145,11 +194,9 @@ impl<T: Scalar> Factors<T> {
     }
 }
 
-/// Computes `a b` on the threads of the current pool.
-fn product<T: Scalar>(a: MatRef<'_, T>, b: MatRef<'_, T>) -> Mat<T> {
-    let mut c = Mat::zeros(a.nrows(), b.ncols());
-    gemm(c.as_mut(), Accum::Replace, a, b, 1.0, crate::parallel::current_par());
-    c
+/// Computes `c <- a b` on the threads of the current pool.
+fn multiply<T: Scalar>(c: &mut Matrix<T>, a: MatRef<'_, T>, b: MatRef<'_, T>) {
+    gemm(c.as_mut(), Accum::Replace, a, b, 1.0, current_par());
 }
 
 /// Computes `a <- R` of the QR with column pivoting of a wide matrix, and returns the order of its columns. What is

@@ -32,7 +32,9 @@ use crate::parallel::Threads;
 #[cfg(feature = "linalg")]
 use crate::simd::{Lanes, Scalar};
 use crate::tensor::{DType, Element, TensorMut};
-pub use plan::{Order, Plan, Radices, Radix};
+pub use plan::Order;
+#[doc(hidden)]
+pub use plan::{Plan, Radices, Radix};
 use run::Batch;
 
 /// Transforms one vector in place: `x <- H x`, unnormalized. An empty `x` stays as it is.
@@ -141,6 +143,7 @@ unsafe fn orthonormal_vectors(x: Batch<()>, dtype: DType, threads: Threads) -> R
 ///
 /// # Errors
 /// [`Error::Order`] unless `n` is the length of an [`Order`].
+#[doc(hidden)]
 pub fn plan<E: Element>(n: usize) -> Result<Plan> {
     let order = Order::new(n).ok_or(Error::Order { n })?;
     Ok(match E::DTYPE {

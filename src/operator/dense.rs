@@ -104,6 +104,7 @@ impl<'a, T: Scalar> Dense<'a, T> {
     ///
     /// # Errors
     /// [`Error::NotFinite`] and [`Error::Empty`], as [`new`](Self::new).
+    #[doc(hidden)]
     pub fn within(view: MatView<'a>, space: Host) -> Result<Self> {
         let (m, n) = (view.nrows(), view.ncols());
         if m == 0 || n == 0 {
@@ -139,6 +140,7 @@ impl<'a, T: Scalar> Dense<'a, T> {
 
     /// Makes the operator ask `watch` before every product whether to go on.
     #[must_use]
+    #[doc(hidden)]
     pub fn watched(mut self, watch: Watch<'a>) -> Self {
         self.watch = watch;
         self
@@ -166,17 +168,20 @@ impl<'a, T: Scalar> Dense<'a, T> {
     }
 
     /// Returns the bytes that the Gram matrix of an `m × n` matrix takes while it is formed.
+    #[doc(hidden)]
     pub fn gram_bytes(m: usize, n: usize) -> usize {
         HostPanel::<T>::bytes(n, n) + (gram_groups(m, n) - 1) * n * n * size_of::<T>()
     }
 
     /// Returns the bytes that a product with a panel of `l` columns takes while it runs.
+    #[doc(hidden)]
     pub fn product_bytes(m: usize, l: usize) -> usize {
         product_bytes::<T>(m, l)
     }
 
     /// Returns the most bytes of the conversion buffer for an `m × n` matrix of element type `storage` in arithmetic
     /// `T`. Values that have to be scaled may need one even where the types are the same.
+    #[doc(hidden)]
     pub fn tile_bytes(pass: Pass, (m, n): (usize, usize), storage: crate::DType) -> usize {
         tile_rows(pass, (m, n), storage == T::DTYPE) * n * size_of::<T>()
     }

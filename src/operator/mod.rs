@@ -31,13 +31,18 @@ mod tiled;
 mod watch;
 mod whitened;
 
+pub use dense::Dense;
 pub(crate) use dense::first_not_finite;
-pub use dense::{Dense, Pass, TileParams};
+#[doc(hidden)]
+pub use dense::{Pass, TileParams};
 pub use symmetric::Symmetric;
-pub use tiled::{ReadParams, RowSource, Tiled, stream};
+#[doc(hidden)]
+pub use tiled::{ReadParams, stream};
+pub use tiled::{RowSource, Tiled};
 pub use watch::{Cancel, Watch};
 pub(crate) use whitened::STREAMED_ROWS;
 pub(crate) use whitened::{Entries, Triangle};
+#[doc(hidden)]
 pub use whitened::{Given, Root, Whitened};
 
 use faer::MatRef;

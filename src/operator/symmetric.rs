@@ -31,22 +31,26 @@ impl<T: Scalar, S: Space<T>> Symmetric<T, S> {
     /// Makes every product ask `watch` whether to go on. Products with a Gram matrix do not read the matrix that it
     /// comes from, so that `watch` is told of no reads.
     #[must_use]
+    #[doc(hidden)]
     pub fn watched(mut self, watch: &Watch<'_>) -> Self {
         self.watch = watch.without_reads();
         self
     }
 
     /// Returns the order, n.
+    #[doc(hidden)]
     pub fn order(&self) -> usize {
         self.space.shape(&self.whole).1
     }
 
     /// Returns `‖G‖_F²`, in f64.
+    #[doc(hidden)]
     pub fn norm_squared(&self) -> f64 {
         self.norm_squared
     }
 
     /// Returns the matrix, both triangles.
+    #[doc(hidden)]
     pub fn panel(&self) -> &Panel<T, S> {
         &self.whole
     }

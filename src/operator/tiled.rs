@@ -247,12 +247,14 @@ impl<'s, T: Scalar> Tiled<'s, T> {
     }
 
     /// Returns the bytes of the buffers for tiles of `lines` lines.
+    #[doc(hidden)]
     pub fn bytes(source: &dyn RowSource, lines: usize) -> usize {
         Layout::new(source).bytes::<T>(lines)
     }
 
     /// Returns the most lines of at most `most` bytes (see [`ReadParams`]) whose buffers take at most `bytes`. `Err`
     /// has the least bytes that would do.
+    #[doc(hidden)]
     pub fn lines_for(source: &dyn RowSource, bytes: usize, most: usize) -> std::result::Result<usize, usize> {
         let layout = Layout::new(source);
         let least = layout.lines_in(ReadParams::default().least_bytes);
@@ -272,6 +274,7 @@ impl<'s, T: Scalar> Tiled<'s, T> {
     /// # Errors
     /// [`Error::NotFinite`] with the place of the first one in the order of the lines, [`Error::Cancelled`], and any
     /// error that the source returns.
+    #[doc(hidden)]
     pub fn check(&mut self) -> Result<()> {
         if self.norm_squared.is_some() { Ok(()) } else { self.pass(Cut::Lines, |_, _, _, _, _| Ok(())) }
     }

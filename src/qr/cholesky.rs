@@ -139,6 +139,7 @@ fn half(m: usize, rows: usize) -> usize {
 
 /// The matrix that [`cholesky_qr`] takes its first factor from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[doc(hidden)]
 pub enum Start {
     /// The Gram matrix of the panel.
     Panel,

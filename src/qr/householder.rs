@@ -38,6 +38,7 @@ const BASE: usize = 8;
 const SLICE: usize = 32;
 
 /// Returns the columns of a block for an m×n matrix, which is the height of `t` in [`factor`].
+#[doc(hidden)]
 pub fn block_size(m: usize, n: usize) -> usize {
     // This is a usual panel width; it was not tuned.
     48.min(m.min(n)).max(1)
@@ -148,6 +149,7 @@ pub fn apply_q<T: Scalar>(v: MatRef<'_, T>, t: MatRef<'_, T>, c: MatMut<'_, T>, 
 ///
 /// # Panics
 /// Panics if the shapes do not agree, as in [`apply_q`].
+#[doc(hidden)]
 pub fn apply_qt<T: Scalar>(v: MatRef<'_, T>, t: MatRef<'_, T>, c: MatMut<'_, T>, par: Par, stack: &mut MemStack) {
     apply(v, t, true, c, par, stack);
 }
@@ -158,6 +160,7 @@ pub fn apply_scratch<T: Scalar>(m: usize, n: usize, p: usize, _par: Par) -> Stac
     temp_mat_scratch::<T>(m, nb).and(apply_block_scratch::<T>(nb, p))
 }
 
+/// Applies the reflectors of a factored panel, or their transposes, to `y` in place.
 fn apply<T: Scalar>(
     v: MatRef<'_, T>,
     t: MatRef<'_, T>,

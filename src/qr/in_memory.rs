@@ -113,6 +113,7 @@ fn orthonormalize_in<T: Scalar>(
     crate::parallel::in_pool(par, || orthonormalize_checked(y, r, sparing, par, stack))
 }
 
+/// Orthonormalizes the columns of `y`, whose shape and scratch have been checked.
 fn orthonormalize_checked<T: Scalar>(
     y: MatMut<'_, T>,
     r: Option<MatMut<'_, T>>,

@@ -21,11 +21,13 @@ mod shared;
 mod steps;
 pub mod tsqr;
 
+#[doc(hidden)]
 pub use driver::orthonormalize_by;
-pub use in_memory::{
-    orthonormalize, orthonormalize_scratch, orthonormalize_sparingly, orthonormalize_sparingly_scratch,
-};
+pub use in_memory::{orthonormalize, orthonormalize_scratch};
+#[doc(hidden)]
+pub use in_memory::{orthonormalize_sparingly, orthonormalize_sparingly_scratch};
 pub use outcome::{Algorithm, Orthonormalization};
 #[cfg(feature = "cuda")]
 pub(crate) use shared::exponent;
+#[doc(hidden)]
 pub use steps::{GramOf, Step, Steps};

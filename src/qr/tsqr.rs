@@ -266,6 +266,7 @@ fn copy_upper<T: Scalar>(mut dst: MatMut<'_, T>, src: MatRef<'_, T>) {
 ///
 /// # Errors
 /// [`Error::Empty`] if `l = 0`, [`Error::Shape`] if `r` is not l×l.
+#[doc(hidden)]
 pub fn tsqr_r<T: Scalar>(x: MatRef<'_, T>, mut r: MatMut<'_, T>, par: Par, stack: &mut MemStack) -> Result<()> {
     let (m, l) = x.shape();
     if l == 0 {
@@ -295,6 +296,7 @@ pub fn tsqr_r<T: Scalar>(x: MatRef<'_, T>, mut r: MatMut<'_, T>, par: Par, stack
 }
 
 /// Returns the scratch for [`tsqr_r`] of an m×l matrix.
+#[doc(hidden)]
 pub fn tsqr_r_scratch<T: Scalar>(m: usize, l: usize, _par: Par) -> StackReq {
     if l == 0 {
         return StackReq::EMPTY;
@@ -317,6 +319,7 @@ fn fold_bytes<T: Scalar>(l: usize) -> usize {
     householder::factor_scratch::<T>(l + leaf_rows(l), l, Par::Seq).unaligned_bytes_required()
 }
 
+/// Folds the blocks of rows into one triangle each, and the triangles in pairs into one.
 fn fold_all<T: Scalar>(
     x: MatRef<'_, T>,
     mut work: MatMut<'_, T>,
@@ -380,6 +383,7 @@ fn nonnegative<T: Scalar>(mut r: MatMut<'_, T>) {
 ///
 /// Rows are collected into leaves, so the bits of R depend on the rows and their order alone, not on how they were
 /// cut into [`update`](Self::update)s.
+#[doc(hidden)]
 pub struct RAccumulator<T: Scalar> {
     /// R, the rows that wait, and the block factors.
     work: Mat<T>,

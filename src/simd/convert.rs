@@ -6,9 +6,11 @@
 //! inexact), after which rounding to 11 or 8 bits gives what direct rounding would, because f32 has more than two bits
 //! more (S. Boldo, G. Melquiond, Emulation of FMA and correctly rounded sums, 2008).
 
+use half::{bf16, f16};
+
 use super::lanes::{Kernel, Lanes};
 use super::{Scalar, dispatch, isa};
-use crate::tensor::{DType, Element};
+use crate::tensor::{DType, Element, Matrix};
 
 /// Converts storage to arithmetic: `dst[i] = scale · src[i]`.
 ///
@@ -33,6 +35,50 @@ pub(crate) fn convert_before<E: Element, T: Scalar>(src: &[E], next: &[E], dst: 
 /// If the lengths differ.
 pub fn convert_back<T: Scalar, E: Element>(src: &[T], dst: &mut [E], scale: f64) {
     convert_any(src, &[], dst, scale);
+}
+
+/// Converts a row of a matrix of any strides as [`convert`] does, through `line` where the row is not contiguous.
+#[cfg(feature = "linalg")]
+pub(crate) fn convert_row<E: Element, T: Scalar>(
+    row: faer::RowRef<'_, E>,
+    line: &mut Vec<E>,
+    dst: &mut [T],
+    scale: f64,
+) {
+    match row.try_as_row_major() {
+        Some(row) => convert(row.as_slice(), dst, scale),
+        None => {
+            line.clear();
+            line.extend(row.iter().copied());
+            convert(line, dst, scale);
+        }
+    }
+}
+
+impl<T: Element> Matrix<T> {
+    /// Returns the bytes of the elements, rounded to `dtype` (to nearest, ties to even), row by row, in native byte
+    /// order.
+    pub fn to_bytes(&self, dtype: DType) -> Vec<u8> {
+        fn bytes<T: Element, E: Element>(data: &[T]) -> Vec<u8> {
+            if T::DTYPE == E::DTYPE {
+                return bytemuck::cast_slice(data).to_vec();
+            }
+            let mut bytes = Vec::with_capacity(size_of_val(data) / size_of::<T>() * size_of::<E>());
+            let mut rounded = [E::zeroed(); 4 * CHUNK];
+            for x in data.chunks(rounded.len()) {
+                let rounded = &mut rounded[..x.len()];
+                convert_any(x, &[], rounded, 1.0);
+                bytes.extend_from_slice(bytemuck::cast_slice(rounded));
+            }
+            bytes
+        }
+        match dtype {
+            DType::F16 => bytes::<T, f16>(self.as_slice()),
+            DType::BF16 => bytes::<T, bf16>(self.as_slice()),
+            DType::F32 => bytes::<T, f32>(self.as_slice()),
+            DType::F64 => bytes::<T, f64>(self.as_slice()),
+        }
+    }
 }
 
 /// Converts between any two types.

@@ -4,6 +4,7 @@ use std::fmt;
 
 /// An instruction set that the kernels are compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Isa {
     /// No instruction set beyond the baseline of the target: registers of one lane.
     Portable,

@@ -13,6 +13,7 @@
 //! of lanes at distance `D`, and loads and stores of f16 and bf16. Storage types are [`Element`]s; [`convert`] changes
 //! whole slices.
 
+#[doc(hidden)]
 pub mod convert;
 mod isa;
 mod lanes;
@@ -21,6 +22,7 @@ pub(crate) mod load;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod portable;
+#[doc(hidden)]
 pub mod reduce;
 #[cfg(feature = "linalg")]
 pub(crate) mod transpose;
@@ -30,7 +32,9 @@ mod x86;
 use std::cell::Cell;
 
 pub use isa::Isa;
+#[doc(hidden)]
 pub use lanes::{F32s, F64s, Kernel, Lanes, Vector};
+#[doc(hidden)]
 pub use portable::Portable;
 
 use crate::tensor::Element;
@@ -144,6 +148,7 @@ pub fn latest_isa() -> Option<Isa> {
 
 /// Runs `kernel` compiled for `isa`, or the portable kernel if the machine lacks `isa`.
 #[inline]
+#[doc(hidden)]
 pub fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
     #[cfg(target_arch = "x86_64")]
     {

@@ -125,6 +125,49 @@ impl<T: Scalar> NullaryFnOnce for Dot<'_, T> {
     }
 }
 
+/// Computes `Σ y_i²`, `Σ z_i²`, `Σ y_i z_i` and `Σ (y_i − z_i)²` in f64. The order of additions is fixed by the length
+/// alone.
+///
+/// # Panics
+/// If the lengths differ.
+#[cfg(feature = "linalg")]
+pub(crate) fn agreement<T: Scalar>(y: &[T], z: &[T]) -> [f64; 4] {
+    assert_eq!(y.len(), z.len(), "vectors of one length");
+    pulp::Arch::new().dispatch(Agreement(y, z))
+}
+
+/// The arguments of [`agreement`], to be dispatched.
+#[cfg(feature = "linalg")]
+struct Agreement<'a, T>(&'a [T], &'a [T]);
+
+#[cfg(feature = "linalg")]
+impl<T: Scalar> NullaryFnOnce for Agreement<'_, T> {
+    type Output = [f64; 4];
+
+    #[inline(always)]
+    fn call(self) -> [f64; 4] {
+        // Four sums of this many lanes fit the registers of every instruction set.
+        const LANES: usize = 8;
+        let mut sums = [[0f64; LANES]; 4];
+        let mut step = |lane: usize, y: f64, z: f64| {
+            sums[0][lane] += y * y;
+            sums[1][lane] += z * z;
+            sums[2][lane] += y * z;
+            sums[3][lane] += (y - z) * (y - z);
+        };
+        let ((ys, y_rest), (zs, z_rest)) = (self.0.as_chunks::<LANES>(), self.1.as_chunks::<LANES>());
+        for (y, z) in ys.iter().zip(zs) {
+            for lane in 0..LANES {
+                step(lane, y[lane].to_f64(), z[lane].to_f64());
+            }
+        }
+        for (lane, (y, z)) in y_rest.iter().zip(z_rest).enumerate() {
+            step(lane, (*y).to_f64(), (*z).to_f64());
+        }
+        sums.map(|sum| sum.iter().sum())
+    }
+}
+
 /// The argument of [`fold`], to be dispatched. It is not a closure, because what a closure calls is inlined into the
 /// vector code only while it is small.
 struct Fold<'a>(&'a [f64]);

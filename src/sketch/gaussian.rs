@@ -59,6 +59,7 @@ impl Gaussian {
     ///
     /// # Errors
     /// [`Option`](crate::Error::Option) if `stream >= 2^56`.
+    #[doc(hidden)]
     pub fn with_stream(self, stream: u64) -> Result<Self> {
         check_stream(stream)?;
         Ok(Gaussian { rng: Philox::new(self.seed, stream::GAUSSIAN | stream), ..self })

@@ -39,6 +39,7 @@ use crate::tensor::{ArithmeticMut, Element, MatView, arithmetic_mut, with_view};
 
 /// The kinds of random embeddings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
 pub enum Sketch {
     /// Independent normals: the strongest guarantees, the cost of a matrix product.
     Gaussian,
@@ -234,6 +235,7 @@ fn load_part<T: Scalar>(a: MatView<'_>, first: (usize, usize), scale: f64, tile:
 
 /// A sketch of one of the kinds of this crate.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub enum AnySketch {
     /// Independent normals.
     Gaussian(Gaussian),

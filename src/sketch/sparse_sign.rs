@@ -81,6 +81,7 @@ impl SparseSign {
     /// # Errors
     /// [`Empty`](Error::Empty) if `n` or `l` is 0; [`Option`](Error::Option) unless `1 <= zeta <= l`;
     /// [`TooLarge`](Error::TooLarge) if `n >= 2^40` or `l >= 2^24`.
+    #[doc(hidden)]
     pub fn stacked(n: usize, l: usize, zeta: usize, seed: u64) -> Result<Self> {
         Ok(SparseSign { stacked: true, ..SparseSign::new(n, l, zeta, seed)? })
     }
@@ -89,12 +90,14 @@ impl SparseSign {
     ///
     /// # Errors
     /// [`Option`](Error::Option) if `stream >= 2^56`.
+    #[doc(hidden)]
     pub fn with_stream(self, stream: u64) -> Result<Self> {
         check_stream(stream)?;
         Ok(SparseSign { stream, ..self })
     }
 
     /// The number of nonzeros in a row of `Ω`, ζ.
+    #[doc(hidden)]
     pub fn zeta(&self) -> usize {
         self.zeta
     }

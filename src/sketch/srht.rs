@@ -137,6 +137,7 @@ impl Srht {
     ///
     /// # Errors
     /// [`Option`](Error::Option) if `stream >= 2^56`.
+    #[doc(hidden)]
     pub fn with_stream(self, stream: u64) -> Result<Self> {
         check_stream(stream)?;
         Srht::build(self.n, self.l, self.seed, stream)
@@ -168,6 +169,7 @@ impl Srht {
     }
 
     /// The number of rows of a block, `r`, a power of two.
+    #[doc(hidden)]
     pub fn block(&self) -> usize {
         1 << self.log2_r
     }

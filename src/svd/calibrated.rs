@@ -33,18 +33,18 @@ use faer::{Accum, Mat, MatRef, Par};
 
 use super::certificate;
 use super::finish::finish;
-use super::goal::Goal;
 use super::methods::gram::{self, Projection, Subspace, roots};
 use super::methods::{self, Route, randomized};
 use super::options::Options;
 use super::plan::Plan;
+use super::rank_target::RankTarget;
 use super::solution::Solution;
 use super::stream;
 use super::task::{Residency, Task};
 use super::triplets::{Decomposition, Triplets, Vectors, decompose, symmetric_eigen_beside};
 use super::weighting::Weighting;
 use crate::calibration::Calibration;
-use crate::calibration::{Fill, Moments, Whitening};
+use crate::calibration::{Moments, UnsampledWeight, Whitening};
 use crate::error::Result;
 use crate::factors::{Factors, Slices, Weighted};
 use crate::operator::{Entries, Given, LinearOperator, Whitened};
@@ -61,21 +61,21 @@ use crate::tensor::{DType, Element, MatView};
 /// The part of all ranks that [`Rank::Quality`] looks at first, and doubles: ratios of 2 to 4 lie at a quarter.
 const QUALITY_FIRST: usize = 4;
 
-/// The [`Outputs`] of an operator with panels in the space S.
-type OutputsIn<T, S> = Outputs<T, Panel<T, S>>;
+/// The [`LeftVectors`] of an operator with panels in the space S.
+type LeftVectorsIn<T, S> = LeftVectors<T, Panel<T, S>>;
 
 /// The left singular vectors of `W L`, as a panel times coefficients.
-struct Outputs<T, P> {
-    panel: Long<P>,
+struct LeftVectors<T, P> {
+    panel: LazyPanel<P>,
     /// The panel `Wᵀ panel`, of n rows.
     back: P,
     /// The subspace to continue with if the vectors turn out not to be orthonormal; `None` where no check is needed.
-    doubt: Option<Subspace<P>>,
-    found: Found<T>,
+    recheck: Option<Subspace<P>>,
+    spectrum: Spectrum<T>,
 }
 
 /// What is known of the left singular vectors besides the panels.
-struct Found<T> {
+struct Spectrum<T> {
     coefficients: Mat<T>,
     /// The singular values of `W L`.
     s: Vec<T>,
@@ -90,7 +90,7 @@ struct Found<T> {
     notes: Vec<String>,
 }
 
-impl<T> Found<T> {
+impl<T> Spectrum<T> {
     /// Returns the coefficients of the vectors that are kept.
     fn coefficients(&self) -> MatRef<'_, T> {
         self.coefficients.as_ref().subcols(0, self.rank)
@@ -98,7 +98,7 @@ impl<T> Found<T> {
 }
 
 /// The loss of the outputs on the calibration samples, in parts of `‖W Xᵀ‖²`.
-struct Lost {
+struct Loss {
     /// The part that all directions together lose.
     share: f64,
     /// The part that each kept direction holds.
@@ -106,10 +106,10 @@ struct Lost {
 }
 
 /// A panel of m rows, formed or to be formed.
-enum Long<P> {
-    Formed(P),
+enum LazyPanel<P> {
+    Computed(P),
     /// The panel is W times this one, which is computed when there is time for it.
-    Between(P),
+    Deferred(P),
 }
 
 /// Where the entries of W are, besides its operator.
@@ -151,7 +151,7 @@ pub(super) fn factor<T: Scalar, S: Space<T>>(
     let weighting = &options.weighting;
     weighting.check(n, options.rank)?;
     let moments = match &weighting.calibration {
-        Some(c) => Moments::blended::<T>(c, weighting.whitening, weighting.blend, Fill::Visible)?,
+        Some(c) => Moments::blended::<T>(c, weighting.whitening, weighting.blend, UnsampledWeight::Least)?,
         None => Moments::identity(n),
     };
     let make = || {
@@ -165,12 +165,12 @@ pub(super) fn factor<T: Scalar, S: Space<T>>(
     let matrix: Option<Given<'_, T>> = if moments.are_a_matrix() { Some((&mut write, &diagonal)) } else { None };
     let op = Whitened::new(op, m < n, make, matrix)?;
     let notes = moments.note(weighting.calibration.is_some()).into_iter().collect();
-    let about = About { w, residency, weight_scale, root_exponent: moments.exponent(), notes, par, start };
-    project(options, op, about)
+    let setting = Setting { w, residency, weight_scale, root_exponent: moments.exponent(), notes, par, start };
+    project(options, op, setting)
 }
 
 /// The facts of the weight that its operator does not have.
-struct About<'a> {
+struct Setting<'a> {
     w: Weight<'a>,
     residency: Residency,
     /// The factor of the operator: it stands for this times W.
@@ -182,66 +182,67 @@ struct About<'a> {
     start: Instant,
 }
 
-impl About<'_> {
+impl Setting<'_> {
     fn plan<T: Scalar>(&self, options: &Options, rule: Rank) -> Result<Plan> {
         Plan::new(Task::of_rank::<T>(options, rule, self.w.shape(), self.w.dtype(), self.residency)?)
     }
 }
 
+/// Computes the left singular vectors of `W L`, projects W on them, and finishes factors and report.
 fn project<T: Scalar, S: Space<T>>(
     options: &Options,
     mut op: Whitened<'_, T, S>,
-    about: About<'_>,
+    setting: Setting<'_>,
 ) -> Result<Factors<T>> {
     let space = op.space().clone();
     let weighting = &options.weighting;
-    let (plan, mut outputs) = match options.rank {
-        Rank::Quality(q) => op.by_quality(options, &about, q)?,
+    let (plan, mut left) = match options.rank {
+        Rank::Quality(q) => op.by_quality(options, &setting, q)?,
         _ => {
-            let plan = about.plan::<T>(options, options.rank)?;
-            let outputs = op.left_vectors(&plan, about.par)?;
-            (plan, outputs)
+            let plan = setting.plan::<T>(options, options.rank)?;
+            let left = op.left_vectors(&plan, setting.par)?;
+            (plan, left)
         }
     };
     let norm_squared = op.norm_squared();
-    let (panel, found, lost, decomposition) = loop {
-        let Outputs { mut panel, back, doubt, found } = outputs;
-        let mut bt = op.inputs(found.rank)?;
-        space.multiply(&mut bt, Accum::Replace, &back, found.coefficients(), T::one())?;
+    let (panel, spectrum, lost, decomposition) = loop {
+        let LeftVectors { mut panel, back, recheck, spectrum } = left;
+        let mut bt = op.inputs(spectrum.rank)?;
+        space.multiply(&mut bt, Accum::Replace, &back, spectrum.coefficients(), T::one())?;
         drop(back);
-        let lost = op.lost(weighting, &bt, &found, about.par)?;
+        let lost = op.lost(weighting, &bt, &spectrum, setting.par)?;
         // The image takes the time in which the eigensolver has one thread.
-        let early = gram::is_imaged_early::<T>((op.nrows(), op.ncols()), found.width);
+        let early = gram::is_imaged_early::<T>((op.nrows(), op.ncols()), spectrum.width);
         let meanwhile = || if early { op.form(&mut panel).map(drop) } else { Ok(()) };
-        let decomposition = decompose(&space, bt, false, |s, _| s.len(), about.par, meanwhile)?;
+        let decomposition = decompose(&space, bt, false, |s, _| s.len(), setting.par, meanwhile)?;
         op.form(&mut panel)?;
-        let (Long::Formed(panel) | Long::Between(panel)) = panel;
-        match doubt {
-            Some(subspace) if !gram::is_orthonormal(&space, &panel, Some(found.coefficients()))? => {
-                drop((panel, found, decomposition));
-                outputs = op.by_basis(&plan.task, subspace.into_basis(&space)?, about.par)?;
+        let (LazyPanel::Computed(panel) | LazyPanel::Deferred(panel)) = panel;
+        match recheck {
+            Some(subspace) if !gram::is_orthonormal(&space, &panel, Some(spectrum.coefficients()))? => {
+                drop((panel, spectrum, decomposition));
+                left = op.by_basis(&plan.task, subspace.into_basis(&space)?, setting.par)?;
             }
-            _ => break (panel, found, lost, decomposition),
+            _ => break (panel, spectrum, lost, decomposition),
         }
     };
     let Decomposition { image, s: values, captured, basis, by_qr, notes: small, .. } = decomposition;
-    let Found { coefficients, s, rank: k, width, method, sketch, notes: mut found, .. } = found;
+    let Spectrum { coefficients, s, rank: k, width, method, sketch, notes: mut more, .. } = spectrum;
     let coefficients = coefficients.as_ref().subcols(0, k);
     let mut turned = Mat::zeros(coefficients.nrows(), k);
-    matmul(turned.as_mut(), Accum::Replace, coefficients, basis.as_ref(), T::one(), about.par);
+    matmul(turned.as_mut(), Accum::Replace, coefficients, basis.as_ref(), T::one(), setting.par);
     let u = Vectors::Combined(panel, turned);
     let (left, right) = if op.is_wide() { (image, u) } else { (u, image) };
     let rooted = op.has_root();
     let (weight, root_notes) = op.into_parts();
-    let mut notes = about.notes;
+    let mut notes = setting.notes;
     notes.extend(root_notes);
-    notes.append(&mut found);
+    notes.append(&mut more);
     notes.extend(small);
     let triplets = Triplets { left, s: values, captured, right, by_qr };
-    let (share_lost, gains) = lost.map_or((None, Vec::new()), |Lost { share, gains }| (Some(share), gains));
+    let (share_lost, gains) = lost.map_or((None, Vec::new()), |Loss { share, gains }| (Some(share), gains));
     let slices = Slices::Weighted(Weighted { turn: basis, gains });
     let solution = Solution { triplets, rank: k, width, method, sketch, certificate: None, slices, notes };
-    let mut factors = finish(weight, plan.clone(), solution, None, about.par, about.start)?;
+    let mut factors = finish(weight, plan.clone(), solution, None, setting.par, setting.start)?;
     if !rooted {
         factors.report_mut().peak_bytes = plan.peak_bytes_of(method, width, k, rooted);
     }
@@ -250,7 +251,7 @@ fn project<T: Scalar, S: Space<T>>(
     };
 
     let subtraction_says_something = share_lost > certificate::FLOOR_IN_EPS * T::EPSILON;
-    let relative_error = match about.w {
+    let relative_error = match setting.w {
         _ if share_lost == 0.0 || subtraction_says_something => share_lost.sqrt(),
         Weight::Whole(w) => quality::expected_view(w, &factors, c)?.relative_error,
         Weight::Tiles(..) => {
@@ -261,10 +262,10 @@ fn project<T: Scalar, S: Space<T>>(
         }
     };
     // This is the exponent of one output vector, in the units of W and the inputs.
-    let exponent = about.root_exponent - about.weight_scale.log2().round() as i32;
+    let exponent = setting.root_exponent - setting.weight_scale.log2().round() as i32;
     let in_units = |x: f64| times_power_of_two(x, exponent);
     let report = factors.report_mut();
-    report.elapsed = about.start.elapsed();
+    report.elapsed = setting.start.elapsed();
     report.activation = Some(ActivationReport {
         samples: c.samples(),
         skipped: c.skipped(),
@@ -285,61 +286,61 @@ fn times_power_of_two(x: f64, exponent: i32) -> f64 {
 
 impl<T: Scalar, S: Space<T>> Whitened<'_, T, S> {
     /// Returns the panel, and forms it if it is not yet formed.
-    fn form<'p>(&mut self, long: &'p mut Long<Panel<T, S>>) -> Result<&'p Panel<T, S>> {
-        if let Long::Between(x) = long {
+    fn form<'p>(&mut self, long: &'p mut LazyPanel<Panel<T, S>>) -> Result<&'p Panel<T, S>> {
+        if let LazyPanel::Deferred(x) = long {
             let mut panel = self.image(self.space().shape(x).1)?;
             self.forward(x, &mut panel)?;
-            *long = Long::Formed(panel);
+            *long = LazyPanel::Computed(panel);
         }
-        let (Long::Formed(panel) | Long::Between(panel)) = long;
+        let (LazyPanel::Computed(panel) | LazyPanel::Deferred(panel)) = long;
         Ok(panel)
     }
 
     /// Computes the left singular vectors of `W L`, as planned.
-    fn left_vectors(&mut self, plan: &Plan, par: Par) -> Result<OutputsIn<T, S>> {
+    fn left_vectors(&mut self, plan: &Plan, par: Par) -> Result<LeftVectorsIn<T, S>> {
         // The projection on the image of the basis is half a step on each side of it.
         let saved = if self.is_wide() { 0 } else { 1 };
         let mut filter = Filter::new(plan.task.power_iterations.saturating_sub(saved));
         loop {
-            let mut outputs = self.left_vectors_by(plan, filter, par)?;
-            let Found { damped, s, rank, .. } = &outputs.found;
+            let mut left = self.left_vectors_by(plan, filter, par)?;
+            let Spectrum { damped, s, rank, .. } = &left.spectrum;
             match filter.corrected(*damped, s, *rank) {
                 Some(next) => filter = next,
                 None => {
                     if filter.most.is_finite() {
-                        outputs.found.notes.push(FILTERED_ANEW.to_owned());
+                        left.spectrum.notes.push(FILTERED_ANEW.to_owned());
                     }
-                    return Ok(outputs);
+                    return Ok(left);
                 }
             }
         }
     }
 
     /// Computes the left singular vectors of `W L` with this filter, if the plan has one.
-    fn left_vectors_by(&mut self, plan: &Plan, filter: Filter, par: Par) -> Result<OutputsIn<T, S>> {
-        let (task, goal) = (&plan.task, plan.goal(self.norm_squared()));
+    fn left_vectors_by(&mut self, plan: &Plan, filter: Filter, par: Par) -> Result<LeftVectorsIn<T, S>> {
+        let (task, target) = (&plan.task, plan.target(self.norm_squared()));
         let solution = if self.is_wide() && plan.method == Method::Gram {
-            match self.wide_by_gram(plan.route, task, filter, &goal, par)? {
-                Ok(outputs) => return Ok(outputs),
+            match self.wide_by_gram(plan.route, task, filter, &target, par)? {
+                Ok(left) => return Ok(left),
                 Err(note) => {
-                    let mut solution = randomized::solve(task, self, &goal, false, par)?;
+                    let mut solution = randomized::solve(task, self, &target, false, par)?;
                     solution.notes.push(format!("{note}; fell back to {}", solution.method));
                     solution
                 }
             }
         } else if plan.route == Route::GramIterated {
-            return self.tall_by_gram(task, filter, &goal, par);
+            return self.tall_by_gram(task, filter, &target, par);
         } else if plan.method == Method::Gram {
             let steps = task.with_power_iterations(filter.steps);
-            methods::solve(plan.route, &steps, self, &goal, par)?
+            methods::solve(plan.route, &steps, self, &target, par)?
         } else {
-            plan.solve(self, &goal, par)?
+            plan.solve(self, &target, par)?
         };
         self.of_solution(solution)
     }
 
     /// Takes the left vectors of a solution.
-    fn of_solution(&mut self, solution: Solution<T, S>) -> Result<OutputsIn<T, S>> {
+    fn of_solution(&mut self, solution: Solution<T, S>) -> Result<LeftVectorsIn<T, S>> {
         let Solution { triplets, rank, width, method, sketch, notes, .. } = solution;
         let Triplets { left, s, right, by_qr, .. } = triplets;
         let vectors = if self.is_wide() { right } else { left };
@@ -367,13 +368,19 @@ impl<T: Scalar, S: Space<T>> Whitened<'_, T, S> {
                 back
             }
         };
-        let found = Found { coefficients, s, rank, width, damped: 0.0, kept: None, method, sketch, notes };
-        Ok(Outputs { panel: Long::Formed(panel), back, doubt: None, found })
+        let spectrum = Spectrum { coefficients, s, rank, width, damped: 0.0, kept: None, method, sketch, notes };
+        Ok(LeftVectors { panel: LazyPanel::Computed(panel), back, recheck: None, spectrum })
     }
 
     /// Takes the Gram route of a tall weight: the factors of `Q QᵀA` from G alone, where G tells them, without their
     /// right side and with the product with W last.
-    fn tall_by_gram(&mut self, task: &Task, filter: Filter, goal: &Goal, par: Par) -> Result<OutputsIn<T, S>> {
+    fn tall_by_gram(
+        &mut self,
+        task: &Task,
+        filter: Filter,
+        target: &RankTarget,
+        par: Par,
+    ) -> Result<LeftVectorsIn<T, S>> {
         let width = task.width;
         let early = gram::is_imaged_early::<T>((self.nrows(), self.ncols()), width);
         let (subspace, damped) = Subspace::find(task, self, filter, early)?;
@@ -381,7 +388,7 @@ impl<T: Scalar, S: Space<T>> Whitened<'_, T, S> {
         let space = self.space().clone();
         let projection = subspace.project(
             &space,
-            |s, captured| goal.rank(s, captured),
+            |s, captured| target.rank(s, captured),
             par,
             |v| {
                 if early {
@@ -394,9 +401,9 @@ impl<T: Scalar, S: Space<T>> Whitened<'_, T, S> {
             ControlFlow::Break(projection) => projection,
             ControlFlow::Continue(subspace) => {
                 drop(to_be);
-                let mut outputs = self.by_basis(task, subspace.into_basis(&space)?, par)?;
-                outputs.found.damped = damped;
-                return Ok(outputs);
+                let mut left = self.by_basis(task, subspace.into_basis(&space)?, par)?;
+                left.spectrum.damped = damped;
+                return Ok(left);
             }
         };
         subspace.keep_one();
@@ -412,17 +419,17 @@ impl<T: Scalar, S: Space<T>> Whitened<'_, T, S> {
         };
         // This is the part of what was captured that `Q QᵀA` keeps.
         let kept = Some(captured - s[rank..].iter().map(|&s| Element::to_f64(s).powi(2)).sum::<f64>());
-        let doubt = gram::is_doubtful(&s).then_some(subspace);
+        let recheck = gram::needs_orthogonality_check(&s).then_some(subspace);
         let (method, sketch) = (Method::Gram, Some(task.sketch));
-        let found = Found { coefficients, s, rank, width, damped, kept, method, sketch, notes };
-        Ok(Outputs { panel: Long::Between(between), back, doubt, found })
+        let spectrum = Spectrum { coefficients, s, rank, width, damped, kept, method, sketch, notes };
+        Ok(LeftVectors { panel: LazyPanel::Deferred(between), back, recheck, spectrum })
     }
 
     /// Takes the image of a basis, where G did not tell the factors.
-    fn by_basis(&mut self, task: &Task, basis: Panel<T, S>, par: Par) -> Result<OutputsIn<T, S>> {
-        let goal = task.goal(self.norm_squared());
-        let solution = gram::from_basis(self, basis, Some(task.sketch), &goal, par)?;
-        let solution = gram::unless_at_the_floor(task, self, solution, &goal, par)?;
+    fn by_basis(&mut self, task: &Task, basis: Panel<T, S>, par: Par) -> Result<LeftVectorsIn<T, S>> {
+        let target = task.target(self.norm_squared());
+        let solution = gram::from_basis(self, basis, Some(task.sketch), &target, par)?;
+        let solution = gram::unless_at_the_floor(task, self, solution, &target, par)?;
         self.of_solution(solution)
     }
 
@@ -433,14 +440,14 @@ impl<T: Scalar, S: Space<T>> Whitened<'_, T, S> {
         route: Route,
         task: &Task,
         filter: Filter,
-        goal: &Goal,
+        target: &RankTarget,
         par: Par,
-    ) -> Result<std::result::Result<OutputsIn<T, S>, String>> {
+    ) -> Result<std::result::Result<LeftVectorsIn<T, S>, String>> {
         let space = self.space().clone();
         let mut damped = 0.0;
         let (panel, coefficients, s, captured, sketch, back, remedy) = if route == Route::GramDense {
             let gram::Dominant { basis, values: squares, remedy } =
-                gram::dense(self, |squares| gram::width_for(task, goal, squares))?;
+                gram::dense(self, |squares| gram::width_for(task, target, squares))?;
             let l = space.shape(&basis).1;
             let captured = squares[..l].iter().map(|&x| Element::to_f64(x)).sum();
             let mut back = self.inputs(l)?;
@@ -468,50 +475,58 @@ impl<T: Scalar, S: Space<T>> Whitened<'_, T, S> {
             (v, coefficients, roots(&squares), captured, Some(task.sketch), back, remedy)
         };
         let width = space.shape(&panel).1;
-        let rank = goal.rank(&s, captured);
-        let short = width < task.width && !goal.is_reached_by::<T>(captured);
+        let rank = target.rank(&s, captured);
+        let short = width < task.width && !target.is_reached_by::<T>(captured);
         if short || gram::reaches_floor(&s, rank) && self.norm_squared() > 0.0 {
             return Ok(Err(format!("σ_{rank} is near the rounding of the Gram matrix (√eps σ_1)")));
         }
         let kept = s[..rank].iter().map(|&s| Element::to_f64(s).powi(2)).sum();
         let (method, notes) = (Method::Gram, remedy.map(str::to_owned).into_iter().collect());
-        let found = Found { coefficients, s, rank, width, damped, kept: Some(kept), method, sketch, notes };
-        Ok(Ok(Outputs { panel: Long::Formed(panel), back, doubt: None, found }))
+        let spectrum = Spectrum { coefficients, s, rank, width, damped, kept: Some(kept), method, sketch, notes };
+        Ok(Ok(LeftVectors { panel: LazyPanel::Computed(panel), back, recheck: None, spectrum }))
     }
 
     /// Computes how much of the outputs is lost on the calibration, by subtraction from the norm that weighed the error
     /// where that is what is asked, or from that of the samples. `None` without calibration; zero if the outputs are
     /// zero, and only then.
-    fn lost(&mut self, weighting: &Weighting, bt: &Panel<T, S>, found: &Found<T>, par: Par) -> Result<Option<Lost>> {
+    fn lost(
+        &mut self,
+        weighting: &Weighting,
+        bt: &Panel<T, S>,
+        spectrum: &Spectrum<T>,
+        par: Par,
+    ) -> Result<Option<Loss>> {
         let norm_squared = self.norm_squared();
         let exact = weighting.whitening == Whitening::Full && weighting.blend == 1.0;
         Ok(match &weighting.calibration {
             None => None,
             Some(c) if norm_squared == 0.0 || c.dead().count() == c.features() => {
-                Some(Lost { share: 0.0, gains: vec![0.0; found.rank] })
+                Some(Loss { share: 0.0, gains: vec![0.0; spectrum.rank] })
             }
             Some(_) if exact => {
-                let (kept, gains) = match found.kept {
+                let (kept, gains) = match spectrum.kept {
                     // The kept singular values are the eigenvalues of the moments of the outputs.
-                    Some(kept) => (kept, found.s[..found.rank].iter().map(|&s| Element::to_f64(s).powi(2)).collect()),
+                    Some(kept) => {
+                        (kept, spectrum.s[..spectrum.rank].iter().map(|&s| Element::to_f64(s).powi(2)).collect())
+                    }
                     None => self.weighted_norms_squared(bt)?,
                 };
                 let share = (1.0 - kept / norm_squared).max(f64::MIN_POSITIVE);
-                Some(Lost { share, gains: gains.into_iter().map(|gain| gain / norm_squared).collect() })
+                Some(Loss { share, gains: gains.into_iter().map(|gain| gain / norm_squared).collect() })
             }
             Some(c) => {
                 let data = Data::new(self, c, par)?;
                 let gains: Vec<f64> = data.gains(self.space(), bt)?.into_iter().map(|gain| gain / data.whole).collect();
-                Some(Lost { share: (1.0 - gains.iter().sum::<f64>()).max(f64::MIN_POSITIVE), gains })
+                Some(Loss { share: (1.0 - gains.iter().sum::<f64>()).max(f64::MIN_POSITIVE), gains })
             }
         })
     }
 
     /// Finds the smallest rank whose outputs have a cosine of at least `q` with the true ones.
-    fn by_quality(&mut self, options: &Options, about: &About<'_>, q: f64) -> Result<(Plan, OutputsIn<T, S>)> {
+    fn by_quality(&mut self, options: &Options, setting: &Setting<'_>, q: f64) -> Result<(Plan, LeftVectorsIn<T, S>)> {
         let weighting = &options.weighting;
-        let shape = about.w.shape();
-        let par = about.par;
+        let shape = setting.w.shape();
+        let par = setting.par;
         let short = shape.0.min(shape.1);
         let most = options.max_rank.unwrap_or(usize::MAX).clamp(1, short);
         // The operator itself has the curve of the calibration, where outputs are measured on that.
@@ -521,22 +536,22 @@ impl<T: Scalar, S: Space<T>> Whitened<'_, T, S> {
         let whole = data.as_ref().map_or(self.norm_squared(), |data| data.whole);
         let mut tried = short.div_ceil(QUALITY_FIRST).min(most);
         loop {
-            let plan = about.plan::<T>(options, Rank::Fixed(tried))?;
-            let mut outputs = self.left_vectors(&plan, par)?;
-            if let Some(subspace) = outputs.doubt.take() {
-                let panel = self.form(&mut outputs.panel)?;
-                if !gram::is_orthonormal(self.space(), panel, Some(outputs.found.coefficients()))? {
-                    outputs = self.by_basis(&plan.task, subspace.into_basis(&self.space().clone())?, par)?;
+            let plan = setting.plan::<T>(options, Rank::Fixed(tried))?;
+            let mut left = self.left_vectors(&plan, par)?;
+            if let Some(subspace) = left.recheck.take() {
+                let panel = self.form(&mut left.panel)?;
+                if !gram::is_orthonormal(self.space(), panel, Some(left.spectrum.coefficients()))? {
+                    left = self.by_basis(&plan.task, subspace.into_basis(&self.space().clone())?, par)?;
                 }
             }
             let gains: Vec<f64> = match &data {
                 Some(data) => {
                     let mut bt = self.inputs(tried)?;
-                    let coefficients = outputs.found.coefficients();
-                    self.space().multiply(&mut bt, Accum::Replace, &outputs.back, coefficients, T::one())?;
+                    let coefficients = left.spectrum.coefficients();
+                    self.space().multiply(&mut bt, Accum::Replace, &left.back, coefficients, T::one())?;
                     data.gains(self.space(), &bt)?
                 }
-                None => outputs.found.s.iter().take(tried).map(|&s| Element::to_f64(s).powi(2)).collect(),
+                None => left.spectrum.s.iter().take(tried).map(|&s| Element::to_f64(s).powi(2)).collect(),
             };
             let mut kept = 0.0;
             let reached = gains.iter().position(|gain| {
@@ -544,18 +559,17 @@ impl<T: Scalar, S: Space<T>> Whitened<'_, T, S> {
                 kept >= q * q * whole
             });
             if let Some(i) = reached {
-                outputs.found.rank = i + 1;
-                outputs.found.kept =
-                    outputs.found.kept.map(|_| outputs.found.s[..=i].iter().map(|&s| Element::to_f64(s).powi(2)).sum());
-                return Ok((plan, outputs));
+                left.spectrum.rank = i + 1;
+                left.spectrum.kept =
+                    left.spectrum.kept.map(|_| left.spectrum.s[..=i].iter().map(|&s| Element::to_f64(s).powi(2)).sum());
+                return Ok((plan, left));
             }
             if tried == most {
                 let cosine = (kept / whole).sqrt();
-                outputs
-                    .found
+                left.spectrum
                     .notes
                     .push(format!("cosine {cosine:.6} is below the {q} that was asked for: the largest rank"));
-                return Ok((plan, outputs));
+                return Ok((plan, left));
             }
             tried = (2 * tried).min(most);
         }

@@ -6,9 +6,9 @@ use std::time::Instant;
 use faer::Par;
 
 use super::certificate;
-use super::goal::Goal;
 use super::methods::gram;
 use super::plan::Plan;
+use super::rank_target::RankTarget;
 use super::solution::{Solution, beyond_numerical_rank, unscale};
 use super::triplets::Triplets;
 use crate::error::Result;
@@ -27,17 +27,17 @@ pub(super) fn run<T: Scalar, S: Space<T>>(
     par: Par,
     start: Instant,
 ) -> Result<Factors<T>> {
-    let goal = plan.goal(op.norm_squared());
-    let solution = plan.solve(op, &goal, par)?;
-    finish(op, plan, solution, Some(&goal), par, start)
+    let target = plan.target(op.norm_squared());
+    let solution = plan.solve(op, &target, par)?;
+    finish(op, plan, solution, Some(&target), par, start)
 }
 
-/// Brings the factors home and certifies them, against `goal` if it is one for `op`.
+/// Brings the factors home and certifies them, against `target` if it is one for `op`.
 pub(super) fn finish<T: Scalar, S: Space<T>>(
     op: &mut dyn LinearOperator<T, Space = S>,
     plan: Plan,
     solution: Solution<T, S>,
-    goal: Option<&Goal>,
+    target: Option<&RankTarget>,
     par: Par,
     start: Instant,
 ) -> Result<Factors<T>> {
@@ -84,7 +84,7 @@ pub(super) fn finish<T: Scalar, S: Space<T>>(
         let scale = T::from_f64(certificate.scale);
         spectrum.iter_mut().for_each(|s| *s *= scale);
     }
-    notes.extend(goal.and_then(|goal| goal.shortfall(k, certificate.relative_error)));
+    notes.extend(target.and_then(|target| target.shortfall(k, certificate.relative_error)));
     notes.extend(beyond_numerical_rank(&spectrum[..k], (m, n)));
     let s = unscale(&spectrum[..k], scale)?;
     let spectrum = spectrum.iter().map(|&s| s.to_f64() / scale).collect();

@@ -20,13 +20,13 @@ mod cost;
 mod finish;
 mod footprint;
 mod fronts;
-mod goal;
 mod in_memory;
 mod many;
 mod methods;
 mod on_device;
 mod options;
 mod plan;
+mod rank_target;
 mod rates;
 mod rows;
 mod solution;
@@ -43,8 +43,11 @@ pub use accumulator::SinglePass;
 pub use blend::BlendChoice;
 pub use options::Device;
 pub use plan::{Candidate, Plan};
+#[doc(hidden)]
 pub use rates::Rates;
-pub use rows::{Checkpoint, READ_PER_STATE, RowsPlan};
+#[doc(hidden)]
+pub use rows::READ_PER_STATE;
+pub use rows::{Checkpoint, RowsPlan};
 
 use crate::calibration::Calibration;
 use crate::calibration::Whitening;
@@ -88,6 +91,7 @@ impl TruncatedSvd {
 
     /// Sets the rule for the rank.
     #[must_use]
+    #[doc(hidden)]
     pub fn with_rank(mut self, rank: Rank) -> Self {
         self.options.rank = rank;
         self
@@ -180,6 +184,7 @@ impl TruncatedSvd {
     /// Sets the measured rates that the planner weighs methods by. The default is [`Rates::default`] on the CPU,
     /// [`Rates::cuda`] on a GPU.
     #[must_use]
+    #[doc(hidden)]
     pub fn rates(mut self, rates: Rates) -> Self {
         self.options.rates = Some(rates);
         self
@@ -389,6 +394,7 @@ impl TruncatedSvd {
     /// Returns the bytes that [`choose_blend`](Self::choose_blend) takes for an `m × n` weight, beside the weight, the
     /// folds and the factorizations (whose [`plan`](Self::plan) is that under a calibration), of which the largest rank
     /// is k: those that it holds during a factorization, and those that it takes at other times.
+    #[doc(hidden)]
     pub fn blend_bytes<T: Scalar>(shape: (usize, usize), storage: DType, k: usize) -> (usize, usize) {
         blend::bytes::<T>(shape, storage, k)
     }

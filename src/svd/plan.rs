@@ -16,8 +16,8 @@ use faer::Par;
 
 use super::certificate::Certificate;
 use super::cost::Work;
-use super::goal::Goal;
 use super::methods::{self, Entry, Route};
+use super::rank_target::RankTarget;
 use super::solution::Solution;
 use super::task::{Residency, Task, looks_once};
 use super::weighting;
@@ -118,8 +118,8 @@ impl Plan {
     }
 
     /// Returns what the factors must reach, for an operator of this squared norm.
-    pub(super) fn goal(&self, norm_squared: f64) -> Goal {
-        self.task.goal(norm_squared)
+    pub(super) fn target(&self, norm_squared: f64) -> RankTarget {
+        self.task.target(norm_squared)
     }
 
     /// Makes the report of factors of rank k from panels of `width` columns, by the method as planned.
@@ -158,10 +158,10 @@ impl Plan {
     pub(super) fn solve<T: Scalar, S: Space<T>>(
         &self,
         op: &mut dyn LinearOperator<T, Space = S>,
-        goal: &Goal,
+        target: &RankTarget,
         par: Par,
     ) -> Result<Solution<T, S>> {
-        methods::solve(self.route, &self.task, op, goal, par)
+        methods::solve(self.route, &self.task, op, target, par)
     }
 }
 

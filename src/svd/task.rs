@@ -1,8 +1,8 @@
 //! The task: the options resolved once for one shape, element type and arithmetic. It is the only form of the options
 //! that methods, planner and drivers read.
 
-use super::goal::Goal;
 use super::options::Options;
+use super::rank_target::RankTarget;
 use super::rates::Rates;
 use crate::error::{Error, Result};
 use crate::rank::Rank;
@@ -141,8 +141,8 @@ impl Task {
     }
 
     /// Returns what the factors must reach, for an operator of this squared norm.
-    pub(super) fn goal(&self, norm_squared: f64) -> Goal {
-        Goal::new(self.rank, self.rule, self.max_rank, norm_squared)
+    pub(super) fn target(&self, norm_squared: f64) -> RankTarget {
+        RankTarget::new(self.rank, self.rule, self.max_rank, norm_squared)
     }
 
     /// Tells whether power iterations have a shift, and a panel for it.
@@ -153,11 +153,11 @@ impl Task {
     /// Tells whether the error that is asked for is so small that a subtraction of norms cannot show what a subspace
     /// misses.
     pub(super) fn is_below_floor(&self) -> bool {
-        let goal = self.goal(1.0);
+        let target = self.target(1.0);
         self.rank.is_none()
             && match self.precision {
-                DType::F64 => goal.is_below_floor::<f64>(),
-                _ => goal.is_below_floor::<f32>(),
+                DType::F64 => target.is_below_floor::<f64>(),
+                _ => target.is_below_floor::<f32>(),
             }
     }
 

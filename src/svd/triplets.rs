@@ -11,7 +11,7 @@
 //!
 //! **Why the Gram matrix.** In twice the precision it has all that a QR of B would tell: its eigenvalues are exact to
 //! `eps64 σ_1²`, so that σ down to `1e-6 σ_1` are as good as those of R. The product `B (V̂ Σ⁻¹)` is rounded in f32,
-//! and column j of U is off by `eps σ_1 / σ_j`, in random directions. Down to [`CLEAR`]` · σ_1` that is no more than
+//! and column j of U is off by `eps σ_1 / σ_j`, in random directions. Down to [`MIN_DECAY`]` · σ_1` that is no more than
 //! what other steps do to U; a smaller σ_k sends B to QR and an SVD of R, which keep U orthonormal to rounding whatever
 //! the spectrum. `m l²` flops in f64 and an eigendecomposition stand against `4 m l²` in f32 and an SVD.
 //!
@@ -33,7 +33,7 @@ use crate::small::{self, SmallSvd};
 use crate::space::{Effort, HostPanel, Panel, Space};
 
 /// The part of `σ_1` above which `σ_k` has to be for singular vectors to come from the Gram matrix of the image.
-pub(super) const CLEAR: f64 = 1.0 / 256.0;
+pub(super) const MIN_DECAY: f64 = 1.0 / 256.0;
 
 /// Singular vectors, one column each.
 pub(super) enum Vectors<T, P> {
@@ -174,6 +174,7 @@ pub(super) fn decompose_clear<T: Scalar, S: Space<T>>(
     by_qr(space, image, true, choose, par).map(ControlFlow::Break)
 }
 
+/// Decomposes an image by its QR and the SVD of R, which loses no digits.
 fn by_qr<T: Scalar, S: Space<T>>(
     space: &S,
     mut image: Panel<T, S>,
@@ -253,7 +254,7 @@ fn by_gram<T: Scalar, S: Space<T>>(
     squares.reverse();
     let s: Vec<T> = squares.iter().map(|&x| T::from_f64(x.max(0.0).sqrt())).collect();
     let rank = choose(&s, captured);
-    if squares[rank - 1] <= CLEAR * CLEAR * squares[0] {
+    if squares[rank - 1] <= MIN_DECAY * MIN_DECAY * squares[0] {
         return Ok(ControlFlow::Continue(image));
     }
     let (mut basis, mut divided) = (Mat::zeros(l, l), Mat::zeros(l, l));

@@ -25,7 +25,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tensorslim::ErrorKind;
 use tensorslim::batch::config::{Config, Options};
-use tensorslim::batch::manifest::{Entry, FORMAT, Facts, Header, Status, directory};
+use tensorslim::batch::manifest::{Entry, FORMAT, Header, ResultRecord, Status, directory};
 use tensorslim::batch::schedule;
 use tensorslim::batch::{Batch, Finished, Fit, Input, Item};
 use tensorslim::operator::Cancel;
@@ -94,6 +94,7 @@ impl<'a> Task<'a> {
     }
 }
 
+/// Runs `batch` in the arithmetic T: collects the weights, resumes what the journal has, factors the rest, writes the manifest.
 fn batch<T: Scalar>(args: &BatchArgs) -> Result<(), Failure> {
     let start = Instant::now();
     let (config, config_sum) = config(args)?;
@@ -527,7 +528,7 @@ fn write<T: Scalar>(args: &BatchArgs, places: &Places, task: &Task<'_>, f: &Fact
         "notes": notes,
     });
     let files = places.write(&task.weight.name, dtype, f, &format!("{report:#}\n"))?;
-    let facts = Facts {
+    let facts = ResultRecord {
         shape: [r.shape.0, r.shape.1],
         dtype: r.dtype.name().into(),
         rank: r.rank,
@@ -563,7 +564,7 @@ struct Summary {
 impl Summary {
     fn new(entries: &[Entry], weights: usize, skipped: usize, left_out: Vec<String>, elapsed: Duration) -> Self {
         let count = |status| entries.iter().filter(|e| e.status == status).count();
-        let facts: Vec<&Facts> = entries.iter().filter_map(|e| e.facts.as_ref()).collect();
+        let facts: Vec<&ResultRecord> = entries.iter().filter_map(|e| e.facts.as_ref()).collect();
         let sum = |i: usize| facts.iter().map(|f| f.params[i]).fold(0, usize::saturating_add);
         let why = |e: &Entry| (e.name.clone(), e.why.clone().unwrap_or_default());
         Summary {

@@ -40,6 +40,7 @@ pub(crate) fn run(args: &CalibrateArgs) -> Result<(), Failure> {
     on_threads(args.threads, || calibrate(args))
 }
 
+/// Runs `calibrate`: adds up the samples of all files, with checkpoints, and writes the statistics.
 fn calibrate(args: &CalibrateArgs) -> Result<(), Failure> {
     let start = Instant::now();
     let limit = Limit::new(args.memory_limit, (rayon::current_num_threads(), 0), Space::new(0, 0)?);

@@ -36,6 +36,7 @@ pub(crate) fn run(args: &FactorArgs) -> Result<(), Failure> {
     on_threads(args.threads, work)
 }
 
+/// Runs `factor` in the arithmetic T: checks the outputs, reads the weight, factors it, and writes what was asked for.
 fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
     check_options(args)?;
     let limit = Limit::new(args.memory_limit, (rayon::current_num_threads(), 0), Space::new(0, 0)?);
@@ -503,6 +504,7 @@ enum Weight {
 }
 
 impl Weight {
+    /// Factors the weight of an input as the options say, whatever holds its elements.
     fn factor<T: Scalar>(
         &mut self,
         path: &Path,

@@ -26,6 +26,7 @@ struct Info {
     mpi: &'static str,
 }
 
+/// Runs `info`: prints the instruction sets, threads, devices and rates of this machine.
 pub(crate) fn run(args: &InfoArgs) -> Result<(), Failure> {
     let memory = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let info = Info {

@@ -171,6 +171,7 @@ pub(crate) fn stamp(path: &Path) -> tensorslim::Result<(u64, u64)> {
     look(path).map_err(|e| unreadable(path, &e))
 }
 
+/// Reads the stamp of a file: its size, and a hash of its times and its place.
 fn look(path: &Path) -> io::Result<(u64, u64)> {
     let meta = fs::metadata(path)?;
     #[cfg(unix)]

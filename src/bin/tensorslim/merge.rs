@@ -49,6 +49,7 @@ struct Row<'a> {
     why: Option<&'a str>,
 }
 
+/// Runs `merge`: checks the shards against each other, gathers their results in one directory, and writes its manifest.
 pub(crate) fn run(args: &MergeArgs) -> Result<(), Failure> {
     let mut shards = Vec::new();
     for dir in &args.dirs {
@@ -235,6 +236,7 @@ fn check_out(out: &Path, header: &Header, overwrite: bool) -> Result<(), Failure
     Ok(())
 }
 
+/// Makes the line of a result for the comparison of shards.
 fn row<'a>(shard: &'a Shard, entry: &'a Entry) -> Row<'a> {
     let facts = entry.facts.as_ref();
     Row {

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use tensorslim::batch::manifest::Sum;
+use tensorslim::batch::manifest::Checksum;
 use tensorslim::{DType, Error, Factors, Pivoted, Scalar, Split, npy};
 
 use crate::args::Form;
@@ -119,7 +119,7 @@ impl Written {
     }
 
     /// Returns the length and checksum of each file.
-    pub(crate) fn sums(&self) -> BTreeMap<String, Sum> {
+    pub(crate) fn sums(&self) -> BTreeMap<String, Checksum> {
         self.0.iter().map(|file| (file.name().to_string(), file.sum())).collect()
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use serde::Serialize;
-use tensorslim::batch::manifest::Sum;
+use tensorslim::batch::manifest::Checksum;
 use tensorslim::quality::Distribution;
 
 /// The note on factors of too high a rank.
@@ -109,7 +109,7 @@ pub(crate) struct Written {
     pub(crate) dtype: String,
     pub(crate) files: Vec<&'static str>,
     /// The length and CRC-32 of each file: files that do not have them are not those that this report is about.
-    pub(crate) sums: BTreeMap<String, Sum>,
+    pub(crate) sums: BTreeMap<String, Checksum>,
 }
 
 impl Report {

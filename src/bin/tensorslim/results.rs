@@ -12,7 +12,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 
 use tensorslim::batch::manifest::{
-    Entry, FILES, Header, Journal, MAX_LINE, Manifest, Status, Sum, directory, parse_journal,
+    Checksum, Entry, FILES, Header, Journal, MAX_LINE, Manifest, Status, directory, parse_journal,
 };
 use tensorslim::{DType, Error, Factors, Scalar, npy};
 
@@ -375,7 +375,7 @@ impl Places {
         dtype: DType,
         f: &Factors<T>,
         report: &str,
-    ) -> tensorslim::Result<BTreeMap<String, Sum>> {
+    ) -> tensorslim::Result<BTreeMap<String, Checksum>> {
         let dir = self.stage.join(directory(name));
         let target = self.out.join(directory(name));
         let done = || -> tensorslim::Result<_> {

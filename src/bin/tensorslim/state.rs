@@ -63,6 +63,7 @@ impl StateFile {
         Some(bytes)
     }
 
+    /// Replaces the state file by these parts. A failure is a warning: the work goes on without a checkpoint.
     pub(crate) fn write(&self, parts: &[&[u8]]) {
         let mut all: Vec<&[u8]> = vec![&MAGIC, &self.key];
         all.extend(parts);

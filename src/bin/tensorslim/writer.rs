@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use tensorslim::Error;
-use tensorslim::batch::manifest::Sum;
+use tensorslim::batch::manifest::Checksum;
 
 /// The start of the names of files that are being written.
 pub(crate) const TEMPORARY: &str = ".tensorslim-";
@@ -95,7 +95,7 @@ pub(crate) struct Staged {
     name: String,
     temporary: PathBuf,
     target: PathBuf,
-    sum: Sum,
+    sum: Checksum,
 }
 
 impl Staged {
@@ -119,19 +119,20 @@ impl Staged {
         let (temporary, file) = create(stage.filter(|_| target == path).unwrap_or(directory_of(&target)))
             .map_err(|e| unwritable(path, &e))?;
         // From here on the temporary file is removed with this value.
-        let mut staged = Staged { name, temporary, target, sum: Sum { bytes: 0, crc32: 0 } };
+        let mut staged = Staged { name, temporary, target, sum: Checksum { bytes: 0, crc32: 0 } };
         staged.sum = staged.fill(file, write).map_err(|e| unwritable(path, &e))?;
         Ok(staged)
     }
 
-    fn fill(&self, file: File, write: impl FnOnce(&mut Sink) -> io::Result<()>) -> io::Result<Sum> {
+    /// Writes the data of one file, syncs it, and returns its size and checksum.
+    fn fill(&self, file: File, write: impl FnOnce(&mut Sink) -> io::Result<()>) -> io::Result<Checksum> {
         if let Ok(old) = fs::metadata(&self.target) {
             // The permissions stay as they were. Where they cannot be set there are none to keep.
             let _ = file.set_permissions(old.permissions());
         }
         let mut sink = Sink { file: BufWriter::new(file), hasher: crc32fast::Hasher::new(), bytes: 0 };
         write(&mut sink)?;
-        let sum = Sum { bytes: sink.bytes, crc32: sink.hasher.finalize() };
+        let sum = Checksum { bytes: sink.bytes, crc32: sink.hasher.finalize() };
         let file = sink.file.into_inner().map_err(io::IntoInnerError::into_error)?;
         file.sync_all()?;
         drop(file);
@@ -148,7 +149,7 @@ impl Staged {
     }
 
     /// Returns the length and checksum of the file.
-    pub(crate) fn sum(&self) -> Sum {
+    pub(crate) fn sum(&self) -> Checksum {
         self.sum
     }
 }
@@ -232,7 +233,7 @@ mod tests {
             assert_eq!(fs::read(&path).unwrap(), b"old");
             assert_eq!(fs::read_dir(dir).unwrap().count(), 1);
             let staged = Staged::new(&path, |w| w.write_all(b"new")).unwrap();
-            assert_eq!((staged.name(), staged.sum()), ("x", Sum { bytes: 3, crc32: crc32fast::hash(b"new") }));
+            assert_eq!((staged.name(), staged.sum()), ("x", Checksum { bytes: 3, crc32: crc32fast::hash(b"new") }));
             publish(vec![staged]).unwrap();
             assert_eq!(fs::read(&path).unwrap(), b"new");
         });

@@ -166,6 +166,7 @@ impl Host {
     }
 
     /// Makes a host that uses the memory of `workspace`.
+    #[doc(hidden)]
     pub fn within(workspace: &Workspace, par: Par) -> Self {
         Host { par, shared: workspace.shared.clone() }
     }

@@ -51,17 +51,20 @@ impl<T: Scalar> HostPanel<T> {
     }
 
     /// Makes a row-major panel of zeros, which a product with a row-major matrix writes fastest.
+    #[doc(hidden)]
     pub fn by_rows(nrows: usize, ncols: usize, space: &Host) -> Self {
         let stride = row_stride::<T>(ncols);
         HostPanel { data: space.buffer(stride * nrows), nrows, ncols, stride, by_rows: true }
     }
 
     /// Returns the bytes of a column-major panel of this shape.
+    #[doc(hidden)]
     pub fn bytes(nrows: usize, ncols: usize) -> usize {
         leading_dimension::<T>(nrows) * ncols * size_of::<T>()
     }
 
     /// Returns the bytes of a row-major panel of this shape.
+    #[doc(hidden)]
     pub fn bytes_by_rows(nrows: usize, ncols: usize) -> usize {
         row_stride::<T>(ncols) * nrows * size_of::<T>()
     }

@@ -140,15 +140,15 @@ pub(super) fn finish<T: Scalar>(pass: SinglePass<T>) -> Result<Factors<T>> {
     }
     state.norm_squared *= scale * scale;
     let (plan, norm_squared, width) = (pass.plan, state.norm_squared, state.range.ncols());
-    let goal = plan.goal(norm_squared);
-    let answer = state.solve(&goal, crate::parallel::current_par())?;
+    let target = plan.target(norm_squared);
+    let answer = state.solve(&target, crate::parallel::current_par())?;
     let k = answer.s.len();
     let (mut u, mut vt) = (Matrix::zeros(m, k), Matrix::zeros(k, n));
     u.as_mut().copy_from(answer.u.as_ref());
     vt.as_mut().transpose_mut().copy_from(answer.v.as_ref());
     fix_signs(&mut u, &mut vt, crate::parallel::current_par());
     let mut notes = answer.notes;
-    notes.extend(goal.shortfall(k, answer.certificate.relative_error));
+    notes.extend(target.shortfall(k, answer.certificate.relative_error));
     notes.extend(beyond_numerical_rank(&answer.s, (m, n)));
     let s = unscale(&answer.s, scale)?;
     let spectrum = answer.s.iter().map(|&s| s.to_f64() / scale).collect();

@@ -33,7 +33,7 @@ use crate::sketch::{AnySketch, Sketch, SketchOperator};
 use crate::space::{Effort, Panel, Space};
 use crate::svd::certificate::{PROBES, Spread};
 use crate::svd::cost::Work;
-use crate::svd::goal::Goal;
+use crate::svd::rank_target::RankTarget;
 use crate::svd::solution::Solution;
 use crate::svd::stream;
 use crate::svd::task::Task;
@@ -77,23 +77,23 @@ pub(super) fn cost(work: &Work<'_>) -> (f64, usize) {
     (products + orths + work.finish(m, l) + work.begin(), passes(work.width, q))
 }
 
-/// Solves for `goal`, with at most the columns of the task.
+/// Solves for `target`, with at most the columns of the task.
 pub(super) fn solve<T: Scalar, S: Space<T>>(
     task: &Task,
     op: &mut dyn LinearOperator<T, Space = S>,
-    goal: &Goal,
+    target: &RankTarget,
     par: Par,
 ) -> Result<Solution<T, S>> {
     let limit = task.width;
     let norm_squared = op.norm_squared();
-    let mut probes = if goal.is_below_floor::<T>() && norm_squared > 0.0 { Some(probe(task, op)?) } else { None };
+    let mut probes = if target.is_below_floor::<T>() && norm_squared > 0.0 { Some(probe(task, op)?) } else { None };
     let space = op.space().clone();
     let (mut left, mut right) = (Vec::<Panel<T, S>>::new(), Vec::<Panel<T, S>>::new());
     let (mut width, mut captured) = (0, 0.0);
     let mut missing = norm_squared;
     let widest = PARAMS.next(limit, limit).max(PARAMS.first.min(limit));
     let mut overlap = Mat::zeros(widest, widest.max(PROBES));
-    while width < limit && (width == 0 || !goal.is_within_reach::<T>(missing)) {
+    while width < limit && (width == 0 || !target.is_within_reach::<T>(missing)) {
         let block = PARAMS.next(width, limit - width);
         let stream = stream::BLOCKS + left.len() as u64;
         let omega = task.omega(op.ncols(), block, stream)?;
@@ -125,9 +125,9 @@ pub(super) fn solve<T: Scalar, S: Space<T>>(
     space.orthonormalize(&mut basis, None, Effort::Fast)?;
     let mut image = op.image(width)?;
     op.apply(&basis, &mut image)?;
-    let choose = |s: &[T], captured| match goal.is_below_floor::<T>() {
-        true => goal.rank_given(s, missing),
-        false => goal.rank(s, captured),
+    let choose = |s: &[T], captured| match target.is_below_floor::<T>() {
+        true => target.rank_given(s, missing),
+        false => target.rank(s, captured),
     };
     let found = Triplets::from_right(&space, Some(basis), image, false, choose, par)?;
     Ok(Solution::of_triplets(found, width, Method::Randomized, Some(task.sketch)))

@@ -10,7 +10,7 @@ use crate::simd::Scalar;
 use crate::space::{HostPanel, Space};
 use crate::svd::cost::Work;
 use crate::svd::footprint::Footprint;
-use crate::svd::goal::Goal;
+use crate::svd::rank_target::RankTarget;
 use crate::svd::solution::Solution;
 use crate::svd::triplets::{Triplets, decompose_bytes};
 
@@ -27,12 +27,12 @@ pub(super) fn peak<T: Scalar>(f: &Footprint) -> usize {
 
 pub(super) fn solve<T: Scalar, S: Space<T>>(
     op: &mut dyn LinearOperator<T, Space = S>,
-    goal: &Goal,
+    target: &RankTarget,
     par: Par,
 ) -> Result<Solution<T, S>> {
     let width = op.ncols();
     let mut image = op.left(width)?;
     op.materialize(&mut image)?;
-    let found = Triplets::from_right(op.space(), None, image, false, |s, captured| goal.rank(s, captured), par)?;
+    let found = Triplets::from_right(op.space(), None, image, false, |s, captured| target.rank(s, captured), par)?;
     Ok(Solution::of_triplets(found, width, Method::Full, None))
 }

@@ -19,7 +19,7 @@
 //! Tropp, Yurtsever, Udell, Cevher 2017). q steps make it `σ^(2q+1)` to `σ^(2q+3)`.
 //!
 //! **Loss of digits.** H is off by eps σ_1² and the columns of U from orthogonal by `eps σ_1² / (σ_i σ_j)` at worst.
-//! While σ_l is above [`CLEAR`]` · σ_1` that is no more than what other steps do; it is [measured](is_orthonormal) all
+//! While σ_l is above [`MIN_DECAY`]` · σ_1` that is no more than what other steps do; it is [measured](is_orthonormal) all
 //! the same. If U is not orthonormal, or the spectrum steeper, W becomes the basis V, and the factors come from the
 //! image `A V`, computed from A itself. Eigenvectors whose `σ_i` is under about `√eps σ_1` are then still noise:
 //! [`reaches_floor`] says so, and the caller takes another method.
@@ -42,7 +42,7 @@ use crate::small;
 use crate::space::{Effort, HostPanel, Layout, Panel, Space};
 use crate::svd::cost::Work;
 use crate::svd::footprint::Footprint;
-use crate::svd::goal::Goal;
+use crate::svd::rank_target::RankTarget;
 use crate::svd::solution::Solution;
 use crate::svd::stream;
 use crate::svd::task::Task;
@@ -50,14 +50,14 @@ use crate::svd::triplets::{Decomposition, Triplets, Vectors, decompose_bytes, de
 use crate::tensor::Element;
 
 /// The part of σ_1 above which σ_l has to be for the factors to come from G alone.
-const CLEAR: f64 = 1.0 / 32.0;
+const MIN_DECAY: f64 = 1.0 / 32.0;
 /// The part of σ_1 above which σ_l needs no check of U: `σ_1² / σ_l²` is 36 then, of the 50 that are allowed.
-const PLAIN: f64 = 1.0 / 6.0;
+const DECAY_WITHOUT_CHECK: f64 = 1.0 / 6.0;
 /// How many random combinations of columns a check looks at.
-const LOOKS: usize = 8;
+const ORTHOGONALITY_PROBES: usize = 8;
 /// The largest defect of these combinations, in units of `eps √k`, with which U counts as orthonormal. Entries of UᵀU −
 /// I are below that then; they are allowed 50 of it.
-const DEFECT: f64 = 32.0;
+const MAX_ORTHOGONALITY_LOSS: f64 = 32.0;
 
 /// Tells whether the Gram matrix resolves what is asked for. It shows σ down to `√eps σ_1`, so that it cannot show a
 /// loss near that.
@@ -100,27 +100,27 @@ pub(super) fn cost_iterated(work: &Work<'_>) -> (f64, usize) {
 pub(super) fn by_dense<T: Scalar, S: Space<T>>(
     task: &Task,
     op: &mut dyn LinearOperator<T, Space = S>,
-    goal: &Goal,
+    target: &RankTarget,
     par: Par,
 ) -> Result<Solution<T, S>> {
-    let Dominant { basis, remedy, .. } = dense(op, |squares| width_for(task, goal, squares))?;
-    let mut solution = from_basis(op, basis, None, goal, par)?;
+    let Dominant { basis, remedy, .. } = dense(op, |squares| width_for(task, target, squares))?;
+    let mut solution = from_basis(op, basis, None, target, par)?;
     solution.notes.extend(remedy.map(str::to_owned));
-    unless_at_the_floor(task, op, solution, goal, par)
+    unless_at_the_floor(task, op, solution, target, par)
 }
 
 /// Solves the task by filtered iteration.
 pub(super) fn by_iteration<T: Scalar, S: Space<T>>(
     task: &Task,
     op: &mut dyn LinearOperator<T, Space = S>,
-    goal: &Goal,
+    target: &RankTarget,
     par: Par,
 ) -> Result<Solution<T, S>> {
     let mut filter = Filter::new(task.power_iterations);
     let solution = loop {
-        let (mut solution, end) = match iterated(task, op, filter, goal, par)? {
+        let (mut solution, end) = match iterated(task, op, filter, target, par)? {
             ControlFlow::Break(found) => found,
-            ControlFlow::Continue((basis, end)) => (from_basis(op, basis, Some(task.sketch), goal, par)?, end),
+            ControlFlow::Continue((basis, end)) => (from_basis(op, basis, Some(task.sketch), target, par)?, end),
         };
         if let Some(next) = filter.corrected(end, &solution.triplets.s, solution.rank) {
             filter = next;
@@ -131,15 +131,15 @@ pub(super) fn by_iteration<T: Scalar, S: Space<T>>(
         }
         break solution;
     };
-    unless_at_the_floor(task, op, solution, goal, par)
+    unless_at_the_floor(task, op, solution, target, par)
 }
 
 /// Returns the columns of the panels for these squared singular values, nonincreasing. All of σ² is there, so that
 /// nothing is missing.
-pub(in crate::svd) fn width_for<T: Scalar>(task: &Task, goal: &Goal, squares: &[T]) -> usize {
+pub(in crate::svd) fn width_for<T: Scalar>(task: &Task, target: &RankTarget, squares: &[T]) -> usize {
     match task.rank {
         Some(_) => task.width,
-        None => (goal.rank_given(&roots(squares), 0.0) + task.oversample).min(task.width),
+        None => (target.rank_given(&roots(squares), 0.0) + task.oversample).min(task.width),
     }
 }
 
@@ -154,15 +154,15 @@ pub(in crate::svd) fn unless_at_the_floor<T: Scalar, S: Space<T>>(
     task: &Task,
     op: &mut dyn LinearOperator<T, Space = S>,
     solution: Solution<T, S>,
-    goal: &Goal,
+    target: &RankTarget,
     par: Par,
 ) -> Result<Solution<T, S>> {
     let Triplets { s, captured, .. } = &solution.triplets;
-    let short = solution.width < task.width && !goal.is_reached_by::<T>(*captured);
+    let short = solution.width < task.width && !target.is_reached_by::<T>(*captured);
     if short || reaches_floor(s, solution.rank) && op.norm_squared() > 0.0 {
         let rank = solution.rank;
         drop(solution);
-        let mut next = randomized::solve(task, op, goal, true, par)?;
+        let mut next = randomized::solve(task, op, target, true, par)?;
         next.notes
             .push(format!("σ_{rank} is near the rounding of the Gram matrix (√eps σ_1); fell back to {}", next.method));
         return Ok(next);
@@ -175,13 +175,14 @@ pub(in crate::svd) fn from_basis<T: Scalar, S: Space<T>>(
     op: &mut dyn LinearOperator<T, Space = S>,
     basis: Panel<T, S>,
     sketch: Option<Sketch>,
-    goal: &Goal,
+    target: &RankTarget,
     par: Par,
 ) -> Result<Solution<T, S>> {
     let width = op.space().shape(&basis).1;
     let mut image = op.image(width)?;
     op.apply(&basis, &mut image)?;
-    let found = Triplets::from_right(op.space(), Some(basis), image, true, |s, captured| goal.rank(s, captured), par)?;
+    let found =
+        Triplets::from_right(op.space(), Some(basis), image, true, |s, captured| target.rank(s, captured), par)?;
     Ok(Solution::of_triplets(found, width, Method::Gram, sketch))
 }
 
@@ -229,7 +230,7 @@ fn iterated<T: Scalar, S: Space<T>>(
     task: &Task,
     op: &mut dyn LinearOperator<T, Space = S>,
     filter: Filter,
-    goal: &Goal,
+    target: &RankTarget,
     par: Par,
 ) -> Result<ControlFlow<(Solution<T, S>, f64), (Panel<T, S>, f64)>> {
     let space = op.space().clone();
@@ -239,7 +240,7 @@ fn iterated<T: Scalar, S: Space<T>>(
     let mut imaged = None;
     let projection = subspace.project(
         &space,
-        |s, captured| goal.rank(s, captured),
+        |s, captured| target.rank(s, captured),
         par,
         |v| {
             if early {
@@ -280,7 +281,7 @@ fn iterated<T: Scalar, S: Space<T>>(
             Vectors::Panel(u)
         }
     };
-    if is_doubtful(&s) {
+    if needs_orthogonality_check(&s) {
         let (panel, c) = match &u {
             Vectors::Combined(panel, c) => (panel, Some(c.as_ref())),
             Vectors::Panel(panel) => (panel, None),
@@ -325,7 +326,7 @@ impl<P> Subspace<P> {
         let end = filtered_iteration(&space, &mut g, sums.0, &omega, filter, &mut v, &mut w)?;
         drop(g);
         // V is orthonormal enough for the pivots of H to tell that σ_l is too small.
-        let Some(factor) = factor(&space, &v, &w)?.filter(|factor| factor.least >= CLEAR * CLEAR) else {
+        let Some(factor) = factor(&space, &v, &w)?.filter(|factor| factor.least >= MIN_DECAY * MIN_DECAY) else {
             return Ok((Subspace { v, w: Some(w), f: None, factor: None, sums }, end));
         };
         let inverse = factor.inverse::<T>();
@@ -365,7 +366,7 @@ impl<P> Subspace<P> {
         };
         self.f = Some(f);
         let decay = decay(&s);
-        if decay.is_nan() || decay < CLEAR {
+        if decay.is_nan() || decay < MIN_DECAY {
             return Ok(ControlFlow::Continue(self));
         }
         Ok(ControlFlow::Break(Projection { subspace: self, factor, divided, basis, s, captured, rank, by_qr, notes }))
@@ -415,8 +416,8 @@ fn decay<T: Scalar>(s: &[T]) -> f64 {
 }
 
 /// Tells whether the columns of U from G alone have to be checked.
-pub(in crate::svd) fn is_doubtful<T: Scalar>(s: &[T]) -> bool {
-    decay(s) < PLAIN
+pub(in crate::svd) fn needs_orthogonality_check<T: Scalar>(s: &[T]) -> bool {
+    decay(s) < DECAY_WITHOUT_CHECK
 }
 
 /// Computes the Cholesky factor of the symmetric part of `VᵀW`, whose antisymmetric part is rounding error.
@@ -485,7 +486,7 @@ pub(super) fn peak_iterated<T: Scalar>(f: &Footprint) -> usize {
     let (gathered, solved) = decompose_clear_bytes::<T>(n, l);
     let solved = solved.max(2 * small + panel(n, k)) + multiplying;
     let combined = panel(n, k) + small + l * k * (2 * size_of::<f64>() + size_of::<T>());
-    let formed = 2 * panel(n, k) + after + converted(k).max(panel(m, LOOKS));
+    let formed = 2 * panel(n, k) + after + converted(k).max(panel(m, ORTHOGONALITY_PROBES));
     let decomposed = image + wide + gathered.max(solved + before);
     let projected = decomposed.max(wide + combined + before).max(formed + before);
     let projected = [iterated, factored, turned, projected, orthonormalize].into_iter().fold(0, usize::max);
@@ -543,12 +544,12 @@ pub(in crate::svd) fn is_orthonormal<T: Scalar, S: Space<T>>(
     let (m, l) = space.shape(panel);
     let k = c.map_or(l, |c| c.ncols());
     let sign = |i: usize, j: usize| {
-        let bits = (i * LOOKS + j + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15_u64 as usize);
+        let bits = (i * ORTHOGONALITY_PROBES + j + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15_u64 as usize);
         if (bits ^ (bits >> 29)).count_ones().is_multiple_of(2) { T::one() } else { -T::one() }
     };
-    let x = Mat::<T>::from_fn(k, LOOKS, sign);
-    let mut combined = space.panel(m, LOOKS, Layout::Columns)?;
-    let mut back = Mat::<T>::zeros(k, LOOKS);
+    let x = Mat::<T>::from_fn(k, ORTHOGONALITY_PROBES, sign);
+    let mut combined = space.panel(m, ORTHOGONALITY_PROBES, Layout::Columns)?;
+    let mut back = Mat::<T>::zeros(k, ORTHOGONALITY_PROBES);
     match c {
         None => {
             space.multiply(&mut combined, Accum::Replace, panel, x.as_ref(), T::one())?;
@@ -563,8 +564,8 @@ pub(in crate::svd) fn is_orthonormal<T: Scalar, S: Space<T>>(
         }
     }
     let off = |(i, j): (usize, usize)| (back[(i, j)].to_f64() - x[(i, j)].to_f64()).abs();
-    let defect = (0..LOOKS).flat_map(|j| (0..k).map(move |i| (i, j))).map(off).fold(0.0, f64::max);
-    Ok(defect <= DEFECT * (k as f64).sqrt() * T::EPSILON)
+    let defect = (0..ORTHOGONALITY_PROBES).flat_map(|j| (0..k).map(move |i| (i, j))).map(off).fold(0.0, f64::max);
+    Ok(defect <= MAX_ORTHOGONALITY_LOSS * (k as f64).sqrt() * T::EPSILON)
 }
 
 /// Tells whether `σ_k` is so small against `σ_1` that the rounding of G, `eps σ_1²`, is felt in its eigenvector.

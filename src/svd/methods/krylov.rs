@@ -31,7 +31,7 @@ use crate::simd::Scalar;
 use crate::space::{HostPanel, Space};
 use crate::svd::cost::Work;
 use crate::svd::footprint::Footprint;
-use crate::svd::goal::Goal;
+use crate::svd::rank_target::RankTarget;
 use crate::svd::solution::Solution;
 use crate::svd::stream;
 use crate::svd::task::Task;
@@ -121,23 +121,23 @@ pub(super) fn peak<T: Scalar>(f: &Footprint) -> usize {
 pub(super) fn solve<T: Scalar, S: Space<T>>(
     task: &Task,
     op: &mut dyn LinearOperator<T, Space = S>,
-    goal: &Goal,
+    target: &RankTarget,
     par: Par,
 ) -> Result<Solution<T, S>> {
     if task.rank.is_none() {
-        return randomized::solve(task, op, goal, false, par);
+        return randomized::solve(task, op, target, false, par);
     }
     let Some(blocks) = Blocks::new(task.width, task.power_iterations, op.ncols()) else {
-        let mut next = randomized::solve(task, op, goal, false, par)?;
+        let mut next = randomized::solve(task, op, target, false, par)?;
         next.notes.push("block Krylov would span the whole space; took randomized".to_owned());
         return Ok(next);
     };
-    let solution = by_blocks(task, op, blocks, goal, par)?;
+    let solution = by_blocks(task, op, blocks, target, par)?;
     if !may_lack_copies(blocks, &solution.triplets.s, solution.rank) {
         return Ok(solution);
     }
     drop(solution);
-    let mut next = randomized::solve(task, op, goal, true, par)?;
+    let mut next = randomized::solve(task, op, target, true, par)?;
     let width = blocks.width;
     next.notes.push(format!("{width} or more tied values, of which a block holds {width}; took randomized"));
     Ok(next)
@@ -148,7 +148,7 @@ fn by_blocks<T: Scalar, S: Space<T>>(
     task: &Task,
     op: &mut dyn LinearOperator<T, Space = S>,
     blocks: Blocks,
-    goal: &Goal,
+    target: &RankTarget,
     par: Par,
 ) -> Result<Solution<T, S>> {
     let (b, width) = (blocks.width, task.width);
@@ -174,6 +174,6 @@ fn by_blocks<T: Scalar, S: Space<T>>(
     space.trim();
     let basis = side_by_side(&space, basis, op.left(blocks.columns())?)?;
     let image = side_by_side(&space, images, op.right(blocks.columns())?)?;
-    let found = Triplets::from_left(&space, basis, image, false, |s, captured| goal.rank(s, captured), par)?;
+    let found = Triplets::from_left(&space, basis, image, false, |s, captured| target.rank(s, captured), par)?;
     Ok(Solution::of_triplets(found, width, Method::Krylov, Some(task.sketch)))
 }

@@ -25,7 +25,7 @@ use faer::Par;
 
 use super::cost::Work;
 use super::footprint::Footprint;
-use super::goal::Goal;
+use super::rank_target::RankTarget;
 use super::solution::Solution;
 use super::task::{Task, looks_once};
 use crate::error::Result;
@@ -189,16 +189,16 @@ pub(super) fn solve<T: Scalar, S: Space<T>>(
     route: Route,
     task: &Task,
     op: &mut dyn LinearOperator<T, Space = S>,
-    goal: &Goal,
+    target: &RankTarget,
     par: Par,
 ) -> Result<Solution<T, S>> {
     match route {
-        Route::Full => full::solve(op, goal, par),
-        Route::GramDense => gram::by_dense(task, op, goal, par),
-        Route::GramIterated => gram::by_iteration(task, op, goal, par),
-        Route::Randomized => randomized::solve(task, op, goal, false, par),
-        Route::Krylov => krylov::solve(task, op, goal, par),
-        Route::SinglePass => single_pass::solve(task, Method::SinglePass, op, goal, par),
-        Route::Nystrom => single_pass::solve(task, Method::Nystrom, op, goal, par),
+        Route::Full => full::solve(op, target, par),
+        Route::GramDense => gram::by_dense(task, op, target, par),
+        Route::GramIterated => gram::by_iteration(task, op, target, par),
+        Route::Randomized => randomized::solve(task, op, target, false, par),
+        Route::Krylov => krylov::solve(task, op, target, par),
+        Route::SinglePass => single_pass::solve(task, Method::SinglePass, op, target, par),
+        Route::Nystrom => single_pass::solve(task, Method::Nystrom, op, target, par),
     }
 }

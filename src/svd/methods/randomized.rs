@@ -12,7 +12,7 @@ use crate::simd::Scalar;
 use crate::space::{HostPanel, Space};
 use crate::svd::cost::Work;
 use crate::svd::footprint::Footprint;
-use crate::svd::goal::Goal;
+use crate::svd::rank_target::RankTarget;
 use crate::svd::solution::Solution;
 use crate::svd::stream;
 use crate::svd::task::Task;
@@ -66,12 +66,12 @@ pub(super) fn by_products<T: Scalar>(f: &Footprint, sparing: bool) -> usize {
 pub(in crate::svd) fn solve<T: Scalar, S: Space<T>>(
     task: &Task,
     op: &mut dyn LinearOperator<T, Space = S>,
-    goal: &Goal,
+    target: &RankTarget,
     sparing: bool,
     par: Par,
 ) -> Result<Solution<T, S>> {
     if task.rank.is_none() {
-        return adaptive::solve(task, op, goal, par);
+        return adaptive::solve(task, op, target, par);
     }
     let (width, q) = (task.width, task.power_iterations);
     let omega = task.omega(op.ncols(), width, stream::RANGE)?;
@@ -85,6 +85,6 @@ pub(in crate::svd) fn solve<T: Scalar, S: Space<T>>(
         power_iteration(op, &omega, q, &mut y, &mut x)?;
     }
     op.apply_adjoint(&y, &mut x)?;
-    let found = Triplets::from_left(op.space(), y, x, sparing, |s, captured| goal.rank(s, captured), par)?;
+    let found = Triplets::from_left(op.space(), y, x, sparing, |s, captured| target.rank(s, captured), par)?;
     Ok(Solution::of_triplets(found, width, Method::Randomized, Some(task.sketch)))
 }

@@ -42,7 +42,7 @@ use crate::space::Space;
 use crate::svd::certificate::{Certificate, PROBES, Spread};
 use crate::svd::cost::Work;
 use crate::svd::footprint::{Footprint, rest};
-use crate::svd::goal::Goal;
+use crate::svd::rank_target::RankTarget;
 use crate::svd::solution::Solution;
 use crate::svd::stream;
 use crate::svd::task::Task;
@@ -172,8 +172,8 @@ impl<T: Scalar> State<T> {
         Ok(())
     }
 
-    /// Computes the factors that meet `goal`.
-    pub(in crate::svd) fn solve(self, goal: &Goal, par: Par) -> Result<Answer<T>> {
+    /// Computes the factors that meet `target`.
+    pub(in crate::svd) fn solve(self, target: &RankTarget, par: Par) -> Result<Answer<T>> {
         let (m, n) = self.shape();
         let l = self.range.ncols();
         let mut buffer = MemBuffer::new(solve_scratch::<T>((m, n), self.sizes()));
@@ -186,7 +186,7 @@ impl<T: Scalar> State<T> {
         drop(buffer);
         let SmallSvd { u, mut s, v, remedy } = small::svd(c.as_ref(), par);
         drop(c);
-        let kept = goal.most_of(l);
+        let kept = target.most_of(l);
         let (mut left, mut right) = (Mat::zeros(m, kept), Mat::zeros(n, kept));
         matmul(left.as_mut(), Accum::Replace, q.as_ref(), u.as_ref().subcols(0, kept), T::one(), par);
         drop((q, u));
@@ -217,9 +217,9 @@ impl<T: Scalar> State<T> {
             spreads.push(measure(&residual));
         }
         spreads.reverse();
-        let reached = |rank: usize| goal.is_within_reach::<T>(spreads[rank - 1].upper() * self.norm_squared);
+        let reached = |rank: usize| target.is_within_reach::<T>(spreads[rank - 1].upper() * self.norm_squared);
         let mut rank = kept;
-        while rank > 1 && !goal.is_fixed() && reached(rank - 1) {
+        while rank > 1 && !target.is_fixed() && reached(rank - 1) {
             rank -= 1;
         }
         spreads.truncate(rank);
@@ -300,7 +300,7 @@ pub(super) fn solve<T: Scalar, S: Space<T>>(
     task: &Task,
     method: Method,
     op: &mut dyn LinearOperator<T, Space = S>,
-    goal: &Goal,
+    target: &RankTarget,
     par: Par,
 ) -> Result<Solution<T, S>> {
     let mut state = State::new(task, method, (op.nrows(), op.ncols()))?;
@@ -308,7 +308,7 @@ pub(super) fn solve<T: Scalar, S: Space<T>>(
     state.norm_squared = op.norm_squared(); // out of core not known before
     state.work = Mat::new();
     let width = state.range.ncols();
-    let Answer { u, s, v, certificate, slices, notes } = state.solve(goal, par)?;
+    let Answer { u, s, v, certificate, slices, notes } = state.solve(target, par)?;
     let captured = s.iter().map(|&s| s.to_f64() * s.to_f64()).sum();
     Ok(Solution {
         rank: s.len(),

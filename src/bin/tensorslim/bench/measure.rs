@@ -119,6 +119,7 @@ impl Measured {
         self.time_factorizations(weights, effort.factor_seconds, last)
     }
 
+    /// Times each kind of sketch on each weight, for `budget` seconds in all.
     fn time_sketches(&mut self, weights: &[Weight<'_>], budget: f64, par: Par) -> Result<(), Failure> {
         let [m, n] = self.shape;
         let (_, l) = rank(m, n);

@@ -43,6 +43,7 @@ use results::{Case, Machine, STATE_SIZES, Settings, Suite};
 const QUICK_SHAPES: [[usize; 2]; 5] = [[256, 256], [768, 3072], [3072, 768], [1024, 4096], [4096, 4096]];
 const LARGE_SHAPES: [[usize; 2]; 2] = [[11008, 4096], [4096, 11008]];
 
+/// Runs `bench`: reads the weights, or makes some, and measures them.
 pub(crate) fn run(args: &BenchArgs) -> Result<(), Failure> {
     let files: Vec<(&Path, Array)> =
         args.weights.iter().map(|path| Ok((path.as_path(), read(path, args.bf16)?))).collect::<Result<_, Failure>>()?;
@@ -67,6 +68,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<(), Failure> {
     on_threads(args.threads, || measured(args, &files))
 }
 
+/// Measures the weights in the files and writes tables, page and record.
 fn measured(args: &BenchArgs, files: &[(&Path, Array)]) -> Result<(), Failure> {
     let start = Instant::now();
     let seeds = args.seeds.unwrap_or(if args.quick { 3 } else { 5 }) as usize;

@@ -37,6 +37,7 @@ pub(super) const START: &str = "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<me
      <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
      <title>Random sketches for low-rank factorization: SRHT, Gaussian, sparse sign</title>\n";
 
+/// Writes the page: the tables, each with its chart and legend.
 pub(super) fn html(suite: &Suite, tables: &[Table]) -> Result<String, Failure> {
     let mut page = format!(
         "{START}\

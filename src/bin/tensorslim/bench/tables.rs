@@ -23,6 +23,7 @@ pub(super) fn all(suite: &Suite) -> [Table; 3] {
     [sketches(suite), factorizations(suite), state(suite)]
 }
 
+/// Makes the table of sketches: time over the GEMM with a dense Ω for each weight.
 fn sketches(suite: &Suite) -> Table {
     let mut rows = Vec::new();
     for c in &suite.cases {
@@ -47,6 +48,7 @@ fn sketches(suite: &Suite) -> Table {
     }
 }
 
+/// Makes the table of methods: time, error and ratio for each weight.
 fn factorizations(suite: &Suite) -> Table {
     let mut rows = Vec::new();
     for c in &suite.cases {

@@ -7,8 +7,8 @@
 //! ```
 //!
 //! and the rank is the smallest k that brings it to the share of `‖A‖²` that may be lost. It is the formula of the
-//! certificate, so a rank that meets the goal here has a certificate that meets it. `missing` is a difference of two
-//! sums that carry a few eps each: for a goal under [`FLOOR_IN_EPS`] it says nothing and is taken for 0, unless the
+//! certificate, so a rank that meets the target here has a certificate that meets it. `missing` is a difference of two
+//! sums that carry a few eps each: for a target under [`FLOOR_IN_EPS`] it says nothing and is taken for 0, unless the
 //! method has measured it by probes.
 
 use super::certificate::FLOOR_IN_EPS;
@@ -21,7 +21,7 @@ const ROUNDING_IN_EPS: f64 = 32.0;
 
 /// The rank, or the rule to find it.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Goal {
+pub(super) struct RankTarget {
     /// The rank, where the shape decides it.
     fixed: Option<usize>,
     rule: Rank,
@@ -30,9 +30,9 @@ pub(super) struct Goal {
     norm_squared: f64,
 }
 
-impl Goal {
+impl RankTarget {
     pub(super) fn new(fixed: Option<usize>, rule: Rank, max_rank: usize, norm_squared: f64) -> Self {
-        Goal { fixed, rule, max_rank, norm_squared }
+        RankTarget { fixed, rule, max_rank, norm_squared }
     }
 
     /// Returns the share of `‖A‖²` that may be lost; not less than rounding takes in any case.
@@ -45,7 +45,7 @@ impl Goal {
         self.allowed_share::<T>() <= FLOOR_IN_EPS * T::EPSILON
     }
 
-    /// Returns `‖A‖² − captured`, or 0 where the goal is so close that this would be rounding.
+    /// Returns `‖A‖² − captured`, or 0 where the target is so close that this would be rounding.
     fn missing<T: Scalar>(&self, captured: f64) -> f64 {
         if self.is_below_floor::<T>() { 0.0 } else { self.norm_squared - captured }
     }
