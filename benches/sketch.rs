@@ -101,7 +101,8 @@ fn table(runs: usize, shapes: &[(usize, usize, usize)]) -> Vec<String> {
         let at = MatRef::from_column_major_slice(&a, m, n);
         let at16 = MatRef::from_column_major_slice(&a16, m, n);
         let make = |kind| AnySketch::new(kind, n, l, 1, 0).expect("valid sizes");
-        let sketches = [make(Sketch::Gaussian), make(Sketch::Srht), make(Sketch::SparseSign)];
+        let kinds = [Sketch::Gaussian, Sketch::Srht, Sketch::SparseSign];
+        let sketches = kinds.map(make);
         let stack = AnySketch::SparseSign(SparseSign::stacked(n, l, 4, 1).expect("valid sizes"));
         let omega = sketches[0].to_dense::<f32>();
         let mut product = Mat::<f32>::zeros(m, l);
@@ -116,12 +117,7 @@ fn table(runs: usize, shapes: &[(usize, usize, usize)]) -> Vec<String> {
             ),
         ];
         cases.push(sketch_case("gaussian", &sketches[0], av, y(), true));
-        for s in &sketches {
-            let name = match s {
-                AnySketch::Gaussian(_) => "gaussian",
-                AnySketch::Srht(_) => "srht",
-                AnySketch::SparseSign(_) => "sparse-sign",
-            };
+        for (s, name) in sketches.iter().zip(kinds.map(Sketch::name)) {
             if name != "gaussian" {
                 cases.push(sketch_case(name, s, av, y(), true));
             }

@@ -27,6 +27,7 @@ fn split_multiplies_to_the_same_matrix() {
                 Split::Left => (*s, 1.0),
                 Split::Right => (1.0, *s),
                 Split::Balanced => (s.sqrt(), s.sqrt()),
+                _ => unreachable!("a way to split without a test"),
             };
             assert!((exact(&up).col(j).norm_l2() - share.0).abs() < 1e-13, "{split:?}");
             assert!((exact(&down).row(j).norm_l2() - share.1).abs() < 1e-13, "{split:?}");

@@ -159,6 +159,7 @@ fn run(case: &Case) -> Result<(), TestCaseError> {
         DType::BF16 => run_stored::<bf16>(case),
         DType::F32 => run_stored::<f32>(case),
         DType::F64 => run_stored::<f64>(case),
+        _ => unreachable!("a storage type without tests"),
     }
 }
 
@@ -271,6 +272,7 @@ fn certificate<T: Scalar>(f: &Factors<T>, truth: &Mat<f64>) -> Result<(), TestCa
         ErrorKind::Exact => 16.0 * T::EPSILON / (2.0 * reported.max(T::EPSILON)),
         // 16 probes: at worst (a residual of rank one) χ² of 16 degrees of freedom, within a factor of 4 but for 1e-6.
         ErrorKind::Estimate { std_dev, .. } => (6.0 * std_dev).max(3.0 * reported.min(error)),
+        _ => unreachable!("a kind of error without a bound"),
     };
     prop_assert!((reported - error).abs() <= slack + rounding, "certificate {:e}, truth {:e}", reported, error);
     Ok(())

@@ -227,6 +227,7 @@ impl Case {
             (DType::F32, true) => self.run_in::<f32, f64>(),
             (DType::F64, false) => self.run_in::<f64, f32>(),
             (DType::F64, true) => self.run_in::<f64, f64>(),
+            _ => unreachable!("a storage type without tests"),
         }
     }
 
@@ -288,6 +289,7 @@ impl Case {
             // Sixteen probes see a residual of rank one as χ² of 16 degrees of freedom, and their deviation shrinks with
             // it: a factor of 4 but for one case in a million.
             ErrorKind::Estimate { std_dev, .. } => (5.0 * std_dev).max(3.0 * reported.min(error)),
+            _ => unreachable!("a kind of error without a bound"),
         };
         let said = format!("reported {reported:.2e} ({:?}), true {error:.2e}", report.error_kind);
         claim((reported - error).abs() <= slack + rounding, said);

@@ -225,6 +225,7 @@ fn slice_is_true<T: Scalar>(what: &str, a: MatRef<'_, f64>, f: &Factors<T>, k: u
     let slack = match report.error_kind {
         ErrorKind::Exact => 1e-5,
         ErrorKind::Estimate { std_dev, .. } => 1e-5 + 5.0 * std_dev,
+        _ => unreachable!("a kind of error without a bound"),
     };
     assert!((report.relative_error - truth).abs() <= slack, "{what}: {} for {truth}", report.relative_error);
     let eps = 64.0 * <T as Scalar>::EPSILON * (k as f64).sqrt();

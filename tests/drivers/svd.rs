@@ -26,6 +26,7 @@ fn check<T: Scalar>(what: &str, a: MatRef<'_, f64>, f: &Factors<T>) {
     let slack = match f.report().error_kind {
         ErrorKind::Exact => 16.0 * T::EPSILON / (2.0 * reported),
         ErrorKind::Estimate { std_dev, .. } => 6.0 * std_dev,
+        _ => unreachable!("a kind of error without a bound"),
     };
     assert!((reported - truth).abs() <= slack + rounding, "{what}: certificate {reported:e}, truth {truth:e}");
 }

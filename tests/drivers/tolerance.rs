@@ -41,11 +41,13 @@ fn check<T: Scalar>(what: &str, a: &Mat<f64>, f: &Factors<T>, tolerance: f64) {
     let slack = match f.report().error_kind {
         ErrorKind::Exact => 16.0 * T::EPSILON / (2.0 * reported),
         ErrorKind::Estimate { std_dev, .. } => 6.0 * std_dev,
+        _ => unreachable!("a kind of error without a bound"),
     };
     assert!((reported - truth).abs() <= slack + rounding, "{what}: certificate {reported:e}, truth {truth:e}");
     match f.report().error_kind {
         ErrorKind::Exact => assert!(reported <= tolerance * (1.0 + 1e-12), "{what}: {reported:e}"),
         ErrorKind::Estimate { .. } => assert!(truth <= 1.5 * tolerance + rounding, "{what}: {truth:e} {tolerance:e}"),
+        _ => unreachable!("a kind of error without a bound"),
     }
 }
 

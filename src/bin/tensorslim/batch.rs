@@ -494,8 +494,8 @@ fn write<T: Scalar>(args: &BatchArgs, places: &Places, task: &Task<'_>, f: &Fact
     let r = f.report();
     crate::output::check_range(&r.spectrum[..r.rank], dtype)?;
     let (kind, std_dev) = match r.error_kind {
-        ErrorKind::Exact => ("exact", None),
         ErrorKind::Estimate { std_dev, .. } => ("estimate", Some(std_dev)),
+        _ => ("exact", None),
     };
     let mut notes = r.notes.clone();
     notes.extend(task.note.clone());

@@ -193,8 +193,8 @@ fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
         notes.push(format!("pivoted form: {} numbers, off by {:.1e} of the factors", p.params(), p.error()));
     }
     let std_dev = match r.error_kind {
-        ErrorKind::Exact => None,
         ErrorKind::Estimate { std_dev, .. } => Some(std_dev),
+        _ => None,
     };
     let factors_out = args.out.as_deref().map(|dir| {
         output::Written::new(dir, (args.form, dtype), &factors, pivoted.as_ref()).map(|written| (dir, written))

@@ -181,7 +181,7 @@ pub(crate) fn rounding_loss(s: &[f64], dtype: DType) -> f64 {
         DType::F16 => half::f16::from_f64(x).to_f64(),
         DType::BF16 => half::bf16::from_f64(x).to_f64(),
         DType::F32 => f64::from(x as f32),
-        DType::F64 => x,
+        _ => x,
     };
     let top = s.first().copied().unwrap_or(0.0);
     if top == 0.0 {

@@ -34,7 +34,7 @@ pub(super) fn colour(sketch: Sketch) -> RGBColor {
     match sketch {
         Sketch::Gaussian => RGBColor(0xd5, 0x5e, 0x00),
         Sketch::Srht => RGBColor(0x00, 0x72, 0xb2),
-        Sketch::SparseSign => RGBColor(0x00, 0x9e, 0x73),
+        _ => RGBColor(0x00, 0x9e, 0x73),
     }
 }
 
@@ -216,7 +216,7 @@ pub(super) fn pareto(case: &Case, input: &Input) -> Result<Option<String>, Failu
                         let square = Rectangle::new([(-5, -5), (5, 5)], fill);
                         chart.draw_series([EmptyElement::at(at) + square]).map(drop)?;
                     }
-                    Sketch::SparseSign => chart.draw_series([TriangleMarker::new(at, 6, fill)]).map(drop)?,
+                    _ => chart.draw_series([TriangleMarker::new(at, 6, fill)]).map(drop)?,
                 }
             }
         }

@@ -18,6 +18,7 @@ pub(super) fn title(sketch: Sketch) -> &'static str {
         Sketch::Gaussian => "Gaussian",
         Sketch::Srht => "SRHT",
         Sketch::SparseSign => "sparse sign",
+        other => other.name(),
     }
 }
 
