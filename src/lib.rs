@@ -77,6 +77,9 @@
 //! # Ok::<(), tensorslim::Error>(())
 //! ```
 //!
+//! Items that these pages do not show serve the tests, the benches and the command line of this crate. They are no part
+//! of its interface, and may change in any release.
+//!
 //! # Promises
 //!
 //! * One seed, one answer: the same bits for any number of threads. Across instruction sets, agreement to rounding.
