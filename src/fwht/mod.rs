@@ -10,7 +10,7 @@
 //!             halves go through scratch:  memory -> radix 8 -> scratch -> ... -> radix 8 -> memory
 //! ```
 //!
-//! **Cost.** `n k` additions and `n b` multiply-adds by ±1. At least one read and one write of the vector; a pass over
+//! **Cost.** `n k` additions, and `n b` multiply-adds by ±1 or, for most of the large `b`, `n b / 4` additions. At least one read and one write of the vector; a pass over
 //! blocks beyond L2 sweeps memory, a pass below is depth first, so that 2^24 points sweep memory twice. f16 and bf16
 //! are widened to f32 in the first pass over a vector and rounded once, in the last.
 //!
@@ -26,6 +26,7 @@ mod hadamard;
 mod passes;
 mod plan;
 mod run;
+mod sums;
 
 use crate::error::{Error, Result};
 use crate::parallel::Threads;

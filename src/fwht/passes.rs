@@ -4,7 +4,7 @@
 //!   radix pass   R rows at distance h, one register of each:  R loads, log2 R · R additions, R stores;
 //!                or R/2 rows, two registers of each
 //!   leaf         R registers of a block: the same, then log2 L stages between L lanes (a shuffle and an FMA each)
-//!   base         b rows: b² multiply-adds by ±1, after the inputs are copied to L1
+//!   base         b rows: b² multiply-adds by ±1, after the inputs are copied to L1; most of the large b: `sums`
 //! ```
 //!
 //! Every pass reads one type and writes another, so that the first pass of a half-precision vector widens and the last
@@ -25,7 +25,9 @@ use std::marker::PhantomData;
 use bytemuck::Zeroable;
 use pulp::NullaryFnOnce;
 
+use super::hadamard::{self, Entries};
 use super::plan::{Params, Plan, Radix, max_radix};
+use super::sums::{self, Product};
 use crate::simd::{Lanes, Scalar};
 use crate::tensor::Element;
 
@@ -363,27 +365,30 @@ const TILE: usize = 4;
 
 /// Returns the elements of scratch that [`base_pass`] needs for `H_b`.
 pub(super) fn base_scratch<S: Lanes, T: Scalar>(b: usize) -> usize {
-    b * TILE * T::lanes::<S>()
+    if hadamard::is_dense(b) { b * TILE * T::lanes::<S>() } else { sums::scratch::<T>(b) }
 }
 
-/// Computes `dst = H_b src` on `width` columns, a multiple of the lanes. `entries` is `H_b`, row by row; products with
-/// ±1 are exact. `work` is overwritten.
+/// Computes `dst = H_b src` on `width` columns, a multiple of the lanes. `entries` is `H_b`; products with ±1 are exact.
+/// `work` is overwritten.
 ///
 /// # Safety
 /// `b` rows of `width` elements are readable in `src` and writable in `dst`; the two are equal (address, stride and
 /// type) or disjoint. `work` has [`base_scratch`] elements and overlaps neither.
 pub(super) unsafe fn base_pass<S: Lanes, T: Scalar, A: Element, B: Element>(
     s: S,
-    entries: &[T],
+    entries: Entries<T>,
     src: Rows<A>,
     dst: Rows<B>,
     width: usize,
     work: *mut T,
 ) {
-    s.vectorize(BasePass { s, entries, src, dst, width, work })
+    match entries {
+        Entries::Dense(entries) => s.vectorize(BasePass { s, entries, src, dst, width, work }),
+        Entries::Sums(sums) => s.vectorize(Product { s, sums, src, dst, width, work }),
+    }
 }
 
-/// The arguments of [`base_pass`], as a kernel.
+/// The arguments of [`base_pass`] with all entries of `H_b`, row by row, as a kernel.
 struct BasePass<'a, S, T, A, B> {
     s: S,
     entries: &'a [T],
