@@ -7,8 +7,8 @@ use tensorslim::fwht::{self, Order};
 use tensorslim::simd::{Isa, isa, latest_isa, with_isa};
 use tensorslim::{Element, Error, TensorMut, Threads};
 
-/// Every order of a Hadamard matrix of this crate that is not an even multiple of a smaller one: 1, and 4 times each odd
-/// number up to 63, then 71, 107, 171, 231.
+/// Every order of a Hadamard matrix of this crate that is not an even multiple of a smaller one: 1, and 4 times each
+/// odd number from 3 to 63, then 71, 107, 171, 231.
 fn bases() -> Vec<usize> {
     [1].into_iter().chain((12..=252).step_by(8)).chain([284, 428, 684, 924]).collect()
 }

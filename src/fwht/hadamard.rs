@@ -57,9 +57,9 @@ const TURYN: [(usize, &str); 5] = [
 
 /// Four sequences of length `m`: bit `i` is 1 where element `i` is −1.
 ///
-/// Those of 43 are symmetric and constant on the orbits of multiplication by ±6 (mod 43), so that they are Williamson's;
-/// those of 39 are constant on the orbits of multiplication by 16 (mod 39). A search among such sequences
-/// finds them in seconds.
+/// Those of 43 are constant on the orbits of multiplication by ±6 (mod 43), so that they are symmetric, as Williamson's
+/// are; those of 39 are constant on the orbits of multiplication by 16 (mod 39). A search among such sequences finds
+/// them in seconds.
 const FOUR: [(usize, [u64; 4]); 2] = [
     (39, [0x2d28516bae, 0x6f2ba266bc, 0x3f6334fdf4, 0x19a1c8f7c]),
     (43, [0x730a26450ce, 0x385b3fcda1c, 0x14d42f42b28, 0x207ac935e04]),

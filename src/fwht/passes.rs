@@ -27,7 +27,7 @@ use pulp::NullaryFnOnce;
 
 use super::hadamard::{self, Entries};
 use super::plan::{Params, Plan, Radix, max_radix};
-use super::sums::{self, Product};
+use super::sums;
 use crate::simd::{Lanes, Scalar};
 use crate::tensor::Element;
 
@@ -368,8 +368,8 @@ pub(super) fn base_scratch<S: Lanes, T: Scalar>(b: usize) -> usize {
     if hadamard::is_dense(b) { b * TILE * T::lanes::<S>() } else { sums::scratch::<T>(b) }
 }
 
-/// Computes `dst = H_b src` on `width` columns, a multiple of the lanes. `entries` is `H_b`; products with ±1 are exact.
-/// `work` is overwritten.
+/// Computes `dst = H_b src` on `width` columns, a multiple of the lanes. `entries` is `H_b`; products with ±1 are
+/// exact. `work` is overwritten.
 ///
 /// # Safety
 /// `b` rows of `width` elements are readable in `src` and writable in `dst`; the two are equal (address, stride and
@@ -384,7 +384,8 @@ pub(super) unsafe fn base_pass<S: Lanes, T: Scalar, A: Element, B: Element>(
 ) {
     match entries {
         Entries::Dense(entries) => s.vectorize(BasePass { s, entries, src, dst, width, work }),
-        Entries::Sums(sums) => s.vectorize(Product { s, sums, src, dst, width, work }),
+        // SAFETY: guaranteed by this function's contract, which is that of `product`: `base_scratch` is `scratch` here.
+        Entries::Sums(sums) => unsafe { sums::product::<S, T, A, B>(s, sums, src, dst, width, work) },
     }
 }
 

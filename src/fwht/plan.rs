@@ -6,11 +6,12 @@ use super::hadamard::{self, BASES};
 use crate::simd::Isa;
 use crate::tensor::Matrix;
 
-/// A length that can be transformed: `n = b·2^k`, `k <= 27`, with `b` in 1, 12, 20, 28, ..., 252 (every fourth multiple
-/// of an odd number up to 63), 284, 428, 684, 924.
+/// A length that can be transformed: `n = b·2^k`, `k <= 27`, where `b` is 1, or 4 times an odd number from 3 to 63, or
+/// one of 284, 428, 684 and 924.
 ///
-/// So every multiple of 4 up to 256 is one, and its product with any power of two. `x` seen as a `b × 2^k` row-major
-/// matrix becomes `(H_b ⊗ H_{2^k}) x`. `b` is unique, because it is 1 or 4 times an odd number: 40·2^k is 20·2^{k+1}.
+/// So every multiple of 4 up to 256 is such a length, and so are its products with powers of two. `x` seen as a `b ×
+/// 2^k` row-major matrix becomes `(H_b ⊗ H_{2^k}) x`. `b` is unique, because it is 1 or 4 times an odd number: 40·2^k
+/// is 20·2^{k+1}.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Order {
     base: usize,

@@ -32,6 +32,8 @@ const SUMS: usize = 16;
 /// Bytes from one entry of the table to the next, and of the columns of a tile.
 const SLOT: usize = 64;
 
+const _: () = assert!(GROUPS * SUMS * SLOT <= 1 << 16, "a code has 16 bits");
+
 /// The codes of `H_b`: for each table, each four rows of the product and each group, where in the table the entries of
 /// these four rows begin, in bytes.
 #[derive(Debug)]
@@ -65,24 +67,36 @@ fn tables(b: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
     (0..tables).map(move |t| t * groups / tables..(t + 1) * groups / tables)
 }
 
-/// Returns the elements of scratch that [`Product`] needs: a table and the sums that are kept between tables.
+/// Returns the elements of scratch that [`product`] needs: a table, and the sums that are kept between tables.
 pub(super) fn scratch<T: Scalar>(b: usize) -> usize {
     let kept = if b / 4 > GROUPS { b } else { 0 };
     (GROUPS * SUMS + kept) * (SLOT / size_of::<T>())
 }
 
-/// The product `dst = H_b src` on `width` columns, as a kernel; `work` is overwritten.
+/// Computes `dst = H_b src` on `width` columns, a multiple of the lanes. `work` is overwritten.
 ///
-/// Whoever makes one promises: `b` rows of `width` elements, a multiple of the lanes, are readable in `src` and writable
-/// in `dst`; the two are equal (address, stride and type) or disjoint; `work` has [`scratch`] elements and overlaps
-/// neither.
-pub(super) struct Product<'a, S, T, A, B> {
-    pub(super) s: S,
-    pub(super) sums: &'a Sums,
-    pub(super) src: Rows<A>,
-    pub(super) dst: Rows<B>,
-    pub(super) width: usize,
-    pub(super) work: *mut T,
+/// # Safety
+/// `b` rows of `width` elements are readable in `src` and writable in `dst`; the two are equal (address, stride and
+/// type) or disjoint. `work` has [`scratch`] elements and overlaps neither.
+pub(super) unsafe fn product<S: Lanes, T: Scalar, A: Element, B: Element>(
+    s: S,
+    sums: &Sums,
+    src: Rows<A>,
+    dst: Rows<B>,
+    width: usize,
+    work: *mut T,
+) {
+    s.vectorize(Product { s, sums, src, dst, width, work })
+}
+
+/// The arguments of [`product`], as a kernel.
+struct Product<'a, S, T, A, B> {
+    s: S,
+    sums: &'a Sums,
+    src: Rows<A>,
+    dst: Rows<B>,
+    width: usize,
+    work: *mut T,
 }
 
 impl<S: Lanes, T: Scalar, A: Element, B: Element> NullaryFnOnce for Product<'_, S, T, A, B> {
@@ -95,7 +109,8 @@ impl<S: Lanes, T: Scalar, A: Element, B: Element> NullaryFnOnce for Product<'_, 
         debug_assert!(width.is_multiple_of(lanes));
         let mut j = 0;
         // SAFETY: tiles partition the columns, of which the number is a multiple of the lanes, and are at most `SLOT`
-        // bytes wide. The maker of this kernel has promised what `tile` asks for, for `b` rows of all these columns.
+        // bytes wide. `product`, which alone makes this kernel, has the caller's promise for `b` rows of all these
+        // columns and for `work`.
         unsafe {
             while j + registers * lanes <= width {
                 let (src, dst) = (src.column(j), dst.column(j));
@@ -114,11 +129,11 @@ impl<S: Lanes, T: Scalar, A: Element, B: Element> NullaryFnOnce for Product<'_, 
     }
 }
 
-/// Does [`Product`] on the first `W · lanes` columns.
+/// Does [`product`] on the first `W · lanes` columns.
 ///
 /// # Safety
-/// `b` rows of `W · lanes` elements, at most `SLOT` bytes, are readable in `src` and writable in `dst`; the two are equal
-/// (address, stride and type) or disjoint. `work` has [`scratch`] elements and overlaps neither.
+/// `b` rows of `W · lanes` elements, at most `SLOT` bytes in the arithmetic type, are readable in `src` and writable in
+/// `dst`; the two are equal (address, stride and type) or disjoint. `work` has [`scratch`] elements and overlaps neither.
 #[inline(always)]
 unsafe fn tile<const W: usize, S: Lanes, T: Scalar, A: Element, B: Element>(
     s: S,
@@ -133,8 +148,8 @@ unsafe fn tile<const W: usize, S: Lanes, T: Scalar, A: Element, B: Element>(
         let last = groups.end == b / 4;
         // SAFETY: guaranteed by this function's contract: rows are below `b`, columns below `W · lanes`, which fit a
         // slot. A table has at most `GROUPS` groups of `SUMS` slots, and every code is the place of one of them. Slot
-        // `GROUPS · SUMS + i`, `i < b`, is in `work` if there is more than one table, and only then used. The last table
-        // is made, and with it all of `src` read, before `dst` is written.
+        // `GROUPS · SUMS + i`, `i < b`, is in `work` if there is more than one table, and only then used. The last
+        // table is made, and with it all of `src` read, before `dst` is written.
         unsafe {
             for g in groups.clone() {
                 let table = work.add((g - groups.start) * SUMS * slot);
