@@ -214,7 +214,7 @@ fn table(b: usize) -> &'static Table {
             let h = &table.signs;
             table.dense = (h.iter().map(|&x| x as f32).collect(), h.iter().map(|&x| x as f64).collect());
         } else if b > 1 {
-            table.sums = Some(Sums::new(b, &table.signs));
+            table.sums = Some(Sums::new(b, |i, j| table.signs[i * b + j] < 0));
         }
         table
     })

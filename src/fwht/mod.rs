@@ -26,6 +26,7 @@
 mod hadamard;
 mod passes;
 mod plan;
+mod rows;
 mod run;
 mod sums;
 

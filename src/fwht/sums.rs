@@ -19,7 +19,7 @@
 use bytemuck::Zeroable;
 use pulp::NullaryFnOnce;
 
-use super::passes::Rows;
+use super::rows::Rows;
 use crate::simd::{Lanes, Scalar};
 use crate::tensor::Element;
 
@@ -43,10 +43,9 @@ pub(super) struct Sums {
 }
 
 impl Sums {
-    /// Encodes the matrix with the entries `signs`, row by row; 4 divides its order `b`.
-    pub(super) fn new(b: usize, signs: &[i8]) -> Self {
-        let pattern =
-            |i: usize, g: usize| (0..4).filter(|&k| signs[i * b + 4 * g + k] < 0).map(|k| 1 << k).sum::<usize>();
+    /// Encodes the matrix of order `b`, a multiple of 4, with −1 where `minus(row, column)`.
+    pub(super) fn new(b: usize, minus: impl Fn(usize, usize) -> bool) -> Self {
+        let pattern = |i: usize, g: usize| (0..4).map(|k| usize::from(minus(i, 4 * g + k)) << k).sum::<usize>();
         let mut codes = Vec::with_capacity(b / 4 * (b / 4));
         for groups in tables(b) {
             for i in (0..b).step_by(4) {
