@@ -74,7 +74,7 @@ fn matrices(n: usize, rounds: usize, csv: &mut impl Write) {
 
 /// One vector on one thread, over a scaling of the same vector.
 fn vectors<E: Element + std::ops::Mul<Output = E>>(orders: &[usize], rounds: usize, csv: &mut impl Write) {
-    println!("{} on {}: one thread, G additions/s (b² multiply-adds per column not counted)", E::DTYPE, simd::isa());
+    println!("{} on {}: one thread, G additions/s (the base is not counted)", E::DTYPE, simd::isa());
     for &n in orders {
         let order = fwht::Order::new(n).unwrap();
         check::<E>(1, n);
@@ -112,6 +112,7 @@ fn main() {
     vectors::<f32>(&powers, rounds, &mut csv);
     vectors::<f64>(&powers, rounds, &mut csv);
     vectors::<f32>(&[768, 1536, 3072, 3584, 5120, 14336], rounds, &mut csv);
+    vectors::<f32>(&[1600, 4864, 9728, 10944, 11008, 13696, 17408, 18944, 19968, 25600, 29568], rounds, &mut csv);
 
     let mut criterion = Criterion::default().configure_from_args();
     let mut group = criterion.benchmark_group("fwht");

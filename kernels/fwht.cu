@@ -3,7 +3,7 @@
 //   fwht_rows_<dtype>_<k>      vectors of 2^k adjacent elements, each in one block    one sweep
 //   fwht_based_<dtype>_<k>     vectors of b·2^k adjacent elements, likewise           one sweep
 //   fwht_columns_<types>_<r>   r stages between elements `inner·ld` apart             one sweep for r stages
-//   hadamard_<types>           H_b on b elements 2^k apart, b = 12, 20, ..., 140      one sweep
+//   hadamard_<types>           H_b on b elements 2^k apart, b = 12, 20, ..., 188      one sweep
 //
 // A vector of b·2^k elements that fits shared memory is one sweep. A longer one is transformed as rows of at most 2^15
 // elements, then by columns, then by H_b. Halves that need more than one sweep go through a workspace of f32: <types>

@@ -261,7 +261,10 @@ impl fmt::Display for Error {
                 write!(f, "{what} is {value:e}, out of the range of {dtype} arithmetic; {advice}")
             }
             Error::Order { n } => {
-                write!(f, "no Hadamard matrix of order {n} here; fwht::Order lists the lengths b·2^k that work")
+                write!(
+                    f,
+                    "no Hadamard matrix of order {n} here; fwht::Order::nearest finds the nearest lengths that work"
+                )
             }
             Error::NoConvergence { op } => write!(f, "{op} did not converge"),
             Error::Memory { limit, least } => {

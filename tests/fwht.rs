@@ -7,8 +7,11 @@ use tensorslim::fwht::{self, Order};
 use tensorslim::simd::{Isa, isa, latest_isa, with_isa};
 use tensorslim::{Element, Error, TensorMut, Threads};
 
-/// Bases of `Order`, written down again.
-const BASES: [usize; 11] = [1, 12, 20, 28, 36, 40, 44, 52, 60, 108, 140];
+/// Every order of a Hadamard matrix of this crate that is not an even multiple of a smaller one: 1, and 4 times each
+/// odd number from 3 to 63, then 71, 107, 171, 231.
+fn bases() -> Vec<usize> {
+    [1].into_iter().chain((12..=252).step_by(8)).chain([284, 428, 684, 924]).collect()
+}
 
 /// A small integer that is a function of its index.
 fn value(i: usize) -> i64 {
@@ -48,7 +51,8 @@ fn exact(x: &[i64]) -> Vec<i64> {
 
 /// All supported lengths up to `max`, ascending.
 fn lengths(max: usize) -> Vec<usize> {
-    let mut all: Vec<usize> = BASES.iter().flat_map(|b| (0..=16).map(move |k| b << k)).filter(|&n| n <= max).collect();
+    let mut all: Vec<usize> =
+        bases().into_iter().flat_map(|b| (0..=16).map(move |k| b << k)).filter(|&n| n <= max).collect();
     all.sort_unstable();
     all.dedup();
     all
@@ -76,14 +80,16 @@ fn the_integer_oracle_is_the_definition() {
 
 #[test]
 fn base_matrices_are_hadamard() {
-    for b in BASES {
+    // Every order there is, and with `H_2` and `H_4` every multiple of 4 up to 256.
+    for b in bases().into_iter().chain((4..=256).step_by(4)) {
         let order = Order::new(b).unwrap();
         let (m, b) = (order.base_matrix(), order.base());
+        let h: Vec<i32> = (0..b).flat_map(|i| m.row(i).iter().map(|&x| x as i32).collect::<Vec<_>>()).collect();
+        assert!(h.iter().all(|x| x.abs() == 1));
         for i in 0..b {
-            assert!(m.row(i).iter().all(|x| x.abs() == 1.0));
-            for j in 0..b {
-                let dot: f64 = m.row(i).iter().zip(m.row(j)).map(|(x, y)| x * y).sum();
-                assert_eq!(dot, if i == j { b as f64 } else { 0.0 }, "H_{b}, rows {i}, {j}");
+            for j in 0..=i {
+                let dot: i32 = h[i * b..][..b].iter().zip(&h[j * b..][..b]).map(|(x, y)| x * y).sum();
+                assert_eq!(dot, if i == j { b as i32 } else { 0 }, "H_{b}, rows {i}, {j}");
             }
         }
     }
@@ -101,11 +107,32 @@ fn orders_are_the_lengths_that_have_a_matrix() {
         }
     }
     assert_eq!(Order::new(40).unwrap().base(), 20);
-    for n in [768, 1536, 3072, 3584, 5120, 14336, 1 << 27, 140 << 27] {
-        assert!(Order::new(n).is_some(), "{n}");
+    // Dimensions of models, with the base that each has.
+    let known = [(768, 12), (1536, 12), (3072, 12), (3584, 28), (5120, 20), (14336, 28), (140 << 27, 140)];
+    let large =
+        [(1600, 100), (3200, 100), (4864, 76), (9728, 76), (10944, 684), (11008, 172), (13696, 428), (17408, 68)];
+    let larger = [(18944, 148), (19968, 156), (25600, 100), (29568, 924)];
+    for (n, b) in known.into_iter().chain(large).chain(larger) {
+        assert_eq!(Order::new(n).map(Order::base), Some(b), "{n}");
     }
     assert_eq!(Order::new(1 << 28), None);
     assert_eq!(Order::new(usize::MAX), None);
+}
+
+#[test]
+fn nearest_orders_are_the_neighbours_in_the_list() {
+    let all = lengths(1 << 13);
+    for n in 0..=1 << 13 {
+        let (below, above) = Order::nearest(n);
+        assert_eq!(below.map(Order::len), all.iter().copied().rfind(|&m| m <= n), "{n}");
+        assert_eq!(above.map(Order::len), all.iter().copied().find(|&m| m >= n), "{n}");
+    }
+    // A remainder just below and above, at the ends of the range, and beyond it.
+    assert_eq!(Order::nearest((1 << 27) + 1).0, Order::new(1 << 27));
+    let longest = Order::new(924 << 27);
+    assert_eq!(Order::nearest(924 << 27), (longest, longest));
+    assert_eq!(Order::nearest((924 << 27) + 1), (longest, None));
+    assert_eq!(Order::nearest(usize::MAX), (longest, None));
 }
 
 /// Runs `f` once per instruction set and checks that the kernels of that one ran.
@@ -229,7 +256,7 @@ fn check_matrix<E: Element>(m: usize, n: usize, layout: usize, rows: bool, threa
 #[test]
 fn matrices_of_any_strides_equal_the_definition() {
     on_every_isa(|isa| {
-        for len in [1, 2, 4, 8, 12, 16, 24, 32, 64, 96, 128, 160, 256, 512, 1024, 432] {
+        for len in [1, 2, 4, 8, 12, 16, 24, 32, 64, 96, 128, 160, 256, 512, 1024, 432, 76, 188 * 2, 116 * 8] {
             for count in [1, 3, 16, 37] {
                 for layout in 0..11 {
                     check_matrix::<f32>(count, len, layout, true, Threads::One, isa.name());
@@ -301,6 +328,10 @@ fn threads_do_not_change_a_bit() {
     check::<bf16>(2, 1 << 18);
     check::<f32>(1, 12 << 15);
     check::<f16>(1, 28 << 14);
+    check::<f32>(40, 18944);
+    check::<f32>(1, 76 << 14);
+    check::<f16>(1, 148 << 14);
+    check::<f64>(684, 131);
 }
 
 #[test]
@@ -318,11 +349,54 @@ fn long_vectors_equal_the_definition() {
     let y = exact(&x);
     check_vector::<f32>(&x, &y, Threads::One, "base");
     check_vector::<f16>(&x, &y, Threads::Pool, "base");
+    // One table of sums and several, in the stages that threads share.
+    for b in [68, 172] {
+        let x: Vec<i64> = (0..b << 14).map(|i| value(i) / 2).collect();
+        let y = exact(&x);
+        check_vector::<f32>(&x, &y, Threads::Pool, "sums");
+        check_vector::<bf16>(&x, &y, Threads::Pool, "sums");
+    }
+}
+
+/// The dimensions that only a large base reaches, rows and columns, on every instruction set.
+#[test]
+fn large_bases_equal_the_definition() {
+    on_every_isa(|isa| {
+        for n in [1600, 3200, 4864, 9728, 10944, 11008, 13696, 17408, 18944, 19968, 25600, 29568] {
+            check_matrix::<f32>(2, n, 0, true, Threads::One, isa.name());
+            check_matrix::<bf16>(2, n, 0, true, Threads::One, isa.name());
+        }
+        for n in [1600, 10944, 18944] {
+            check_matrix::<f16>(n, 18, 0, false, Threads::One, isa.name());
+            check_matrix::<f64>(n, 9, 0, false, Threads::One, isa.name());
+        }
+    });
+}
+
+/// The additions of a large base come in one order, four by four, so that its products have the same bits everywhere.
+#[test]
+fn large_bases_add_four_by_four_on_every_isa() {
+    for n in [76, 92, 148, 428, 684, 924] {
+        let x: Vec<f32> = (0..n).map(|i| (i as f32 * 0.7).sin()).collect();
+        let m = Order::new(n).unwrap().base_matrix();
+        let row = |i: usize| {
+            let term = |j: usize| m.row(i)[j] as f32 * x[j];
+            let four = |j: usize| (term(j) + term(j + 1)) + (term(j + 2) + term(j + 3));
+            (0..n).step_by(4).fold(0.0, |sum, j| sum + four(j)).to_bits()
+        };
+        let want: Vec<u32> = (0..n).map(row).collect();
+        on_every_isa(|isa| {
+            let mut y = x.clone();
+            fwht::fwht(&mut y, Threads::One).unwrap();
+            let differ = y.iter().zip(&want).filter(|(y, want)| y.to_bits() != **want).count();
+            assert_eq!(differ, 0, "{isa} n = {n}");
+        });
+    }
 }
 
 #[test]
 fn lengths_without_a_matrix_are_refused_and_empty_ones_left_alone() {
-    for n in [3, 5, 24 * 7, 148 * 128] {
+    for n in [3, 5, 2 * 3, 65 << 8, 4 * 73] {
         let mut x = vec![1f32; n];
         assert_eq!(fwht::fwht(&mut x, Threads::One), Err(Error::Order { n }));
         assert!(x.iter().all(|&x| x == 1.0));

@@ -6,6 +6,8 @@
 //!   columns           at most 6 stages (f64: 5) in the registers of a thread:  ⌈k/6⌉ sweeps, one more with b > 1
 //! ```
 //!
+//! `H_b` goes through a table in shared memory, which holds it up to `b = 188`; longer bases are refused.
+//!
 //! Halves that need more than one sweep are widened to a workspace of f32 by the first sweep, so that they are rounded
 //! once, by the last.
 
@@ -63,7 +65,7 @@ impl<E: Element> DeviceArray<E> {
 /// Transforms each row in place: `x_i <- H x_i`, unnormalized.
 ///
 /// # Errors
-/// [`Error::Order`] unless the length of a row is that of an [`Order`]; [`Error::Device`].
+/// [`Error::Order`] unless the length of a row is that of an [`Order`] with a base up to 188; [`Error::Device`].
 pub fn fwht_rows<E: Element>(x: &mut DeviceArray<E>) -> Result<()> {
     transform(x, Along::Rows, 1.0)
 }
@@ -71,7 +73,7 @@ pub fn fwht_rows<E: Element>(x: &mut DeviceArray<E>) -> Result<()> {
 /// Transforms each column in place: `x_j <- H x_j`, unnormalized.
 ///
 /// # Errors
-/// [`Error::Order`] unless the length of a column is that of an [`Order`]; [`Error::Device`].
+/// [`Error::Order`] unless the length of a column is that of an [`Order`] with a base up to 188; [`Error::Device`].
 pub fn fwht_columns<E: Element>(x: &mut DeviceArray<E>) -> Result<()> {
     transform(x, Along::Columns, 1.0)
 }
@@ -79,7 +81,7 @@ pub fn fwht_columns<E: Element>(x: &mut DeviceArray<E>) -> Result<()> {
 /// Transforms each row in place by an orthogonal matrix: `x_i <- H x_i / √n`.
 ///
 /// # Errors
-/// [`Error::Order`] unless the length of a row is that of an [`Order`]; [`Error::Device`].
+/// [`Error::Order`] unless the length of a row is that of an [`Order`] with a base up to 188; [`Error::Device`].
 pub fn orthonormal_rows<E: Element>(x: &mut DeviceArray<E>) -> Result<()> {
     let n = x.ncols;
     transform(x, Along::Rows, 1.0 / (n as f64).sqrt())
@@ -88,7 +90,7 @@ pub fn orthonormal_rows<E: Element>(x: &mut DeviceArray<E>) -> Result<()> {
 /// Transforms each column in place by an orthogonal matrix: `x_j <- H x_j / √m`.
 ///
 /// # Errors
-/// [`Error::Order`] unless the length of a column is that of an [`Order`]; [`Error::Device`].
+/// [`Error::Order`] unless the length of a column is that of an [`Order`] with a base up to 188; [`Error::Device`].
 pub fn orthonormal_columns<E: Element>(x: &mut DeviceArray<E>) -> Result<()> {
     let m = x.nrows;
     transform(x, Along::Columns, 1.0 / (m as f64).sqrt())
@@ -121,6 +123,11 @@ fn based_bytes(b: usize, log2: u32, dtype: DType) -> usize {
 /// Returns the bytes of the table of `H_b` for 256 bytes of columns.
 fn table_bytes(b: usize) -> usize {
     512 * b
+}
+
+/// Returns whether the table of `H_b` fits shared memory.
+fn fits(b: usize) -> bool {
+    table_bytes(b) <= SHARED_BYTES
 }
 
 /// Returns the sweeps over an `m × n` matrix.
@@ -163,7 +170,7 @@ fn transform<E: Element>(x: &mut DeviceArray<E>, along: Along, scale: f64) -> Re
         return Ok(());
     }
     let length = if along == Along::Rows { n } else { m };
-    let order = Order::new(length).ok_or(Error::Order { n: length })?;
+    let order = Order::new(length).filter(|order| fits(order.base())).ok_or(Error::Order { n: length })?;
     let sweeps = sweeps(order, along, (m, n), E::DTYPE);
     let device = x.data.device().clone();
     let home = (E::DTYPE, x.data.address(0));
@@ -264,5 +271,6 @@ mod tests {
         );
         assert_eq!(of(28 << 9, Along::Rows, (7, 28 << 9), DType::F16), [Sweep::Based { b: 28, log2: 9, count: 7 }]);
         assert_eq!(of(20, Along::Rows, (7, 20), DType::F32), [Sweep::Base { b: 20, width: 1, count: 7 }]);
+        assert!(fits(188) && !fits(196));
     }
 }

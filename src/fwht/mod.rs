@@ -10,9 +10,10 @@
 //!             halves go through scratch:  memory -> radix 8 -> scratch -> ... -> radix 8 -> memory
 //! ```
 //!
-//! **Cost.** `n k` additions and `n b` multiply-adds by ±1. At least one read and one write of the vector; a pass over
-//! blocks beyond L2 sweeps memory, a pass below is depth first, so that 2^24 points sweep memory twice. f16 and bf16
-//! are widened to f32 in the first pass over a vector and rounded once, in the last.
+//! **Cost.** `n k` additions, and `n b` multiply-adds by ±1 or, for most of the large `b`, `n b / 4` additions. At least
+//! one read and one write of the vector; a pass over blocks beyond L2 sweeps memory, a pass below is depth first, so
+//! that 2^24 points sweep memory twice. f16 and bf16 are widened to f32 in the first pass over a vector and rounded
+//! once, in the last.
 //!
 //! **Why this way.** Where adders and multiply-adders are different units, half of the subtractions run as `a − 1·b` on
 //! the latter. 16 rows whose distance is a multiple of 4 KiB share one L1 set, which has fewer ways; 8 rows × 2
@@ -25,7 +26,9 @@
 mod hadamard;
 mod passes;
 mod plan;
+mod rows;
 mod run;
+mod sums;
 
 use crate::error::{Error, Result};
 use crate::parallel::Threads;

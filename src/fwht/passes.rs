@@ -4,7 +4,7 @@
 //!   radix pass   R rows at distance h, one register of each:  R loads, log2 R · R additions, R stores;
 //!                or R/2 rows, two registers of each
 //!   leaf         R registers of a block: the same, then log2 L stages between L lanes (a shuffle and an FMA each)
-//!   base         b rows: b² multiply-adds by ±1, after the inputs are copied to L1
+//!   base         b rows: b² multiply-adds by ±1, after the inputs are copied to L1; most of the large b: `sums`
 //! ```
 //!
 //! Every pass reads one type and writes another, so that the first pass of a half-precision vector widens and the last
@@ -25,7 +25,10 @@ use std::marker::PhantomData;
 use bytemuck::Zeroable;
 use pulp::NullaryFnOnce;
 
+use super::hadamard::{self, Entries};
 use super::plan::{Params, Plan, Radix, max_radix};
+pub(super) use super::rows::Rows;
+use super::sums;
 use crate::simd::{Lanes, Scalar};
 use crate::tensor::Element;
 
@@ -77,49 +80,6 @@ fn lane_butterflies<S: Lanes, T: Scalar>(s: S, mut v: T::V<S>, len: usize) -> T:
         v = T::vbutterfly::<8, S>(s, v);
     }
     v
-}
-
-/// Rows that a pass reads or writes: element `(row, column)` is at `ptr + row·stride + column`.
-#[derive(Debug)]
-pub(super) struct Rows<E> {
-    pub(super) ptr: *mut E,
-    pub(super) stride: isize,
-}
-
-impl<E> Clone for Rows<E> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-impl<E> Copy for Rows<E> {}
-
-impl<E> Rows<E> {
-    /// Returns the rows from row `i` on.
-    ///
-    /// # Safety
-    /// Row `i` exists.
-    #[inline(always)]
-    pub(super) unsafe fn at(self, i: usize) -> Self {
-        // SAFETY: guaranteed by this function's contract: row `i` exists, so its address is within the same allocation.
-        Rows { ptr: unsafe { self.ptr.offset(i as isize * self.stride) }, ..self }
-    }
-
-    /// Returns the same rows from column `j` on.
-    ///
-    /// # Safety
-    /// Column `j` exists.
-    #[inline(always)]
-    pub(super) unsafe fn column(self, j: usize) -> Self {
-        // SAFETY: guaranteed by this function's contract: column `j` exists, so its address is within the same
-        // allocation.
-        Rows { ptr: unsafe { self.ptr.add(j) }, ..self }
-    }
-
-    /// Returns every `h`-th row, from the first on.
-    #[inline(always)]
-    pub(super) fn every(self, h: usize) -> Self {
-        Rows { stride: self.stride * h as isize, ..self }
-    }
 }
 
 /// Reads `R` registers at a time from `src`, transforms them, and writes them to the same places of `dst`.
@@ -363,27 +323,31 @@ const TILE: usize = 4;
 
 /// Returns the elements of scratch that [`base_pass`] needs for `H_b`.
 pub(super) fn base_scratch<S: Lanes, T: Scalar>(b: usize) -> usize {
-    b * TILE * T::lanes::<S>()
+    if hadamard::is_dense(b) { b * TILE * T::lanes::<S>() } else { sums::scratch::<T>(b) }
 }
 
-/// Computes `dst = H_b src` on `width` columns, a multiple of the lanes. `entries` is `H_b`, row by row; products with
-/// ±1 are exact. `work` is overwritten.
+/// Computes `dst = H_b src` on `width` columns, a multiple of the lanes. `entries` is `H_b`; products with ±1 are
+/// exact. `work` is overwritten.
 ///
 /// # Safety
 /// `b` rows of `width` elements are readable in `src` and writable in `dst`; the two are equal (address, stride and
 /// type) or disjoint. `work` has [`base_scratch`] elements and overlaps neither.
 pub(super) unsafe fn base_pass<S: Lanes, T: Scalar, A: Element, B: Element>(
     s: S,
-    entries: &[T],
+    entries: Entries<T>,
     src: Rows<A>,
     dst: Rows<B>,
     width: usize,
     work: *mut T,
 ) {
-    s.vectorize(BasePass { s, entries, src, dst, width, work })
+    match entries {
+        Entries::Dense(entries) => s.vectorize(BasePass { s, entries, src, dst, width, work }),
+        // SAFETY: guaranteed by this function's contract, which is that of `product`: `base_scratch` is `scratch` here.
+        Entries::Sums(sums) => unsafe { sums::product::<S, T, A, B>(s, sums, src, dst, width, work) },
+    }
 }
 
-/// The arguments of [`base_pass`], as a kernel.
+/// The arguments of [`base_pass`] with all entries of `H_b`, row by row, as a kernel.
 struct BasePass<'a, S, T, A, B> {
     s: S,
     entries: &'a [T],

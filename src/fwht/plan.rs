@@ -6,9 +6,12 @@ use super::hadamard::{self, BASES};
 use crate::simd::Isa;
 use crate::tensor::Matrix;
 
-/// A length that can be transformed: `n = b·2^k` with `b` in 1, 12, 20, 28, 36, 44, 52, 60, 108, 140.
+/// A length that can be transformed: `n = b·2^k`, `k <= 27`, where `b` is 1, or 4 times an odd number from 3 to 63, or
+/// one of 284, 428, 684 and 924.
 ///
-/// `x` seen as a `b × 2^k` row-major matrix becomes `(H_b ⊗ H_{2^k}) x`. `b` is unique: 40·2^k is 20·2^{k+1}.
+/// So every multiple of 4 up to 256 is such a length, and so are its products with powers of two. `x` seen as a `b ×
+/// 2^k` row-major matrix becomes `(H_b ⊗ H_{2^k}) x`. `b` is unique, because it is 1 or 4 times an odd number: 40·2^k
+/// is 20·2^{k+1}.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Order {
     base: usize,
@@ -19,14 +22,42 @@ impl Order {
     /// The largest `k` of a length.
     pub const MAX_LOG2: u32 = 27;
 
-    /// The order of length `n`, or `None` if no matrix of that order is known here.
+    /// The order of length `n`, or `None` if no matrix of that order is known here. [`nearest`](Self::nearest) then
+    /// finds those that are.
     pub fn new(n: usize) -> Option<Order> {
-        let base = |b: usize| {
-            let power = n.is_multiple_of(b).then_some(n / b)?;
-            (power.is_power_of_two() && power.ilog2() <= Order::MAX_LOG2)
-                .then(|| Order { base: b, log2: power.ilog2() })
+        let twos = n.checked_ilog2().map(|_| n.trailing_zeros())?;
+        let (base, log2) = match n >> twos {
+            1 => (1, twos),
+            odd => (odd.checked_mul(4)?, twos.checked_sub(2)?),
         };
-        BASES.into_iter().find_map(base)
+        let known = log2 <= Order::MAX_LOG2 && BASES.binary_search(&base).is_ok();
+        known.then_some(Order { base, log2 })
+    }
+
+    /// The longest length of at most `n` and the shortest of at least `n`; both are `n` if `n` is a length that can be
+    /// transformed.
+    ///
+    /// ```
+    /// use tensorslim::fwht::Order;
+    ///
+    /// let lengths = |n: usize| (Order::nearest(n).0.map(Order::len), Order::nearest(n).1.map(Order::len));
+    /// assert_eq!(lengths(11008), (Some(11008), Some(11008)));
+    /// assert_eq!(lengths(11007), (Some(10944), Some(11008)));
+    /// assert_eq!(lengths(0), (None, Some(1)));
+    /// ```
+    pub fn nearest(n: usize) -> (Option<Order>, Option<Order>) {
+        let below = |base: usize| {
+            let log2 = (n / base).checked_ilog2()?.min(Order::MAX_LOG2);
+            Some(Order { base, log2 })
+        };
+        let above = |base: usize| {
+            let log2 = n.div_ceil(base).checked_next_power_of_two()?.ilog2();
+            (log2 <= Order::MAX_LOG2).then_some(())?;
+            base.checked_mul(1 << log2).map(|_| Order { base, log2 })
+        };
+        let below = BASES.into_iter().filter_map(below).max_by_key(|order| order.len());
+        let above = BASES.into_iter().filter_map(above).min_by_key(|order| order.len());
+        (below, above)
     }
 
     /// The order `b` of the base matrix.
@@ -47,8 +78,8 @@ impl Order {
     /// The `b × b` matrix `H_b` with entries ±1; `[1]` for `b = 1`.
     pub fn base_matrix(self) -> Matrix<f64> {
         let b = self.base;
-        let h = hadamard::entries::<f64>(b);
-        Matrix::from_fn(b, b, |i, j| h[i * b + j])
+        let h = hadamard::signs(b);
+        Matrix::from_fn(b, b, |i, j| f64::from(h[i * b + j]))
     }
 
     /// Returns false: the least length is 1.
