@@ -29,6 +29,23 @@ impl Order {
         BASES.into_iter().find_map(base)
     }
 
+    /// The longest length of at most `n` and the shortest of at least `n`; both are `n` if `n` is a length that can be
+    /// transformed.
+    pub fn nearest(n: usize) -> (Option<Order>, Option<Order>) {
+        let below = |base: usize| {
+            let log2 = (n / base).checked_ilog2()?.min(Order::MAX_LOG2);
+            Some(Order { base, log2 })
+        };
+        let above = |base: usize| {
+            let log2 = n.div_ceil(base).checked_next_power_of_two()?.ilog2();
+            (log2 <= Order::MAX_LOG2).then_some(())?;
+            base.checked_mul(1 << log2).map(|_| Order { base, log2 })
+        };
+        let below = BASES.into_iter().filter_map(below).max_by_key(|order| order.len());
+        let above = BASES.into_iter().filter_map(above).min_by_key(|order| order.len());
+        (below, above)
+    }
+
     /// The order `b` of the base matrix.
     pub fn base(self) -> usize {
         self.base
@@ -83,6 +100,9 @@ pub(crate) struct Params {
     pub(crate) task_len: usize,
     /// Elements from which one vector is shared among threads.
     pub(crate) long_len: usize,
+    /// Whether a pass may do the stage of the lowest bit above the lanes together with those of the highest. Sums are
+    /// the same on every instruction set only where stages go strictly down.
+    pub(crate) beside: bool,
     /// Least `k` of a vector that is shared among threads: its first radix must leave blocks of at least 256 elements.
     pub(crate) long_bits: u32,
 }
@@ -101,6 +121,7 @@ impl Default for Params {
             scratch_bytes: 2 << 20,
             task_len: 1 << 16,
             long_len: 1 << 18,
+            beside: true,
             long_bits: 14,
         }
     }
@@ -124,6 +145,11 @@ pub struct Radix {
     pub beside: u8,
 }
 
+impl Radix {
+    /// One register of one row, and no stage.
+    pub(crate) const NONE: Radix = Radix { rows: 0, beside: 0 };
+}
+
 impl fmt::Display for Radix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.beside {
@@ -141,7 +167,7 @@ pub struct Radices {
 }
 
 impl Radices {
-    const NONE: Radices = Radices { of: [Radix { rows: 0, beside: 0 }; 12], passes: 0 };
+    const NONE: Radices = Radices { of: [Radix::NONE; 12], passes: 0 };
 
     /// Splits `bits` stages between rows into the fewest passes of at most `top` stages each, the smaller ones first.
     pub(crate) fn new(bits: u32, top: u32) -> Radices {
@@ -240,7 +266,8 @@ impl Plan {
         let (k, top) = (order.log2(), max_radix(registers));
         let lane_bits = lanes.ilog2().min(k);
         let crowded = |h: usize| h * size >= params.alias_bytes;
-        let (inner, leaf) = Radices::staged(k, lane_bits, top, top.saturating_sub(3), crowded).split_last();
+        let beside = if params.beside { top.saturating_sub(3) } else { 0 };
+        let (inner, leaf) = Radices::staged(k, lane_bits, top, beside, crowded).split_last();
         let ahead = if order.len() * size < params.long_bytes { 0 } else { params.long_ahead_bytes };
         let (l1, far) = (params.l1_bytes / size, params.far_bytes / size);
         Plan { order, isa, inner, leaf, lanes: lane_bits, l1, far, ahead }
