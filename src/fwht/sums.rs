@@ -12,9 +12,9 @@
 //! beside it. Four rows are summed at once, which makes chains enough to hide the latency of an addition.
 //!
 //! **Cost.** `b/4 + 5` additions per element of the vector, where entry by entry takes `b` multiply-adds; one load for
-//! each; `b²/2` bytes of codes, made once. The order of the additions does not depend on the instruction set, and
-//! neither do the bits. Source: V. L. Arlazarov, E. A. Dinic, M. A. Kronrod and I. A. Faradžev, 1970. Figures:
-//! `benches/NOTES.md`.
+//! each; `b²/2` bytes of codes, made once. The groups are added from the first to the last, whatever the tables and the
+//! instruction set are, so that the bits are the same everywhere. Source: V. L. Arlazarov, E. A. Dinic, M. A. Kronrod
+//! and I. A. Faradžev, 1970. Figures: `benches/NOTES.md`.
 
 use bytemuck::Zeroable;
 use pulp::NullaryFnOnce;
