@@ -1,7 +1,9 @@
-//! The transforms against the floor: an in-place scaling of the same array, in the same run.
+//! The transforms against the floor: an in-place scaling of the same array, in the same run. Orthonormal transforms and
+//! rotations against their floor, the plain transforms of the same array, and against a dense rotation by GEMM.
 //!
 //! `cargo bench --bench fwht` prints medians of interleaved rounds, writes `benches/record/fwht.csv`, then runs
-//! criterion on a few lengths. Against `fht-cpu`: `benches/peers/fwht.py`.
+//! criterion on a few lengths; `-- edges` stops after orthonormal transforms and rotations. Against `fht-cpu`:
+//! `benches/peers/fwht.py`.
 
 #![allow(clippy::print_stdout)] // a report is its purpose
 
@@ -13,9 +15,12 @@ use std::io::Write;
 
 use common::{asked, medians};
 use criterion::{Criterion, Throughput};
+use faer::linalg::matmul::matmul;
+use faer::{Accum, Mat};
 use half::{bf16, f16};
 use rayon::prelude::*;
-use tensorslim::{Element, MatMut, Par, fwht, simd};
+use tensorslim::rotation::{Rotation, Scheme};
+use tensorslim::{Element, MatMut, Par, TensorMut, Threads, fwht, simd};
 
 /// `x <- x` on all threads: reads and writes every element once.
 fn scale<E: Element + std::ops::Mul<Output = E>>(x: &mut [E], one: E) {
@@ -97,6 +102,106 @@ fn vectors<E: Element + std::ops::Mul<Output = E>>(orders: &[usize], rounds: usi
     }
 }
 
+/// Before timing: the orthonormal transforms and the rotation of unit vector 1 are column 1 of `H` over `√n`, with signs.
+fn check_edges<E: Element>(m: usize, n: usize) {
+    let unit = || {
+        let mut x = vec![E::from_f64(0.0); m * n];
+        x[1] = E::from_f64(1.0);
+        x
+    };
+    let sized = |x: &[E], len: usize, what: &str| {
+        let want = E::from_f64(1.0 / (len as f64).sqrt()).to_f64();
+        let off = |x: &E| (x.to_f64().abs() - want).abs();
+        assert!(x.iter().filter(|x| x.to_f64() != 0.0).all(|x| off(x) <= 1e-2 * want), "{what} {m}×{n}");
+        assert_eq!(x.iter().filter(|x| x.to_f64() != 0.0).count(), len, "{what} {m}×{n}");
+    };
+    let (mut x, rotation) = (unit(), Rotation::new(n, 1, Scheme::Order).unwrap());
+    fwht::orthonormal_rows(TensorMut::new(&mut x, m, n).unwrap(), Threads::Pool).unwrap();
+    sized(&x, n, "orthonormal rows");
+    let mut x = unit();
+    fwht::orthonormal_columns(TensorMut::new(&mut x, m, n).unwrap(), Threads::Pool).unwrap();
+    sized(&x, m, "orthonormal columns");
+    let mut x = unit();
+    rotation.apply_rows(TensorMut::new(&mut x, m, n).unwrap(), Threads::Pool).unwrap();
+    sized(&x, n, "rotated rows");
+    rotation.apply_rows_inverse(TensorMut::new(&mut x, m, n).unwrap(), Threads::Pool).unwrap();
+    assert!((x[1].to_f64() - 1.0).abs() < 2e-2, "rotated back");
+}
+
+/// Orthonormal transforms and rotations of an `m × n` matrix, over the plain transforms of the same matrix.
+fn edges<E: Element>(m: usize, n: usize, threads: Threads, rounds: usize, csv: &mut impl Write) {
+    check_edges::<E>(m, n);
+    let mut arrays: [Vec<E>; 6] = std::array::from_fn(|_| vec![E::from_f64(0.0); m * n]);
+    let [a, b, c, d, e, f] = &mut arrays;
+    let rotation = Rotation::new(n, 1, Scheme::Order).unwrap();
+    fn view<E: Element>(x: &mut [E], m: usize, n: usize) -> TensorMut<'_, E> {
+        TensorMut::new(x, m, n).unwrap()
+    }
+    let t = medians(
+        rounds,
+        &mut [
+            &mut || fwht::fwht_rows(view(a, m, n), threads).unwrap(),
+            &mut || fwht::orthonormal_rows(view(b, m, n), threads).unwrap(),
+            &mut || rotation.apply_rows(view(c, m, n), threads).unwrap(),
+            &mut || rotation.apply_rows_inverse(view(d, m, n), threads).unwrap(),
+            &mut || fwht::fwht_columns(view(e, m, n), threads).unwrap(),
+            &mut || fwht::orthonormal_columns(view(f, m, n), threads).unwrap(),
+        ],
+    );
+    let (rows, columns) = (t[1] / t[0], t[5] / t[4]);
+    let (there, back) = (t[2] / t[0], t[3] / t[0]);
+    println!(
+        "  {:4} {m}×{n} {threads:?}: orthonormal rows {rows:5.2}, columns {columns:5.2}; rotation {there:5.2}, back {back:5.2} × plain",
+        E::DTYPE
+    );
+    for (name, ms, ratio) in [
+        ("orthonormal rows", t[1], rows),
+        ("orthonormal columns", t[5], columns),
+        ("rotation", t[2], there),
+        ("rotation back", t[3], back),
+    ] {
+        writeln!(csv, "{} {name} {threads:?} over plain,{m}x{n},{:.4},{ratio:.3}", E::DTYPE, ms * 1e3).unwrap();
+    }
+}
+
+/// Rotations of `m` rows by each scheme, over the plain transforms that they consist of, and against a dense rotation.
+fn rotations(m: usize, n: usize, threads: Threads, rounds: usize, csv: &mut impl Write) {
+    let w = 1 << n.ilog2();
+    let [mut a, mut b, mut c, mut d]: [Vec<f32>; 4] = std::array::from_fn(|_| vec![0.0; m * n]);
+    let order = Rotation::new(n, 1, Scheme::Order).unwrap();
+    let blocks = Rotation::new(n, 1, Scheme::Blocks { len: None }).unwrap();
+    let kac = Rotation::new(n, 1, Scheme::Kac).unwrap();
+    let (x, q, mut y) = (Mat::<f32>::zeros(m, n), Mat::<f32>::zeros(n, n), Mat::<f32>::zeros(m, n));
+    let par = if threads == Threads::One { Par::Seq } else { Par::rayon(0) };
+    let t = medians(
+        rounds,
+        &mut [
+            &mut || fwht::fwht_rows(TensorMut::new(&mut a, m, n).unwrap(), threads).unwrap(),
+            &mut || order.apply_rows(TensorMut::new(&mut b, m, n).unwrap(), threads).unwrap(),
+            &mut || blocks.apply_rows(TensorMut::new(&mut b, m, n).unwrap(), threads).unwrap(),
+            &mut || {
+                for first in [0, n - w, 0, n - w] {
+                    let window = TensorMut::strided(&mut c[first..], m, w, n as isize, 1).unwrap();
+                    fwht::fwht_rows(window, threads).unwrap();
+                }
+            },
+            &mut || kac.apply_rows(TensorMut::new(&mut d, m, n).unwrap(), threads).unwrap(),
+            &mut || matmul(&mut y, Accum::Replace, &x, &q, 1.0, par),
+        ],
+    );
+    println!(
+        "  f32  {m}×{n} {threads:?}: order {:5.2}, blocks {:5.2} × plain; Kac {:5.2} × its four; dense {:6.1}, {:6.1} × order, Kac",
+        t[1] / t[0],
+        t[2] / t[0],
+        t[4] / t[3],
+        t[5] / t[1],
+        t[5] / t[4]
+    );
+    for (name, i, floor) in [("order", 1, 0), ("blocks", 2, 0), ("kac", 4, 3), ("dense over order", 5, 1)] {
+        writeln!(csv, "rotation {name} {threads:?},{m}x{n},{:.4},{:.3}", t[i] * 1e3, t[i] / t[floor]).unwrap();
+    }
+}
+
 fn main() {
     let test = asked("--test");
     let mut csv: Box<dyn Write> = if test {
@@ -108,6 +213,23 @@ fn main() {
     writeln!(csv, "what,size,ms,over_scale").unwrap();
     let (n, top, rounds) = if test { (256, 12, 1) } else { (4096, 24, 15) };
     matrices(n, rounds, &mut csv);
+    println!("scale and signs in the passes, over the plain transform");
+    let shapes = if test { vec![(64, 128)] } else { vec![(4096, 4096), (65536, 128)] };
+    for threads in [Threads::One, Threads::Pool] {
+        for &(m, n) in &shapes {
+            edges::<f32>(m, n, threads, rounds, &mut csv);
+            edges::<f16>(m, n, threads, rounds, &mut csv);
+            edges::<bf16>(m, n, threads, rounds, &mut csv);
+            edges::<f64>(m, n, threads, rounds, &mut csv);
+        }
+        let samples = if test { 16 } else { 4096 };
+        for n in [1024, 1536] {
+            rotations(samples, n, threads, rounds, &mut csv);
+        }
+    }
+    if asked("edges") {
+        return;
+    }
     let powers: Vec<usize> = (6..=top).step_by(2).map(|k| 1 << k).collect();
     vectors::<f32>(&powers, rounds, &mut csv);
     vectors::<f64>(&powers, rounds, &mut csv);

@@ -2,11 +2,11 @@
 //! stored in few bits. The layer's outputs stay what they are.
 #![allow(clippy::print_stdout)] // an example says what it found
 
-use tensorslim::fwht;
 use tensorslim::rng::{Philox, stream};
+use tensorslim::rotation::{Rotation, Scheme};
 use tensorslim::{TensorMut, Threads};
 
-const FEATURES: usize = 768; // a multiple of 12: transforms take lengths 2^k, 12·2^k, 20·2^k, 28·2^k
+const FEATURES: usize = 768; // 12·2^6, the order of a Hadamard matrix; `Scheme::nearest` says which lengths are
 
 fn main() -> tensorslim::Result<()> {
     let (samples, outputs, n) = (64, 32, FEATURES);
@@ -16,8 +16,9 @@ fn main() -> tensorslim::Result<()> {
     let mut w = normals(outputs * n, 2);
 
     let before = (product(&x, &w), peak(&x));
-    rotate(&mut x)?;
-    rotate(&mut w)?;
+    let rotation = Rotation::new(n, 7, Scheme::Order)?;
+    rotation.apply_rows(TensorMut::new(&mut x, samples, n)?, Threads::Pool)?;
+    rotation.apply_rows(TensorMut::new(&mut w, outputs, n)?, Threads::Pool)?;
     let after = (product(&x, &w), peak(&x));
 
     println!("largest number over the root mean square of a row: {:.1}, rotated {:.1}", before.1, after.1);
@@ -25,15 +26,6 @@ fn main() -> tensorslim::Result<()> {
     let scale = before.0.iter().fold(0.0, |top: f64, y| top.max(y.abs()));
     assert!(before.0.iter().zip(&after.0).all(|(y, z)| (y - z).abs() < 1e-5 * scale));
     Ok(())
-}
-
-/// Each row `x <- (x D) H / √n`: random signs, then the orthonormal transform, which is its own inverse up to them.
-fn rotate(x: &mut [f32]) -> tensorslim::Result<()> {
-    let rng = Philox::new(7, 0);
-    let negative = |j: usize| rng.block((j / 128) as u64)[j / 32 % 4] >> (j % 32) & 1 == 1;
-    x.iter_mut().enumerate().filter(|(i, _)| negative(i % FEATURES)).for_each(|(_, x)| *x = -*x);
-    let rows = x.len() / FEATURES;
-    fwht::orthonormal_rows(TensorMut::new(x, rows, FEATURES)?, Threads::One)
 }
 
 /// `x wᵀ`.

@@ -92,6 +92,17 @@ pub enum Error {
         /// The length of the vector.
         n: usize,
     },
+    /// A scheme of rotations does not take vectors of a length.
+    Rotation {
+        /// The name of the scheme.
+        scheme: &'static str,
+        /// The length of the vectors.
+        dim: usize,
+        /// The longest length below it that the scheme takes.
+        below: Option<usize>,
+        /// The shortest length above it that the scheme takes.
+        above: Option<usize>,
+    },
     /// An iterative kernel did not converge. This was never seen on finite input.
     NoConvergence {
         /// The name of the kernel.
@@ -265,6 +276,14 @@ impl fmt::Display for Error {
                     f,
                     "no Hadamard matrix of order {n} here; fwht::Order::nearest finds the nearest lengths that work"
                 )
+            }
+            Error::Rotation { scheme, dim, below, above } => {
+                write!(f, "no rotation by {scheme} of {dim} elements; ")?;
+                match (below, above) {
+                    (Some(below), Some(above)) => write!(f, "the nearest lengths are {below} and {above}"),
+                    (Some(only), None) | (None, Some(only)) => write!(f, "the nearest length is {only}"),
+                    (None, None) => write!(f, "no length works; give another block"),
+                }
             }
             Error::NoConvergence { op } => write!(f, "{op} did not converge"),
             Error::Memory { limit, least } => {

@@ -49,6 +49,7 @@
 //!   operator           LinearOperator: what algorithms see of a matrix          cuda   both on a GPU (feature `cuda`)
 //!   space              Space: where tall panels live, and who computes on them
 //!   sketch  qr         Gaussian, SRHT, sparse sign; Householder, CholeskyQR, TSQR
+//!   rotation           seeded orthogonal rotations of vectors
 //!   fwht  rng          transforms; Philox4x32-10
 //!   simd               instruction sets, Lanes, conversions, reductions
 //!   parallel           the only door to threads
@@ -59,13 +60,13 @@
 //!
 //! | feature | gives | on by default |
 //! |---|---|---|
-//! | `linalg` | all but the rows `fwht`, `simd`, `parallel`, `tensor` of the map and the rules of [`rank`]; needs faer | yes |
+//! | `linalg` | all but the rows `rotation`, `fwht`, `simd`, `parallel`, `tensor` of the map and the rules of [`rank`]; needs faer | yes |
 //! | `rayon` | threads; without it the same functions run on the calling thread | with `linalg` |
 //! | `npy` | `.npy` files | no |
 //! | `cuda` | factorization on an NVIDIA GPU | no |
 //! | `cli` | the command line | no |
 //!
-//! A crate that needs the transforms and the random numbers alone takes `default-features = false`:
+//! A crate that needs the transforms, the rotations and the random numbers alone takes `default-features = false`:
 //!
 //! ```
 //! use tensorslim::{TensorMut, Threads, fwht};
@@ -86,6 +87,7 @@
 //! * Storage in f16, bf16, f32 or f64; arithmetic in f32 or f64. Half precision is widened inside the kernels, never by a copy
 //!   of the matrix.
 //! * Every factorization says how far it is from the matrix, exactly where the method allows it.
+//! * Rotations ([`rotation`]) have the same bits everywhere, and in every later version.
 //! * Peak memory is known before the call.
 //! * Bad input is a typed [`Error`], never a panic; what was clamped or fell back is in the [`Report`].
 
@@ -122,6 +124,7 @@ pub mod rank;
 #[cfg(feature = "linalg")]
 pub mod report;
 pub mod rng;
+pub mod rotation;
 pub mod simd;
 #[cfg(feature = "linalg")]
 pub mod sketch;

@@ -43,6 +43,8 @@ pub mod stream {
     pub const PROBES: u64 = 7 << 56;
     /// Test data.
     pub const DATA: u64 = 8 << 56;
+    /// Signs of rotations.
+    pub const ROTATION: u64 = 9 << 56;
     /// The bound of a caller's stream numbers, which are below it.
     pub const LIMIT: u64 = 1 << 56;
 }

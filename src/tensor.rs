@@ -82,13 +82,28 @@ macro_rules! element {
 }
 element!(f16 F16 bf16 BF16 f32 F32 f64 F64);
 
-/// The conversions of [`Element::from_f64`], by the name of the type.
+/// Rounds `x` to odd: toward zero, with the last bit set if that was inexact. It is free of branches.
+///
+/// What is rounded to a half after that is rounded as it would be at once, because f32 has more than two bits more
+/// (S. Boldo, G. Melquiond, Emulation of FMA and correctly rounded sums, 2008).
+#[inline(always)]
+pub(crate) fn round_to_odd(x: f64) -> f32 {
+    let near = x as f32;
+    let back = near as f64;
+    let bits = near.to_bits() - (back.abs() > x.abs()) as u32;
+    f32::from_bits(bits | (back != x) as u32)
+}
+
+/// The conversions of [`Element::from_f64`], by the name of the type. Those of the crate `half` from f64 take a number
+/// just above the middle of two halves for the middle.
 mod round_from_f64 {
+    use super::round_to_odd;
+
     pub(super) fn f16(x: f64) -> half::f16 {
-        half::f16::from_f64(x)
+        half::f16::from_f32(round_to_odd(x))
     }
     pub(super) fn bf16(x: f64) -> half::bf16 {
-        half::bf16::from_f64(x)
+        half::bf16::from_f32(round_to_odd(x))
     }
     pub(super) fn f32(x: f64) -> f32 {
         x as f32

@@ -5,7 +5,7 @@
 use half::{bf16, f16};
 use tensorslim::fwht::{self, Order};
 use tensorslim::simd::{Isa, isa, latest_isa, with_isa};
-use tensorslim::{Element, Error, TensorMut, Threads};
+use tensorslim::{DType, Element, Error, TensorMut, Threads};
 
 /// Every order of a Hadamard matrix of this crate that is not an even multiple of a smaller one: 1, and 4 times each
 /// odd number from 3 to 63, then 71, 107, 171, 231.
@@ -216,6 +216,50 @@ impl<E: Element> Strided<E> {
 }
 
 fn check_matrix<E: Element>(m: usize, n: usize, layout: usize, rows: bool, threads: Threads, what: &str) {
+    let wants = |y: i64, got: f64| got == E::from_f64(y as f64).to_f64();
+    let plain = |view: TensorMut<'_, E>| match rows {
+        true => fwht::fwht_rows(view, threads).unwrap(),
+        false => fwht::fwht_columns(view, threads).unwrap(),
+    };
+    check_any::<E>(m, n, layout, rows, plain, wants, what);
+}
+
+/// The same for orthonormal transforms. Where `√n` is a power of two the scale is exact, and so is all the rest. Otherwise
+/// the scale rounds each input, at most 8, by `u`, every stage and every sum of a base by `u` of what is at most `8 √n`,
+/// and a half once more.
+fn check_orthonormal<E: Element>(m: usize, n: usize, layout: usize, rows: bool, threads: Threads, what: &str) {
+    let len = if rows { n } else { m };
+    let (root, order) = ((len as f64).sqrt(), Order::new(len).unwrap());
+    let (arithmetic, own) = match E::DTYPE {
+        DType::F64 => (f64::EPSILON / 2.0, 0.0),
+        DType::F32 => (f64::from(f32::EPSILON) / 2.0, 0.0),
+        DType::F16 => (f64::from(f32::EPSILON) / 2.0, 2f64.powi(-11)),
+        DType::BF16 => (f64::from(f32::EPSILON) / 2.0, 2f64.powi(-8)),
+    };
+    let roundings = f64::from(order.log2() + 2) + order.base() as f64;
+    let wants = |y: i64, got: f64| {
+        let want = y as f64 / root;
+        if len.is_power_of_two() && len.ilog2().is_multiple_of(2) {
+            return got == E::from_f64(want).to_f64();
+        }
+        (got - want).abs() <= own * want.abs() + roundings * arithmetic * 8.0 * root
+    };
+    let scaled = |view: TensorMut<'_, E>| match rows {
+        true => fwht::orthonormal_rows(view, threads).unwrap(),
+        false => fwht::orthonormal_columns(view, threads).unwrap(),
+    };
+    check_any::<E>(m, n, layout, rows, scaled, wants, what);
+}
+
+fn check_any<E: Element>(
+    m: usize,
+    n: usize,
+    layout: usize,
+    rows: bool,
+    transform: impl Fn(TensorMut<'_, E>),
+    wants: impl Fn(i64, f64) -> bool,
+    what: &str,
+) {
     let (mi, ni) = (m as isize, n as isize);
     let (rs, cs) = [
         (ni, 1),
@@ -232,10 +276,7 @@ fn check_matrix<E: Element>(m: usize, n: usize, layout: usize, rows: bool, threa
     ][layout];
     let mut a = Strided::<E>::new(m, n, rs, cs);
     let before = a.data.clone();
-    match rows {
-        true => fwht::fwht_rows(a.view(), threads).unwrap(),
-        false => fwht::fwht_columns(a.view(), threads).unwrap(),
-    }
+    transform(a.view());
     let mut touched = vec![false; before.len()];
     let (count, len) = if rows { (m, n) } else { (n, m) };
     for v in 0..count {
@@ -244,8 +285,9 @@ fn check_matrix<E: Element>(m: usize, n: usize, layout: usize, rows: bool, threa
         for (t, y) in exact(&x).into_iter().enumerate() {
             let (i, j) = index(t);
             touched[a.at(i, j)] = true;
-            let (got, want) = (a.data[a.at(i, j)].to_f64(), E::from_f64(y as f64).to_f64());
-            assert_eq!(got, want, "{what} {} {m}×{n} strides ({rs}, {cs}) rows {rows} at ({i}, {j})", E::DTYPE);
+            let got = a.data[a.at(i, j)].to_f64();
+            let place = format_args!("strides ({rs}, {cs}) rows {rows} at ({i}, {j})");
+            assert!(wants(y, got), "{what} {} {m}×{n} {place}: {got}, unscaled {y}", E::DTYPE);
         }
     }
     for (at, touched) in touched.iter().enumerate() {
@@ -274,6 +316,58 @@ fn matrices_of_any_strides_equal_the_definition() {
     });
 }
 
+#[test]
+fn orthonormal_matrices_of_any_strides_are_scaled() {
+    on_every_isa(|isa| {
+        for len in [1, 2, 4, 8, 12, 16, 20, 24, 32, 64, 96, 128, 256, 512, 1024, 432, 4096] {
+            for count in [1, 3, 37] {
+                for layout in 0..11 {
+                    check_orthonormal::<f32>(count, len, layout, true, Threads::One, isa.name());
+                    check_orthonormal::<f32>(len, count, layout, false, Threads::One, isa.name());
+                }
+                for layout in [0, 2, 5] {
+                    check_orthonormal::<f16>(count, len, layout, true, Threads::One, isa.name());
+                    check_orthonormal::<f16>(len, count, layout, false, Threads::One, isa.name());
+                    check_orthonormal::<bf16>(count, len, layout, true, Threads::One, isa.name());
+                    check_orthonormal::<bf16>(len, count, layout, false, Threads::One, isa.name());
+                    check_orthonormal::<f64>(count, len, layout, true, Threads::One, isa.name());
+                    check_orthonormal::<f64>(len, count, layout, false, Threads::One, isa.name());
+                }
+            }
+        }
+        // Panels of several sweeps, and remainders one at a time.
+        for (m, n) in [(1 << 13, 35), (1 << 16, 19), (28 << 11, 33)] {
+            check_orthonormal::<f32>(m, n, 0, false, Threads::One, isa.name());
+            check_orthonormal::<f16>(m, n, 0, false, Threads::One, isa.name());
+        }
+    });
+}
+
+/// 8192 numbers of 1e36 have a sum that is no f32, and over √8192 it is one: the scale comes before the sums.
+#[test]
+fn no_sum_overflows_before_the_scale() {
+    on_every_isa(|isa| {
+        for (m, n) in [(3, 8192), (1, 1 << 18), (5, 12 << 8), (33, 1024)] {
+            for threads in [Threads::One, Threads::Pool] {
+                let (want, each) = (9e37, (9e37 / (n as f64).sqrt()) as f32);
+                let mut x = vec![each; m * n];
+                fwht::orthonormal_rows(TensorMut::new(&mut x, m, n).unwrap(), threads).unwrap();
+                let rows: Vec<f32> = x.iter().copied().step_by(n).collect();
+                let mut x = vec![each; m * n];
+                fwht::orthonormal_columns(TensorMut::new(&mut x, n, m).unwrap(), threads).unwrap();
+                for &y in rows.iter().chain(&x[..m]) {
+                    assert!((f64::from(y) - want).abs() < 1e-5 * want, "{isa} {m}×{n}: {y}");
+                }
+                assert!(x.iter().all(|x| x.is_finite()), "{isa} {m}×{n}");
+            }
+        }
+        let mut x = vec![f16::MAX; 4096];
+        x[2048..].fill(-f16::MAX);
+        fwht::orthonormal_rows(TensorMut::new(&mut x, 1, 4096).unwrap(), Threads::One).unwrap();
+        assert_eq!((x[0].to_f64(), x[2048]), (0.0, f16::INFINITY), "{isa}");
+    });
+}
+
 /// Columns longer than the scratch of a panel: several sweeps, remainders one at a time.
 #[test]
 fn long_columns_equal_the_definition() {
@@ -298,14 +392,15 @@ fn threads_do_not_change_a_bit() {
     }
     fn check<E: Element>(m: usize, n: usize) {
         let bits = |x: &[E]| x.iter().map(|x| x.to_f64().to_bits()).collect::<Vec<_>>();
-        for rows in [true, false] {
+        for (rows, scaled) in [(true, false), (false, false), (true, true), (false, true)] {
             let run = |threads: Threads| {
                 let mut a = matrix::<E>(m, n);
                 let view = TensorMut::new(&mut a, m, n).unwrap();
-                if rows {
-                    fwht::fwht_rows(view, threads).unwrap()
-                } else {
-                    fwht::fwht_columns(view, threads).unwrap()
+                match (rows, scaled) {
+                    (true, false) => fwht::fwht_rows(view, threads).unwrap(),
+                    (false, false) => fwht::fwht_columns(view, threads).unwrap(),
+                    (true, true) => fwht::orthonormal_rows(view, threads).unwrap(),
+                    (false, true) => fwht::orthonormal_columns(view, threads).unwrap(),
                 }
                 bits(&a)
             };
@@ -423,40 +518,25 @@ fn plans_name_every_stage_once() {
     });
 }
 
-/// `‖y − Hx/√n‖` within rounding: f32 takes k + 1 roundings of values at most `max|x|·√n`; a half one more of its own.
 #[test]
-fn orthonormal_transforms_are_scaled() {
-    fn check<E: Element>(m: usize, n: usize, eps: f64) {
-        for rows in [true, false] {
-            for threads in [Threads::One, Threads::Pool] {
-                let x: Vec<i64> = (0..m * n).map(value).collect();
-                let mut a: Vec<E> = x.iter().map(|&x| E::from_f64(x as f64)).collect();
-                let len = if rows { n } else { m };
-                let view = TensorMut::new(&mut a, m, n).unwrap();
-                let (count, step, stride) = if rows { (m, n, 1) } else { (n, 1, n) };
-                match rows {
-                    true => fwht::orthonormal_rows(view, threads).unwrap(),
-                    false => fwht::orthonormal_columns(view, threads).unwrap(),
-                }
-                for v in 0..count {
-                    let one: Vec<i64> = (0..len).map(|t| x[v * step + t * stride]).collect();
-                    for (t, y) in exact(&one).into_iter().enumerate() {
-                        let (got, want) = (a[v * step + t * stride].to_f64(), y as f64 / (len as f64).sqrt());
-                        let bound = eps * want.abs() + 20.0 * f32::EPSILON as f64 * 8.0 * (len as f64).sqrt();
-                        assert!((got - want).abs() <= bound, "{} {m}×{n} rows {rows}: {got} {want}", E::DTYPE);
-                    }
-                }
-            }
-        }
+fn orthonormal_transforms_refuse_other_lengths() {
+    let mut x = [1f32; 7];
+    let rows = fwht::orthonormal_rows(TensorMut::new(&mut x, 1, 7).unwrap(), Threads::One);
+    assert_eq!(rows, Err(Error::Order { n: 7 }));
+    let columns = fwht::orthonormal_columns(TensorMut::new(&mut x, 7, 1).unwrap(), Threads::One);
+    assert_eq!(columns, Err(Error::Order { n: 7 }));
+    assert!(x.iter().all(|&x| x == 1.0));
+}
+
+#[test]
+fn nearest_lengths_are_the_neighbours() {
+    let all = lengths(1 << 14);
+    for n in 0..=1 << 13 {
+        let (below, above) = Order::nearest(n);
+        assert_eq!(below.map(Order::len), all.iter().copied().filter(|&len| len <= n).max(), "{n}");
+        assert_eq!(above.map(Order::len), all.iter().copied().find(|&len| len >= n), "{n}");
     }
-    check::<f32>(96, 256, 0.0);
-    check::<f64>(64, 20, 0.0);
-    check::<f16>(48, 64, 2f64.powi(-11));
-    check::<bf16>(16, 512, 2f64.powi(-8));
-    assert_eq!(
-        fwht::orthonormal_rows(TensorMut::new(&mut [0f32; 7], 1, 7).unwrap(), Threads::One),
-        Err(Error::Order { n: 7 })
-    );
+    assert_eq!(Order::nearest(usize::MAX).1, None);
 }
 
 /// Where a matrix begins in memory decides which columns are gathered before the first panel, and no bit of any of them.

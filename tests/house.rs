@@ -19,6 +19,7 @@ const ORDER: &[&[&str]] = &[
     &["tensor"],
     &["rng", "rank", "simd"],
     &["fwht"],
+    &["rotation"],
     &["linalg"],
     &["sketch", "qr"],
     &["small"],

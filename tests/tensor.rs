@@ -77,3 +77,20 @@ fn views_and_threads_of_faer_are_taken() {
         assert_eq!(data, [99.0, 990.0, 101.0, 1010.0]);
     }
 }
+
+/// A number just above the middle of two halves goes up, however little it is above.
+#[test]
+fn halves_of_f64_are_rounded_once() {
+    use half::{bf16, f16};
+    fn check<E: Element>(last: f64) {
+        let above = 1.0 + last / 2.0 + 2f64.powi(-50);
+        assert_eq!(E::from_f64(above).to_f64(), 1.0 + last, "{}", E::DTYPE);
+        assert_eq!(E::from_f64(-above).to_f64(), -1.0 - last, "{}", E::DTYPE);
+        assert_eq!(E::from_f64(1.0 + last / 2.0).to_f64(), 1.0, "{}: ties go to even", E::DTYPE);
+        assert_eq!(E::from_f64(1e300).to_f64(), f64::INFINITY);
+        assert_eq!(E::from_f64(-1e-300).to_f64().to_bits(), (-0f64).to_bits());
+        assert!(E::from_f64(f64::NAN).to_f64().is_nan());
+    }
+    check::<f16>(2f64.powi(-10));
+    check::<bf16>(2f64.powi(-7));
+}

@@ -200,7 +200,8 @@ pub(super) enum Entries<T: 'static> {
 struct Table {
     signs: Vec<i8>,
     dense: (Vec<f32>, Vec<f64>),
-    sums: Option<Sums>,
+    /// The codes of `H_b` and of its transpose.
+    sums: Option<[Sums; 2]>,
 }
 
 /// Returns the table of `H_b`. It is generated at the first call for each `b`.
@@ -214,7 +215,8 @@ fn table(b: usize) -> &'static Table {
             let h = &table.signs;
             table.dense = (h.iter().map(|&x| x as f32).collect(), h.iter().map(|&x| x as f64).collect());
         } else if b > 1 {
-            table.sums = Some(Sums::new(b, |i, j| table.signs[i * b + j] < 0));
+            let minus = |i: usize, j: usize| table.signs[i * b + j] < 0;
+            table.sums = Some([Sums::new(b, minus), Sums::new(b, |i, j| minus(j, i))]);
         }
         table
     })
@@ -230,11 +232,12 @@ pub(super) fn signs(b: usize) -> &'static [i8] {
     &table(b).signs
 }
 
-/// Returns `H_b`, `b > 1`, as it is multiplied in arithmetic of type `T`.
-pub(super) fn entries<T: Scalar>(b: usize) -> Entries<T> {
+/// Returns `H_b`, `b > 1`, as it is multiplied in arithmetic of type `T`. Codes are those of `H_bᵀ` if that is
+/// `transposed`; all entries are not.
+pub(super) fn entries<T: Scalar>(b: usize, transposed: bool) -> Entries<T> {
     let table = table(b);
     match (&table.sums, T::DTYPE) {
-        (Some(sums), _) => Entries::Sums(sums),
+        (Some(sums), _) => Entries::Sums(&sums[usize::from(transposed)]),
         (None, DType::F64) => Entries::Dense(bytemuck::cast_slice(&table.dense.1)),
         (None, _) => Entries::Dense(bytemuck::cast_slice(&table.dense.0)),
     }

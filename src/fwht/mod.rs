@@ -23,9 +23,11 @@
 //! The passes of a length are a [`Plan`], plain data. The algorithm is that of B. J. Fino and V. R. Algazi, Unified
 //! matrix treatment of the fast Walsh-Hadamard transform, 1976. Figures and lost experiments: `benches/NOTES.md`.
 
+mod edges;
 mod hadamard;
 mod passes;
 mod plan;
+mod rounds;
 mod rows;
 mod run;
 mod sums;
@@ -35,10 +37,13 @@ use crate::parallel::Threads;
 #[cfg(feature = "linalg")]
 use crate::simd::{Lanes, Scalar};
 use crate::tensor::{DType, Element, TensorMut};
+pub(crate) use edges::{Edges, SLACK, Signs};
 pub use plan::Order;
 #[doc(hidden)]
 pub use plan::{Plan, Radices, Radix};
-use run::Batch;
+use rounds::{Job, Vectors};
+pub(crate) use rounds::{ROUNDS, Rounds};
+use run::{Batch, Form};
 
 /// Transforms one vector in place: `x <- H x`, unnormalized. An empty `x` stays as it is.
 ///
@@ -88,58 +93,195 @@ pub fn orthonormal_columns<'a, E: Element>(x: impl Into<TensorMut<'a, E>>, threa
 /// Transforms the rows of `x`, unnormalized.
 fn transform<E: Element>(x: TensorMut<'_, E>, threads: Threads) -> Result<()> {
     // SAFETY: the view borrows its elements mutably: they are valid, distinct, and of the type that `E` names.
-    unsafe { transform_vectors(Batch::rows(x), E::DTYPE, threads) }
-}
-
-/// Transforms every vector of a batch of elements of type `dtype`. It is not generic, so that the kernels are compiled
-/// in this crate and not in each crate that calls them.
-///
-/// # Safety
-/// The elements of the batch are of the type `dtype`, valid for reads and writes, and distinct.
-unsafe fn transform_vectors(x: Batch<()>, dtype: DType, threads: Threads) -> Result<()> {
-    if x.n == 0 || x.count == 0 {
-        return Ok(());
-    }
-    let order = Order::new(x.n).ok_or(Error::Order { n: x.n })?;
-    // SAFETY: guaranteed by this function's contract: the elements are of the type that `dtype` names, which is the
-    // type that each arm casts to, valid and distinct; `order` is the order of their length, as `Order::new` found.
-    unsafe {
-        match dtype {
-            DType::F16 => run::batch::<f32, half::f16>(x.cast(), order, threads),
-            DType::BF16 => run::batch::<f32, half::bf16>(x.cast(), order, threads),
-            DType::F32 => run::batch::<f32, f32>(x.cast(), order, threads),
-            DType::F64 => run::batch::<f64, f64>(x.cast(), order, threads),
-        }
-    }
-    Ok(())
+    unsafe { transform_vectors(Batch::rows(x), E::DTYPE, false, threads) }
 }
 
 /// Transforms the rows of `x` and divides them by the square root of their length.
 fn orthonormal<E: Element>(x: TensorMut<'_, E>, threads: Threads) -> Result<()> {
     // SAFETY: the view borrows its elements mutably: they are valid, distinct, and of the type that `E` names.
-    unsafe { orthonormal_vectors(Batch::rows(x), E::DTYPE, threads) }
+    unsafe { transform_vectors(Batch::rows(x), E::DTYPE, true, threads) }
 }
 
-/// Transforms every vector of a batch of elements of type `dtype` and divides it by the square root of its length.
+/// Transforms every vector of a batch of elements of type `dtype` and, if `orthonormal`, divides it by the square root
+/// of its length. It is not generic, so that the kernels are compiled in this crate and not in each crate that calls
+/// them.
 ///
 /// # Safety
 /// The elements of the batch are of the type `dtype`, valid for reads and writes, and distinct.
-unsafe fn orthonormal_vectors(x: Batch<()>, dtype: DType, threads: Threads) -> Result<()> {
+unsafe fn transform_vectors(x: Batch<()>, dtype: DType, orthonormal: bool, threads: Threads) -> Result<()> {
     if x.n == 0 || x.count == 0 {
         return Ok(());
     }
     let order = Order::new(x.n).ok_or(Error::Order { n: x.n })?;
-    // SAFETY: guaranteed by this function's contract: the elements are of the type that `dtype` names, which is the
-    // type that each arm casts to, valid and distinct; `order` is the order of their length, as `Order::new` found.
+    let edges = orthonormal.then(|| Edges { scale: 1.0 / (x.n as f64).sqrt(), input: None, output: None });
+    // SAFETY: guaranteed by this function's contract: the elements are of the type that `dtype` names, valid and
+    // distinct, and the transform is in place; `order` is the order of their length, as `Order::new` found.
+    unsafe { run_batch(x, dtype, Form { order, transposed: false, edges, same_bits: false }, threads) };
+    Ok(())
+}
+
+/// Transforms every vector of a batch of elements of type `dtype`.
+///
+/// # Safety
+/// As for [`run::batch`]; the elements are of the type that `dtype` names.
+unsafe fn run_batch(x: Batch<()>, dtype: DType, form: Form<'_>, threads: Threads) {
+    // SAFETY: guaranteed by this function's contract; each arm casts to the type that `dtype` names.
     unsafe {
         match dtype {
-            DType::F16 => run::scaled_halves::<half::f16>(x.cast(), order, threads),
-            DType::BF16 => run::scaled_halves::<half::bf16>(x.cast(), order, threads),
-            DType::F32 => run::scaled::<f32>(x.cast(), order, threads),
-            DType::F64 => run::scaled::<f64>(x.cast(), order, threads),
+            DType::F16 => run::batch::<f32, half::f16>(x.cast(), form, threads),
+            DType::BF16 => run::batch::<f32, half::bf16>(x.cast(), form, threads),
+            DType::F32 => run::batch::<f32, f32>(x.cast(), form, threads),
+            DType::F64 => run::batch::<f64, f64>(x.cast(), form, threads),
         }
     }
+}
+
+/// A rotation of vectors of `n` elements, as the kernels take it. Results have the same bits on every instruction set.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Turn<'a> {
+    /// The length of the vectors that the rotation takes; its inverse returns them.
+    pub(crate) n: usize,
+    /// The order of each transform.
+    pub(crate) order: Order,
+    /// Whether the transpose is meant.
+    pub(crate) inverse: bool,
+    /// What is done with the transforms.
+    pub(crate) how: How,
+    /// The signs, and [`SLACK`] bytes behind those that [`Turn::sign_bits`] counts.
+    pub(crate) signs: &'a [u8],
+}
+
+/// What a rotation does with its transforms.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum How {
+    /// One transform of each of the adjacent parts of `order.len()` elements.
+    Parts,
+    /// Several rounds, or zeros behind the vector.
+    Rounds(Rounds),
+}
+
+impl Turn<'_> {
+    /// Returns the number of bits that the kernels read.
+    pub(crate) fn sign_bits(&self) -> usize {
+        match self.how {
+            How::Parts => self.n,
+            How::Rounds(rounds) => rounds::sign_bits(rounds, self.n, self.order),
+        }
+    }
+
+    /// Returns the lengths of the vectors that are read and written.
+    fn lengths(&self) -> (usize, usize) {
+        let long = if self.how == How::Rounds(Rounds::Padded) { self.order.len() } else { self.n };
+        if self.inverse { (long, self.n) } else { (self.n, long) }
+    }
+
+    /// Returns the form of the transform of parts.
+    fn form(&self) -> Form<'_> {
+        let (scale, signs) = (1.0 / (self.order.len() as f64).sqrt(), Some(Signs::new(self.signs, 0)));
+        let (input, output) = if self.inverse { (None, signs) } else { (signs, None) };
+        let edges = Some(Edges { scale, input, output });
+        Form { order: self.order, transposed: self.inverse, edges, same_bits: true }
+    }
+
+    /// Returns the job of the rounds.
+    fn job(&self, rounds: Rounds) -> Job<'_> {
+        Job { rounds, inverse: self.inverse, n: self.n, order: self.order, signs: self.signs }
+    }
+
+    /// Panics if there are not enough signs, or transforms do not fit the vectors. A rotation is made so that this does
+    /// not occur; the kernels rely on it.
+    fn check(&self) {
+        let bits = self.sign_bits().div_ceil(8) + SLACK;
+        assert!(self.signs.len() >= bits, "{} bytes of signs of {bits}", self.signs.len());
+        let fits = match self.how {
+            How::Parts => self.n.is_multiple_of(self.order.len()),
+            How::Rounds(Rounds::Kac) => {
+                self.order.len() == self.n || self.n.is_multiple_of(2) && self.order.len() < self.n
+            }
+            How::Rounds(Rounds::Padded) => self.order.len() >= self.n,
+        };
+        let power = self.how == How::Parts || self.order.base() == 1;
+        assert!(fits && power && self.n > 0, "{self:?}");
+    }
+}
+
+/// Rotates each row of a matrix of any strides in place. An empty matrix stays as it is.
+///
+/// # Errors
+/// [`Error::Shape`] unless the rows have the length of the rotation, and those that it makes, too.
+pub(crate) fn rotate_rows<E: Element>(x: TensorMut<'_, E>, turn: Turn<'_>, threads: Threads) -> Result<()> {
+    turn.check();
+    let (x, lengths) = (Batch::rows(x), turn.lengths());
+    if lengths.0 != lengths.1 {
+        return Err(Error::shape(
+            "a rotation in place",
+            "equal lengths of input and output",
+            format_args!("{lengths:?}"),
+        ));
+    }
+    if x.count == 0 || x.n == 0 {
+        return Ok(());
+    }
+    if x.n != turn.n {
+        return Err(Error::shape("a rotation", format_args!("rows of {} elements", turn.n), x.n));
+    }
+    // SAFETY: the view borrows its elements mutably: they are valid, distinct, and of the type that `E` names. The
+    // rotation is in place, of rows of its length, and `check` has seen that there are signs and that transforms fit.
+    unsafe { rotate(x, turn, x.stride, x.stride, E::DTYPE, threads) };
     Ok(())
+}
+
+/// Rotates adjacent vectors from `from` to `to`.
+///
+/// # Errors
+/// [`Error::Shape`] unless both hold whole vectors, and equally many.
+pub(crate) fn rotate_into<E: Element>(from: &[E], to: &mut [E], turn: Turn<'_>, threads: Threads) -> Result<()> {
+    turn.check();
+    let (n, out) = turn.lengths();
+    let count = from.len() / n;
+    if from.len() != count * n || Some(to.len()) != count.checked_mul(out) {
+        return Err(Error::shape(
+            "a rotation from one place to another",
+            format_args!("whole vectors of {n} elements and as many of {out}"),
+            format_args!("{} and {} elements", from.len(), to.len()),
+        ));
+    }
+    if count == 0 {
+        return Ok(());
+    }
+    let (from, ptr) = (from.as_ptr().cast_mut().cast(), to.as_mut_ptr().cast());
+    let x = Batch { ptr, from, n: turn.n, n_stride: 1, count, stride: turn.n as isize };
+    // SAFETY: both slices hold `count` vectors of the lengths of the rotation, of the type that `E` names. They are
+    // disjoint, because one is borrowed mutably; `from` is only read. `check` has seen that there are signs and that
+    // transforms fit.
+    unsafe { rotate(x, turn, n as isize, out as isize, E::DTYPE, threads) };
+    Ok(())
+}
+
+/// Rotates every vector of a batch of elements of type `dtype`; the strides of the vectors are those given. It is not
+/// generic, so that the kernels are compiled in this crate.
+///
+/// # Safety
+/// The vectors that are read exist and are readable, those that are written exist, are writable and distinct, all of the
+/// lengths of `turn` and of the type `dtype`. What is read is what is written, or disjoint from it; then elements of a
+/// vector are adjacent. [`Turn::check`] holds.
+unsafe fn rotate(x: Batch<()>, turn: Turn<'_>, from_stride: isize, to_stride: isize, dtype: DType, threads: Threads) {
+    let How::Rounds(rounds) = turn.how else {
+        // SAFETY: guaranteed by this function's contract: lengths of input and output are equal.
+        return unsafe { run_batch(x, dtype, turn.form(), threads) };
+    };
+    let Batch { ptr: to, from, n_stride, count, .. } = x;
+    let (x, job) = (Vectors { from, from_stride, to, to_stride, n_stride, count }, turn.job(rounds));
+    // SAFETY: guaranteed by this function's contract; each arm casts to the type that `dtype` names. Where lengths
+    // change, what is read is disjoint from what is written.
+    unsafe {
+        match dtype {
+            DType::F16 => rounds::batch::<f32, half::f16>(x.cast(), job, threads),
+            DType::BF16 => rounds::batch::<f32, half::bf16>(x.cast(), job, threads),
+            DType::F32 => rounds::batch::<f32, f32>(x.cast(), job, threads),
+            DType::F64 => rounds::batch::<f64, f64>(x.cast(), job, threads),
+        }
+    }
 }
 
 /// Returns the passes that vectors of `n` adjacent elements of type `E` go through on this machine.

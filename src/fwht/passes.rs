@@ -25,6 +25,7 @@ use std::marker::PhantomData;
 use bytemuck::Zeroable;
 use pulp::NullaryFnOnce;
 
+use super::edges::{Across, Along, Edge, Ends, Plain};
 use super::hadamard::{self, Entries};
 use super::plan::{Params, Plan, Radix, max_radix};
 pub(super) use super::rows::Rows;
@@ -48,10 +49,13 @@ fn hidden<E>(at: *mut E) -> *mut E {
 }
 
 /// Transforms `v` in place: the `R`-point transform across `R` registers, in every lane. `minus` is [`minus_one`].
+///
+/// Stages go from the top bit of the index down here, between lanes, and from pass to pass, so that sums are the same
+/// whatever the radices and the lanes are.
 #[inline(always)]
 fn butterflies<const R: usize, S: Lanes, T: Scalar>(s: S, minus: T::V<S>, v: &mut [T::V<S>; R]) {
-    let mut h = 1;
-    while h < R {
+    let mut h = R / 2;
+    while h > 0 {
         for i in 0..R {
             if i & h == 0 {
                 let (a, b) = (v[i], v[i + h]);
@@ -59,7 +63,7 @@ fn butterflies<const R: usize, S: Lanes, T: Scalar>(s: S, minus: T::V<S>, v: &mu
                 v[i + h] = if S::ADDS_BESIDE_FMAS { T::vfma(s, b, minus, a) } else { T::vsub(s, a, b) };
             }
         }
-        h *= 2;
+        h /= 2;
     }
 }
 
@@ -67,17 +71,17 @@ fn butterflies<const R: usize, S: Lanes, T: Scalar>(s: S, minus: T::V<S>, v: &mu
 #[inline(always)]
 fn lane_butterflies<S: Lanes, T: Scalar>(s: S, mut v: T::V<S>, len: usize) -> T::V<S> {
     let len = len.min(T::lanes::<S>());
-    if len > 1 {
-        v = T::vbutterfly::<1, S>(s, v);
-    }
-    if len > 2 {
-        v = T::vbutterfly::<2, S>(s, v);
+    if len > 8 {
+        v = T::vbutterfly::<8, S>(s, v);
     }
     if len > 4 {
         v = T::vbutterfly::<4, S>(s, v);
     }
-    if len > 8 {
-        v = T::vbutterfly::<8, S>(s, v);
+    if len > 2 {
+        v = T::vbutterfly::<2, S>(s, v);
+    }
+    if len > 1 {
+        v = T::vbutterfly::<1, S>(s, v);
     }
     v
 }
@@ -86,13 +90,14 @@ fn lane_butterflies<S: Lanes, T: Scalar>(s: S, mut v: T::V<S>, len: usize) -> T:
 ///
 /// For `B = 1` these are one register of each of rows `0..R`. For `B > 1` they are `B` registers of each of rows `0..R
 /// / B`, one from each of `B` neighbouring runs of `run` columns. `width`, the number of columns, is a multiple of the
-/// lanes and, for `B > 1`, of `B · run`.
+/// lanes and, for `B > 1`, of `B · run`. `place` has, for `edge`, the number of the first row, the distance of two rows
+/// of the pass in rows, and the distance of neighbouring rows in elements.
 ///
 /// # Safety
 /// `R / B` rows of `width` elements are readable in `src` and writable in `dst`; the two are equal (address, stride and
-/// type) or disjoint.
+/// type) or disjoint. `edge` has signs for all of them.
 #[inline(always)]
-unsafe fn radix_pass<const R: usize, const B: usize, S: Lanes, T: Scalar, X: Element, Y: Element>(
+unsafe fn radix_pass<const R: usize, const B: usize, S: Lanes, T: Scalar, X: Element, Y: Element, G: Edge<S, T>>(
     s: S,
     src: Rows<X>,
     dst: Rows<Y>,
@@ -100,9 +105,15 @@ unsafe fn radix_pass<const R: usize, const B: usize, S: Lanes, T: Scalar, X: Ele
     run: usize,
     prefetch: Prefetch,
     minus: T::V<S>,
+    edge: G,
+    place: [usize; 3],
 ) {
     let lanes = T::lanes::<S>();
     let run = if B == 1 { width } else { run };
+    let [number, h, row_len] = place;
+    let (row, beside) = (edge.index(h, 0, row_len), edge.index(0, run, row_len));
+    // SAFETY: guaranteed by this function's contract: the edge has signs for the `R / B` rows from this one on.
+    let factors = unsafe { edge.factors::<R, B>(edge.index(number, 0, row_len), row) };
     let skipped = if prefetch.half { lanes } else { 0 };
     debug_assert!(width.is_multiple_of(B * run) && run.is_multiple_of(lanes));
     let mut first = 0;
@@ -110,8 +121,8 @@ unsafe fn radix_pass<const R: usize, const B: usize, S: Lanes, T: Scalar, X: Ele
         let mut j = first;
         while j < first + run {
             // SAFETY: accessed are columns `j + b·run` to `j + b·run + lanes`, `b < B`, of rows below `R / B`. They are
-            // below `width`, which is a multiple of `B · run`, and guaranteed by this function's contract. All loads
-            // come before the stores, so `src` may be `dst`. A prefetch may be given any address.
+            // below `width`, which is a multiple of `B · run`, and guaranteed by this function's contract, as are their
+            // signs. All loads come before the stores, so `src` may be `dst`. A prefetch may be given any address.
             unsafe {
                 let (x, y) = (hidden(src.ptr.add(j)), hidden(dst.ptr.add(j)));
                 let mut v = [T::V::<S>::zeroed(); R];
@@ -124,7 +135,10 @@ unsafe fn radix_pass<const R: usize, const B: usize, S: Lanes, T: Scalar, X: Ele
                 for (i, v) in v.iter_mut().enumerate() {
                     *v = T::vload::<S, X>(s, x.offset((i / B) as isize * src.stride).add(i % B * run));
                 }
+                let at = [edge.index(number, j, row_len), row, beside];
+                edge.load::<R, B>(s, &mut v, &factors, at);
                 butterflies::<R, S, T>(s, minus, &mut v);
+                edge.store::<R, B>(s, &mut v, &factors, at);
                 for (i, v) in v.into_iter().enumerate() {
                     T::vstore::<S, Y>(s, y.offset((i / B) as isize * dst.stride).add(i % B * run), v);
                 }
@@ -165,7 +179,7 @@ impl Prefetch {
 ///
 /// A pass is the unit of code: it is compiled once for each instruction set and types, and called. Whole transforms
 /// inlined take minutes to compile and gain nothing.
-struct RadixPass<const R: usize, const B: usize, S, T, X, Y> {
+struct RadixPass<const R: usize, const B: usize, S, T, X, Y, G> {
     s: S,
     blocks: usize,
     h: usize,
@@ -174,24 +188,26 @@ struct RadixPass<const R: usize, const B: usize, S, T, X, Y> {
     width: usize,
     run: usize,
     prefetch: Prefetch,
+    edge: G,
     plain: PhantomData<T>,
 }
 
-impl<const R: usize, const B: usize, S: Lanes, T: Scalar, X: Element, Y: Element> NullaryFnOnce
-    for RadixPass<R, B, S, T, X, Y>
+impl<const R: usize, const B: usize, S: Lanes, T: Scalar, X: Element, Y: Element, G: Edge<S, T>> NullaryFnOnce
+    for RadixPass<R, B, S, T, X, Y, G>
 {
     type Output = ();
     #[inline(always)]
     fn call(self) {
-        let RadixPass { s, blocks, h, src, dst, width, run, prefetch, .. } = self;
+        let RadixPass { s, blocks, h, src, dst, width, run, prefetch, edge, .. } = self;
+        let row_len = src.stride as usize;
         let minus = minus_one::<S, T>(s);
         for block in 0..blocks {
             for i in block * (R / B) * h..block * (R / B) * h + h {
                 // SAFETY: rows `i + h·t`, `t < R / B`, lie in this block. `radix_passes`, which alone makes this
-                // kernel, has the caller's promise that all rows of all blocks are accessible.
+                // kernel, has the caller's promise that all rows of all blocks are accessible and have signs.
                 unsafe {
-                    let (src, dst) = (src.at(i).every(h), dst.at(i).every(h));
-                    radix_pass::<R, B, S, T, X, Y>(s, src, dst, width, run, prefetch, minus);
+                    let (src, dst, place) = (src.at(i).every(h), dst.at(i).every(h), [i, h, row_len]);
+                    radix_pass::<R, B, S, T, X, Y, G>(s, src, dst, width, run, prefetch, minus, edge, place);
                 }
             }
         }
@@ -204,8 +220,8 @@ impl<const R: usize, const B: usize, S: Lanes, T: Scalar, X: Element, Y: Element
 ///
 /// # Safety
 /// All these rows are readable in `src` and writable in `dst`; the two are equal (address, stride and type) or
-/// disjoint.
-unsafe fn radix_passes<S: Lanes, T: Scalar, X: Element, Y: Element>(
+/// disjoint. `edge` has signs for all of them.
+unsafe fn radix_passes<S: Lanes, T: Scalar, X: Element, Y: Element, G: Edge<S, T>>(
     s: S,
     radix: Radix,
     blocks: usize,
@@ -215,10 +231,11 @@ unsafe fn radix_passes<S: Lanes, T: Scalar, X: Element, Y: Element>(
     width: usize,
     run: usize,
     prefetch: Prefetch,
+    edge: G,
 ) {
     macro_rules! radix {
         ($r:literal, $b:literal) => {
-            s.vectorize(RadixPass::<$r, $b, S, T, X, Y> {
+            s.vectorize(RadixPass::<$r, $b, S, T, X, Y, G> {
                 s,
                 blocks,
                 h,
@@ -227,6 +244,7 @@ unsafe fn radix_passes<S: Lanes, T: Scalar, X: Element, Y: Element>(
                 width,
                 run,
                 prefetch,
+                edge,
                 plain: PhantomData,
             })
         };
@@ -243,11 +261,12 @@ unsafe fn radix_passes<S: Lanes, T: Scalar, X: Element, Y: Element>(
 }
 
 /// Transforms the columns of `2^Σradices` rows of `width` elements, depth first. The first pass reads `src`, the last
-/// writes `dst`; between them the rows are in `work`, which they overwrite if there is more than one pass.
+/// writes `dst`; between them the rows are in `work`, which they overwrite if there is more than one pass. `ends` are
+/// those of the first and the last pass.
 ///
 /// # Safety
 /// `src`, `dst` and `work` have `2^Σradices` accessible rows of `width` elements, a multiple of the lanes; any two of
-/// them are equal (address, stride and type) or disjoint.
+/// them are equal (address, stride and type) or disjoint. `ends` has signs for all rows.
 pub(super) unsafe fn columns<S: Lanes, T: Scalar, A: Element, B: Element>(
     s: S,
     radices: &[Radix],
@@ -256,14 +275,15 @@ pub(super) unsafe fn columns<S: Lanes, T: Scalar, A: Element, B: Element>(
     work: Rows<T>,
     width: usize,
     params: &Params,
+    ends: Option<Ends<T>>,
 ) {
     let rows = 1usize << radices.iter().map(|r| u32::from(r.rows)).sum::<u32>();
     // SAFETY: guaranteed by this function's contract: a pass covers all rows, and a block of `h` of them is what the
     // remaining radices transform.
     unsafe {
         match *radices {
-            [] => radix_passes::<S, T, A, B>(s, Radix { rows: 0, beside: 0 }, 1, 1, src, dst, width, 0, Prefetch::NONE),
-            [only] => radix_passes::<S, T, A, B>(s, only, 1, 1, src, dst, width, 0, Prefetch::NONE),
+            [] => across::<S, T, A, B>(s, Radix::NONE, 1, 1, src, dst, width, Prefetch::NONE, ends),
+            [only] => across::<S, T, A, B>(s, only, 1, 1, src, dst, width, Prefetch::NONE, ends),
             [first, ref rest @ ..] => {
                 let h = rows >> first.rows;
                 // A source of the arithmetic type is `work` itself, whose rows are adjacent.
@@ -271,21 +291,49 @@ pub(super) unsafe fn columns<S: Lanes, T: Scalar, A: Element, B: Element>(
                     true => Prefetch::NONE,
                     false => Prefetch::next_row(src, rows * width * size_of::<A>(), params),
                 };
-                radix_passes::<S, T, A, T>(s, first, 1, h, src, work, width, 0, prefetch);
+                across::<S, T, A, T>(s, first, 1, h, src, work, width, prefetch, ends.and_then(Ends::first));
+                let ends = ends.and_then(Ends::last);
                 for block in 0..rows / h {
-                    let work = work.at(block * h);
-                    columns::<S, T, T, B>(s, rest, work, dst.at(block * h), work, width, params);
+                    let (work, ends) = (work.at(block * h), ends.map(|ends| ends.from(block * h)));
+                    columns::<S, T, T, B>(s, rest, work, dst.at(block * h), work, width, params, ends);
                 }
             }
         }
     }
 }
 
-/// Transforms the columns of each of `blocks` adjacent blocks of `len` rows of `width` elements, in place, depth first
-/// while the blocks together are larger than L1.
+/// Does [`radix_passes`] on columns, with the `ends` of this pass.
 ///
 /// # Safety
-/// All these rows are readable and writable; `len = 2^Σradices`; `width` is a multiple of the lanes.
+/// As for [`radix_passes`], with signs in `ends` for all rows.
+unsafe fn across<S: Lanes, T: Scalar, X: Element, Y: Element>(
+    s: S,
+    radix: Radix,
+    blocks: usize,
+    h: usize,
+    src: Rows<X>,
+    dst: Rows<Y>,
+    width: usize,
+    prefetch: Prefetch,
+    ends: Option<Ends<T>>,
+) {
+    // SAFETY: guaranteed by this function's contract, which is the same.
+    unsafe {
+        match ends {
+            None => radix_passes::<S, T, X, Y, _>(s, radix, blocks, h, src, dst, width, 0, prefetch, Plain),
+            Some(ends) => {
+                radix_passes::<S, T, X, Y, _>(s, radix, blocks, h, src, dst, width, 0, prefetch, Across(ends));
+            }
+        }
+    }
+}
+
+/// Transforms the columns of each of `blocks` adjacent blocks of `len` rows of `width` elements, in place, depth first
+/// while the blocks together are larger than L1. `ends` are those of the first and the last pass.
+///
+/// # Safety
+/// All these rows are readable and writable, and have signs in `ends`; `len = 2^Σradices`; `width` is a multiple of the
+/// lanes.
 pub(super) unsafe fn columns_in_place<S: Lanes, T: Scalar>(
     s: S,
     radices: &[Radix],
@@ -294,6 +342,7 @@ pub(super) unsafe fn columns_in_place<S: Lanes, T: Scalar>(
     rows: Rows<T>,
     width: usize,
     params: &Params,
+    ends: Option<Ends<T>>,
 ) {
     let bytes = blocks * len * width * size_of::<T>();
     // SAFETY: guaranteed by this function's contract: block `i` begins at row `i * len`; a pass covers all rows of all
@@ -301,15 +350,25 @@ pub(super) unsafe fn columns_in_place<S: Lanes, T: Scalar>(
     unsafe {
         if blocks > 1 && bytes > params.l1_bytes {
             for i in 0..blocks {
-                columns_in_place::<S, T>(s, radices, 1, len, rows.at(i * len), width, params);
+                let ends = ends.map(|ends| ends.from(i * len));
+                columns_in_place::<S, T>(s, radices, 1, len, rows.at(i * len), width, params, ends);
             }
             return;
         }
-        let Some((&first, rest)) = radices.split_first() else { return };
+        let (&first, rest) = match radices.split_first() {
+            Some(radices) => radices,
+            // There is no stage, but there may be signs.
+            None if ends.is_some() => (&Radix::NONE, radices),
+            None => return,
+        };
         let h = len >> first.rows;
         let prefetch = Prefetch::next_row(rows, bytes, params);
-        radix_passes::<S, T, T, T>(s, first, blocks, h, rows, rows, width, 0, prefetch);
-        columns_in_place::<S, T>(s, rest, blocks << first.rows, h, rows, width, params);
+        let (now, later) = match rest {
+            [] => (ends, None),
+            _ => (ends.and_then(Ends::first), ends.and_then(Ends::last)),
+        };
+        across::<S, T, T, T>(s, first, blocks, h, rows, rows, width, prefetch, now);
+        columns_in_place::<S, T>(s, rest, blocks << first.rows, h, rows, width, params, later);
     }
 }
 
@@ -326,80 +385,100 @@ pub(super) fn base_scratch<S: Lanes, T: Scalar>(b: usize) -> usize {
     if hadamard::is_dense(b) { b * TILE * T::lanes::<S>() } else { sums::scratch::<T>(b) }
 }
 
-/// Computes `dst = H_b src` on `width` columns, a multiple of the lanes. `entries` is `H_b`; products with ±1 are
-/// exact. `work` is overwritten.
+/// The matrix of a base pass.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Base<T: 'static> {
+    /// `H_b`, or the codes of the matrix that is meant.
+    pub(super) entries: Entries<T>,
+    /// Whether the transpose is meant. Not every `H_b` is symmetric.
+    pub(super) transposed: bool,
+}
+
+/// Computes `dst = H_b src` on `width` columns, a multiple of the lanes; products with ±1 are exact. `work` is
+/// overwritten. Neighbouring rows are `h` elements of the vector apart for `edge`.
 ///
 /// # Safety
 /// `b` rows of `width` elements are readable in `src` and writable in `dst`; the two are equal (address, stride and
-/// type) or disjoint. `work` has [`base_scratch`] elements and overlaps neither.
-pub(super) unsafe fn base_pass<S: Lanes, T: Scalar, A: Element, B: Element>(
+/// type) or disjoint. `work` has [`base_scratch`] elements and overlaps neither. `edge` has signs for all elements.
+pub(super) unsafe fn base_pass<S: Lanes, T: Scalar, A: Element, B: Element, G: Edge<S, T>>(
     s: S,
-    entries: Entries<T>,
+    base: Base<T>,
     src: Rows<A>,
     dst: Rows<B>,
     width: usize,
     work: *mut T,
+    h: usize,
+    edge: G,
 ) {
-    match entries {
-        Entries::Dense(entries) => s.vectorize(BasePass { s, entries, src, dst, width, work }),
+    let transposed = base.transposed;
+    match base.entries {
+        Entries::Dense(entries) => {
+            s.vectorize(BasePass { s, entries, transposed, src, dst, width, work, h, edge });
+        }
         // SAFETY: guaranteed by this function's contract, which is that of `product`: `base_scratch` is `scratch` here.
-        Entries::Sums(sums) => unsafe { sums::product::<S, T, A, B>(s, sums, src, dst, width, work) },
+        Entries::Sums(sums) => unsafe { sums::product::<S, T, A, B, G>(s, sums, src, dst, width, work, h, edge) },
     }
 }
 
 /// The arguments of [`base_pass`] with all entries of `H_b`, row by row, as a kernel.
-struct BasePass<'a, S, T, A, B> {
+struct BasePass<'a, S, T, A, B, G> {
     s: S,
     entries: &'a [T],
+    transposed: bool,
     src: Rows<A>,
     dst: Rows<B>,
     width: usize,
     work: *mut T,
+    h: usize,
+    edge: G,
 }
 
-impl<S: Lanes, T: Scalar, A: Element, B: Element> NullaryFnOnce for BasePass<'_, S, T, A, B> {
+impl<S: Lanes, T: Scalar, A: Element, B: Element, G: Edge<S, T>> NullaryFnOnce for BasePass<'_, S, T, A, B, G> {
     type Output = ();
     #[inline(always)]
     fn call(self) {
-        let BasePass { s, entries, src, dst, width, work } = self;
+        let BasePass { s, entries, transposed, src, dst, width, work, h, edge } = self;
+        let base = (entries, transposed);
         let lanes = T::lanes::<S>();
-        let b = entries.len().isqrt();
         debug_assert_eq!(width % lanes, 0);
         let mut j = 0;
         // SAFETY: tiles partition the columns, of which the number is a multiple of the lanes. `base_pass`, which alone
-        // makes this kernel, has the caller's promise for `b` rows of these columns and for `work`.
+        // makes this kernel, has the caller's promise for `b` rows of these columns, for their signs and for `work`.
         unsafe {
             while j + TILE * lanes <= width {
-                base_tile::<TILE, S, T, A, B>(s, b, entries, src.column(j), dst.column(j), work);
+                base_tile::<TILE, S, T, A, B, G>(s, base, src.column(j), dst.column(j), work, edge, [j, h]);
                 j += TILE * lanes;
             }
             while j < width {
-                base_tile::<1, S, T, A, B>(s, b, entries, src.column(j), dst.column(j), work);
+                base_tile::<1, S, T, A, B, G>(s, base, src.column(j), dst.column(j), work, edge, [j, h]);
                 j += lanes;
             }
         }
     }
 }
 
-/// Does [`base_pass`] on the first `W · lanes` columns.
+/// Does [`base_pass`] on the first `W · lanes` columns. For `edge` they are the columns from `column` on.
 ///
 /// # Safety
 /// `b` rows of `W · lanes` elements are readable in `src` and writable in `dst`; the two are equal (address, stride and
 /// type) or disjoint. `work` has `b · W · lanes` elements and overlaps neither. `entries` has `b²` elements, and 4
-/// divides `b`, as it does every base but 1, which has no base pass.
+/// divides `b`, as it does every base but 1, which has no base pass. `edge` has signs for all elements.
 #[inline(always)]
-unsafe fn base_tile<const W: usize, S: Lanes, T: Scalar, A: Element, B: Element>(
+unsafe fn base_tile<const W: usize, S: Lanes, T: Scalar, A: Element, B: Element, G: Edge<S, T>>(
     s: S,
-    b: usize,
-    entries: &[T],
+    (entries, transposed): (&[T], bool),
     src: Rows<A>,
     dst: Rows<B>,
     work: *mut T,
+    edge: G,
+    [column, h]: [usize; 2],
 ) {
     let lanes = T::lanes::<S>();
+    let b = entries.len().isqrt();
+    let (down, right) = if transposed { (1, b) } else { (b, 1) };
     // SAFETY: guaranteed by this function's contract: rows are below `b`, columns below `W · lanes`, places in `work`
-    // below `b · W · lanes`, and `(i + r) * b + j < b²` because 4 divides `b`. All of `src` is read before `dst` is
-    // written.
+    // below `b · W · lanes`, and `i + r < b` because 4 divides `b`, so that entries are below `b²`. All of `src` is read
+    // before `dst` is written.
     unsafe {
         for i in 0..b {
             for w in 0..W {
@@ -416,13 +495,16 @@ unsafe fn base_tile<const W: usize, S: Lanes, T: Scalar, A: Element, B: Element>
                     *x = T::vload::<S, T>(s, work.add((j * W + w) * lanes));
                 }
                 for (r, sums) in sums.iter_mut().enumerate() {
-                    let sign = T::vsplat(s, *entries.get_unchecked((i + r) * b + j));
+                    let sign = T::vsplat(s, *entries.get_unchecked((i + r) * down + j * right));
                     for (sum, &x) in sums.iter_mut().zip(&x) {
                         *sum = T::vfma(s, x, sign, *sum);
                     }
                 }
             }
-            for (r, sums) in sums.iter().enumerate() {
+            for (r, sums) in sums.iter_mut().enumerate() {
+                let at = [(i + r) * h + edge.index(0, column, 0), 0, edge.index(0, lanes, 0)];
+                let factors = edge.factors::<W, W>(at[0], 0);
+                edge.store::<W, W>(s, sums, &factors, at);
                 for (w, &sum) in sums.iter().enumerate() {
                     T::vstore::<S, B>(s, dst.at(i + r).ptr.add(w * lanes), sum);
                 }
@@ -433,7 +515,7 @@ unsafe fn base_tile<const W: usize, S: Lanes, T: Scalar, A: Element, B: Element>
 
 /// Transforms `count` groups of `R` adjacent runs of `run` elements: leaves of `R` registers, one of each run, with the
 /// stages between these registers and all stages between lanes.
-struct LeafPass<const R: usize, S, T, A, B> {
+struct LeafPass<const R: usize, S, T, A, B, G> {
     s: S,
     count: usize,
     run: usize,
@@ -441,22 +523,27 @@ struct LeafPass<const R: usize, S, T, A, B> {
     dst: *mut B,
     /// Distance, in bytes, from each register of `dst` to what is prefetched for the work after this pass.
     next: isize,
+    edge: G,
     plain: PhantomData<T>,
 }
 
-impl<const R: usize, S: Lanes, T: Scalar, A: Element, B: Element> NullaryFnOnce for LeafPass<R, S, T, A, B> {
+impl<const R: usize, S: Lanes, T: Scalar, A: Element, B: Element, G: Edge<S, T>> NullaryFnOnce
+    for LeafPass<R, S, T, A, B, G>
+{
     type Output = ();
     #[inline(always)]
     fn call(self) {
-        let LeafPass { s, count, run, src, dst, next, .. } = self;
+        let LeafPass { s, count, run, src, dst, next, edge, .. } = self;
+        // A leaf has one sign for each lane.
+        let factors = [[T::zeroed(); R]; 2];
         let minus = minus_one::<S, T>(s);
         let lanes = T::lanes::<S>();
         for first in (0..count * R * run).step_by(R * run) {
             let mut j = first;
             while j < first + run {
                 // SAFETY: registers are at `j + i·run`, `i < R`, below `count · R · run`. `leaves`, which alone makes
-                // this kernel, has the caller's promise for so many elements. All loads of a leaf come before its
-                // stores, and a prefetch may be given any address.
+                // this kernel, has the caller's promise for so many elements and signs. All loads of a leaf come before
+                // its stores, and a prefetch may be given any address.
                 unsafe {
                     let (x, y) = (hidden(src.add(j).cast_mut()), hidden(dst.add(j)));
                     let mut v = [T::V::<S>::zeroed(); R];
@@ -464,17 +551,20 @@ impl<const R: usize, S: Lanes, T: Scalar, A: Element, B: Element> NullaryFnOnce 
                         s.prefetch(y.wrapping_add(i * run).cast::<u8>().wrapping_offset(next));
                         *v = T::vload::<S, A>(s, x.add(i * run));
                     }
+                    let at = [j, 0, run];
+                    edge.load::<R, R>(s, &mut v, &factors, at);
                     butterflies::<R, S, T>(s, minus, &mut v);
                     // Halves take two loops, because one that narrows to bf16, too, is not unrolled. Others are faster
                     // in one.
-                    let narrow = size_of::<B>() < size_of::<T>();
-                    if narrow {
+                    let two = G::WORKS || size_of::<B>() < size_of::<T>();
+                    if two {
                         for v in &mut v {
                             *v = lane_butterflies::<S, T>(s, *v, lanes);
                         }
                     }
+                    edge.store::<R, R>(s, &mut v, &factors, at);
                     for (i, v) in v.into_iter().enumerate() {
-                        let v = if narrow { v } else { lane_butterflies::<S, T>(s, v, lanes) };
+                        let v = if two { v } else { lane_butterflies::<S, T>(s, v, lanes) };
                         T::vstore::<S, B>(s, y.add(i * run), v);
                     }
                 }
@@ -489,7 +579,7 @@ impl<const R: usize, S: Lanes, T: Scalar, A: Element, B: Element> NullaryFnOnce 
 ///
 /// # Safety
 /// `count·2^log2·run` elements are readable at `src` and writable at `dst`; the two are equal (address and type) or
-/// disjoint.
+/// disjoint. `ends` has signs for all of them.
 unsafe fn leaves<S: Lanes, T: Scalar, A: Element, B: Element>(
     s: S,
     log2: u32,
@@ -498,10 +588,26 @@ unsafe fn leaves<S: Lanes, T: Scalar, A: Element, B: Element>(
     src: *const A,
     dst: *mut B,
     next: isize,
+    ends: Option<Ends<T>>,
 ) {
     macro_rules! leaf {
         ($r:literal) => {
-            s.vectorize(LeafPass::<$r, S, T, A, B> { s, count, run, src, dst, next, plain: PhantomData })
+            match ends {
+                None => leaf!($r, Plain),
+                Some(ends) => leaf!($r, Along(ends)),
+            }
+        };
+        ($r:literal, $edge:expr) => {
+            s.vectorize(LeafPass::<$r, S, T, A, B, _> {
+                s,
+                count,
+                run,
+                src,
+                dst,
+                next,
+                edge: $edge,
+                plain: PhantomData,
+            })
         };
     }
     match log2 {
@@ -515,20 +621,22 @@ unsafe fn leaves<S: Lanes, T: Scalar, A: Element, B: Element>(
 }
 
 /// Transforms `count` adjacent vectors of `len` elements, which is less than a register has lanes.
-struct Short<S, T, A, B> {
+struct Short<S, T, A, B, G> {
     s: S,
     len: usize,
     count: usize,
     src: *const A,
     dst: *mut B,
+    edge: G,
     plain: PhantomData<T>,
 }
 
-impl<S: Lanes, T: Scalar, A: Element, B: Element> NullaryFnOnce for Short<S, T, A, B> {
+impl<S: Lanes, T: Scalar, A: Element, B: Element, G: Edge<S, T>> NullaryFnOnce for Short<S, T, A, B, G> {
     type Output = ();
     #[inline(always)]
     fn call(self) {
-        let Short { s, len, count, src, dst, .. } = self;
+        let Short { s, len, count, src, dst, edge, .. } = self;
+        let factors = [[T::zeroed(); 1]; 2];
         for first in (0..count * len).step_by(len) {
             let mut v = T::V::<S>::zeroed();
             let lanes: &mut [T] = bytemuck::cast_slice_mut(std::slice::from_mut(&mut v));
@@ -537,8 +645,14 @@ impl<S: Lanes, T: Scalar, A: Element, B: Element> NullaryFnOnce for Short<S, T, 
                 // that so many elements are readable at `src`.
                 *lane = T::from_f64(unsafe { *src.add(first + i) }.to_f64());
             }
-            v = lane_butterflies::<S, T>(s, v, len);
-            let lanes: &[T] = bytemuck::cast_slice(std::slice::from_ref(&v));
+            let (mut one, at) = ([v], [first, 0, 0]);
+            // SAFETY: `blocks` has the caller's promise that there are signs for `len` elements from `first` on; lanes
+            // beyond them are not stored.
+            unsafe { edge.load::<1, 1>(s, &mut one, &factors, at) };
+            one = [lane_butterflies::<S, T>(s, one[0], len)];
+            // SAFETY: the signs of the same elements.
+            unsafe { edge.store::<1, 1>(s, &mut one, &factors, at) };
+            let lanes: &[T] = bytemuck::cast_slice(&one);
             for (i, lane) in lanes[..len].iter().enumerate() {
                 // SAFETY: `first + i < count · len`, and so many elements are writable at `dst` by the same promise.
                 unsafe { *dst.add(first + i) = B::from_f64(Element::to_f64(*lane)) };
@@ -551,11 +665,11 @@ impl<S: Lanes, T: Scalar, A: Element, B: Element> NullaryFnOnce for Short<S, T, 
 /// overwritten.
 ///
 /// Without `ahead`, leaves prefetch the next block. With it, the first pass and the leaves prefetch what lies `ahead`
-/// bytes behind the elements, and `dst` is `src`.
+/// bytes behind the elements, and `dst` is `src`. `ends` are those of the first and the last pass.
 ///
 /// # Safety
 /// `count · 2^plan.bits()` elements are readable at `src` and writable at `dst` and `work`; any two of these are equal
-/// (address and type) or disjoint.
+/// (address and type) or disjoint. `ends` has signs for all of them.
 pub(super) unsafe fn blocks<S: Lanes, T: Scalar, A: Element, B: Element>(
     s: S,
     plan: &Plan,
@@ -564,22 +678,53 @@ pub(super) unsafe fn blocks<S: Lanes, T: Scalar, A: Element, B: Element>(
     dst: *mut B,
     work: *mut T,
     ahead: Option<isize>,
+    ends: Option<Ends<T>>,
 ) {
     // SAFETY: guaranteed by this function's contract: the passes cover the `count` blocks and nothing else. The first
     // pass leaves `count << first.rows` blocks of `h` elements in `work`.
     unsafe {
         if 1 << plan.lanes < T::lanes::<S>() {
-            return s.vectorize(Short::<S, T, A, B> { s, len: 1 << plan.lanes, count, src, dst, plain: PhantomData });
+            let len = 1 << plan.lanes;
+            return match ends {
+                None => s.vectorize(Short { s, len, count, src, dst, edge: Plain, plain: PhantomData::<T> }),
+                Some(ends) => s.vectorize(Short { s, len, count, src, dst, edge: Along(ends), plain: PhantomData }),
+            };
         }
         let lanes = T::lanes::<S>();
         let Some(&first) = plan.inner.first() else {
-            return leaves::<S, T, A, B>(s, plan.leaf, count, lanes, src, dst, ahead.unwrap_or(0));
+            return leaves::<S, T, A, B>(s, plan.leaf, count, lanes, src, dst, ahead.unwrap_or(0), ends);
         };
         let h = 1usize << plan.bits() >> first.rows;
         let (from, to) = (Rows { ptr: src, stride: h as isize }, Rows { ptr: work, stride: h as isize });
         let prefetch = ahead.map_or(Prefetch::planned(plan, h), |bytes| Prefetch { bytes, half: true });
-        radix_passes::<S, T, A, T>(s, first, count, 1, from, to, h, lanes, prefetch);
-        below::<S, T, B>(s, plan, 1, count << first.rows, h, dst, work, ahead);
+        along::<S, T, A, T>(s, first, count, from, to, h, lanes, prefetch, ends.and_then(Ends::first));
+        below::<S, T, B>(s, plan, 1, count << first.rows, h, dst, work, ahead, ends.and_then(Ends::last));
+    }
+}
+
+/// Does [`radix_passes`] on blocks of adjacent rows, with the `ends` of this pass.
+///
+/// # Safety
+/// As for [`radix_passes`], with signs in `ends` for all elements.
+unsafe fn along<S: Lanes, T: Scalar, X: Element, Y: Element>(
+    s: S,
+    radix: Radix,
+    blocks: usize,
+    src: Rows<X>,
+    dst: Rows<Y>,
+    width: usize,
+    run: usize,
+    prefetch: Prefetch,
+    ends: Option<Ends<T>>,
+) {
+    // SAFETY: guaranteed by this function's contract, which is the same.
+    unsafe {
+        match ends {
+            None => radix_passes::<S, T, X, Y, _>(s, radix, blocks, 1, src, dst, width, run, prefetch, Plain),
+            Some(ends) => {
+                radix_passes::<S, T, X, Y, _>(s, radix, blocks, 1, src, dst, width, run, prefetch, Along(ends));
+            }
+        }
     }
 }
 
@@ -588,29 +733,32 @@ pub(super) unsafe fn blocks<S: Lanes, T: Scalar, A: Element, B: Element>(
 /// # Safety
 /// From there on, `2^plan.inner[0].rows` rows at the distance of that pass have `width` elements that are readable in
 /// `src` and writable in `work`; the two are equal (address and type) or disjoint. `width` is a multiple of 16
-/// registers.
+/// registers. `ends`, which begins at that column, has signs for all of them.
 pub(super) unsafe fn first_pass<S: Lanes, T: Scalar, A: Element>(
     s: S,
     plan: &Plan,
     src: *mut A,
     work: *mut T,
     width: usize,
+    ends: Option<Ends<T>>,
 ) {
     let (first, lanes) = (plan.inner[0], T::lanes::<S>());
     let h = 1usize << plan.bits() >> first.rows;
     // SAFETY: guaranteed by this function's contract; `h` is the distance of the rows of the first pass.
     unsafe {
         let (src, work) = (Rows { ptr: src, stride: h as isize }, Rows { ptr: work, stride: h as isize });
-        radix_passes::<S, T, A, T>(s, first, 1, 1, src, work, width, lanes, Prefetch::planned(plan, h))
+        let prefetch = Prefetch::planned(plan, h);
+        along::<S, T, A, T>(s, first, 1, src, work, width, lanes, prefetch, ends.and_then(Ends::first));
     }
 }
 
 /// Does the stages that are left after the first `done` radices, on `blocks` adjacent blocks of `len` elements, from
-/// `work` to `dst`, depth first while the blocks together are larger than `plan.l1`. `ahead` is as in [`blocks`].
+/// `work` to `dst`, depth first while the blocks together are larger than `plan.l1`. `ahead` is as in [`blocks`];
+/// `ends` are those of the last pass.
 ///
 /// # Safety
 /// `blocks · len` elements are readable and writable at `work` and writable at `dst`; the two are equal (address and
-/// type) or disjoint. `len` is what the first `done` radices leave of `2^plan.bits()`.
+/// type) or disjoint. `len` is what the first `done` radices leave of `2^plan.bits()`. `ends` has signs for all of them.
 pub(super) unsafe fn below<S: Lanes, T: Scalar, B: Element>(
     s: S,
     plan: &Plan,
@@ -620,13 +768,15 @@ pub(super) unsafe fn below<S: Lanes, T: Scalar, B: Element>(
     dst: *mut B,
     work: *mut T,
     ahead: Option<isize>,
+    ends: Option<Ends<T>>,
 ) {
     // SAFETY: guaranteed by this function's contract: block `i` begins at `i * len`; each pass covers all blocks, and
     // leaves `2^radix.rows` times as many of `h` elements.
     unsafe {
         if blocks > 1 && blocks * len > plan.l1 {
             for i in 0..blocks {
-                below::<S, T, B>(s, plan, done, 1, len, dst.add(i * len), work.add(i * len), ahead);
+                let ends = ends.map(|ends| ends.from(i * len));
+                below::<S, T, B>(s, plan, done, 1, len, dst.add(i * len), work.add(i * len), ahead, ends);
             }
             return;
         }
@@ -635,11 +785,11 @@ pub(super) unsafe fn below<S: Lanes, T: Scalar, B: Element>(
         let Some(&radix) = plan.inner.get(done) else {
             let count = (blocks * len) / (run << plan.leaf);
             let next = ahead.unwrap_or((blocks * len * size_of::<B>()) as isize);
-            return leaves::<S, T, T, B>(s, plan.leaf, count, run, work, dst, next);
+            return leaves::<S, T, T, B>(s, plan.leaf, count, run, work, dst, next, ends);
         };
         let h = len >> radix.rows;
         let all = Rows { ptr: work, stride: h as isize };
-        radix_passes::<S, T, T, T>(s, radix, blocks, 1, all, all, h, run, Prefetch::planned(plan, h));
-        below::<S, T, B>(s, plan, done + 1, blocks << radix.rows, h, dst, work, ahead);
+        along::<S, T, T, T>(s, radix, blocks, all, all, h, run, Prefetch::planned(plan, h), None);
+        below::<S, T, B>(s, plan, done + 1, blocks << radix.rows, h, dst, work, ahead, ends);
     }
 }

@@ -114,6 +114,9 @@ pub(crate) struct Params {
     pub(crate) task_len: usize,
     /// Elements from which one vector is shared among threads.
     pub(crate) long_len: usize,
+    /// Whether a pass may do the stage of the lowest bit above the lanes together with those of the highest. Sums are
+    /// the same on every instruction set only where stages go strictly down.
+    pub(crate) beside: bool,
     /// Least `k` of a vector that is shared among threads: its first radix must leave blocks of at least 256 elements.
     pub(crate) long_bits: u32,
 }
@@ -132,6 +135,7 @@ impl Default for Params {
             scratch_bytes: 2 << 20,
             task_len: 1 << 16,
             long_len: 1 << 18,
+            beside: true,
             long_bits: 14,
         }
     }
@@ -155,6 +159,11 @@ pub struct Radix {
     pub beside: u8,
 }
 
+impl Radix {
+    /// One register of one row, and no stage.
+    pub(crate) const NONE: Radix = Radix { rows: 0, beside: 0 };
+}
+
 impl fmt::Display for Radix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.beside {
@@ -172,7 +181,7 @@ pub struct Radices {
 }
 
 impl Radices {
-    const NONE: Radices = Radices { of: [Radix { rows: 0, beside: 0 }; 12], passes: 0 };
+    const NONE: Radices = Radices { of: [Radix::NONE; 12], passes: 0 };
 
     /// Splits `bits` stages between rows into the fewest passes of at most `top` stages each, the smaller ones first.
     pub(crate) fn new(bits: u32, top: u32) -> Radices {
@@ -271,7 +280,8 @@ impl Plan {
         let (k, top) = (order.log2(), max_radix(registers));
         let lane_bits = lanes.ilog2().min(k);
         let crowded = |h: usize| h * size >= params.alias_bytes;
-        let (inner, leaf) = Radices::staged(k, lane_bits, top, top.saturating_sub(3), crowded).split_last();
+        let beside = if params.beside { top.saturating_sub(3) } else { 0 };
+        let (inner, leaf) = Radices::staged(k, lane_bits, top, beside, crowded).split_last();
         let ahead = if order.len() * size < params.long_bytes { 0 } else { params.long_ahead_bytes };
         let (l1, far) = (params.l1_bytes / size, params.far_bytes / size);
         Plan { order, isa, inner, leaf, lanes: lane_bits, l1, far, ahead }

@@ -8,23 +8,59 @@
 //!
 //! Work is shared among threads by vectors, by panels, and, inside one long vector, by columns of its first pass and
 //! then by the blocks that this leaves. What is computed for a vector does not depend on how work is shared.
+//!
+//! Vectors may be read from one place and written to another: the first pass reads, and the others are as in place.
 
 use std::cell::Cell;
 use std::marker::PhantomData;
 
 use bytemuck::{Pod, Zeroable};
 
+use super::edges::{Across, Along, Edges, Ends, Plain};
 use super::hadamard;
-use super::passes::{self, Rows};
+use super::passes::{self, Base, Rows};
 use super::plan::{Order, Params, Plan, Radices, max_radix};
 use crate::parallel::{self, Threads};
 use crate::simd::{self, Kernel, Lanes, Scalar};
 use crate::tensor::{Element, TensorMut};
 
-/// A batch of `count` vectors of length `n`: element `i` of vector `j` is at `ptr + i·n_stride + j·stride`.
+/// What is done to each vector: it is cut into adjacent parts of `order.len()` elements, and each is transformed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Form<'a> {
+    pub(super) order: Order,
+    /// Whether the transform is `Hᵀ`.
+    pub(super) transposed: bool,
+    /// Scale and signs, if there are any. Signs cover the whole vector.
+    pub(super) edges: Option<Edges<'a>>,
+    /// Whether results are to have the same bits on every instruction set.
+    pub(super) same_bits: bool,
+}
+
+impl Form<'_> {
+    /// Returns the constants for the passes.
+    fn params(&self) -> Params {
+        Params { beside: !self.same_bits, ..Params::default() }
+    }
+
+    /// Returns `H_b` of the order.
+    fn base<T: Scalar>(&self) -> Base<T> {
+        Base { entries: hadamard::entries(self.order.base(), self.transposed), transposed: self.transposed }
+    }
+
+    /// Returns scale and signs from element `start` of a vector on. If `together`, elements beyond the first vector are
+    /// those of vectors behind it, whose length is a power of two.
+    fn ends<T: Scalar>(&self, start: usize, together: bool) -> Option<Ends<T>> {
+        let mask = if together { self.order.len() - 1 } else { usize::MAX };
+        self.edges.as_ref().map(|edges| Ends::new(edges, start, mask))
+    }
+}
+
+/// A batch of `count` vectors of length `n`: element `i` of vector `j` is at `ptr + i·n_stride + j·stride`. It is read at
+/// the same place from `from` on, which is `ptr` for a transform in place.
 #[derive(Debug)]
 pub(super) struct Batch<E> {
     pub(super) ptr: *mut E,
+    pub(super) from: *mut E,
     pub(super) n: usize,
     pub(super) n_stride: isize,
     pub(super) count: usize,
@@ -48,109 +84,85 @@ impl Batch<()> {
     /// Returns the rows of a matrix as vectors, without their element type.
     pub(super) fn rows<E: Element>(mut x: TensorMut<'_, E>) -> Self {
         let (n, n_stride, count, stride) = (x.ncols(), x.col_stride(), x.nrows(), x.row_stride());
-        Batch { ptr: x.as_mut_ptr().cast(), n, n_stride, count, stride }
+        let ptr = x.as_mut_ptr().cast();
+        Batch { ptr, from: ptr, n, n_stride, count, stride }
     }
 
     /// Returns the same vectors as vectors of elements of type `E`.
     pub(super) fn cast<E: Element>(self) -> Batch<E> {
-        Batch { ptr: self.ptr.cast(), n: self.n, n_stride: self.n_stride, count: self.count, stride: self.stride }
+        let Batch { ptr, from, n, n_stride, count, stride } = self;
+        Batch { ptr: ptr.cast(), from: from.cast(), n, n_stride, count, stride }
     }
 }
 
 impl<E> Batch<E> {
     /// Returns vectors `first..first + count`, as far as they exist.
-    fn part(self, first: usize, count: usize) -> Self {
-        let ptr = self.ptr.wrapping_offset(first as isize * self.stride);
-        Batch { ptr, count: count.min(self.count - first), ..self }
+    pub(super) fn part(self, first: usize, count: usize) -> Self {
+        let by = first as isize * self.stride;
+        let (ptr, from) = (self.ptr.wrapping_offset(by), self.from.wrapping_offset(by));
+        Batch { ptr, from, count: count.min(self.count - first), ..self }
+    }
+
+    /// Returns elements `first..first + n` of each vector.
+    fn elements(self, first: usize, n: usize) -> Self {
+        let by = first as isize * self.n_stride;
+        Batch { ptr: self.ptr.wrapping_offset(by), from: self.from.wrapping_offset(by), n, ..self }
     }
 
     /// Returns the pointer to element `i` of vector `j`, which is valid if both exist.
-    fn element(self, i: usize, j: usize) -> *mut E {
+    pub(super) fn element(self, i: usize, j: usize) -> *mut E {
         self.ptr.wrapping_offset(i as isize * self.n_stride + j as isize * self.stride)
+    }
+
+    /// Returns the pointer to where element `i` of vector `j` is read.
+    pub(super) fn source(self, i: usize, j: usize) -> *mut E {
+        self.from.wrapping_offset(i as isize * self.n_stride + j as isize * self.stride)
+    }
+
+    /// Returns whether vectors are read where they are written.
+    fn in_place(&self) -> bool {
+        std::ptr::eq(self.from, self.ptr)
     }
 }
 
-/// Transforms every vector of a batch in place, unnormalized. The batch is not empty.
+/// Transforms every vector of a batch. The batch is not empty.
 ///
 /// # Safety
-/// The batch is valid for reads and writes, its elements are distinct, and `order` is that of its length.
-pub(super) unsafe fn batch<T: Scalar, E: Element>(mut x: Batch<E>, order: Order, threads: Threads) {
+/// The batch is valid for reads and writes, its elements are distinct, and what is read is either what is written or
+/// disjoint from it; then `n_stride` is 1. `form.order.len()` divides `n`, and signs cover `n` elements.
+pub(super) unsafe fn batch<T: Scalar, E: Element>(mut x: Batch<E>, form: Form<'_>, threads: Threads) {
     if x.n_stride != 1 && x.stride == -1 {
         // Vectors in reverse order are the same batch, and adjacent.
         x.ptr = x.element(0, x.count - 1);
+        x.from = x.ptr;
         x.stride = 1;
     }
-    let (isa, params) = (simd::isa(), Params::default());
-    let elements = x.n * x.count;
-    let from_memory = elements * size_of::<E>() >= params.long_bytes && x.n * size_of::<E>() <= params.ahead_bytes;
+    let (isa, params) = (simd::isa(), form.params());
+    let (n, elements) = (form.order.len(), x.n * x.count);
+    let from_memory = elements * size_of::<E>() >= params.long_bytes && n * size_of::<E>() <= params.ahead_bytes;
     if threads.is_one() || elements < 2 * params.task_len {
-        return simd::dispatch(isa, Task::<T, E> { x, order, from_memory, params, plain: PhantomData });
+        return simd::dispatch(isa, Task::<T, E> { x, form, from_memory, params, plain: PhantomData });
     }
-    let plan = simd::dispatch(isa, PlanOf::<T> { order, params, plain: PhantomData });
-    if x.n_stride == 1 && x.n >= params.long_len && plan.bits() >= params.long_bits && x.count < 2 * parallel::count() {
+    let plan = simd::dispatch(isa, PlanOf::<T> { order: form.order, params, plain: PhantomData });
+    let few = x.count < 2 * parallel::count();
+    if x.n_stride == 1 && x.n == n && n >= params.long_len && plan.bits() >= params.long_bits && few {
         // SAFETY: guaranteed by this function's contract: vector `i` exists, and its elements are adjacent.
-        return (0..x.count).for_each(|i| unsafe { long::<T, E>(x.part(i, 1), &plan, params) });
+        return (0..x.count).for_each(|i| unsafe { long::<T, E>(x.part(i, 1), &plan, form, params) });
     }
     let granule = if x.n_stride == 1 { 1 } else { params.scratch_row_bytes / size_of::<T>() };
     let mut vectors = (params.task_len / x.n).max(1);
     if x.n_stride != 1 {
         // Whole panels, unless that leaves threads without work.
-        vectors = vectors.max(panel_width::<T, E>(x.n, &params).min(x.count / (2 * parallel::count())));
+        vectors = vectors.max(panel_width::<T, E>(n, &params).min(x.count / (2 * parallel::count())));
     }
     let vectors = vectors.next_multiple_of(granule);
     // The vectors before the first aligned panel are a task of their own.
-    let (_, lead) = lead::<T, E>(x, &params);
+    let (_, lead) = lead::<T, E>(x, n, &params);
     let first = usize::from(lead > 0);
     parallel::for_each(threads, first + (x.count - lead).div_ceil(vectors), &|i| {
         let (at, count) = if i < first { (0, lead) } else { (lead + (i - first) * vectors, vectors) };
-        simd::dispatch(isa, Task::<T, E> { x: x.part(at, count), order, from_memory, params, plain: PhantomData });
+        simd::dispatch(isa, Task::<T, E> { x: x.part(at, count), form, from_memory, params, plain: PhantomData });
     });
-}
-
-/// Transforms every vector of a batch of an arithmetic type in place and divides it by `√n`.
-///
-/// # Safety
-/// The batch is valid for reads and writes, its elements are distinct, and `order` is that of its length.
-pub(super) unsafe fn scaled<T: Scalar>(x: Batch<T>, order: Order, threads: Threads) {
-    // SAFETY: guaranteed by this function's contract, which is the same.
-    unsafe { batch::<T, T>(x, order, threads) };
-    let scale = orthonormal_scale(x.n);
-    parallel::for_each(threads, x.count, &|j| {
-        for i in 0..x.n {
-            // SAFETY: element `i` of vector `j` is valid by this function's contract, and vector `j` is this task's
-            // alone.
-            unsafe {
-                let x = x.element(i, j);
-                *x = <T as Element>::from_f64(scale * Element::to_f64(*x));
-            }
-        }
-    });
-}
-
-/// Transforms every vector of a batch of halves in place and divides it by `√n`. A vector is scaled while it is widened
-/// to f32, so that it is rounded once.
-///
-/// # Safety
-/// The batch is valid for reads and writes, its elements are distinct, and `order` is that of its length.
-pub(super) unsafe fn scaled_halves<E: Element>(x: Batch<E>, order: Order, threads: Threads) {
-    let scale = orthonormal_scale(x.n);
-    parallel::for_each(threads, x.count, &|j| {
-        // SAFETY: element `i` of vector `j` is valid by this function's contract, and vector `j` is this task's alone.
-        let mut wide: Vec<f32> = (0..x.n).map(|i| (scale * unsafe { *x.element(i, j) }.to_f64()) as f32).collect();
-        let one = Batch { ptr: wide.as_mut_ptr(), n: x.n, n_stride: 1, count: 1, stride: 1 };
-        // SAFETY: `one` is all of `wide`, which nothing else refers to, and has the length of `order`.
-        unsafe { batch::<f32, f32>(one, order, Threads::One) };
-        for (i, &wide) in wide.iter().enumerate() {
-            // SAFETY: element `i` of vector `j` is valid by this function's contract, and vector `j` is this task's
-            // alone.
-            unsafe { *x.element(i, j) = E::from_f64(wide as f64) };
-        }
-    });
-}
-
-/// Returns `1/√n`, the factor that makes `H_n` orthogonal.
-fn orthonormal_scale(n: usize) -> f64 {
-    1.0 / (n as f64).sqrt()
 }
 
 /// Counts the vectors that come before alignment, for vectors side by side: those before the first that begins a cache
@@ -159,17 +171,17 @@ fn orthonormal_scale(n: usize) -> f64 {
 /// Allocators return addresses 16 bytes into a page, and registers that straddle two lines are slow; panels that
 /// straddle two pages are a little slow. The vectors before the first line are gathered, which is slow, too, so that
 /// both counts are 0 if rows begin at different places within a line, or if there are few vectors and they do not end a
-/// line.
-fn lead<T: Scalar, E: Element>(x: Batch<E>, params: &Params) -> (usize, usize) {
+/// line. Panels have `n` rows.
+fn lead<T: Scalar, E: Element>(x: Batch<E>, n: usize, params: &Params) -> (usize, usize) {
     let (size, line) = (size_of::<E>(), size_of::<Line>());
-    if x.stride != 1 || x.n * line > params.scratch_bytes {
+    if x.stride != 1 || n * line > params.scratch_bytes {
         return (0, 0);
     }
     let before = |bytes: usize| {
         let alike = (x.n_stride.unsigned_abs() * size).is_multiple_of(bytes);
         if alike { (x.ptr as usize).wrapping_neg() % bytes / size } else { 0 }
     };
-    let (panel, first) = (panel_width::<T, E>(x.n, params), before(line));
+    let (panel, first) = (panel_width::<T, E>(n, params), before(line));
     if x.count >= 2 * panel {
         (first, before(panel * size).max(first))
     } else if (x.element(0, x.count) as usize).is_multiple_of(line) {
@@ -179,21 +191,21 @@ fn lead<T: Scalar, E: Element>(x: Batch<E>, params: &Params) -> (usize, usize) {
     }
 }
 
-/// Transforms one long vector in place: its first pass, then the blocks that this leaves, then its base, each of them
+/// Transforms one long vector: its first pass, then the blocks that this leaves, then its base, each of them
 /// shared among the threads of the pool.
 ///
 /// # Safety
-/// `x` is one vector of adjacent elements, valid for reads and writes, of the length that `plan` is for.
-unsafe fn long<T: Scalar, E: Element>(x: Batch<E>, plan: &Plan, params: Params) {
+/// `x` is one vector of adjacent elements, as [`batch`] wants it, of the length that `plan` and `form` are for.
+unsafe fn long<T: Scalar, E: Element>(x: Batch<E>, plan: &Plan, form: Form<'_>, params: Params) {
     let mut wide: Vec<T> = if E::DTYPE == T::DTYPE { Vec::new() } else { vec![T::zeroed(); x.n] };
     let all = if E::DTYPE == T::DTYPE { x.ptr.cast::<T>() } else { wide.as_mut_ptr() };
     let (base, first) = (plan.order.base(), plan.inner[0].rows);
-    let all = Batch { ptr: all, n: x.n, n_stride: 1, count: 1, stride: 1 };
+    let all = Batch { ptr: all, from: all, n: x.n, n_stride: 1, count: 1, stride: 1 };
     let share = |stage: Stage, items: usize| {
         let chunk = (params.task_len * items / x.n).max(1);
         parallel::for_each(Threads::Pool, items.div_ceil(chunk), &|i| {
             let items = i * chunk..items.min((i + 1) * chunk);
-            simd::dispatch(plan.isa, Part { x: x.element(0, 0), all: all.element(0, 0), plan, stage, items });
+            simd::dispatch(plan.isa, Part { x: x.part(0, 1), all: all.element(0, 0), plan, form, stage, items });
         });
     };
     share(Stage::First, base << plan.bits() >> first >> COLUMNS.ilog2());
@@ -219,9 +231,10 @@ enum Stage {
 
 /// The work of one task: some items of one stage of a long vector. `all` is where the vector is between the stages.
 struct Part<'a, T, E> {
-    x: *mut E,
+    x: Batch<E>,
     all: *mut T,
     plan: &'a Plan,
+    form: Form<'a>,
     stage: Stage,
     items: std::ops::Range<usize>,
 }
@@ -229,7 +242,9 @@ struct Part<'a, T, E> {
 impl<T: Scalar, E: Element> Kernel for Part<'_, T, E> {
     type Output = ();
     fn run<S: Lanes>(self, s: S) {
-        let Part { x, all, plan, stage, items } = self;
+        let Part { x, all, plan, form, stage, items } = self;
+        let (x, from) = (x.ptr, x.from);
+        let ends = |at: usize| form.ends::<T>(at, false);
         let (part, base) = (1usize << plan.bits(), plan.order.base());
         let block = part >> plan.inner[0].rows;
         let scratch = if let Stage::Base = stage { passes::base_scratch::<S, T>(base) } else { 0 };
@@ -237,31 +252,57 @@ impl<T: Scalar, E: Element> Kernel for Part<'_, T, E> {
         let scratch = scratch.as_mut_ptr();
         for i in items {
             // SAFETY: `long`, which alone makes this kernel, has the caller's promise that the vector is valid and of
-            // the length of the plan. `x` and `all` are equal or disjoint, both of that length. Items of a stage are
-            // disjoint parts of it, and `long` waits for a stage before it starts the next. `scratch` has what a base
-            // pass needs.
+            // the length of the plan, and has signs. `x` and `all` are equal or disjoint, both of that length, and so
+            // are `from` and either. Items of a stage are disjoint parts of it, and `long` waits for a stage before it
+            // starts the next. `scratch` has what a base pass needs.
             unsafe {
                 match stage {
                     Stage::First => {
                         let at = i * COLUMNS / block * part + i * COLUMNS % block;
-                        passes::first_pass::<S, T, E>(s, plan, x.add(at), all.add(at), COLUMNS);
+                        passes::first_pass::<S, T, E>(s, plan, from.add(at), all.add(at), COLUMNS, ends(at));
                     }
                     Stage::Below => {
                         let (x, all) = (x.add(i * block), all.add(i * block));
                         if base == 1 {
-                            passes::below::<S, T, E>(s, plan, 1, 1, block, x, all, None);
+                            let ends = ends(i * block).and_then(Ends::last);
+                            passes::below::<S, T, E>(s, plan, 1, 1, block, x, all, None, ends);
                         } else {
-                            passes::below::<S, T, T>(s, plan, 1, 1, block, all, all, None);
+                            passes::below::<S, T, T>(s, plan, 1, 1, block, all, all, None, None);
                         }
                     }
                     Stage::Base => {
                         let stride = part as isize;
                         let all = Rows { ptr: all.add(i * COLUMNS), stride };
                         let x = Rows { ptr: x.add(i * COLUMNS), stride };
-                        passes::base_pass::<S, T, T, E>(s, hadamard::entries(base), all, x, COLUMNS, scratch);
+                        let ends = ends(i * COLUMNS).and_then(Ends::last);
+                        base_along::<S, T, E>(s, form.base(), all, x, COLUMNS, scratch, part, ends);
                     }
                 }
             }
+        }
+    }
+}
+
+/// Does the base pass on `width` columns of the matrix whose rows are the parts of a vector, which are `h` elements
+/// apart, with the `ends` of this pass.
+///
+/// # Safety
+/// As for [`passes::base_pass`], with signs in `ends` for all elements.
+unsafe fn base_along<S: Lanes, T: Scalar, E: Element>(
+    s: S,
+    base: Base<T>,
+    src: Rows<T>,
+    dst: Rows<E>,
+    width: usize,
+    scratch: *mut T,
+    h: usize,
+    ends: Option<Ends<T>>,
+) {
+    // SAFETY: guaranteed by this function's contract, which is the same.
+    unsafe {
+        match ends {
+            None => passes::base_pass::<S, T, T, E, _>(s, base, src, dst, width, scratch, h, Plain),
+            Some(ends) => passes::base_pass::<S, T, T, E, _>(s, base, src, dst, width, scratch, h, Along(ends)),
         }
     }
 }
@@ -281,7 +322,7 @@ impl<T: Scalar> Kernel for PlanOf<T> {
 }
 
 /// Plans the passes of a length for arithmetic in `T` on the instruction set `S`.
-fn plan_of<S: Lanes, T: Scalar>(order: Order, params: &Params) -> Plan {
+pub(super) fn plan_of<S: Lanes, T: Scalar>(order: Order, params: &Params) -> Plan {
     Plan::rows(order, S::ISA, size_of::<T>(), T::lanes::<S>(), passes::registers::<S>(), params)
 }
 
@@ -291,61 +332,90 @@ pub(super) fn plan<T: Scalar>(order: Order) -> Plan {
 }
 
 /// The transform of a batch on one thread, as a kernel.
-struct Task<T, E> {
+struct Task<'a, T, E> {
     x: Batch<E>,
-    order: Order,
+    form: Form<'a>,
     /// Whether the whole batch, of which `x` is a part, does not fit into the caches, while each of its vectors does.
     from_memory: bool,
     params: Params,
     plain: PhantomData<T>,
 }
 
-impl<T: Scalar, E: Element> Kernel for Task<T, E> {
+impl<T: Scalar, E: Element> Kernel for Task<'_, T, E> {
     type Output = ();
     fn run<S: Lanes>(self, s: S) {
-        let Task { x, order, from_memory, params, .. } = self;
-        let lanes = T::lanes::<S>();
+        let Task { x, form, from_memory, params, .. } = self;
+        let (order, lanes) = (form.order, T::lanes::<S>());
         let split = order.base() > 1 && 1 << order.log2() < lanes;
         // SAFETY: `batch`, which alone makes this kernel, has the caller's promise that the elements are valid and
-        // distinct and that `order` is the order of their length; the parts of its tasks are disjoint.
+        // distinct, that `order` is the order of each part of a vector, and that there are signs; the parts of its tasks
+        // are disjoint. Vectors side by side are in place.
         unsafe {
             if x.n_stride == 1 && !split {
-                rows::<S, T, E>(s, x, from_memory, &plan_of::<S, T>(order, &params));
-            } else if x.stride == 1 {
-                panels::<S, T, E>(s, x, order, &params);
-            } else {
-                gathered::<S, T, E>(s, x, order, &params);
+                return rows::<S, T, E>(s, x, &form, from_memory, &plan_of::<S, T>(order, &params));
+            }
+            for first in (0..x.n).step_by(order.len()) {
+                let x = x.elements(first, order.len());
+                if x.stride == 1 && x.in_place() {
+                    panels::<S, T, E>(s, x, &form, first, &params);
+                } else {
+                    gathered::<S, T, E>(s, x, &form, first, &params);
+                }
             }
         }
     }
 }
 
-/// Transforms vectors of adjacent elements in place, one after the other. If they come `from_memory`, the prefetch of
-/// the next vector begins in the first pass of each, and not in its leaves.
+/// Transforms vectors of adjacent elements, one after the other. If they come `from_memory`, the prefetch of the next
+/// vector begins in the first pass of each, and not in its leaves.
 ///
 /// # Safety
-/// The batch is valid for reads and writes, its elements are distinct, `n_stride` is 1, and `plan` is for its length.
-unsafe fn rows<S: Lanes, T: Scalar, E: Element>(s: S, x: Batch<E>, from_memory: bool, plan: &Plan) {
+/// The batch is as [`batch`] wants it, `n_stride` is 1, and `plan` is for the length of a part.
+unsafe fn rows<S: Lanes, T: Scalar, E: Element>(s: S, x: Batch<E>, form: &Form<'_>, from_memory: bool, plan: &Plan) {
     let same = E::DTYPE == T::DTYPE;
-    let base = if plan.order.base() > 1 { passes::base_scratch::<S, T>(plan.order.base()) } else { 0 };
-    // Adjacent short vectors share their passes. A group is half of L1, which leaves room for the next group.
-    let adjacent = x.stride == x.n as isize && plan.order.base() == 1;
-    let group = if adjacent { (plan.l1 / 2 / x.n).clamp(1, x.count) } else { 1 };
-    let vectors = if same { 0 } else { x.n * group };
+    let (len, based) = (plan.order.len(), plan.order.base() > 1);
+    let parts = x.n / len;
+    let base = if based { passes::base_scratch::<S, T>(plan.order.base()) } else { 0 };
+    // Adjacent short transforms share their passes. A group is half of L1, which leaves room for the next group.
+    let adjacent = x.stride == x.n as isize && !based;
+    let together = if based { 1 } else { (plan.l1 / 2 / len).max(1) };
+    let (group, chunk) = match parts {
+        1 => (if adjacent { together.min(x.count) } else { 1 }, 1),
+        _ => (1, together.min(parts)),
+    };
+    let vectors = if same { 0 } else { len * group.max(chunk) };
     let mut scratch = Scratch::<T>::new(base + vectors);
     let scratch = scratch.as_mut_ptr();
     for i in (0..x.count).step_by(group) {
-        let (count, x) = (group.min(x.count - i), x.element(0, i));
-        // SAFETY: vectors `i..i + count` exist and are adjacent if there are several. `all` is `x` itself where the
-        // types are the same, or else scratch of as many elements. The first `base` elements of scratch are the base
-        // pass's.
-        unsafe {
-            let all = if same { x.cast::<T>() } else { scratch.add(base) };
-            if plan.order.base() == 1 {
-                let ahead = (from_memory && adjacent).then_some((count * plan.order.len() * size_of::<E>()) as isize);
-                passes::blocks::<S, T, E, E>(s, plan, count, x, x, all, ahead);
-            } else {
-                based::<S, T, E>(s, plan, x, all, scratch);
+        for part in (0..parts).step_by(chunk) {
+            let count = if parts == 1 { group.min(x.count - i) } else { chunk.min(parts - part) };
+            let (from, x) = (x.source(part * len, i), x.element(part * len, i));
+            let ends = form.ends::<T>(part * len, parts == 1 && !based);
+            // SAFETY: `count` transforms from here on exist and are adjacent if there are several. `all` is `x` itself
+            // where the types are the same, or else scratch of as many elements. The first `base` elements of scratch
+            // are the base pass's. What is read is `x` or disjoint from it.
+            unsafe {
+                let all = if same { x.cast::<T>() } else { scratch.add(base) };
+                if based {
+                    let stride = (1usize << plan.bits()) as isize;
+                    passes::blocks::<S, T, E, T>(
+                        s,
+                        plan,
+                        plan.order.base(),
+                        from,
+                        all,
+                        all,
+                        None,
+                        ends.and_then(Ends::first),
+                    );
+                    let (all, x) = (Rows { ptr: all, stride }, Rows { ptr: x, stride });
+                    let (h, ends) = (1 << plan.bits(), ends.and_then(Ends::last));
+                    base_along::<S, T, E>(s, form.base(), all, x, h, scratch, h, ends);
+                } else {
+                    let ahead = from_memory && adjacent && std::ptr::eq(from, x);
+                    let ahead = ahead.then_some((count * len * size_of::<E>()) as isize);
+                    passes::blocks::<S, T, E, E>(s, plan, count, from, x, all, ahead, ends);
+                }
             }
         }
     }
@@ -360,25 +430,7 @@ pub(super) fn rows_ahead<S: Lanes, T: Scalar>(s: S, x: &mut [T], order: Order, a
     let (count, x) = (x.len() / order.len(), x.as_mut_ptr());
     let ahead = (ahead as isize).wrapping_sub(x as isize);
     // SAFETY: the blocks are all of a slice, which is borrowed mutably, and the transform is in place.
-    unsafe { passes::blocks::<S, T, T, T>(s, &plan, count, x, x, x, Some(ahead)) }
-}
-
-/// Transforms one vector of adjacent elements whose base is not 1: its `b` parts one by one, then the columns of the
-/// matrix of these parts. `all` holds the vector between passes.
-///
-/// # Safety
-/// `x` and `all` are equal (address and type) or disjoint, and have `plan.order.len()` elements each; `scratch` has
-/// [`base_scratch`](passes::base_scratch) elements and overlaps neither.
-unsafe fn based<S: Lanes, T: Scalar, E: Element>(s: S, plan: &Plan, x: *mut E, all: *mut T, scratch: *mut T) {
-    let (b, h) = (plan.order.base(), 1usize << plan.bits());
-    let stride = h as isize;
-    // SAFETY: guaranteed by this function's contract: `b` blocks of `h` elements are the vector, and so are `b` rows of
-    // `h`.
-    unsafe {
-        passes::blocks::<S, T, E, T>(s, plan, b, x, all, all, None);
-        let (all, x) = (Rows { ptr: all, stride }, Rows { ptr: x, stride });
-        passes::base_pass::<S, T, T, E>(s, hadamard::entries(b), all, x, h, scratch);
-    }
+    unsafe { passes::blocks::<S, T, T, T>(s, &plan, count, x, x, x, Some(ahead), None) }
 }
 
 /// Returns the number of columns of a panel of `n` rows. A panel that goes through scratch is the wider the shorter its
@@ -389,30 +441,31 @@ fn panel_width<T: Scalar, E: Element>(n: usize, params: &Params) -> usize {
     bytes / least * (least / size_of::<T>())
 }
 
-/// Transforms vectors side by side: whole panels in place, and what is left by gathering.
+/// Transforms vectors side by side: whole panels in place, and what is left by gathering. Their elements are those from
+/// `start` on, of longer vectors, as far as signs go.
 ///
 /// # Safety
-/// The batch is valid for reads and writes, its elements are distinct, `order` is that of its length, and `stride` is
-/// 1.
-unsafe fn panels<S: Lanes, T: Scalar, E: Element>(s: S, x: Batch<E>, order: Order, params: &Params) {
+/// The batch is valid for reads and writes, its elements are distinct, `form.order` is that of its length, there are
+/// signs, and `stride` is 1.
+unsafe fn panels<S: Lanes, T: Scalar, E: Element>(s: S, x: Batch<E>, form: &Form<'_>, start: usize, params: &Params) {
     let lanes = T::lanes::<S>();
     let panel = panel_width::<T, E>(x.n, params).max(lanes);
-    let (lead, begin) = lead::<T, E>(x, params);
+    let (lead, begin) = lead::<T, E>(x, x.n, params);
     let whole = x.count - (x.count - lead) % lanes;
-    let radices = radices::<S, T, E>(x.n_stride, order, params);
+    let radices = radices::<S, T, E>(x.n_stride, form.order, params);
     let mut first = lead;
     while first < whole {
         let next = if first < begin { begin } else { first + panel };
         let x = x.part(first, next.min(whole) - first);
         // SAFETY: guaranteed by this function's contract; `whole - lead` and panels are multiples of the lanes, and so
         // is `begin - lead`, because lines are.
-        unsafe { one_panel::<S, T, E>(s, x, order, &radices, params) };
+        unsafe { one_panel::<S, T, E>(s, x, form, start, &radices, params) };
         first = next;
     }
     for (first, count) in [(0, lead), (whole, x.count - whole)] {
         if count > 0 {
             // SAFETY: guaranteed by this function's contract for all vectors, so for these.
-            unsafe { gathered::<S, T, E>(s, x.part(first, count), order, params) };
+            unsafe { gathered::<S, T, E>(s, x.part(first, count), form, start, params) };
         }
     }
 }
@@ -428,77 +481,93 @@ fn radices<S: Lanes, T: Scalar, E: Element>(n_stride: isize, order: Order, param
     }
 }
 
-/// Transforms one panel of columns in place or, if it must be widened, through scratch.
+/// Transforms one panel of columns in place or, if it must be widened, through scratch. `start` is as in [`panels`].
 ///
 /// # Safety
-/// The batch is valid for reads and writes, its elements are distinct, `order` is that of its length, `stride` is 1,
-/// and `count` is a multiple of the lanes.
+/// The batch is valid for reads and writes, its elements are distinct, `form.order` is that of its length, there are
+/// signs, `stride` is 1, and `count` is a multiple of the lanes.
 unsafe fn one_panel<S: Lanes, T: Scalar, E: Element>(
     s: S,
     x: Batch<E>,
-    order: Order,
+    form: &Form<'_>,
+    start: usize,
     radices: &Radices,
     params: &Params,
 ) {
+    let order = form.order;
     let (b, h, width) = (order.base(), 1usize << order.log2(), x.count);
     let same = E::DTYPE == T::DTYPE;
     let base = if b > 1 { passes::base_scratch::<S, T>(b) } else { 0 };
     let mut scratch = Scratch::<T>::new(base + if same { 0 } else { x.n * width });
     let scratch = scratch.as_mut_ptr();
     let rows = Rows { ptr: x.ptr, stride: x.n_stride };
+    let ends = form.ends::<T>(start, false);
+    // The passes of part `i` are followed by a base pass, if there is a base.
+    let first = |i: usize| match b {
+        1 => ends,
+        _ => ends.and_then(Ends::first).map(|ends| ends.from(i * h)),
+    };
     // SAFETY: guaranteed by this function's contract: the panel has `b · h` rows of `width` elements. `work` is these
     // rows or as many in scratch, behind what the base pass needs.
     unsafe {
         let work = if same {
             let work = Rows { ptr: x.ptr.cast::<T>(), stride: x.n_stride };
             for i in 0..b {
-                passes::columns_in_place::<S, T>(s, radices, 1, h, work.at(i * h), width, params);
+                passes::columns_in_place::<S, T>(s, radices, 1, h, work.at(i * h), width, params, first(i));
             }
             work
         } else {
             let work = Rows { ptr: scratch.add(base), stride: width as isize };
             if b == 1 {
-                return passes::columns::<S, T, E, E>(s, radices, rows, rows, work, width, params);
+                return passes::columns::<S, T, E, E>(s, radices, rows, rows, work, width, params, ends);
             }
             for i in 0..b {
                 let work = work.at(i * h);
-                passes::columns::<S, T, E, T>(s, radices, rows.at(i * h), work, work, width, params);
+                passes::columns::<S, T, E, T>(s, radices, rows.at(i * h), work, work, width, params, first(i));
             }
             work
         };
         for j in 0..if b > 1 { h } else { 0 } {
             let (work, rows) = (work.at(j).every(h), rows.at(j).every(h));
-            passes::base_pass::<S, T, T, E>(s, hadamard::entries(b), work, rows, width, scratch);
+            match ends.and_then(Ends::last) {
+                None => passes::base_pass::<S, T, T, E, _>(s, form.base(), work, rows, width, scratch, h, Plain),
+                Some(ends) => {
+                    let edge = Across(ends.from(j));
+                    passes::base_pass::<S, T, T, E, _>(s, form.base(), work, rows, width, scratch, h, edge);
+                }
+            }
         }
     }
 }
 
 /// Transforms vectors of any strides through scratch: as many side by side as there are lanes if these take little
-/// scratch, else one at a time.
+/// scratch, else one at a time. `start` is as in [`panels`].
 ///
 /// # Safety
-/// The batch is valid for reads and writes, its elements are distinct, and `order` is that of its length.
-unsafe fn gathered<S: Lanes, T: Scalar, E: Element>(s: S, x: Batch<E>, order: Order, params: &Params) {
+/// The batch is valid for reads and writes, its elements are distinct, `form.order` is that of its length, and there are
+/// signs.
+unsafe fn gathered<S: Lanes, T: Scalar, E: Element>(s: S, x: Batch<E>, form: &Form<'_>, start: usize, params: &Params) {
     let lanes = T::lanes::<S>();
     if x.count > lanes {
         // SAFETY: guaranteed by this function's contract for all vectors, so for `lanes` of them.
         return (0..x.count)
             .step_by(lanes)
-            .for_each(|i| unsafe { gathered::<S, T, E>(s, x.part(i, lanes), order, params) });
+            .for_each(|i| unsafe { gathered::<S, T, E>(s, x.part(i, lanes), form, start, params) });
     }
     if x.n * lanes * size_of::<T>() <= params.scratch_bytes {
-        let radices = radices::<S, T, E>(x.n_stride, order, params);
+        let radices = radices::<S, T, E>(x.n_stride, form.order, params);
         let mut panel = Scratch::<T>::new(x.n * lanes);
         for (i, row) in panel.chunks_exact_mut(lanes).enumerate() {
             row.fill(T::zeroed());
             for (j, value) in row[..x.count].iter_mut().enumerate() {
                 // SAFETY: element `i < n` of vector `j < count` is valid by this function's contract.
-                *value = T::from_f64(unsafe { *x.element(i, j) }.to_f64());
+                *value = T::from_f64(unsafe { *x.source(i, j) }.to_f64());
             }
         }
-        let rows = Batch { ptr: panel.as_mut_ptr(), n: x.n, n_stride: lanes as isize, count: lanes, stride: 1 };
+        let ptr = panel.as_mut_ptr();
+        let rows = Batch { ptr, from: ptr, n: x.n, n_stride: lanes as isize, count: lanes, stride: 1 };
         // SAFETY: the batch is all of `panel`: `n` rows of `lanes` elements, which nothing else refers to.
-        unsafe { one_panel::<S, T, T>(s, rows, order, &radices, params) };
+        unsafe { one_panel::<S, T, T>(s, rows, form, start, &radices, params) };
         for (i, row) in panel.chunks_exact(lanes).enumerate() {
             for (j, value) in row[..x.count].iter().enumerate() {
                 // SAFETY: element `i < n` of vector `j < count` is valid by this function's contract.
@@ -508,14 +577,17 @@ unsafe fn gathered<S: Lanes, T: Scalar, E: Element>(s: S, x: Batch<E>, order: Or
         return;
     }
     let mut vector = Scratch::<T>::new(x.n);
+    let edges = form.edges.map(|edges| edges.from(start));
     for j in 0..x.count {
         for (i, value) in vector.iter_mut().enumerate() {
             // SAFETY: element `i < n` of vector `j < count` is valid by this function's contract.
-            *value = T::from_f64(unsafe { *x.element(i, j) }.to_f64());
+            *value = T::from_f64(unsafe { *x.source(i, j) }.to_f64());
         }
-        let one = Batch { ptr: vector.as_mut_ptr(), n: x.n, n_stride: 1, count: 1, stride: 1 };
+        let ptr = vector.as_mut_ptr();
+        let one = Batch { ptr, from: ptr, n: x.n, n_stride: 1, count: 1, stride: 1 };
+        let plan = plan_of::<S, T>(form.order, params);
         // SAFETY: the batch is all of `vector`: `n` adjacent elements, which nothing else refers to.
-        unsafe { rows::<S, T, T>(s, one, false, &plan_of::<S, T>(order, params)) };
+        unsafe { rows::<S, T, T>(s, one, &Form { edges, ..*form }, false, &plan) };
         for (i, value) in vector.iter().enumerate() {
             // SAFETY: element `i < n` of vector `j < count` is valid by this function's contract.
             unsafe { *x.element(i, j) = E::from_f64(Element::to_f64(*value)) };
@@ -537,13 +609,13 @@ unsafe impl Pod for Line {}
 const KEPT_BYTES: usize = 4 << 20;
 
 thread_local! {
-    static SCRATCH: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };
+    static SCRATCH: [Cell<Vec<Line>>; 2] = const { [Cell::new(Vec::new()), Cell::new(Vec::new())] };
 }
 
-/// Scratch of `len` elements, aligned to a cache line, of unspecified content. One buffer per thread is kept for the
-/// next call. It is a value and not a function that takes a closure, because a closure might not be compiled for the
+/// Scratch of `len` elements, aligned to a cache line, of unspecified content. Two buffers per thread are kept for the
+/// next call, because a gathered panel has scratch of its own. It is a value and not a function that takes a closure, because a closure might not be compiled for the
 /// instruction set of its caller.
-struct Scratch<T> {
+pub(super) struct Scratch<T> {
     lines: Vec<Line>,
     len: usize,
     plain: PhantomData<T>,
@@ -551,9 +623,10 @@ struct Scratch<T> {
 
 impl<T: Scalar> Scratch<T> {
     /// Takes scratch of `len` elements. With debug assertions it is filled with NaN.
-    fn new(len: usize) -> Self {
+    pub(super) fn new(len: usize) -> Self {
         let lines = (len * size_of::<T>()).div_ceil(size_of::<Line>());
-        let mut buffer = if lines > 0 { SCRATCH.take() } else { Vec::new() };
+        let kept = || SCRATCH.with(|kept| kept.iter().map(Cell::take).find(|buffer| !buffer.is_empty()));
+        let mut buffer = if lines > 0 { kept().unwrap_or_default() } else { Vec::new() };
         if buffer.len() < lines {
             buffer = vec![Line::zeroed(); lines];
         }
@@ -581,7 +654,15 @@ impl<T: Scalar> std::ops::DerefMut for Scratch<T> {
 impl<T> Drop for Scratch<T> {
     fn drop(&mut self) {
         if (1..=KEPT_BYTES / size_of::<Line>()).contains(&self.lines.len()) {
-            SCRATCH.set(std::mem::take(&mut self.lines));
+            // The first place is that of the longest buffer.
+            SCRATCH.with(|[first, second]| {
+                let (other, mine) = (first.take(), std::mem::take(&mut self.lines));
+                let (long, short) = if mine.len() >= other.len() { (mine, other) } else { (other, mine) };
+                first.set(long);
+                if !short.is_empty() {
+                    second.set(short);
+                }
+            });
         }
     }
 }

@@ -19,6 +19,7 @@
 use bytemuck::Zeroable;
 use pulp::NullaryFnOnce;
 
+use super::edges::Edge;
 use super::rows::Rows;
 use crate::simd::{Lanes, Scalar};
 use crate::tensor::Element;
@@ -72,74 +73,82 @@ pub(super) fn scratch<T: Scalar>(b: usize) -> usize {
     (GROUPS * SUMS + kept) * (SLOT / size_of::<T>())
 }
 
-/// Computes `dst = H_b src` on `width` columns, a multiple of the lanes. `work` is overwritten.
+/// Computes `dst = H_b src` on `width` columns, a multiple of the lanes. `work` is overwritten. Neighbouring rows are
+/// `h` elements of the vector apart for `edge`.
 ///
 /// # Safety
 /// `b` rows of `width` elements are readable in `src` and writable in `dst`; the two are equal (address, stride and
-/// type) or disjoint. `work` has [`scratch`] elements and overlaps neither.
-pub(super) unsafe fn product<S: Lanes, T: Scalar, A: Element, B: Element>(
+/// type) or disjoint. `work` has [`scratch`] elements and overlaps neither. `edge` has signs for all elements.
+pub(super) unsafe fn product<S: Lanes, T: Scalar, A: Element, B: Element, G: Edge<S, T>>(
     s: S,
     sums: &Sums,
     src: Rows<A>,
     dst: Rows<B>,
     width: usize,
     work: *mut T,
+    h: usize,
+    edge: G,
 ) {
-    s.vectorize(Product { s, sums, src, dst, width, work })
+    s.vectorize(Product { s, sums, src, dst, width, work, h, edge })
 }
 
 /// The arguments of [`product`], as a kernel.
-struct Product<'a, S, T, A, B> {
+struct Product<'a, S, T, A, B, G> {
     s: S,
     sums: &'a Sums,
     src: Rows<A>,
     dst: Rows<B>,
     width: usize,
     work: *mut T,
+    h: usize,
+    edge: G,
 }
 
-impl<S: Lanes, T: Scalar, A: Element, B: Element> NullaryFnOnce for Product<'_, S, T, A, B> {
+impl<S: Lanes, T: Scalar, A: Element, B: Element, G: Edge<S, T>> NullaryFnOnce for Product<'_, S, T, A, B, G> {
     type Output = ();
     #[inline(always)]
     fn call(self) {
-        let Product { s, sums, src, dst, width, work } = self;
+        let Product { s, sums, src, dst, width, work, h, edge } = self;
         let lanes = T::lanes::<S>();
         let registers = (SLOT / size_of::<T>() / lanes).min(4);
         debug_assert!(width.is_multiple_of(lanes));
         let mut j = 0;
         // SAFETY: tiles partition the columns, of which the number is a multiple of the lanes, and are at most `SLOT`
         // bytes wide. `product`, which alone makes this kernel, has the caller's promise for `b` rows of all these
-        // columns and for `work`.
+        // columns, for their signs and for `work`.
         unsafe {
             while j + registers * lanes <= width {
                 let (src, dst) = (src.column(j), dst.column(j));
                 match registers {
-                    1 => tile::<1, S, T, A, B>(s, sums, src, dst, work),
-                    2 => tile::<2, S, T, A, B>(s, sums, src, dst, work),
-                    _ => tile::<4, S, T, A, B>(s, sums, src, dst, work),
+                    1 => tile::<1, S, T, A, B, G>(s, sums, src, dst, work, edge, [j, h]),
+                    2 => tile::<2, S, T, A, B, G>(s, sums, src, dst, work, edge, [j, h]),
+                    _ => tile::<4, S, T, A, B, G>(s, sums, src, dst, work, edge, [j, h]),
                 }
                 j += registers * lanes;
             }
             while j < width {
-                tile::<1, S, T, A, B>(s, sums, src.column(j), dst.column(j), work);
+                tile::<1, S, T, A, B, G>(s, sums, src.column(j), dst.column(j), work, edge, [j, h]);
                 j += lanes;
             }
         }
     }
 }
 
-/// Does [`product`] on the first `W · lanes` columns.
+/// Does [`product`] on the first `W · lanes` columns. For `edge` they are the columns from `column` on.
 ///
 /// # Safety
 /// `b` rows of `W · lanes` elements, at most `SLOT` bytes in the arithmetic type, are readable in `src` and writable in
-/// `dst`; the two are equal (address, stride and type) or disjoint. `work` has [`scratch`] elements and overlaps neither.
+/// `dst`; the two are equal (address, stride and type) or disjoint. `work` has [`scratch`] elements and overlaps neither. `edge` has signs for all
+/// elements.
 #[inline(always)]
-unsafe fn tile<const W: usize, S: Lanes, T: Scalar, A: Element, B: Element>(
+unsafe fn tile<const W: usize, S: Lanes, T: Scalar, A: Element, B: Element, G: Edge<S, T>>(
     s: S,
     sums: &Sums,
     src: Rows<A>,
     dst: Rows<B>,
     work: *mut T,
+    edge: G,
+    [column, h]: [usize; 2],
 ) {
     let (b, lanes, slot) = (sums.b, T::lanes::<S>(), SLOT / size_of::<T>());
     let (mut codes, mut first) = (sums.codes.as_slice(), true);
@@ -177,12 +186,17 @@ unsafe fn tile<const W: usize, S: Lanes, T: Scalar, A: Element, B: Element>(
                         }
                     }
                 }
-                for (r, total) in total.into_iter().enumerate() {
-                    for (w, total) in total.into_iter().enumerate() {
+                for (r, total) in total.iter_mut().enumerate() {
+                    if last {
+                        let at = [(i + r) * h + edge.index(0, column, 0), 0, edge.index(0, lanes, 0)];
+                        let factors = edge.factors::<W, W>(at[0], 0);
+                        edge.store::<W, W>(s, total, &factors, at);
+                    }
+                    for (w, total) in total.iter().enumerate() {
                         if last {
-                            T::vstore::<S, B>(s, dst.at(i + r).ptr.add(w * lanes), total);
+                            T::vstore::<S, B>(s, dst.at(i + r).ptr.add(w * lanes), *total);
                         } else {
-                            T::vstore::<S, T>(s, kept.add((i + r) * slot + w * lanes), total);
+                            T::vstore::<S, T>(s, kept.add((i + r) * slot + w * lanes), *total);
                         }
                     }
                 }

@@ -10,7 +10,7 @@ use half::{bf16, f16};
 
 use super::lanes::{Kernel, Lanes};
 use super::{Scalar, dispatch, isa};
-use crate::tensor::{DType, Element, Matrix};
+use crate::tensor::{DType, Element, Matrix, round_to_odd};
 
 /// Converts storage to arithmetic: `dst[i] = scale · src[i]`.
 ///
@@ -167,13 +167,4 @@ fn from_f64<S: Lanes, A: Element, B: Element>(s: S, src: &[A], dst: &mut [B], sc
         }
         by_registers::<S, f32, f32, B>(s, single, d, 1.0);
     }
-}
-
-/// Rounds `x` to odd: toward zero, with the last bit set if that was inexact. It is free of branches.
-#[inline(always)]
-fn round_to_odd(x: f64) -> f32 {
-    let near = x as f32;
-    let back = near as f64;
-    let bits = near.to_bits() - (back.abs() > x.abs()) as u32;
-    f32::from_bits(bits | (back != x) as u32)
 }

@@ -47,6 +47,25 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     /// number of lanes.
     fn xor_f64s<const D: usize>(self, a: F64s<Self>) -> F64s<Self>;
 
+    /// Changes the sign of lane `i` where bit `i` of `bits` is set. Bits beyond the lanes do not count.
+    #[inline(always)]
+    fn flip_f32s(self, mut a: F32s<Self>, bits: u32) -> F32s<Self> {
+        let lanes: &mut [u32] = bytemuck::cast_slice_mut(std::slice::from_mut(&mut a));
+        for (i, lane) in lanes.iter_mut().enumerate() {
+            *lane ^= (bits >> i) << 31;
+        }
+        a
+    }
+    /// Changes the sign of lane `i` where bit `i` of `bits` is set. Bits beyond the lanes do not count.
+    #[inline(always)]
+    fn flip_f64s(self, mut a: F64s<Self>, bits: u32) -> F64s<Self> {
+        let lanes: &mut [u64] = bytemuck::cast_slice_mut(std::slice::from_mut(&mut a));
+        for (i, lane) in lanes.iter_mut().enumerate() {
+            *lane ^= u64::from(bits >> i) << 63;
+        }
+        a
+    }
+
     /// Loads and widens as many f16 as a register has f32 lanes.
     ///
     /// # Safety
@@ -153,6 +172,8 @@ pub trait Vector: Pod {
     /// Exchanges lanes at distance `D`: lane `i` of the result is lane `i ^ D` of `a`. `D` is a power of two below the
     /// number of lanes.
     fn vxor<const D: usize, S: Lanes>(s: S, a: Self::V<S>) -> Self::V<S>;
+    /// Changes the sign of lane `i` where bit `i` of `bits` is set. Bits beyond the lanes do not count.
+    fn vflip<S: Lanes>(s: S, a: Self::V<S>, bits: u32) -> Self::V<S>;
     /// Returns the signs of the butterfly at lane distance `D`: −1 in the second lane of each pair, 1 in the first.
     #[inline(always)]
     fn vsigns<const D: usize, S: Lanes>(s: S) -> Self::V<S> {
@@ -218,6 +239,10 @@ impl Vector for f32 {
         s.xor_f32s::<D>(a)
     }
     #[inline(always)]
+    fn vflip<S: Lanes>(s: S, a: F32s<S>, bits: u32) -> F32s<S> {
+        s.flip_f32s(a, bits)
+    }
+    #[inline(always)]
     unsafe fn vload<S: Lanes, E: Element>(s: S, src: *const E) -> F32s<S> {
         // SAFETY: guaranteed by this function's contract: one register of `E` is readable. An arm is taken only if `E`
         // is the type that it casts to, and alignment does not matter to it.
@@ -276,6 +301,10 @@ impl Vector for f64 {
     #[inline(always)]
     fn vxor<const D: usize, S: Lanes>(s: S, a: F64s<S>) -> F64s<S> {
         s.xor_f64s::<D>(a)
+    }
+    #[inline(always)]
+    fn vflip<S: Lanes>(s: S, a: F64s<S>, bits: u32) -> F64s<S> {
+        s.flip_f64s(a, bits)
     }
     #[inline(always)]
     unsafe fn vload<S: Lanes, E: Element>(_s: S, src: *const E) -> F64s<S> {

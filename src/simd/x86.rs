@@ -90,6 +90,21 @@ impl Lanes for Avx2 {
         })
     }
     #[inline(always)]
+    fn flip_f32s(self, a: f32x8, bits: u32) -> f32x8 {
+        // Shifts bit i of the word to the sign of lane i.
+        const TO_SIGN: [u32; 8] = [31, 30, 29, 28, 27, 26, 25, 24];
+        let words = self.avx2._mm256_sllv_epi32(self.avx._mm256_set1_epi32(bits as i32), cast!(TO_SIGN));
+        let signs = self.avx._mm256_and_ps(cast!(words), self.avx._mm256_set1_ps(-0.0));
+        cast!(self.avx._mm256_xor_ps(cast!(a), signs))
+    }
+    #[inline(always)]
+    fn flip_f64s(self, a: f64x4, bits: u32) -> f64x4 {
+        const TO_SIGN: [u64; 4] = [63, 62, 61, 60];
+        let words = self.avx2._mm256_sllv_epi64(self.avx._mm256_set1_epi64x(bits.into()), cast!(TO_SIGN));
+        let signs = self.avx._mm256_and_pd(cast!(words), self.avx._mm256_set1_pd(-0.0));
+        cast!(self.avx._mm256_xor_pd(cast!(a), signs))
+    }
+    #[inline(always)]
     unsafe fn load_f16(self, src: *const f16) -> f32x8 {
         // SAFETY: 8 f16, one for each lane, are readable by this function's contract, and the token proves F16C.
         unsafe { cast!(_mm256_cvtph_ps(src.cast::<__m128i>().read_unaligned())) }
@@ -140,6 +155,16 @@ impl Lanes for Avx512 {
             2 => self.avx512f._mm512_shuffle_f64x2::<0b10_11_00_01>(a, a),
             _ => self.avx512f._mm512_shuffle_f64x2::<0b01_00_11_10>(a, a),
         })
+    }
+    #[inline(always)]
+    fn flip_f32s(self, a: f32x16, bits: u32) -> f32x16 {
+        let (a, signs) = (cast!(a), self.avx512f._mm512_set1_ps(-0.0));
+        cast!(self.avx512dq._mm512_mask_xor_ps(a, bits as u16, a, signs))
+    }
+    #[inline(always)]
+    fn flip_f64s(self, a: f64x8, bits: u32) -> f64x8 {
+        let (a, signs) = (cast!(a), self.avx512f._mm512_set1_pd(-0.0));
+        cast!(self.avx512dq._mm512_mask_xor_pd(a, bits as u8, a, signs))
     }
     #[inline(always)]
     unsafe fn load_f16(self, src: *const f16) -> f32x16 {
