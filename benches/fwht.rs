@@ -102,7 +102,8 @@ fn vectors<E: Element + std::ops::Mul<Output = E>>(orders: &[usize], rounds: usi
     }
 }
 
-/// Before timing: the orthonormal transforms and the rotation of unit vector 1 are column 1 of `H` over `√n`, with signs.
+/// Before timing: the orthonormal transforms and the rotation of unit vector 1 are column 1 of `H` over `√n`, with
+/// signs.
 fn check_edges<E: Element>(m: usize, n: usize) {
     let unit = || {
         let mut x = vec![E::from_f64(0.0); m * n];
@@ -151,7 +152,8 @@ fn edges<E: Element>(m: usize, n: usize, threads: Threads, rounds: usize, csv: &
     let (rows, columns) = (t[1] / t[0], t[5] / t[4]);
     let (there, back) = (t[2] / t[0], t[3] / t[0]);
     println!(
-        "  {:4} {m}×{n} {threads:?}: orthonormal rows {rows:5.2}, columns {columns:5.2}; rotation {there:5.2}, back {back:5.2} × plain",
+        "  {:4} {m}×{n} {threads:?}: orthonormal rows {rows:5.2}, columns {columns:5.2}; \
+         rotation {there:5.2}, back {back:5.2} × plain",
         E::DTYPE
     );
     for (name, ms, ratio) in [
@@ -190,7 +192,8 @@ fn rotations(m: usize, n: usize, threads: Threads, rounds: usize, csv: &mut impl
         ],
     );
     println!(
-        "  f32  {m}×{n} {threads:?}: order {:5.2}, blocks {:5.2} × plain; Kac {:5.2} × its four; dense {:6.1}, {:6.1} × order, Kac",
+        "  f32  {m}×{n} {threads:?}: order {:5.2}, blocks {:5.2} × plain; Kac {:5.2} × its four; \
+         dense {:6.1}, {:6.1} × order, Kac",
         t[1] / t[0],
         t[2] / t[0],
         t[4] / t[3],

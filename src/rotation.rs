@@ -7,16 +7,17 @@
 //!   Padded   y = H D [x; 0] / √W      W = 2^⌈log2 n⌉ outputs
 //! ```
 //!
-//! A rotation spreads what sticks out: rotated features are alike, and few bits hold them. Inner products and norms stay.
-//! `D` are random signs, `c` and `D` are in the passes of the transform, and its inverse is `D Hᵀ c`.
+//! A rotation spreads what sticks out: rotated features are alike, and few bits hold them. Inner products and norms
+//! stay. `D` are random signs; they and the scale are in the passes of the transform. The inverse is the transpose, `D
+//! Hᵀ / √n`.
 //!
-//! **Bits.** Sign `i` is bit `i % 8` of byte `i / 8`, and a set bit is −1. The bytes are those of the blocks 0, 1, 2, ...
-//! of [`Philox`] with the stream [`stream::ROTATION`], words in little-endian order, as many as there are signs: `n`, for
-//! `Kac` `4n`, round after round. The bits of a seed stay what they are in all later versions, and results have the same
-//! bits on every instruction set and any number of threads: sums are always in one order, no product but that by `c` is
-//! rounded, and a half is rounded once. NaNs stay NaNs, of unspecified bits.
+//! **Bits.** Sign `i` is bit `i % 8` of byte `i / 8`, and a set bit is −1. The bytes are those of the blocks 0, 1, 2,
+//! ... of [`Philox`] with the stream [`stream::ROTATION`], words in little-endian order, as many as there are signs:
+//! `n`, for `Kac` `4n`, round after round. The bits of a seed stay what they are in all later versions, and results
+//! have the same bits on every instruction set and any number of threads: sums are always in one order, no product but
+//! that by the scale is rounded, and a half is rounded once. NaNs stay NaNs, of unspecified bits.
 //!
-//! **Cost.** `Order` and `Blocks`: as [`fwht`](crate::fwht). `Kac`: four transforms and five sweeps in cache. One read
+//! **Cost.** `Order` and `Blocks`: as [`fwht`](crate::fwht). `Kac`: four transforms and four sweeps in cache. One read
 //! and one write of memory in each scheme. No allocation once a thread has its scratch, for vectors of up to 4 MiB.
 //!
 //! Source: N. Ailon, B. Chazelle, The fast Johnson-Lindenstrauss transform, 2009; S. Ashkboos et al., QuaRot, 2024;

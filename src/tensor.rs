@@ -97,7 +97,7 @@ pub(crate) fn round_to_odd(x: f64) -> f32 {
 /// The conversions of [`Element::from_f64`], by the name of the type. Those of the crate `half` from f64 take a number
 /// just above the middle of two halves for the middle.
 mod round_from_f64 {
-    use super::round_to_odd;
+    use crate::tensor::round_to_odd;
 
     pub(super) fn f16(x: f64) -> half::f16 {
         half::f16::from_f32(round_to_odd(x))

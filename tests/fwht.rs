@@ -224,9 +224,9 @@ fn check_matrix<E: Element>(m: usize, n: usize, layout: usize, rows: bool, threa
     check_any::<E>(m, n, layout, rows, plain, wants, what);
 }
 
-/// The same for orthonormal transforms. Where `√n` is a power of two the scale is exact, and so is all the rest. Otherwise
-/// the scale rounds each input, at most 8, by `u`, every stage and every sum of a base by `u` of what is at most `8 √n`,
-/// and a half once more.
+/// The same for orthonormal transforms. Where `√n` is a power of two the scale is exact, and so is all the rest.
+/// Otherwise the scale rounds each input, at most 8, by `u`, every stage and every sum of a base by `u` of what is at
+/// most `8 √n`, and a half once more.
 fn check_orthonormal<E: Element>(m: usize, n: usize, layout: usize, rows: bool, threads: Threads, what: &str) {
     let len = if rows { n } else { m };
     let (root, order) = ((len as f64).sqrt(), Order::new(len).unwrap());
@@ -539,7 +539,8 @@ fn nearest_lengths_are_the_neighbours() {
     assert_eq!(Order::nearest(usize::MAX).1, None);
 }
 
-/// Where a matrix begins in memory decides which columns are gathered before the first panel, and no bit of any of them.
+/// Where a matrix begins in memory decides which columns are gathered before the first panel, and no bit of any of
+/// them.
 #[test]
 fn addresses_do_not_change_a_bit() {
     fn check<E: Element>() {

@@ -86,6 +86,7 @@ fn reference<E: Arithmetic>(rotation: &Rotation, x: &[E], inverse: bool) -> Vec<
                     (v[i], v[i + n / 2]) = (v[i] + v[i + n / 2], v[i] - v[i + n / 2]);
                 }
             };
+            // It is exact where nothing underflows.
             if n > len {
                 scale(&mut v, 0.25);
             }
@@ -128,7 +129,8 @@ fn reference<E: Arithmetic>(rotation: &Rotation, x: &[E], inverse: bool) -> Vec<
     v.into_iter().map(|x| E::from_f64(x.to_f64())).collect()
 }
 
-/// These answers come from a program in another language. They may not change: databases hold vectors that were rotated.
+/// These answers come from a program in another language. They may not change: databases hold vectors that were
+/// rotated.
 #[test]
 fn known_answers_hold_on_every_isa() {
     let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
@@ -136,7 +138,8 @@ fn known_answers_hold_on_every_isa() {
     assert_eq!(bytes(160, 42), "be8be159cda4905c38e0b7e980e9055b5d67f89b");
     assert_eq!(bytes(100, (1 << 63) + 5), "74c199161c2052dfc8a133fe09");
     let input = |i: usize| (((i * i * 7 + 3 * i) % 251) as f64 - 125.0) / 16.0 + (i % 13) as f64 * 0.3;
-    // The length, the scheme, the hash of all bytes of the result (FNV-1a, 64 bits), and the bits of its first two numbers.
+    // The length, the scheme, the hash of all bytes of the result (FNV-1a, 64 bits), and the bits of its first two
+    // numbers.
     for (n, scheme, hash, first) in [
         (16, Scheme::Order, 0x784e_e87c_0e8c_e46b, [0xbf2d_999a, 0xc032_999a]),
         (1024, Scheme::Order, 0x3121_f811_662c_8511, [0xc0a7_d666, 0xbe4f_9970]),

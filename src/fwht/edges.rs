@@ -10,6 +10,9 @@
 //! a half is rounded once, when it is stored. A bit is a 32nd of the bytes of its f32: signs as numbers would take as
 //! much of L1 as the vector does.
 //!
+//! Many short vectors with the same signs are multiplied by the numbers ±c instead, one instruction where bits take
+//! three: then they fit L1 beside a vector, and making them is nothing.
+//!
 //! A pass that is neither first nor last, or that has nothing to do, is compiled with [`Plain`], which is nothing.
 
 use crate::simd::{Lanes, Scalar};
@@ -57,6 +60,10 @@ pub(super) struct Ends<T> {
     scale: T,
     /// Whether elements are scaled when they are loaded.
     loads: bool,
+    /// The factor of each element, with its sign; null if `scale` and `input`, or `output`, have them.
+    factors: *const T,
+    /// Whether the factors are those of the output.
+    output_factors: bool,
     input: *const u8,
     /// The bit of element 0 in `input`.
     input_first: usize,
@@ -75,7 +82,19 @@ impl<T: Scalar> Ends<T> {
         let bits = |signs: Option<Signs<'_>>| signs.map_or((std::ptr::null(), 0), |s| (s.bytes.as_ptr(), s.first));
         let ((input, input_first), (output, output_first)) = (bits(edges.input), bits(edges.output));
         let scale = T::from_f64(edges.scale);
-        Ends { scale, loads: true, input, input_first, output, output_first, start, mask }
+        let (factors, output_factors) = (std::ptr::null(), false);
+        Ends { scale, loads: true, factors, output_factors, input, input_first, output, output_first, start, mask }
+    }
+
+    /// Returns the same edges with the factors of all elements at `factors`, for passes along vectors. They are those
+    /// of the output if it has signs, and then the input has none.
+    pub(super) fn with_factors(self, factors: *const T) -> Self {
+        Ends { factors, output_factors: self.has_output(), ..self }
+    }
+
+    /// Returns whether there are signs of the output.
+    pub(super) fn has_output(&self) -> bool {
+        !self.output.is_null()
     }
 
     /// Returns the edges from element `by` on.
@@ -108,8 +127,8 @@ pub(super) unsafe fn bits_at(bytes: *const u8, p: usize) -> u32 {
 ///
 /// Register `i` of `R` has index `first + (i / B)·row + (i % B)·run`, where [`index`](Self::index) gave all four.
 pub(super) trait Edge<S: Lanes, T: Scalar>: Copy {
-    /// Whether there is anything to do.
-    const WORKS: bool;
+    /// Whether a store may have something to do.
+    const STORES: bool;
     /// Returns the index of an element by its place among the rows of the pass, which are `row_len` elements apart.
     fn index(self, row: usize, column: usize, row_len: usize) -> usize;
     /// Returns the factors of `R` rows, for loads and stores, if they do not depend on the column.
@@ -146,7 +165,7 @@ pub(super) trait Edge<S: Lanes, T: Scalar>: Copy {
 pub(super) struct Plain;
 
 impl<S: Lanes, T: Scalar> Edge<S, T> for Plain {
-    const WORKS: bool = false;
+    const STORES: bool = false;
     #[inline(always)]
     fn index(self, _: usize, _: usize, _: usize) -> usize {
         0
@@ -161,11 +180,35 @@ impl<S: Lanes, T: Scalar> Edge<S, T> for Plain {
     unsafe fn store<const R: usize, const B: usize>(self, _: S, _: &mut [T::V<S>; R], _: &[[T; R]; 2], _: [usize; 3]) {}
 }
 
-/// One sign for each lane.
+/// One sign for each lane. Without `OUT` there are no signs of the output.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Along<T>(pub(super) Ends<T>);
+pub(super) struct Along<T, const OUT: bool>(pub(super) Ends<T>);
 
-impl<T: Scalar> Along<T> {
+impl<T: Scalar, const OUT: bool> Along<T, OUT> {
+    /// Multiplies registers by their factors.
+    ///
+    /// # Safety
+    /// There are factors, and signs of these elements.
+    #[inline(always)]
+    unsafe fn multiply<const R: usize, const B: usize, S: Lanes>(
+        self,
+        s: S,
+        v: &mut [T::V<S>; R],
+        [first, row, run]: [usize; 3],
+    ) {
+        // SAFETY: guaranteed by this function's contract: factors are as many as signs.
+        unsafe {
+            let mut factors = self.0.factors.add((self.0.start + first) & self.0.mask);
+            if R > 4 {
+                // As for the elements: a pointer to each register would be kept on the stack.
+                factors = std::hint::black_box(factors);
+            }
+            for (i, v) in v.iter_mut().enumerate() {
+                *v = T::vmul(s, *v, T::vload::<S, T>(s, factors.add(i / B * row + i % B * run)));
+            }
+        }
+    }
+
     /// Changes the signs of registers by the bits from bit `origin` of `bytes` on.
     ///
     /// # Safety
@@ -181,6 +224,16 @@ impl<T: Scalar> Along<T> {
     ) {
         // The registers lie in one vector, so that the first index alone has bits that do not count.
         let first = origin + ((self.0.start + first) & self.0.mask);
+        if T::lanes::<S>() >= 8 && (first | row | run).is_multiple_of(8) {
+            // The usual case needs no shift: one instruction takes the bits from memory.
+            let bytes = std::hint::black_box(bytes.wrapping_add(first / 8));
+            for (i, v) in v.iter_mut().enumerate() {
+                // SAFETY: guaranteed by this function's contract: these are the bits of one register, and slack
+                // follows.
+                *v = T::vflip(s, *v, unsafe { bits_at(bytes.add(i / B * (row / 8) + i % B * (run / 8)), 0) });
+            }
+            return;
+        }
         for (i, v) in v.iter_mut().enumerate() {
             // SAFETY: guaranteed by this function's contract: these are the bits of one register, and slack follows.
             *v = T::vflip(s, *v, unsafe { bits_at(bytes, first + i / B * row + i % B * run) });
@@ -188,8 +241,8 @@ impl<T: Scalar> Along<T> {
     }
 }
 
-impl<S: Lanes, T: Scalar> Edge<S, T> for Along<T> {
-    const WORKS: bool = true;
+impl<S: Lanes, T: Scalar, const OUT: bool> Edge<S, T> for Along<T, OUT> {
+    const STORES: bool = OUT;
     #[inline(always)]
     fn index(self, row: usize, column: usize, row_len: usize) -> usize {
         row * row_len + column
@@ -200,6 +253,10 @@ impl<S: Lanes, T: Scalar> Edge<S, T> for Along<T> {
     }
     #[inline(always)]
     unsafe fn load<const R: usize, const B: usize>(self, s: S, v: &mut [T::V<S>; R], _: &[[T; R]; 2], at: [usize; 3]) {
+        if !self.0.factors.is_null() && !self.0.output_factors {
+            // SAFETY: guaranteed by this function's contract.
+            return unsafe { self.multiply::<R, B, S>(s, v, at) };
+        }
         if self.0.loads {
             let scale = T::vsplat(s, self.0.scale);
             for v in v.iter_mut() {
@@ -213,7 +270,10 @@ impl<S: Lanes, T: Scalar> Edge<S, T> for Along<T> {
     }
     #[inline(always)]
     unsafe fn store<const R: usize, const B: usize>(self, s: S, v: &mut [T::V<S>; R], _: &[[T; R]; 2], at: [usize; 3]) {
-        if !self.0.output.is_null() {
+        if OUT && self.0.output_factors {
+            // SAFETY: guaranteed by this function's contract.
+            unsafe { self.multiply::<R, B, S>(s, v, at) };
+        } else if OUT && !self.0.output.is_null() {
             // SAFETY: guaranteed by this function's contract.
             unsafe { self.flip::<R, B, S>(s, v, self.0.output, self.0.output_first, at) };
         }
@@ -225,7 +285,7 @@ impl<S: Lanes, T: Scalar> Edge<S, T> for Along<T> {
 pub(super) struct Across<T>(pub(super) Ends<T>);
 
 impl<S: Lanes, T: Scalar> Edge<S, T> for Across<T> {
-    const WORKS: bool = true;
+    const STORES: bool = true;
     #[inline(always)]
     fn index(self, row: usize, _: usize, _: usize) -> usize {
         row

@@ -15,6 +15,8 @@
 //! that 2^24 points sweep memory twice. f16 and bf16 are widened to f32 in the first pass over a vector and rounded
 //! once, in the last.
 //!
+//! An orthonormal or a signed transform is the same passes, with scale and signs at their edges (`edges`).
+//!
 //! **Why this way.** Where adders and multiply-adders are different units, half of the subtractions run as `a − 1·b` on
 //! the latter. 16 rows whose distance is a multiple of 4 KiB share one L1 set, which has fewer ways; 8 rows × 2
 //! registers do the same stages without that. Columns are a power of two apart and share few sets of every cache, so
@@ -262,9 +264,9 @@ pub(crate) fn rotate_into<E: Element>(from: &[E], to: &mut [E], turn: Turn<'_>, 
 /// generic, so that the kernels are compiled in this crate.
 ///
 /// # Safety
-/// The vectors that are read exist and are readable, those that are written exist, are writable and distinct, all of the
-/// lengths of `turn` and of the type `dtype`. What is read is what is written, or disjoint from it; then elements of a
-/// vector are adjacent. [`Turn::check`] holds.
+/// The vectors that are read exist and are readable, those that are written exist, are writable and distinct, all of
+/// the lengths of `turn` and of the type `dtype`. What is read is what is written, or disjoint from it; then elements
+/// of a vector are adjacent. [`Turn::check`] holds.
 unsafe fn rotate(x: Batch<()>, turn: Turn<'_>, from_stride: isize, to_stride: isize, dtype: DType, threads: Threads) {
     let How::Rounds(rounds) = turn.how else {
         // SAFETY: guaranteed by this function's contract: lengths of input and output are equal.

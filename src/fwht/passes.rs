@@ -477,8 +477,8 @@ unsafe fn base_tile<const W: usize, S: Lanes, T: Scalar, A: Element, B: Element,
     let b = entries.len().isqrt();
     let (down, right) = if transposed { (1, b) } else { (b, 1) };
     // SAFETY: guaranteed by this function's contract: rows are below `b`, columns below `W · lanes`, places in `work`
-    // below `b · W · lanes`, and `i + r < b` because 4 divides `b`, so that entries are below `b²`. All of `src` is read
-    // before `dst` is written.
+    // below `b · W · lanes`, and `i + r < b` because 4 divides `b`, so that entries are below `b²`. All of `src` is
+    // read before `dst` is written.
     unsafe {
         for i in 0..b {
             for w in 0..W {
@@ -556,7 +556,7 @@ impl<const R: usize, S: Lanes, T: Scalar, A: Element, B: Element, G: Edge<S, T>>
                     butterflies::<R, S, T>(s, minus, &mut v);
                     // Halves take two loops, because one that narrows to bf16, too, is not unrolled. Others are faster
                     // in one.
-                    let two = G::WORKS || size_of::<B>() < size_of::<T>();
+                    let two = G::STORES || size_of::<B>() < size_of::<T>();
                     if two {
                         for v in &mut v {
                             *v = lane_butterflies::<S, T>(s, *v, lanes);
@@ -594,7 +594,8 @@ unsafe fn leaves<S: Lanes, T: Scalar, A: Element, B: Element>(
         ($r:literal) => {
             match ends {
                 None => leaf!($r, Plain),
-                Some(ends) => leaf!($r, Along(ends)),
+                Some(ends) if ends.has_output() => leaf!($r, Along::<T, true>(ends)),
+                Some(ends) => leaf!($r, Along::<T, false>(ends)),
             }
         };
         ($r:literal, $edge:expr) => {
@@ -687,7 +688,10 @@ pub(super) unsafe fn blocks<S: Lanes, T: Scalar, A: Element, B: Element>(
             let len = 1 << plan.lanes;
             return match ends {
                 None => s.vectorize(Short { s, len, count, src, dst, edge: Plain, plain: PhantomData::<T> }),
-                Some(ends) => s.vectorize(Short { s, len, count, src, dst, edge: Along(ends), plain: PhantomData }),
+                Some(ends) => {
+                    let edge = Along::<T, true>(ends);
+                    s.vectorize(Short { s, len, count, src, dst, edge, plain: PhantomData });
+                }
             };
         }
         let lanes = T::lanes::<S>();
@@ -722,7 +726,8 @@ unsafe fn along<S: Lanes, T: Scalar, X: Element, Y: Element>(
         match ends {
             None => radix_passes::<S, T, X, Y, _>(s, radix, blocks, 1, src, dst, width, run, prefetch, Plain),
             Some(ends) => {
-                radix_passes::<S, T, X, Y, _>(s, radix, blocks, 1, src, dst, width, run, prefetch, Along(ends));
+                let edge = Along::<T, false>(ends);
+                radix_passes::<S, T, X, Y, _>(s, radix, blocks, 1, src, dst, width, run, prefetch, edge);
             }
         }
     }
@@ -758,7 +763,8 @@ pub(super) unsafe fn first_pass<S: Lanes, T: Scalar, A: Element>(
 ///
 /// # Safety
 /// `blocks · len` elements are readable and writable at `work` and writable at `dst`; the two are equal (address and
-/// type) or disjoint. `len` is what the first `done` radices leave of `2^plan.bits()`. `ends` has signs for all of them.
+/// type) or disjoint. `len` is what the first `done` radices leave of `2^plan.bits()`. `ends` has signs for all of
+/// them.
 pub(super) unsafe fn below<S: Lanes, T: Scalar, B: Element>(
     s: S,
     plan: &Plan,
@@ -791,5 +797,42 @@ pub(super) unsafe fn below<S: Lanes, T: Scalar, B: Element>(
         let all = Rows { ptr: work, stride: h as isize };
         along::<S, T, T, T>(s, radix, blocks, all, all, h, run, Prefetch::planned(plan, h), None);
         below::<S, T, B>(s, plan, done + 1, blocks << radix.rows, h, dst, work, ahead, ends);
+    }
+}
+
+/// Writes the factors of elements `0..len`: the scale, with the signs of the input, or 1, with those of the output.
+///
+/// # Safety
+/// `len` elements, a multiple of the lanes, are writable at `dst`, and `ends`, which has no factors yet, has their
+/// signs.
+pub(super) unsafe fn factors<S: Lanes, T: Scalar>(s: S, len: usize, dst: *mut T, ends: Ends<T>) {
+    s.vectorize(Factors { s, len, dst, ends })
+}
+
+/// The arguments of [`factors`], as a kernel.
+struct Factors<S, T> {
+    s: S,
+    len: usize,
+    dst: *mut T,
+    ends: Ends<T>,
+}
+
+impl<S: Lanes, T: Scalar> NullaryFnOnce for Factors<S, T> {
+    type Output = ();
+    #[inline(always)]
+    fn call(self) {
+        let Factors { s, len, dst, ends } = self;
+        let (edge, none) = (Along::<T, true>(ends), [[T::zeroed(); 1]; 2]);
+        for i in (0..len).step_by(T::lanes::<S>()) {
+            // SAFETY: registers partition `len` elements, for which `factors` has the caller's promise.
+            unsafe {
+                let mut one = [T::vsplat(s, T::SIGNS[0])];
+                match ends.has_output() {
+                    false => edge.load::<1, 1>(s, &mut one, &none, [i, 0, 0]),
+                    true => edge.store::<1, 1>(s, &mut one, &none, [i, 0, 0]),
+                }
+                T::vstore::<S, T>(s, dst.add(i), one[0]);
+            }
+        }
     }
 }

@@ -110,6 +110,11 @@ pub(crate) struct Params {
     pub(crate) scratch_row_bytes: usize,
     /// Most bytes of scratch for as many vectors as a register has lanes; longer vectors go through scratch one by one.
     pub(crate) scratch_bytes: usize,
+    /// Bytes of the longest vector that is multiplied by numbers that are ±c, and not by c and bits; half of L1 at
+    /// most.
+    pub(crate) factor_bytes: usize,
+    /// Least number of such vectors.
+    pub(crate) factor_vectors: usize,
     /// Elements of a task when rows or panels are shared among threads.
     pub(crate) task_len: usize,
     /// Elements from which one vector is shared among threads.
@@ -133,6 +138,8 @@ impl Default for Params {
             panel_row_bytes: 1024,
             scratch_row_bytes: 256,
             scratch_bytes: 2 << 20,
+            factor_bytes: 8 << 10,
+            factor_vectors: 4,
             task_len: 1 << 16,
             long_len: 1 << 18,
             beside: true,

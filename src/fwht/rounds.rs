@@ -12,14 +12,15 @@
 //! ```
 //!
 //! The four factors `1/√2` are one exact `1/4` in the first load. A step applies the signs of the round that follows
-//! it, so that five light sweeps over `n` elements go with the four transforms, all in cache. Halves are widened by the
-//! first sweep and rounded by the last.
+//! it, so that four light sweeps over `n` elements, and one over the rest of the first window, go with the four
+//! transforms, all in cache. Halves are widened by what comes first and rounded by what comes last.
 //!
 //! Cost: `4 W log2 W + 4 n` additions for a vector, one read and one write of memory. Source: J. Gao et al., RaBitQ,
 //! 2024, whose library calls this `FhtKacRotator`.
 
 use std::marker::PhantomData;
 
+use bytemuck::Zeroable;
 use pulp::NullaryFnOnce;
 
 use super::edges::{Along, Edge, Edges, Ends, Plain, Signs};
@@ -214,18 +215,24 @@ unsafe fn kac<S: Lanes, T: Scalar, A: Element, B: Element>(
         };
         let quarter = 0.25;
         if job.inverse {
-            sweep::<true, S, T, A, T, _>(s, n, src, work, Along(ends(quarter, None, None)));
+            sweep::<true, S, T, A, T, _>(s, n, src, work, Along::<T, true>(ends(quarter, None, None)));
             for round in [3, 2, 1] {
                 transform(round);
-                sweep::<true, S, T, T, T, _>(s, n, work, work, Along(ends(1.0, signs(round), None)));
+                sweep::<true, S, T, T, T, _>(s, n, work, work, Along::<T, true>(ends(1.0, signs(round), None)));
             }
-            transform(0);
-            sweep::<false, S, T, T, B, _>(s, n, work, dst, Along(ends(1.0, signs(0), None)));
+            passes::blocks::<S, T, T, B>(s, plan, 1, work, dst, work, None, Some(ends(scale, None, signs(0))));
+            let rest = Along::<T, true>(ends(1.0, signs(0), None).from(len));
+            sweep::<false, S, T, T, B, _>(s, n - len, work.add(len), dst.add(len), rest);
         } else {
-            sweep::<false, S, T, A, T, _>(s, n, src, work, Along(ends(quarter, signs(0), None)));
+            let first = ends(quarter * scale, signs(0), None);
+            passes::blocks::<S, T, A, T>(s, plan, 1, src, work, work, None, Some(first));
+            let rest = Along::<T, true>(ends(quarter, signs(0), None).from(len));
+            sweep::<false, S, T, A, T, _>(s, n - len, src.add(len), work.add(len), rest);
             for round in [0, 1, 2] {
-                transform(round);
-                sweep::<true, S, T, T, T, _>(s, n, work, work, Along(ends(1.0, None, signs(round + 1))));
+                if round > 0 {
+                    transform(round);
+                }
+                sweep::<true, S, T, T, T, _>(s, n, work, work, Along::<T, true>(ends(1.0, None, signs(round + 1))));
             }
             transform(3);
             sweep::<true, S, T, T, B, _>(s, n, work, dst, Plain);
@@ -322,26 +329,68 @@ unsafe fn sweep_range<const STEP: bool, S: Lanes, T: Scalar, A: Element, B: Elem
     dst: *mut B,
     edge: G,
 ) {
-    let factors = [[T::zeroed(); 2]; 2];
-    let single = [[T::zeroed(); 1]; 2];
-    let mut i = range.start;
+    let (lanes, mut i) = (T::lanes::<S>(), range.start);
+    while i + 4 * lanes <= range.end {
+        // SAFETY: guaranteed by this function's contract for all of the range.
+        unsafe { sweep_step::<STEP, 4, 8, S, T, A, B, G>(s, i, half, src, dst, edge) };
+        i += 4 * lanes;
+    }
     while i < range.end {
-        // SAFETY: guaranteed by this function's contract. All loads come before the stores.
-        unsafe {
-            if STEP {
-                let mut v = [T::vload::<S, A>(s, src.add(i)), T::vload::<S, A>(s, src.add(half + i))];
-                edge.load::<2, 2>(s, &mut v, &factors, [i, 0, half]);
-                v = [T::vadd(s, v[0], v[1]), T::vsub(s, v[0], v[1])];
-                edge.store::<2, 2>(s, &mut v, &factors, [i, 0, half]);
-                T::vstore::<S, B>(s, dst.add(i), v[0]);
-                T::vstore::<S, B>(s, dst.add(half + i), v[1]);
-            } else {
-                let mut v = [T::vload::<S, A>(s, src.add(i))];
-                edge.load::<1, 1>(s, &mut v, &single, [i, 0, 0]);
-                edge.store::<1, 1>(s, &mut v, &single, [i, 0, 0]);
-                T::vstore::<S, B>(s, dst.add(i), v[0]);
+        // SAFETY: guaranteed by this function's contract for all of the range, which is a multiple of the lanes.
+        unsafe { sweep_step::<STEP, 1, 2, S, T, A, B, G>(s, i, half, src, dst, edge) };
+        i += lanes;
+    }
+}
+
+/// Does [`sweep`] on `R` registers from element `i` on, and if `STEP`, on those `half` behind them; `P` is `2R`.
+///
+/// # Safety
+/// As for [`sweep`], for these elements.
+#[inline(always)]
+unsafe fn sweep_step<
+    const STEP: bool,
+    const R: usize,
+    const P: usize,
+    S: Lanes,
+    T: Scalar,
+    A: Element,
+    B: Element,
+    G: Edge<S, T>,
+>(
+    s: S,
+    i: usize,
+    half: usize,
+    src: *const A,
+    dst: *mut B,
+    edge: G,
+) {
+    let (lanes, pairs, singles) = (T::lanes::<S>(), [[T::zeroed(); P]; 2], [[T::zeroed(); R]; 2]);
+    // SAFETY: guaranteed by this function's contract. All loads come before the stores.
+    unsafe {
+        if STEP {
+            let at = |k: usize| i + k / 2 * lanes + k % 2 * half;
+            let mut v = [T::V::<S>::zeroed(); P];
+            for (k, v) in v.iter_mut().enumerate() {
+                *v = T::vload::<S, A>(s, src.add(at(k)));
+            }
+            edge.load::<P, 2>(s, &mut v, &pairs, [i, lanes, half]);
+            for k in (0..P).step_by(2) {
+                (v[k], v[k + 1]) = (T::vadd(s, v[k], v[k + 1]), T::vsub(s, v[k], v[k + 1]));
+            }
+            edge.store::<P, 2>(s, &mut v, &pairs, [i, lanes, half]);
+            for (k, v) in v.into_iter().enumerate() {
+                T::vstore::<S, B>(s, dst.add(at(k)), v);
+            }
+        } else {
+            let mut v = [T::V::<S>::zeroed(); R];
+            for (k, v) in v.iter_mut().enumerate() {
+                *v = T::vload::<S, A>(s, src.add(i + k * lanes));
+            }
+            edge.load::<R, R>(s, &mut v, &singles, [i, 0, lanes]);
+            edge.store::<R, R>(s, &mut v, &singles, [i, 0, lanes]);
+            for (k, v) in v.into_iter().enumerate() {
+                T::vstore::<S, B>(s, dst.add(i + k * lanes), v);
             }
         }
-        i += T::lanes::<S>();
     }
 }

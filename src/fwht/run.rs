@@ -55,8 +55,8 @@ impl Form<'_> {
     }
 }
 
-/// A batch of `count` vectors of length `n`: element `i` of vector `j` is at `ptr + i·n_stride + j·stride`. It is read at
-/// the same place from `from` on, which is `ptr` for a transform in place.
+/// A batch of `count` vectors of length `n`: element `i` of vector `j` is at `ptr + i·n_stride + j·stride`. It is read
+/// at the same place from `from` on, which is `ptr` for a transform in place.
 #[derive(Debug)]
 pub(super) struct Batch<E> {
     pub(super) ptr: *mut E,
@@ -302,7 +302,9 @@ unsafe fn base_along<S: Lanes, T: Scalar, E: Element>(
     unsafe {
         match ends {
             None => passes::base_pass::<S, T, T, E, _>(s, base, src, dst, width, scratch, h, Plain),
-            Some(ends) => passes::base_pass::<S, T, T, E, _>(s, base, src, dst, width, scratch, h, Along(ends)),
+            Some(ends) => {
+                passes::base_pass::<S, T, T, E, _>(s, base, src, dst, width, scratch, h, Along::<T, true>(ends))
+            }
         }
     }
 }
@@ -348,11 +350,11 @@ impl<T: Scalar, E: Element> Kernel for Task<'_, T, E> {
         let (order, lanes) = (form.order, T::lanes::<S>());
         let split = order.base() > 1 && 1 << order.log2() < lanes;
         // SAFETY: `batch`, which alone makes this kernel, has the caller's promise that the elements are valid and
-        // distinct, that `order` is the order of each part of a vector, and that there are signs; the parts of its tasks
-        // are disjoint. Vectors side by side are in place.
+        // distinct, that `order` is the order of each part of a vector, and that there are signs; the parts of its
+        // tasks are disjoint. Vectors side by side are in place.
         unsafe {
             if x.n_stride == 1 && !split {
-                return rows::<S, T, E>(s, x, &form, from_memory, &plan_of::<S, T>(order, &params));
+                return rows::<S, T, E>(s, x, &form, from_memory, &plan_of::<S, T>(order, &params), &params);
             }
             for first in (0..x.n).step_by(order.len()) {
                 let x = x.elements(first, order.len());
@@ -371,26 +373,53 @@ impl<T: Scalar, E: Element> Kernel for Task<'_, T, E> {
 ///
 /// # Safety
 /// The batch is as [`batch`] wants it, `n_stride` is 1, and `plan` is for the length of a part.
-unsafe fn rows<S: Lanes, T: Scalar, E: Element>(s: S, x: Batch<E>, form: &Form<'_>, from_memory: bool, plan: &Plan) {
+unsafe fn rows<S: Lanes, T: Scalar, E: Element>(
+    s: S,
+    x: Batch<E>,
+    form: &Form<'_>,
+    from_memory: bool,
+    plan: &Plan,
+    params: &Params,
+) {
     let same = E::DTYPE == T::DTYPE;
     let (len, based) = (plan.order.len(), plan.order.base() > 1);
     let parts = x.n / len;
     let base = if based { passes::base_scratch::<S, T>(plan.order.base()) } else { 0 };
     // Adjacent short transforms share their passes. A group is half of L1, which leaves room for the next group.
+    // Numbers instead of bits take room in L1, and time to be made.
     let adjacent = x.stride == x.n as isize && !based;
-    let together = if based { 1 } else { (plan.l1 / 2 / len).max(1) };
+    let signs = form.edges.is_some_and(|edges| edges.input.is_some() != edges.output.is_some());
+    let factored = signs && x.count >= params.factor_vectors && x.n * size_of::<T>() <= params.factor_bytes;
+    let factored = if factored && 1 << plan.bits() >= T::lanes::<S>() { x.n } else { 0 };
+    // With factors, which a base pass does not take, a quarter.
+    let room = if factored > 0 { plan.l1 / 4 } else { plan.l1 / 2 };
+    let together = if based { 1 } else { (room / len).max(1) };
     let (group, chunk) = match parts {
         1 => (if adjacent { together.min(x.count) } else { 1 }, 1),
         _ => (1, together.min(parts)),
     };
     let vectors = if same { 0 } else { len * group.max(chunk) };
-    let mut scratch = Scratch::<T>::new(base + vectors);
+    let page = if factored > 0 { PAGE_BYTES / size_of::<T>() } else { 0 };
+    let mut scratch = Scratch::<T>::new(base + vectors + factored + page);
     let scratch = scratch.as_mut_ptr();
+    // Factors lie like the elements within a page: a load that follows a store to the same place of another page waits
+    // for it, and so a factor follows no store of other elements.
+    let (beside, end) = (if same { x.ptr.cast() } else { scratch.wrapping_add(base) }, base + vectors);
+    let skipped = (beside as usize).wrapping_sub(scratch.wrapping_add(end) as usize) % PAGE_BYTES;
+    let factors = scratch.wrapping_add(end + skipped / size_of::<Line>() * (size_of::<Line>() / size_of::<T>()));
+    if let Some(ends) = form.ends::<T>(0, false)
+        && factored > 0
+    {
+        // SAFETY: this end of scratch has as many elements as a vector, less than a page behind the others, and the
+        // form has as many signs. They are a multiple of the lanes, because parts are.
+        unsafe { passes::factors::<S, T>(s, factored, factors, ends) };
+    }
     for i in (0..x.count).step_by(group) {
         for part in (0..parts).step_by(chunk) {
             let count = if parts == 1 { group.min(x.count - i) } else { chunk.min(parts - part) };
             let (from, x) = (x.source(part * len, i), x.element(part * len, i));
             let ends = form.ends::<T>(part * len, parts == 1 && !based);
+            let ends = if factored > 0 { ends.map(|ends| ends.with_factors(factors)) } else { ends };
             // SAFETY: `count` transforms from here on exist and are adjacent if there are several. `all` is `x` itself
             // where the types are the same, or else scratch of as many elements. The first `base` elements of scratch
             // are the base pass's. What is read is `x` or disjoint from it.
@@ -544,8 +573,8 @@ unsafe fn one_panel<S: Lanes, T: Scalar, E: Element>(
 /// scratch, else one at a time. `start` is as in [`panels`].
 ///
 /// # Safety
-/// The batch is valid for reads and writes, its elements are distinct, `form.order` is that of its length, and there are
-/// signs.
+/// The batch is valid for reads and writes, its elements are distinct, `form.order` is that of its length, and there
+/// are signs.
 unsafe fn gathered<S: Lanes, T: Scalar, E: Element>(s: S, x: Batch<E>, form: &Form<'_>, start: usize, params: &Params) {
     let lanes = T::lanes::<S>();
     if x.count > lanes {
@@ -587,7 +616,7 @@ unsafe fn gathered<S: Lanes, T: Scalar, E: Element>(s: S, x: Batch<E>, form: &Fo
         let one = Batch { ptr, from: ptr, n: x.n, n_stride: 1, count: 1, stride: 1 };
         let plan = plan_of::<S, T>(form.order, params);
         // SAFETY: the batch is all of `vector`: `n` adjacent elements, which nothing else refers to.
-        unsafe { rows::<S, T, T>(s, one, &Form { edges, ..*form }, false, &plan) };
+        unsafe { rows::<S, T, T>(s, one, &Form { edges, ..*form }, false, &plan, params) };
         for (i, value) in vector.iter().enumerate() {
             // SAFETY: element `i < n` of vector `j < count` is valid by this function's contract.
             unsafe { *x.element(i, j) = E::from_f64(Element::to_f64(*value)) };
@@ -605,6 +634,9 @@ unsafe impl Zeroable for Line {}
 // SAFETY: 64 bytes aligned to 64 have no padding, any bits of them are valid, and the type is `Copy + 'static`.
 unsafe impl Pod for Line {}
 
+/// Bytes of a page: the lower bits of an address by which a load finds stores that it may depend on.
+const PAGE_BYTES: usize = 4 << 10;
+
 /// Bytes of the largest scratch that is kept for the next call.
 const KEPT_BYTES: usize = 4 << 20;
 
@@ -613,8 +645,8 @@ thread_local! {
 }
 
 /// Scratch of `len` elements, aligned to a cache line, of unspecified content. Two buffers per thread are kept for the
-/// next call, because a gathered panel has scratch of its own. It is a value and not a function that takes a closure, because a closure might not be compiled for the
-/// instruction set of its caller.
+/// next call, because a gathered panel has scratch of its own. It is a value and not a function that takes a closure,
+/// because a closure might not be compiled for the instruction set of its caller.
 pub(super) struct Scratch<T> {
     lines: Vec<Line>,
     len: usize,
