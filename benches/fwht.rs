@@ -169,7 +169,7 @@ fn edges<E: Element>(m: usize, n: usize, threads: Threads, rounds: usize, csv: &
 /// Rotations of `m` rows by each scheme, over the plain transforms that they consist of, and against a dense rotation.
 fn rotations(m: usize, n: usize, threads: Threads, rounds: usize, csv: &mut impl Write) {
     let w = 1 << n.ilog2();
-    let [mut a, mut b, mut c, mut d]: [Vec<f32>; 4] = std::array::from_fn(|_| vec![0.0; m * n]);
+    let [mut a, mut b, mut c, mut d, mut e]: [Vec<f32>; 5] = std::array::from_fn(|_| vec![0.0; m * n]);
     let order = Rotation::new(n, 1, Scheme::Order).unwrap();
     let blocks = Rotation::new(n, 1, Scheme::Blocks { len: None }).unwrap();
     let kac = Rotation::new(n, 1, Scheme::Kac).unwrap();
@@ -180,7 +180,7 @@ fn rotations(m: usize, n: usize, threads: Threads, rounds: usize, csv: &mut impl
         &mut [
             &mut || fwht::fwht_rows(TensorMut::new(&mut a, m, n).unwrap(), threads).unwrap(),
             &mut || order.apply_rows(TensorMut::new(&mut b, m, n).unwrap(), threads).unwrap(),
-            &mut || blocks.apply_rows(TensorMut::new(&mut b, m, n).unwrap(), threads).unwrap(),
+            &mut || blocks.apply_rows(TensorMut::new(&mut e, m, n).unwrap(), threads).unwrap(),
             &mut || {
                 for first in [0, n - w, 0, n - w] {
                     let window = TensorMut::strided(&mut c[first..], m, w, n as isize, 1).unwrap();
