@@ -369,6 +369,14 @@ impl Journal {
         self.line(entry)
     }
 
+    /// Waits until the disk has all entries.
+    ///
+    /// # Errors
+    /// [`Error::File`] if it does not take them.
+    pub fn sync(&self) -> Result<()> {
+        self.file.sync_all().map_err(|e| unwritable(&self.path, &e))
+    }
+
     fn line(&mut self, value: &impl Serialize) -> Result<()> {
         let mut text = serde_json::to_vec(value).map_err(|e| Error::file(&self.path, e))?;
         text.push(b'\n');

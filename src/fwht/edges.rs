@@ -303,7 +303,7 @@ impl<S: Lanes, T: Scalar> Edge<S, T> for Across<T> {
                 let index = (ends.start + first + i / B * row) & ends.mask;
                 // SAFETY: guaranteed by this function's contract: there is a bit for each row, and slack follows.
                 if unsafe { bits_at(bytes, origin + index) } & 1 == 1 {
-                    *factor = *factor * T::SIGNS[1];
+                    *factor = T::SIGNS[1] * *factor;
                 }
             }
         }

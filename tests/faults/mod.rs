@@ -155,7 +155,7 @@ fn nothing_of_the_users_is_lost() {
     let dir = Dir::new("users");
     let mut draw = Draw(0x9e37_79b9_7f4a_7c15);
     let (mut refused, mut done) = (0, 0);
-    let mut root = dir.0.join("fresh");
+    let (mut root, mut real) = (dir.0.join("fresh"), PathBuf::new());
     let mut before = BTreeMap::new();
     for line in 0..lines {
         let (args, replaced) = command_line(&mut draw);
@@ -163,8 +163,16 @@ fn nothing_of_the_users_is_lost() {
         if line % 8 == 0 {
             root = dir.0.join(line.to_string());
             fill(&root);
+            real = fs::canonicalize(&root).unwrap();
             before = everything(&root);
         }
+        // What a link leads to is named with it.
+        let replaced: Vec<PathBuf> = replaced
+            .iter()
+            .flat_map(|name| [Ok(root.join(name)), fs::canonicalize(root.join(name))])
+            .flatten()
+            .map(|path| path.strip_prefix(&real).map_or(path.clone(), |rest| root.join(rest)))
+            .collect();
         let mut command = command(&args);
         command.current_dir(&root).stdout(Stdio::piped());
         let ran = finish(command);
@@ -173,10 +181,11 @@ fn nothing_of_the_users_is_lost() {
         assert!(ran.err.lines().all(|line| line.starts_with("tensorslim: ")), "{said}");
 
         let after = everything(&root);
-        let may_go = |path: &Path| replaced.iter().any(|name| path.starts_with(root.join(name).components().as_path()));
+        let may_go = |path: &Path| replaced.iter().any(|named| path.starts_with(named.components().as_path()));
         let inputs = ["w.npy", "v.npy", "x.npy", "attn.npy", "u.npy"].map(|name| root.join(name));
         for (path, was) in &before {
-            let is_input = inputs.contains(path) && args.iter().any(|arg| root.join(arg) == *path);
+            let mut given = args.windows(2).filter(|pair| !["--out", "--checkpoint"].contains(&pair[0]));
+            let is_input = inputs.contains(path) && given.any(|pair| root.join(pair[1]) == *path);
             assert!(!is_input && may_go(path) || after.get(path) == Some(was), "{} is lost: {said}", path.display());
         }
         let left: Vec<_> = after.keys().filter(|path| path.to_string_lossy().contains(".tensorslim-")).collect();
@@ -195,9 +204,8 @@ fn nothing_of_the_users_is_lost() {
         } else {
             refused += 1;
         }
-        if !replaced.is_empty() {
-            before = everything(&root);
-        }
+        // What took the place of a file that was named is a result.
+        before.retain(|path, was| !may_go(path) || after.get(path) == Some(was));
     }
     // Past the harness, which keeps what tests print.
     let stderr = &mut std::io::stderr();
@@ -208,7 +216,7 @@ fn nothing_of_the_users_is_lost() {
 fn is_described(out: &Path) -> bool {
     let Ok(bytes) = fs::read(out.join("report.json")) else { return false };
     let report: Value = serde_json::from_slice(&bytes).unwrap();
-    let sums = report["written"]["sums"].as_object().unwrap();
+    let Some(sums) = report["written"]["sums"].as_object() else { return false };
     assert!(sums.len() >= 2);
     sums.iter().all(|(name, sum)| {
         fs::read(out.join(name))
@@ -459,6 +467,33 @@ fn patterns_from_a_pipe_are_read_once() {
     assert!(ran.code == Some(0) && ran.out.contains("2 (2 of an earlier run)"), "{}{}", ran.out, ran.err);
 }
 
+/// A result that cannot be recorded is not called done: here the journal is as long as a file may be.
+#[cfg(unix)]
+#[test]
+fn a_journal_that_cannot_be_written_is_a_failure() {
+    let dir = Dir::new("journal");
+    batch_of(&dir, &["a", "b"]);
+    let (input, out) = (dir.path("in"), dir.path("out"));
+    let resume = batch(&input, &out, "3", &["--resume"]);
+    succeeds(&resume);
+    let journal = format!("{out}/journal.jsonl");
+    let text = fs::read_to_string(&journal).unwrap();
+    let (header, entries) = text.split_once('\n').unwrap();
+    // Later lines of a weight take the place of earlier ones.
+    fs::write(&journal, format!("{header}\n{}", entries.repeat(200))).unwrap();
+    fs::remove_file(format!("{out}/a/u.npy")).unwrap();
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", "trap '' XFSZ; ulimit -f 64; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_tensorslim")])
+        .args(&resume);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let ran = finish(command);
+    one_line(&ran.err, &resume);
+    assert!(ran.code == Some(1) && ran.err.contains("journal.jsonl: cannot be written"), "{:?} {}", ran.code, ran.err);
+    succeeds(&resume);
+    assert_eq!(read_npy(&format!("{out}/a/u.npy")).1, [60, 3]);
+}
+
 /// Results cannot be had without the place that they were to be in: a run says so, and what it had done goes on from where it is now.
 #[test]
 fn an_output_directory_that_goes_while_a_batch_runs() {
@@ -588,6 +623,41 @@ fn killed_runs_leave_whole_files() {
     succeeds(&merge);
     let stderr = &mut std::io::stderr();
     let _ = writeln!(stderr, "faults: {kills} kills, all survived; {mixed} between two files, which the report shows");
+}
+
+/// Factors that are killed between two of their files can be run again as they were, over nothing and over another form.
+#[test]
+fn factors_that_are_half_there_are_taken_up() {
+    let dir = Dir::new("half");
+    let w = dir.file("w.npy", &f32_npy(60, 40, |i, j| ((i * 3 + j * j) as f32).sin()));
+    let out = dir.path("out");
+    let mut half = 0;
+    for (before, form, files) in [
+        (None, "svd", ["s.npy", "u.npy", "vt.npy"].as_slice()),
+        (Some("svd"), "split", &["down.npy", "up.npy"]),
+        (Some("split"), "pivot", &["coefficients.npy", "pivots.npy", "rows.npy"]),
+    ] {
+        let factor = |form: &'static str| ["factor", &w, "--rank", "9", "--out", &out, "--form", form];
+        for _ in 0..20 {
+            let _ = fs::remove_dir_all(&out);
+            before.into_iter().for_each(|form| drop(succeeds(&factor(form))));
+            let mut child = command(&factor(form)).stdout(Stdio::null()).spawn().unwrap();
+            let is_there = || files.iter().any(|name| Path::new(&out).join(name).exists());
+            while !is_there() && child.try_wait().unwrap().is_none() {
+                std::thread::yield_now();
+            }
+            let _ = child.kill();
+            child.wait().unwrap();
+            half += usize::from(!is_described(Path::new(&out)));
+            succeeds(&factor(form));
+            assert_described(Path::new(&out));
+            let there: Vec<_> = names(&out).into_iter().filter(|name| !name.starts_with('.')).collect();
+            let mut want = [files, &["report.json"]].concat();
+            want.sort_unstable();
+            assert_eq!(there, want);
+        }
+    }
+    let _ = writeln!(std::io::stderr(), "faults: 60 kills, {half} between two files, all taken up");
 }
 
 /// A file that is written to while it is read is an error in every command.

@@ -164,7 +164,7 @@ fn batch<T: Scalar>(args: &BatchArgs) -> Result<(), Failure> {
         tasks.retain(|task| !lock(&results).has(&task.weight.name, task.weight.stamp));
         skipped = all - tasks.len();
     }
-    factor::<T>(args, &tasks, (&runner, &limit), &results, &places, None)?;
+    let recorded = factor::<T>(args, &tasks, (&runner, &limit), &results, &places, None);
     show.end();
 
     let manifest = lock(&results).finish(&names)?;
@@ -182,6 +182,7 @@ fn batch<T: Scalar>(args: &BatchArgs) -> Result<(), Failure> {
     for failure in &failures {
         complain(&format!("{}: {}", failure.name, failure.why.as_deref().unwrap_or("failed")));
     }
+    recorded?;
     if args.measure && !cancel.is_cancelled() {
         return Ok(());
     }
@@ -414,6 +415,9 @@ fn failed(spectrum: &str) -> String {
 type Spectra<'a> = (&'a Path, &'a (dyn Fn(&Task<'_>) -> String + Sync));
 
 /// Factors the tasks and writes their results, or with `spectra` their singular values alone.
+///
+/// # Errors
+/// The failure says that a task is done or has failed and cannot be recorded; the others are done.
 fn factor<T: Scalar>(
     args: &BatchArgs,
     tasks: &[Task<'_>],
@@ -453,6 +457,12 @@ fn factor<T: Scalar>(
             }
         }
     };
+    let unrecorded: Mutex<Option<Error>> = Mutex::new(None);
+    let keep = |recorded: tensorslim::Result<()>| {
+        recorded.inspect_err(|e| {
+            unrecorded.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(e.clone());
+        })
+    };
     let sink = |finished: Finished<'_, T>| -> tensorslim::Result<()> {
         let task = &tasks[finished.index];
         let written = finished.result.map_err(limit.restated(0)).and_then(|f| match spectra {
@@ -472,20 +482,23 @@ fn factor<T: Scalar>(
             Ok(None) => Ok(()),
             Ok(Some(mut entry)) => {
                 entry.seconds = Some(finished.elapsed.as_secs_f64());
-                results.record(entry)
+                keep(results.record(entry))
             }
             Err(e) => {
-                results.record(entry(task.weight, Status::Failed, Some(Failure::from(e.clone()).0)))?;
+                keep(results.record(entry(task.weight, Status::Failed, Some(Failure::from(e.clone()).0))))?;
                 if let Some((dir, file)) = spectra {
                     let path = dir.join(failed(&file(task)));
-                    writer::put_through(Some(places.stage()), &path, &[e.to_string().as_bytes()])?;
+                    keep(writer::put_through(Some(places.stage()), &path, &[e.to_string().as_bytes()]))?;
                 }
                 Err(e)
             }
         }
     };
     runner.factor::<T>(&items, load, sink);
-    Ok(())
+    match unrecorded.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        Some(e) => Err(Failure(format!("{e}; then go on with --resume"))),
+        None => Ok(()),
+    }
 }
 
 /// Writes factors and report, and returns the entry for the journal.

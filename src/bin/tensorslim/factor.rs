@@ -1,6 +1,7 @@
 //! The command `tensorslim factor`: reads, checks, factors, evaluates, writes, reports. Everything that can fail
 //! without the factorization fails before it.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -200,7 +201,11 @@ fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
         output::Written::new(dir, (args.form, dtype), &factors, pivoted.as_ref()).map(|written| (dir, written))
     });
     let factors_out = factors_out.transpose()?;
-    let report = Report {
+    let written =
+        |dir: &Path, files, sums| Written { dir: dir.display().to_string(), dtype: dtype.to_string(), files, sums };
+    let begun = |dir| Ok::<_, Error>(written(dir, output::replaced(dir, args.form)?, BTreeMap::new()));
+    let begun = args.out.as_deref().map(begun).transpose()?;
+    let mut report = Report {
         version: env!("CARGO_PKG_VERSION"),
         file: path.display().to_string(),
         tensor_shape,
@@ -239,20 +244,17 @@ fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
             relative_error: a.relative_error,
             cosine: a.cosine(),
         }),
-        written: factors_out.as_ref().map(|(dir, written)| Written {
-            dir: dir.display().to_string(),
-            dtype: dtype.to_string(),
-            files: output::names(args.form),
-            sums: written.sums(),
-        }),
+        written: begun,
         notes,
         plan,
     };
     let json = |text: serde_json::Result<String>| {
         text.map(|t| t + "\n").map_err(|e| Failure(format!("the report does not serialize: {e}")))
     };
-    if let Some((dir, written)) = factors_out {
-        written.publish(dir, &json(serde_json::to_string_pretty(&report))?)?;
+    if let Some((dir, files)) = factors_out {
+        let begun = json(serde_json::to_string_pretty(&report))?;
+        report.written = Some(written(dir, output::names(args.form), files.sums()));
+        files.publish(dir, &begun, &json(serde_json::to_string_pretty(&report))?)?;
     }
     if let Some(checkpoint) = checkpoint {
         checkpoint.remove();
@@ -283,7 +285,9 @@ fn check_options(args: &FactorArgs) -> Result<(), Failure> {
 /// Refuses outputs that would replace an input, each other, or a file that this program has not written.
 fn check_outputs(args: &FactorArgs) -> Result<(), Failure> {
     let mut outputs: Vec<PathBuf> = args.checkpoint.iter().cloned().collect();
-    outputs.extend(args.out.iter().flat_map(|dir| output::taken(dir, args.form)));
+    if let Some(dir) = &args.out {
+        outputs.extend(output::taken(dir, args.form)?);
+    }
     let mut inputs: Vec<&Path> = vec![&args.weight];
     inputs.extend(args.calibration.iter().chain(&args.evaluate).map(PathBuf::as_path));
     guard::apart(&outputs, &inputs)?;

@@ -4,8 +4,10 @@
 //! Files are compared by what they are (device and inode), whatever paths, links and hard links lead to them.
 
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{self, ErrorKind, Read};
 use std::path::{Path, PathBuf};
+
+use tensorslim::Error;
 
 use crate::failure::Failure;
 use crate::writer::{directory_of, target};
@@ -62,7 +64,7 @@ pub(crate) fn replaceable(
     let target = target(path)?;
     let mut start = Vec::new();
     match File::open(&target).and_then(|file| file.take(512).read_to_end(&mut start)) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
         Ok(_) if start.is_empty() || is_ours(&start) => return Ok(()),
         _ if overwrite => return Ok(()),
         _ => {}
@@ -71,4 +73,50 @@ pub(crate) fn replaceable(
         "{}: is there and is not {what}; give another name, or --overwrite to replace it",
         path.display()
     )))
+}
+
+/// Tells whether an operation may succeed a moment later. Such an error says nothing about the file.
+pub(crate) fn may_pass(e: &io::Error) -> bool {
+    // These are EIO, and too many open files in the process or the system.
+    let is_of_the_system = cfg!(unix) && matches!(e.raw_os_error(), Some(5 | 23 | 24));
+    is_of_the_system
+        || matches!(
+            e.kind(),
+            ErrorKind::StaleNetworkFileHandle
+                | ErrorKind::TimedOut
+                | ErrorKind::Interrupted
+                | ErrorKind::OutOfMemory
+                | ErrorKind::NetworkDown
+                | ErrorKind::NetworkUnreachable
+                | ErrorKind::HostUnreachable
+                | ErrorKind::NotConnected
+                | ErrorKind::ConnectionReset
+        )
+}
+
+/// Returns what was found at a path that may be of this program, `None` if nothing is there that can be read. An error
+/// that may pass says neither.
+pub(crate) fn if_there<T>(path: &Path, looked: io::Result<T>) -> tensorslim::Result<Option<T>> {
+    match looked {
+        Err(e) if may_pass(&e) => Err(Error::file(path, format_args!("cannot be read: {e}; try again"))),
+        looked => Ok(looked.ok()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[cfg(unix)]
+    #[test]
+    fn an_error_that_may_pass_is_not_an_absence() {
+        for (number, passes) in [(5, true), (24, true), (116, true), (2, false), (13, false), (20, false)] {
+            let looked: io::Result<()> = Err(io::Error::from_raw_os_error(number));
+            match if_there(Path::new("report.json"), looked) {
+                Err(e) => assert!(passes && e.to_string().starts_with("report.json: cannot be read"), "{e}"),
+                Ok(found) => assert!(!passes && found.is_none(), "{number}"),
+            }
+        }
+        assert_eq!(if_there(Path::new("report.json"), Ok(1)).unwrap(), Some(1));
+    }
 }

@@ -6,15 +6,16 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
-use std::io::{self, ErrorKind};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use tensorslim::batch::manifest::{Inputs, directory, tensor_name};
 use tensorslim::npy::{Array, Description, Elements, Stream};
 use tensorslim::{DType, Error};
-use walkdir::WalkDir;
+use walkdir::{DirEntry, WalkDir};
 
 use crate::failure::Failure;
+use crate::guard::may_pass;
 use crate::hash::hash;
 use crate::{output, results};
 
@@ -89,7 +90,7 @@ pub(crate) fn collect(
         Ok(())
     };
     for root in paths {
-        if !root.is_dir() {
+        if !is_dir(root, fs::metadata(root))? {
             let name = tensor_name(Path::new(root.file_name().unwrap_or(root.as_os_str())));
             add(name, root.clone(), None)?;
             continue;
@@ -104,27 +105,34 @@ pub(crate) fn collect(
         }
         let mut factors: HashSet<PathBuf> = HashSet::new();
         let walk = WalkDir::new(root).follow_links(true).sort_by_file_name().into_iter();
-        let walk = walk.filter_entry(|entry| {
+        let mut unknown = None;
+        let mut is_input = |entry: &DirEntry| -> tensorslim::Result<bool> {
             let path = entry.path();
             if !entry.file_type().is_dir() {
-                return !factors.contains(path);
+                return Ok(!factors.contains(path));
             }
             let what = match entry.depth() {
                 0 => None,
                 _ if is_out(path) => Some("the output directory"),
-                _ if results::is_of_a_batch(path) => Some("what another batch has written"),
+                _ if results::is_of_a_batch(path)? => Some("what another batch has written"),
                 _ => None,
             };
             if let Some(what) = what {
                 left_out.push(format!("{} ({what})", path.display()));
-                return false;
+                return Ok(false);
             }
-            let listed = output::listed(path);
+            let listed = output::listed(path)?;
             if !listed.is_empty() {
                 left_out.push(format!("{} ({}: what its report lists)", path.display(), listed.join(", ")));
                 factors.extend(listed.iter().map(|name| path.join(name)));
             }
-            true
+            Ok(true)
+        };
+        let walk = walk.filter_entry(|entry| {
+            is_input(entry).unwrap_or_else(|e| {
+                unknown.get_or_insert(e);
+                false
+            })
         });
         for entry in walk {
             match entry {
@@ -160,6 +168,9 @@ pub(crate) fn collect(
                 }
             }
         }
+        if let Some(e) = unknown {
+            return Err(e.into());
+        }
     }
     Ok(Found { weights: found.into_values().collect(), left_out })
 }
@@ -191,29 +202,16 @@ fn look(path: &Path) -> io::Result<(u64, u64)> {
     Ok((meta.len(), hash(&when.map(i64::to_le_bytes).concat())))
 }
 
-/// Tells whether an operation may succeed a moment later. Such an error says nothing about the file.
-fn may_pass(e: &io::Error) -> bool {
-    // These are EIO, and too many open files in the process or the system.
-    let is_of_the_system = cfg!(unix) && matches!(e.raw_os_error(), Some(5 | 23 | 24));
-    is_of_the_system
-        || matches!(
-            e.kind(),
-            ErrorKind::StaleNetworkFileHandle
-                | ErrorKind::TimedOut
-                | ErrorKind::Interrupted
-                | ErrorKind::OutOfMemory
-                | ErrorKind::NetworkDown
-                | ErrorKind::NetworkUnreachable
-                | ErrorKind::HostUnreachable
-                | ErrorKind::NotConnected
-                | ErrorKind::ConnectionReset
-        )
-}
-
 /// Returns the error of an input if it is permanent, which fails the input alone. An error that may pass fails the run,
 /// before its list of inputs is on record.
 fn lasting(path: &Path, e: &io::Error) -> Result<Error, Failure> {
     if may_pass(e) { Err(unreadable(path, e).into()) } else { Ok(unreadable(path, e)) }
+}
+
+/// Tells whether an input is a directory. One that cannot be looked at is none, unless the error may pass: the run would
+/// go on without the files below it.
+fn is_dir(path: &Path, looked: io::Result<fs::Metadata>) -> Result<bool, Failure> {
+    looked.map_or_else(|e| lasting(path, &e).map(|_| false), |meta| Ok(meta.is_dir()))
 }
 
 fn unreadable(path: &Path, e: &io::Error) -> Error {
@@ -344,6 +342,8 @@ mod tests {
         #[cfg(unix)]
         for (number, passes) in [(5, true), (23, true), (24, true), (116, true), (2, false), (13, false), (40, false)] {
             let e = io::Error::from_raw_os_error(number);
+            let again = io::Error::from_raw_os_error(number);
+            assert_eq!(is_dir(Path::new("in"), Err(again)).ok(), (!passes).then_some(false));
             match lasting(Path::new("w.npy"), &e) {
                 Err(Failure(line)) => assert!(passes && line.ends_with("; try again"), "{line}"),
                 Ok(error) => assert!(!passes && error.to_string().ends_with("; check the path"), "{error}"),

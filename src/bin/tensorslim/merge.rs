@@ -186,7 +186,7 @@ fn check(first: &Shard, shards: &[Shard]) -> Result<(), Failure> {
 /// Checks what the manifest says of a result against its report, which the checksums have shown to be what was written.
 fn check_facts(shard: &Shard, entry: &Entry) -> Result<(), Failure> {
     let dir = shard.dir.join(directory(&entry.name));
-    let report = output::report_in(&dir);
+    let report = output::report_in(&dir)?;
     let same = report.zip(entry.facts.as_ref()).is_some_and(|(r, f)| {
         f.relative_error.is_finite()
             && [

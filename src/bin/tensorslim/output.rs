@@ -2,7 +2,8 @@
 //!
 //! All of them are complete before the first appears, and the report comes last (see [`writer`]). The report of factors
 //! has the length and the checksum of each file: a program that is stopped between two of them leaves a report that
-//! does not describe the files beside it, which shows.
+//! does not describe the files beside it, which shows, or one that has no checksums yet. Either lists every file that
+//! is there, so that the next run replaces them.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,6 +16,7 @@ use tensorslim::{DType, Error, Factors, Pivoted, Scalar, Split, npy};
 
 use crate::args::Form;
 use crate::failure::Failure;
+use crate::guard::if_there;
 use crate::writer::{self, Staged};
 
 /// The name of the file that says what the factors are.
@@ -39,35 +41,48 @@ pub(crate) fn names(form: Form) -> Vec<&'static str> {
 }
 
 /// Returns the report of factors in `dir`, if there is one of this program.
-pub(crate) fn report_in(dir: &Path) -> Option<Value> {
+///
+/// # Errors
+/// The error says that this is not known.
+pub(crate) fn report_in(dir: &Path) -> tensorslim::Result<Option<Value>> {
     let path = dir.join(REPORT);
     // Opening a pipe would wait for its writer, and no report is that long.
-    let is_short = fs::metadata(&path).is_ok_and(|meta| meta.is_file() && meta.len() <= MAX_REPORT);
-    let report = is_short.then(|| fs::read(&path).ok()).flatten();
-    let report = report.and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
+    let is_short = |meta: fs::Metadata| meta.is_file() && meta.len() <= MAX_REPORT;
+    let bytes = match if_there(&path, fs::metadata(&path))?.is_some_and(is_short) {
+        true => if_there(&path, fs::read(&path))?,
+        false => None,
+    };
+    let report = bytes.and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
     // Other programs write files of that name, too; this one has what the reports of this program have.
-    report.filter(|r| r["version"].is_string() && r["method"].is_string() && r["rank"].is_u64())
+    Ok(report.filter(|r| r["version"].is_string() && r["method"].is_string() && r["rank"].is_u64()))
 }
 
 /// Returns the files of factors in `dir`, of any form, that a report of `factor` there lists.
-pub(crate) fn listed(dir: &Path) -> Vec<&'static str> {
-    let report = report_in(dir);
-    let Some(files) = report.as_ref().and_then(|r| r["written"]["files"].as_array()) else { return Vec::new() };
+///
+/// # Errors
+/// Those of [`report_in`].
+pub(crate) fn listed(dir: &Path) -> tensorslim::Result<Vec<&'static str>> {
+    let report = report_in(dir)?;
+    let Some(files) = report.as_ref().and_then(|r| r["written"]["files"].as_array()) else { return Ok(Vec::new()) };
     let all = [Form::Svd, Form::Split, Form::Pivot].into_iter().flat_map(names);
-    all.filter(|name| files.iter().any(|file| file == name)).collect()
+    Ok(all.filter(|name| files.iter().any(|file| file == name)).collect())
 }
 
-/// Returns the files that factors of a form in `dir` replace: their own, and those of the factors before.
-pub(crate) fn taken(dir: &Path, form: Form) -> Vec<PathBuf> {
+/// Returns the names of the files that factors of a form in `dir` replace: their own, and those of the factors before.
+pub(crate) fn replaced(dir: &Path, form: Form) -> tensorslim::Result<Vec<&'static str>> {
     let mut all = names(form);
-    all.extend(listed(dir).into_iter().filter(|name| !names(form).contains(name)));
-    all.push(REPORT);
-    all.into_iter().map(|name| dir.join(name)).collect()
+    all.extend(listed(dir)?.into_iter().filter(|name| !names(form).contains(name)));
+    Ok(all)
+}
+
+/// Returns the files that factors of a form in `dir` replace, and their report.
+pub(crate) fn taken(dir: &Path, form: Form) -> tensorslim::Result<Vec<PathBuf>> {
+    Ok(replaced(dir, form)?.into_iter().chain([REPORT]).map(|name| dir.join(name)).collect())
 }
 
 /// Refuses a directory where a file of the names that factors have is not of this program.
 pub(crate) fn check_dir(dir: &Path, form: Form, overwrite: bool) -> Result<(), Failure> {
-    let listed = listed(dir);
+    let listed = listed(dir)?;
     for name in names(form).into_iter().chain([REPORT]) {
         let path = dir.join(name);
         let target = writer::target(&path)?;
@@ -124,13 +139,17 @@ impl Written {
     }
 
     /// Makes the files appear, the report last. Factors of another form, which the replaced report lists, are removed
-    /// after it.
-    pub(crate) fn publish(self, dir: &Path, report: &str) -> Result<(), Failure> {
-        let new = self.sums();
-        let stale: Vec<PathBuf> =
-            listed(dir).into_iter().filter(|name| !new.contains_key(*name)).map(|name| dir.join(name)).collect();
-        commit(dir, self.0, REPORT, report)?;
-        for path in stale {
+    /// before it. Where the replaced report does not list all of the files, `begun` takes its place before the first
+    /// appears: it lists those and the replaced ones, so that after a stop in between they are known to be of this
+    /// program.
+    pub(crate) fn publish(self, dir: &Path, begun: &str, report: &str) -> Result<(), Failure> {
+        let (new, old) = (self.sums(), listed(dir)?);
+        let is_known = new.keys().all(|name| old.contains(&name.as_str()));
+        let begun = if is_known { None } else { Some(text(dir, REPORT, begun)?) };
+        let report = text(dir, REPORT, report)?;
+        writer::publish(begun.into_iter().collect())?;
+        writer::publish(self.0)?;
+        for path in old.into_iter().filter(|name| !new.contains_key(*name)).map(|name| dir.join(name)) {
             match fs::remove_file(&path) {
                 Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
                     let path = path.display();
@@ -141,20 +160,15 @@ impl Written {
                 _ => {}
             }
         }
-        Ok(())
+        Ok(writer::publish(vec![report])?)
     }
 }
 
 /// Writes `texts`, names and contents, and then `report` as `name`.
 pub(crate) fn write_texts(dir: &Path, texts: &[(&str, &str)], name: &str, report: &str) -> Result<(), Failure> {
     let stage = |&(name, text): &(&str, &str)| self::text(dir, name, text);
-    let files = texts.iter().map(stage).collect::<Result<_, _>>()?;
-    Ok(commit(dir, files, name, report)?)
-}
-
-fn commit(dir: &Path, mut files: Vec<Staged>, name: &str, report: &str) -> tensorslim::Result<()> {
-    files.push(text(dir, name, report)?);
-    writer::publish(files)
+    let files = texts.iter().chain(&[(name, report)]).map(stage).collect::<Result<_, _>>()?;
+    Ok(writer::publish(files)?)
 }
 
 fn text(dir: &Path, name: &str, text: &str) -> tensorslim::Result<Staged> {
@@ -197,8 +211,45 @@ pub(crate) fn rounding_loss(s: &[f64], dtype: DType) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::rounding_loss;
-    use tensorslim::DType;
+    use super::*;
+
+    /// Files that stop between two of them are listed, those of the form before too, and the next run replaces them all.
+    #[test]
+    fn a_stop_between_two_files_is_taken_up() {
+        let dir = std::env::temp_dir().join(format!("tensorslim-output-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        let all = |form| {
+            let put = |name| text(&dir, name, name).unwrap();
+            Written(names(form).into_iter().map(put).collect())
+        };
+        let report = |files: &[&str]| {
+            let written = serde_json::json!({ "files": files });
+            serde_json::json!({ "version": "0", "method": "full", "rank": 1, "written": written }).to_string()
+        };
+        let publish = |form, files| {
+            let begun = report(&replaced(&dir, form).unwrap());
+            Written::publish(files, &dir, &begun, &report(&names(form)))
+        };
+        let there = || {
+            let mut names: Vec<_> = fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+            names.sort();
+            names
+        };
+        for (form, last) in [(Form::Svd, "vt.npy"), (Form::Split, "down.npy"), (Form::Pivot, "pivots.npy")] {
+            let files = all(form);
+            // A rename does not take the place of a directory.
+            fs::create_dir(dir.join(last)).unwrap();
+            assert!(publish(form, files).is_err());
+            fs::remove_dir(dir.join(last)).unwrap();
+            assert!(there().len() >= names(form).len(), "all but the last, and the report");
+            check_dir(&dir, form, false).unwrap();
+            publish(form, all(form)).unwrap();
+            let mut want = [names(form), vec![REPORT]].concat();
+            want.sort_unstable();
+            assert_eq!(there(), want);
+        }
+        fs::remove_dir_all(&dir).unwrap();
+    }
 
     /// Rounding to nearest loses at most half a unit in the last place of each value, so at most that much of the
     /// norm; outside the range of the type it loses (nearly) everything.

@@ -108,7 +108,9 @@ pub(crate) struct Written {
     pub(crate) dir: String,
     pub(crate) dtype: String,
     pub(crate) files: Vec<&'static str>,
-    /// The length and CRC-32 of each file: files that do not have them are not those that this report is about.
+    /// The length and CRC-32 of each file: files that do not have them are not those that this report is about. There
+    /// are none until all files are there.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) sums: BTreeMap<String, Checksum>,
 }
 

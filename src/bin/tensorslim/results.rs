@@ -17,7 +17,7 @@ use tensorslim::batch::manifest::{
 use tensorslim::{DType, Error, Factors, Scalar, npy};
 
 use crate::failure::Failure;
-use crate::guard::{self, Identity};
+use crate::guard::{self, Identity, if_there};
 use crate::output;
 use crate::state::StateFile;
 use crate::writer::{self, Staged, TEMPORARY, unwritable};
@@ -40,8 +40,11 @@ pub(crate) fn shard_file(stem: &str, [index, count]: [usize; 2], ext: &str) -> S
 
 /// Tells whether a directory holds the journal or the manifest of a batch, or of a shard of one. If so, the batch has
 /// written what is below it.
-pub(crate) fn is_of_a_batch(dir: &Path) -> bool {
-    records(dir).any(|(_, header)| header.is_some())
+///
+/// # Errors
+/// The error says that this is not known.
+pub(crate) fn is_of_a_batch(dir: &Path) -> tensorslim::Result<bool> {
+    Ok(records(dir)?.iter().any(|(_, header)| header.is_some()))
 }
 
 /// Tells whether a name in the output directory is one that the batch itself uses.
@@ -71,32 +74,41 @@ fn is_shard_file(name: &str, stem: &str, ext: &str) -> bool {
 }
 
 /// Returns the files that have the names of journals and manifests in a directory, each with its header if it has one.
-fn records(dir: &Path) -> impl Iterator<Item = (PathBuf, Option<Header>)> {
-    fs::read_dir(dir).into_iter().flatten().flatten().filter_map(|entry| {
-        let (name, path) = (entry.file_name().into_string().ok()?, entry.path());
+fn records(dir: &Path) -> tensorslim::Result<Vec<(PathBuf, Option<Header>)>> {
+    let mut found = Vec::new();
+    for entry in if_there(dir, fs::read_dir(dir))?.into_iter().flatten() {
+        let Some(entry) = if_there(dir, entry)? else { continue };
+        let Ok(name) = entry.file_name().into_string() else { continue };
+        let (is_journal, path) = (is_journal(&name), entry.path());
+        if !is_journal && !is_manifest(&name) {
+            continue;
+        }
         // Opening a pipe would wait for its writer.
-        let is_file = path.is_file();
-        let header = match (is_journal(&name), is_manifest(&name)) {
-            (true, _) if is_file => journal_header(&path),
-            (_, true) if is_file => fs::read(&path).ok().and_then(|bytes| Some(Manifest::parse(&bytes).ok()?.header)),
-            (false, false) => return None,
-            _ => None,
+        let header = match if_there(&path, fs::metadata(&path))?.is_some_and(|meta| meta.is_file()) {
+            true if is_journal => if_there(&path, first_line(&path))?
+                .and_then(|line| parse_journal(&line).ok())
+                .map(|(header, _, _)| header),
+            true => if_there(&path, fs::read(&path))?
+                .and_then(|bytes| Manifest::parse(&bytes).ok())
+                .map(|manifest| manifest.header),
+            false => None,
         };
-        Some((path, header))
-    })
+        found.push((path, header));
+    }
+    Ok(found)
 }
 
-fn journal_header(path: &Path) -> Option<Header> {
-    let mut first = Vec::new();
-    BufReader::new(File::open(path).ok()?.take(MAX_LINE as u64)).read_until(b'\n', &mut first).ok()?;
-    parse_journal(&first).ok().map(|(header, _, _)| header)
+fn first_line(path: &Path) -> io::Result<Vec<u8>> {
+    let mut line = Vec::new();
+    BufReader::new(File::open(path)?.take(MAX_LINE as u64)).read_until(b'\n', &mut line)?;
+    Ok(line)
 }
 
 /// Refuses an output directory with a journal or a manifest of other options or inputs, and a file in the place of the
 /// manifest that is no manifest.
 fn check_records(out: &Path, header: &Header, what: Option<&Path>) -> Result<(), Failure> {
     let or = "give another --out, or --overwrite to start anew";
-    for (path, found) in records(out).filter(|(path, _)| Some(path.as_path()) != what) {
+    for (path, found) in records(out)?.into_iter().filter(|(path, _)| Some(path.as_path()) != what) {
         let at = path.display();
         match found.map(|found| found.difference(header)) {
             None if path.ends_with(shard_file("manifest", header.shard, "json")) => {
@@ -146,7 +158,7 @@ fn check_place(dir: &Path, is_listed: bool, overwrite: bool, inputs: &HashSet<Id
             return refuse(format!("holds {}, which is an input, too; give another --out", name.display()));
         }
     }
-    if is_empty || is_listed || overwrite || output::report_in(dir).is_some() {
+    if is_empty || is_listed || overwrite || output::report_in(dir)?.is_some() {
         return Ok(());
     }
     refuse("has no report of this program; give another --out, or --overwrite to replace it".into())
@@ -295,6 +307,8 @@ impl Results {
     pub(crate) fn finish(&self, names: &[String]) -> Result<Manifest, Failure> {
         let Places { out, stage, .. } = &self.places;
         self.places.check()?;
+        // A manifest says that the work is done, and some file systems report what they could not write only here.
+        self.journal.sync()?;
         let mine = names.iter().filter_map(|name| self.entries.get(name).cloned()).map(|mut entry| {
             if entry.status == Status::Done && !is_there(out, &entry) {
                 entry.status = Status::Failed;
@@ -331,7 +345,7 @@ fn is_there(out: &Path, entry: &Entry) -> bool {
 /// if another run uses one of them.
 fn start_anew(out: &Path, header: &Header) -> Result<(), Failure> {
     let own = [("journal", "jsonl"), ("manifest", "json")].map(|(stem, ext)| shard_file(stem, header.shard, ext));
-    for (path, found) in records(out) {
+    for (path, found) in records(out)? {
         // Journals of the other shards of this batch are theirs, and a file that is no record belongs to somebody else.
         let is_own = own.iter().any(|name| path.file_name().is_some_and(|of| of == name.as_str()));
         if !is_own && found.is_none_or(|found| found.difference(header).is_none()) {
