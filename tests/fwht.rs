@@ -235,6 +235,7 @@ fn check_orthonormal<E: Element>(m: usize, n: usize, layout: usize, rows: bool, 
         DType::F32 => (f64::from(f32::EPSILON) / 2.0, 0.0),
         DType::F16 => (f64::from(f32::EPSILON) / 2.0, 2f64.powi(-11)),
         DType::BF16 => (f64::from(f32::EPSILON) / 2.0, 2f64.powi(-8)),
+        _ => unreachable!("a storage type without a bound"),
     };
     let roundings = f64::from(order.log2() + 2) + order.base() as f64;
     let wants = |y: i64, got: f64| {
