@@ -23,6 +23,8 @@ mod neon;
 mod portable;
 pub mod reduce;
 #[cfg(feature = "linalg")]
+pub(crate) mod tile;
+#[cfg(feature = "linalg")]
 pub(crate) mod transpose;
 #[cfg(target_arch = "x86_64")]
 mod x86;
