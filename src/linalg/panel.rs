@@ -49,11 +49,19 @@ struct Params {
     /// The bytes of a matrix by columns, of the type of the arithmetic, from which on this is faster than the GEMM that
     /// packs all of it first. A smaller one stays in L2 and L3.
     least_bytes: usize,
+    /// The least rows and columns of such a matrix: the panels of a smaller one take less memory than the scratch.
+    least_side: usize,
 }
 
 /// The sizes that the bench `products` found fastest.
-const PARAMS: Params =
-    Params { strip_bytes: 16 << 10, depth_bytes: 1024, group_bytes: 512, columns: 8..257, least_bytes: 4 << 20 };
+const PARAMS: Params = Params {
+    strip_bytes: 16 << 10,
+    depth_bytes: 1024,
+    group_bytes: 512,
+    columns: 8..257,
+    least_bytes: 4 << 20,
+    least_side: 512,
+};
 
 /// Returns the most columns of a block of a matrix by rows, for strips of `rows` rows.
 const fn strip_depth<T>(rows: usize) -> usize {
@@ -94,7 +102,7 @@ pub(crate) fn wins<E: Element, T: Scalar>(a: MatRef<'_, E>, scale: f64, l: usize
 
 /// Tells whether the kernel may [win](wins) the product of an m × n matrix, or its transpose, with l columns.
 pub(crate) fn may_win<T: Scalar>((m, n): (usize, usize), storage: DType, l: usize) -> bool {
-    let is_large = m * n * size_of::<T>() >= PARAMS.least_bytes;
+    let is_large = m * n * size_of::<T>() >= PARAMS.least_bytes && m.min(n) >= PARAMS.least_side;
     PARAMS.columns.contains(&l) && (storage != T::DTYPE || is_large)
 }
 

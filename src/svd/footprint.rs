@@ -66,10 +66,14 @@ impl Footprint {
         if self.by_rows { HostPanel::<T>::bytes_by_rows(self.m, l) } else { HostPanel::<T>::bytes(self.m, l) }
     }
 
-    /// Returns the bytes of a conversion buffer, or those that a product takes beside tiles that bring their own.
+    /// Returns the bytes of a conversion buffer, or of the scratch of an image, or those that a product takes beside
+    /// tiles that bring their own.
     pub(super) fn tile<T: Scalar>(&self, pass: Pass) -> usize {
         match (self.storage, pass) {
-            (Some(storage), Pass::Product(l)) => self.converted::<T>(storage, l).max(self.direct::<T>(l)),
+            (Some(storage), Pass::Product(l)) => {
+                // An image is written across the lines of a matrix by rows.
+                self.converted::<T>(storage, l).max(if self.by_rows { 0 } else { self.direct::<T>(l) })
+            }
             (Some(storage), pass) => Dense::<T>::tile_bytes(pass, (self.m, self.n), storage),
             (None, Pass::Product(l)) => Dense::<T>::product_bytes(self.m, l),
             (None, _) => 0,
