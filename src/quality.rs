@@ -174,7 +174,9 @@ impl<'a, T: Scalar> Comparison<'a, T> {
     pub fn bytes((m, n): (usize, usize), storage: DType, k: usize, samples: usize) -> usize {
         let rows = BLOCK.min(samples);
         let panels = HostPanel::<T>::bytes(n, rows) + HostPanel::<T>::bytes(m, rows) + (m + k) * rows * size_of::<T>();
-        let product = Dense::<T>::product_bytes(m, rows) + Dense::<T>::tile_bytes(Pass::Product(rows), (m, n), storage);
+        let tile = Dense::<T>::tile_bytes(Pass::Product(rows), (m, n), storage);
+        let product =
+            (Dense::<T>::product_bytes(m, rows) + tile).max(Dense::<T>::direct_bytes((m, n), m, storage, rows));
         // The growth of a list may hold it twice; then each number is sorted.
         panels + product + samples * (2 * size_of::<Activation>() + 2 * size_of::<f64>())
     }

@@ -22,17 +22,19 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-use faer::{Accum, MatRef, Par};
+use faer::{Accum, MatMut, MatRef, Par};
 
 use super::{Facts, LinearOperator, Symmetric, Watch};
 use crate::error::{Error, Result};
-use crate::linalg::{add_gram, add_up, for_each_line, gram_groups, is_by_rows, mirror};
+use crate::linalg::{add_gram, add_up, for_each_line, gram_groups, is_by_rows, may_win, mirror, wins};
 use crate::parallel;
 use crate::simd::Scalar;
 use crate::simd::convert::{convert, convert_before};
 use crate::simd::reduce::{Statistics, statistics, statistics_of_lines};
 use crate::sketch::{AnySketch, SketchOperator};
-use crate::space::{Host, HostPanel, Layout, congruence, product, product_bytes};
+use crate::space::{
+    Host, HostPanel, Layout, congruence, product, product_as_stored, product_as_stored_bytes, product_bytes,
+};
 use crate::tensor::{Element, MatView, with_view};
 
 /// Sizes of the conversion buffer.
@@ -184,6 +186,39 @@ impl<'a, T: Scalar> Dense<'a, T> {
     #[doc(hidden)]
     pub fn tile_bytes(pass: Pass, (m, n): (usize, usize), storage: crate::DType) -> usize {
         tile_rows(pass, (m, n), storage == T::DTYPE) * n * size_of::<T>()
+    }
+
+    /// Returns the bytes of a product with `l` columns that takes the matrix as it is stored, in the type of the
+    /// arithmetic, if there may be one with a result of `rows` rows. They take the place of the scratch of the panels.
+    pub(crate) fn direct_bytes(shape: (usize, usize), rows: usize, storage: crate::DType, l: usize) -> usize {
+        let may = storage == T::DTYPE && may_win::<T>(shape, storage, l);
+        if may { product_as_stored_bytes::<T>(rows, l) } else { 0 }
+    }
+
+    /// Computes `y <- A x`, or `Aᵀ x`, from the elements as they are stored, and returns true; or returns false if
+    /// another way is faster. What is converted elsewhere has a buffer, which is the scratch here.
+    fn multiply_as_stored(&mut self, adjoint: bool, x: MatRef<'_, T>, y: MatMut<'_, T>) -> Result<bool> {
+        let (view, buffer) = match &self.data {
+            Data::Direct(a) => (T::view(*a), 0),
+            // Nobody counted on a buffer for values that are scaled.
+            Data::Tiled(view) if view.dtype() == T::DTYPE => return Ok(false),
+            Data::Tiled(view) => {
+                let (m, n) = (view.nrows(), view.ncols());
+                (*view, n * tile_rows(Pass::Product(x.ncols()), (m, n), false))
+            }
+        };
+        let (view, scale, space) = (if adjoint { view.transpose() } else { view }, self.scale, self.space.clone());
+        with_view!(view, a => {
+            // A small matrix has a small buffer, and little to gain.
+            let counted = buffer == 0 || buffer * size_of::<T>() >= product_as_stored_bytes::<T>(y.nrows(), x.ncols());
+            if !counted || !wins::<_, T>(a, scale, x.ncols()) {
+                return Ok(false);
+            }
+            self.begin_pass()?;
+            space.free_scratch();
+            product_as_stored(a, scale, x, y, &space, &mut space.buffer::<T>(buffer));
+        });
+        Ok(true)
     }
 
     /// Calls `f(first_row, rows of A as T)` for the whole matrix at once, or tile by tile in order.
@@ -389,6 +424,9 @@ impl<T: Scalar> LinearOperator<T> for Dense<'_, T> {
     }
 
     fn apply(&mut self, x: &HostPanel<T>, y: &mut HostPanel<T>) -> Result<()> {
+        if self.multiply_as_stored(false, x.as_ref(), y.as_mut())? {
+            return Ok(());
+        }
         let space = self.space.clone();
         self.for_each_tile(Pass::Product(x.ncols()), |first, a, _| {
             product(Accum::Replace, a, x.as_ref(), y.as_mut().subrows_mut(first, a.nrows()), &space);
@@ -396,6 +434,9 @@ impl<T: Scalar> LinearOperator<T> for Dense<'_, T> {
     }
 
     fn apply_adjoint(&mut self, y: &HostPanel<T>, x: &mut HostPanel<T>) -> Result<()> {
+        if self.multiply_as_stored(true, y.as_ref(), x.as_mut())? {
+            return Ok(());
+        }
         let space = self.space.clone();
         self.for_each_tile(Pass::Product(y.ncols()), |first, a, _| {
             let accum = if first == 0 { Accum::Replace } else { Accum::Add };

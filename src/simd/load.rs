@@ -27,6 +27,53 @@ pub(crate) fn load_times<S: Lanes, E: Element, T: Scalar>(s: S, src: &[E], facto
     }
 }
 
+/// Packs a line into panels of `W` registers: element j of the line goes to `dst[j / w · step + j % w]`, where w is the
+/// number of elements in W registers, widened to `T` and multiplied by `factor`. What is left of the last register
+/// becomes zero.
+///
+/// # Panics
+/// If `dst` is too short.
+#[inline(always)]
+pub(crate) fn load_in_panels<const W: usize, S: Lanes, E: Element, T: Scalar>(
+    s: S,
+    src: &[E],
+    factor: T,
+    dst: &mut [T],
+    step: usize,
+) {
+    let lanes = T::lanes::<S>();
+    let (whole, f) = (src.len() / lanes, T::vsplat(s, factor));
+    let rest = &src[whole * lanes..];
+    let registers = src.len().div_ceil(lanes);
+    if registers == 0 {
+        return;
+    }
+    // The last element of the last register.
+    assert!(dst.len() >= (registers - 1) / W * step + ((registers - 1) % W + 1) * lanes && step >= W * lanes);
+    let (mut from, mut to) = (src.as_ptr(), dst.as_mut_ptr());
+    for _ in 0..whole / W {
+        for w in 0..W {
+            // SAFETY: the register is one of the `whole` ones, which are within `src`, and its place in panel
+            // `r / W` is within `dst` by the assertion.
+            unsafe { T::vstore::<S, T>(s, to.add(w * lanes), T::vmul(s, T::vload::<S, E>(s, from.add(w * lanes)), f)) };
+        }
+        from = from.wrapping_add(W * lanes);
+        to = to.wrapping_add(step);
+    }
+    for w in 0..whole % W {
+        // SAFETY: the register is one of the `whole` ones, which are within `src`, and its place in the last panel is
+        // within `dst` by the assertion.
+        unsafe { T::vstore::<S, T>(s, to.add(w * lanes), T::vmul(s, T::vload::<S, E>(s, from.add(w * lanes)), f)) };
+    }
+    if !rest.is_empty() {
+        let last = &mut dst[whole / W * step + whole % W * lanes..][..lanes];
+        last.fill(T::zeroed());
+        for (d, x) in last.iter_mut().zip(rest) {
+            *d = T::from_f64(x.to_f64()) * factor;
+        }
+    }
+}
+
 /// Computes `dst[i] = factor · src[i]`, or adds it if `add`, with `src[i]` widened to `T` (or rounded to it) before the
 /// product. Product and sum are rounded one after the other, so that every instruction set gives the same bits.
 ///

@@ -25,6 +25,8 @@ mod portable;
 #[doc(hidden)]
 pub mod reduce;
 #[cfg(feature = "linalg")]
+pub(crate) mod tile;
+#[cfg(feature = "linalg")]
 pub(crate) mod transpose;
 #[cfg(target_arch = "x86_64")]
 mod x86;

@@ -24,7 +24,9 @@ mod host;
 #[cfg(feature = "cuda")]
 pub(crate) use host::copy;
 pub use host::{Host, HostPanel, Workspace};
-pub(crate) use host::{congruence, leading_dimension, product, product_bytes, zeros};
+pub(crate) use host::{
+    congruence, leading_dimension, product, product_as_stored, product_as_stored_bytes, product_bytes, zeros,
+};
 
 use faer::{Accum, Mat, MatMut, MatRef};
 

@@ -38,8 +38,8 @@ pub(super) fn bytes<T: Scalar>((m, n): (usize, usize), storage: DType, k: usize)
     let samples = quality::BLOCK.min(n);
     let outputs = HostPanel::<T>::bytes(n, samples)
         + HostPanel::<T>::bytes(m, samples)
-        + Dense::<T>::product_bytes(m, samples)
-        + Dense::<T>::tile_bytes(Pass::Product(samples), (m, n), storage);
+        + (Dense::<T>::product_bytes(m, samples) + Dense::<T>::tile_bytes(Pass::Product(samples), (m, n), storage))
+            .max(Dense::<T>::direct_bytes((m, n), m, storage, samples));
     let gains = (n * n + 2 * n * k + (m + n) * k) * size_of::<T>();
     (held, (square + cholesky_bytes(n)).max(outputs).max(gains))
 }

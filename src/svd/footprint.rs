@@ -66,13 +66,29 @@ impl Footprint {
         if self.by_rows { HostPanel::<T>::bytes_by_rows(self.m, l) } else { HostPanel::<T>::bytes(self.m, l) }
     }
 
-    /// Returns the bytes of a conversion buffer, or those that a product takes beside tiles that bring their own.
+    /// Returns the bytes of a conversion buffer, or of the scratch of an image, or those that a product takes beside
+    /// tiles that bring their own.
     pub(super) fn tile<T: Scalar>(&self, pass: Pass) -> usize {
         match (self.storage, pass) {
+            (Some(storage), Pass::Product(l)) => {
+                // An image is written across the lines of a matrix by rows.
+                self.converted::<T>(storage, l).max(if self.by_rows { 0 } else { self.direct::<T>(l) })
+            }
             (Some(storage), pass) => Dense::<T>::tile_bytes(pass, (self.m, self.n), storage),
             (None, Pass::Product(l)) => Dense::<T>::product_bytes(self.m, l),
             (None, _) => 0,
         }
+    }
+
+    /// Returns the bytes of the conversion buffer of a product with `l` columns.
+    fn converted<T: Scalar>(&self, storage: DType, l: usize) -> usize {
+        Dense::<T>::tile_bytes(Pass::Product(l), (self.m, self.n), storage)
+    }
+
+    /// Returns the bytes of a product with `l` columns along the lines of a matrix that is not converted.
+    fn direct<T: Scalar>(&self, l: usize) -> usize {
+        let rows = if self.by_rows { self.n } else { self.m };
+        self.storage.map_or(0, |storage| Dense::<T>::direct_bytes((self.m, self.n), rows, storage, l))
     }
 
     /// Returns the bytes of products with panels of `l` columns between orthonormalizations. A conversion buffer takes
@@ -80,9 +96,13 @@ impl Footprint {
     pub(super) fn pass<T: Scalar>(&self, scratch: usize, l: usize) -> usize {
         // The product writes across the lines of the matrix.
         let product = Dense::<T>::product_bytes(if self.by_rows { self.m } else { self.n }, l);
-        let tile = self.tile::<T>(Pass::Product(l));
+        let tile = match self.storage {
+            Some(storage) => self.converted::<T>(storage, l),
+            None => self.tile::<T>(Pass::Product(l)),
+        };
         let direct = self.storage.is_none_or(|storage| storage == T::DTYPE);
-        scratch.max(tile + product) + if direct { product.min(scratch) } else { 0 }
+        let across = scratch.max(tile + product) + if direct { product.min(scratch) } else { 0 };
+        across.max(self.direct::<T>(l))
     }
 
     /// Returns the peak of a method that needs `solve` until its factors are home, and certifies them by probes. Where

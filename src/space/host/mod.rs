@@ -8,7 +8,7 @@ pub(crate) use memory::zeros;
 pub use memory::{Host, Workspace};
 pub use panel::HostPanel;
 pub(crate) use panel::leading_dimension;
-pub(crate) use product::{congruence, product, product_bytes};
+pub(crate) use product::{congruence, product, product_as_stored, product_as_stored_bytes, product_bytes};
 
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, MatMut, MatRef, Par, unzip, zip};

@@ -16,6 +16,8 @@
 
 use std::cmp::Ordering;
 use std::collections::VecDeque;
+use std::ops::{Deref, DerefMut};
+use std::sync::Mutex;
 
 use faer::linalg::matmul::matmul;
 use faer::prelude::{Reborrow as _, ReborrowMut as _};
@@ -23,9 +25,10 @@ use faer::{Accum, Mat, MatMut, MatRef, Par};
 
 use super::memory::{Buffer, Host};
 use super::panel::HostPanel;
-use crate::linalg::{is_by_rows, mirror, threads, transpose};
-use crate::parallel::{self, row_blocks};
+use crate::linalg::{is_by_rows, mirror, panel_product_in_blocks, panel_scratch, threads, transpose};
+use crate::parallel::{self, lock, row_blocks};
 use crate::simd::Scalar;
+use crate::tensor::Element;
 
 /// Sizes of the blocks.
 struct Params {
@@ -69,6 +72,69 @@ pub(crate) fn product<T: Scalar>(accum: Accum, a: MatRef<'_, T>, x: MatRef<'_, T
         }
     };
     parallel::for_each_with(par, row_blocks(y, rows), scratch, run);
+}
+
+/// Returns the bytes that [`product_as_stored`] with a result of m rows takes on two threads.
+pub(crate) fn product_as_stored_bytes<T: Scalar>(m: usize, l: usize) -> usize {
+    2 * panel_scratch::<T>(block_rows(m).min(m), l) * size_of::<T>()
+}
+
+/// Computes `y <- scale · a x` by the kernel that widens `a` in registers, for a product that it wins
+/// ([`wins`](crate::linalg::wins)). The scratch of the threads is cut from `buffer` as long as that lasts.
+pub(crate) fn product_as_stored<E: Element, T: Scalar>(
+    a: MatRef<'_, E>,
+    scale: f64,
+    x: MatRef<'_, T>,
+    y: MatMut<'_, T>,
+    space: &Host,
+    buffer: &mut [T],
+) {
+    let rows = block_rows(a.nrows());
+    let each = panel_scratch::<T>(rows.min(a.nrows()), x.ncols());
+    let free = Mutex::new(buffer.chunks_exact_mut(each).collect::<Vec<_>>());
+    let scratch = |len| {
+        let part = lock(&free).pop();
+        let own = if part.is_none() { Some(space.buffer(len)) } else { None };
+        Scratch { part, own, free: &free }
+    };
+    panel_product_in_blocks(Accum::Replace, a, scale, x, y, (rows, space.par()), scratch);
+}
+
+/// The scratch of a thread: a part of a buffer, which goes back to the free ones, or a buffer of its own.
+struct Scratch<'a, 'b, T> {
+    part: Option<&'b mut [T]>,
+    own: Option<Buffer<T>>,
+    free: &'a Mutex<Vec<&'b mut [T]>>,
+}
+
+impl<T: Scalar> Deref for Scratch<'_, '_, T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        match (&self.part, &self.own) {
+            (Some(part), _) => part,
+            (None, Some(own)) => own,
+            (None, None) => &[],
+        }
+    }
+}
+
+impl<T: Scalar> DerefMut for Scratch<'_, '_, T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        match (&mut self.part, &mut self.own) {
+            (Some(part), _) => part,
+            (None, Some(own)) => own,
+            (None, None) => &mut [],
+        }
+    }
+}
+
+impl<T> Drop for Scratch<'_, '_, T> {
+    fn drop(&mut self) {
+        if let Some(part) = self.part.take() {
+            lock(self.free).push(part);
+        }
+    }
 }
 
 /// Block sizes of [`congruence`].
