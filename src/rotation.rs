@@ -17,7 +17,7 @@
 //! have the same bits on every instruction set and any number of threads: sums are always in one order, no product but
 //! that by the scale is rounded, and a half is rounded once. NaNs stay NaNs, of unspecified bits.
 //!
-//! **Cost.** `Order` and `Blocks`: as [`fwht`](crate::fwht). `Kac`: four transforms and four sweeps in cache. One read
+//! **Cost.** `Order` and `Blocks`: as [`fwht`]. `Kac`: four transforms and four sweeps in cache. One read
 //! and one write of memory in each scheme. No allocation once a thread has its scratch, for vectors of up to 4 MiB.
 //!
 //! Source: N. Ailon, B. Chazelle, The fast Johnson-Lindenstrauss transform, 2009; S. Ashkboos et al., QuaRot, 2024;

@@ -625,16 +625,17 @@ mod tests {
             for threads in [0, 1, 2, 3] {
                 let mut y = stored::<f32>(m, l, lies, |_, _| f64::NAN);
                 let scratch = |len| vec![f32::NAN; len];
-                let y_mut = std::sync::Mutex::new(Some(view(&mut y, m, l, lies)));
-                let multiply = |par| {
-                    let y = parallel::lock(&y_mut).take().expect("one call");
-                    panel_product_in_blocks(Accum::Replace, a.as_ref(), 1.0, x.as_ref(), y, (96, par), scratch);
-                };
-                match threads {
-                    0 => multiply(Par::Seq),
-                    _ => parallel::in_new_pool(threads, &|| multiply(Par::rayon(threads))),
+                {
+                    let y = std::sync::Mutex::new(Some(view(&mut y, m, l, lies)));
+                    let multiply = |par| {
+                        let y = parallel::lock(&y).take().expect("one call");
+                        panel_product_in_blocks(Accum::Replace, a.as_ref(), 1.0, x.as_ref(), y, (96, par), scratch);
+                    };
+                    match threads {
+                        0 => multiply(Par::Seq),
+                        _ => parallel::in_new_pool(threads, &|| multiply(Par::rayon(threads))),
+                    }
                 }
-                drop(y_mut);
                 results.push(y.iter().map(|x| x.to_bits()).collect::<Vec<_>>());
             }
             assert!(results.windows(2).all(|pair| pair[0] == pair[1]), "{lies:?}");
