@@ -297,6 +297,7 @@ fn rows_of_any_strides_have_the_bits_of_the_definition() {
 }
 
 /// Adjacent vectors from one place to another, shared among threads or not.
+#[cfg(feature = "rayon")]
 fn check_batch<E: Arithmetic>(rotation: &Rotation, m: usize, threads: Threads) {
     let (n, out) = (rotation.dim(), rotation.output_dim());
     let (x, mut y, mut back) = (data::<E>(m * n), vec![E::from_f64(7.0); m * out], vec![E::from_f64(7.0); m * n]);
