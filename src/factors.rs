@@ -183,21 +183,22 @@ impl<T: Scalar> Factors<T> {
     /// Returns the weights of the two small layers, `up` (`m × k`) and `down` (`k × n`), with
     /// `up · down = U diag(s) Vᵀ`: a sample goes through `y = (x downᵀ) upᵀ`.
     pub fn split(&self, split: Split) -> (Matrix<T>, Matrix<T>) {
-        let weight = |s: T, share: Split| {
-            T::from_f64(match split {
-                Split::Balanced => s.to_f64().sqrt(),
-                side if side == share => s.to_f64(),
+        let weights = |share: Split| -> Vec<T> {
+            let weight = |s: f64| match split {
+                Split::Balanced => s.sqrt(),
+                side if side == share => s,
                 _ => 1.0,
-            })
+            };
+            self.s.iter().map(|s| T::from_f64(weight(Element::to_f64(*s)))).collect()
         };
         let (mut up, mut down) = (self.u.clone(), self.vt.clone());
-        let k = self.rank();
-        for row in up.as_mut_slice().chunks_exact_mut(k) {
-            row.iter_mut().zip(&self.s).for_each(|(x, &s)| *x *= weight(s, Split::Left));
+        let (left, right) = (weights(Split::Left), weights(Split::Right));
+        for row in up.as_mut_slice().chunks_exact_mut(self.rank()) {
+            row.iter_mut().zip(&left).for_each(|(x, &weight)| *x *= weight);
         }
         let n = down.ncols();
-        for (row, &s) in down.as_mut_slice().chunks_exact_mut(n).zip(&self.s) {
-            row.iter_mut().for_each(|x| *x *= weight(s, Split::Right));
+        for (row, &weight) in down.as_mut_slice().chunks_exact_mut(n).zip(&right) {
+            row.iter_mut().for_each(|x| *x *= weight);
         }
         (up, down)
     }

@@ -91,6 +91,7 @@ pub(super) fn finish<T: Scalar, S: Space<T>>(
     let norm = op.norm_squared().sqrt() / scale;
     let report = Report {
         method,
+        reason: plan.reason_of(method),
         peak_bytes: plan.peak_bytes_of(method, width, k, true),
         sketch,
         passes: op.facts().passes,

@@ -117,6 +117,14 @@ impl Plan {
         peak_bytes(entry, &self.task, width, rank, rooted).max(after_fallback)
     }
 
+    /// Returns why a factorization that ended with this method has it: it was planned, or another method fell back.
+    pub(super) fn reason_of(&self, method: Method) -> String {
+        match method == self.method {
+            true => self.reason.clone(),
+            false => format!("{}; {} fell back", methods::entry_of(method, self.route).what, self.method),
+        }
+    }
+
     /// Returns what the factors must reach, for an operator of this squared norm.
     pub(super) fn target(&self, norm_squared: f64) -> RankTarget {
         self.task.target(norm_squared)

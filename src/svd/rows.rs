@@ -156,7 +156,7 @@ pub(super) fn factor<T: Scalar>(
         let why = "of a weight with fewer rows than columns is larger than the weight; give the weight in memory";
         return Err(Error::unsuited("calibration", why));
     }
-    let (RowsPlan { mut plan, tile_lines, peak_bytes, .. }, within, residency) = self::plan::<T>(options, source)?;
+    let (RowsPlan { plan, tile_lines, peak_bytes, .. }, within, residency) = self::plan::<T>(options, source)?;
     let par = crate::parallel::current_par();
     let mut op = Tiled::<T>::new(source, tile_lines, par, watch.clone())?;
     if weighted {
@@ -173,8 +173,9 @@ pub(super) fn factor<T: Scalar>(
     if plan.rank.is_none() {
         op.check()?;
     }
-    plan.reason.push_str("; read in tiles");
     let mut factors = run(&mut op, plan, par, start)?;
-    factors.report_mut().peak_bytes = peak_bytes;
+    let report = factors.report_mut();
+    report.peak_bytes = peak_bytes;
+    report.reason.push_str("; read in tiles");
     Ok(factors)
 }

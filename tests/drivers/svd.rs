@@ -148,6 +148,7 @@ fn the_gram_route_says_when_it_is_out_of_its_depth() {
     let f = TruncatedSvd::new(Rank::Fixed(21)).method(Method::Gram).factor::<f32>(w.as_tensor().unwrap()).unwrap();
     assert_eq!(f.report().method, Method::Randomized);
     assert!(f.report().notes.iter().any(|n| n.contains("fell back")), "{:?}", f.report().notes);
+    assert_eq!(f.report().reason, "randomized range finder; gram fell back");
     check("fallback", exact(&w).as_ref(), &f);
 
     // In f64 the same matrix is within reach, and nothing falls back.

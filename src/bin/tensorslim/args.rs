@@ -138,7 +138,7 @@ pub(crate) struct FactorArgs {
     pub(crate) overwrite: bool,
 
     /// What is written: u.npy, s.npy and vt.npy; the two layers up.npy and down.npy; or rows.npy (rows of the product),
-    /// coefficients.npy and pivots.npy
+    /// pivots.npy (their numbers) and coefficients.npy (which make the other rows, in their order, out of these)
     #[arg(long, value_enum, requires = "out", default_value = "svd")]
     pub(crate) form: Form,
 
