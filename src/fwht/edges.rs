@@ -13,7 +13,8 @@
 //! Many short vectors with the same signs are multiplied by the numbers ±c instead, one instruction where bits take
 //! three: then they fit L1 beside a vector, and making them is nothing.
 //!
-//! A pass that is neither first nor last, or that has nothing to do, is compiled with [`Plain`], which is nothing.
+//! A kernel is compiled once for the edges, whatever they do, and once for what lies between them, where there is
+//! nothing to ask.
 
 use crate::simd::{Lanes, Scalar};
 
@@ -54,9 +55,19 @@ impl<'a> Edges<'a> {
     }
 }
 
+/// How signs lie over the registers of a pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Axis {
+    /// One sign for each lane.
+    Along,
+    /// One sign for each row.
+    Across,
+}
+
 /// Scale and signs as passes take them. The pointers are null where there are no signs.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Ends<T> {
+    axis: Axis,
     scale: T,
     /// Whether elements are scaled when they are loaded.
     loads: bool,
@@ -78,12 +89,13 @@ pub(super) struct Ends<T> {
 
 impl<T: Scalar> Ends<T> {
     /// Makes the edges of vectors that begin at element `start`; `mask` keeps the bits of an index that count.
-    pub(super) fn new(edges: &Edges<'_>, start: usize, mask: usize) -> Self {
+    pub(super) fn new(edges: &Edges<'_>, axis: Axis, start: usize, mask: usize) -> Self {
         let bits = |signs: Option<Signs<'_>>| signs.map_or((std::ptr::null(), 0), |s| (s.bytes.as_ptr(), s.first));
         let ((input, input_first), (output, output_first)) = (bits(edges.input), bits(edges.output));
         let scale = T::from_f64(edges.scale);
         let (factors, output_factors) = (std::ptr::null(), false);
-        Ends { scale, loads: true, factors, output_factors, input, input_first, output, output_first, start, mask }
+        let loads = true;
+        Ends { axis, scale, loads, factors, output_factors, input, input_first, output, output_first, start, mask }
     }
 
     /// Returns the same edges with the factors of all elements at `factors`, for passes along vectors. They are those
@@ -98,18 +110,18 @@ impl<T: Scalar> Ends<T> {
     }
 
     /// Returns the edges from element `by` on.
-    pub(super) fn from(self, by: usize) -> Self {
-        Ends { start: self.start + by, ..self }
+    pub(super) fn from(&self, by: usize) -> Self {
+        Ends { start: self.start + by, ..*self }
     }
 
     /// Returns what the first pass does, if it is not the last one; nothing if that has been done.
-    pub(super) fn first(self) -> Option<Self> {
-        self.loads.then_some(Ends { output: std::ptr::null(), ..self })
+    pub(super) fn first(&self) -> Option<Self> {
+        self.loads.then_some(Ends { output: std::ptr::null(), ..*self })
     }
 
     /// Returns what the last pass does, if it is not the first one; nothing without signs.
-    pub(super) fn last(self) -> Option<Self> {
-        (!self.output.is_null()).then_some(Ends { loads: false, input: std::ptr::null(), ..self })
+    pub(super) fn last(&self) -> Option<Self> {
+        (!self.output.is_null()).then_some(Ends { loads: false, input: std::ptr::null(), ..*self })
     }
 }
 
@@ -125,80 +137,144 @@ pub(super) unsafe fn bits_at(bytes: *const u8, p: usize) -> u32 {
 
 /// What a pass does to the registers that it loads and stores.
 ///
-/// Register `i` of `R` has index `first + (i / B)·row + (i % B)·run`, where [`index`](Self::index) gave all four.
-pub(super) trait Edge<S: Lanes, T: Scalar>: Copy {
-    /// Whether a store may have something to do.
-    const STORES: bool;
+/// Register `i` of `R` has index `first + (i / B)·row + (i % B)·run`, where [`index`](Self::index) gave all three.
+impl<T: Scalar> Ends<T> {
     /// Returns the index of an element by its place among the rows of the pass, which are `row_len` elements apart.
-    fn index(self, row: usize, column: usize, row_len: usize) -> usize;
-    /// Returns the factors of `R` rows, for loads and stores, if they do not depend on the column.
+    #[inline(always)]
+    pub(super) fn index(&self, row: usize, column: usize, row_len: usize) -> usize {
+        match self.axis {
+            Axis::Along => row * row_len + column,
+            Axis::Across => row,
+        }
+    }
+
+    /// Returns the factors of `R` rows, for loads and stores. Where signs belong to lanes they mean nothing.
     ///
     /// # Safety
     /// The signs of these rows exist.
-    unsafe fn factors<const R: usize, const B: usize>(self, first: usize, row: usize) -> [[T; R]; 2];
-    /// Scales loaded registers and sets their signs.
+    #[inline(always)]
+    pub(super) unsafe fn row_factors<const R: usize, const B: usize>(&self, first: usize, row: usize) -> [[T; R]; 2] {
+        let mut factors = [[self.scale; R], [T::SIGNS[0]; R]];
+        if self.axis == Axis::Along {
+            return factors;
+        }
+        let signs = [(self.input, self.input_first), (self.output, self.output_first)];
+        for (factors, (bytes, origin)) in factors.iter_mut().zip(signs) {
+            if bytes.is_null() {
+                continue;
+            }
+            for (i, factor) in factors.iter_mut().enumerate() {
+                let index = (self.start + first + i / B * row) & self.mask;
+                // SAFETY: guaranteed by this function's contract: there is a bit for each row, and slack follows.
+                if unsafe { bits_at(bytes, origin + index) } & 1 == 1 {
+                    *factor = T::SIGNS[1] * *factor;
+                }
+            }
+        }
+        factors
+    }
+
+    /// Returns whether elements that are `by` elements apart have the same signs, wherever they are.
+    pub(super) fn repeats(&self, by: usize) -> bool {
+        by & self.mask == 0
+    }
+
+    /// Writes the factors of elements `first..first + some` when they are loaded, and when they are stored, to the first
+    /// lanes of a register each.
     ///
     /// # Safety
     /// The signs of these elements exist.
-    unsafe fn load<const R: usize, const B: usize>(
-        self,
-        s: S,
-        v: &mut [T::V<S>; R],
-        factors: &[[T; R]; 2],
-        at: [usize; 3],
-    );
-    /// Sets the signs of registers that are to be stored.
+    #[inline(always)]
+    pub(super) unsafe fn write_factors<V: bytemuck::Pod>(&self, first: usize, some: usize, factors: &mut [[V; 1]; 2]) {
+        let ends = [
+            (if self.loads { self.scale } else { T::SIGNS[0] }, self.input, self.input_first),
+            (T::SIGNS[0], self.output, self.output_first),
+        ];
+        for (lanes, (factor, bytes, origin)) in factors.iter_mut().zip(ends) {
+            let lanes: &mut [T] = bytemuck::cast_slice_mut(lanes);
+            for (i, lane) in lanes[..some].iter_mut().enumerate() {
+                let index = (self.start + first + i) & self.mask;
+                // SAFETY: guaranteed by this function's contract: there is a bit for each element, and slack follows.
+                let minus = !bytes.is_null() && unsafe { bits_at(bytes, origin + index) } & 1 == 1;
+                *lane = if minus { T::SIGNS[1] * factor } else { factor };
+            }
+        }
+    }
+
+    /// Scales loaded registers and sets their signs; `factors` are the [`row_factors`](Self::row_factors).
     ///
     /// # Safety
     /// The signs of these elements exist.
-    unsafe fn store<const R: usize, const B: usize>(
-        self,
+    #[inline(always)]
+    pub(super) unsafe fn load<const R: usize, const B: usize, S: Lanes>(
+        &self,
         s: S,
         v: &mut [T::V<S>; R],
-        factors: &[[T; R]; 2],
+        [factors, _]: &[[T; R]; 2],
         at: [usize; 3],
-    );
-}
-
-/// Nothing.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Plain;
-
-impl<S: Lanes, T: Scalar> Edge<S, T> for Plain {
-    const STORES: bool = false;
-    #[inline(always)]
-    fn index(self, _: usize, _: usize, _: usize) -> usize {
-        0
+    ) {
+        if self.axis == Axis::Across {
+            if self.loads {
+                multiply_rows::<R, S, T>(s, v, factors);
+            }
+            return;
+        }
+        if !self.factors.is_null() && !self.output_factors {
+            // SAFETY: guaranteed by this function's contract.
+            return unsafe { self.multiply::<R, B, S>(s, v, at) };
+        }
+        if self.loads {
+            let scale = T::vsplat(s, self.scale);
+            for v in v.iter_mut() {
+                *v = T::vmul(s, *v, scale);
+            }
+        }
+        if !self.input.is_null() {
+            // SAFETY: guaranteed by this function's contract.
+            unsafe { self.flip::<R, B, S>(s, v, self.input, self.input_first, at) };
+        }
     }
+
+    /// Sets the signs of registers that are to be stored; `factors` are the [`row_factors`](Self::row_factors).
+    ///
+    /// # Safety
+    /// The signs of these elements exist.
     #[inline(always)]
-    unsafe fn factors<const R: usize, const B: usize>(self, _: usize, _: usize) -> [[T; R]; 2] {
-        [[T::zeroed(); R]; 2]
+    pub(super) unsafe fn store<const R: usize, const B: usize, S: Lanes>(
+        &self,
+        s: S,
+        v: &mut [T::V<S>; R],
+        [_, factors]: &[[T; R]; 2],
+        at: [usize; 3],
+    ) {
+        if self.output.is_null() {
+            return;
+        }
+        if self.axis == Axis::Across {
+            multiply_rows::<R, S, T>(s, v, factors);
+        } else if self.output_factors {
+            // SAFETY: guaranteed by this function's contract.
+            unsafe { self.multiply::<R, B, S>(s, v, at) };
+        } else {
+            // SAFETY: guaranteed by this function's contract.
+            unsafe { self.flip::<R, B, S>(s, v, self.output, self.output_first, at) };
+        }
     }
-    #[inline(always)]
-    unsafe fn load<const R: usize, const B: usize>(self, _: S, _: &mut [T::V<S>; R], _: &[[T; R]; 2], _: [usize; 3]) {}
-    #[inline(always)]
-    unsafe fn store<const R: usize, const B: usize>(self, _: S, _: &mut [T::V<S>; R], _: &[[T; R]; 2], _: [usize; 3]) {}
-}
 
-/// One sign for each lane. Without `OUT` there are no signs of the output.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Along<T, const OUT: bool>(pub(super) Ends<T>);
-
-impl<T: Scalar, const OUT: bool> Along<T, OUT> {
-    /// Multiplies registers by their factors.
+    /// Multiplies registers by the factors of their elements.
     ///
     /// # Safety
     /// There are factors, and signs of these elements.
     #[inline(always)]
     unsafe fn multiply<const R: usize, const B: usize, S: Lanes>(
-        self,
+        &self,
         s: S,
         v: &mut [T::V<S>; R],
         [first, row, run]: [usize; 3],
     ) {
         // SAFETY: guaranteed by this function's contract: factors are as many as signs.
         unsafe {
-            let mut factors = self.0.factors.add((self.0.start + first) & self.0.mask);
+            let mut factors = self.factors.add((self.start + first) & self.mask);
             if R > 4 {
                 // As for the elements: a pointer to each register would be kept on the stack.
                 factors = std::hint::black_box(factors);
@@ -215,7 +291,7 @@ impl<T: Scalar, const OUT: bool> Along<T, OUT> {
     /// The signs of these elements exist.
     #[inline(always)]
     unsafe fn flip<const R: usize, const B: usize, S: Lanes>(
-        self,
+        &self,
         s: S,
         v: &mut [T::V<S>; R],
         bytes: *const u8,
@@ -223,7 +299,7 @@ impl<T: Scalar, const OUT: bool> Along<T, OUT> {
         [first, row, run]: [usize; 3],
     ) {
         // The registers lie in one vector, so that the first index alone has bits that do not count.
-        let first = origin + ((self.0.start + first) & self.0.mask);
+        let first = origin + ((self.start + first) & self.mask);
         if T::lanes::<S>() >= 8 && (first | row | run).is_multiple_of(8) {
             // The usual case needs no shift: one instruction takes the bits from memory.
             let bytes = std::hint::black_box(bytes.wrapping_add(first / 8));
@@ -241,100 +317,10 @@ impl<T: Scalar, const OUT: bool> Along<T, OUT> {
     }
 }
 
-impl<S: Lanes, T: Scalar, const OUT: bool> Edge<S, T> for Along<T, OUT> {
-    const STORES: bool = OUT;
-    #[inline(always)]
-    fn index(self, row: usize, column: usize, row_len: usize) -> usize {
-        row * row_len + column
-    }
-    #[inline(always)]
-    unsafe fn factors<const R: usize, const B: usize>(self, _: usize, _: usize) -> [[T; R]; 2] {
-        [[T::zeroed(); R]; 2]
-    }
-    #[inline(always)]
-    unsafe fn load<const R: usize, const B: usize>(self, s: S, v: &mut [T::V<S>; R], _: &[[T; R]; 2], at: [usize; 3]) {
-        if !self.0.factors.is_null() && !self.0.output_factors {
-            // SAFETY: guaranteed by this function's contract.
-            return unsafe { self.multiply::<R, B, S>(s, v, at) };
-        }
-        if self.0.loads {
-            let scale = T::vsplat(s, self.0.scale);
-            for v in v.iter_mut() {
-                *v = T::vmul(s, *v, scale);
-            }
-        }
-        if !self.0.input.is_null() {
-            // SAFETY: guaranteed by this function's contract.
-            unsafe { self.flip::<R, B, S>(s, v, self.0.input, self.0.input_first, at) };
-        }
-    }
-    #[inline(always)]
-    unsafe fn store<const R: usize, const B: usize>(self, s: S, v: &mut [T::V<S>; R], _: &[[T; R]; 2], at: [usize; 3]) {
-        if OUT && self.0.output_factors {
-            // SAFETY: guaranteed by this function's contract.
-            unsafe { self.multiply::<R, B, S>(s, v, at) };
-        } else if OUT && !self.0.output.is_null() {
-            // SAFETY: guaranteed by this function's contract.
-            unsafe { self.flip::<R, B, S>(s, v, self.0.output, self.0.output_first, at) };
-        }
-    }
-}
-
-/// One sign for each row.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Across<T>(pub(super) Ends<T>);
-
-impl<S: Lanes, T: Scalar> Edge<S, T> for Across<T> {
-    const STORES: bool = true;
-    #[inline(always)]
-    fn index(self, row: usize, _: usize, _: usize) -> usize {
-        row
-    }
-    #[inline(always)]
-    unsafe fn factors<const R: usize, const B: usize>(self, first: usize, row: usize) -> [[T; R]; 2] {
-        let ends = self.0;
-        let mut factors = [[ends.scale; R], [T::SIGNS[0]; R]];
-        let signs = [(ends.input, ends.input_first), (ends.output, ends.output_first)];
-        for (factors, (bytes, origin)) in factors.iter_mut().zip(signs) {
-            if bytes.is_null() {
-                continue;
-            }
-            for (i, factor) in factors.iter_mut().enumerate() {
-                let index = (ends.start + first + i / B * row) & ends.mask;
-                // SAFETY: guaranteed by this function's contract: there is a bit for each row, and slack follows.
-                if unsafe { bits_at(bytes, origin + index) } & 1 == 1 {
-                    *factor = T::SIGNS[1] * *factor;
-                }
-            }
-        }
-        factors
-    }
-    #[inline(always)]
-    unsafe fn load<const R: usize, const B: usize>(
-        self,
-        s: S,
-        v: &mut [T::V<S>; R],
-        [factors, _]: &[[T; R]; 2],
-        _: [usize; 3],
-    ) {
-        if self.0.loads {
-            for (v, &factor) in v.iter_mut().zip(factors) {
-                *v = T::vmul(s, *v, T::vsplat(s, factor));
-            }
-        }
-    }
-    #[inline(always)]
-    unsafe fn store<const R: usize, const B: usize>(
-        self,
-        s: S,
-        v: &mut [T::V<S>; R],
-        [_, factors]: &[[T; R]; 2],
-        _: [usize; 3],
-    ) {
-        if !self.0.output.is_null() {
-            for (v, &factor) in v.iter_mut().zip(factors) {
-                *v = T::vmul(s, *v, T::vsplat(s, factor));
-            }
-        }
+/// Multiplies each register by its factor.
+#[inline(always)]
+fn multiply_rows<const R: usize, S: Lanes, T: Scalar>(s: S, v: &mut [T::V<S>; R], factors: &[T; R]) {
+    for (v, &factor) in v.iter_mut().zip(factors) {
+        *v = T::vmul(s, *v, T::vsplat(s, factor));
     }
 }

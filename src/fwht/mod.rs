@@ -29,6 +29,7 @@ mod edges;
 mod hadamard;
 mod passes;
 mod plan;
+mod registers;
 mod rounds;
 mod rows;
 mod run;
@@ -45,6 +46,7 @@ pub use plan::Order;
 pub use plan::{Plan, Radices, Radix};
 use rounds::{Job, Vectors};
 pub(crate) use rounds::{ROUNDS, Rounds};
+use rows::Raw;
 use run::{Batch, Form};
 
 /// Transforms one vector in place: `x <- H x`, unnormalized. An empty `x` stays as it is.
@@ -95,45 +97,42 @@ pub fn orthonormal_columns<'a, E: Element>(x: impl Into<TensorMut<'a, E>>, threa
 /// Transforms the rows of `x`, unnormalized.
 fn transform<E: Element>(x: TensorMut<'_, E>, threads: Threads) -> Result<()> {
     // SAFETY: the view borrows its elements mutably: they are valid, distinct, and of the type that `E` names.
-    unsafe { transform_vectors(Batch::rows(x), E::DTYPE, false, threads) }
+    unsafe { transform_vectors(Batch::rows(x), false, threads) }
 }
 
 /// Transforms the rows of `x` and divides them by the square root of their length.
 fn orthonormal<E: Element>(x: TensorMut<'_, E>, threads: Threads) -> Result<()> {
     // SAFETY: the view borrows its elements mutably: they are valid, distinct, and of the type that `E` names.
-    unsafe { transform_vectors(Batch::rows(x), E::DTYPE, true, threads) }
+    unsafe { transform_vectors(Batch::rows(x), true, threads) }
 }
 
-/// Transforms every vector of a batch of elements of type `dtype` and, if `orthonormal`, divides it by the square root
-/// of its length. It is not generic, so that the kernels are compiled in this crate and not in each crate that calls
+/// Transforms every vector of a batch and, if `orthonormal`, divides it by the square root of its length. It is not generic, so that the kernels are compiled in this crate and not in each crate that calls
 /// them.
 ///
 /// # Safety
-/// The elements of the batch are of the type `dtype`, valid for reads and writes, and distinct.
-unsafe fn transform_vectors(x: Batch<()>, dtype: DType, orthonormal: bool, threads: Threads) -> Result<()> {
+/// The elements of the batch are valid for reads and writes, and distinct.
+unsafe fn transform_vectors(x: Batch, orthonormal: bool, threads: Threads) -> Result<()> {
     if x.n == 0 || x.count == 0 {
         return Ok(());
     }
     let order = Order::new(x.n).ok_or(Error::Order { n: x.n })?;
     let edges = orthonormal.then(|| Edges { scale: 1.0 / (x.n as f64).sqrt(), input: None, output: None });
-    // SAFETY: guaranteed by this function's contract: the elements are of the type that `dtype` names, valid and
-    // distinct, and the transform is in place; `order` is the order of their length, as `Order::new` found.
-    unsafe { run_batch(x, dtype, Form { order, transposed: false, edges, same_bits: false }, threads) };
+    // SAFETY: guaranteed by this function's contract: the elements are valid and distinct, and the transform is in
+    // place; `order` is the order of their length, as `Order::new` found.
+    unsafe { run_batch(x, Form { order, transposed: false, edges, same_bits: false }, threads) };
     Ok(())
 }
 
-/// Transforms every vector of a batch of elements of type `dtype`.
+/// Transforms every vector of a batch.
 ///
 /// # Safety
-/// As for [`run::batch`]; the elements are of the type that `dtype` names.
-unsafe fn run_batch(x: Batch<()>, dtype: DType, form: Form<'_>, threads: Threads) {
-    // SAFETY: guaranteed by this function's contract; each arm casts to the type that `dtype` names.
+/// As for [`run::batch`].
+unsafe fn run_batch(x: Batch, form: Form<'_>, threads: Threads) {
+    // SAFETY: guaranteed by this function's contract.
     unsafe {
-        match dtype {
-            DType::F16 => run::batch::<f32, half::f16>(x.cast(), form, threads),
-            DType::BF16 => run::batch::<f32, half::bf16>(x.cast(), form, threads),
-            DType::F32 => run::batch::<f32, f32>(x.cast(), form, threads),
-            DType::F64 => run::batch::<f64, f64>(x.cast(), form, threads),
+        match x.at.dtype {
+            DType::F64 => run::batch::<f64>(x, form, threads),
+            _ => run::batch::<f32>(x, form, threads),
         }
     }
 }
@@ -229,7 +228,7 @@ pub(crate) fn rotate_rows<E: Element>(x: TensorMut<'_, E>, turn: Turn<'_>, threa
     }
     // SAFETY: the view borrows its elements mutably: they are valid, distinct, and of the type that `E` names. The
     // rotation is in place, of rows of its length, and `check` has seen that there are signs and that transforms fit.
-    unsafe { rotate(x, turn, x.stride, x.stride, E::DTYPE, threads) };
+    unsafe { rotate(x, turn, x.stride, x.stride, threads) };
     Ok(())
 }
 
@@ -251,37 +250,35 @@ pub(crate) fn rotate_into<E: Element>(from: &[E], to: &mut [E], turn: Turn<'_>, 
     if count == 0 {
         return Ok(());
     }
-    let (from, ptr) = (from.as_ptr().cast_mut().cast(), to.as_mut_ptr().cast());
-    let x = Batch { ptr, from, n: turn.n, n_stride: 1, count, stride: turn.n as isize };
+    let (from, at) = (Raw::new(from.as_ptr().cast_mut()), Raw::new(to.as_mut_ptr()));
+    let x = Batch { at, from, n: turn.n, n_stride: 1, count, stride: turn.n as isize };
     // SAFETY: both slices hold `count` vectors of the lengths of the rotation, of the type that `E` names. They are
     // disjoint, because one is borrowed mutably; `from` is only read. `check` has seen that there are signs and that
     // transforms fit.
-    unsafe { rotate(x, turn, n as isize, out as isize, E::DTYPE, threads) };
+    unsafe { rotate(x, turn, n as isize, out as isize, threads) };
     Ok(())
 }
 
-/// Rotates every vector of a batch of elements of type `dtype`; the strides of the vectors are those given. It is not
-/// generic, so that the kernels are compiled in this crate.
+/// Rotates every vector of a batch; the strides of the vectors are those given. It is not generic, so that the kernels
+/// are compiled in this crate.
 ///
 /// # Safety
 /// The vectors that are read exist and are readable, those that are written exist, are writable and distinct, all of
-/// the lengths of `turn` and of the type `dtype`. What is read is what is written, or disjoint from it; then elements
-/// of a vector are adjacent. [`Turn::check`] holds.
-unsafe fn rotate(x: Batch<()>, turn: Turn<'_>, from_stride: isize, to_stride: isize, dtype: DType, threads: Threads) {
+/// the lengths of `turn`. What is read is what is written, or disjoint from it; then elements of a vector are adjacent.
+/// [`Turn::check`] holds.
+unsafe fn rotate(x: Batch, turn: Turn<'_>, from_stride: isize, to_stride: isize, threads: Threads) {
     let How::Rounds(rounds) = turn.how else {
         // SAFETY: guaranteed by this function's contract: lengths of input and output are equal.
-        return unsafe { run_batch(x, dtype, turn.form(), threads) };
+        return unsafe { run_batch(x, turn.form(), threads) };
     };
-    let Batch { ptr: to, from, n_stride, count, .. } = x;
+    let Batch { at: to, from, n_stride, count, .. } = x;
     let (x, job) = (Vectors { from, from_stride, to, to_stride, n_stride, count }, turn.job(rounds));
-    // SAFETY: guaranteed by this function's contract; each arm casts to the type that `dtype` names. Where lengths
-    // change, what is read is disjoint from what is written.
+    // SAFETY: guaranteed by this function's contract. Where lengths change, what is read is disjoint from what is
+    // written.
     unsafe {
-        match dtype {
-            DType::F16 => rounds::batch::<f32, half::f16>(x.cast(), job, threads),
-            DType::BF16 => rounds::batch::<f32, half::bf16>(x.cast(), job, threads),
-            DType::F32 => rounds::batch::<f32, f32>(x.cast(), job, threads),
-            DType::F64 => rounds::batch::<f64, f64>(x.cast(), job, threads),
+        match to.dtype {
+            DType::F64 => rounds::batch::<f64>(x, job, threads),
+            _ => rounds::batch::<f32>(x, job, threads),
         }
     }
 }

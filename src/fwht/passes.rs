@@ -8,8 +8,9 @@
 //! ```
 //!
 //! Every pass reads one type and writes another, so that the first pass of a half-precision vector widens and the last
-//! one narrows. Passes go from the top bit of the index down, depth first: what a pass leaves behind are independent
-//! blocks.
+//! one narrows. A kernel is compiled with `EDGE` for these two, which look at scale and signs once in `R` registers, and
+//! without for all between, where every element is of the arithmetic type. Passes go from the top bit of the index down,
+//! depth first: what a pass leaves behind are independent blocks.
 //!
 //! A long vector goes through memory once for each pass until a block of it fits into L2, in 8 streams. The hardware
 //! does not prefetch them far enough, so a pass over a vector that the caches do not hold prefetches each stream
@@ -25,13 +26,14 @@ use std::marker::PhantomData;
 use bytemuck::Zeroable;
 use pulp::NullaryFnOnce;
 
-use super::edges::{Across, Along, Edge, Ends, Plain};
+use super::edges::Ends;
 use super::hadamard::{self, Entries};
 use super::plan::{Params, Plan, Radix, max_radix};
-pub(super) use super::rows::Rows;
+use super::registers::{finish_rows, hidden, load, store};
+use super::rows::{Raw, Rows, Typed};
 use super::sums;
 use crate::simd::{Lanes, Scalar};
-use crate::tensor::Element;
+use crate::tensor::{DType, Element};
 
 /// Returns −1 in every lane. The value is hidden from the compiler where multiply-adds have units of their own, or it
 /// would turn the multiply-add by −1 into a subtraction.
@@ -39,13 +41,6 @@ use crate::tensor::Element;
 fn minus_one<S: Lanes, T: Scalar>(s: S) -> T::V<S> {
     let minus = <T as Element>::from_f64(-1.0);
     T::vsplat(s, if S::ADDS_BESIDE_FMAS { std::hint::black_box(minus) } else { minus })
-}
-
-/// Returns `at`, hidden from the compiler. It would otherwise keep one pointer to each row, twice as many as there are
-/// registers, on the stack, and advance all of them in each step.
-#[inline(always)]
-fn hidden<E>(at: *mut E) -> *mut E {
-    std::hint::black_box(at)
 }
 
 /// Transforms `v` in place: the `R`-point transform across `R` registers, in every lane. `minus` is [`minus_one`].
@@ -86,34 +81,61 @@ fn lane_butterflies<S: Lanes, T: Scalar>(s: S, mut v: T::V<S>, len: usize) -> T:
     v
 }
 
+/// Calls `$kernel!(edge, X, Y)` with the types of `$src` and `$dst`, and whether the pass must be compiled for the edges
+/// of a transform. Where it asked that in its loop, half-precision transforms were a tenth slower.
+macro_rules! typed {
+    (@ $kernel:ident, $edge:literal, $t:ident, $src:expr, $dst:expr) => {
+        match ($src, $dst) {
+            _ if const { $t::DTYPE.size() == 8 } => $kernel!($edge, $t, $t),
+            (DType::F16, DType::F16) => $kernel!($edge, half::f16, half::f16),
+            (DType::F16, _) => $kernel!($edge, half::f16, $t),
+            (_, DType::F16) => $kernel!($edge, $t, half::f16),
+            (DType::BF16, DType::BF16) => $kernel!($edge, half::bf16, half::bf16),
+            (DType::BF16, _) => $kernel!($edge, half::bf16, $t),
+            (_, DType::BF16) => $kernel!($edge, $t, half::bf16),
+            _ => $kernel!($edge, $t, $t),
+        }
+    };
+    ($kernel:ident, $t:ident, $src:expr, $dst:expr, $ends:expr) => {
+        match $ends {
+            None => typed!(@ $kernel, false, $t, $src.dtype, $dst.dtype),
+            Some(_) => typed!(@ $kernel, true, $t, $src.dtype, $dst.dtype),
+        }
+    };
+}
+
 /// Reads `R` registers at a time from `src`, transforms them, and writes them to the same places of `dst`.
 ///
 /// For `B = 1` these are one register of each of rows `0..R`. For `B > 1` they are `B` registers of each of rows `0..R
 /// / B`, one from each of `B` neighbouring runs of `run` columns. `width`, the number of columns, is a multiple of the
-/// lanes and, for `B > 1`, of `B · run`. `place` has, for `edge`, the number of the first row, the distance of two rows
+/// lanes and, for `B > 1`, of `B · run`. `place` has, for `ends`, the number of the first row, the distance of two rows
 /// of the pass in rows, and the distance of neighbouring rows in elements.
 ///
 /// # Safety
 /// `R / B` rows of `width` elements are readable in `src` and writable in `dst`; the two are equal (address, stride and
-/// type) or disjoint. `edge` has signs for all of them.
+/// type) or disjoint. `ends` has signs for all of them; without `EDGE` there are none.
 #[inline(always)]
-unsafe fn radix_pass<const R: usize, const B: usize, S: Lanes, T: Scalar, X: Element, Y: Element, G: Edge<S, T>>(
+unsafe fn radix_pass<const EDGE: bool, const R: usize, const B: usize, S: Lanes, T: Scalar, X: Element, Y: Element>(
     s: S,
-    src: Rows<X>,
-    dst: Rows<Y>,
+    src: Typed<X>,
+    dst: Typed<Y>,
     width: usize,
     run: usize,
     prefetch: Prefetch,
     minus: T::V<S>,
-    edge: G,
+    ends: Option<&Ends<T>>,
     place: [usize; 3],
 ) {
     let lanes = T::lanes::<S>();
     let run = if B == 1 { width } else { run };
     let [number, h, row_len] = place;
-    let (row, beside) = (edge.index(h, 0, row_len), edge.index(0, run, row_len));
-    // SAFETY: guaranteed by this function's contract: the edge has signs for the `R / B` rows from this one on.
-    let factors = unsafe { edge.factors::<R, B>(edge.index(number, 0, row_len), row) };
+    let ends = if EDGE { ends } else { None };
+    let (mut row, mut beside, mut factors) = (0, 0, [[T::zeroed(); R]; 2]);
+    if let Some(ends) = ends {
+        (row, beside) = (ends.index(h, 0, row_len), ends.index(0, run, row_len));
+        // SAFETY: guaranteed by this function's contract: there are signs for the `R / B` rows from this one on.
+        factors = unsafe { ends.row_factors::<R, B>(ends.index(number, 0, row_len), row) };
+    }
     let skipped = if prefetch.half { lanes } else { 0 };
     debug_assert!(width.is_multiple_of(B * run) && run.is_multiple_of(lanes));
     let mut first = 0;
@@ -135,10 +157,13 @@ unsafe fn radix_pass<const R: usize, const B: usize, S: Lanes, T: Scalar, X: Ele
                 for (i, v) in v.iter_mut().enumerate() {
                     *v = T::vload::<S, X>(s, x.offset((i / B) as isize * src.stride).add(i % B * run));
                 }
-                let at = [edge.index(number, j, row_len), row, beside];
-                edge.load::<R, B>(s, &mut v, &factors, at);
+                if let Some(ends) = ends {
+                    ends.load::<R, B, S>(s, &mut v, &factors, [ends.index(number, j, row_len), row, beside]);
+                }
                 butterflies::<R, S, T>(s, minus, &mut v);
-                edge.store::<R, B>(s, &mut v, &factors, at);
+                if let Some(ends) = ends {
+                    ends.store::<R, B, S>(s, &mut v, &factors, [ends.index(number, j, row_len), row, beside]);
+                }
                 for (i, v) in v.into_iter().enumerate() {
                     T::vstore::<S, Y>(s, y.offset((i / B) as isize * dst.stride).add(i % B * run), v);
                 }
@@ -151,7 +176,7 @@ unsafe fn radix_pass<const R: usize, const B: usize, S: Lanes, T: Scalar, X: Ele
 
 /// What a pass prefetches while it works.
 #[derive(Debug, Clone, Copy)]
-struct Prefetch {
+pub(super) struct Prefetch {
     /// Distance from the elements that the pass reads to those that it prefetches, in bytes; 0 for no prefetch.
     bytes: isize,
     /// Whether only every second register is prefetched, because the leaves prefetch all of them. Requests that are
@@ -160,7 +185,7 @@ struct Prefetch {
 }
 
 impl Prefetch {
-    const NONE: Prefetch = Prefetch { bytes: 0, half: false };
+    pub(super) const NONE: Prefetch = Prefetch { bytes: 0, half: false };
 
     /// Returns what `plan` says for a pass over rows that are `h` elements apart.
     fn planned(plan: &Plan, h: usize) -> Prefetch {
@@ -169,8 +194,8 @@ impl Prefetch {
 
     /// Prefetches the next row of each row that is read, in a pass over a panel of `bytes`. The hardware does not
     /// foresee rows that lie far apart. A panel that fits into the cache needs no prefetch.
-    fn next_row<E>(rows: Rows<E>, bytes: usize, params: &Params) -> Prefetch {
-        let next = if bytes > params.ahead_bytes { rows.stride * size_of::<E>() as isize } else { 0 };
+    fn next_row(rows: Rows, bytes: usize, params: &Params) -> Prefetch {
+        let next = if bytes > params.ahead_bytes { rows.stride * rows.at.dtype.size() as isize } else { 0 };
         Prefetch { bytes: next, half: false }
     }
 }
@@ -179,36 +204,35 @@ impl Prefetch {
 ///
 /// A pass is the unit of code: it is compiled once for each instruction set and types, and called. Whole transforms
 /// inlined take minutes to compile and gain nothing.
-struct RadixPass<const R: usize, const B: usize, S, T, X, Y, G> {
+struct RadixPass<'a, const EDGE: bool, const R: usize, const B: usize, S, T, X, Y> {
     s: S,
     blocks: usize,
     h: usize,
-    src: Rows<X>,
-    dst: Rows<Y>,
+    src: Rows,
+    dst: Rows,
     width: usize,
     run: usize,
     prefetch: Prefetch,
-    edge: G,
-    plain: PhantomData<T>,
+    ends: Option<&'a Ends<T>>,
+    types: PhantomData<(X, Y)>,
 }
 
-impl<const R: usize, const B: usize, S: Lanes, T: Scalar, X: Element, Y: Element, G: Edge<S, T>> NullaryFnOnce
-    for RadixPass<R, B, S, T, X, Y, G>
+impl<const EDGE: bool, const R: usize, const B: usize, S: Lanes, T: Scalar, X: Element, Y: Element> NullaryFnOnce
+    for RadixPass<'_, EDGE, R, B, S, T, X, Y>
 {
     type Output = ();
     #[inline(always)]
     fn call(self) {
-        let RadixPass { s, blocks, h, src, dst, width, run, prefetch, edge, .. } = self;
-        let row_len = src.stride as usize;
+        let RadixPass { s, blocks, h, src, dst, width, run, prefetch, ends, .. } = self;
+        let (src, dst, row_len) = (src.typed::<X>(), dst.typed::<Y>(), src.stride as usize);
         let minus = minus_one::<S, T>(s);
         for block in 0..blocks {
             for i in block * (R / B) * h..block * (R / B) * h + h {
+                let (src, dst, place) = (src.from(i, h), dst.from(i, h), [i, h, row_len]);
                 // SAFETY: rows `i + h·t`, `t < R / B`, lie in this block. `radix_passes`, which alone makes this
-                // kernel, has the caller's promise that all rows of all blocks are accessible and have signs.
-                unsafe {
-                    let (src, dst, place) = (src.at(i).every(h), dst.at(i).every(h), [i, h, row_len]);
-                    radix_pass::<R, B, S, T, X, Y, G>(s, src, dst, width, run, prefetch, minus, edge, place);
-                }
+                // kernel, has the caller's promise that all rows of all blocks are accessible and have signs, and makes
+                // it for their types.
+                unsafe { radix_pass::<EDGE, R, B, S, T, X, Y>(s, src, dst, width, run, prefetch, minus, ends, place) };
             }
         }
     }
@@ -216,164 +240,106 @@ impl<const R: usize, const B: usize, S: Lanes, T: Scalar, X: Element, Y: Element
 
 /// Does the stages of `radix` on `blocks` adjacent blocks of `2^radix.rows · h` rows: between rows `h` apart and, if
 /// `radix` takes more than one register of a row, between neighbouring runs of `run` columns. A row has `width`
-/// elements, a multiple of the lanes.
+/// elements, a multiple of the lanes. `ends` are those of this pass.
 ///
 /// # Safety
 /// All these rows are readable in `src` and writable in `dst`; the two are equal (address, stride and type) or
-/// disjoint. `edge` has signs for all of them.
-unsafe fn radix_passes<S: Lanes, T: Scalar, X: Element, Y: Element, G: Edge<S, T>>(
+/// disjoint. `ends` has signs for all of them.
+unsafe fn radix_passes<S: Lanes, T: Scalar>(
     s: S,
     radix: Radix,
     blocks: usize,
     h: usize,
-    src: Rows<X>,
-    dst: Rows<Y>,
+    src: Rows,
+    dst: Rows,
     width: usize,
     run: usize,
     prefetch: Prefetch,
-    edge: G,
+    ends: Option<&Ends<T>>,
 ) {
     macro_rules! radix {
-        ($r:literal, $b:literal) => {
-            s.vectorize(RadixPass::<$r, $b, S, T, X, Y, G> {
-                s,
-                blocks,
-                h,
-                src,
-                dst,
-                width,
-                run,
-                prefetch,
-                edge,
-                plain: PhantomData,
-            })
-        };
+        ($r:literal, $b:literal) => {{
+            macro_rules! pass {
+                ($edge:literal, $x:ty, $y:ty) => {
+                    s.vectorize(RadixPass::<$edge, $r, $b, S, T, $x, $y> {
+                        s,
+                        blocks,
+                        h,
+                        src,
+                        dst,
+                        width,
+                        run,
+                        prefetch,
+                        ends,
+                        types: PhantomData,
+                    })
+                };
+            }
+            typed!(pass, T, src.at, dst.at, ends)
+        }};
     }
     match (radix.rows, radix.beside) {
         (0, 0) => radix!(1, 1),
         (1, 0) => radix!(2, 1),
         (2, 0) => radix!(4, 1),
         (3, 0) => radix!(8, 1),
-        _ if max_radix(registers::<S>()) < 4 => unreachable!("radix {radix}"),
+        _ if const { max_radix(registers::<S>()) < 4 } => unreachable!("radix {radix}"),
         (3, _) => radix!(16, 2),
         _ => radix!(16, 1),
     }
 }
 
-/// Transforms the columns of `2^Σradices` rows of `width` elements, depth first. The first pass reads `src`, the last
-/// writes `dst`; between them the rows are in `work`, which they overwrite if there is more than one pass. `ends` are
-/// those of the first and the last pass.
+/// Transforms the columns of each of `blocks` adjacent blocks of `len` rows of `width` elements, depth first while the
+/// blocks together are larger than L1. The first pass reads `src`, the last writes `dst`; between them the rows are in
+/// `work`, which they overwrite if there is more than one pass. `ends` are those of the first and the last pass.
 ///
 /// # Safety
-/// `src`, `dst` and `work` have `2^Σradices` accessible rows of `width` elements, a multiple of the lanes; any two of
-/// them are equal (address, stride and type) or disjoint. `ends` has signs for all rows.
-pub(super) unsafe fn columns<S: Lanes, T: Scalar, A: Element, B: Element>(
+/// `src`, `dst` and `work` have all these rows, accessible, of `width` elements, a multiple of the lanes; any two of
+/// them are equal (address, stride and type) or disjoint. `len = 2^Σradices`. `ends` has signs for all rows.
+pub(super) unsafe fn columns<S: Lanes, T: Scalar>(
     s: S,
     radices: &[Radix],
-    src: Rows<A>,
-    dst: Rows<B>,
-    work: Rows<T>,
+    [blocks, len]: [usize; 2],
+    src: Rows,
+    dst: Rows,
+    work: Rows,
     width: usize,
     params: &Params,
-    ends: Option<Ends<T>>,
+    ends: Option<&Ends<T>>,
 ) {
-    let rows = 1usize << radices.iter().map(|r| u32::from(r.rows)).sum::<u32>();
-    // SAFETY: guaranteed by this function's contract: a pass covers all rows, and a block of `h` of them is what the
-    // remaining radices transform.
-    unsafe {
-        match *radices {
-            [] => across::<S, T, A, B>(s, Radix::NONE, 1, 1, src, dst, width, Prefetch::NONE, ends),
-            [only] => across::<S, T, A, B>(s, only, 1, 1, src, dst, width, Prefetch::NONE, ends),
-            [first, ref rest @ ..] => {
-                let h = rows >> first.rows;
-                // A source of the arithmetic type is `work` itself, whose rows are adjacent.
-                let prefetch = match A::DTYPE == T::DTYPE {
-                    true => Prefetch::NONE,
-                    false => Prefetch::next_row(src, rows * width * size_of::<A>(), params),
-                };
-                across::<S, T, A, T>(s, first, 1, h, src, work, width, prefetch, ends.and_then(Ends::first));
-                let ends = ends.and_then(Ends::last);
-                for block in 0..rows / h {
-                    let (work, ends) = (work.at(block * h), ends.map(|ends| ends.from(block * h)));
-                    columns::<S, T, T, B>(s, rest, work, dst.at(block * h), work, width, params, ends);
-                }
-            }
-        }
-    }
-}
-
-/// Does [`radix_passes`] on columns, with the `ends` of this pass.
-///
-/// # Safety
-/// As for [`radix_passes`], with signs in `ends` for all rows.
-unsafe fn across<S: Lanes, T: Scalar, X: Element, Y: Element>(
-    s: S,
-    radix: Radix,
-    blocks: usize,
-    h: usize,
-    src: Rows<X>,
-    dst: Rows<Y>,
-    width: usize,
-    prefetch: Prefetch,
-    ends: Option<Ends<T>>,
-) {
-    // SAFETY: guaranteed by this function's contract, which is the same.
-    unsafe {
-        match ends {
-            None => radix_passes::<S, T, X, Y, _>(s, radix, blocks, h, src, dst, width, 0, prefetch, Plain),
-            Some(ends) => {
-                radix_passes::<S, T, X, Y, _>(s, radix, blocks, h, src, dst, width, 0, prefetch, Across(ends));
-            }
-        }
-    }
-}
-
-/// Transforms the columns of each of `blocks` adjacent blocks of `len` rows of `width` elements, in place, depth first
-/// while the blocks together are larger than L1. `ends` are those of the first and the last pass.
-///
-/// # Safety
-/// All these rows are readable and writable, and have signs in `ends`; `len = 2^Σradices`; `width` is a multiple of the
-/// lanes.
-pub(super) unsafe fn columns_in_place<S: Lanes, T: Scalar>(
-    s: S,
-    radices: &[Radix],
-    blocks: usize,
-    len: usize,
-    rows: Rows<T>,
-    width: usize,
-    params: &Params,
-    ends: Option<Ends<T>>,
-) {
-    let bytes = blocks * len * width * size_of::<T>();
     // SAFETY: guaranteed by this function's contract: block `i` begins at row `i * len`; a pass covers all rows of all
     // blocks and leaves `2^first.rows` times as many blocks of `h` rows.
     unsafe {
-        if blocks > 1 && bytes > params.l1_bytes {
+        if blocks > 1 && blocks * len * width * size_of::<T>() > params.l1_bytes {
             for i in 0..blocks {
+                let (src, dst, work) = (src.row(i * len), dst.row(i * len), work.row(i * len));
                 let ends = ends.map(|ends| ends.from(i * len));
-                columns_in_place::<S, T>(s, radices, 1, len, rows.at(i * len), width, params, ends);
+                columns::<S, T>(s, radices, [1, len], src, dst, work, width, params, ends.as_ref());
             }
             return;
         }
-        let (&first, rest) = match radices.split_first() {
-            Some(radices) => radices,
-            // There is no stage, but there may be signs.
-            None if ends.is_some() => (&Radix::NONE, radices),
-            None => return,
+        // Rows of scratch are adjacent, and need no prefetch.
+        let prefetch = match src.stride.unsigned_abs() == width {
+            true => Prefetch::NONE,
+            false => Prefetch::next_row(src, blocks * len * width * src.at.dtype.size(), params),
         };
-        let h = len >> first.rows;
-        let prefetch = Prefetch::next_row(rows, bytes, params);
-        let (now, later) = match rest {
-            [] => (ends, None),
-            _ => (ends.and_then(Ends::first), ends.and_then(Ends::last)),
-        };
-        across::<S, T, T, T>(s, first, blocks, h, rows, rows, width, prefetch, now);
-        columns_in_place::<S, T>(s, rest, blocks << first.rows, h, rows, width, params, later);
+        match *radices {
+            // There is no stage, but there may be signs, or another type.
+            [] if std::ptr::eq(src.at.ptr, dst.at.ptr) && ends.is_none() => {}
+            [] => radix_passes::<S, T>(s, Radix::NONE, blocks, 1, src, dst, width, 0, prefetch, ends),
+            [only] => radix_passes::<S, T>(s, only, blocks, len >> only.rows, src, dst, width, 0, prefetch, ends),
+            [first, ref rest @ ..] => {
+                let (h, now, last) = (len >> first.rows, ends.and_then(Ends::first), ends.and_then(Ends::last));
+                radix_passes::<S, T>(s, first, blocks, h, src, work, width, 0, prefetch, now.as_ref());
+                let left = [blocks << first.rows, h];
+                columns::<S, T>(s, rest, left, work, dst, work, width, params, last.as_ref());
+            }
+        }
     }
 }
 
 /// Returns the number of registers that a kernel may count on.
-pub(super) fn registers<S: Lanes>() -> usize {
+pub(super) const fn registers<S: Lanes>() -> usize {
     <S::Simd as pulp::Simd>::REGISTER_COUNT
 }
 
@@ -395,49 +361,50 @@ pub(super) struct Base<T: 'static> {
 }
 
 /// Computes `dst = H_b src` on `width` columns, a multiple of the lanes; products with ±1 are exact. `work` is
-/// overwritten. Neighbouring rows are `h` elements of the vector apart for `edge`.
+/// overwritten. Neighbouring rows are `h` elements of the vector apart for `ends`, those of this pass.
 ///
 /// # Safety
-/// `b` rows of `width` elements are readable in `src` and writable in `dst`; the two are equal (address, stride and
-/// type) or disjoint. `work` has [`base_scratch`] elements and overlaps neither. `edge` has signs for all elements.
-pub(super) unsafe fn base_pass<S: Lanes, T: Scalar, A: Element, B: Element, G: Edge<S, T>>(
+/// `b` rows of `width` elements are readable in `src`, of type `T`, and writable in `dst`; the two are equal (address,
+/// stride and type) or disjoint. `work` has [`base_scratch`] elements and overlaps neither. `ends` has signs for all.
+pub(super) unsafe fn base_pass<S: Lanes, T: Scalar>(
     s: S,
     base: Base<T>,
-    src: Rows<A>,
-    dst: Rows<B>,
+    src: Rows,
+    dst: Rows,
     width: usize,
     work: *mut T,
     h: usize,
-    edge: G,
+    ends: Option<&Ends<T>>,
 ) {
+    debug_assert!(src.at.is::<T>());
     let transposed = base.transposed;
     match base.entries {
         Entries::Dense(entries) => {
-            s.vectorize(BasePass { s, entries, transposed, src, dst, width, work, h, edge });
+            s.vectorize(BasePass { s, entries, transposed, src, dst, width, work, h, ends });
         }
         // SAFETY: guaranteed by this function's contract, which is that of `product`: `base_scratch` is `scratch` here.
-        Entries::Sums(sums) => unsafe { sums::product::<S, T, A, B, G>(s, sums, src, dst, width, work, h, edge) },
+        Entries::Sums(sums) => unsafe { sums::product::<S, T>(s, sums, src, dst, width, work, h, ends) },
     }
 }
 
 /// The arguments of [`base_pass`] with all entries of `H_b`, row by row, as a kernel.
-struct BasePass<'a, S, T, A, B, G> {
+struct BasePass<'a, S, T> {
     s: S,
     entries: &'a [T],
     transposed: bool,
-    src: Rows<A>,
-    dst: Rows<B>,
+    src: Rows,
+    dst: Rows,
     width: usize,
     work: *mut T,
     h: usize,
-    edge: G,
+    ends: Option<&'a Ends<T>>,
 }
 
-impl<S: Lanes, T: Scalar, A: Element, B: Element, G: Edge<S, T>> NullaryFnOnce for BasePass<'_, S, T, A, B, G> {
+impl<S: Lanes, T: Scalar> NullaryFnOnce for BasePass<'_, S, T> {
     type Output = ();
     #[inline(always)]
     fn call(self) {
-        let BasePass { s, entries, transposed, src, dst, width, work, h, edge } = self;
+        let BasePass { s, entries, transposed, src, dst, width, work, h, ends } = self;
         let base = (entries, transposed);
         let lanes = T::lanes::<S>();
         debug_assert_eq!(width % lanes, 0);
@@ -446,31 +413,31 @@ impl<S: Lanes, T: Scalar, A: Element, B: Element, G: Edge<S, T>> NullaryFnOnce f
         // makes this kernel, has the caller's promise for `b` rows of these columns, for their signs and for `work`.
         unsafe {
             while j + TILE * lanes <= width {
-                base_tile::<TILE, S, T, A, B, G>(s, base, src.column(j), dst.column(j), work, edge, [j, h]);
+                base_tile::<TILE, S, T>(s, base, src.column(j), dst.column(j), work, ends, [j, h]);
                 j += TILE * lanes;
             }
             while j < width {
-                base_tile::<1, S, T, A, B, G>(s, base, src.column(j), dst.column(j), work, edge, [j, h]);
+                base_tile::<1, S, T>(s, base, src.column(j), dst.column(j), work, ends, [j, h]);
                 j += lanes;
             }
         }
     }
 }
 
-/// Does [`base_pass`] on the first `W · lanes` columns. For `edge` they are the columns from `column` on.
+/// Does [`base_pass`] on the first `W · lanes` columns. For `ends` they are the columns from `column` on.
 ///
 /// # Safety
-/// `b` rows of `W · lanes` elements are readable in `src` and writable in `dst`; the two are equal (address, stride and
-/// type) or disjoint. `work` has `b · W · lanes` elements and overlaps neither. `entries` has `b²` elements, and 4
-/// divides `b`, as it does every base but 1, which has no base pass. `edge` has signs for all elements.
+/// `b` rows of `W · lanes` elements are readable in `src`, of type `T`, and writable in `dst`; the two are equal
+/// (address, stride and type) or disjoint. `work` has `b · W · lanes` elements and overlaps neither. `entries` has `b²`
+/// elements, and 4 divides `b`, as it does every base but 1, which has no base pass. `ends` has signs for all elements.
 #[inline(always)]
-unsafe fn base_tile<const W: usize, S: Lanes, T: Scalar, A: Element, B: Element, G: Edge<S, T>>(
+unsafe fn base_tile<const W: usize, S: Lanes, T: Scalar>(
     s: S,
     (entries, transposed): (&[T], bool),
-    src: Rows<A>,
-    dst: Rows<B>,
+    src: Rows,
+    dst: Rows,
     work: *mut T,
-    edge: G,
+    ends: Option<&Ends<T>>,
     [column, h]: [usize; 2],
 ) {
     let lanes = T::lanes::<S>();
@@ -481,8 +448,9 @@ unsafe fn base_tile<const W: usize, S: Lanes, T: Scalar, A: Element, B: Element,
     // read before `dst` is written.
     unsafe {
         for i in 0..b {
+            let from = src.row(i).at.ptr.cast::<T>();
             for w in 0..W {
-                let v = T::vload::<S, A>(s, src.at(i).ptr.add(w * lanes));
+                let v = T::vload::<S, T>(s, from.add(w * lanes));
                 T::vstore::<S, T>(s, work.add((i * W + w) * lanes), v);
             }
         }
@@ -501,41 +469,36 @@ unsafe fn base_tile<const W: usize, S: Lanes, T: Scalar, A: Element, B: Element,
                     }
                 }
             }
-            for (r, sums) in sums.iter_mut().enumerate() {
-                let at = [(i + r) * h + edge.index(0, column, 0), 0, edge.index(0, lanes, 0)];
-                let factors = edge.factors::<W, W>(at[0], 0);
-                edge.store::<W, W>(s, sums, &factors, at);
-                for (w, &sum) in sums.iter().enumerate() {
-                    T::vstore::<S, B>(s, dst.at(i + r).ptr.add(w * lanes), sum);
-                }
-            }
+            finish_rows::<W, S, T>(s, sums, dst, ends, [i, column, h]);
         }
     }
 }
 
 /// Transforms `count` groups of `R` adjacent runs of `run` elements: leaves of `R` registers, one of each run, with the
 /// stages between these registers and all stages between lanes.
-struct LeafPass<const R: usize, S, T, A, B, G> {
+struct LeafPass<'a, const EDGE: bool, const R: usize, S, T, X, Y> {
     s: S,
     count: usize,
     run: usize,
-    src: *const A,
-    dst: *mut B,
+    src: Raw,
+    dst: Raw,
     /// Distance, in bytes, from each register of `dst` to what is prefetched for the work after this pass.
     next: isize,
-    edge: G,
-    plain: PhantomData<T>,
+    ends: Option<&'a Ends<T>>,
+    types: PhantomData<(X, Y)>,
 }
 
-impl<const R: usize, S: Lanes, T: Scalar, A: Element, B: Element, G: Edge<S, T>> NullaryFnOnce
-    for LeafPass<R, S, T, A, B, G>
+impl<const EDGE: bool, const R: usize, S: Lanes, T: Scalar, X: Element, Y: Element> NullaryFnOnce
+    for LeafPass<'_, EDGE, R, S, T, X, Y>
 {
     type Output = ();
     #[inline(always)]
     fn call(self) {
-        let LeafPass { s, count, run, src, dst, next, edge, .. } = self;
+        let LeafPass { s, count, run, src, dst, next, ends, .. } = self;
+        let (src, dst) = (src.ptr.cast::<X>(), dst.ptr.cast::<Y>());
         // A leaf has one sign for each lane.
         let factors = [[T::zeroed(); R]; 2];
+        let ends = if EDGE { ends } else { None };
         let minus = minus_one::<S, T>(s);
         let lanes = T::lanes::<S>();
         for first in (0..count * R * run).step_by(R * run) {
@@ -545,27 +508,30 @@ impl<const R: usize, S: Lanes, T: Scalar, A: Element, B: Element, G: Edge<S, T>>
                 // this kernel, has the caller's promise for so many elements and signs. All loads of a leaf come before
                 // its stores, and a prefetch may be given any address.
                 unsafe {
-                    let (x, y) = (hidden(src.add(j).cast_mut()), hidden(dst.add(j)));
+                    let (x, y) = (hidden(src.add(j)), hidden(dst.add(j)));
                     let mut v = [T::V::<S>::zeroed(); R];
                     for (i, v) in v.iter_mut().enumerate() {
                         s.prefetch(y.wrapping_add(i * run).cast::<u8>().wrapping_offset(next));
-                        *v = T::vload::<S, A>(s, x.add(i * run));
+                        *v = T::vload::<S, X>(s, x.add(i * run));
                     }
-                    let at = [j, 0, run];
-                    edge.load::<R, R>(s, &mut v, &factors, at);
+                    if let Some(ends) = ends {
+                        ends.load::<R, 1, S>(s, &mut v, &factors, [j, run, 0]);
+                    }
                     butterflies::<R, S, T>(s, minus, &mut v);
-                    // Halves take two loops, because one that narrows to bf16, too, is not unrolled. Others are faster
-                    // in one.
-                    let two = G::STORES || size_of::<B>() < size_of::<T>();
+                    // Edges and halves take two loops, because one that narrows to bf16, too, is not unrolled. Others
+                    // are faster in one.
+                    let two = EDGE || size_of::<Y>() < size_of::<T>();
                     if two {
                         for v in &mut v {
                             *v = lane_butterflies::<S, T>(s, *v, lanes);
                         }
+                        if let Some(ends) = ends {
+                            ends.store::<R, 1, S>(s, &mut v, &factors, [j, run, 0]);
+                        }
                     }
-                    edge.store::<R, R>(s, &mut v, &factors, at);
                     for (i, v) in v.into_iter().enumerate() {
                         let v = if two { v } else { lane_butterflies::<S, T>(s, v, lanes) };
-                        T::vstore::<S, B>(s, y.add(i * run), v);
+                        T::vstore::<S, Y>(s, y.add(i * run), v);
                     }
                 }
                 j += lanes;
@@ -580,83 +546,88 @@ impl<const R: usize, S: Lanes, T: Scalar, A: Element, B: Element, G: Edge<S, T>>
 /// # Safety
 /// `count·2^log2·run` elements are readable at `src` and writable at `dst`; the two are equal (address and type) or
 /// disjoint. `ends` has signs for all of them.
-unsafe fn leaves<S: Lanes, T: Scalar, A: Element, B: Element>(
+unsafe fn leaves<S: Lanes, T: Scalar>(
     s: S,
     log2: u32,
     count: usize,
     run: usize,
-    src: *const A,
-    dst: *mut B,
+    src: Raw,
+    dst: Raw,
     next: isize,
-    ends: Option<Ends<T>>,
+    ends: Option<&Ends<T>>,
 ) {
     macro_rules! leaf {
-        ($r:literal) => {
-            match ends {
-                None => leaf!($r, Plain),
-                Some(ends) if ends.has_output() => leaf!($r, Along::<T, true>(ends)),
-                Some(ends) => leaf!($r, Along::<T, false>(ends)),
+        ($r:literal) => {{
+            macro_rules! pass {
+                ($edge:literal, $x:ty, $y:ty) => {
+                    s.vectorize(LeafPass::<$edge, $r, S, T, $x, $y> {
+                        s,
+                        count,
+                        run,
+                        src,
+                        dst,
+                        next,
+                        ends,
+                        types: PhantomData,
+                    })
+                };
             }
-        };
-        ($r:literal, $edge:expr) => {
-            s.vectorize(LeafPass::<$r, S, T, A, B, _> {
-                s,
-                count,
-                run,
-                src,
-                dst,
-                next,
-                edge: $edge,
-                plain: PhantomData,
-            })
-        };
+            typed!(pass, T, src, dst, ends)
+        }};
     }
     match log2 {
         0 => leaf!(1),
         1 => leaf!(2),
         2 => leaf!(4),
         3 => leaf!(8),
-        _ if max_radix(registers::<S>()) < 4 => unreachable!("radix {}", 1 << log2),
+        _ if const { max_radix(registers::<S>()) < 4 } => unreachable!("radix {}", 1 << log2),
         _ => leaf!(16),
     }
 }
 
-/// Transforms `count` adjacent vectors of `len` elements, which is less than a register has lanes.
-struct Short<S, T, A, B, G> {
+/// Transforms `count` adjacent vectors of `len` elements, which is less than a register has lanes. A register holds
+/// several of them.
+struct Short<'a, S, T> {
     s: S,
     len: usize,
     count: usize,
-    src: *const A,
-    dst: *mut B,
-    edge: G,
-    plain: PhantomData<T>,
+    src: Raw,
+    dst: Raw,
+    ends: Option<&'a Ends<T>>,
 }
 
-impl<S: Lanes, T: Scalar, A: Element, B: Element, G: Edge<S, T>> NullaryFnOnce for Short<S, T, A, B, G> {
+impl<S: Lanes, T: Scalar> NullaryFnOnce for Short<'_, S, T> {
     type Output = ();
     #[inline(always)]
     fn call(self) {
-        let Short { s, len, count, src, dst, edge, .. } = self;
-        let factors = [[T::zeroed(); 1]; 2];
-        for first in (0..count * len).step_by(len) {
-            let mut v = T::V::<S>::zeroed();
-            let lanes: &mut [T] = bytemuck::cast_slice_mut(std::slice::from_mut(&mut v));
-            for (i, lane) in lanes[..len].iter_mut().enumerate() {
-                // SAFETY: `first + i < count · len`. `blocks`, which alone makes this kernel, has the caller's promise
-                // that so many elements are readable at `src`.
-                *lane = T::from_f64(unsafe { *src.add(first + i) }.to_f64());
-            }
-            let (mut one, at) = ([v], [first, 0, 0]);
-            // SAFETY: `blocks` has the caller's promise that there are signs for `len` elements from `first` on; lanes
-            // beyond them are not stored.
-            unsafe { edge.load::<1, 1>(s, &mut one, &factors, at) };
-            one = [lane_butterflies::<S, T>(s, one[0], len)];
-            // SAFETY: the signs of the same elements.
-            unsafe { edge.store::<1, 1>(s, &mut one, &factors, at) };
-            let lanes: &[T] = bytemuck::cast_slice(&one);
-            for (i, lane) in lanes[..len].iter().enumerate() {
-                // SAFETY: `first + i < count · len`, and so many elements are writable at `dst` by the same promise.
-                unsafe { *dst.add(first + i) = B::from_f64(Element::to_f64(*lane)) };
+        let Short { s, len, count, src, dst, ends } = self;
+        let (lanes, all) = (T::lanes::<S>(), count * len);
+        let (from, to) = (Rows { at: src, stride: 0 }, Rows { at: dst, stride: 0 });
+        let mut factors = [[T::V::<S>::zeroed()]; 2];
+        for first in (0..all).step_by(lanes) {
+            let (mut v, some) = ([T::V::<S>::zeroed()], lanes.min(all - first));
+            // SAFETY: `first + some <= count · len`. `blocks`, which alone makes this kernel, has the caller's promise
+            // that so many elements are readable at `src` and writable at `dst`, and have signs. Lanes beyond `some`
+            // are not stored.
+            unsafe {
+                match some == lanes {
+                    true => v = load::<1, 1, S, T>(s, from, first, 0),
+                    false => src.add(first).read([0, 1], some, bytemuck::cast_slice_mut::<_, T>(&mut v), lanes),
+                }
+                if let Some(ends) = ends {
+                    if first == 0 || !ends.repeats(lanes) {
+                        ends.write_factors(first, some, &mut factors);
+                    }
+                    v[0] = T::vmul(s, v[0], factors[0][0]);
+                }
+                v[0] = lane_butterflies::<S, T>(s, v[0], len);
+                if ends.is_some() {
+                    v[0] = T::vmul(s, v[0], factors[1][0]);
+                }
+                match some == lanes {
+                    true => store::<1, 1, S, T>(s, v, to, first, 0),
+                    false => dst.add(first).write([0, 1], some, bytemuck::cast_slice::<_, T>(&v), lanes),
+                }
             }
         }
     }
@@ -671,65 +642,32 @@ impl<S: Lanes, T: Scalar, A: Element, B: Element, G: Edge<S, T>> NullaryFnOnce f
 /// # Safety
 /// `count · 2^plan.bits()` elements are readable at `src` and writable at `dst` and `work`; any two of these are equal
 /// (address and type) or disjoint. `ends` has signs for all of them.
-pub(super) unsafe fn blocks<S: Lanes, T: Scalar, A: Element, B: Element>(
+pub(super) unsafe fn blocks<S: Lanes, T: Scalar>(
     s: S,
     plan: &Plan,
     count: usize,
-    src: *mut A,
-    dst: *mut B,
+    src: Raw,
+    dst: Raw,
     work: *mut T,
     ahead: Option<isize>,
-    ends: Option<Ends<T>>,
+    ends: Option<&Ends<T>>,
 ) {
     // SAFETY: guaranteed by this function's contract: the passes cover the `count` blocks and nothing else. The first
     // pass leaves `count << first.rows` blocks of `h` elements in `work`.
     unsafe {
         if 1 << plan.lanes < T::lanes::<S>() {
-            let len = 1 << plan.lanes;
-            return match ends {
-                None => s.vectorize(Short { s, len, count, src, dst, edge: Plain, plain: PhantomData::<T> }),
-                Some(ends) => {
-                    let edge = Along::<T, true>(ends);
-                    s.vectorize(Short { s, len, count, src, dst, edge, plain: PhantomData });
-                }
-            };
+            return s.vectorize(Short { s, len: 1 << plan.lanes, count, src, dst, ends });
         }
         let lanes = T::lanes::<S>();
         let Some(&first) = plan.inner.first() else {
-            return leaves::<S, T, A, B>(s, plan.leaf, count, lanes, src, dst, ahead.unwrap_or(0), ends);
+            return leaves::<S, T>(s, plan.leaf, count, lanes, src, dst, ahead.unwrap_or(0), ends);
         };
         let h = 1usize << plan.bits() >> first.rows;
-        let (from, to) = (Rows { ptr: src, stride: h as isize }, Rows { ptr: work, stride: h as isize });
+        let (from, to) = (Rows { at: src, stride: h as isize }, Rows { at: Raw::new(work), stride: h as isize });
         let prefetch = ahead.map_or(Prefetch::planned(plan, h), |bytes| Prefetch { bytes, half: true });
-        along::<S, T, A, T>(s, first, count, from, to, h, lanes, prefetch, ends.and_then(Ends::first));
-        below::<S, T, B>(s, plan, 1, count << first.rows, h, dst, work, ahead, ends.and_then(Ends::last));
-    }
-}
-
-/// Does [`radix_passes`] on blocks of adjacent rows, with the `ends` of this pass.
-///
-/// # Safety
-/// As for [`radix_passes`], with signs in `ends` for all elements.
-unsafe fn along<S: Lanes, T: Scalar, X: Element, Y: Element>(
-    s: S,
-    radix: Radix,
-    blocks: usize,
-    src: Rows<X>,
-    dst: Rows<Y>,
-    width: usize,
-    run: usize,
-    prefetch: Prefetch,
-    ends: Option<Ends<T>>,
-) {
-    // SAFETY: guaranteed by this function's contract, which is the same.
-    unsafe {
-        match ends {
-            None => radix_passes::<S, T, X, Y, _>(s, radix, blocks, 1, src, dst, width, run, prefetch, Plain),
-            Some(ends) => {
-                let edge = Along::<T, false>(ends);
-                radix_passes::<S, T, X, Y, _>(s, radix, blocks, 1, src, dst, width, run, prefetch, edge);
-            }
-        }
+        let (now, last) = (ends.and_then(Ends::first), ends.and_then(Ends::last));
+        radix_passes::<S, T>(s, first, count, 1, from, to, h, lanes, prefetch, now.as_ref());
+        below::<S, T>(s, plan, 1, count << first.rows, h, dst, work, ahead, last.as_ref());
     }
 }
 
@@ -739,21 +677,22 @@ unsafe fn along<S: Lanes, T: Scalar, X: Element, Y: Element>(
 /// From there on, `2^plan.inner[0].rows` rows at the distance of that pass have `width` elements that are readable in
 /// `src` and writable in `work`; the two are equal (address and type) or disjoint. `width` is a multiple of 16
 /// registers. `ends`, which begins at that column, has signs for all of them.
-pub(super) unsafe fn first_pass<S: Lanes, T: Scalar, A: Element>(
+pub(super) unsafe fn first_pass<S: Lanes, T: Scalar>(
     s: S,
     plan: &Plan,
-    src: *mut A,
+    src: Raw,
     work: *mut T,
     width: usize,
-    ends: Option<Ends<T>>,
+    ends: Option<&Ends<T>>,
 ) {
     let (first, lanes) = (plan.inner[0], T::lanes::<S>());
     let h = 1usize << plan.bits() >> first.rows;
     // SAFETY: guaranteed by this function's contract; `h` is the distance of the rows of the first pass.
     unsafe {
-        let (src, work) = (Rows { ptr: src, stride: h as isize }, Rows { ptr: work, stride: h as isize });
+        let (src, work) = (Rows { at: src, stride: h as isize }, Rows { at: Raw::new(work), stride: h as isize });
         let prefetch = Prefetch::planned(plan, h);
-        along::<S, T, A, T>(s, first, 1, src, work, width, lanes, prefetch, ends.and_then(Ends::first));
+        let ends = ends.and_then(Ends::first);
+        radix_passes::<S, T>(s, first, 1, 1, src, work, width, lanes, prefetch, ends.as_ref());
     }
 }
 
@@ -765,16 +704,16 @@ pub(super) unsafe fn first_pass<S: Lanes, T: Scalar, A: Element>(
 /// `blocks · len` elements are readable and writable at `work` and writable at `dst`; the two are equal (address and
 /// type) or disjoint. `len` is what the first `done` radices leave of `2^plan.bits()`. `ends` has signs for all of
 /// them.
-pub(super) unsafe fn below<S: Lanes, T: Scalar, B: Element>(
+pub(super) unsafe fn below<S: Lanes, T: Scalar>(
     s: S,
     plan: &Plan,
     done: usize,
     blocks: usize,
     len: usize,
-    dst: *mut B,
+    dst: Raw,
     work: *mut T,
     ahead: Option<isize>,
-    ends: Option<Ends<T>>,
+    ends: Option<&Ends<T>>,
 ) {
     // SAFETY: guaranteed by this function's contract: block `i` begins at `i * len`; each pass covers all blocks, and
     // leaves `2^radix.rows` times as many of `h` elements.
@@ -782,7 +721,7 @@ pub(super) unsafe fn below<S: Lanes, T: Scalar, B: Element>(
         if blocks > 1 && blocks * len > plan.l1 {
             for i in 0..blocks {
                 let ends = ends.map(|ends| ends.from(i * len));
-                below::<S, T, B>(s, plan, done, 1, len, dst.add(i * len), work.add(i * len), ahead, ends);
+                below::<S, T>(s, plan, done, 1, len, dst.add(i * len), work.add(i * len), ahead, ends.as_ref());
             }
             return;
         }
@@ -790,13 +729,13 @@ pub(super) unsafe fn below<S: Lanes, T: Scalar, B: Element>(
         let run = T::lanes::<S>() << plan.inner[..done].iter().map(|r| r.beside).sum::<u8>();
         let Some(&radix) = plan.inner.get(done) else {
             let count = (blocks * len) / (run << plan.leaf);
-            let next = ahead.unwrap_or((blocks * len * size_of::<B>()) as isize);
-            return leaves::<S, T, T, B>(s, plan.leaf, count, run, work, dst, next, ends);
+            let next = ahead.unwrap_or((blocks * len * dst.dtype.size()) as isize);
+            return leaves::<S, T>(s, plan.leaf, count, run, Raw::new(work), dst, next, ends);
         };
         let h = len >> radix.rows;
-        let all = Rows { ptr: work, stride: h as isize };
-        along::<S, T, T, T>(s, radix, blocks, all, all, h, run, Prefetch::planned(plan, h), None);
-        below::<S, T, B>(s, plan, done + 1, blocks << radix.rows, h, dst, work, ahead, ends);
+        let all = Rows { at: Raw::new(work), stride: h as isize };
+        radix_passes::<S, T>(s, radix, blocks, 1, all, all, h, run, Prefetch::planned(plan, h), None);
+        below::<S, T>(s, plan, done + 1, blocks << radix.rows, h, dst, work, ahead, ends);
     }
 }
 
@@ -822,14 +761,14 @@ impl<S: Lanes, T: Scalar> NullaryFnOnce for Factors<S, T> {
     #[inline(always)]
     fn call(self) {
         let Factors { s, len, dst, ends } = self;
-        let (edge, none) = (Along::<T, true>(ends), [[T::zeroed(); 1]; 2]);
+        let none = [[T::zeroed(); 1]; 2];
         for i in (0..len).step_by(T::lanes::<S>()) {
             // SAFETY: registers partition `len` elements, for which `factors` has the caller's promise.
             unsafe {
                 let mut one = [T::vsplat(s, T::SIGNS[0])];
                 match ends.has_output() {
-                    false => edge.load::<1, 1>(s, &mut one, &none, [i, 0, 0]),
-                    true => edge.store::<1, 1>(s, &mut one, &none, [i, 0, 0]),
+                    false => ends.load::<1, 1, S>(s, &mut one, &none, [i, 0, 0]),
+                    true => ends.store::<1, 1, S>(s, &mut one, &none, [i, 0, 0]),
                 }
                 T::vstore::<S, T>(s, dst.add(i), one[0]);
             }

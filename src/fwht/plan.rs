@@ -301,7 +301,7 @@ impl Plan {
 }
 
 /// Returns log2 of the largest radix that leaves registers for temporaries.
-pub(crate) fn max_radix(registers: usize) -> u32 {
+pub(crate) const fn max_radix(registers: usize) -> u32 {
     if registers >= 32 { 4 } else { 3 }
 }
 

@@ -16,10 +16,11 @@ use std::marker::PhantomData;
 
 use bytemuck::{Pod, Zeroable};
 
-use super::edges::{Across, Along, Edges, Ends, Plain};
+use super::edges::{Axis, Edges, Ends};
 use super::hadamard;
-use super::passes::{self, Base, Rows};
+use super::passes::{self, Base};
 use super::plan::{Order, Params, Plan, Radices, max_radix};
+use super::rows::{Raw, Rows};
 use crate::parallel::{self, Threads};
 use crate::simd::{self, Kernel, Lanes, Scalar};
 use crate::tensor::{Element, TensorMut};
@@ -49,79 +50,64 @@ impl Form<'_> {
 
     /// Returns scale and signs from element `start` of a vector on. If `together`, elements beyond the first vector are
     /// those of vectors behind it, whose length is a power of two.
-    fn ends<T: Scalar>(&self, start: usize, together: bool) -> Option<Ends<T>> {
+    fn ends<T: Scalar>(&self, axis: Axis, start: usize, together: bool) -> Option<Ends<T>> {
         let mask = if together { self.order.len() - 1 } else { usize::MAX };
-        self.edges.as_ref().map(|edges| Ends::new(edges, start, mask))
+        self.edges.as_ref().map(|edges| Ends::new(edges, axis, start, mask))
     }
 }
 
-/// A batch of `count` vectors of length `n`: element `i` of vector `j` is at `ptr + i·n_stride + j·stride`. It is read
-/// at the same place from `from` on, which is `ptr` for a transform in place.
-#[derive(Debug)]
-pub(super) struct Batch<E> {
-    pub(super) ptr: *mut E,
-    pub(super) from: *mut E,
+/// A batch of `count` vectors of length `n`: element `i` of vector `j` is at `at + i·n_stride + j·stride`. It is read
+/// at the same place from `from` on, which is `at` for a transform in place.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Batch {
+    pub(super) at: Raw,
+    pub(super) from: Raw,
     pub(super) n: usize,
     pub(super) n_stride: isize,
     pub(super) count: usize,
     pub(super) stride: isize,
 }
 
-impl<E> Clone for Batch<E> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-impl<E> Copy for Batch<E> {}
-
 // SAFETY: a batch is a pointer and numbers. It is dereferenced only in unsafe functions whose contracts say that the
 // elements are valid, and tasks get disjoint parts of a batch that is borrowed mutably for the whole transform.
-unsafe impl<E: Send> Send for Batch<E> {}
+unsafe impl Send for Batch {}
 // SAFETY: a shared batch can only be copied, and then what holds for `Send` holds.
-unsafe impl<E: Send> Sync for Batch<E> {}
+unsafe impl Sync for Batch {}
 
-impl Batch<()> {
-    /// Returns the rows of a matrix as vectors, without their element type.
+impl Batch {
+    /// Returns the rows of a matrix as vectors.
     pub(super) fn rows<E: Element>(mut x: TensorMut<'_, E>) -> Self {
         let (n, n_stride, count, stride) = (x.ncols(), x.col_stride(), x.nrows(), x.row_stride());
-        let ptr = x.as_mut_ptr().cast();
-        Batch { ptr, from: ptr, n, n_stride, count, stride }
+        let at = Raw::new(x.as_mut_ptr());
+        Batch { at, from: at, n, n_stride, count, stride }
     }
 
-    /// Returns the same vectors as vectors of elements of type `E`.
-    pub(super) fn cast<E: Element>(self) -> Batch<E> {
-        let Batch { ptr, from, n, n_stride, count, stride } = self;
-        Batch { ptr: ptr.cast(), from: from.cast(), n, n_stride, count, stride }
-    }
-}
-
-impl<E> Batch<E> {
     /// Returns vectors `first..first + count`, as far as they exist.
     pub(super) fn part(self, first: usize, count: usize) -> Self {
         let by = first as isize * self.stride;
-        let (ptr, from) = (self.ptr.wrapping_offset(by), self.from.wrapping_offset(by));
-        Batch { ptr, from, count: count.min(self.count - first), ..self }
+        let (at, from) = (self.at.offset(by), self.from.offset(by));
+        Batch { at, from, count: count.min(self.count - first), ..self }
     }
 
     /// Returns elements `first..first + n` of each vector.
     fn elements(self, first: usize, n: usize) -> Self {
         let by = first as isize * self.n_stride;
-        Batch { ptr: self.ptr.wrapping_offset(by), from: self.from.wrapping_offset(by), n, ..self }
+        Batch { at: self.at.offset(by), from: self.from.offset(by), n, ..self }
     }
 
     /// Returns the pointer to element `i` of vector `j`, which is valid if both exist.
-    pub(super) fn element(self, i: usize, j: usize) -> *mut E {
-        self.ptr.wrapping_offset(i as isize * self.n_stride + j as isize * self.stride)
+    pub(super) fn element(self, i: usize, j: usize) -> Raw {
+        self.at.offset(i as isize * self.n_stride + j as isize * self.stride)
     }
 
     /// Returns the pointer to where element `i` of vector `j` is read.
-    pub(super) fn source(self, i: usize, j: usize) -> *mut E {
-        self.from.wrapping_offset(i as isize * self.n_stride + j as isize * self.stride)
+    pub(super) fn source(self, i: usize, j: usize) -> Raw {
+        self.from.offset(i as isize * self.n_stride + j as isize * self.stride)
     }
 
     /// Returns whether vectors are read where they are written.
     fn in_place(&self) -> bool {
-        std::ptr::eq(self.from, self.ptr)
+        std::ptr::eq(self.from.ptr, self.at.ptr)
     }
 }
 
@@ -129,39 +115,40 @@ impl<E> Batch<E> {
 ///
 /// # Safety
 /// The batch is valid for reads and writes, its elements are distinct, and what is read is either what is written or
-/// disjoint from it; then `n_stride` is 1. `form.order.len()` divides `n`, and signs cover `n` elements.
-pub(super) unsafe fn batch<T: Scalar, E: Element>(mut x: Batch<E>, form: Form<'_>, threads: Threads) {
+/// disjoint from it; then `n_stride` is 1. `form.order.len()` divides `n`, and signs cover `n` elements. `T` is the type
+/// in which elements of this type are transformed.
+pub(super) unsafe fn batch<T: Scalar>(mut x: Batch, form: Form<'_>, threads: Threads) {
     if x.n_stride != 1 && x.stride == -1 {
         // Vectors in reverse order are the same batch, and adjacent.
-        x.ptr = x.element(0, x.count - 1);
-        x.from = x.ptr;
+        x.at = x.element(0, x.count - 1);
+        x.from = x.at;
         x.stride = 1;
     }
     let (isa, params) = (simd::isa(), form.params());
-    let (n, elements) = (form.order.len(), x.n * x.count);
-    let from_memory = elements * size_of::<E>() >= params.long_bytes && n * size_of::<E>() <= params.ahead_bytes;
+    let (n, elements, size) = (form.order.len(), x.n * x.count, x.at.dtype.size());
+    let from_memory = elements * size >= params.long_bytes && n * size <= params.ahead_bytes;
     if threads.is_one() || elements < 2 * params.task_len {
-        return simd::dispatch(isa, Task::<T, E> { x, form, from_memory, params, plain: PhantomData });
+        return simd::dispatch(isa, Task::<T> { x, form, from_memory, params, plain: PhantomData });
     }
     let plan = simd::dispatch(isa, PlanOf::<T> { order: form.order, params, plain: PhantomData });
     let few = x.count < 2 * parallel::count();
     if x.n_stride == 1 && x.n == n && n >= params.long_len && plan.bits() >= params.long_bits && few {
         // SAFETY: guaranteed by this function's contract: vector `i` exists, and its elements are adjacent.
-        return (0..x.count).for_each(|i| unsafe { long::<T, E>(x.part(i, 1), &plan, form, params) });
+        return (0..x.count).for_each(|i| unsafe { long::<T>(x.part(i, 1), &plan, form, params) });
     }
     let granule = if x.n_stride == 1 { 1 } else { params.scratch_row_bytes / size_of::<T>() };
     let mut vectors = (params.task_len / x.n).max(1);
     if x.n_stride != 1 {
         // Whole panels, unless that leaves threads without work.
-        vectors = vectors.max(panel_width::<T, E>(n, &params).min(x.count / (2 * parallel::count())));
+        vectors = vectors.max(panel_width::<T>(x.at, n, &params).min(x.count / (2 * parallel::count())));
     }
     let vectors = vectors.next_multiple_of(granule);
     // The vectors before the first aligned panel are a task of their own.
-    let (_, lead) = lead::<T, E>(x, n, &params);
+    let (_, lead) = lead::<T>(x, n, &params);
     let first = usize::from(lead > 0);
     parallel::for_each(threads, first + (x.count - lead).div_ceil(vectors), &|i| {
         let (at, count) = if i < first { (0, lead) } else { (lead + (i - first) * vectors, vectors) };
-        simd::dispatch(isa, Task::<T, E> { x: x.part(at, count), form, from_memory, params, plain: PhantomData });
+        simd::dispatch(isa, Task::<T> { x: x.part(at, count), form, from_memory, params, plain: PhantomData });
     });
 }
 
@@ -172,19 +159,19 @@ pub(super) unsafe fn batch<T: Scalar, E: Element>(mut x: Batch<E>, form: Form<'_
 /// straddle two pages are a little slow. The vectors before the first line are gathered, which is slow, too, so that
 /// both counts are 0 if rows begin at different places within a line, or if there are few vectors and they do not end a
 /// line. Panels have `n` rows.
-fn lead<T: Scalar, E: Element>(x: Batch<E>, n: usize, params: &Params) -> (usize, usize) {
-    let (size, line) = (size_of::<E>(), size_of::<Line>());
+fn lead<T: Scalar>(x: Batch, n: usize, params: &Params) -> (usize, usize) {
+    let (size, line) = (x.at.dtype.size(), size_of::<Line>());
     if x.stride != 1 || n * line > params.scratch_bytes {
         return (0, 0);
     }
     let before = |bytes: usize| {
         let alike = (x.n_stride.unsigned_abs() * size).is_multiple_of(bytes);
-        if alike { (x.ptr as usize).wrapping_neg() % bytes / size } else { 0 }
+        if alike { (x.at.ptr as usize).wrapping_neg() % bytes / size } else { 0 }
     };
-    let (panel, first) = (panel_width::<T, E>(n, params), before(line));
+    let (panel, first) = (panel_width::<T>(x.at, n, params), before(line));
     if x.count >= 2 * panel {
         (first, before(panel * size).max(first))
-    } else if (x.element(0, x.count) as usize).is_multiple_of(line) {
+    } else if (x.element(0, x.count).ptr as usize).is_multiple_of(line) {
         (first, first)
     } else {
         (0, 0)
@@ -196,16 +183,17 @@ fn lead<T: Scalar, E: Element>(x: Batch<E>, n: usize, params: &Params) -> (usize
 ///
 /// # Safety
 /// `x` is one vector of adjacent elements, as [`batch`] wants it, of the length that `plan` and `form` are for.
-unsafe fn long<T: Scalar, E: Element>(x: Batch<E>, plan: &Plan, form: Form<'_>, params: Params) {
-    let mut wide: Vec<T> = if E::DTYPE == T::DTYPE { Vec::new() } else { vec![T::zeroed(); x.n] };
-    let all = if E::DTYPE == T::DTYPE { x.ptr.cast::<T>() } else { wide.as_mut_ptr() };
+unsafe fn long<T: Scalar>(x: Batch, plan: &Plan, form: Form<'_>, params: Params) {
+    let mut wide: Vec<T> = if x.at.is::<T>() { Vec::new() } else { vec![T::zeroed(); x.n] };
+    let all = if x.at.is::<T>() { x.at } else { Raw::new(wide.as_mut_ptr()) };
     let (base, first) = (plan.order.base(), plan.inner[0].rows);
-    let all = Batch { ptr: all, from: all, n: x.n, n_stride: 1, count: 1, stride: 1 };
+    let all = Batch { at: all, from: all, n: x.n, n_stride: 1, count: 1, stride: 1 };
     let share = |stage: Stage, items: usize| {
         let chunk = (params.task_len * items / x.n).max(1);
         parallel::for_each(Threads::Pool, items.div_ceil(chunk), &|i| {
             let items = i * chunk..items.min((i + 1) * chunk);
-            simd::dispatch(plan.isa, Part { x: x.part(0, 1), all: all.element(0, 0), plan, form, stage, items });
+            let (x, all) = (x.part(0, 1), all.element(0, 0).ptr.cast::<T>());
+            simd::dispatch(plan.isa, Part { x, all, plan, form, stage, items });
         });
     };
     share(Stage::First, base << plan.bits() >> first >> COLUMNS.ilog2());
@@ -230,8 +218,8 @@ enum Stage {
 }
 
 /// The work of one task: some items of one stage of a long vector. `all` is where the vector is between the stages.
-struct Part<'a, T, E> {
-    x: Batch<E>,
+struct Part<'a, T> {
+    x: Batch,
     all: *mut T,
     plan: &'a Plan,
     form: Form<'a>,
@@ -239,12 +227,12 @@ struct Part<'a, T, E> {
     items: std::ops::Range<usize>,
 }
 
-impl<T: Scalar, E: Element> Kernel for Part<'_, T, E> {
+impl<T: Scalar> Kernel for Part<'_, T> {
     type Output = ();
     fn run<S: Lanes>(self, s: S) {
         let Part { x, all, plan, form, stage, items } = self;
-        let (x, from) = (x.ptr, x.from);
-        let ends = |at: usize| form.ends::<T>(at, false);
+        let (x, from) = (x.at, x.from);
+        let ends = |at: usize| form.ends::<T>(Axis::Along, at, false);
         let (part, base) = (1usize << plan.bits(), plan.order.base());
         let block = part >> plan.inner[0].rows;
         let scratch = if let Stage::Base = stage { passes::base_scratch::<S, T>(base) } else { 0 };
@@ -259,51 +247,25 @@ impl<T: Scalar, E: Element> Kernel for Part<'_, T, E> {
                 match stage {
                     Stage::First => {
                         let at = i * COLUMNS / block * part + i * COLUMNS % block;
-                        passes::first_pass::<S, T, E>(s, plan, from.add(at), all.add(at), COLUMNS, ends(at));
+                        passes::first_pass::<S, T>(s, plan, from.add(at), all.add(at), COLUMNS, ends(at).as_ref());
                     }
                     Stage::Below => {
                         let (x, all) = (x.add(i * block), all.add(i * block));
                         if base == 1 {
-                            let ends = ends(i * block).and_then(Ends::last);
-                            passes::below::<S, T, E>(s, plan, 1, 1, block, x, all, None, ends);
+                            let ends = ends(i * block).and_then(|ends| ends.last());
+                            passes::below::<S, T>(s, plan, 1, 1, block, x, all, None, ends.as_ref());
                         } else {
-                            passes::below::<S, T, T>(s, plan, 1, 1, block, all, all, None, None);
+                            passes::below::<S, T>(s, plan, 1, 1, block, Raw::new(all), all, None, None);
                         }
                     }
                     Stage::Base => {
                         let stride = part as isize;
-                        let all = Rows { ptr: all.add(i * COLUMNS), stride };
-                        let x = Rows { ptr: x.add(i * COLUMNS), stride };
-                        let ends = ends(i * COLUMNS).and_then(Ends::last);
-                        base_along::<S, T, E>(s, form.base(), all, x, COLUMNS, scratch, part, ends);
+                        let all = Rows { at: Raw::new(all.add(i * COLUMNS)), stride };
+                        let x = Rows { at: x.add(i * COLUMNS), stride };
+                        let ends = ends(i * COLUMNS).and_then(|ends| ends.last());
+                        passes::base_pass::<S, T>(s, form.base(), all, x, COLUMNS, scratch, part, ends.as_ref());
                     }
                 }
-            }
-        }
-    }
-}
-
-/// Does the base pass on `width` columns of the matrix whose rows are the parts of a vector, which are `h` elements
-/// apart, with the `ends` of this pass.
-///
-/// # Safety
-/// As for [`passes::base_pass`], with signs in `ends` for all elements.
-unsafe fn base_along<S: Lanes, T: Scalar, E: Element>(
-    s: S,
-    base: Base<T>,
-    src: Rows<T>,
-    dst: Rows<E>,
-    width: usize,
-    scratch: *mut T,
-    h: usize,
-    ends: Option<Ends<T>>,
-) {
-    // SAFETY: guaranteed by this function's contract, which is the same.
-    unsafe {
-        match ends {
-            None => passes::base_pass::<S, T, T, E, _>(s, base, src, dst, width, scratch, h, Plain),
-            Some(ends) => {
-                passes::base_pass::<S, T, T, E, _>(s, base, src, dst, width, scratch, h, Along::<T, true>(ends))
             }
         }
     }
@@ -334,8 +296,8 @@ pub(super) fn plan<T: Scalar>(order: Order) -> Plan {
 }
 
 /// The transform of a batch on one thread, as a kernel.
-struct Task<'a, T, E> {
-    x: Batch<E>,
+struct Task<'a, T> {
+    x: Batch,
     form: Form<'a>,
     /// Whether the whole batch, of which `x` is a part, does not fit into the caches, while each of its vectors does.
     from_memory: bool,
@@ -343,7 +305,7 @@ struct Task<'a, T, E> {
     plain: PhantomData<T>,
 }
 
-impl<T: Scalar, E: Element> Kernel for Task<'_, T, E> {
+impl<T: Scalar> Kernel for Task<'_, T> {
     type Output = ();
     fn run<S: Lanes>(self, s: S) {
         let Task { x, form, from_memory, params, .. } = self;
@@ -354,14 +316,14 @@ impl<T: Scalar, E: Element> Kernel for Task<'_, T, E> {
         // tasks are disjoint. Vectors side by side are in place.
         unsafe {
             if x.n_stride == 1 && !split {
-                return rows::<S, T, E>(s, x, &form, from_memory, &plan_of::<S, T>(order, &params), &params);
+                return rows::<S, T>(s, x, &form, from_memory, &plan_of::<S, T>(order, &params), &params);
             }
             for first in (0..x.n).step_by(order.len()) {
                 let x = x.elements(first, order.len());
                 if x.stride == 1 && x.in_place() {
-                    panels::<S, T, E>(s, x, &form, first, &params);
+                    panels::<S, T>(s, x, &form, first, &params);
                 } else {
-                    gathered::<S, T, E>(s, x, &form, first, &params);
+                    gathered::<S, T>(s, x, &form, first, &params);
                 }
             }
         }
@@ -373,15 +335,8 @@ impl<T: Scalar, E: Element> Kernel for Task<'_, T, E> {
 ///
 /// # Safety
 /// The batch is as [`batch`] wants it, `n_stride` is 1, and `plan` is for the length of a part.
-unsafe fn rows<S: Lanes, T: Scalar, E: Element>(
-    s: S,
-    x: Batch<E>,
-    form: &Form<'_>,
-    from_memory: bool,
-    plan: &Plan,
-    params: &Params,
-) {
-    let same = E::DTYPE == T::DTYPE;
+unsafe fn rows<S: Lanes, T: Scalar>(s: S, x: Batch, form: &Form<'_>, from_memory: bool, plan: &Plan, params: &Params) {
+    let same = x.at.is::<T>();
     let (len, based) = (plan.order.len(), plan.order.base() > 1);
     let parts = x.n / len;
     let base = if based { passes::base_scratch::<S, T>(plan.order.base()) } else { 0 };
@@ -404,10 +359,10 @@ unsafe fn rows<S: Lanes, T: Scalar, E: Element>(
     let scratch = scratch.as_mut_ptr();
     // Factors lie like the elements within a page: a load that follows a store to the same place of another page waits
     // for it, and so a factor follows no store of other elements.
-    let (beside, end) = (if same { x.ptr.cast() } else { scratch.wrapping_add(base) }, base + vectors);
+    let (beside, end) = (if same { x.at.ptr.cast() } else { scratch.wrapping_add(base) }, base + vectors);
     let skipped = (beside as usize).wrapping_sub(scratch.wrapping_add(end) as usize) % PAGE_BYTES;
     let factors = scratch.wrapping_add(end + skipped / size_of::<Line>() * (size_of::<Line>() / size_of::<T>()));
-    if let Some(ends) = form.ends::<T>(0, false)
+    if let Some(ends) = form.ends::<T>(Axis::Along, 0, false)
         && factored > 0
     {
         // SAFETY: this end of scratch has as many elements as a vector, less than a page behind the others, and the
@@ -418,32 +373,23 @@ unsafe fn rows<S: Lanes, T: Scalar, E: Element>(
         for part in (0..parts).step_by(chunk) {
             let count = if parts == 1 { group.min(x.count - i) } else { chunk.min(parts - part) };
             let (from, x) = (x.source(part * len, i), x.element(part * len, i));
-            let ends = form.ends::<T>(part * len, parts == 1 && !based);
+            let ends = form.ends::<T>(Axis::Along, part * len, parts == 1 && !based);
             let ends = if factored > 0 { ends.map(|ends| ends.with_factors(factors)) } else { ends };
             // SAFETY: `count` transforms from here on exist and are adjacent if there are several. `all` is `x` itself
             // where the types are the same, or else scratch of as many elements. The first `base` elements of scratch
             // are the base pass's. What is read is `x` or disjoint from it.
             unsafe {
-                let all = if same { x.cast::<T>() } else { scratch.add(base) };
+                let work = if same { x.ptr.cast::<T>() } else { scratch.add(base) };
                 if based {
-                    let stride = (1usize << plan.bits()) as isize;
-                    passes::blocks::<S, T, E, T>(
-                        s,
-                        plan,
-                        plan.order.base(),
-                        from,
-                        all,
-                        all,
-                        None,
-                        ends.and_then(Ends::first),
-                    );
-                    let (all, x) = (Rows { ptr: all, stride }, Rows { ptr: x, stride });
-                    let (h, ends) = (1 << plan.bits(), ends.and_then(Ends::last));
-                    base_along::<S, T, E>(s, form.base(), all, x, h, scratch, h, ends);
+                    let (b, h, all) = (plan.order.base(), 1usize << plan.bits(), Raw::new(work));
+                    let (now, last) = (ends.and_then(|ends| ends.first()), ends.and_then(|ends| ends.last()));
+                    passes::blocks::<S, T>(s, plan, b, from, all, work, None, now.as_ref());
+                    let (all, x) = (Rows { at: all, stride: h as isize }, Rows { at: x, stride: h as isize });
+                    passes::base_pass::<S, T>(s, form.base(), all, x, h, scratch, h, last.as_ref());
                 } else {
-                    let ahead = from_memory && adjacent && std::ptr::eq(from, x);
-                    let ahead = ahead.then_some((count * len * size_of::<E>()) as isize);
-                    passes::blocks::<S, T, E, E>(s, plan, count, from, x, all, ahead, ends);
+                    let ahead = from_memory && adjacent && std::ptr::eq(from.ptr, x.ptr);
+                    let ahead = ahead.then_some((count * len * x.dtype.size()) as isize);
+                    passes::blocks::<S, T>(s, plan, count, from, x, work, ahead, ends.as_ref());
                 }
             }
         }
@@ -459,14 +405,14 @@ pub(super) fn rows_ahead<S: Lanes, T: Scalar>(s: S, x: &mut [T], order: Order, a
     let (count, x) = (x.len() / order.len(), x.as_mut_ptr());
     let ahead = (ahead as isize).wrapping_sub(x as isize);
     // SAFETY: the blocks are all of a slice, which is borrowed mutably, and the transform is in place.
-    unsafe { passes::blocks::<S, T, T, T>(s, &plan, count, x, x, x, Some(ahead), None) }
+    unsafe { passes::blocks::<S, T>(s, &plan, count, Raw::new(x), Raw::new(x), x, Some(ahead), None) }
 }
 
 /// Returns the number of columns of a panel of `n` rows. A panel that goes through scratch is the wider the shorter its
 /// columns are.
-fn panel_width<T: Scalar, E: Element>(n: usize, params: &Params) -> usize {
+fn panel_width<T: Scalar>(at: Raw, n: usize, params: &Params) -> usize {
     let (least, most) = (params.scratch_row_bytes, params.panel_row_bytes);
-    let bytes = if E::DTYPE == T::DTYPE { most } else { (KEPT_BYTES / n).clamp(least, most) };
+    let bytes = if at.is::<T>() { most } else { (KEPT_BYTES / n).clamp(least, most) };
     bytes / least * (least / size_of::<T>())
 }
 
@@ -476,35 +422,35 @@ fn panel_width<T: Scalar, E: Element>(n: usize, params: &Params) -> usize {
 /// # Safety
 /// The batch is valid for reads and writes, its elements are distinct, `form.order` is that of its length, there are
 /// signs, and `stride` is 1.
-unsafe fn panels<S: Lanes, T: Scalar, E: Element>(s: S, x: Batch<E>, form: &Form<'_>, start: usize, params: &Params) {
+unsafe fn panels<S: Lanes, T: Scalar>(s: S, x: Batch, form: &Form<'_>, start: usize, params: &Params) {
     let lanes = T::lanes::<S>();
-    let panel = panel_width::<T, E>(x.n, params).max(lanes);
-    let (lead, begin) = lead::<T, E>(x, x.n, params);
+    let panel = panel_width::<T>(x.at, x.n, params).max(lanes);
+    let (lead, begin) = lead::<T>(x, x.n, params);
     let whole = x.count - (x.count - lead) % lanes;
-    let radices = radices::<S, T, E>(x.n_stride, form.order, params);
+    let radices = radices::<S, T>(x, form.order, params);
     let mut first = lead;
     while first < whole {
         let next = if first < begin { begin } else { first + panel };
         let x = x.part(first, next.min(whole) - first);
         // SAFETY: guaranteed by this function's contract; `whole - lead` and panels are multiples of the lanes, and so
         // is `begin - lead`, because lines are.
-        unsafe { one_panel::<S, T, E>(s, x, form, start, &radices, params) };
+        unsafe { one_panel::<S, T>(s, x, form, start, &radices, params) };
         first = next;
     }
     for (first, count) in [(0, lead), (whole, x.count - whole)] {
         if count > 0 {
             // SAFETY: guaranteed by this function's contract for all vectors, so for these.
-            unsafe { gathered::<S, T, E>(s, x.part(first, count), form, start, params) };
+            unsafe { gathered::<S, T>(s, x.part(first, count), form, start, params) };
         }
     }
 }
 
 /// Returns the radices of vectors side by side. They must not depend on an address, because the order of the additions
 /// depends on them.
-fn radices<S: Lanes, T: Scalar, E: Element>(n_stride: isize, order: Order, params: &Params) -> Radices {
+fn radices<S: Lanes, T: Scalar>(x: Batch, order: Order, params: &Params) -> Radices {
     let registers = passes::registers::<S>();
-    if E::DTYPE == T::DTYPE {
-        Radices::columns(order.log2(), n_stride.unsigned_abs() * size_of::<T>(), registers, params)
+    if x.at.is::<T>() {
+        Radices::columns(order.log2(), x.n_stride.unsigned_abs() * size_of::<T>(), registers, params)
     } else {
         Radices::new(order.log2(), max_radix(registers).min(3))
     }
@@ -515,9 +461,9 @@ fn radices<S: Lanes, T: Scalar, E: Element>(n_stride: isize, order: Order, param
 /// # Safety
 /// The batch is valid for reads and writes, its elements are distinct, `form.order` is that of its length, there are
 /// signs, `stride` is 1, and `count` is a multiple of the lanes.
-unsafe fn one_panel<S: Lanes, T: Scalar, E: Element>(
+unsafe fn one_panel<S: Lanes, T: Scalar>(
     s: S,
-    x: Batch<E>,
+    x: Batch,
     form: &Form<'_>,
     start: usize,
     radices: &Radices,
@@ -525,46 +471,28 @@ unsafe fn one_panel<S: Lanes, T: Scalar, E: Element>(
 ) {
     let order = form.order;
     let (b, h, width) = (order.base(), 1usize << order.log2(), x.count);
-    let same = E::DTYPE == T::DTYPE;
+    let same = x.at.is::<T>();
     let base = if b > 1 { passes::base_scratch::<S, T>(b) } else { 0 };
     let mut scratch = Scratch::<T>::new(base + if same { 0 } else { x.n * width });
     let scratch = scratch.as_mut_ptr();
-    let rows = Rows { ptr: x.ptr, stride: x.n_stride };
-    let ends = form.ends::<T>(start, false);
-    // The passes of part `i` are followed by a base pass, if there is a base.
-    let first = |i: usize| match b {
-        1 => ends,
-        _ => ends.and_then(Ends::first).map(|ends| ends.from(i * h)),
-    };
+    let rows = Rows { at: x.at, stride: x.n_stride };
+    let ends = form.ends::<T>(Axis::Across, start, false);
     // SAFETY: guaranteed by this function's contract: the panel has `b · h` rows of `width` elements. `work` is these
     // rows or as many in scratch, behind what the base pass needs.
     unsafe {
-        let work = if same {
-            let work = Rows { ptr: x.ptr.cast::<T>(), stride: x.n_stride };
-            for i in 0..b {
-                passes::columns_in_place::<S, T>(s, radices, 1, h, work.at(i * h), width, params, first(i));
-            }
-            work
-        } else {
-            let work = Rows { ptr: scratch.add(base), stride: width as isize };
-            if b == 1 {
-                return passes::columns::<S, T, E, E>(s, radices, rows, rows, work, width, params, ends);
-            }
-            for i in 0..b {
-                let work = work.at(i * h);
-                passes::columns::<S, T, E, T>(s, radices, rows.at(i * h), work, work, width, params, first(i));
-            }
-            work
-        };
-        for j in 0..if b > 1 { h } else { 0 } {
-            let (work, rows) = (work.at(j).every(h), rows.at(j).every(h));
-            match ends.and_then(Ends::last) {
-                None => passes::base_pass::<S, T, T, E, _>(s, form.base(), work, rows, width, scratch, h, Plain),
-                Some(ends) => {
-                    let edge = Across(ends.from(j));
-                    passes::base_pass::<S, T, T, E, _>(s, form.base(), work, rows, width, scratch, h, edge);
-                }
-            }
+        let work = if same { rows } else { Rows { at: Raw::new(scratch.add(base)), stride: width as isize } };
+        if b == 1 {
+            return passes::columns::<S, T>(s, radices, [1, h], rows, rows, work, width, params, ends.as_ref());
+        }
+        let (now, last) = (ends.and_then(|ends| ends.first()), ends.and_then(|ends| ends.last()));
+        for i in 0..b {
+            let (rows, work, ends) = (rows.row(i * h), work.row(i * h), now.map(|ends| ends.from(i * h)));
+            passes::columns::<S, T>(s, radices, [1, h], rows, work, work, width, params, ends.as_ref());
+        }
+        for j in 0..h {
+            let (work, rows) = (work.row(j).every(h), rows.row(j).every(h));
+            let ends = last.map(|ends| ends.from(j));
+            passes::base_pass::<S, T>(s, form.base(), work, rows, width, scratch, h, ends.as_ref());
         }
     }
 }
@@ -575,52 +503,42 @@ unsafe fn one_panel<S: Lanes, T: Scalar, E: Element>(
 /// # Safety
 /// The batch is valid for reads and writes, its elements are distinct, `form.order` is that of its length, and there
 /// are signs.
-unsafe fn gathered<S: Lanes, T: Scalar, E: Element>(s: S, x: Batch<E>, form: &Form<'_>, start: usize, params: &Params) {
+unsafe fn gathered<S: Lanes, T: Scalar>(s: S, x: Batch, form: &Form<'_>, start: usize, params: &Params) {
     let lanes = T::lanes::<S>();
     if x.count > lanes {
         // SAFETY: guaranteed by this function's contract for all vectors, so for `lanes` of them.
         return (0..x.count)
             .step_by(lanes)
-            .for_each(|i| unsafe { gathered::<S, T, E>(s, x.part(i, lanes), form, start, params) });
+            .for_each(|i| unsafe { gathered::<S, T>(s, x.part(i, lanes), form, start, params) });
     }
     if x.n * lanes * size_of::<T>() <= params.scratch_bytes {
-        let radices = radices::<S, T, E>(x.n_stride, form.order, params);
+        let radices = radices::<S, T>(x, form.order, params);
         let mut panel = Scratch::<T>::new(x.n * lanes);
-        for (i, row) in panel.chunks_exact_mut(lanes).enumerate() {
-            row.fill(T::zeroed());
-            for (j, value) in row[..x.count].iter_mut().enumerate() {
-                // SAFETY: element `i < n` of vector `j < count` is valid by this function's contract.
-                *value = T::from_f64(unsafe { *x.source(i, j) }.to_f64());
-            }
+        if x.count < lanes {
+            panel.fill(T::zeroed());
         }
-        let ptr = panel.as_mut_ptr();
-        let rows = Batch { ptr, from: ptr, n: x.n, n_stride: lanes as isize, count: lanes, stride: 1 };
+        // SAFETY: all `n` elements of all `count` vectors are valid by this function's contract.
+        unsafe { x.from.read([x.n_stride, x.stride], x.count, &mut panel, lanes) };
+        let at = Raw::new(panel.as_mut_ptr());
+        let rows = Batch { at, from: at, n: x.n, n_stride: lanes as isize, count: lanes, stride: 1 };
         // SAFETY: the batch is all of `panel`: `n` rows of `lanes` elements, which nothing else refers to.
-        unsafe { one_panel::<S, T, T>(s, rows, form, start, &radices, params) };
-        for (i, row) in panel.chunks_exact(lanes).enumerate() {
-            for (j, value) in row[..x.count].iter().enumerate() {
-                // SAFETY: element `i < n` of vector `j < count` is valid by this function's contract.
-                unsafe { *x.element(i, j) = E::from_f64(Element::to_f64(*value)) };
-            }
-        }
+        unsafe { one_panel::<S, T>(s, rows, form, start, &radices, params) };
+        // SAFETY: as above.
+        unsafe { x.at.write([x.n_stride, x.stride], x.count, &panel, lanes) };
         return;
     }
     let mut vector = Scratch::<T>::new(x.n);
     let edges = form.edges.map(|edges| edges.from(start));
     for j in 0..x.count {
-        for (i, value) in vector.iter_mut().enumerate() {
-            // SAFETY: element `i < n` of vector `j < count` is valid by this function's contract.
-            *value = T::from_f64(unsafe { *x.source(i, j) }.to_f64());
-        }
-        let ptr = vector.as_mut_ptr();
-        let one = Batch { ptr, from: ptr, n: x.n, n_stride: 1, count: 1, stride: 1 };
+        // SAFETY: all `n` elements of vector `j < count` are valid by this function's contract.
+        unsafe { x.source(0, j).read([x.n_stride, 0], 1, &mut vector, 1) };
+        let at = Raw::new(vector.as_mut_ptr());
+        let one = Batch { at, from: at, n: x.n, n_stride: 1, count: 1, stride: 1 };
         let plan = plan_of::<S, T>(form.order, params);
         // SAFETY: the batch is all of `vector`: `n` adjacent elements, which nothing else refers to.
-        unsafe { rows::<S, T, T>(s, one, &Form { edges, ..*form }, false, &plan, params) };
-        for (i, value) in vector.iter().enumerate() {
-            // SAFETY: element `i < n` of vector `j < count` is valid by this function's contract.
-            unsafe { *x.element(i, j) = E::from_f64(Element::to_f64(*value)) };
-        }
+        unsafe { rows::<S, T>(s, one, &Form { edges, ..*form }, false, &plan, params) };
+        // SAFETY: all `n` elements of vector `j < count` are valid by this function's contract.
+        unsafe { x.element(0, j).write([x.n_stride, 0], 1, &vector, 1) };
     }
 }
 

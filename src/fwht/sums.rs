@@ -19,10 +19,10 @@
 use bytemuck::Zeroable;
 use pulp::NullaryFnOnce;
 
-use super::edges::Edge;
+use super::edges::Ends;
+use super::registers::finish_rows;
 use super::rows::Rows;
 use crate::simd::{Lanes, Scalar};
-use crate::tensor::Element;
 
 /// Most groups of four rows in a table: 24 KiB of entries.
 const GROUPS: usize = 24;
@@ -74,41 +74,42 @@ pub(super) fn scratch<T: Scalar>(b: usize) -> usize {
 }
 
 /// Computes `dst = H_b src` on `width` columns, a multiple of the lanes. `work` is overwritten. Neighbouring rows are
-/// `h` elements of the vector apart for `edge`.
+/// `h` elements of the vector apart for `ends`.
 ///
 /// # Safety
-/// `b` rows of `width` elements are readable in `src` and writable in `dst`; the two are equal (address, stride and
-/// type) or disjoint. `work` has [`scratch`] elements and overlaps neither. `edge` has signs for all elements.
-pub(super) unsafe fn product<S: Lanes, T: Scalar, A: Element, B: Element, G: Edge<S, T>>(
+/// `b` rows of `width` elements are readable in `src`, of type `T`, and writable in `dst`; the two are equal (address,
+/// stride and type) or disjoint. `work` has [`scratch`] elements and overlaps neither. `ends` has signs for all
+/// elements.
+pub(super) unsafe fn product<S: Lanes, T: Scalar>(
     s: S,
     sums: &Sums,
-    src: Rows<A>,
-    dst: Rows<B>,
+    src: Rows,
+    dst: Rows,
     width: usize,
     work: *mut T,
     h: usize,
-    edge: G,
+    ends: Option<&Ends<T>>,
 ) {
-    s.vectorize(Product { s, sums, src, dst, width, work, h, edge })
+    s.vectorize(Product { s, sums, src, dst, width, work, h, ends })
 }
 
 /// The arguments of [`product`], as a kernel.
-struct Product<'a, S, T, A, B, G> {
+struct Product<'a, S, T> {
     s: S,
     sums: &'a Sums,
-    src: Rows<A>,
-    dst: Rows<B>,
+    src: Rows,
+    dst: Rows,
     width: usize,
     work: *mut T,
     h: usize,
-    edge: G,
+    ends: Option<&'a Ends<T>>,
 }
 
-impl<S: Lanes, T: Scalar, A: Element, B: Element, G: Edge<S, T>> NullaryFnOnce for Product<'_, S, T, A, B, G> {
+impl<S: Lanes, T: Scalar> NullaryFnOnce for Product<'_, S, T> {
     type Output = ();
     #[inline(always)]
     fn call(self) {
-        let Product { s, sums, src, dst, width, work, h, edge } = self;
+        let Product { s, sums, src, dst, width, work, h, ends } = self;
         let lanes = T::lanes::<S>();
         let registers = (SLOT / size_of::<T>() / lanes).min(4);
         debug_assert!(width.is_multiple_of(lanes));
@@ -120,34 +121,34 @@ impl<S: Lanes, T: Scalar, A: Element, B: Element, G: Edge<S, T>> NullaryFnOnce f
             while j + registers * lanes <= width {
                 let (src, dst) = (src.column(j), dst.column(j));
                 match registers {
-                    1 => tile::<1, S, T, A, B, G>(s, sums, src, dst, work, edge, [j, h]),
-                    2 => tile::<2, S, T, A, B, G>(s, sums, src, dst, work, edge, [j, h]),
-                    _ => tile::<4, S, T, A, B, G>(s, sums, src, dst, work, edge, [j, h]),
+                    1 => tile::<1, S, T>(s, sums, src, dst, work, ends, [j, h]),
+                    2 => tile::<2, S, T>(s, sums, src, dst, work, ends, [j, h]),
+                    _ => tile::<4, S, T>(s, sums, src, dst, work, ends, [j, h]),
                 }
                 j += registers * lanes;
             }
             while j < width {
-                tile::<1, S, T, A, B, G>(s, sums, src.column(j), dst.column(j), work, edge, [j, h]);
+                tile::<1, S, T>(s, sums, src.column(j), dst.column(j), work, ends, [j, h]);
                 j += lanes;
             }
         }
     }
 }
 
-/// Does [`product`] on the first `W · lanes` columns. For `edge` they are the columns from `column` on.
+/// Does [`product`] on the first `W · lanes` columns. For `ends` they are the columns from `column` on.
 ///
 /// # Safety
-/// `b` rows of `W · lanes` elements, at most `SLOT` bytes in the arithmetic type, are readable in `src` and writable in
-/// `dst`; the two are equal (address, stride and type) or disjoint. `work` has [`scratch`] elements and overlaps neither. `edge` has signs for all
-/// elements.
+/// `b` rows of `W · lanes` elements, at most `SLOT` bytes in the arithmetic type, are readable in `src`, of type `T`,
+/// and writable in `dst`; the two are equal (address, stride and type) or disjoint. `work` has [`scratch`] elements and
+/// overlaps neither. `ends` has signs for all elements.
 #[inline(always)]
-unsafe fn tile<const W: usize, S: Lanes, T: Scalar, A: Element, B: Element, G: Edge<S, T>>(
+unsafe fn tile<const W: usize, S: Lanes, T: Scalar>(
     s: S,
     sums: &Sums,
-    src: Rows<A>,
-    dst: Rows<B>,
+    src: Rows,
+    dst: Rows,
     work: *mut T,
-    edge: G,
+    ends: Option<&Ends<T>>,
     [column, h]: [usize; 2],
 ) {
     let (b, lanes, slot) = (sums.b, T::lanes::<S>(), SLOT / size_of::<T>());
@@ -162,7 +163,7 @@ unsafe fn tile<const W: usize, S: Lanes, T: Scalar, A: Element, B: Element, G: E
             for g in groups.clone() {
                 let table = work.add((g - groups.start) * SUMS * slot);
                 for w in 0..W {
-                    let row = |k: usize| T::vload::<S, A>(s, src.at(4 * g + k).ptr.add(w * lanes));
+                    let row = |k: usize| T::vload::<S, T>(s, src.row(4 * g + k).at.ptr.cast::<T>().add(w * lanes));
                     four_sums::<S, T>(s, [row(0), row(1), row(2), row(3)], table.add(w * lanes), slot);
                 }
             }
@@ -186,18 +187,13 @@ unsafe fn tile<const W: usize, S: Lanes, T: Scalar, A: Element, B: Element, G: E
                         }
                     }
                 }
-                for (r, total) in total.iter_mut().enumerate() {
-                    if last {
-                        let at = [(i + r) * h + edge.index(0, column, 0), 0, edge.index(0, lanes, 0)];
-                        let factors = edge.factors::<W, W>(at[0], 0);
-                        edge.store::<W, W>(s, total, &factors, at);
-                    }
+                if last {
+                    finish_rows::<W, S, T>(s, total, dst, ends, [i, column, h]);
+                    continue;
+                }
+                for (r, total) in total.iter().enumerate() {
                     for (w, total) in total.iter().enumerate() {
-                        if last {
-                            T::vstore::<S, B>(s, dst.at(i + r).ptr.add(w * lanes), *total);
-                        } else {
-                            T::vstore::<S, T>(s, kept.add((i + r) * slot + w * lanes), *total);
-                        }
+                        T::vstore::<S, T>(s, kept.add((i + r) * slot + w * lanes), *total);
                     }
                 }
             }
