@@ -32,7 +32,7 @@ use super::plan::{Params, Plan, Radix, max_radix};
 use super::registers::{finish_rows, hidden, load, store};
 use super::rows::{Raw, Rows, Typed};
 use super::sums;
-use crate::simd::{Lanes, Scalar};
+use crate::simd::{Isa, Lanes, Scalar};
 use crate::tensor::{DType, Element};
 
 /// Returns −1 in every lane. The value is hidden from the compiler where multiply-adds have units of their own, or it
@@ -282,6 +282,7 @@ unsafe fn radix_passes<S: Lanes, T: Scalar>(
         (0, 0) => radix!(1, 1),
         (1, 0) => radix!(2, 1),
         (2, 0) => radix!(4, 1),
+        _ if const { max_radix(registers::<S>()) < 3 } => unreachable!("radix {radix}"),
         (3, 0) => radix!(8, 1),
         _ if const { max_radix(registers::<S>()) < 4 } => unreachable!("radix {radix}"),
         (3, _) => radix!(16, 2),
@@ -338,9 +339,13 @@ pub(super) unsafe fn columns<S: Lanes, T: Scalar>(
     }
 }
 
-/// Returns the number of registers that a kernel may count on.
+/// Returns the number of registers that a kernel may count on. Code of one lane is as long as that of many, and no
+/// machine that is in use runs it, so that its kernels are kept short.
 pub(super) const fn registers<S: Lanes>() -> usize {
-    <S::Simd as pulp::Simd>::REGISTER_COUNT
+    match S::ISA {
+        Isa::Portable => 8,
+        _ => <S::Simd as pulp::Simd>::REGISTER_COUNT,
+    }
 }
 
 /// Width of a tile of the base pass, in registers.
@@ -579,6 +584,7 @@ unsafe fn leaves<S: Lanes, T: Scalar>(
         0 => leaf!(1),
         1 => leaf!(2),
         2 => leaf!(4),
+        _ if const { max_radix(registers::<S>()) < 3 } => unreachable!("radix {}", 1 << log2),
         3 => leaf!(8),
         _ if const { max_radix(registers::<S>()) < 4 } => unreachable!("radix {}", 1 << log2),
         _ => leaf!(16),

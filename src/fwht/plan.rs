@@ -183,12 +183,12 @@ impl fmt::Display for Radix {
 /// The radices of successive passes, from the top bit of the index down; it derefs to a slice of [`Radix`].
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Radices {
-    of: [Radix; 12],
+    of: [Radix; 14],
     passes: u8,
 }
 
 impl Radices {
-    const NONE: Radices = Radices { of: [Radix::NONE; 12], passes: 0 };
+    const NONE: Radices = Radices { of: [Radix::NONE; 14], passes: 0 };
 
     /// Splits `bits` stages between rows into the fewest passes of at most `top` stages each, the smaller ones first.
     pub(crate) fn new(bits: u32, top: u32) -> Radices {
@@ -302,7 +302,11 @@ impl Plan {
 
 /// Returns log2 of the largest radix that leaves registers for temporaries.
 pub(crate) const fn max_radix(registers: usize) -> u32 {
-    if registers >= 32 { 4 } else { 3 }
+    match registers {
+        32.. => 4,
+        16.. => 3,
+        _ => 2,
+    }
 }
 
 impl fmt::Display for Plan {

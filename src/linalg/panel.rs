@@ -88,9 +88,13 @@ const LINE: usize = 64;
 /// Tells whether the kernel multiplies such a matrix: its lines are contiguous, its type is that of the arithmetic or
 /// widens to it in a register, and the scale is a number of that arithmetic.
 pub(crate) fn takes<E: Element, T: Scalar>(a: MatRef<'_, E>, scale: f64) -> bool {
-    let widens = E::DTYPE == T::DTYPE || (T::DTYPE == DType::F32 && E::DTYPE.size() == 2);
     let scale = scale.abs();
-    widens && (T::MIN_POSITIVE..=T::MAX).contains(&scale) && (a.col_stride() == 1 || a.row_stride() == 1)
+    widens::<E, T>() && (T::MIN_POSITIVE..=T::MAX).contains(&scale) && (a.col_stride() == 1 || a.row_stride() == 1)
+}
+
+/// Tells whether `E` is `T`, or widens to it in a register.
+const fn widens<E: Element, T: Scalar>() -> bool {
+    E::DTYPE as u8 == T::DTYPE as u8 || (T::DTYPE.size() == 4 && E::DTYPE.size() == 2)
 }
 
 /// Tells whether the kernel takes the product and is the fastest way that there is. Halves win everywhere, because
@@ -150,6 +154,10 @@ pub(crate) fn panel_product<E: Element, T: Scalar>(
         if !add {
             y.fill(T::zeroed());
         }
+        return;
+    }
+    // No kernel is compiled for other types, because the assertion is known when this is.
+    if const { !widens::<E, T>() } {
         return;
     }
     // Registers that straddle two cache lines take two loads.

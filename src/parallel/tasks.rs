@@ -55,13 +55,14 @@ fn split<I: Send, S>(
         let mut scratch = scratch();
         return items.into_iter().for_each(|item| task(&mut scratch, item));
     }
-    // Each item is taken once, so that nobody ever waits for its lock.
-    let items: Vec<_> = items.into_iter().map(|item| Mutex::new(Some(item))).collect();
-    for_ranges(threads, items.len(), longest, &|range| {
+    // Whoever has a number takes the next item. A lock for each item would keep those of a thread together, and be as
+    // much code again for every caller.
+    let (count, items) = (items.len(), Mutex::new(items.into_iter()));
+    for_ranges(threads, count, longest, &|range| {
         let mut scratch = scratch();
-        for item in &items[range] {
-            let item = lock(item).take();
-            task(&mut scratch, item.expect("it is taken once"));
+        for _ in range {
+            let item = lock(&items).next();
+            task(&mut scratch, item.expect("an item for each number"));
         }
     });
 }

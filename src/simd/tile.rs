@@ -31,7 +31,7 @@ pub(crate) const WIDTH: usize = 2;
 
 /// Returns the most rows of a tile.
 #[inline(always)]
-pub(crate) fn max_rows<S: Lanes>() -> usize {
+pub(crate) const fn max_rows<S: Lanes>() -> usize {
     if S::Simd::REGISTER_COUNT >= 32 { 14 } else { 6 }
 }
 
@@ -112,14 +112,7 @@ impl<S: Lanes, T: Scalar> Tile<'_, S, T> {
     #[inline(always)]
     fn by_rows<const Q: usize>(self) {
         let packed = self.a.row_stride() == STEP as isize;
-        // Tests run all tiles everywhere.
-        let many = (cfg!(test) || max_rows::<S>() > MAX_DIRECT_ROWS) && packed;
         match self.shape.rows {
-            1 if packed => self.multiply::<1, Q, STEP>(),
-            2 if packed => self.multiply::<2, Q, STEP>(),
-            3 if packed => self.multiply::<3, Q, STEP>(),
-            4 if packed => self.multiply::<4, Q, STEP>(),
-            5 if packed => self.multiply::<5, Q, STEP>(),
             6 if packed => self.multiply::<6, Q, STEP>(),
             1 => self.multiply::<1, Q, 0>(),
             2 => self.multiply::<2, Q, 0>(),
@@ -127,14 +120,16 @@ impl<S: Lanes, T: Scalar> Tile<'_, S, T> {
             4 => self.multiply::<4, Q, 0>(),
             5 => self.multiply::<5, Q, 0>(),
             6 => self.multiply::<6, Q, 0>(),
-            7 if many => self.multiply::<7, Q, STEP>(),
-            8 if many => self.multiply::<8, Q, STEP>(),
-            9 if many => self.multiply::<9, Q, STEP>(),
-            10 if many => self.multiply::<10, Q, STEP>(),
-            11 if many => self.multiply::<11, Q, STEP>(),
-            12 if many => self.multiply::<12, Q, STEP>(),
-            13 if many => self.multiply::<13, Q, STEP>(),
-            14 if many => self.multiply::<14, Q, STEP>(),
+            // Tests run all tiles everywhere.
+            _ if const { !cfg!(test) && max_rows::<S>() <= MAX_DIRECT_ROWS } => unreachable!("a tile of few rows"),
+            7 if packed => self.multiply::<7, Q, STEP>(),
+            8 if packed => self.multiply::<8, Q, STEP>(),
+            9 if packed => self.multiply::<9, Q, STEP>(),
+            10 if packed => self.multiply::<10, Q, STEP>(),
+            11 if packed => self.multiply::<11, Q, STEP>(),
+            12 if packed => self.multiply::<12, Q, STEP>(),
+            13 if packed => self.multiply::<13, Q, STEP>(),
+            14 if packed => self.multiply::<14, Q, STEP>(),
             _ => unreachable!("a tile that fits in the registers"),
         }
     }
