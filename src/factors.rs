@@ -16,6 +16,7 @@
 
 mod pivot;
 
+use faer::prelude::ReborrowMut as _;
 use faer::{Accum, Mat, MatMut, MatRef, Par};
 
 use crate::error::{Error, Result};
@@ -23,11 +24,14 @@ use crate::linalg::{fix_signs, gemm};
 use crate::parallel::{self, current_par};
 use crate::report::{ErrorKind, Report};
 use crate::simd::Scalar;
-use crate::simd::convert::convert_row;
+use crate::simd::convert::{convert_back, convert_row};
 use crate::small::{self, SmallSvd};
 use crate::tensor::{Element, Matrix, TensorRef, with_view};
 
 pub use pivot::Pivoted;
+
+/// The rows of a residual that are formed at a time: their product and the factors of a weight stay in L2.
+const RESIDUAL_ROWS: usize = 32;
 
 /// The place of the singular values when the factors become two layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -225,6 +229,47 @@ impl<T: Scalar> Factors<T> {
             c.as_mut().col_mut(j).iter_mut().for_each(|x| *x *= s);
         }
         gemm(y, Accum::Replace, c.as_ref(), self.u.as_ref().transpose(), 1.0, par);
+    }
+
+    /// Computes `W − U diag(s) Vᵀ` in one pass, in elements of type `E`, without a copy of either term: what PiSSA and
+    /// SVDQuant keep of a weight beside its factors. The product and the difference are formed in `T` and rounded to
+    /// nearest, ties to even.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] unless `w` is the `m × n` matrix of the factors' shape.
+    pub fn residual<E: Element>(&self, w: &TensorRef<'_>) -> Result<Matrix<E>> {
+        let (view, (m, n)) = (w.view()?, (self.u.nrows(), self.vt.ncols()));
+        if (view.nrows(), view.ncols()) != (m, n) {
+            let found = format_args!("{}×{}", view.nrows(), view.ncols());
+            return Err(Error::shape("Factors::residual", format_args!("a matrix of {m}×{n}"), found));
+        }
+        let mut residual = Matrix::<E>::zeros(m, n);
+        let blocks = residual.as_mut_slice().chunks_mut(RESIDUAL_ROWS * n).enumerate().collect();
+        let scratch = || (Mat::<T>::zeros(RESIDUAL_ROWS, self.rank()), Matrix::<T>::zeros(RESIDUAL_ROWS, n));
+        parallel::for_each_with(current_par(), blocks, scratch, |(left, product), (i, block): (usize, &mut [E])| {
+            let (first, rows) = (i * RESIDUAL_ROWS, block.len() / n);
+            for i in 0..rows {
+                let weighted = self.u.row(first + i).iter().zip(&self.s).map(|(&u, &s)| u * s);
+                weighted.enumerate().for_each(|(j, x)| left[(i, j)] = x);
+            }
+            let mut product = product.as_mut().subrows_mut(0, rows);
+            gemm(product.rb_mut(), Accum::Replace, left.as_ref().subrows(0, rows), self.vt.as_ref(), 1.0, Par::Seq);
+            let mut line = vec![T::zeroed(); n];
+            with_view!(view, w => {
+                let mut row = Vec::new();
+                for (i, to) in block.chunks_exact_mut(n).enumerate() {
+                convert_row(w.row(first + i), &mut row, &mut line, 1.0);
+                line.iter_mut().zip(product.as_ref().row(i).iter()).for_each(|(x, &p)| *x = *x - p);
+                convert_back(&line, to, 1.0);
+                }
+            });
+        });
+        Ok(residual)
+    }
+
+    /// Returns `U`, `s`, `Vᵀ` and the report, without a copy.
+    pub fn into_parts(self) -> (Matrix<T>, Vec<T>, Matrix<T>, Report) {
+        (self.u, self.s, self.vt, self.report)
     }
 
     /// Computes `U diag(s) Vᵀ`, `m × n`.

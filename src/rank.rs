@@ -35,6 +35,12 @@ pub enum Rank {
     /// The smallest rank for which the method can show that `‖A − U diag(s) Vᵀ‖_F <= ε ‖A‖_F`, `0 < ε < 1`. It is the
     /// rule [`Energy(1 − ε²)`](Rank::Energy) without the digits that `1 − ε²` would lose.
     Tolerance(f64),
+    /// The number of singular values above `σ`, `σ >= 0`, or 1 if there is none.
+    ///
+    /// [`Method::Full`](crate::Method::Full) and [`Method::Gram`](crate::Method::Gram) see every σ; the other methods
+    /// see the values of a subspace, which they enlarge until it holds one that is not above `σ`. There is no such rule
+    /// under a calibration, which changes what the values measure.
+    Above(f64),
 }
 
 impl std::fmt::Display for Rank {
@@ -45,17 +51,23 @@ impl std::fmt::Display for Rank {
             Rank::Energy(e) => write!(f, "energy {e}"),
             Rank::Quality(q) => write!(f, "quality {q}"),
             Rank::Tolerance(t) => write!(f, "tolerance {t}"),
+            Rank::Above(s) => write!(f, "above {s}"),
         }
     }
 }
 
 impl Rank {
+    /// Returns whether the spectrum decides, of the matrix or of its outputs, and not the shape.
+    pub(crate) fn looks_at_spectrum(self) -> bool {
+        !matches!(self, Rank::Fixed(_) | Rank::Ratio(_))
+    }
+
     /// Returns the rank for an `m × n` matrix if its shape decides it, or `None` if the spectrum does, of the matrix or
     /// of its outputs ([`allowed_loss`](Self::allowed_loss)).
     ///
     /// # Errors
-    /// [`Error::Rank`] for a fixed rank outside `1..=min(m, n)`; [`Error::Option`] for a ratio, an energy, a quality or
-    /// a tolerance outside its range, or a ratio that no rank reaches.
+    /// [`Error::Rank`] for a fixed rank outside `1..=min(m, n)`; [`Error::Option`] for a ratio, an energy, a quality, a
+    /// tolerance or a threshold outside its range, or a ratio that no rank reaches.
     pub fn from_shape(self, m: usize, n: usize) -> Result<Option<usize>> {
         let max = m.min(n);
         match self {
@@ -74,14 +86,16 @@ impl Rank {
             Rank::Quality(q) => Err(Error::option("quality", q, "a cosine above 0 and below 1")),
             Rank::Tolerance(t) if t > 0.0 && t < 1.0 => Ok(None),
             Rank::Tolerance(t) => Err(Error::option("tolerance", t, "a number above 0 and below 1")),
+            Rank::Above(s) if s.is_finite() && s >= 0.0 => Ok(None),
+            Rank::Above(s) => Err(Error::option("threshold", s, "a finite number, 0 or more")),
         }
     }
 
-    /// Returns the share of `‖A‖_F²` that the factors may lose, for the rules that look at the spectrum: `1 − e` or
-    /// `ε²`, and `1 − q²`, which is a share of the outputs' energy.
+    /// Returns the share of `‖A‖_F²` that the factors may lose, for the rules that name one: `1 − e` or `ε²`, and
+    /// `1 − q²`, which is a share of the outputs' energy.
     pub fn allowed_loss(self) -> Option<f64> {
         match self {
-            Rank::Fixed(_) | Rank::Ratio(_) => None,
+            Rank::Fixed(_) | Rank::Ratio(_) | Rank::Above(_) => None,
             Rank::Energy(e) => Some(1.0 - e),
             Rank::Tolerance(t) => Some(t * t),
             Rank::Quality(q) => Some(1.0 - q * q),

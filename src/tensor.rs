@@ -503,6 +503,11 @@ impl<T: Element> Matrix<T> {
         self.ncols
     }
 
+    /// Returns the elements, row by row, without a copy.
+    pub fn into_vec(self) -> Vec<T> {
+        self.data
+    }
+
     /// The elements, row by row.
     pub fn as_slice(&self) -> &[T] {
         &self.data

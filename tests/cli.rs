@@ -1034,6 +1034,51 @@ fn bad_usage() {
 }
 
 #[test]
+fn a_difference_of_two_weights_is_factored_as_if_it_were_one() {
+    let dir = Dir::new("minus");
+    // All numbers are multiples of 1/32 below 8, so that sums and differences are exact. The update has rank 2.
+    let base = |i: usize, j: usize| ((31 * i + 17 * j) % 23) as f32 / 8.0;
+    let first = |i: usize, j: usize| ((i % 5) as f32 - 2.0) * ((j % 3) as f32 - 1.0) / 4.0;
+    let update = |i: usize, j: usize| first(i, j) + ((i % 2) * (j % 2)) as f32 / 32.0;
+    let tuned = dir.file("tuned.npy", &f32_npy(90, 40, |i, j| base(i, j) + update(i, j)));
+    let alone = dir.file("update.npy", &f32_npy(90, 40, update));
+    let base = dir.file("base.npy", &f32_npy(90, 40, base));
+
+    let minus = ["factor", &tuned, "--minus", &base];
+    let found = report(&[&minus[..], &["--above", "0.01"]].concat());
+    assert_eq!((&found["rank"], &found["minus"]), (&Value::from(2), &Value::from(base.as_str())));
+    assert!(number(&found, "/relative_error") < 1e-6);
+    for options in
+        [&["--rank", "1"][..], &["--tolerance", "0.2", "--memory-limit", "64M"], &["--rank", "2", "--method", "full"]]
+    {
+        let found = report(&[&minus[..], options].concat());
+        let same = report(&[&["factor", &alone], options].concat());
+        assert_eq!(found["rank"], same["rank"], "{options:?}");
+        near(number(&found, "/relative_error"), number(&same, "/relative_error"), 1e-5);
+        near(number(&found, "/norm"), number(&same, "/norm"), 1e-5);
+    }
+    let table = succeeds(&[&minus[..], &["--rank", "1"]].concat());
+    assert!(table.contains("minus") && table.contains("base.npy"), "{table}");
+    let nothing = report(&["factor", &base, "--minus", &base, "--above", "0.01"]);
+    assert_eq!((&nothing["rank"], number(&nothing, "/norm")), (&Value::from(1), 0.0));
+    assert!(nothing["notes"].to_string().contains("no singular value"), "{nothing}");
+
+    let out = dir.path("base.npy");
+    refused(1, &[&minus[..], &["--rank", "1", "--out", &out]].concat(), &["base.npy", "is a file", "--out"]);
+    let other = dir.file("other.npy", &f32_npy(40, 90, |_, _| 1.0));
+    refused(
+        1,
+        &["factor", &tuned, "--minus", &other, "--rank", "1"],
+        &["other.npy", "[40, 90]", "[90, 40]", "--minus"],
+    );
+    refused(1, &["factor", &tuned, "--minus", &dir.path("none.npy"), "--rank", "1"], &["none.npy"]);
+    refused(2, &[&minus[..], &["--rank", "1", "--evaluate", &other]].concat(), &["--minus", "--evaluate"]);
+    let auto = ["--rank", "1", "--calibration", &other, "--blend", "auto"];
+    refused(1, &[&minus[..], &auto].concat(), &["--blend auto", "--minus"]);
+    refused(2, &["factor", &tuned, "--above", "-1"], &["--above"]);
+}
+
+#[test]
 fn help_is_no_failure_and_nothing_is() {
     for args in [&["--help"][..], &["help"], &["factor", "--help"], &["info", "-h"], &["help", "factor"]] {
         assert!(succeeds(args).contains("Usage: tensorslim"), "{args:?}");

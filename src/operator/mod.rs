@@ -19,11 +19,14 @@
 //! | [`Whitened`], `A = W L` | W's | `W (L X)`, `Lᵀ (Wᵀ Y)` | a congruence |
 //! | CUDA | device | cuBLAS | cuBLAS |
 //!
+//! [`Difference`] is no operator of its own: it is a source of rows, and so [`Tiled`] multiplies by `A − B`.
+//!
 //! Operators take `&mut self` because they own their scratch (tile buffers, device workspaces) and count their passes
 //! over the data. Panels are allocated once per factorization and reused. Wide matrices are handed over transposed
 //! (`m >= n` by construction), and have no code path of their own.
 
 mod dense;
+mod difference;
 mod flow;
 mod stored;
 mod symmetric;
@@ -35,6 +38,7 @@ pub use dense::Dense;
 pub(crate) use dense::first_not_finite;
 #[doc(hidden)]
 pub use dense::{Pass, TileParams};
+pub use difference::Difference;
 pub use symmetric::Symmetric;
 #[doc(hidden)]
 pub use tiled::{ReadParams, stream};

@@ -69,6 +69,11 @@ pub trait RowSource: Send {
     /// Any error that the source returns; the factorization ends with it.
     fn read_rows(&mut self, first: usize, dst: &mut [u8]) -> Result<()>;
 
+    /// Returns the bytes that the source itself takes while it is read, beside what it fills. The default is none.
+    fn scratch_bytes(&self) -> usize {
+        0
+    }
+
     /// Fills `dst` with elements `part` of every line, line after line. The default reads whole lines and drops the
     /// rest.
     ///
@@ -102,6 +107,10 @@ impl RowSource for TensorRef<'_> {
         let size = view.dtype().size();
         with_view!(view, a => {
             for (i, line) in dst.chunks_exact_mut(a.ncols() * size).enumerate() {
+                if let Some(row) = a.row(first + i).try_as_row_major() {
+                    line.copy_from_slice(bytemuck::cast_slice(row.as_slice()));
+                    continue;
+                }
                 for (x, dst) in a.row(first + i).iter().zip(line.chunks_exact_mut(size)) {
                     dst.copy_from_slice(bytemuck::bytes_of(x));
                 }
@@ -140,6 +149,8 @@ struct Layout {
     dtype: DType,
     /// Line `i` is row `i` of the operator, which is tall; otherwise it is column `i`.
     lines_are_rows: bool,
+    /// The bytes that the source takes for itself.
+    beside: usize,
 }
 
 impl Layout {
@@ -147,7 +158,8 @@ impl Layout {
     fn new(source: &(impl RowSource + ?Sized)) -> Self {
         let (m, n) = source.shape();
         let (lines, width) = if source.is_column_major() { (n, m) } else { (m, n) };
-        Layout { lines, width, dtype: source.dtype(), lines_are_rows: source.is_column_major() == (m < n) }
+        let (lines_are_rows, beside) = (source.is_column_major() == (m < n), source.scratch_bytes());
+        Layout { lines, width, dtype: source.dtype(), lines_are_rows, beside }
     }
 
     fn line_bytes(&self) -> usize {
@@ -166,7 +178,7 @@ impl Layout {
     }
 
     fn bytes<T: Scalar>(&self, lines: usize) -> usize {
-        2 * lines * self.line_bytes() + self.converted(lines) * size_of::<T>()
+        2 * lines * self.line_bytes() + self.converted(lines) * size_of::<T>() + self.beside
     }
 }
 

@@ -318,7 +318,7 @@ impl<T: Scalar, S: Space<T>> Whitened<'_, T, S> {
 
     /// Computes the left singular vectors of `W L` with this filter, if the plan has one.
     fn left_vectors_by(&mut self, plan: &Plan, filter: Filter, par: Par) -> Result<LeftVectorsIn<T, S>> {
-        let (task, target) = (&plan.task, plan.target(self.norm_squared()));
+        let (task, target) = (&plan.task, plan.target(self.norm_squared(), 1.0));
         let solution = if self.is_wide() && plan.method == Method::Gram {
             match self.wide_by_gram(plan.route, task, filter, &target, par)? {
                 Ok(left) => return Ok(left),
@@ -427,7 +427,7 @@ impl<T: Scalar, S: Space<T>> Whitened<'_, T, S> {
 
     /// Takes the image of a basis, where G did not tell the factors.
     fn by_basis(&mut self, task: &Task, basis: Panel<T, S>, par: Par) -> Result<LeftVectorsIn<T, S>> {
-        let target = task.target(self.norm_squared());
+        let target = task.target(self.norm_squared(), 1.0);
         let solution = gram::from_basis(self, basis, Some(task.sketch), &target, par)?;
         let solution = gram::unless_at_the_floor(task, self, solution, &target, par)?;
         self.of_solution(solution)
@@ -476,7 +476,7 @@ impl<T: Scalar, S: Space<T>> Whitened<'_, T, S> {
         };
         let width = space.shape(&panel).1;
         let rank = target.rank(&s, captured);
-        let short = width < task.width && !target.is_reached_by::<T>(captured);
+        let short = width < task.width && target.may_lack::<T>(&s, captured);
         if short || gram::reaches_floor(&s, rank) && self.norm_squared() > 0.0 {
             return Ok(Err(format!("σ_{rank} is near the rounding of the Gram matrix (√eps σ_1)")));
         }

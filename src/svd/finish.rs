@@ -18,7 +18,7 @@ use crate::operator::LinearOperator;
 use crate::report::{Method, Report};
 use crate::simd::Scalar;
 use crate::space::Space;
-use crate::tensor::Matrix;
+use crate::tensor::{Element, Matrix};
 
 /// Solves, brings the factors home and certifies them. `op` is `scale · A`, or `scale · Aᵀ` when A is wide.
 pub(super) fn run<T: Scalar, S: Space<T>>(
@@ -27,7 +27,8 @@ pub(super) fn run<T: Scalar, S: Space<T>>(
     par: Par,
     start: Instant,
 ) -> Result<Factors<T>> {
-    let target = plan.target(op.norm_squared());
+    let facts = op.facts();
+    let target = plan.target(facts.norm_squared, facts.scale);
     let solution = plan.solve(op, &target, par)?;
     finish(op, plan, solution, Some(&target), par, start)
 }
@@ -84,7 +85,8 @@ pub(super) fn finish<T: Scalar, S: Space<T>>(
         let scale = T::from_f64(certificate.scale);
         spectrum.iter_mut().for_each(|s| *s *= scale);
     }
-    notes.extend(target.and_then(|target| target.shortfall(k, certificate.relative_error)));
+    let least = spectrum[..k].last().map_or(0.0, |&s| Element::to_f64(s));
+    notes.extend(target.and_then(|target| target.shortfall(k, certificate.relative_error, least)));
     notes.extend(beyond_numerical_rank(&spectrum[..k], (m, n)));
     let s = unscale(&spectrum[..k], scale)?;
     let spectrum = spectrum.iter().map(|&s| s.to_f64() / scale).collect();

@@ -125,9 +125,9 @@ impl Plan {
         }
     }
 
-    /// Returns what the factors must reach, for an operator of this squared norm.
-    pub(super) fn target(&self, norm_squared: f64) -> RankTarget {
-        self.task.target(norm_squared)
+    /// Returns what the factors must reach, for an operator that stands for `scale · A` and has this squared norm.
+    pub(super) fn target(&self, norm_squared: f64, scale: f64) -> RankTarget {
+        self.task.target(norm_squared, scale)
     }
 
     /// Makes the report of factors of rank k from panels of `width` columns, by the method as planned.

@@ -10,10 +10,14 @@
 //! certificate, so a rank that meets the target here has a certificate that meets it. `missing` is a difference of two
 //! sums that carry a few eps each: for a target under [`FLOOR_IN_EPS`] it says nothing and is taken for 0, unless the
 //! method has measured it by probes.
+//!
+//! A threshold asks for the values above it and for no loss. Then a subspace is large enough if it holds a value that
+//! is not above the threshold, or if `missing` is so small that nothing above it can be left.
 
 use super::certificate::FLOOR_IN_EPS;
 use crate::rank::{Rank, rank_for_loss};
 use crate::simd::Scalar;
+use crate::tensor::Element;
 
 /// A factorization in `T` is at rounding when its relative error is at this many eps: the entries of U and V alone are
 /// off by half an eps, the products behind them by a small multiple. Less cannot be asked for.
@@ -28,21 +32,34 @@ pub(super) struct RankTarget {
     /// The largest rank to return.
     max_rank: usize,
     norm_squared: f64,
+    /// The value that those of the operator must be above, where that is the rule.
+    threshold: Option<f64>,
 }
 
 impl RankTarget {
-    pub(super) fn new(fixed: Option<usize>, rule: Rank, max_rank: usize, norm_squared: f64) -> Self {
-        RankTarget { fixed, rule, max_rank, norm_squared }
+    /// Makes the target for an operator that stands for `scale · A` and has this squared norm.
+    pub(super) fn new(fixed: Option<usize>, rule: Rank, max_rank: usize, norm_squared: f64, scale: f64) -> Self {
+        let threshold = if let Rank::Above(s) = rule { Some(s * scale) } else { None };
+        RankTarget { fixed, rule, max_rank, norm_squared, threshold }
+    }
+
+    /// Returns the value that those of the operator must be above, where that is the rule.
+    pub(super) fn threshold(&self) -> Option<f64> {
+        self.threshold
     }
 
     /// Returns the share of `‖A‖²` that may be lost; not less than rounding takes in any case.
     pub(super) fn allowed_share<T: Scalar>(&self) -> f64 {
-        self.rule.allowed_loss().unwrap_or(0.0).max((ROUNDING_IN_EPS * T::EPSILON).powi(2))
+        let asked = match self.threshold {
+            Some(threshold) if self.norm_squared > 0.0 => threshold * threshold / self.norm_squared,
+            _ => self.rule.allowed_loss().unwrap_or(0.0),
+        };
+        asked.max((ROUNDING_IN_EPS * T::EPSILON).powi(2))
     }
 
     /// Tells whether `missing` cannot be had by subtraction where it matters.
     pub(super) fn is_below_floor<T: Scalar>(&self) -> bool {
-        self.allowed_share::<T>() <= FLOOR_IN_EPS * T::EPSILON
+        self.threshold.is_none() && self.allowed_share::<T>() <= FLOOR_IN_EPS * T::EPSILON
     }
 
     /// Returns `‖A‖² − captured`, or 0 where the target is so close that this would be rounding.
@@ -68,6 +85,10 @@ impl RankTarget {
     /// Returns how many of the singular values `s` are the answer, for a measured `missing`.
     pub(super) fn rank_given<T: Scalar>(&self, s: &[T], missing: f64) -> usize {
         self.fixed.unwrap_or_else(|| {
+            if let Some(threshold) = self.threshold {
+                let above = s.iter().take_while(|&&s| Element::to_f64(s) > threshold).count();
+                return above.max(1).min(self.max_rank);
+            }
             let spectrum: Vec<f64> = s.iter().map(|&s| s.to_f64()).collect();
             rank_for_loss(&spectrum, missing, self.allowed_share::<T>() * self.norm_squared).min(self.max_rank)
         })
@@ -83,8 +104,21 @@ impl RankTarget {
         self.is_within_reach::<T>(self.missing::<T>(captured))
     }
 
-    /// Returns the note for the report where the error is above what was asked for.
-    pub(super) fn shortfall(&self, rank: usize, relative_error: f64) -> Option<String> {
+    /// Tells whether a larger subspace than one with the singular values `s` and `‖B‖² = captured` may hold more of the
+    /// answer.
+    pub(super) fn may_lack<T: Scalar>(&self, s: &[T], captured: f64) -> bool {
+        match (self.threshold, s.last()) {
+            (Some(threshold), Some(least)) => Element::to_f64(*least) > threshold,
+            _ => !self.is_reached_by::<T>(captured),
+        }
+    }
+
+    /// Returns the note for the report where the error is above what was asked for, or no value above the threshold;
+    /// `least` is the smallest one that is kept.
+    pub(super) fn shortfall(&self, rank: usize, relative_error: f64, least: f64) -> Option<String> {
+        if self.threshold.is_some_and(|threshold| least <= threshold) {
+            return Some(format!("no singular value is {}; kept the largest one", self.rule));
+        }
         let asked = self.rule.allowed_loss()?.sqrt();
         let why = match () {
             // The two are equal but for the rounding of the square root.

@@ -90,6 +90,10 @@ impl Task {
         if rows == 0 || cols == 0 {
             return Err(Error::Empty { shape: vec![rows, cols] });
         }
+        if matches!(rule, Rank::Above(_)) && options.weighting.is_active(rule) {
+            let why = "is a threshold for the values of the weight, and a calibration changes them; give another rule";
+            return Err(Error::unsuited("rank", why));
+        }
         let (m, n) = (rows.max(cols), rows.min(cols));
         let rank = rule.from_shape(m, n)?;
         let max_rank = match options.max_rank {
@@ -140,9 +144,9 @@ impl Task {
         self.rank.unwrap_or(self.max_rank)
     }
 
-    /// Returns what the factors must reach, for an operator of this squared norm.
-    pub(super) fn target(&self, norm_squared: f64) -> RankTarget {
-        RankTarget::new(self.rank, self.rule, self.max_rank, norm_squared)
+    /// Returns what the factors must reach, for an operator that stands for `scale · A` and has this squared norm.
+    pub(super) fn target(&self, norm_squared: f64, scale: f64) -> RankTarget {
+        RankTarget::new(self.rank, self.rule, self.max_rank, norm_squared, scale)
     }
 
     /// Tells whether power iterations have a shift, and a panel for it.
@@ -153,7 +157,7 @@ impl Task {
     /// Tells whether the error that is asked for is so small that a subtraction of norms cannot show what a subspace
     /// misses.
     pub(super) fn is_below_floor(&self) -> bool {
-        let target = self.target(1.0);
+        let target = self.target(1.0, 1.0);
         self.rank.is_none()
             && match self.precision {
                 DType::F64 => target.is_below_floor::<f64>(),

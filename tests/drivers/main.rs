@@ -8,6 +8,7 @@ mod common;
 mod batch;
 mod budget;
 mod determinism;
+mod difference;
 mod factors;
 mod fuzz;
 mod hostile;

@@ -46,10 +46,15 @@ pub(crate) struct FactorArgs {
     #[arg(value_name = "W.npy")]
     pub(crate) weight: PathBuf,
 
+    /// Factor W − BASE, as for the update of a fine-tuned weight; both are read in tiles, and their difference is never
+    /// formed
+    #[arg(long, value_name = "BASE.npy", conflicts_with_all = ["evaluate", "checkpoint"])]
+    pub(crate) minus: Option<PathBuf>,
+
     #[command(flatten)]
     pub(crate) rank: RankArgs,
 
-    /// Keep at most K, whatever --energy or --tolerance ask for
+    /// Keep at most K, whatever --energy, --tolerance or --above ask for
     #[arg(long, value_name = "K", allow_negative_numbers = true, value_parser = positive_rank, conflicts_with_all = ["rank", "ratio"])]
     pub(crate) max_rank: Option<usize>,
 
@@ -121,7 +126,8 @@ pub(crate) struct FactorArgs {
     #[arg(long, requires = "calibration")]
     pub(crate) skip_non_finite: bool,
 
-    /// Measure the output error on these inputs of the layer; rows are samples
+    /// Measure the output error on these inputs of the layer; rows are samples, and error, cosine and score are those of
+    /// all samples together
     #[arg(long, value_name = "X.npy")]
     pub(crate) evaluate: Option<PathBuf>,
 
@@ -435,9 +441,14 @@ pub(crate) struct RankArgs {
     #[arg(long, value_name = "T", allow_negative_numbers = true, value_parser = tolerance)]
     tolerance: Option<f64>,
 
-    /// Keep as many as give the outputs this cosine with the true ones, on --evaluate or else on --calibration
+    /// Keep as many as give the outputs this cosine with the true ones, on --evaluate or else on --calibration: that of
+    /// all samples together
     #[arg(long, value_name = "Q", allow_negative_numbers = true, value_parser = tolerance)]
     quality: Option<f64>,
+
+    /// Keep the singular values above S, or one if there is none
+    #[arg(long, value_name = "S", allow_negative_numbers = true, conflicts_with = "calibration", value_parser = threshold)]
+    above: Option<f64>,
 }
 
 impl RankArgs {
@@ -451,6 +462,7 @@ impl RankArgs {
         (self.energy.map(|_| "--energy"))
             .or(self.tolerance.map(|_| "--tolerance"))
             .or(self.quality.map(|_| "--quality"))
+            .or(self.above.map(|_| "--above"))
     }
 
     /// clap has checked that exactly one is given.
@@ -460,6 +472,7 @@ impl RankArgs {
             .or(self.energy.map(Rank::Energy))
             .or(self.tolerance.map(Rank::Tolerance))
             .or(self.quality.map(Rank::Quality))
+            .or(self.above.map(Rank::Above))
             .expect("the group is required")
     }
 }
@@ -528,6 +541,13 @@ fn positive(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(x) if x > 0.0 && f64::is_finite(x) => Ok(x),
         _ => Err("give a number above 0".into()),
+    }
+}
+
+fn threshold(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(x) if f64::is_finite(x) && x >= 0.0 => Ok(x),
+        _ => Err("give a number, 0 or more".into()),
     }
 }
 

@@ -9,8 +9,8 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tensorslim::ErrorKind;
 use tensorslim::calibration::NonFinite;
-use tensorslim::npy::{Array, Stream};
-use tensorslim::operator::{Cancel, Watch};
+use tensorslim::npy::Array;
+use tensorslim::operator::{Cancel, Difference, RowSource, Watch};
 use tensorslim::quality::Comparison;
 use tensorslim::{
     Calibration, CalibrationOptions, DType, Error, Factors, Method, Rank, Scalar, TensorRef, TruncatedSvd,
@@ -24,7 +24,7 @@ use crate::gather::{self, Room};
 use crate::memory::{self, Gathering, Limit, Space};
 use crate::pool::{beside, on_threads};
 use crate::process::peak_rss;
-use crate::report::{Calibrated, Evaluated, NO_SMALLER, Report, Written};
+use crate::report::{Calibrated, Evaluated, NO_SMALLER, NO_SMALLER_BY_RATIO, Report, Written};
 use crate::samples::{FOLDS, Samples, Source};
 use crate::state::StateFile;
 use crate::{guard, inputs, output};
@@ -75,6 +75,9 @@ fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
     if tensor_shape.len() < 2 {
         return Err(no_matrix(path, &tensor_shape));
     }
+    if let Some(base) = &args.minus {
+        check_base(base, &header, args)?;
+    }
     let x = args.evaluate.as_deref().map(|x| Samples::open(x, args.bf16).map(Source::Samples)).transpose()?;
     x.iter().try_for_each(|x| x.check_inputs(path, shape[1]))?;
     let sources = calibration_sources(args, &header)?;
@@ -121,7 +124,7 @@ fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
     if args.explain {
         let text = match &weight {
             Weight::Whole(_) => svd.plan::<T>((shape[0], shape[1]), dtype_in).map(|plan| plan.to_string()),
-            Weight::Tiles(stream) => svd.plan_rows::<T>(stream).map(|plan| plan.to_string()),
+            Weight::Tiles(rows) => svd.plan_rows::<T>(&**rows).map(|plan| plan.to_string()),
         };
         let text = text.map_err(limit.restated(beside)).map_err(about(path))?;
         if args.json {
@@ -172,7 +175,8 @@ fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
         notes.push(format!("method {} uses no sketch: --sketch {sketch} had no effect", r.method));
     }
     if !rank_saves_memory(shape[0], shape[1], r.rank) {
-        notes.push(NO_SMALLER.to_owned());
+        let by_ratio = matches!(args.rank.policy(), Rank::Ratio(_));
+        notes.push(if by_ratio { NO_SMALLER_BY_RATIO } else { NO_SMALLER }.to_owned());
     }
     let dtype = args.dtype.unwrap_or(T::DTYPE);
     if let Some(dir) = &args.out {
@@ -208,6 +212,7 @@ fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
     let mut report = Report {
         version: env!("CARGO_PKG_VERSION"),
         file: path.display().to_string(),
+        minus: args.minus.as_ref().map(|base| base.display().to_string()),
         tensor_shape,
         shape,
         dtype: r.dtype.to_string(),
@@ -273,6 +278,9 @@ fn check_options(args: &FactorArgs) -> Result<(), Failure> {
         Some("--quality") if args.calibration.is_empty() && args.evaluate.is_none() => Err(Failure(
             "--quality needs inputs of the layer to be measured on; give --calibration or --evaluate".into(),
         )),
+        _ if args.minus.is_some() && args.blend == Some(Blend::Auto) => Err(Failure(
+            "--blend auto needs the weight whole, and --minus reads it in tiles; give a number to --blend".into(),
+        )),
         Some("--quality") if args.blend == Some(Blend::Auto) => Err(Failure(
             "--blend auto compares factors of one size, which --quality does not give; give --rank, --ratio, --energy \
              or --tolerance"
@@ -286,12 +294,33 @@ fn check_options(args: &FactorArgs) -> Result<(), Failure> {
 fn check_outputs(args: &FactorArgs) -> Result<(), Failure> {
     let mut outputs: Vec<PathBuf> = args.checkpoint.iter().cloned().collect();
     if let Some(dir) = &args.out {
+        output::check_place(dir)?;
         outputs.extend(output::taken(dir, args.form)?);
     }
     let mut inputs: Vec<&Path> = vec![&args.weight];
-    inputs.extend(args.calibration.iter().chain(&args.evaluate).map(PathBuf::as_path));
+    inputs.extend(args.calibration.iter().chain(&args.evaluate).chain(&args.minus).map(PathBuf::as_path));
     guard::apart(&outputs, &inputs)?;
     args.out.as_ref().map_or(Ok(()), |dir| output::check_dir(dir, args.form, args.overwrite))
+}
+
+/// Refuses a weight to be subtracted that has another shape.
+fn check_base(base: &Path, header: &inputs::Header, args: &FactorArgs) -> Result<(), Failure> {
+    let (dims, want) = (inputs::Header::read(base, args.bf16)?.dims().to_vec(), header.dims());
+    if dims != want {
+        return Err(Failure(format!(
+            "{}: has shape {dims:?}, and {} has {want:?}; --minus takes a weight of the same shape",
+            base.display(),
+            args.weight.display()
+        )));
+    }
+    Ok(())
+}
+
+/// Returns the rows of the weight, or of its difference from the one that is subtracted, to be read in tiles.
+fn rows_of(args: &FactorArgs) -> Result<Box<dyn RowSource>, Failure> {
+    let weight = inputs::stream(&args.weight, args.bf16)?;
+    let Some(base) = &args.minus else { return Ok(Box::new(weight)) };
+    Ok(Box::new(Difference::new(weight, inputs::stream(base, args.bf16)?)?))
 }
 
 /// Refuses a checkpoint without a single pass, which alone has a state to keep, and for a file by columns, which has no
@@ -412,6 +441,9 @@ impl Place {
         (gathering, beside, x): (&[Gathering], usize, Option<&Samples>),
     ) -> Result<Self, Failure> {
         let path = &args.weight;
+        if !limit.is_given() && args.minus.is_some() {
+            return Ok(Place::Tiles(None));
+        }
         if !limit.is_given() {
             let streams = args.checkpoint.is_some() && inputs::stream(path, args.bf16).is_ok();
             return Ok(if streams { Place::Tiles(None) } else { Place::Whole(None) });
@@ -456,14 +488,14 @@ impl Place {
             _ => None,
         };
         match (whole, needs) {
-            (Ok(()), _) if args.checkpoint.is_none() => {
+            (Ok(()), _) if args.checkpoint.is_none() && args.minus.is_none() => {
                 Ok(Place::Whole(Some(limit.data() - header.bytes() - beside - before)))
             }
             (Err(e), Some(option)) => Err(memory::needed_whole(path, option)(e)),
             _ => {
-                let (stream, beside) = (inputs::stream(path, args.bf16)?, beside + before);
+                let (rows, beside) = (rows_of(args)?, beside + before);
                 let room = limit.data().saturating_sub(beside);
-                let least = match svd.clone().memory_limit(room).plan_rows::<T>(&stream) {
+                let least = match svd.clone().memory_limit(room).plan_rows::<T>(&*rows) {
                     Err(Error::Memory { least, .. }) => least + beside,
                     planned => planned.map(|_| 0).map_err(about(path))?,
                 };
@@ -477,7 +509,7 @@ impl Place {
     fn open(self, args: &FactorArgs) -> Result<(Weight, Option<usize>), Failure> {
         match self {
             Place::Whole(room) => Ok((Weight::Whole(read(&args.weight, args.bf16)?), room)),
-            Place::Tiles(room) => Ok((Weight::Tiles(inputs::stream(&args.weight, args.bf16)?), room)),
+            Place::Tiles(room) => Ok((Weight::Tiles(rows_of(args)?), room)),
         }
     }
 }
@@ -504,7 +536,7 @@ fn with_any_statistics(args: &FactorArgs, plain: &TruncatedSvd) -> Result<Trunca
 /// The weight: in memory if it fits there, else read in tiles.
 enum Weight {
     Whole(Array),
-    Tiles(Stream),
+    Tiles(Box<dyn RowSource>),
 }
 
 impl Weight {
@@ -521,13 +553,14 @@ impl Weight {
                 let tensor = file.tensor().map_err(about(path))?;
                 svd.factor(matrix(path, &tensor, 1)?).map_err(limit).map_err(about(path))
             }
-            Weight::Tiles(stream) => {
+            Weight::Tiles(rows) => {
+                let rows = &mut **rows;
                 let Some(checkpoint) = checkpoint else {
-                    return svd.factor_rows(stream, &Watch::default()).map_err(&limit).map_err(about(path));
+                    return svd.factor_rows(rows, &Watch::default()).map_err(&limit).map_err(about(path));
                 };
                 let cancel = Cancel::new();
                 stop_on_signals(&cancel)?;
-                let factors = svd.factor_rows_resumable(stream, &Watch::new(cancel), checkpoint);
+                let factors = svd.factor_rows_resumable(rows, &Watch::new(cancel), checkpoint);
                 factors.map_err(limit).map_err(about(path)).map_err(|Failure(line)| match checkpoint.read() {
                     Some(_) => Failure(format!("{line}; the same command goes on from --checkpoint")),
                     None => Failure(line),

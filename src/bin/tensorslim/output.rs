@@ -31,6 +31,17 @@ pub(crate) fn prepare(dir: &Path) -> Result<(), Failure> {
     })
 }
 
+/// Refuses a file in the place of the directory of factors.
+pub(crate) fn check_place(dir: &Path) -> Result<(), Failure> {
+    match fs::metadata(dir) {
+        Ok(there) if !there.is_dir() => Err(Failure(format!(
+            "{}: is a file, and --out makes a directory for several files; give another name",
+            dir.display()
+        ))),
+        _ => Ok(()),
+    }
+}
+
 /// Returns the names of the files of a form.
 pub(crate) fn names(form: Form) -> Vec<&'static str> {
     match form {

@@ -9,12 +9,17 @@ use tensorslim::quality::Distribution;
 
 /// The note on factors of too high a rank.
 pub(crate) const NO_SMALLER: &str = "the factors are no smaller than the weight; --ratio finds a rank that saves";
+/// The note on factors of the rank that a ratio below 1 allows.
+pub(crate) const NO_SMALLER_BY_RATIO: &str = "the factors are no smaller than the weight, as --ratio allows";
 
 /// The report of `factor`. The names of the fields are those of the JSON object.
 #[derive(Serialize)]
 pub(crate) struct Report {
     pub(crate) version: &'static str,
     pub(crate) file: String,
+    /// The file that was subtracted from it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) minus: Option<String>,
     /// The shape in the file; `shape` is that of the matrix that was factored.
     pub(crate) tensor_shape: Vec<usize>,
     pub(crate) shape: [usize; 2],
@@ -118,6 +123,7 @@ impl Report {
     /// Renders the table.
     pub(crate) fn table(&self) -> String {
         let mut rows: Vec<(&str, String)> = vec![("weight", self.file.clone())];
+        rows.extend(self.minus.iter().map(|base| ("minus", base.clone())));
         let mut shape = format!("{}, {}", times(&self.shape), self.dtype);
         if self.tensor_shape != self.shape {
             let _ = write!(shape, " (from {})", times(&self.tensor_shape));

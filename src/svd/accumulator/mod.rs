@@ -15,7 +15,7 @@ use crate::linalg::fix_signs;
 use crate::operator::{Dense, LinearOperator};
 use crate::report::Report;
 use crate::simd::Scalar;
-use crate::tensor::{Matrix, TensorRef};
+use crate::tensor::{Element, Matrix, TensorRef};
 
 /// Sketches of an `m × n` matrix whose rows come in blocks, each exactly once; made by
 /// [`TruncatedSvd::accumulator`](crate::TruncatedSvd::accumulator).
@@ -140,7 +140,7 @@ pub(super) fn finish<T: Scalar>(pass: SinglePass<T>) -> Result<Factors<T>> {
     }
     state.norm_squared *= scale * scale;
     let (plan, norm_squared, width) = (pass.plan, state.norm_squared, state.range.ncols());
-    let target = plan.target(norm_squared);
+    let target = plan.target(norm_squared, scale);
     let answer = state.solve(&target, crate::parallel::current_par())?;
     let k = answer.s.len();
     let (mut u, mut vt) = (Matrix::zeros(m, k), Matrix::zeros(k, n));
@@ -148,7 +148,8 @@ pub(super) fn finish<T: Scalar>(pass: SinglePass<T>) -> Result<Factors<T>> {
     vt.as_mut().transpose_mut().copy_from(answer.v.as_ref());
     fix_signs(&mut u, &mut vt, crate::parallel::current_par());
     let mut notes = answer.notes;
-    notes.extend(target.shortfall(k, answer.certificate.relative_error));
+    let least = answer.s.last().map_or(0.0, |&s| Element::to_f64(s));
+    notes.extend(target.shortfall(k, answer.certificate.relative_error, least));
     notes.extend(beyond_numerical_rank(&answer.s, (m, n)));
     let s = unscale(&answer.s, scale)?;
     let spectrum = answer.s.iter().map(|&s| s.to_f64() / scale).collect();

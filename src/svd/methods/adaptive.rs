@@ -18,6 +18,9 @@
 //! Blocks grow: the first has [`BlockParams::first`] columns, later ones a quarter of the columns there are, so that at
 //! most a fifth is beyond what was needed. The rank comes from the spectrum and does not depend on the blocks.
 //!
+//! **A threshold.** The rule [`Rank::Above`](crate::Rank::Above) ends the loop at a block whose `X_i` has no value above
+//! it: power iterations have turned the block to the largest that are left.
+//!
 //! **Below the floor.** E loses its digits at `√eps ‖A‖`. For a smaller ε the loop watches `P = A G` with a Gaussian
 //! `G` of 16 columns: `P −= Q_i (Q_iᵀP)` keeps `P = (I − QQᵀ) A G`, and `E‖P‖² = 16 ‖A − QQᵀA‖²` at full relative
 //! precision, for one more pass in all. The loop stops two standard deviations on the safe side; the certificate has
@@ -30,6 +33,7 @@ use crate::operator::LinearOperator;
 use crate::report::Method;
 use crate::simd::Scalar;
 use crate::sketch::{AnySketch, Sketch, SketchOperator};
+use crate::small;
 use crate::space::{Effort, Panel, Space};
 use crate::svd::certificate::{PROBES, Spread};
 use crate::svd::cost::Work;
@@ -93,7 +97,8 @@ pub(super) fn solve<T: Scalar, S: Space<T>>(
     let mut missing = norm_squared;
     let widest = PARAMS.next(limit, limit).max(PARAMS.first.min(limit));
     let mut overlap = Mat::zeros(widest, widest.max(PROBES));
-    while width < limit && (width == 0 || !target.is_within_reach::<T>(missing)) {
+    let mut fruitless = false;
+    while width < limit && !fruitless && (width == 0 || !target.is_within_reach::<T>(missing)) {
         let block = PARAMS.next(width, limit - width);
         let stream = stream::BLOCKS + left.len() as u64;
         let omega = task.omega(op.ncols(), block, stream)?;
@@ -108,6 +113,9 @@ pub(super) fn solve<T: Scalar, S: Space<T>>(
         }
         op.apply_adjoint(&y, &mut x)?;
         captured += space.dot(&x, &x)?;
+        if let Some(threshold) = target.threshold() {
+            fruitless = largest(&space, &x, &mut overlap)? <= threshold;
+        }
         missing = match &mut probes {
             None => norm_squared - captured,
             Some(p) => {
@@ -145,6 +153,17 @@ pub(super) fn side_by_side<T: Scalar, S: Space<T>>(
         first += space.shape(&x).1;
     }
     Ok(panel)
+}
+
+/// Returns the largest singular value of `x`.
+fn largest<T: Scalar, S: Space<T>>(space: &S, x: &Panel<T, S>, overlap: &mut Mat<T>) -> Result<f64> {
+    let b = space.shape(x).1;
+    let mut g = overlap.as_mut().submatrix_mut(0, 0, b, b);
+    space.inner(x, x, g.as_mut())?;
+    let mut g = Mat::from_fn(b, b, |i, j| g[(i.max(j), i.min(j))].to_f64());
+    let unit = small::normalize(g.as_mut());
+    let values = small::symmetric_eigen(g.as_ref()).values;
+    Ok(values.iter().fold(0.0, |largest: f64, &x| largest.max(x)).sqrt() * unit.sqrt())
 }
 
 /// Computes `A G`, with G of independent normals.

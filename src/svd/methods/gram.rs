@@ -158,7 +158,7 @@ pub(in crate::svd) fn unless_at_the_floor<T: Scalar, S: Space<T>>(
     par: Par,
 ) -> Result<Solution<T, S>> {
     let Triplets { s, captured, .. } = &solution.triplets;
-    let short = solution.width < task.width && !target.is_reached_by::<T>(*captured);
+    let short = solution.width < task.width && target.may_lack::<T>(s, *captured);
     if short || reaches_floor(s, solution.rank) && op.norm_squared() > 0.0 {
         let rank = solution.rank;
         drop(solution);

@@ -84,9 +84,9 @@ pub(super) fn allowed(task: &Task) -> bool {
 
 pub(super) fn cost(work: &Work<'_>) -> (f64, usize) {
     let &Work { m, n, .. } = work;
-    let blocks = match work.task.rule.allowed_loss() {
-        None => Blocks::new(work.width, work.task.power_iterations, n as usize),
-        Some(_) => None,
+    let blocks = match work.task.rule.looks_at_spectrum() {
+        false => Blocks::new(work.width, work.task.power_iterations, n as usize),
+        true => None,
     };
     let Some(blocks) = blocks else { return randomized::cost(work) };
     let (count, width, columns) = (blocks.count as f64, blocks.width as f64, blocks.columns() as f64);

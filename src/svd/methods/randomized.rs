@@ -19,7 +19,7 @@ use crate::svd::task::Task;
 use crate::svd::triplets::{Triplets, decompose_bytes};
 
 pub(super) fn cost(work: &Work<'_>) -> (f64, usize) {
-    if work.task.rule.allowed_loss().is_some() {
+    if work.task.rule.looks_at_spectrum() {
         return adaptive::cost(work);
     }
     let &Work { m, n, l, .. } = work;

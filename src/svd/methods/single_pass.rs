@@ -217,7 +217,10 @@ impl<T: Scalar> State<T> {
             spreads.push(measure(&residual));
         }
         spreads.reverse();
-        let reached = |rank: usize| target.is_within_reach::<T>(spreads[rank - 1].upper() * self.norm_squared);
+        let reached = |rank: usize| match target.threshold() {
+            Some(threshold) => Element::to_f64(s[rank]) <= threshold,
+            None => target.is_within_reach::<T>(spreads[rank - 1].upper() * self.norm_squared),
+        };
         let mut rank = kept;
         while rank > 1 && !target.is_fixed() && reached(rank - 1) {
             rank -= 1;
