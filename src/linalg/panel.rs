@@ -59,7 +59,7 @@ const PARAMS: Params = Params {
     depth_bytes: 1024,
     group_bytes: 512,
     columns: 8..257,
-    least_bytes: 4 << 20,
+    least_bytes: 6 << 20,
     least_side: 512,
 };
 
