@@ -259,7 +259,7 @@ impl<T: Scalar> Factors<T> {
                 let mut row = Vec::new();
                 for (i, to) in block.chunks_exact_mut(n).enumerate() {
                 convert_row(w.row(first + i), &mut row, &mut line, 1.0);
-                line.iter_mut().zip(product.as_ref().row(i).iter()).for_each(|(x, &p)| *x = *x - p);
+                line.iter_mut().zip(product.as_ref().row(i).iter()).for_each(|(x, &p)| *x -= p);
                 convert_back(&line, to, 1.0);
                 }
             });

@@ -8,9 +8,8 @@
 //! ```
 //!
 //! Every pass reads one type and writes another, so that the first pass of a half-precision vector widens and the last
-//! one narrows. A kernel is compiled with `EDGE` for these two, which look at scale and signs once in `R` registers, and
-//! without for all between, where every element is of the arithmetic type. Passes go from the top bit of the index down,
-//! depth first: what a pass leaves behind are independent blocks.
+//! one narrows. A kernel is compiled with `EDGE` where a scale or signs are at work, and without for all other passes.
+//! Passes go from the top bit of the index down, depth first: what a pass leaves behind are independent blocks.
 //!
 //! A long vector goes through memory once for each pass until a block of it fits into L2, in 8 streams. The hardware
 //! does not prefetch them far enough, so a pass over a vector that the caches do not hold prefetches each stream

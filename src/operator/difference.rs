@@ -221,7 +221,7 @@ fn subtract_transposed<T: Scalar>(dtype: DType, src: &[u8], count: usize, dst: &
                 for i in top..count.min(top + SIDE) {
                     for j in left..width.min(left + SIDE) {
                         let x = &mut dst[i * width + j];
-                        *x = *x - T::from_f64(src[j * count + i].to_f64());
+                        *x -= T::from_f64(src[j * count + i].to_f64());
                     }
                 }
             }
