@@ -58,6 +58,7 @@ impl std::fmt::Display for Rank {
 
 impl Rank {
     /// Returns whether the spectrum decides, of the matrix or of its outputs, and not the shape.
+    #[cfg(feature = "linalg")]
     pub(crate) fn looks_at_spectrum(self) -> bool {
         !matches!(self, Rank::Fixed(_) | Rank::Ratio(_))
     }

@@ -1,7 +1,5 @@
 //! Differences of two matrices, residuals, and thresholds: what LoRA extraction and its kin ask for.
 
-use std::ops::Range;
-
 use faer::Mat;
 use half::{bf16, f16};
 use tensorslim::operator::{Difference, RowSource, Watch};
@@ -62,11 +60,8 @@ fn read(source: &mut dyn RowSource, parts: Option<usize>, skew: usize) -> Mat<f6
         let (i, j) = if by_columns { (place, line) } else { (line, place) };
         out[(i, j)] = x;
     };
-    let parts: Vec<Range<usize>> = match parts {
-        None => vec![0..width],
-        Some(step) => (0..width).step_by(step).map(|i| i..width.min(i + step)).collect(),
-    };
-    for part in parts {
+    let step = parts.unwrap_or(width);
+    for part in (0..width).step_by(step).map(|i| i..width.min(i + step)) {
         let run = part.len() * size;
         let mut words = vec![0u64; lines * run / 8 + 2];
         let bytes = &mut bytemuck::cast_slice_mut::<_, u8>(&mut words)[skew..][..lines * run];
