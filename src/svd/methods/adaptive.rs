@@ -30,6 +30,7 @@ use faer::{Accum, Mat, Par};
 
 use crate::error::Result;
 use crate::operator::LinearOperator;
+use crate::rank::Rank;
 use crate::report::Method;
 use crate::simd::Scalar;
 use crate::sketch::{AnySketch, Sketch, SketchOperator};
@@ -55,6 +56,12 @@ struct BlockParams {
 const PARAMS: BlockParams = BlockParams { first: 32, growth: 4 };
 
 impl BlockParams {
+    /// Returns the columns that a threshold is expected to need of n. Whoever asks for the values above a number expects
+    /// few of them, as of the update of a weight; if they are many, another method would have taken half of the time.
+    fn expected(&self, n: usize) -> usize {
+        (n / 8).max(2 * self.first)
+    }
+
     /// Returns the columns of the block that follows `width` columns, at most `room`.
     fn next(&self, width: usize, room: usize) -> usize {
         (width / self.growth).max(self.first).min(room)
@@ -72,13 +79,17 @@ fn passes(width: usize, power_iterations: usize) -> usize {
 }
 
 pub(super) fn cost(work: &Work<'_>) -> (f64, usize) {
-    let &Work { m, n, l, .. } = work;
-    let q = work.task.power_iterations;
+    let &Work { m, n, .. } = work;
+    let width = match work.task.rule {
+        Rank::Above(_) => work.width.min(PARAMS.expected(n as usize)),
+        _ => work.width,
+    };
+    let (l, q) = (width as f64, work.task.power_iterations);
     // Every round of every block is made orthogonal to the blocks before it, twice.
     let rounds = (q as f64).max(1.0);
     let products = (2.0 * rounds + 1.0) * work.product(m, n, l);
     let orths = rounds * (work.orthonormalize(m, l) + work.flops(4.0 * m * l * l)) + 2.0 * work.orthonormalize(n, l);
-    (products + orths + work.finish(m, l) + work.begin(), passes(work.width, q))
+    (products + orths + work.finish(m, l) + work.begin(), passes(width, q))
 }
 
 /// Solves for `target`, with at most the columns of the task.
