@@ -59,7 +59,7 @@ impl BlockParams {
     /// Returns the columns that a threshold is expected to need of n. Whoever asks for the values above a number expects
     /// few of them, as of the update of a weight; if they are many, another method would have taken half of the time.
     fn expected(&self, n: usize) -> usize {
-        (n / 8).max(2 * self.first)
+        (n / 16).max(2 * self.first)
     }
 
     /// Returns the columns of the block that follows `width` columns, at most `room`.
