@@ -1,5 +1,30 @@
 //! The names of the element types.
 
+/// Runs `$body` with `$e` as the Rust type that `$dtype` names, once per element type.
+macro_rules! with_dtype {
+    ($dtype:expr, $e:ident => $body:expr) => {
+        match $dtype {
+            $crate::dtype::DType::F16 => {
+                type $e = half::f16;
+                $body
+            }
+            $crate::dtype::DType::BF16 => {
+                type $e = half::bf16;
+                $body
+            }
+            $crate::dtype::DType::F32 => {
+                type $e = f32;
+                $body
+            }
+            $crate::dtype::DType::F64 => {
+                type $e = f64;
+                $body
+            }
+        }
+    };
+}
+pub(crate) use with_dtype;
+
 /// The element types that tensors are stored in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]

@@ -17,6 +17,7 @@ use std::marker::PhantomData;
 use bytemuck::Pod;
 use half::{bf16, f16};
 
+use crate::dtype::with_dtype;
 use crate::error::{Error, Result};
 
 pub use crate::dtype::DType;
@@ -190,12 +191,7 @@ impl<'a> TensorRef<'a> {
             })?;
             TensorRef::new::<E>(data, shape)
         }
-        match dtype {
-            DType::F16 => cast::<f16>(shape, bytes),
-            DType::BF16 => cast::<bf16>(shape, bytes),
-            DType::F32 => cast::<f32>(shape, bytes),
-            DType::F64 => cast::<f64>(shape, bytes),
-        }
+        with_dtype!(dtype, E => cast::<E>(shape, bytes))
     }
 
     /// Returns a tensor of the same data and shape with other strides, in elements: for Fortran order, padded rows, or

@@ -106,8 +106,8 @@ fn orthonormal<E: Element>(x: TensorMut<'_, E>, threads: Threads) -> Result<()> 
     unsafe { transform_vectors(Batch::rows(x), true, threads) }
 }
 
-/// Transforms every vector of a batch and, if `orthonormal`, divides it by the square root of its length. It is not generic, so that the kernels are compiled in this crate and not in each crate that calls
-/// them.
+/// Transforms every vector of a batch and, if `orthonormal`, divides it by the square root of its length. It is not
+/// generic, so that the kernels are compiled in this crate and not in each crate that calls them.
 ///
 /// # Safety
 /// The elements of the batch are valid for reads and writes, and distinct.

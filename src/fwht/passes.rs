@@ -175,7 +175,7 @@ unsafe fn radix_pass<const EDGE: bool, const R: usize, const B: usize, S: Lanes,
 
 /// What a pass prefetches while it works.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Prefetch {
+struct Prefetch {
     /// Distance from the elements that the pass reads to those that it prefetches, in bytes; 0 for no prefetch.
     bytes: isize,
     /// Whether only every second register is prefetched, because the leaves prefetch all of them. Requests that are
@@ -184,7 +184,7 @@ pub(super) struct Prefetch {
 }
 
 impl Prefetch {
-    pub(super) const NONE: Prefetch = Prefetch { bytes: 0, half: false };
+    const NONE: Prefetch = Prefetch { bytes: 0, half: false };
 
     /// Returns what `plan` says for a pass over rows that are `h` elements apart.
     fn planned(plan: &Plan, h: usize) -> Prefetch {

@@ -3,6 +3,7 @@
 //! A pass reads one type and writes another only at the edges of a transform, and asks for it once in 8 or 16
 //! registers. Were the types part of the kernels' types, each kernel would be compiled for every pair of them.
 
+use crate::dtype::with_dtype;
 use crate::simd::Scalar;
 use crate::tensor::{DType, Element};
 
@@ -45,15 +46,8 @@ impl Raw {
     /// # Safety
     /// All these elements are readable.
     pub(super) unsafe fn read<T: Scalar>(self, strides: [isize; 2], count: usize, dst: &mut [T], width: usize) {
-        // SAFETY: guaranteed by this function's contract; each arm casts to the type that `dtype` names.
-        unsafe {
-            match self.dtype {
-                DType::F16 => read::<T, half::f16>(self.ptr.cast(), strides, count, dst, width),
-                DType::BF16 => read::<T, half::bf16>(self.ptr.cast(), strides, count, dst, width),
-                DType::F32 => read::<T, f32>(self.ptr.cast(), strides, count, dst, width),
-                DType::F64 => read::<T, f64>(self.ptr.cast(), strides, count, dst, width),
-            }
-        }
+        // SAFETY: guaranteed by this function's contract; `E` is the type that `dtype` names.
+        with_dtype!(self.dtype, E => unsafe { read::<T, E>(self.ptr.cast(), strides, count, dst, width) });
     }
 
     /// Rounds elements to this type and writes them to the places from which [`read`](Self::read) reads them.
@@ -61,15 +55,8 @@ impl Raw {
     /// # Safety
     /// All these elements are writable.
     pub(super) unsafe fn write<T: Scalar>(self, strides: [isize; 2], count: usize, src: &[T], width: usize) {
-        // SAFETY: guaranteed by this function's contract; each arm casts to the type that `dtype` names.
-        unsafe {
-            match self.dtype {
-                DType::F16 => write::<T, half::f16>(self.ptr.cast(), strides, count, src, width),
-                DType::BF16 => write::<T, half::bf16>(self.ptr.cast(), strides, count, src, width),
-                DType::F32 => write::<T, f32>(self.ptr.cast(), strides, count, src, width),
-                DType::F64 => write::<T, f64>(self.ptr.cast(), strides, count, src, width),
-            }
-        }
+        // SAFETY: guaranteed by this function's contract; `E` is the type that `dtype` names.
+        with_dtype!(self.dtype, E => unsafe { write::<T, E>(self.ptr.cast(), strides, count, src, width) });
     }
 }
 

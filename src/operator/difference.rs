@@ -17,7 +17,9 @@
 use std::ops::Range;
 
 use super::RowSource;
+use crate::dtype::with_dtype;
 use crate::error::{Error, Result};
+use crate::simd::convert::convert;
 use crate::simd::load::load_scaled;
 use crate::simd::{self, Kernel, Lanes, Scalar};
 use crate::tensor::{DType, Element};
@@ -97,14 +99,13 @@ impl<A: RowSource, B: RowSource> Difference<A, B> {
     fn fill_as<T: Scalar>(&mut self, first: usize, count: usize, part: Range<usize>, dst: &mut [T]) -> Result<()> {
         let whole = part.len() == self.width();
         let alike = self.a.is_column_major() == self.b.is_column_major();
-        let one = T::from_f64(1.0);
         let [read_a, read_b] = &mut self.read;
         let bytes = room(read_a, dst.len() * self.a.dtype().size());
         match whole {
             true => self.a.read_rows(first, bytes)?,
             false => self.a.read_block(part.clone(), bytes)?,
         }
-        add(self.a.dtype(), bytes, one, dst, false);
+        with_dtype!(self.a.dtype(), E => convert::<E, T>(bytemuck::cast_slice(bytes), dst, 1.0));
         let bytes = room(read_b, dst.len() * self.b.dtype().size());
         match (alike, whole) {
             (true, true) => self.b.read_rows(first, bytes)?,
@@ -113,10 +114,10 @@ impl<A: RowSource, B: RowSource> Difference<A, B> {
             (false, true) => self.b.read_block(first..first + count, bytes)?,
             (false, false) => self.b.read_rows(part.start, bytes)?,
         }
-        match alike {
-            true => add(self.b.dtype(), bytes, T::from_f64(-1.0), dst, true),
-            false => subtract_transposed(self.b.dtype(), bytes, count, dst),
-        }
+        with_dtype!(self.b.dtype(), E => match alike {
+            true => subtract::<E, T>(bytemuck::cast_slice(bytes), dst),
+            false => subtract_transposed::<E, T>(bytemuck::cast_slice(bytes), count, dst),
+        });
         Ok(())
     }
 }
@@ -143,7 +144,7 @@ impl<A: RowSource, B: RowSource> RowSource for Difference<A, B> {
     fn read_rows(&mut self, first: usize, dst: &mut [u8]) -> Result<()> {
         let width = self.width();
         let (line, lines) = (width * self.dtype.size(), self.runs(width));
-        for (i, dst) in dst.chunks_mut(lines * line).enumerate() {
+        for (i, dst) in dst.chunks_mut((lines * line).max(1)).enumerate() {
             self.fill(first + i * lines, dst.len() / line, 0..width, dst)?;
         }
         Ok(())
@@ -180,57 +181,37 @@ fn room(buffer: &mut Vec<u64>, bytes: usize) -> &mut [u8] {
     &mut bytemuck::cast_slice_mut(buffer)[..bytes]
 }
 
-/// Computes `dst[i] = [dst[i] +] factor · src[i]` from the bytes of elements of type `dtype`.
-fn add<T: Scalar>(dtype: DType, src: &[u8], factor: T, dst: &mut [T], add: bool) {
-    fn typed<E: Element, T: Scalar>(src: &[u8], factor: T, dst: &mut [T], add: bool) {
-        simd::dispatch(simd::isa(), Add { src: bytemuck::cast_slice::<_, E>(src), factor, dst, add });
-    }
-    match dtype {
-        DType::F16 => typed::<half::f16, T>(src, factor, dst, add),
-        DType::BF16 => typed::<half::bf16, T>(src, factor, dst, add),
-        DType::F32 => typed::<f32, T>(src, factor, dst, add),
-        DType::F64 => typed::<f64, T>(src, factor, dst, add),
-    }
+/// Computes `dst[i] −= src[i]`.
+fn subtract<E: Element, T: Scalar>(src: &[E], dst: &mut [T]) {
+    simd::dispatch(simd::isa(), Subtract { src, dst });
 }
 
-/// The arguments of [`add`], as a kernel.
-struct Add<'a, E, T> {
+/// The arguments of [`subtract`], as a kernel.
+struct Subtract<'a, E, T> {
     src: &'a [E],
-    factor: T,
     dst: &'a mut [T],
-    add: bool,
 }
 
-impl<E: Element, T: Scalar> Kernel for Add<'_, E, T> {
+impl<E: Element, T: Scalar> Kernel for Subtract<'_, E, T> {
     type Output = ();
     #[inline(always)]
     fn run<S: Lanes>(self, s: S) {
-        load_scaled(s, self.src, self.factor, self.dst, self.add);
+        load_scaled(s, self.src, T::from_f64(-1.0), self.dst, true);
     }
 }
 
-/// Computes `dst(i, j) −= src(j, i)` from the bytes of elements of type `dtype`; both lie row by row, `dst` has `count`
-/// rows.
-fn subtract_transposed<T: Scalar>(dtype: DType, src: &[u8], count: usize, dst: &mut [T]) {
+/// Computes `dst(i, j) −= src(j, i)`; both lie row by row, `dst` has `count` rows.
+fn subtract_transposed<E: Element, T: Scalar>(src: &[E], count: usize, dst: &mut [T]) {
     /// The side of the squares in which both matrices are walked through.
     const SIDE: usize = 16;
-    fn typed<E: Element, T: Scalar>(src: &[E], count: usize, dst: &mut [T]) {
-        let width = dst.len() / count;
-        for top in (0..count).step_by(SIDE) {
-            for left in (0..width).step_by(SIDE) {
-                for i in top..count.min(top + SIDE) {
-                    for j in left..width.min(left + SIDE) {
-                        let x = &mut dst[i * width + j];
-                        *x -= T::from_f64(src[j * count + i].to_f64());
-                    }
+    let width = dst.len() / count;
+    for top in (0..count).step_by(SIDE) {
+        for left in (0..width).step_by(SIDE) {
+            for i in top..count.min(top + SIDE) {
+                for j in left..width.min(left + SIDE) {
+                    dst[i * width + j] -= T::from_f64(src[j * count + i].to_f64());
                 }
             }
         }
-    }
-    match dtype {
-        DType::F16 => typed(bytemuck::cast_slice::<_, half::f16>(src), count, dst),
-        DType::BF16 => typed(bytemuck::cast_slice::<_, half::bf16>(src), count, dst),
-        DType::F32 => typed(bytemuck::cast_slice::<_, f32>(src), count, dst),
-        DType::F64 => typed(bytemuck::cast_slice::<_, f64>(src), count, dst),
     }
 }

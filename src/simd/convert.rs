@@ -6,10 +6,9 @@
 //! inexact), after which rounding to 11 or 8 bits gives what direct rounding would, because f32 has more than two bits
 //! more (S. Boldo, G. Melquiond, Emulation of FMA and correctly rounded sums, 2008).
 
-use half::{bf16, f16};
-
 use super::lanes::{Kernel, Lanes};
 use super::{Scalar, dispatch, isa};
+use crate::dtype::with_dtype;
 use crate::tensor::{DType, Element, Matrix, round_to_odd};
 
 /// Converts storage to arithmetic: `dst[i] = scale · src[i]`.
@@ -72,12 +71,7 @@ impl<T: Element> Matrix<T> {
             }
             bytes
         }
-        match dtype {
-            DType::F16 => bytes::<T, f16>(self.as_slice()),
-            DType::BF16 => bytes::<T, bf16>(self.as_slice()),
-            DType::F32 => bytes::<T, f32>(self.as_slice()),
-            DType::F64 => bytes::<T, f64>(self.as_slice()),
-        }
+        with_dtype!(dtype, E => bytes::<T, E>(self.as_slice()))
     }
 }
 

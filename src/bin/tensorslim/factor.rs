@@ -441,11 +441,9 @@ impl Place {
         (gathering, beside, x): (&[Gathering], usize, Option<&Samples>),
     ) -> Result<Self, Failure> {
         let path = &args.weight;
-        if !limit.is_given() && args.minus.is_some() {
-            return Ok(Place::Tiles(None));
-        }
         if !limit.is_given() {
-            let streams = args.checkpoint.is_some() && inputs::stream(path, args.bf16).is_ok();
+            let resumes = args.checkpoint.is_some() && inputs::stream(path, args.bf16).is_ok();
+            let streams = resumes || args.minus.is_some();
             return Ok(if streams { Place::Tiles(None) } else { Place::Whole(None) });
         }
         let (shape, dtype) = (header.matrix(), header.dtype);
