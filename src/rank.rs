@@ -37,9 +37,11 @@ pub enum Rank {
     Tolerance(f64),
     /// The number of singular values above `σ`, `σ >= 0`, or 1 if there is none.
     ///
-    /// [`Method::Full`](crate::Method::Full) and [`Method::Gram`](crate::Method::Gram) see every σ; the other methods
-    /// see the values of a subspace, which they enlarge until it holds one that is not above `σ`. There is no such rule
-    /// under a calibration, which changes what the values measure.
+    /// [`Method::Full`](crate::Method::Full) and [`Method::Gram`](crate::Method::Gram) see every σ, and
+    /// [`Method::Auto`](crate::Method::Auto) takes one of them. [`Method::Randomized`](crate::Method::Randomized) is
+    /// faster where few values are above `σ` and the others well below; it enlarges a subspace until a block of it shows
+    /// none, may miss some just above `σ` where many are near, and says so in a note. There is no such rule under a
+    /// calibration, which changes what the values measure.
     Above(f64),
 }
 

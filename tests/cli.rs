@@ -1075,6 +1075,16 @@ fn a_difference_of_two_weights_is_factored_as_if_it_were_one() {
     refused(2, &[&minus[..], &["--rank", "1", "--evaluate", &other]].concat(), &["--minus", "--evaluate"]);
     let auto = ["--rank", "1", "--calibration", &other, "--blend", "auto"];
     refused(1, &[&minus[..], &auto].concat(), &["--blend auto", "--minus"]);
+    refused(1, &[&minus[..], &["--rank", "1", "--device", "cuda"]].concat(), &["--device cuda", "--minus"]);
+    let samples = dir.file("samples.npy", &f32_npy(50, 90, |i, j| ((i * j) % 7) as f32));
+    let wide = ["factor", &other, "--minus", &other, "--rank", "1", "--calibration", &samples];
+    refused(1, &wide, &["other.npy", "calibration", "--minus"]);
+    let holes = dir.file("holes.npy", &f32_npy(90, 40, |i, j| if (i, j) == (5, 7) { f32::NAN } else { 1.0 }));
+    refused(
+        1,
+        &["factor", &tuned, "--minus", &holes, "--rank", "1"],
+        &["tuned.npy minus", "holes.npy", "(5, 7)", "NaN"],
+    );
     refused(2, &["factor", &tuned, "--above", "-1"], &["--above"]);
 }
 

@@ -96,7 +96,9 @@ impl RankTarget {
 
     /// Tells whether `missing` leaves room for any rank at all.
     pub(super) fn is_within_reach<T: Scalar>(&self, missing: f64) -> bool {
-        self.fixed.is_some() || missing <= self.allowed_share::<T>() * self.norm_squared
+        // A threshold below the floor of the subtraction is not reached by it.
+        let is_seen = self.threshold.is_none_or(|t| t * t > FLOOR_IN_EPS * T::EPSILON * self.norm_squared);
+        self.fixed.is_some() || is_seen && missing <= self.allowed_share::<T>() * self.norm_squared
     }
 
     /// Tells whether a projection with `‖B‖² = captured` leaves room for any rank at all.
@@ -117,7 +119,7 @@ impl RankTarget {
     /// `least` is the smallest one that is kept.
     pub(super) fn shortfall(&self, rank: usize, relative_error: f64, least: f64) -> Option<String> {
         if self.threshold.is_some_and(|threshold| least <= threshold) {
-            return Some(format!("no singular value is {}; kept the largest one", self.rule));
+            return Some(format!("no singular value was found {}; kept the largest one", self.rule));
         }
         let asked = self.rule.allowed_loss()?.sqrt();
         let why = match () {

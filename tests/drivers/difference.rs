@@ -220,6 +220,28 @@ fn thresholds_count_the_values_above_them() {
         assert_eq!(none.rank(), 1);
         assert!(none.report().notes.iter().any(|note| note.contains("no singular value")), "{:?}", none.report().notes);
     }
+    // Values that crowd around the threshold, where a subspace shows less than there is.
+    let mut steps = vec![1.0; 50];
+    steps.resize(120, 0.9);
+    let flat = rounded::<f32>(with_spectrum(160, 120, &steps, 8).as_ref());
+    for (a, few, threshold) in [(&flat, 50, 0.95), (&random::<f32>(220, 160, 6), 0, 24.5)] {
+        let values = exact(a).svd().unwrap();
+        let want = (0..a.ncols()).filter(|&i| values.S()[i] > threshold).count();
+        assert!(want > 5 && (few == 0 || want == few), "{want} above {threshold}");
+        for method in [Method::Auto, Method::Full, Method::Gram] {
+            let svd = TruncatedSvd::new(Rank::Above(threshold)).method(method);
+            let f: Factors<f32> = svd.factor(a.as_tensor().unwrap()).unwrap();
+            assert_eq!((f.rank(), f.report().notes.len()), (want, 0), "{method}: {:?}", f.report().notes);
+        }
+        let svd = TruncatedSvd::new(Rank::Above(threshold)).method(Method::Randomized);
+        let f: Factors<f32> = svd.factor(a.as_tensor().unwrap()).unwrap();
+        assert!(f.rank() == want || f.report().notes.iter().any(|note| note.contains("of a subspace")));
+    }
+    // Below what a difference of norms can see, the subspace still grows until it holds the threshold.
+    let decay: Vec<f64> = (0..120).map(|i| 0.85f64.powi(i)).collect();
+    let a = rounded::<f64>(with_spectrum(200, 120, &decay, 3).as_ref());
+    let svd = TruncatedSvd::new(Rank::Above((decay[100] * decay[101]).sqrt())).method(Method::Randomized);
+    assert_eq!(svd.factor::<f64>(a.as_tensor().unwrap()).unwrap().rank(), 101);
     let a = random::<f32>(20, 10, 1);
     let all: Factors<f64> = TruncatedSvd::new(Rank::Above(0.0)).factor(a.as_tensor().unwrap()).unwrap();
     assert_eq!(all.rank(), 10);

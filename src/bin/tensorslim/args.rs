@@ -47,7 +47,8 @@ pub(crate) struct FactorArgs {
     pub(crate) weight: PathBuf,
 
     /// Factor W − BASE, as for the update of a fine-tuned weight; both are read in tiles, and their difference is never
-    /// formed
+    /// formed. They have the same shape, and any element types. Not with what needs the weight whole: --evaluate,
+    /// --checkpoint, --blend auto, a GPU, the calibration of more inputs than outputs
     #[arg(long, value_name = "BASE.npy", conflicts_with_all = ["evaluate", "checkpoint"])]
     pub(crate) minus: Option<PathBuf>,
 
@@ -446,7 +447,8 @@ pub(crate) struct RankArgs {
     #[arg(long, value_name = "Q", allow_negative_numbers = true, value_parser = tolerance)]
     quality: Option<f64>,
 
-    /// Keep the singular values above S, or one if there is none
+    /// Keep the singular values above S, or one if there is none; not with --calibration. Methods gram and full see every
+    /// value, and auto takes one of them; randomized is faster where few are above S and the others well below
     #[arg(long, value_name = "S", allow_negative_numbers = true, conflicts_with = "calibration", value_parser = threshold)]
     above: Option<f64>,
 }

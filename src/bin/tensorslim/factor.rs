@@ -13,7 +13,7 @@ use tensorslim::npy::Array;
 use tensorslim::operator::{Cancel, Difference, RowSource, Watch};
 use tensorslim::quality::Comparison;
 use tensorslim::{
-    Calibration, CalibrationOptions, DType, Error, Factors, Method, Rank, Scalar, TensorRef, TruncatedSvd,
+    Calibration, CalibrationOptions, DType, Device, Error, Factors, Method, Rank, Scalar, TensorRef, TruncatedSvd,
     rank_saves_memory,
 };
 
@@ -139,10 +139,13 @@ fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
         Weight::Whole(_) => header.bytes() + beside,
         Weight::Tiles(_) => beside,
     };
-    let mut factors = weight.factor::<T>(path, &svd, limit.restated(held), checkpoint.as_ref())?;
+    // What is wrong with an element may be wrong with either weight.
+    let minus = |base: &PathBuf| PathBuf::from(format!("{} minus {}", path.display(), base.display()));
+    let named = &args.minus.as_ref().map_or_else(|| path.clone(), minus);
+    let mut factors = weight.factor::<T>(named, &svd, limit.restated(held), checkpoint.as_ref())?;
     let mut elapsed = vec![factors.report().elapsed];
     for _ in 1..args.repeat {
-        factors = weight.factor::<T>(path, &svd, limit.restated(held), None)?;
+        factors = weight.factor::<T>(named, &svd, limit.restated(held), None)?;
         elapsed.push(factors.report().elapsed);
     }
     // The statistics are freed with it.
@@ -281,6 +284,9 @@ fn check_options(args: &FactorArgs) -> Result<(), Failure> {
         _ if args.minus.is_some() && args.blend == Some(Blend::Auto) => Err(Failure(
             "--blend auto needs the weight whole, and --minus reads it in tiles; give a number to --blend".into(),
         )),
+        _ if args.minus.is_some() && args.device != Device::Cpu => Err(Failure(
+            "--device cuda needs the weight whole, and --minus reads it in tiles; leave one of them out".into(),
+        )),
         Some("--quality") if args.blend == Some(Blend::Auto) => Err(Failure(
             "--blend auto compares factors of one size, which --quality does not give; give --rank, --ratio, --energy \
              or --tolerance"
@@ -310,6 +316,14 @@ fn check_base(base: &Path, header: &inputs::Header, args: &FactorArgs) -> Result
         return Err(Failure(format!(
             "{}: has shape {dims:?}, and {} has {want:?}; --minus takes a weight of the same shape",
             base.display(),
+            args.weight.display()
+        )));
+    }
+    let (m, n) = header.matrix();
+    if m < n && !args.calibration.is_empty() {
+        return Err(Failure(format!(
+            "{}: has more inputs than outputs, and their calibration needs the weight whole, which --minus reads in \
+             tiles; leave one of them out",
             args.weight.display()
         )));
     }

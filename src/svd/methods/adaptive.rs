@@ -19,7 +19,8 @@
 //! most a fifth is beyond what was needed. The rank comes from the spectrum and does not depend on the blocks.
 //!
 //! **A threshold.** The rule [`Rank::Above`](crate::Rank::Above) ends the loop at a block whose `X_i` has no value above
-//! it: power iterations have turned the block to the largest that are left.
+//! it: power iterations have turned the block to the largest that are left. Where many values lie near the threshold, a
+//! block shows less than there is, so that `Auto` does not come here for that rule, and whoever does is told.
 //!
 //! **Below the floor.** E loses its digits at `√eps ‖A‖`. For a smaller ε the loop watches `P = A G` with a Gaussian
 //! `G` of 16 columns: `P −= Q_i (Q_iᵀP)` keeps `P = (I − QQᵀ) A G`, and `E‖P‖² = 16 ‖A − QQᵀA‖²` at full relative
@@ -30,7 +31,6 @@ use faer::{Accum, Mat, Par};
 
 use crate::error::Result;
 use crate::operator::LinearOperator;
-use crate::rank::Rank;
 use crate::report::Method;
 use crate::simd::Scalar;
 use crate::sketch::{AnySketch, Sketch, SketchOperator};
@@ -56,12 +56,6 @@ struct BlockParams {
 const PARAMS: BlockParams = BlockParams { first: 32, growth: 4 };
 
 impl BlockParams {
-    /// Returns the columns that a threshold is expected to need of n. Whoever asks for the values above a number expects
-    /// few of them, as of the update of a weight; if they are many, another method would have taken half of the time.
-    fn expected(&self, n: usize) -> usize {
-        (n / 16).max(2 * self.first)
-    }
-
     /// Returns the columns of the block that follows `width` columns, at most `room`.
     fn next(&self, width: usize, room: usize) -> usize {
         (width / self.growth).max(self.first).min(room)
@@ -79,17 +73,13 @@ fn passes(width: usize, power_iterations: usize) -> usize {
 }
 
 pub(super) fn cost(work: &Work<'_>) -> (f64, usize) {
-    let &Work { m, n, .. } = work;
-    let width = match work.task.rule {
-        Rank::Above(_) => work.width.min(PARAMS.expected(n as usize)),
-        _ => work.width,
-    };
-    let (l, q) = (width as f64, work.task.power_iterations);
+    let &Work { m, n, l, .. } = work;
+    let q = work.task.power_iterations;
     // Every round of every block is made orthogonal to the blocks before it, twice.
     let rounds = (q as f64).max(1.0);
     let products = (2.0 * rounds + 1.0) * work.product(m, n, l);
     let orths = rounds * (work.orthonormalize(m, l) + work.flops(4.0 * m * l * l)) + 2.0 * work.orthonormalize(n, l);
-    (products + orths + work.finish(m, l) + work.begin(), passes(width, q))
+    (products + orths + work.finish(m, l) + work.begin(), passes(work.width, q))
 }
 
 /// Solves for `target`, with at most the columns of the task.
@@ -149,8 +139,15 @@ pub(super) fn solve<T: Scalar, S: Space<T>>(
         false => target.rank(s, captured),
     };
     let found = Triplets::from_right(&space, Some(basis), image, false, choose, par)?;
-    Ok(Solution::of_triplets(found, width, Method::Randomized, Some(task.sketch)))
+    let mut solution = Solution::of_triplets(found, width, Method::Randomized, Some(task.sketch));
+    if target.threshold().is_some() && width < op.ncols() {
+        solution.notes.push(FROM_A_SUBSPACE.to_owned());
+    }
+    Ok(solution)
 }
+
+/// The note on a threshold that was not held against every singular value.
+const FROM_A_SUBSPACE: &str = "the values above the threshold are those of a subspace, and may lack some just above it; methods full and gram see all";
 
 /// Computes `panel <- [X_1 X_2 ...]`. Each block is dropped once it is in.
 pub(super) fn side_by_side<T: Scalar, S: Space<T>>(

@@ -127,7 +127,7 @@ static ROUTES: [Entry; 7] = [
         method: Method::Randomized,
         what: "randomized range finder",
         possible: always,
-        allowed: always,
+        allowed: randomized::allowed,
         cost: randomized::cost,
         peak: [randomized::peak::<f32>, randomized::peak::<f64>],
     },

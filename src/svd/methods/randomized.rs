@@ -7,6 +7,7 @@ use super::adaptive;
 use crate::error::Result;
 use crate::operator::LinearOperator;
 use crate::range::{power_iteration, shifted_power_iteration, sparing_power_iteration};
+use crate::rank::Rank;
 use crate::report::Method;
 use crate::simd::Scalar;
 use crate::space::{HostPanel, Space};
@@ -17,6 +18,11 @@ use crate::svd::solution::Solution;
 use crate::svd::stream;
 use crate::svd::task::Task;
 use crate::svd::triplets::{Triplets, decompose_bytes};
+
+/// Tells whether a subspace can show what is asked for. It cannot count the values above a threshold.
+pub(super) fn allowed(task: &Task) -> bool {
+    !matches!(task.rule, Rank::Above(_))
+}
 
 pub(super) fn cost(work: &Work<'_>) -> (f64, usize) {
     if work.task.rule.looks_at_spectrum() {
