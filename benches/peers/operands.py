@@ -1,7 +1,7 @@
 """LoRA extraction: the update of a fine-tuned weight, by `tensorslim factor TUNED --minus BASE` and by torch.
 
     cargo build --release --features cli
-    python benches/peers/operands.py [path of the command, by default target/release/tensorslim]
+    python benches/peers/operands.py [path of the command, by default target/release/tensorslim] [method, by default auto]
 
 A base weight in bf16, and the same plus an update of rank r, rounded to bf16. What users do by hand is an SVD in f32 of
 the materialized difference (peft, mergekit); the command finds the rank by a threshold above what the rounding leaves.
@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 TOOL = sys.argv[1] if len(sys.argv) > 1 else "target/release/tensorslim"
+METHOD = sys.argv[2] if len(sys.argv) > 2 else "auto"
 ROUNDS = 5
 
 
@@ -55,7 +56,7 @@ def main():
                 for file, w in zip(files, (tuned, base)):
                     np.save(file, w.view(torch.int16).numpy())
                 out = str(pathlib.Path(folder) / "out")
-                command = [TOOL, "factor", files[0], "--minus", files[1], "--bf16", "--above", str(threshold)]
+                command = [TOOL, "factor", files[0], "--minus", files[1], "--bf16", "--above", str(threshold), "--method", METHOD]
                 ours, theirs = [], []
                 for _ in range(ROUNDS):
                     done = subprocess.run(command + ["--json", "--repeat", "3"], check=True, capture_output=True)
