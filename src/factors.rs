@@ -13,6 +13,8 @@
 //!   W' = U_k U_kᵀ W = U_k B,   U_k by calibrated gain,  B = Û S Vᵀ:   U = U_k Û  is kept with Û
 //!   the first j rows of B      Û_j S = b S' zᵀ                        W'_j = (U Û_jᵀ b) S' (V z)ᵀ
 //! ```
+//!
+//! Under statistics of the outputs the directions are not orthonormal, and a second small SVD makes them so.
 
 mod pivot;
 
@@ -66,6 +68,18 @@ pub(crate) struct Weighted<T> {
     pub(crate) turn: Mat<T>,
     /// The part of `‖W Xᵀ‖²` over the calibration samples X that each direction holds; empty without calibration.
     pub(crate) gains: Vec<f64>,
+    /// Set if the factors are an oblique projection, because outputs were weighted, too. Direction i is then column i of
+    /// `U across`, and `turn` has the rows of what it multiplies, in terms of `diag(s) Vᵀ`.
+    pub(crate) oblique: Option<Oblique<T>>,
+}
+
+/// Directions that are not orthonormal.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Oblique<T> {
+    /// The directions in terms of U, `k × k`.
+    pub(crate) across: Mat<T>,
+    /// The inner product of each direction's part with the matrix, `⟨W, y_i z_iᵀ⟩ / ‖W‖²`.
+    pub(crate) held: Vec<f64>,
 }
 
 /// The factors of `A ≈ U diag(s) Vᵀ`, with their report.
@@ -157,6 +171,9 @@ impl<T: Scalar> Factors<T> {
     /// Cuts to the first `k` weighted directions, and makes them an SVD again.
     fn cut_by_weight(&self, k: usize, weighted: &Weighted<T>, mut report: Report) -> Result<Self> {
         let (m, n, whole) = (self.u.nrows(), self.vt.ncols(), self.rank());
+        if let Some(oblique) = &weighted.oblique {
+            return self.cut_obliquely(k, weighted, oblique, report);
+        }
         let turn = &weighted.turn;
         // The columns are rows of B in terms of Vᵀ. They are relative to the norm, so that no square leaves the range.
         let norm = if self.report.norm > 0.0 { self.report.norm } else { 1.0 };
@@ -181,7 +198,49 @@ impl<T: Scalar> Factors<T> {
         let s = spectrum.iter().map(|&s| <T as Element>::from_f64(s)).collect();
         report.spectrum = spectrum;
         let gains = weighted.gains.iter().take(k).copied().collect();
-        Ok(Factors { u, s, vt, report, slices: Slices::Weighted(Weighted { turn, gains }) })
+        Ok(Factors { u, s, vt, report, slices: Slices::Weighted(Weighted { turn, gains, oblique: None }) })
+    }
+
+    /// Cuts to the first `k` of directions that are not orthonormal: `U (across_k turn_k) S Vᵀ`, made an SVD again.
+    fn cut_obliquely(
+        &self,
+        k: usize,
+        weighted: &Weighted<T>,
+        oblique: &Oblique<T>,
+        mut report: Report,
+    ) -> Result<Self> {
+        let (m, n, whole) = (self.u.nrows(), self.vt.ncols(), self.rank());
+        let norm = if self.report.norm > 0.0 { self.report.norm } else { 1.0 };
+        let across = Mat::<f64>::from_fn(whole, k, |i, j| oblique.across[(i, j)].to_f64());
+        let rows = Mat::<f64>::from_fn(k, whole, |i, j| weighted.turn[(i, j)].to_f64() * (self.s[j].to_f64() / norm));
+        // rows = b σ zᵀ, and across b σ = x s yᵀ.
+        let SmallSvd { u: z, s: sigma, v: b, .. } = small::thin_svd(rows.transpose().to_owned(), Par::Seq)?;
+        let scaled = Mat::<f64>::from_fn(k, k, |i, j| b[(i, j)] * sigma[j]);
+        let SmallSvd { u: x, s, v: y, .. } = small::thin_svd(&across * &scaled, Par::Seq)?;
+        let narrow = |a: Mat<f64>| Mat::<T>::from_fn(a.nrows(), a.ncols(), |i, j| <T as Element>::from_f64(a[(i, j)]));
+        let (mut u, mut vt) = (Matrix::zeros(m, k), Matrix::zeros(k, n));
+        let par = current_par();
+        gemm(u.as_mut(), Accum::Replace, self.u.as_ref(), narrow(x.clone()).as_ref(), 1.0, par);
+        gemm(vt.as_mut(), Accum::Replace, narrow(&z * &y).transpose(), self.vt.as_ref(), 1.0, par);
+        let signs = fix_signs(&mut u, &mut vt, par);
+        let sign = |j: usize| signs[j].to_f64();
+        let left = x.transpose() * &across;
+        let right = &scaled * &y;
+        let inverse = |j: usize| if s[j] > 0.0 { 1.0 / s[j] } else { 0.0 };
+        let across = Mat::from_fn(k, k, |i, j| <T as Element>::from_f64(left[(i, j)] * sign(i)));
+        let turn = Mat::from_fn(k, k, |i, j| <T as Element>::from_f64(right[(i, j)] * inverse(j) * sign(j)));
+        let held: Vec<f64> = oblique.held[..k].to_vec();
+        let share = 1.0 - 2.0 * held.iter().sum::<f64>() + s.iter().map(|s| s * s).sum::<f64>();
+        report.relative_error = share.max(0.0).sqrt();
+        if let Some(activation) = &mut report.activation {
+            let gains: f64 = weighted.gains[k..].iter().sum();
+            activation.relative_error = (activation.relative_error.powi(2) + gains).sqrt();
+        }
+        report.spectrum = s.iter().map(|s| s * norm).collect();
+        let s = report.spectrum.iter().map(|&s| <T as Element>::from_f64(s)).collect();
+        let gains = weighted.gains[..k].to_vec();
+        let slices = Slices::Weighted(Weighted { turn, gains, oblique: Some(Oblique { across, held }) });
+        Ok(Factors { u, s, vt, report, slices })
     }
 
     /// Returns the weights of the two small layers, `up` (`m × k`) and `down` (`k × n`), with

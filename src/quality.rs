@@ -24,7 +24,7 @@ use crate::calibration::Moments;
 use crate::compiled::same_ref;
 use crate::error::{Error, Result};
 use crate::factors::Factors;
-use crate::linalg::{column, column_mut};
+use crate::linalg::{column, column_mut, mirror};
 use crate::operator::{Dense, LinearOperator, Pass};
 use crate::parallel::{self, current_par};
 use crate::simd::Scalar;
@@ -241,6 +241,102 @@ pub(crate) fn expected_view<T: Scalar>(w: MatView<'_>, f: &Factors<T>, c: &Calib
         total.difference += squares.sum(before.as_ref());
     }
     // ‖y − y'‖² = ‖y‖² + ‖y'‖² − 2 ⟨y, y'⟩
+    total.dot = (total.before + total.after - total.difference) / 2.0;
+    Ok(total.activation())
+}
+
+/// Compares the weight with its factors in the norm of [`output_calibration`](crate::TruncatedSvd::output_calibration):
+/// with moments `G = L Lᵀ` of the inputs and `F = R Rᵀ` of the outputs, `Rᵀ W L` with `Rᵀ W' L`, in f64, from `W − W'`
+/// itself. Without statistics a side counts as the identity. It takes three m×n matrices and `2 m n (m + n)` flops for
+/// each of three norms.
+///
+/// # Errors
+/// [`Error::Shape`] unless `w` is the shape that `f` was made from, `inputs` has as many features as `w` columns, and
+/// `outputs` as many as `w` rows; [`Error::Option`] if one has seen no samples; [`Error::NotFinite`] for NaN or
+/// infinities in `w`.
+pub fn weighted<T: Scalar>(
+    w: &TensorRef<'_>,
+    f: &Factors<T>,
+    inputs: Option<&Calibration>,
+    outputs: Option<&Calibration>,
+) -> Result<Activation> {
+    match T::DTYPE {
+        DType::F64 => weighted_f64(w, same_ref(f), inputs, outputs),
+        _ => weighted_f32(w, same_ref(f), inputs, outputs),
+    }
+}
+
+#[inline(never)]
+fn weighted_f64(
+    w: &TensorRef<'_>,
+    f: &Factors<f64>,
+    inputs: Option<&Calibration>,
+    outputs: Option<&Calibration>,
+) -> Result<Activation> {
+    weighted_view(w.view()?, f, inputs, outputs)
+}
+
+#[inline(never)]
+fn weighted_f32(
+    w: &TensorRef<'_>,
+    f: &Factors<f32>,
+    inputs: Option<&Calibration>,
+    outputs: Option<&Calibration>,
+) -> Result<Activation> {
+    weighted_view(w.view()?, f, inputs, outputs)
+}
+
+/// Computes what [`weighted`] does for a weight whose entries are in memory.
+pub(crate) fn weighted_view<T: Scalar>(
+    w: MatView<'_>,
+    f: &Factors<T>,
+    inputs: Option<&Calibration>,
+    outputs: Option<&Calibration>,
+) -> Result<Activation> {
+    let (m, n, k) = (f.u().nrows(), f.vt().ncols(), f.rank());
+    let par = current_par();
+    // The powers of two keep all in range.
+    let mut scale = weight(w, f)?.facts().scale;
+    let mut moments = |c: Option<&Calibration>, features: usize| {
+        let Some(c) = c else { return Ok(None) };
+        if c.features() != features {
+            let want = format_args!("statistics of {features} features");
+            return Err(Error::shape("quality::weighted", want, c.features()));
+        }
+        scale *= 2f64.powi(c.exponent() - Moments::of::<f64>(c)?.exponent());
+        let mut whole = Mat::clone(&c.gram_lower(par));
+        mirror(whole.as_mut());
+        Ok(Some(whole))
+    };
+    let (g, f_) = (moments(inputs, n)?, moments(outputs, m)?);
+    // ⟨F D, D G⟩
+    let norm = |d: &Mat<f64>| {
+        let product = |a: MatRef<'_, f64>, b: MatRef<'_, f64>| {
+            let mut c = Mat::zeros(m, n);
+            matmul(c.as_mut(), Accum::Replace, a, b, 1.0, par);
+            c
+        };
+        let left = f_.as_ref().map(|f| product(f.as_ref(), d.as_ref()));
+        let right = g.as_ref().map(|g| product(d.as_ref(), g.as_ref()));
+        let (left, right) = (left.as_ref().unwrap_or(d), right.as_ref().unwrap_or(d));
+        let column = |j: usize| left.col(j).iter().zip(right.col(j).iter()).map(|(x, y)| x * y).sum::<f64>();
+        (0..n).map(column).sum::<f64>().max(0.0)
+    };
+    let mut before: Mat<f64> = Mat::zeros(m, n);
+    with_view!(w, a => {
+        let (mut line, mut row) = (Vec::new(), vec![0.0; n]);
+        for i in 0..m {
+            convert_row(a.row(i), &mut line, &mut row, scale);
+            row.iter().enumerate().for_each(|(j, &x)| before[(i, j)] = x);
+        }
+    });
+    let us = Mat::from_fn(m, k, |i, j| scale * Element::to_f64(f.s()[j]) * Element::to_f64(f.u().row(i)[j]));
+    let vt = Mat::from_fn(k, n, |i, j| Element::to_f64(f.vt().row(i)[j]));
+    let mut after = Mat::zeros(m, n);
+    matmul(after.as_mut(), Accum::Replace, us.as_ref(), vt.as_ref(), 1.0, par);
+    let mut total = Sums { before: norm(&before), after: norm(&after), ..Sums::default() };
+    before -= &after;
+    total.difference = norm(&before);
     total.dot = (total.before + total.after - total.difference) / 2.0;
     Ok(total.activation())
 }

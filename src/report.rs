@@ -190,7 +190,10 @@ pub struct ActivationReport {
     pub whitening: Whitening,
     /// How much the samples were trusted, 0 to 1.
     pub blend: f64,
+    /// The number of samples of the statistics that weighted the outputs; `None` without them.
+    pub output_samples: Option<u64>,
     /// The relative error, `‖(W − W') Xᵀ‖_F / ‖W Xᵀ‖_F`, over the calibration samples; 0 if their outputs are zero.
+    /// Where outputs were weighted it is `‖Rᵀ (W − W') L‖_F / ‖Rᵀ W L‖_F` for the moments that did so.
     pub relative_error: f64,
     /// The norm `‖W L‖_F`, where `L Lᵀ` are the moments that weighted the error. Without blend it is the root mean
     /// square norm of an output vector. It is infinite if it is beyond f64, as for outputs of huge weights on huge

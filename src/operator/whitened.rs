@@ -61,6 +61,8 @@ pub struct Whitened<'a, T: Scalar, S: Space<T>> {
     weight: &'a mut (dyn LinearOperator<T, Space = S> + 'a),
     space: S,
     wide: bool,
+    /// Whether the weight is itself seen through the moments of its other side.
+    oblique: bool,
     root: Option<RootOperator<'a, T, S>>,
     make: Option<MakeRoot<'a, T, S>>,
     notes: Vec<String>,
@@ -91,6 +93,7 @@ impl<'a, T: Scalar, S: Space<T>> Whitened<'a, T, S> {
             weight,
             space,
             wide,
+            oblique: false,
             root: None,
             make: Some(Box::new(make)),
             notes: Vec::new(),
@@ -106,6 +109,23 @@ impl<'a, T: Scalar, S: Space<T>> Whitened<'a, T, S> {
         whitened.norm_squared = whitened.space.trace(&g)?;
         whitened.gram = Some(Symmetric::new(&whitened.space, g)?);
         Ok(whitened)
+    }
+
+    /// Makes the operator of a tall weight that is itself such an operator, `Kᵀ X` (made with `wide`): `Kᵀ X L`, the
+    /// weight X seen through the moments of both sides. Its left singular vectors stand for images of X.
+    ///
+    /// # Errors
+    /// Those of [`new`](Self::new).
+    pub fn of_whitened(
+        weight: &'a mut Whitened<'_, T, S>,
+        make: impl FnOnce() -> Result<(Box<dyn LinearOperator<T, Space = S> + 'a>, Vec<String>)> + 'a,
+    ) -> Result<Self> {
+        Ok(Whitened { oblique: true, ..Whitened::new(weight, false, make, None)? })
+    }
+
+    /// Tells whether the weight is itself seen through the moments of its other side.
+    pub fn is_oblique(&self) -> bool {
+        self.oblique
     }
 
     /// Tells whether the operator is `(W L)ᵀ`.
@@ -209,6 +229,21 @@ impl<'a, T: Scalar, S: Space<T>> Whitened<'a, T, S> {
         let mut back = self.inputs(l)?;
         gram.apply(&between, &mut back)?;
         self.weight_gram = Some(gram);
+        Ok((between, back))
+    }
+
+    /// Computes `L z` and `Wᵀ W L z` of a tall W by two products with W, which lose no digits to its Gram matrix.
+    ///
+    /// # Errors
+    /// [`Error::Device`](crate::Error::Device), [`Error::Cancelled`](crate::Error::Cancelled), those of a source of
+    /// rows.
+    pub fn image_and_back(&mut self, z: &Panel<T, S>) -> Result<(Panel<T, S>, Panel<T, S>)> {
+        let l = self.space.shape(z).1;
+        let (mut between, mut back) = (self.inputs(l)?, self.inputs(l)?);
+        self.root()?.apply(z, &mut between)?;
+        let mut image = self.image(l)?;
+        self.weight.apply(&between, &mut image)?;
+        self.weight.apply_adjoint(&image, &mut back)?;
         Ok((between, back))
     }
 

@@ -10,7 +10,7 @@
 
 use super::in_memory::factor_in_pool;
 use super::options::Options;
-use super::weighting::Weighting;
+use super::weighting::{Side, Weighting};
 use crate::calibration::Calibration;
 use crate::calibration::{BLENDS, Moments, cholesky_bytes, equivalent_samples};
 use crate::error::{Error, Result};
@@ -53,6 +53,12 @@ pub(super) fn choose<T: Scalar>(options: &Options, w: &TensorRef<'_>, folds: &[C
         let want = "a rank, ratio, energy or tolerance where the blend is to be chosen";
         return Err(Error::option("quality", q, want));
     }
+    if options.weighting.is_two_sided() {
+        return Err(Error::unsuited(
+            "output_calibration",
+            "weights the outputs, and a blend is chosen by their plain error; choose it without",
+        ));
+    }
     let (view, par) = (w.view()?, crate::parallel::current_par());
     // Losses are in units of the loudest fold, so that none overflows.
     let loudness = |fold: &Calibration| Ok(Moments::of::<f64>(fold)?.exponent());
@@ -75,7 +81,8 @@ pub(super) fn choose<T: Scalar>(options: &Options, w: &TensorRef<'_>, folds: &[C
         let whole_fold = scale * before;
         whole += whole_fold;
         for (lost, blend) in lost.iter_mut().zip(BLENDS) {
-            let weighting = Weighting { calibration: Some(seen.clone()), blend, ..options.weighting.clone() };
+            let inputs = Side { calibration: Some(seen.clone()), blend, ..options.weighting.inputs.clone() };
+            let weighting = Weighting { inputs, ..options.weighting.clone() };
             let options = Options { weighting, ..options.clone() };
             let f = factor_in_pool::<T>(&options, w, &Watch::default(), Host::new(par))?;
             let kept = quality::kept_norm_squared(&f, samples.as_ref(), weight_scale, par);

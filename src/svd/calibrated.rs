@@ -42,9 +42,10 @@ use super::solution::Solution;
 use super::stream;
 use super::task::{Residency, Task};
 use super::triplets::{Decomposition, Triplets, Vectors, decompose, symmetric_eigen_beside};
+use super::two_sided;
 use super::weighting::Weighting;
 use crate::calibration::Calibration;
-use crate::calibration::{Moments, UnsampledWeight, Whitening};
+use crate::calibration::Moments;
 use crate::error::Result;
 use crate::factors::{Factors, Slices, Weighted};
 use crate::operator::{Entries, Given, LinearOperator, Whitened};
@@ -62,37 +63,37 @@ use crate::tensor::{DType, Element, MatView};
 const QUALITY_FIRST: usize = 4;
 
 /// The [`LeftVectors`] of an operator with panels in the space S.
-type LeftVectorsIn<T, S> = LeftVectors<T, Panel<T, S>>;
+pub(super) type LeftVectorsIn<T, S> = LeftVectors<T, Panel<T, S>>;
 
 /// The left singular vectors of `W L`, as a panel times coefficients.
-struct LeftVectors<T, P> {
-    panel: LazyPanel<P>,
+pub(super) struct LeftVectors<T, P> {
+    pub(super) panel: LazyPanel<P>,
     /// The panel `Wᵀ panel`, of n rows.
-    back: P,
+    pub(super) back: P,
     /// The subspace to continue with if the vectors turn out not to be orthonormal; `None` where no check is needed.
-    recheck: Option<Subspace<P>>,
-    spectrum: Spectrum<T>,
+    pub(super) recheck: Option<Subspace<P>>,
+    pub(super) spectrum: Spectrum<T>,
 }
 
 /// What is known of the left singular vectors besides the panels.
-struct Spectrum<T> {
+pub(super) struct Spectrum<T> {
     coefficients: Mat<T>,
     /// The singular values of `W L`.
-    s: Vec<T>,
-    rank: usize,
-    width: usize,
+    pub(super) s: Vec<T>,
+    pub(super) rank: usize,
+    pub(super) width: usize,
     /// The end of the interval that a filter has damped, 0 without one.
     damped: f64,
     /// The value of `‖U_kᵀ W L‖²`, where the method knows it better than `Lᵀ` times the projected weight would.
     kept: Option<f64>,
-    method: Method,
-    sketch: Option<Sketch>,
-    notes: Vec<String>,
+    pub(super) method: Method,
+    pub(super) sketch: Option<Sketch>,
+    pub(super) notes: Vec<String>,
 }
 
 impl<T> Spectrum<T> {
     /// Returns the coefficients of the vectors that are kept.
-    fn coefficients(&self) -> MatRef<'_, T> {
+    pub(super) fn coefficients(&self) -> MatRef<'_, T> {
         self.coefficients.as_ref().subcols(0, self.rank)
     }
 }
@@ -106,7 +107,7 @@ struct Loss {
 }
 
 /// A panel of m rows, formed or to be formed.
-enum LazyPanel<P> {
+pub(super) enum LazyPanel<P> {
     Computed(P),
     /// The panel is W times this one, which is computed when there is time for it.
     Deferred(P),
@@ -122,7 +123,7 @@ pub(super) enum Weight<'a> {
 }
 
 impl Weight<'_> {
-    fn shape(&self) -> (usize, usize) {
+    pub(super) fn shape(&self) -> (usize, usize) {
         match self {
             Weight::Whole(w) => (w.nrows(), w.ncols()),
             Weight::Tiles(shape, _) => *shape,
@@ -142,44 +143,58 @@ pub(super) fn factor<T: Scalar, S: Space<T>>(
     options: &Options,
     residency: Residency,
     op: &mut dyn LinearOperator<T, Space = S>,
-    root: &dyn Fn(Entries<T>) -> Result<Box<dyn LinearOperator<T, Space = S>>>,
+    root: &MakeOperator<'_, T, S>,
     w: Weight<'_>,
     par: Par,
     start: Instant,
 ) -> Result<Factors<T>> {
     let (m, n) = w.shape();
     let weighting = &options.weighting;
-    weighting.check(n, options.rank)?;
-    let moments = match &weighting.calibration {
-        Some(c) => Moments::blended::<T>(c, weighting.whitening, weighting.blend, UnsampledWeight::Least)?,
-        None => Moments::identity(n),
-    };
-    let make = || {
-        let (entries, notes) = moments.root::<T>(par)?;
-        let root: Box<dyn LinearOperator<T, Space = S>> = root(entries)?;
-        Ok((root, notes))
-    };
+    weighting.check((m, n), options.rank)?;
+    if weighting.is_two_sided() {
+        return two_sided::factor(options, residency, op, root, w, par, start);
+    }
+    let moments = weighting.inputs.moments::<T>(n)?;
     let weight_scale = op.facts().scale;
-    let mut write = |dst: faer::MatMut<'_, T>| moments.write_lower(dst, par);
-    let diagonal = moments.diagonal();
-    let matrix: Option<Given<'_, T>> = if moments.are_a_matrix() { Some((&mut write, &diagonal)) } else { None };
-    let op = Whitened::new(op, m < n, make, matrix)?;
-    let notes = moments.note(weighting.calibration.is_some()).into_iter().collect();
+    let op = whitened(op, m < n, &moments, root, par)?;
+    let notes = moments.note(weighting.inputs.calibration.is_some()).into_iter().collect();
     let setting = Setting { w, residency, weight_scale, root_exponent: moments.exponent(), notes, par, start };
     project(options, op, setting)
 }
 
-/// The facts of the weight that its operator does not have.
-struct Setting<'a> {
-    w: Weight<'a>,
-    residency: Residency,
-    /// The factor of the operator: it stands for this times W.
-    weight_scale: f64,
-    /// The exponent of the root: L is `2^-root_exponent` times a root of the moments.
-    root_exponent: i32,
-    notes: Vec<String>,
+/// Makes the operator of a weight under moments: `W L`, or `Lᵀ Wᵀ` where it is `wide`. `op` is the tall one of W and
+/// Wᵀ.
+pub(super) fn whitened<'a, T: Scalar, S: Space<T>>(
+    op: &'a mut (dyn LinearOperator<T, Space = S> + 'a),
+    wide: bool,
+    moments: &'a Moments<'_>,
+    root: &'a MakeOperator<'_, T, S>,
     par: Par,
-    start: Instant,
+) -> Result<Whitened<'a, T, S>> {
+    let make = move || {
+        let (entries, notes) = moments.root::<T>(par)?;
+        Ok((root(entries)?, notes))
+    };
+    let mut write = |dst: faer::MatMut<'_, T>| moments.write_lower(dst, par);
+    let diagonal = moments.diagonal();
+    let matrix: Option<Given<'_, T>> = if moments.are_a_matrix() { Some((&mut write, &diagonal)) } else { None };
+    Whitened::new(op, wide, make, matrix)
+}
+
+/// A function that makes the operator of a root on the panels of a space.
+pub(super) type MakeOperator<'a, T, S> = dyn Fn(Entries<T>) -> Result<Box<dyn LinearOperator<T, Space = S>>> + 'a;
+
+/// The facts of the weight that its operator does not have.
+pub(super) struct Setting<'a> {
+    pub(super) w: Weight<'a>,
+    pub(super) residency: Residency,
+    /// The factor of the operator: it stands for this times W.
+    pub(super) weight_scale: f64,
+    /// The exponent of the root: L is `2^-root_exponent` times a root of the moments.
+    pub(super) root_exponent: i32,
+    pub(super) notes: Vec<String>,
+    pub(super) par: Par,
+    pub(super) start: Instant,
 }
 
 impl Setting<'_> {
@@ -196,14 +211,7 @@ fn project<T: Scalar, S: Space<T>>(
 ) -> Result<Factors<T>> {
     let space = op.space().clone();
     let weighting = &options.weighting;
-    let (plan, mut left) = match options.rank {
-        Rank::Quality(q) => op.by_quality(options, &setting, q)?,
-        _ => {
-            let plan = setting.plan::<T>(options, options.rank)?;
-            let left = op.left_vectors(&plan, setting.par)?;
-            (plan, left)
-        }
-    };
+    let (plan, mut left) = op.by_rule(options, &setting)?;
     let norm_squared = op.norm_squared();
     let (panel, spectrum, lost, decomposition) = loop {
         let LeftVectors { mut panel, back, recheck, spectrum } = left;
@@ -240,13 +248,13 @@ fn project<T: Scalar, S: Space<T>>(
     notes.extend(small);
     let triplets = Triplets { left, s: values, captured, right, by_qr };
     let (share_lost, gains) = lost.map_or((None, Vec::new()), |Loss { share, gains }| (Some(share), gains));
-    let slices = Slices::Weighted(Weighted { turn: basis, gains });
+    let slices = Slices::Weighted(Weighted { turn: basis, gains, oblique: None });
     let solution = Solution { triplets, rank: k, width, method, sketch, certificate: None, slices, notes };
     let mut factors = finish(weight, plan.clone(), solution, None, setting.par, setting.start)?;
     if !rooted {
         factors.report_mut().peak_bytes = plan.peak_bytes_of(method, width, k, rooted);
     }
-    let (Some(c), Some(share_lost)) = (&weighting.calibration, share_lost) else {
+    let (Some(c), Some(share_lost)) = (&weighting.inputs.calibration, share_lost) else {
         return Ok(factors);
     };
 
@@ -269,8 +277,9 @@ fn project<T: Scalar, S: Space<T>>(
     report.activation = Some(ActivationReport {
         samples: c.samples(),
         skipped: c.skipped(),
-        whitening: weighting.whitening,
-        blend: weighting.blend,
+        whitening: weighting.inputs.whitening,
+        blend: weighting.inputs.blend,
+        output_samples: None,
         relative_error,
         norm: in_units(norm_squared.sqrt()),
         spectrum: s.into_iter().map(|s| in_units(Element::to_f64(s))).collect(),
@@ -279,7 +288,7 @@ fn project<T: Scalar, S: Space<T>>(
 }
 
 /// Computes `x 2^exponent` for any exponent. Outside of the range of f64 the result is zero or infinite.
-fn times_power_of_two(x: f64, exponent: i32) -> f64 {
+pub(super) fn times_power_of_two(x: f64, exponent: i32) -> f64 {
     let part = exponent.clamp(-1000, 1000);
     if part == exponent { x * 2f64.powi(part) } else { times_power_of_two(x * 2f64.powi(part), exponent - part) }
 }
@@ -294,6 +303,16 @@ impl<T: Scalar, S: Space<T>> Whitened<'_, T, S> {
         }
         let (LazyPanel::Computed(panel) | LazyPanel::Deferred(panel)) = long;
         Ok(panel)
+    }
+
+    /// Computes the left singular vectors of `W L` by the rule for the rank, and returns the plan of it.
+    pub(super) fn by_rule(&mut self, options: &Options, setting: &Setting<'_>) -> Result<(Plan, LeftVectorsIn<T, S>)> {
+        if let Rank::Quality(q) = options.rank {
+            return self.by_quality(options, setting, q);
+        }
+        let plan = setting.plan::<T>(options, options.rank)?;
+        let left = self.left_vectors(&plan, setting.par)?;
+        Ok((plan, left))
     }
 
     /// Computes the left singular vectors of `W L`, as planned.
@@ -341,22 +360,13 @@ impl<T: Scalar, S: Space<T>> Whitened<'_, T, S> {
 
     /// Takes the left vectors of a solution.
     fn of_solution(&mut self, solution: Solution<T, S>) -> Result<LeftVectorsIn<T, S>> {
+        if self.is_oblique() {
+            return self.by_right_vectors(solution);
+        }
         let Solution { triplets, rank, width, method, sketch, notes, .. } = solution;
         let Triplets { left, s, right, by_qr, .. } = triplets;
         let vectors = if self.is_wide() { right } else { left };
-        let (panel, coefficients) = match vectors {
-            Vectors::Combined(panel, coefficients) => (panel, coefficients),
-            Vectors::Panel(panel) => {
-                let k = self.space().shape(&panel).1;
-                (panel, Mat::identity(k, k))
-            }
-            Vectors::Small(vectors) => {
-                let k = vectors.ncols();
-                let mut panel = self.outputs(k)?;
-                self.space().fill(&mut panel, &mut |mut panel| panel.copy_from(vectors.as_ref()))?;
-                (panel, Mat::identity(k, k))
-            }
-        };
+        let (panel, coefficients) = vectors.into_panel(self.space(), |k| self.outputs(k))?;
         // The panel is the image of the other basis, which was the last product, unless it went through a QR.
         let is_image = method == Method::Gram && !self.is_wide() && !by_qr;
         let from_image = if is_image { self.back_from_last_image()? } else { None };
@@ -425,8 +435,23 @@ impl<T: Scalar, S: Space<T>> Whitened<'_, T, S> {
         Ok(LeftVectors { panel: LazyPanel::Deferred(between), back, recheck, spectrum })
     }
 
+    /// Takes the images of the right singular vectors of a solution, which the weight on the long side has no part in.
+    fn by_right_vectors(&mut self, solution: Solution<T, S>) -> Result<LeftVectorsIn<T, S>> {
+        let Solution { triplets: Triplets { s, right, .. }, rank, width, method, sketch, notes, .. } = solution;
+        let (panel, mut coefficients) = right.into_panel(self.space(), |k| self.right(k))?;
+        for (j, column) in coefficients.col_iter_mut().enumerate() {
+            // The columns get unit length in the norm of the outputs, to rounding; a value of zero has no direction.
+            let inverse =
+                if s[j] > T::zeroed() { <T as Element>::from_f64(1.0 / Element::to_f64(s[j])) } else { T::zeroed() };
+            column.iter_mut().for_each(|x| *x *= inverse);
+        }
+        let (between, back) = self.image_and_back(&panel)?;
+        let spectrum = Spectrum { coefficients, s, rank, width, damped: 0.0, kept: None, method, sketch, notes };
+        Ok(LeftVectors { panel: LazyPanel::Deferred(between), back, recheck: None, spectrum })
+    }
+
     /// Takes the image of a basis, where G did not tell the factors.
-    fn by_basis(&mut self, task: &Task, basis: Panel<T, S>, par: Par) -> Result<LeftVectorsIn<T, S>> {
+    pub(super) fn by_basis(&mut self, task: &Task, basis: Panel<T, S>, par: Par) -> Result<LeftVectorsIn<T, S>> {
         let target = task.target(self.norm_squared(), 1.0);
         let solution = gram::from_basis(self, basis, Some(task.sketch), &target, par)?;
         let solution = gram::unless_at_the_floor(task, self, solution, &target, par)?;
@@ -497,8 +522,8 @@ impl<T: Scalar, S: Space<T>> Whitened<'_, T, S> {
         par: Par,
     ) -> Result<Option<Loss>> {
         let norm_squared = self.norm_squared();
-        let exact = weighting.whitening == Whitening::Full && weighting.blend == 1.0;
-        Ok(match &weighting.calibration {
+        let exact = weighting.inputs.is_exact();
+        Ok(match &weighting.inputs.calibration {
             None => None,
             Some(c) if norm_squared == 0.0 || c.dead().count() == c.features() => {
                 Some(Loss { share: 0.0, gains: vec![0.0; spectrum.rank] })
@@ -530,15 +555,15 @@ impl<T: Scalar, S: Space<T>> Whitened<'_, T, S> {
         let short = shape.0.min(shape.1);
         let most = options.max_rank.unwrap_or(usize::MAX).clamp(1, short);
         // The operator itself has the curve of the calibration, where outputs are measured on that.
-        let itself = weighting.quality_on.is_none() && weighting.blend == 1.0 && weighting.whitening == Whitening::Full;
-        let data = weighting.quality_on.as_ref().or(weighting.calibration.as_ref()).filter(|_| !itself);
+        let itself = weighting.quality_on.is_none() && weighting.inputs.is_exact() || self.is_oblique();
+        let data = weighting.quality_on.as_ref().or(weighting.inputs.calibration.as_ref()).filter(|_| !itself);
         let data = data.map(|data| Data::new(self, data, par)).transpose()?;
         let whole = data.as_ref().map_or(self.norm_squared(), |data| data.whole);
         let mut tried = short.div_ceil(QUALITY_FIRST).min(most);
         loop {
             let plan = setting.plan::<T>(options, Rank::Fixed(tried))?;
             let mut left = self.left_vectors(&plan, par)?;
-            if let Some(subspace) = left.recheck.take() {
+            if let Some(subspace) = left.recheck.take_if(|_| !self.is_oblique()) {
                 let panel = self.form(&mut left.panel)?;
                 if !gram::is_orthonormal(self.space(), panel, Some(left.spectrum.coefficients()))? {
                     left = self.by_basis(&plan.task, subspace.into_basis(&self.space().clone())?, par)?;

@@ -65,14 +65,15 @@ pub(super) const PROBES: usize = 16;
 pub(super) const FLOOR_IN_EPS: f64 = 256.0;
 
 /// Computes `‖op − u diag(s) vᵀ‖_F / ‖op‖_F`, 0 for a zero operator: by subtraction where that is resolved, else by
-/// probes drawn from `seed`, which cost a pass. `captured` is `‖image‖²`; `dropped` has the singular values of the
-/// image beyond those in `s`.
+/// probes drawn from `seed`, which cost a pass. `captured` is `‖image‖²`, and whether the factors are an orthogonal
+/// projection of the operator: without that it is what takes its place in the subtraction, and the singular values have
+/// no sum that is known. `dropped` has the singular values of the image beyond those in `s`.
 pub(super) fn certify<T: Scalar, S: Space<T>>(
     op: &mut dyn LinearOperator<T, Space = S>,
     u: MatRef<'_, T>,
     (s, dropped): (&[T], &[T]),
     v: MatRef<'_, T>,
-    captured: f64,
+    (captured, is_projection): (f64, bool),
     seed: u64,
 ) -> Result<Certificate> {
     let norm_squared = op.norm_squared();
@@ -98,7 +99,7 @@ pub(super) fn certify<T: Scalar, S: Space<T>>(
     let mut residual = y.as_mut();
     matmul(residual.rb_mut(), Accum::Add, u, c.as_ref(), -T::one(), Par::Seq);
     let spread = Spread::of_columns(residual.rb(), norm_squared);
-    Ok(match scale_to_norm::<T>(kept / norm_squared, spread.mean) {
+    Ok(match scale_to_norm::<T>(kept / norm_squared, spread.mean).filter(|_| is_projection) {
         None => spread.certificate(),
         Some(scale) => {
             let more = T::from_f64(1.0 - scale);

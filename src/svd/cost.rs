@@ -42,7 +42,9 @@ impl<'a> Work<'a> {
     pub(super) fn product(&self, rows: f64, cols: f64, l: f64) -> f64 {
         let elements = self.slow * rows * cols;
         let from_memory = if elements > self.rates.cache { elements / self.rates.memory } else { 0.0 };
-        self.flops(2.0 * rows * cols * l).max(from_memory) + elements / self.rates.pack
+        // The root of the long side stands beside the weight in each product with it.
+        let root = if self.task.two_sided && rows == self.m { self.flops(rows * rows * l) } else { 0.0 };
+        self.flops(2.0 * rows * cols * l).max(from_memory) + elements / self.rates.pack + root
     }
 
     /// Prices a `rows × cols` matrix times Ω.

@@ -72,14 +72,21 @@ pub(super) fn finish<T: Scalar, S: Space<T>>(
     if let Slices::Weighted(weighted) = &mut slices {
         for (j, &sign) in signs.iter().enumerate() {
             column_mut(weighted.turn.as_mut(), j).iter_mut().for_each(|x| *x *= sign);
+            if let Some(oblique) = &mut weighted.oblique {
+                oblique.across.row_mut(j).iter_mut().for_each(|x| *x *= sign);
+            }
         }
     }
+    let is_projection = !matches!(&slices, Slices::Weighted(weighted) if weighted.oblique.is_some());
     let (left, right) =
         if wide { (vt.as_ref().transpose(), u.as_ref()) } else { (u.as_ref(), vt.as_ref().transpose()) };
     let scale = op.facts().scale;
     let certificate = match certificate {
         Some(certificate) => certificate,
-        None => certificate::certify(op, left, spectrum.split_at(k), right, captured, plan.task.seed)?,
+        None => {
+            let (captured, seed) = ((captured, is_projection), plan.task.seed);
+            certificate::certify(op, left, spectrum.split_at(k), right, captured, seed)?
+        }
     };
     if certificate.scale != 1.0 {
         let scale = T::from_f64(certificate.scale);

@@ -33,6 +33,7 @@ mod solution;
 mod stream;
 mod task;
 mod triplets;
+mod two_sided;
 mod weighting;
 
 #[cfg(feature = "cuda")]
@@ -155,7 +156,7 @@ impl TruncatedSvd {
     /// energy of the outputs.
     #[must_use]
     pub fn calibration(mut self, c: &Calibration) -> Self {
-        self.options.weighting.calibration = Some(c.clone());
+        self.options.weighting.inputs.calibration = Some(c.clone());
         self
     }
 
@@ -163,14 +164,45 @@ impl TruncatedSvd {
     /// `b G + (1 − b) μ I`. See [`choose_blend`](Self::choose_blend).
     #[must_use]
     pub fn blend(mut self, b: f64) -> Self {
-        self.options.weighting.blend = b;
+        self.options.weighting.inputs.blend = b;
         self
     }
 
     /// Sets which part of the calibration weights the error.
     #[must_use]
     pub fn whitening(mut self, whitening: Whitening) -> Self {
-        self.options.weighting.whitening = whitening;
+        self.options.weighting.inputs.whitening = whitening;
+        self
+    }
+
+    /// Weights the error by the outputs as well: `c` has the statistics of the gradients of a loss with respect to the
+    /// m outputs of the layer, one row per sample, fed to a [`Calibration`] of m features as inputs are. The factors
+    /// are then the best of their rank for `‖Rᵀ (W − W') L‖_F`, where `R Rᵀ` are these moments and `L Lᵀ` those of
+    /// [`calibration`](Self::calibration) (the identity without one). Neither has to be regular. The error, the energy
+    /// and the quality that the report and the rules for the rank speak of are those of this norm.
+    ///
+    /// With gradients of `v·e` for the model's output e and random v, the moments are the Gauss-Newton metric of the
+    /// output: the squared losses of all layers have one unit, and [`allocate`](crate::rank::allocate) may add them.
+    /// Source: 2605.15626, 2505.17974.
+    #[must_use]
+    pub fn output_calibration(mut self, c: &Calibration) -> Self {
+        self.options.weighting.outputs.calibration = Some(c.clone());
+        self
+    }
+
+    /// Sets how much the statistics of the outputs are trusted, from 0 to 1 (the default), as [`blend`](Self::blend)
+    /// does for the inputs.
+    #[must_use]
+    pub fn output_blend(mut self, b: f64) -> Self {
+        self.options.weighting.outputs.blend = b;
+        self
+    }
+
+    /// Sets which part of the statistics of the outputs weights the error, as [`whitening`](Self::whitening) does for
+    /// the inputs.
+    #[must_use]
+    pub fn output_whitening(mut self, whitening: Whitening) -> Self {
+        self.options.weighting.outputs.whitening = whitening;
         self
     }
 

@@ -179,9 +179,11 @@ fn peak_bytes(entry: &Entry, task: &Task, width: usize, rank: usize, rooted: boo
     if !task.weighted {
         return peak;
     }
-    let weighting::Bytes { before, beside } = match task.precision {
-        DType::F64 => weighting::bytes::<f64>(task.shape, entry.method, width, rank, rooted),
-        _ => weighting::bytes::<f32>(task.shape, entry.method, width, rank, rooted),
+    let weighting::Bytes { before, beside } = match (task.precision, task.two_sided) {
+        (DType::F64, true) => weighting::two_sided_bytes::<f64>(task.shape, entry.method, width, rank),
+        (_, true) => weighting::two_sided_bytes::<f32>(task.shape, entry.method, width, rank),
+        (DType::F64, false) => weighting::bytes::<f64>(task.shape, entry.method, width, rank, rooted),
+        (_, false) => weighting::bytes::<f32>(task.shape, entry.method, width, rank, rooted),
     };
     before.max(peak + beside) + task.measuring
 }

@@ -56,6 +56,8 @@ pub(super) struct Task {
     pub(super) memory_limit: Option<usize>,
     /// Whether calibration weights the error.
     pub(super) weighted: bool,
+    /// Whether statistics of the outputs are among the weights.
+    pub(super) two_sided: bool,
     /// The bytes of measuring the outputs, where that is not done on the weighted operator itself.
     pub(super) measuring: usize,
 }
@@ -125,6 +127,7 @@ impl Task {
             rates: options.rates_in_use(),
             memory_limit: options.memory_limit,
             weighted: options.weighting.is_active(rule),
+            two_sided: options.weighting.is_two_sided(),
             measuring: options.weighting.measuring_bytes::<T>(cols, rule),
         })
     }

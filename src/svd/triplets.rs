@@ -57,6 +57,25 @@ impl<T: Scalar, P> Vectors<T, P> {
         })
     }
 
+    /// Returns the vectors as a panel times coefficients. `make` makes a panel of so many columns for those on the host.
+    pub(super) fn into_panel<S: Space<T, Panel = P>>(
+        self,
+        space: &S,
+        make: impl FnOnce(usize) -> Result<P>,
+    ) -> Result<(P, Mat<T>)> {
+        let panel = match self {
+            Vectors::Combined(panel, coefficients) => return Ok((panel, coefficients)),
+            Vectors::Panel(panel) => panel,
+            Vectors::Small(vectors) => {
+                let mut panel = make(vectors.ncols())?;
+                space.fill(&mut panel, &mut |mut panel| panel.copy_from(vectors.as_ref()))?;
+                panel
+            }
+        };
+        let k = space.shape(&panel).1;
+        Ok((panel, Mat::identity(k, k)))
+    }
+
     /// Copies the first `k` vectors into `dst`, of any layout.
     pub(super) fn bring_home<S: Space<T, Panel = P>>(&self, space: &S, k: usize, mut dst: MatMut<'_, T>) -> Result<()> {
         match self {

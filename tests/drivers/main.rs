@@ -20,4 +20,5 @@ mod real_inputs;
 mod strides;
 mod svd;
 mod tolerance;
+mod two_sided;
 mod whiten;

@@ -1,0 +1,270 @@
+//! Factorization under statistics of both sides of a weight: its inputs, and the gradients of a loss in its outputs.
+//!
+//! ```text
+//!   X  N × s   the tall one of W and Wᵀ       E = K Kᵀ  moments of its long side,   L Lᵀ  those of its short side
+//!
+//!   A  = Kᵀ X L = U Σ Vᵀ      any method of the planner, on `Whitened` over `Whitened`
+//!   D  = L V_k Σ_k⁻¹          s × k
+//!   Y  = X D                  N × k        Yᵀ E Y = I
+//!   Z  = Xᵀ E Y               s × k        X' = Y Zᵀ        ‖Kᵀ (X − X') L‖² = ‖A‖² − ‖Lᵀ Z‖² = Σ_{i>k} σ_i²
+//! ```
+//!
+//! **No root is inverted**, so that both moments may be singular: `X' = K⁻ᵀ U_k U_kᵀ Kᵀ X`, and `K⁻ᵀ U_k` is
+//! `X L V_k Σ_k⁻¹`. What stands for the inverse is that of the k singular values that are kept. Those at the level of
+//! rounding have no direction and are left out.
+//!
+//! **Exact in the subspace.** D is made orthonormal in the norm of `Xᵀ E X` once more (`DᵀXᵀE X D = RᵀR`, `D <- D R⁻¹`),
+//! so that X' is the best approximation from the range of Y whatever the rounding of V and Σ, and the loss is a
+//! subtraction of norms.
+//!
+//! **An SVD again.** Y is not orthonormal: `Y = Q R`, and `X' = Q (Z Rᵀ)ᵀ` is finished as the image of any method is.
+//! X' is an oblique projection of X; the plain error follows from `⟨X, X'⟩`, one product more.
+//!
+//! **Cost.** On the Gram route `Xᵀ E X` (`N² s + 2 N s²` flops) takes the place of `XᵀX`, and K is never made. The other
+//! methods make K (`N³/3` flops in f64) and multiply by it beside X.
+//!
+//! Source: IO-SVD (arXiv 2605.15626), GFWSVD (2505.17974); the form without an inverse is ours.
+
+use std::time::Instant;
+
+use faer::linalg::triangular_solve::solve_upper_triangular_in_place;
+use faer::{Accum, Mat, MatRef, Par};
+
+use super::calibrated::{LazyPanel, LeftVectors, MakeOperator, Setting, Weight, times_power_of_two, whitened};
+use super::certificate;
+use super::finish::finish;
+use super::options::Options;
+use super::solution::Solution;
+use super::task::Residency;
+use super::triplets::{Decomposition, Triplets, Vectors, decompose};
+use super::weighting::Weighting;
+use crate::error::{Error, Result};
+use crate::factors::{Factors, Oblique, Slices, Weighted};
+use crate::operator::{LinearOperator, Whitened};
+use crate::quality;
+use crate::range::Factor;
+use crate::report::ActivationReport;
+use crate::simd::Scalar;
+use crate::space::{Effort, Layout, Space};
+use crate::tensor::Element;
+
+/// The least part of a direction's squared length, in the norm of the outputs, that the directions before it must leave.
+const LEAST_INDEPENDENT: f64 = 1.0 / 64.0;
+/// The same where the vectors come from a Gram matrix alone, and a basis is there to continue with.
+const LEAST_FROM_GRAM: f64 = 1.0 / 4.0;
+
+/// Factors `op`, the tall one of W and Wᵀ, where `w` is W. `root` makes the operator of a root on the same kind of
+/// panels.
+pub(super) fn factor<T: Scalar, S: Space<T>>(
+    options: &Options,
+    residency: Residency,
+    op: &mut dyn LinearOperator<T, Space = S>,
+    root: &MakeOperator<'_, T, S>,
+    w: Weight<'_>,
+    par: Par,
+    start: Instant,
+) -> Result<Factors<T>> {
+    let (m, n) = w.shape();
+    let wide = m < n;
+    let Weighting { inputs, outputs, .. } = &options.weighting;
+    let (of_inputs, of_outputs) = (inputs.moments::<T>(n)?, outputs.moments::<T>(m)?);
+    let (long, short) = if wide { (&of_inputs, &of_outputs) } else { (&of_outputs, &of_inputs) };
+    let weight_scale = op.facts().scale;
+    let root_exponent = of_inputs.exponent() + of_outputs.exponent();
+    let setting = Setting { w, residency, weight_scale, root_exponent, notes: Vec::new(), par, start };
+
+    let mut seen = whitened(op, true, long, root, par)?;
+    let space = seen.space().clone();
+    let make = || {
+        let (entries, notes) = short.root::<T>(par)?;
+        Ok((root(entries)?, notes))
+    };
+    let mut both = Whitened::of_whitened(&mut seen, make)?;
+    let (plan, mut left) = both.by_rule(options, &setting)?;
+    let ends = loop {
+        let LeftVectors { panel, back, recheck, spectrum } = left;
+        let (LazyPanel::Deferred(between) | LazyPanel::Computed(between)) = panel;
+        let ends = Ends::new(&space, (between, back), spectrum.coefficients())?;
+        match recheck {
+            Some(subspace) if ends.least < LEAST_FROM_GRAM => {
+                drop((ends, spectrum));
+                left = both.by_basis(&plan.task, subspace.into_basis(&space)?, par)?;
+            }
+            _ => break (ends, spectrum),
+        }
+    };
+    let (Ends { directions, mut z, rank: independent, .. }, spectrum) = ends;
+    let norm_squared = both.norm_squared();
+    let (kept, gains) = both.weighted_norms_squared(&z)?;
+    let share_lost = if norm_squared > 0.0 { (1.0 - kept / norm_squared).max(f64::MIN_POSITIVE) } else { 0.0 };
+    let gains: Vec<f64> = gains.into_iter().map(|gain| gain / norm_squared.max(f64::MIN_POSITIVE)).collect();
+    let (_, mut notes) = both.into_parts();
+    let (op, more) = seen.into_parts();
+    notes.extend(more);
+    let of_zeros = [(&of_inputs, inputs, "calibration inputs"), (&of_outputs, outputs, "output statistics")];
+    for (moments, side, what) in of_zeros {
+        let note = moments.note(side.calibration.is_some());
+        notes.extend(note.map(|_| format!("all {what} are zero; factored as without them")));
+    }
+    notes.extend(spectrum.notes);
+    let k = spectrum.rank;
+    if independent < k {
+        notes.push(format!("the weighted matrix has rank {independent}; what is beyond it is zero"));
+    }
+
+    let mut image = op.image(k)?;
+    op.apply(&directions, &mut image)?;
+    drop(directions);
+    let mut r = Mat::<T>::zeros(k, k);
+    space.orthonormalize(&mut image, Some(r.as_mut()), Effort::LittleMemory)?;
+    space.trim();
+    let mut projected = op.right(k)?;
+    op.apply_adjoint(&image, &mut projected)?;
+    let mut products = Mat::<T>::zeros(k, k);
+    space.inner(&projected, &z, products.as_mut())?;
+    drop(projected);
+    let wide_entry = |a: &Mat<T>, i: usize, j: usize| Element::to_f64(a[(i, j)]);
+    // These are ⟨X, y_i z_iᵀ⟩.
+    let held: Vec<f64> =
+        (0..k).map(|i| (0..=i).map(|j| wide_entry(&r, j, i) * wide_entry(&products, j, i)).sum()).collect();
+    space.multiply_in_place(&mut z, r.transpose())?;
+    let whole = space.dot(&z, &z)?;
+    let captured = 2.0 * held.iter().sum::<f64>() - whole;
+    let Decomposition { image: short, s, basis, by_qr, notes: small, .. } =
+        decompose(&space, z, false, |s, _| s.len(), par, || Ok(()))?;
+    notes.extend(small);
+    let plain = op.norm_squared().max(f64::MIN_POSITIVE);
+    let oblique = Oblique::new(&r, &basis, &s, wide, held.iter().map(|x| x / plain).collect());
+    let slices = Slices::Weighted(Weighted { turn: oblique.1, gains, oblique: Some(oblique.0) });
+    let triplets = Triplets { left: Vectors::Combined(image, basis), s, captured, right: short, by_qr };
+    let (width, method, sketch) = (spectrum.width, spectrum.method, spectrum.sketch);
+    let solution = Solution { triplets, rank: k, width, method, sketch, certificate: None, slices, notes };
+    let mut factors = finish(op, plan, solution, None, par, start)?;
+
+    let relative_error = match w {
+        _ if share_lost == 0.0 || share_lost > certificate::FLOOR_IN_EPS * T::EPSILON => share_lost.sqrt(),
+        Weight::Whole(w) => {
+            let (c, g) = (inputs.calibration.as_ref(), outputs.calibration.as_ref());
+            quality::weighted_view(w, &factors, c, g)?.relative_error
+        }
+        Weight::Tiles(..) => {
+            let floor = (certificate::FLOOR_IN_EPS * T::EPSILON).sqrt();
+            let note = format!("the output error is at most {floor:.1e}, which is what is seen out of core");
+            factors.report_mut().notes.push(note);
+            floor
+        }
+    };
+    let exponent = setting.root_exponent - setting.weight_scale.log2().round() as i32;
+    let in_units = |x: f64| times_power_of_two(x, exponent);
+    let report = factors.report_mut();
+    report.elapsed = start.elapsed();
+    report.activation = Some(ActivationReport {
+        samples: inputs.calibration.as_ref().map_or(0, |c| c.samples()),
+        skipped: inputs.calibration.as_ref().map_or(0, |c| c.skipped()),
+        whitening: inputs.whitening,
+        blend: inputs.blend,
+        output_samples: outputs.calibration.as_ref().map(|c| c.samples()),
+        relative_error,
+        norm: in_units(norm_squared.sqrt()),
+        spectrum: spectrum.s.into_iter().map(|s| in_units(Element::to_f64(s))).collect(),
+    });
+    Ok(factors)
+}
+
+/// Both ends of the approximation, with k columns each.
+struct Ends<P> {
+    /// The matrix D, orthonormal in the norm of `Xᵀ E X`.
+    directions: P,
+    z: P,
+    /// The number of columns that are not zero.
+    rank: usize,
+    /// The least part of a direction that the ones before it left.
+    least: f64,
+}
+
+impl<P> Ends<P> {
+    /// Combines `L V` and `Xᵀ E X L V` with the coefficients, and makes them orthonormal to each other.
+    fn new<T: Scalar, S: Space<T, Panel = P>>(
+        space: &S,
+        (between, back): (P, P),
+        coefficients: MatRef<'_, T>,
+    ) -> Result<Self> {
+        let (k, s) = (coefficients.ncols(), space.shape(&between).0);
+        let combined = |panel: P| {
+            let mut product = space.panel(s, k, Layout::Columns)?;
+            space.multiply(&mut product, Accum::Replace, &panel, coefficients, T::one())?;
+            Ok::<P, Error>(product)
+        };
+        let (mut directions, mut z) = (combined(between)?, combined(back)?);
+        let mut products = Mat::<T>::zeros(k, k);
+        space.inner(&directions, &z, products.as_mut())?;
+        let (inverse, rank, least) = inverse_root(&products);
+        space.multiply_in_place(&mut directions, inverse.as_ref())?;
+        space.multiply_in_place(&mut z, inverse.as_ref())?;
+        Ok(Ends { directions, z, rank, least })
+    }
+}
+
+/// Returns `R⁻¹`, upper triangular, of `H = RᵀR`, whose lower triangle is read. A column of H that depends on those
+/// before it is left out, and has zeros in `R⁻¹`. Returns the number of the others, and the least part of one of them
+/// that is new.
+fn inverse_root<T: Scalar>(h: &Mat<T>) -> (Mat<T>, usize, f64) {
+    let k = h.nrows();
+    if let Some(factor) = Factor::of(h).filter(|factor| factor.least_scaled >= LEAST_INDEPENDENT) {
+        return (factor.inverse(), k, factor.least_scaled);
+    }
+    // Gram-Schmidt in the norm of H: column j of `inverse` has the coefficients of the j-th direction.
+    let entry = |i: usize, j: usize| Element::to_f64(h[(i.max(j), i.min(j))]);
+    let mut inverse = Mat::<f64>::zeros(k, k);
+    let (mut rank, mut least) = (0, f64::INFINITY);
+    for j in 0..k {
+        let length = entry(j, j);
+        let mut direction = vec![0.0; k];
+        direction[j] = 1.0;
+        let mut left = length;
+        for i in 0..j {
+            let along: f64 = (0..=i).map(|p| inverse[(p, i)] * entry(p, j)).sum();
+            (0..=i).for_each(|p| direction[p] -= along * inverse[(p, i)]);
+            left -= along * along;
+        }
+        let part = left / length;
+        if length > 0.0 && part.is_finite() && part >= LEAST_INDEPENDENT {
+            (rank, least) = (rank + 1, least.min(part));
+            (0..=j).for_each(|p| inverse[(p, j)] = direction[p] / left.sqrt());
+        } else {
+            least = 0.0;
+        }
+    }
+    (Mat::from_fn(k, k, |i, j| <T as Element>::from_f64(inverse[(i, j)])), rank, least)
+}
+
+impl<T: Scalar> Oblique<T> {
+    /// Makes the description of directions for factors of `X' = Q R Zᵀ`, where `Z Rᵀ` has the singular values `s` and
+    /// `basis` as vectors on the side of Q: in terms of `Q basis`, direction i is column i of `basisᵀ R`. Returns the
+    /// rows in terms of the other vectors, too. For a `wide` W the sides change places.
+    fn new(r: &Mat<T>, basis: &Mat<T>, s: &[T], wide: bool, held: Vec<f64>) -> (Self, Mat<T>) {
+        let k = s.len();
+        let to_wide = |a: &Mat<T>| Mat::<f64>::from_fn(k, k, |i, j| Element::to_f64(a[(i, j)]));
+        let (mut r, basis) = (to_wide(r), to_wide(basis));
+        let across = basis.transpose() * &r;
+        // A direction that was left out has a zero column in R and takes no part.
+        let empty: Vec<bool> = (0..k).map(|j| (0..=j).all(|i| r[(i, j)] == 0.0) || r[(j, j)] == 0.0).collect();
+        for j in (0..k).filter(|&j| empty[j]) {
+            r[(j, j)] = 1.0;
+        }
+        let mut rows = basis;
+        solve_upper_triangular_in_place(r.as_ref(), rows.as_mut(), Par::Seq);
+        for j in (0..k).filter(|&j| empty[j]) {
+            (0..k).for_each(|i| rows[(j, i)] = 0.0);
+        }
+        let narrow =
+            |entry: &dyn Fn(usize, usize) -> f64| Mat::<T>::from_fn(k, k, |i, j| <T as Element>::from_f64(entry(i, j)));
+        if !wide {
+            return (Oblique { across: narrow(&|i, j| across[(i, j)]), held }, narrow(&|i, j| rows[(i, j)]));
+        }
+        let value = |i: usize| Element::to_f64(s[i]);
+        let inverse = |i: usize| if value(i) > 0.0 { 1.0 / value(i) } else { 0.0 };
+        let oblique = Oblique { across: narrow(&|i, j| value(i) * rows[(j, i)]), held };
+        (oblique, narrow(&|i, j| across[(j, i)] * inverse(j)))
+    }
+}
