@@ -326,6 +326,72 @@ impl<T: Scalar> Factors<T> {
         Ok(residual)
     }
 
+    /// Returns the triplets `range.start..range.end`, in their order: a part of the spectrum, such as the principal or
+    /// the minor ones (LoRA-GA, MiCA). The report is that of the product of these triplets as an approximation of the
+    /// matrix. The calibrated factors of a weight are cut by their singular values, as plain ones are.
+    ///
+    /// # Errors
+    /// [`Error::Rank`] for an empty range, or one beyond the rank; [`Error::Option`] for factors under output
+    /// statistics, whose parts are not orthogonal to each other.
+    pub fn range(&self, range: std::ops::Range<usize>) -> Result<Self> {
+        if range.is_empty() || range.end > self.rank() {
+            return Err(Error::Rank { rank: range.end.max(range.start), max: self.rank() });
+        }
+        if matches!(&self.slices, Slices::Weighted(weighted) if weighted.oblique.is_some()) {
+            let why = "is of factors whose parts are not orthogonal, as output statistics weighted them; truncate them";
+            return Err(Error::unsuited("range", why));
+        }
+        let (k, n) = (range.len(), self.vt.ncols());
+        let u = Matrix::from_fn(self.u.nrows(), k, |i, j| self.u.row(i)[range.start + j]);
+        let vt = Matrix::from_vec(self.vt.as_slice()[range.start * n..range.end * n].to_vec(), k, n)?;
+        let mut report = self.report.clone();
+        report.rank = k;
+        report.activation = None;
+        let outside = self.s[..range.start].iter().chain(&self.s[range.end..]);
+        if self.report.norm > 0.0 {
+            report.lose(outside.map(|&s| (s.to_f64() / self.report.norm).powi(2)).sum());
+        }
+        report.spectrum = self.s[range.clone()].iter().map(|&s| Element::to_f64(s)).collect();
+        Ok(Factors { u, s: self.s[range].to_vec(), vt, report, slices: Slices::Orthogonal })
+    }
+
+    /// Computes what a loss gains to first order from each of the k directions, in the order in which
+    /// [`truncate`](Self::truncate) keeps them: `⟨Γ, T_i⟩` for the gradient `Γ = ∂loss/∂W` and the part `T_i` of the
+    /// product that direction i adds. That is `∂loss/∂t_i` at `t = 1` of the loss of `Σ t_i T_i`; for plain factors
+    /// `T_i = σ_i u_i v_iᵀ`, and `saliency / σ_i` is `∂loss/∂σ_i = u_iᵀ Γ v_i`. It takes one product of Γ with k columns.
+    ///
+    /// Its negative is the first-order loss of leaving a direction out: give it, clipped at 0, to
+    /// [`Layer::of_savings`](crate::rank::Layer::of_savings). Source: ZS-SVD (arXiv 2602.02848).
+    ///
+    /// # Errors
+    /// [`Error::Shape`] unless `gradient` is a matrix of the factors' shape, `m × n`.
+    pub fn saliency(&self, gradient: &TensorRef<'_>) -> Result<Vec<f64>> {
+        let (m, n, k) = (self.u.nrows(), self.vt.ncols(), self.rank());
+        let view = gradient.view()?;
+        if (view.nrows(), view.ncols()) != (m, n) {
+            let found = format_args!("{}×{}", view.nrows(), view.ncols());
+            return Err(Error::shape("Factors::saliency", format_args!("a gradient of {m}×{n}"), found));
+        }
+        // C = Uᵀ Γ V, k × k.
+        let gradient = Samples::<T>::new("Factors::saliency", gradient, n)?;
+        let (mut right, mut c) = (Mat::<T>::zeros(m, k), Mat::<T>::zeros(k, k));
+        let par = current_par();
+        gemm(right.as_mut(), Accum::Replace, gradient.as_ref(), self.vt.as_ref().transpose(), 1.0, par);
+        gemm(c.as_mut(), Accum::Replace, self.u.as_ref().transpose(), right.as_ref(), 1.0, par);
+        let entry = |i: usize, j: usize| c[(i, j)].to_f64() * self.s[j].to_f64();
+        let Slices::Weighted(weighted) = &self.slices else { return Ok((0..k).map(|i| entry(i, i)).collect()) };
+        // Part i is U a_i b_iᵀ diag(s) Vᵀ, with a_i column i of `across` and b_i row i of `turn`.
+        let across = |p: usize, i: usize| match &weighted.oblique {
+            Some(oblique) => oblique.across[(p, i)].to_f64(),
+            None => weighted.turn[(i, p)].to_f64(),
+        };
+        let part = |i: usize| {
+            let row = |p: usize| (0..k).map(|q| entry(p, q) * weighted.turn[(i, q)].to_f64()).sum::<f64>();
+            (0..k).map(|p| across(p, i) * row(p)).sum::<f64>()
+        };
+        Ok((0..k).map(part).collect())
+    }
+
     /// Returns `U`, `s`, `Vᵀ` and the report, without a copy.
     pub fn into_parts(self) -> (Matrix<T>, Vec<T>, Matrix<T>, Report) {
         (self.u, self.s, self.vt, self.report)

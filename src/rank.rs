@@ -9,7 +9,7 @@
 
 mod budget;
 
-pub use budget::{Allocation, Budget, Cost, Layer, Share, allocate};
+pub use budget::{Allocation, Budget, Cost, Layer, Share, allocate, uniform};
 
 use crate::error::{Error, Result};
 

@@ -1162,6 +1162,44 @@ fn calibration() {
     refused(1, &["factor", UP, "--rank", "9", "--calibration", &twice], &["twice.stats", "version"]);
 }
 
+/// Gradients of outputs as samples and as statistics, the error in their norm, and what they cannot be combined with.
+#[test]
+fn output_calibration() {
+    let dir = Dir::new("output-calibration");
+    let wave = |i: usize, j: usize| ((i * 31 + j * 7) as f32 * 0.61).sin() / (1.0 + (j % 97) as f32);
+    let (gradients, stats) = (dir.file("g.npy", &f32_npy(600, 1536, wave)), dir.path("g.stats"));
+    succeeds(&["calibrate", &gradients, "--out", &stats]);
+    let base = ["factor", UP, "--ratio", "3.2", "--calibration", UP_CALIBRATION];
+    let with = |more: &[&str]| report(&[&base, more].concat());
+    let by_samples = with(&["--output-calibration", &gradients, "--evaluate", HELDOUT]);
+    let by_statistics = with(&["--output-calibration", &stats]);
+    for field in ["/relative_error", "/calibration/relative_error", "/calibration/output_samples"] {
+        assert_eq!(by_samples.pointer(field), by_statistics.pointer(field), "{field}");
+    }
+    assert_eq!(by_samples["calibration"]["output_samples"], 600);
+    // The weighted loss is less than that of factors that know the inputs alone, the plain output error is more.
+    let one = with(&["--evaluate", HELDOUT]);
+    assert!(number(&by_samples, "/activation/relative_error") > number(&one, "/activation/relative_error"));
+    let table = succeeds(&[&base[..], &["--output-calibration", &stats]].concat());
+    assert!(table.contains("outputs weighted") && table.contains("600 samples"), "{table}");
+    let alone = report(&["factor", UP, "--quality", "0.95", "--output-calibration", &stats]);
+    assert!(number(&alone, "/calibration/cosine") >= 0.95);
+    // A difference is read into memory: of a weight and nothing, that of the weight.
+    let zero = dir.file("zero.npy", &f32_npy(1536, 384, |_, _| 0.0));
+    let minus = with(&["--output-calibration", &stats, "--minus", &zero]);
+    near(number(&minus, "/calibration/relative_error"), number(&by_statistics, "/calibration/relative_error"), 1e-5);
+
+    let tall = dir.file("tall.npy", &f32_npy(3, 384, |_, _| 1.0));
+    refused(1, &[&base[..], &["--output-calibration", &tall]].concat(), &["tall.npy", "1536 outputs"]);
+    let auto = [&base[..], &["--output-calibration", &stats, "--blend", "auto"]].concat();
+    refused(1, &auto, &["--blend auto", "--output-calibration"]);
+    let small = [&base[..], &["--output-calibration", &stats, "--memory-limit", "60M"]].concat();
+    refused(1, &small, &["--output-calibration needs the weight whole"]);
+    let nan = dir.file("nan.npy", &f32_npy(5, 1536, |_, _| f32::NAN));
+    let args = [&base[..], &["--output-calibration", &nan, "--skip-non-finite"]].concat();
+    refused(1, &args, &["nan.npy", "not one of 5 samples is finite", "--output-calibration"]);
+}
+
 #[test]
 fn forms_of_the_factors() {
     let dir = Dir::new("forms");

@@ -248,6 +248,31 @@ fn the_promise_is_what_is_measured() {
         }
     }
 
+    // With statistics on both sides: the root of the long side is promised, which only some methods make.
+    for (m, n, k) in [(1200, 400, 100), (400, 1200, 20), (700, 700, 40)] {
+        let w = Matrix::<f32>::from_fn(m, n, |i, j| (block[(i * 7 + j) % 4096] * block[(i + 13 * j) % 4096]) as f32);
+        let statistics = |features: usize, repeats: bool, random: &mut common::Random| {
+            let x = Matrix::<f32>::from_fn(2 * features, features, |i, j| match repeats {
+                true => block[(i * 31 + j * 3) % 4096] as f32,
+                false => random.normal() as f32,
+            });
+            let mut c = Calibration::new(features).unwrap();
+            c.update(&x.as_tensor().unwrap()).unwrap();
+            c.to_bytes()
+        };
+        for repeats in [false, true] {
+            let bytes = [n, m].map(|features| statistics(features, repeats, &mut random));
+            for method in [Method::Gram, Method::Randomized, Method::Krylov, Method::Full, Method::SinglePass] {
+                let [c, g] = [0, 1].map(|i| Calibration::from_bytes(&bytes[i]).unwrap());
+                let svd = TruncatedSvd::new(Rank::Fixed(k)).method(method).calibration(&c).output_calibration(&g);
+                let (measured, promised, told) = measure::<f32>(&svd, w.as_tensor().unwrap());
+                let what =
+                    format!("{m}×{n} {method} both sides: promised {promised}, told {told}, measured {measured}");
+                assert!(measured <= promised && measured <= told && told < 3 * measured, "{what}");
+            }
+        }
+    }
+
     // The largest: 128 MiB of halves, whose copy in f32 would be 256 MiB.
     let n = 8192;
     let half =

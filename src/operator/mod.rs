@@ -28,6 +28,7 @@
 mod dense;
 mod difference;
 mod flow;
+mod stack;
 mod stored;
 mod symmetric;
 mod tiled;
@@ -39,6 +40,7 @@ pub(crate) use dense::first_not_finite;
 #[doc(hidden)]
 pub use dense::{Pass, TileParams};
 pub use difference::Difference;
+pub use stack::{Along, Stack};
 pub use symmetric::Symmetric;
 #[doc(hidden)]
 pub use tiled::{ReadParams, stream};

@@ -29,6 +29,7 @@ mod plan;
 mod rank_target;
 mod rates;
 mod rows;
+mod shared;
 mod solution;
 mod stream;
 mod task;
@@ -49,6 +50,7 @@ pub use rates::Rates;
 #[doc(hidden)]
 pub use rows::READ_PER_STATE;
 pub use rows::{Checkpoint, RowsPlan};
+pub use shared::Shared;
 
 use crate::calibration::Calibration;
 use crate::calibration::Whitening;

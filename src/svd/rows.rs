@@ -7,7 +7,8 @@
 //!
 //! Under calibration the limit is split in the same way for a tall weight: its product with the root of the moments is
 //! that of `svd/calibrated.rs`, and takes one pass for the norm and one for the projection besides those of the method.
-//! A wide one is refused, because the statistics of its n inputs alone take `8 n²` bytes, more than the weight.
+//! A wide one, whose statistics alone take `8 n²` bytes and more than the weight, and one under statistics of its
+//! outputs are read into memory as they are, where the limit allows.
 //!
 //! The methods are those of a matrix in memory; what changes is what they cost. A method takes the larger of its
 //! arithmetic and `passes · bytes / read rate`, and one whose peak is over the limit is not considered.
@@ -18,6 +19,7 @@ use std::time::Instant;
 use super::accumulator::SinglePass;
 use super::calibrated::{self, Weight};
 use super::finish::run;
+use super::in_memory;
 use super::options::{Device, Options};
 use super::plan::Plan;
 use super::task::{Residency, Task, looks_once};
@@ -25,6 +27,8 @@ use crate::error::{Error, Result};
 use crate::factors::Factors;
 use crate::operator::{LinearOperator, ReadParams, Root, RowSource, Tiled, Watch, stream};
 use crate::simd::Scalar;
+use crate::space::Host;
+use crate::tensor::TensorRef;
 
 /// The bytes of a matrix that are read for each byte of state that is saved.
 pub const READ_PER_STATE: usize = 16;
@@ -79,6 +83,18 @@ pub(super) fn plan<T: Scalar>(options: &Options, source: &dyn RowSource) -> Resu
         .and_then(|elements| elements.checked_mul(dtype.size()))
         .filter(|&bytes| bytes <= isize::MAX as usize)
         .ok_or(Error::TooLarge { shape: vec![shape.0, shape.1] })?;
+    if is_read_whole(options, shape) {
+        let held = bytes + source.scratch_bytes();
+        let within = Options { memory_limit: options.memory_limit.map(|x| x.saturating_sub(held)), ..options.clone() };
+        let task = Task::new::<T>(&within, shape, dtype, Residency::InMemory)?;
+        let plan = Plan::new(task).map_err(|e| match (e, options.memory_limit) {
+            (Error::Memory { least, .. }, Some(limit)) => Error::Memory { limit, least: least + held },
+            (e, _) => e,
+        })?;
+        let tile_lines = if source.is_column_major() { shape.1 } else { shape.0 };
+        let peak_bytes = plan.peak_bytes + held;
+        return Ok((RowsPlan { plan, tile_lines, tile_bytes: held, peak_bytes }, within, Residency::InMemory));
+    }
     let once = looks_once(options.method);
     let params = ReadParams::default();
     let most = if once { params.bytes } else { params.product_bytes };
@@ -97,6 +113,35 @@ pub(super) fn plan<T: Scalar>(options: &Options, source: &dyn RowSource) -> Resu
         .map_err(|least| Error::Memory { limit: options.memory_limit.unwrap_or(usize::MAX), least: method + least })?;
     let tile_bytes = Tiled::<T>::bytes(source, tile_lines);
     Ok((RowsPlan { plan, tile_lines, tile_bytes, peak_bytes: method + tile_bytes }, within, residency))
+}
+
+/// Tells whether a matrix is read into memory before it is factored: its statistics are larger than itself, or weigh
+/// both of its sides.
+fn is_read_whole(options: &Options, (m, n): (usize, usize)) -> bool {
+    options.weighting.is_two_sided() || options.is_weighted() && m < n
+}
+
+/// Reads the matrix of `source` and factors it in memory.
+fn factor_whole<T: Scalar>(within: &Options, source: &mut dyn RowSource, watch: &Watch<'_>) -> Result<Factors<T>> {
+    let ((m, n), dtype) = (source.shape(), source.dtype());
+    let line = dtype.size() * if source.is_column_major() { m } else { n };
+    // Words, so that the bytes are aligned for every element type.
+    let mut words = vec![0u64; (m * n * dtype.size()).div_ceil(size_of::<u64>())];
+    let bytes = &mut bytemuck::cast_slice_mut::<u64, u8>(&mut words)[..m * n * dtype.size()];
+    let some = (ReadParams::default().bytes / line).max(1);
+    for (i, dst) in bytes.chunks_mut(some * line).enumerate() {
+        watch.check()?;
+        source.read_rows(i * some, dst)?;
+        watch.read(dst.len() as u64);
+    }
+    let strides = if source.is_column_major() { [1, m as isize] } else { [n as isize, 1] };
+    let w = TensorRef::from_bytes(dtype, &[m, n], bytes)?.with_strides(&strides)?;
+    let held = bytes.len() + source.scratch_bytes();
+    let mut factors = in_memory::factor::<T>(within, &w, watch, Host::new(crate::parallel::current_par()))?;
+    let report = factors.report_mut();
+    report.peak_bytes += held;
+    report.reason.push_str("; read into memory");
+    Ok(factors)
 }
 
 /// Factors the matrix of `source`. A method of a single pass keeps its state in `checkpoint` and resumes from what is
@@ -152,11 +197,10 @@ pub(super) fn factor<T: Scalar>(
     }
     let (shape, dtype) = (source.shape(), source.dtype());
     let weighted = options.is_weighted();
-    if weighted && shape.0 < shape.1 {
-        let why = "of a weight with fewer rows than columns is larger than the weight; give the weight in memory";
-        return Err(Error::unsuited("calibration", why));
-    }
     let (RowsPlan { plan, tile_lines, peak_bytes, .. }, within, residency) = self::plan::<T>(options, source)?;
+    if is_read_whole(options, shape) {
+        return factor_whole(&within, source, watch);
+    }
     let par = crate::parallel::current_par();
     let mut op = Tiled::<T>::new(source, tile_lines, par, watch.clone())?;
     if weighted {

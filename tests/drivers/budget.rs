@@ -4,7 +4,7 @@
 use crate::common::*;
 use faer::Mat;
 use proptest::prelude::*;
-use tensorslim::rank::{Allocation, Budget, Cost, Layer, Share, allocate, rank_for_ratio};
+use tensorslim::rank::{Allocation, Budget, Cost, Layer, Share, allocate, rank_for_ratio, uniform};
 use tensorslim::{DType, Error, Rank, TruncatedSvd, rank_saves_memory};
 
 /// A matrix of the sharing, by what matters of it.
@@ -236,4 +236,70 @@ proptest! {
             (a, best) => prop_assert!(false, "{a:?} for {best:?}"),
         }
     }
+}
+
+/// Savings of any origin and order: what each rank saves need not fall, so that the best shares are not found step by
+/// step.
+#[test]
+fn savings_of_any_order_are_shared_as_brute_force_shares_them() {
+    let mut random = Random(41);
+    for case in 0..60 {
+        let savings: Vec<Vec<f64>> = (0..3).map(|_| (0..12).map(|_| random.uniform().powi(3)).collect()).collect();
+        let layers: Vec<Layer<'_>> =
+            savings.iter().map(|s| Layer { floor: 1, ..Layer::of_savings((30, 20), DType::F32, s) }).collect();
+        let limit = (whole(&layers) as f64 * (0.3 + 0.5 * random.uniform())) as u64;
+        let budget = Budget::parameters(limit);
+        let found = allocate(&layers, budget).unwrap();
+        let mut best = f64::INFINITY;
+        let ranks = |_: usize| (1..=11).map(Share::Rank).chain([Share::Whole]);
+        for a in ranks(0) {
+            for b in ranks(1) {
+                for c in ranks(2) {
+                    let shares = [a, b, c];
+                    let total: u64 = shares.iter().zip(&layers).map(|(&s, l)| l.cost(s, budget.unit)).sum();
+                    if total <= limit {
+                        best = f64::min(best, shares.iter().zip(&layers).map(|(&s, l)| l.loss(s)).sum());
+                    }
+                }
+            }
+        }
+        assert!((found.loss - best).abs() < 1e-12 && found.bound <= best + 1e-12, "{case}: {} {best}", found.loss);
+        assert!(found.total <= limit);
+    }
+    let refused = Layer::of_savings((30, 20), DType::F32, &[1.0, -1.0]);
+    assert!(allocate(&[refused], Budget::parameters(1000)).is_err());
+}
+
+#[test]
+fn uniform_ranks_reduce_all_layers_alike() {
+    let spectra = twelve();
+    let layers: Vec<Layer<'_>> = spectra.iter().map(Spectrum::layer).collect();
+    for ratio in [1.5, 2.0, 3.2, 6.0] {
+        let limit = (whole(&layers) as f64 / ratio) as u64;
+        let found = uniform(&layers, Budget::parameters(limit)).unwrap();
+        assert!(found.total <= limit);
+        let parts = || {
+            found.shares.iter().zip(&layers).map(|(&share, layer)| {
+                let (now, whole) = (layer.cost(share, Cost::Parameters), layer.cost(Share::Whole, Cost::Parameters));
+                let step = (layer.shape.0 + layer.shape.1 + 1) as f64;
+                (now as f64 / whole as f64, (now as f64 + step) / whole as f64)
+            })
+        };
+        // One part lies between what each layer has and what one rank more would be.
+        let (most, next) =
+            (parts().map(|p| p.0).fold(0.0, f64::max), parts().map(|p| p.1).fold(f64::INFINITY, f64::min));
+        assert!(most <= next, "{ratio}: {most} {next}");
+        // No larger part fits: the layers whose next rank costs the least part would all get it.
+        let more: u64 = parts()
+            .zip(&layers)
+            .filter(|(p, _)| p.1 <= next * (1.0 + 1e-12))
+            .map(|(_, l)| (l.shape.0 + l.shape.1 + 1) as u64)
+            .sum();
+        assert!(found.total + more > limit, "{ratio}");
+        let best = allocate(&layers, Budget::parameters(limit)).unwrap();
+        assert!(best.loss <= found.loss);
+    }
+    let all = uniform(&layers, Budget::parameters(whole(&layers))).unwrap();
+    assert!(all.shares.iter().all(|&share| share == Share::Whole) && all.loss == 0.0);
+    assert!(uniform(&layers, Budget::parameters(10)).is_err());
 }

@@ -17,6 +17,7 @@ mod methods;
 mod operator;
 mod out_of_core;
 mod real_inputs;
+mod shared;
 mod strides;
 mod svd;
 mod tolerance;

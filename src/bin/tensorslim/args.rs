@@ -114,6 +114,11 @@ pub(crate) struct FactorArgs {
     #[arg(long, value_name = "X.npy|STATS")]
     pub(crate) calibration: Vec<PathBuf>,
 
+    /// Weigh errors by the outputs of the layer, too: gradients of a loss with respect to its outputs as rows, or their
+    /// statistics from `calibrate`; may be repeated
+    #[arg(long, value_name = "G.npy|STATS", conflicts_with = "checkpoint")]
+    pub(crate) output_calibration: Vec<PathBuf>,
+
     /// How much the calibration is trusted, from 0 (plain) to 1; auto keeps parts of the samples aside to find out
     /// [default: 1]
     #[arg(long, value_name = "B", requires = "calibration", allow_negative_numbers = true, value_parser = blend)]

@@ -81,15 +81,22 @@ fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
     let x = args.evaluate.as_deref().map(|x| Samples::open(x, args.bf16).map(Source::Samples)).transpose()?;
     x.iter().try_for_each(|x| x.check_inputs(path, shape[1]))?;
     let sources = calibration_sources(args, &header)?;
+    let outputs = output_sources(args, &header)?;
     // These decisions need headers only, and come before anything is read.
     let measured = x.as_ref().filter(|_| args.rank.is_quality());
-    let beside = [!sources.is_empty(), measured.is_some()].map(|held| if held { memory::settled(shape[1]) } else { 0 });
+    let settled = |held: bool, features: usize| if held { memory::settled(features) } else { 0 };
+    let beside = [
+        settled(!sources.is_empty(), shape[1]),
+        settled(measured.is_some(), shape[1]),
+        settled(!outputs.is_empty(), shape[0]),
+    ];
     let parts = if args.blend == Some(Blend::Auto) { FOLDS } else { 1 };
     let gathering = [
         Gathering::new(&sources, CalibrationOptions::default(), parts, 0)?,
         Gathering::new(measured.map_or(&[], std::slice::from_ref), CalibrationOptions::default(), 1, beside[0])?,
+        Gathering::new(&outputs, CalibrationOptions::default(), 1, beside[0] + beside[1])?,
     ];
-    let beside = beside[0] + beside[1];
+    let beside = beside.iter().sum();
     let samples = x.as_ref().and_then(Source::samples);
     let place = Place::new::<T>(args, &plain, &limit, &header, (&gathering, beside, samples))?;
     if let Some(dir) = &args.out {
@@ -102,6 +109,12 @@ fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
     if let Some(x) = measured {
         let options = CalibrationOptions::default();
         svd = svd.quality_on(&gather::read(std::slice::from_ref(x), options, &room(1))?);
+    }
+    if !outputs.is_empty() {
+        let options = CalibrationOptions { non_finite: non_finite(args), ..Default::default() };
+        let statistics = gather::read(&outputs, options, &room(2))?;
+        refuse_none(std::slice::from_ref(&statistics), "--output-calibration", &args.output_calibration)?;
+        svd = svd.output_calibration(&statistics);
     }
     let (mut weight, room) = place.open(args)?;
     let blends = match (statistics, &weight) {
@@ -155,7 +168,7 @@ fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
             let w = matrix(path, &file.tensor().map_err(about(path))?, 1)?;
             let held = header.bytes() + memory::factors::<T>(header.matrix(), factors.rank());
             let with = evaluate(x, &w, &factors, path, &limit, held)?;
-            let without = match args.calibration.is_empty() {
+            let without = match args.calibration.is_empty() && args.output_calibration.is_empty() {
                 true => None,
                 false => {
                     let room = limit.is_given().then(|| limit.data().saturating_sub(held));
@@ -249,6 +262,8 @@ fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
             whitening: a.whitening.to_string(),
             blend: a.blend,
             blends,
+            output_files: args.output_calibration.iter().map(|path| path.display().to_string()).collect(),
+            output_samples: a.output_samples,
             relative_error: a.relative_error,
             cosine: a.cosine(),
         }),
@@ -278,8 +293,21 @@ fn check_options(args: &FactorArgs) -> Result<(), Failure> {
             "--method {} with {rule} needs --max-rank: one look at the weight has to know how much to keep at most",
             args.method
         ))),
-        Some("--quality") if args.calibration.is_empty() && args.evaluate.is_none() => Err(Failure(
-            "--quality needs inputs of the layer to be measured on; give --calibration or --evaluate".into(),
+        Some("--quality")
+            if args.calibration.is_empty() && args.evaluate.is_none() && args.output_calibration.is_empty() =>
+        {
+            Err(Failure(
+                "--quality needs inputs of the layer to be measured on; give --calibration or --evaluate".into(),
+            ))
+        }
+        Some("--quality") if args.evaluate.is_some() && !args.output_calibration.is_empty() => Err(Failure(
+            "--quality is that of the weighted outputs under --output-calibration, and --evaluate has plain ones; \
+             leave one of them out"
+                .into(),
+        )),
+        _ if args.blend == Some(Blend::Auto) && !args.output_calibration.is_empty() => Err(Failure(
+            "--blend auto compares plain outputs, and --output-calibration weights them; give a number to --blend"
+                .into(),
         )),
         _ if args.minus.is_some() && args.blend == Some(Blend::Auto) => Err(Failure(
             "--blend auto needs the weight whole, and --minus reads it in tiles; give a number to --blend".into(),
@@ -304,7 +332,8 @@ fn check_outputs(args: &FactorArgs) -> Result<(), Failure> {
         outputs.extend(output::taken(dir, args.form)?);
     }
     let mut inputs: Vec<&Path> = vec![&args.weight];
-    inputs.extend(args.calibration.iter().chain(&args.evaluate).chain(&args.minus).map(PathBuf::as_path));
+    let given = args.calibration.iter().chain(&args.output_calibration).chain(&args.evaluate).chain(&args.minus);
+    inputs.extend(given.map(PathBuf::as_path));
     guard::apart(&outputs, &inputs)?;
     args.out.as_ref().map_or(Ok(()), |dir| output::check_dir(dir, args.form, args.overwrite))
 }
@@ -316,14 +345,6 @@ fn check_base(base: &Path, header: &inputs::Header, args: &FactorArgs) -> Result
         return Err(Failure(format!(
             "{}: has shape {dims:?}, and {} has {want:?}; --minus takes a weight of the same shape",
             base.display(),
-            args.weight.display()
-        )));
-    }
-    let (m, n) = header.matrix();
-    if m < n && !args.calibration.is_empty() {
-        return Err(Failure(format!(
-            "{}: has more inputs than outputs, and their calibration needs the weight whole, which --minus reads in \
-             tiles; leave one of them out",
             args.weight.display()
         )));
     }
@@ -370,21 +391,12 @@ impl Statistics {
         if sources.is_empty() {
             return Ok(Statistics::None);
         }
-        let non_finite = if args.skip_non_finite { NonFinite::Skip } else { NonFinite::Refuse };
-        let options = CalibrationOptions { non_finite, ..Default::default() };
+        let options = CalibrationOptions { non_finite: non_finite(args), ..Default::default() };
         let statistics = match args.blend {
             Some(Blend::Auto) => Statistics::Folds(gather::read_folds(sources, options, room)?),
             _ => Statistics::Total(gather::read(sources, options, room)?),
         };
-        let all = statistics.parts();
-        if all.iter().all(|part| part.samples() == 0) {
-            let files: Vec<String> = args.calibration.iter().map(|path| path.display().to_string()).collect();
-            return Err(Failure(format!(
-                "{}: not one of {} samples is finite; give --calibration samples that are",
-                files.join(", "),
-                all.iter().map(Calibration::skipped).sum::<u64>()
-            )));
-        }
+        refuse_none(statistics.parts(), "--calibration", &args.calibration)?;
         Ok(statistics)
     }
 
@@ -404,6 +416,34 @@ impl Statistics {
             _ => svd,
         }
     }
+}
+
+/// Returns what is done with samples that are not finite.
+fn non_finite(args: &FactorArgs) -> NonFinite {
+    if args.skip_non_finite { NonFinite::Skip } else { NonFinite::Refuse }
+}
+
+/// Refuses statistics of files none of whose samples is finite.
+fn refuse_none(parts: &[Calibration], option: &str, files: &[PathBuf]) -> Result<(), Failure> {
+    if parts.iter().any(|part| part.samples() > 0) {
+        return Ok(());
+    }
+    let files: Vec<String> = files.iter().map(|path| path.display().to_string()).collect();
+    Err(Failure(format!(
+        "{}: not one of {} samples is finite; give {option} samples that are",
+        files.join(", "),
+        parts.iter().map(Calibration::skipped).sum::<u64>()
+    )))
+}
+
+/// Returns the files of `--output-calibration`, of which the headers have been read.
+fn output_sources(args: &FactorArgs, header: &inputs::Header) -> Result<Vec<Source>, Failure> {
+    let open = |path: &PathBuf| {
+        let source = Source::open(path, args.bf16)?;
+        source.check_outputs(&args.weight, header.matrix().0)?;
+        Ok(source)
+    };
+    args.output_calibration.iter().map(open).collect()
 }
 
 /// Returns the files of `--calibration`, of which the headers have been read.
@@ -472,11 +512,12 @@ impl Place {
         // These are the moments before there is a weight, and when it is gone.
         let gathered = gathering.iter().map(|gathering| gathering.least).max().unwrap_or(0);
         let around = gathered.max(args.out.as_ref().map_or(0, |_| memory::writing::<T>(shape, k, args.form)));
-        let calibrated = !args.calibration.is_empty();
-        // Of the run before: its factors, and the root that the statistics keep.
+        let (calibrated, two_sided) = (!args.calibration.is_empty(), !args.output_calibration.is_empty());
+        // Of the run before: its factors, and the roots that the statistics keep.
+        let root = |held: bool, features: usize| if held { features * features * size_of::<T>() } else { 0 };
         let before = match args.repeat {
             1 => 0,
-            _ => memory::factors::<T>(shape, k) + if calibrated { shape.1 * shape.1 * size_of::<T>() } else { 0 },
+            _ => memory::factors::<T>(shape, k) + root(calibrated, shape.1) + root(two_sided, shape.0),
         };
         let factored = beside + before + least(svd);
         let blended = match args.blend {
@@ -496,6 +537,8 @@ impl Place {
         let needs = match shape {
             _ if args.blend == Some(Blend::Auto) => Some("--blend auto"),
             _ if x.is_some() => Some("--evaluate"),
+            _ if args.minus.is_some() => None,
+            _ if two_sided => Some("--output-calibration"),
             (m, n) if calibrated && m < n => Some("the calibration of more inputs than outputs"),
             _ => None,
         };
@@ -536,6 +579,9 @@ fn with_any_statistics(args: &FactorArgs, plain: &TruncatedSvd) -> Result<Trunca
     }
     if args.rank.is_quality() && args.evaluate.is_some() {
         svd = svd.quality_on(&any);
+    }
+    if !args.output_calibration.is_empty() {
+        svd = svd.output_calibration(&any);
     }
     Ok(match args.blend {
         Some(Blend::Fixed(b)) => svd.blend(b),

@@ -87,7 +87,12 @@ pub(crate) struct Calibrated {
     /// The candidates of `--blend auto`, each with its output error on samples that it had not seen.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) blends: Option<Vec<(f64, f64)>>,
-    /// The relative error on the calibration samples.
+    /// The files of output statistics, and their samples.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) output_files: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) output_samples: Option<u64>,
+    /// The relative error on the calibration samples, or in the norm of both statistics.
     pub(crate) relative_error: f64,
     pub(crate) cosine: f64,
 }
@@ -146,11 +151,15 @@ impl Report {
         if let Some(c) = &self.calibration {
             let (skipped, chosen) = (c.skipped, if c.blends.is_some() { ", chosen" } else { "" });
             let skipped = if skipped > 0 { format!(", {skipped} skipped") } else { String::new() };
-            rows.push((
-                "calibrated on",
-                format!("{}, {}{skipped}", c.files.join(", "), count(c.samples as usize, "sample")),
-            ));
-            rows.push(("  whitening", format!("{}, blend {}{chosen}", c.whitening, c.blend)));
+            if !c.files.is_empty() {
+                let samples = count(c.samples as usize, "sample");
+                rows.push(("calibrated on", format!("{}, {samples}{skipped}", c.files.join(", "))));
+                rows.push(("  whitening", format!("{}, blend {}{chosen}", c.whitening, c.blend)));
+            }
+            if let Some(samples) = c.output_samples {
+                let samples = count(samples as usize, "sample");
+                rows.push(("outputs weighted", format!("{}, {samples}", c.output_files.join(", "))));
+            }
             rows.push(("  output error", digits(c.relative_error)));
         }
         if let Some(a) = &self.activation {

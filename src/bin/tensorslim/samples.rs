@@ -62,15 +62,24 @@ impl Source {
 
     /// Refuses a source that does not have the inputs of this weight.
     pub(crate) fn check_inputs(&self, weight: &Path, n: usize) -> Result<(), Failure> {
+        self.check(weight, n, "takes", "inputs")
+    }
+
+    /// Refuses a source that does not have the outputs of this weight.
+    pub(crate) fn check_outputs(&self, weight: &Path, m: usize) -> Result<(), Failure> {
+        self.check(weight, m, "makes", "outputs")
+    }
+
+    fn check(&self, weight: &Path, n: usize, has: &str, side: &str) -> Result<(), Failure> {
         let (path, weight, features) = (self.path().display(), weight.display(), self.features());
         match self {
             _ if features == n => Ok(()),
             Source::Samples(_) => {
-                let want = format!("rows of {features} values, but {weight} takes {n} inputs; give samples × {n}");
+                let want = format!("rows of {features} values, but {weight} {has} {n} {side}; give samples × {n}");
                 Err(Failure(format!("{path}: {want}")))
             }
             Source::Statistics { .. } => Err(Failure(format!(
-                "{path}: statistics of {features} features, but {weight} takes {n} inputs; give those of its own inputs"
+                "{path}: statistics of {features} features, but {weight} {has} {n} {side}; give those of its own {side}"
             ))),
         }
     }
