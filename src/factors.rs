@@ -397,6 +397,29 @@ impl<T: Scalar> Factors<T> {
         (self.u, self.s, self.vt, self.report)
     }
 
+    /// Makes factors of their parts, as [`into_parts`](Self::into_parts) returned them: after they were stored, or were
+    /// changed in ways that the report still describes.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] unless `u` is `m × k`, `vt` is `k × n` and the report is of that shape and rank; [`Error::Option`]
+    /// unless `s` is finite, nonnegative and nonincreasing.
+    pub fn from_parts(u: Matrix<T>, s: Vec<T>, vt: Matrix<T>, report: Report) -> Result<Self> {
+        let ((m, n), k) = (report.shape, report.rank);
+        if (u.nrows(), u.ncols(), s.len(), vt.nrows(), vt.ncols()) != (m, k, k, k, n) {
+            let (a, b) = ((u.nrows(), u.ncols()), (vt.nrows(), vt.ncols()));
+            let got = format_args!("{}×{}, {} values, {}×{}", a.0, a.1, s.len(), b.0, b.1);
+            return Err(Error::shape("Factors::from_parts", format_args!("{m}×{k}, {k} values, {k}×{n}"), got));
+        }
+        let sound = |s: &T| Element::to_f64(*s).is_finite() && Element::to_f64(*s) >= 0.0;
+        if !s.iter().all(sound) || !s.is_sorted_by(|a, b| Element::to_f64(*a) >= Element::to_f64(*b)) {
+            return Err(Error::unsuited(
+                "s",
+                "has values that are not finite, negative or increasing; give those of an SVD",
+            ));
+        }
+        Ok(Factors { u, s, vt, report, slices: Slices::Orthogonal })
+    }
+
     /// Computes `U diag(s) Vᵀ`, `m × n`.
     pub fn reconstruct(&self) -> Matrix<T> {
         let (up, _) = self.split(Split::Left);

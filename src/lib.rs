@@ -110,6 +110,8 @@ pub mod fwht;
 mod linalg;
 #[cfg(feature = "npy")]
 pub mod npy;
+#[cfg(feature = "npy")]
+pub mod npz;
 #[cfg(feature = "linalg")]
 pub mod operator;
 mod parallel;

@@ -439,10 +439,11 @@ impl<T: Scalar, S: Space<T>> Whitened<'_, T, S> {
     fn by_right_vectors(&mut self, solution: Solution<T, S>) -> Result<LeftVectorsIn<T, S>> {
         let Solution { triplets: Triplets { s, right, .. }, rank, width, method, sketch, notes, .. } = solution;
         let (panel, mut coefficients) = right.into_panel(self.space(), |k| self.right(k))?;
-        for (j, column) in coefficients.col_iter_mut().enumerate() {
-            // The columns get unit length in the norm of the outputs, to rounding; a value of zero has no direction.
-            let inverse =
-                if s[j] > T::zeroed() { <T as Element>::from_f64(1.0 / Element::to_f64(s[j])) } else { T::zeroed() };
+        // The columns get unit length in the norm of the outputs, to rounding. A value that is rounding has no direction.
+        let (rows, cols) = self.facts().shape;
+        let noise = 4.0 * (rows.max(cols) as f64).sqrt() * T::EPSILON * Element::to_f64(s[0]);
+        for (column, value) in coefficients.col_iter_mut().zip(s.iter().map(|&s| Element::to_f64(s))) {
+            let inverse = <T as Element>::from_f64(if value > noise { 1.0 / value } else { 0.0 });
             column.iter_mut().for_each(|x| *x *= inverse);
         }
         let (between, back) = self.image_and_back(&panel)?;

@@ -154,6 +154,11 @@ pub(super) fn factor<T: Scalar, S: Space<T>>(
             floor
         }
     };
+    if factors.report().relative_error > 1.0 {
+        let note =
+            "the factors are far from the weight where neither statistics see it; give a blend or output blend below 1";
+        factors.report_mut().notes.push(note.to_owned());
+    }
     let exponent = setting.root_exponent - setting.weight_scale.log2().round() as i32;
     let in_units = |x: f64| times_power_of_two(x, exponent);
     let report = factors.report_mut();

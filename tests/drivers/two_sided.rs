@@ -245,6 +245,20 @@ fn statistics_of_another_size_and_of_zeros_are_told() {
     assert!(matches!(with.choose_blend::<f32>(&w.as_tensor().unwrap(), &folds), Err(Error::Option { .. })));
 }
 
+/// Ranks beyond that of the weighted matrix add nothing, and no noise: the factors stay finite and near the weight.
+#[test]
+fn ranks_beyond_that_of_the_weighted_matrix_add_nothing() {
+    let case = Case::new((80, 50), (400, 12), 3.0, 37);
+    for method in [Method::Auto, Method::Full, Method::Randomized] {
+        let f = case.factor::<f32>(&TruncatedSvd::new(Rank::Fixed(20)).method(method), Form::Gram);
+        let (loss, _) = case.losses(&f);
+        assert!(loss < 1e-3, "{method}: {loss}");
+        let report = f.report();
+        assert!(report.relative_error < 1.5, "{method}: {} {:?}", report.relative_error, report.notes);
+        assert!(f.u().as_slice().iter().all(|x| x.is_finite()) && f.s().iter().all(|s| s.is_finite()));
+    }
+}
+
 #[test]
 fn one_seed_gives_the_same_bits_on_any_number_of_threads() {
     let case = Case::new((300, 120), (400, 500), 30.0, 33);

@@ -1,0 +1,151 @@
+//! Archives of arrays: those of NumPy, our own, and what hostile bytes may claim.
+#![cfg(feature = "npy")]
+#![allow(missing_docs)]
+
+use std::path::PathBuf;
+
+use tensorslim::{DType, Error, Matrix, npz};
+
+/// A file of this test, removed at its end.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Self {
+        Scratch(std::env::temp_dir().join(format!("tensorslim-npz-{}-{name}", std::process::id())))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+fn archive(name: &str, bytes: &[u8]) -> (Scratch, tensorslim::Result<npz::Archive>) {
+    let file = Scratch::new(name);
+    std::fs::write(&file.0, bytes).unwrap();
+    let opened = npz::Archive::open(&file.0);
+    (file, opened)
+}
+
+/// `numpy.savez("savez.npz", a=<f4 [[0, 1, 2], [3, 4, 5]], **{"layer.0/b": <f8 the same in Fortran order})`, NumPy 2.
+const SAVEZ: &[u8] = include_bytes!("data/savez.npz");
+
+#[test]
+fn an_archive_of_numpy_reads() {
+    let (_file, opened) = archive("numpy", SAVEZ);
+    let mut opened = opened.unwrap();
+    assert_eq!(opened.names().collect::<Vec<_>>(), ["a", "layer.0/b"]);
+    let a = opened.read("a", None).unwrap();
+    assert_eq!((a.dtype(), a.shape(), a.is_fortran()), (DType::F32, &[2, 3][..], false));
+    assert_eq!(bytemuck::cast_slice::<u8, f32>(a.bytes()), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
+    let b = opened.read("layer.0/b", None).unwrap();
+    assert_eq!((b.dtype(), b.shape(), b.is_fortran()), (DType::F64, &[2, 3][..], true));
+    assert_eq!(bytemuck::cast_slice::<u8, f64>(b.bytes()), [0.0, 3.0, 1.0, 4.0, 2.0, 5.0]);
+    assert!(matches!(opened.read("c", None), Err(Error::File { why, .. }) if why.contains("not in the archive")));
+}
+
+#[test]
+fn what_is_written_reads_back() {
+    let file = Scratch::new("own");
+    let matrices: Vec<Matrix<f32>> =
+        (0..5).map(|p| Matrix::from_fn(3 + p, 2 * p + 1, |i, j| (i * 7 + j * 3 + p) as f32 / 4.0)).collect();
+    let mut writer = npz::Writer::create(&file.0).unwrap();
+    for (i, (matrix, dtype)) in
+        matrices.iter().zip([DType::F16, DType::F32, DType::F64, DType::BF16, DType::F32]).enumerate()
+    {
+        writer.matrix(&format!("w{i}"), matrix, dtype).unwrap();
+    }
+    assert!(writer.array("w1", &[1], &[0f32], DType::F32).is_err(), "a name twice");
+    assert!(writer.array("odd", &[2], &[0f32], DType::F32).is_err(), "too few elements");
+    writer.array("s", &[3], &[3f64, 2.0, 1.0], DType::F64).unwrap();
+    writer.finish().unwrap();
+    let bytes = std::fs::read(&file.0).unwrap();
+    let mut read = npz::Archive::open(&file.0).unwrap();
+    assert_eq!(read.names().count(), 6);
+    for (i, matrix) in matrices.iter().enumerate() {
+        let array = read.read(&format!("w{i}"), (i == 3).then_some(DType::BF16)).unwrap();
+        let view = array.tensor().unwrap();
+        assert_eq!(view.shape(), [matrix.nrows(), matrix.ncols()]);
+        assert_eq!(array.bytes(), matrix.to_bytes(array.dtype()), "{i}");
+    }
+    // Equal arrays give equal files.
+    let again = Scratch::new("again");
+    let mut writer = npz::Writer::create(&again.0).unwrap();
+    for (i, (matrix, dtype)) in
+        matrices.iter().zip([DType::F16, DType::F32, DType::F64, DType::BF16, DType::F32]).enumerate()
+    {
+        writer.matrix(&format!("w{i}"), matrix, dtype).unwrap();
+    }
+    writer.array("s", &[3], &[3f64, 2.0, 1.0], DType::F64).unwrap();
+    writer.finish().unwrap();
+    assert_eq!(std::fs::read(&again.0).unwrap(), bytes);
+}
+
+/// More members than the fields of two bytes can count.
+#[test]
+fn a_hundred_thousand_members_are_read() {
+    let file = Scratch::new("many");
+    let mut writer = npz::Writer::create(&file.0).unwrap();
+    for i in 0..100_000 {
+        writer.array(&format!("m{i}"), &[1], &[i as f32], DType::F32).unwrap();
+    }
+    writer.finish().unwrap();
+    let mut read = npz::Archive::open(&file.0).unwrap();
+    assert_eq!(read.names().count(), 100_000);
+    assert_eq!(read.read("m99999", None).unwrap().bytes(), 99_999f32.to_ne_bytes());
+}
+
+#[test]
+fn names_are_names_and_no_paths() {
+    let file = Scratch::new("names");
+    let mut writer = npz::Writer::create(&file.0).unwrap();
+    for name in ["../../up", "/root", "", "a b\n"] {
+        writer.array(name, &[1], &[1f32], DType::F32).unwrap();
+    }
+    writer.finish().unwrap();
+    let mut read = npz::Archive::open(&file.0).unwrap();
+    assert_eq!(read.names().collect::<Vec<_>>(), ["../../up", "/root", "", "a b\n"]);
+    assert!(read.read("../../up", None).is_ok());
+}
+
+/// Every byte of an archive changed in several ways, and every length of it: an error or the right arrays, no panic and
+/// no allocation of what is claimed.
+#[test]
+fn damaged_archives_are_errors() {
+    let want: Vec<u8> = archive("sound", SAVEZ).1.unwrap().read("a", None).unwrap().bytes().to_vec();
+    let judge = |name: &str, bytes: &[u8]| {
+        let (_file, opened) = archive(name, bytes);
+        if let Ok(mut opened) = opened {
+            if let Ok(a) = opened.read("a", None) {
+                assert!(a.bytes() == want || a.shape() != [2, 3] || a.dtype() != DType::F32, "{name}: other numbers");
+            }
+        }
+    };
+    for at in 0..SAVEZ.len() {
+        for change in [1u8, 0x80, 0xff] {
+            let mut bytes = SAVEZ.to_vec();
+            bytes[at] ^= change;
+            judge("flipped", &bytes);
+        }
+        judge("cut", &SAVEZ[..at]);
+    }
+    for (name, bytes, says) in [
+        ("empty", &b""[..], "no .npz archive"),
+        ("other", &b"\x93NUMPY\x01\x00 something else that is long enough"[..], "no .npz archive"),
+    ] {
+        let error = archive(name, bytes).1.unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
+    }
+}
+
+#[test]
+fn compressed_members_say_what_to_do() {
+    // The method of the first member in the directory, set to 8 (deflate).
+    let mut bytes = SAVEZ.to_vec();
+    let central = bytes.windows(4).position(|w| w == b"PK\x01\x02").unwrap();
+    bytes[central + 10] = 8;
+    let (_file, opened) = archive("deflated", &bytes);
+    let error = opened.unwrap().read("a", None).unwrap_err().to_string();
+    assert!(error.contains("compressed") && error.contains("numpy.savez"), "{error}");
+}
