@@ -108,6 +108,8 @@ pub mod factors;
 pub mod fwht;
 #[cfg(feature = "linalg")]
 mod linalg;
+#[cfg(feature = "linalg")]
+pub mod mpi;
 #[cfg(feature = "npy")]
 pub mod npy;
 #[cfg(feature = "linalg")]

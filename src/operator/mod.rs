@@ -35,9 +35,9 @@ mod watch;
 mod whitened;
 
 pub use dense::Dense;
-pub(crate) use dense::first_not_finite;
 #[doc(hidden)]
 pub use dense::{Pass, TileParams};
+pub(crate) use dense::{first_not_finite, scale_for, scaled_norm_squared};
 pub use difference::Difference;
 pub use symmetric::Symmetric;
 #[doc(hidden)]

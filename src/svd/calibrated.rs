@@ -138,11 +138,11 @@ impl Weight<'_> {
 }
 
 /// Factors `op`, the tall one of W and Wᵀ, where `w` is W. `root` makes the operator of L on the same kind of panels.
-pub(super) fn factor<T: Scalar, S: Space<T>>(
+pub(super) fn factor<'r, T: Scalar, S: Space<T> + 'r>(
     options: &Options,
     residency: Residency,
     op: &mut dyn LinearOperator<T, Space = S>,
-    root: &dyn Fn(Entries<T>) -> Result<Box<dyn LinearOperator<T, Space = S>>>,
+    root: &dyn Fn(Entries<T>) -> Result<Box<dyn LinearOperator<T, Space = S> + 'r>>,
     w: Weight<'_>,
     par: Par,
     start: Instant,
@@ -156,7 +156,7 @@ pub(super) fn factor<T: Scalar, S: Space<T>>(
     };
     let make = || {
         let (entries, notes) = moments.root::<T>(par)?;
-        let root: Box<dyn LinearOperator<T, Space = S>> = root(entries)?;
+        let root: Box<dyn LinearOperator<T, Space = S> + 'r> = root(entries)?;
         Ok((root, notes))
     };
     let weight_scale = op.facts().scale;

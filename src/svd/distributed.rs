@@ -1,0 +1,106 @@
+//! Factors a matrix whose rows are spread over ranks: the same plan and the same methods on the space of `mpi`.
+//!
+//! The plan is that of one process that holds the whole matrix, so that all ranks, and any number of them, take the same
+//! method. Before it starts they compare what they were asked for; when one of them fails, all end with its error.
+
+use std::fmt::Write as _;
+use std::ops::Range;
+use std::time::Instant;
+
+use super::calibrated::{self, Weight};
+use super::finish::run;
+use super::options::{Device, Options};
+use super::plan::Plan;
+use super::task::{Residency, Task};
+use super::weighting::Weighting;
+use crate::calibration::Calibration;
+use crate::error::{Error, Result};
+use crate::factors::Factors;
+use crate::mpi::{Communicator, Counted, Everywhere, Ranks, RowBlocks, Traffic, agree};
+use crate::operator::{LinearOperator, Root, RowSource, Watch};
+use crate::simd::{self, Scalar};
+
+/// The factors of a distributed matrix, as one rank has them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RankFactors<T> {
+    /// The factors.
+    pub factors: Factors<T>,
+    /// The rows of U, or the columns of Vᵀ of a wide matrix, whose part of the matrix this rank has read.
+    pub own: Range<usize>,
+    /// What this rank has sent.
+    pub traffic: Traffic,
+}
+
+/// A hash of a text that is written to it (FNV-1a).
+struct Hash(u64);
+
+impl std::fmt::Write for Hash {
+    fn write_str(&mut self, text: &str) -> std::fmt::Result {
+        self.0 = text.bytes().fold(self.0, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
+        Ok(())
+    }
+}
+
+/// Factors the matrix of `source` on all ranks of `comm`.
+pub(super) fn factor<T: Scalar>(
+    options: &Options,
+    comm: &dyn Communicator,
+    source: &mut dyn RowSource,
+    watch: &Watch<'_>,
+) -> Result<RankFactors<T>> {
+    let start = Instant::now();
+    let comm = &Counted::new(comm);
+    compare::<T>(options, comm, source)?;
+    let (shape, dtype) = (source.shape(), source.dtype());
+    if options.device != Device::Cpu {
+        return Err(Error::unsuited("device", "takes no distributed matrix but the CPU; leave it out"));
+    }
+    let par = crate::parallel::current_par();
+    let everywhere = Options { memory_limit: None, ..options.clone() };
+    let plan = Plan::new(Task::new::<T>(&everywhere, shape, dtype, Residency::InMemory)?)?;
+    let space = Ranks::new(comm, shape.0.max(shape.1), par);
+    let own = space.blocks().own_rows();
+    let bytes = own.len() * shape.0.min(shape.1) * dtype.size();
+    let hold = options.memory_limit.is_none_or(|limit| bytes < limit / 2);
+    let mut op = RowBlocks::<T>::new(source, space.clone(), hold, watch.clone())?;
+    let factors = if options.is_weighted() {
+        let root = |entries| Ok(Everywhere::boxed(Root::boxed(entries, space.host()), &space));
+        let weight = Weight::Tiles(shape, dtype);
+        calibrated::factor(&everywhere, Residency::InMemory, &mut op, &root, weight, par, start)
+    } else {
+        run(&mut op, plan, par, start)
+    };
+    // A failure since the last sum is known to its rank alone.
+    let failure = op.space().failure().map(|e| e.to_string());
+    if factors.is_ok() {
+        agree(comm, failure.as_deref())?;
+    }
+    let mut factors = factors?;
+    let report = factors.report_mut();
+    write!(report.reason, "; on {} ranks", comm.size()).expect("a string takes what is written to it");
+    Ok(RankFactors { factors, own, traffic: comm.traffic() })
+}
+
+/// Compares what the ranks were asked for, and how they compute.
+fn compare<T: Scalar>(options: &Options, comm: &dyn Communicator, source: &dyn RowSource) -> Result<()> {
+    let mut hash = Hash(0xcbf2_9ce4_8422_2325);
+    // A calibration also holds what was computed from it on the way; its statistics are what counts.
+    let statistics = |c: &Calibration| (c.features(), c.samples(), c.skipped(), c.exponent(), c.largest().to_vec());
+    let Weighting { calibration, quality_on, whitening, blend } = &options.weighting;
+    let weighting = (calibration.as_ref().map(statistics), quality_on.as_ref().map(statistics), whitening, blend);
+    let same = Options { memory_limit: None, weighting: Weighting::default(), ..options.clone() };
+    let of_source = (source.shape(), source.dtype(), source.is_column_major());
+    write!(hash, "{same:?} {weighting:?} {of_source:?} {:?} {:?}", T::DTYPE, simd::isa())
+        .expect("a hash takes what is written");
+    let mut all = vec![0_u64; comm.size()];
+    let lengths = vec![size_of::<u64>(); comm.size()];
+    comm.gather(&hash.0.to_ne_bytes(), &lengths, bytemuck::cast_slice_mut(&mut all))?;
+    match all.iter().position(|&other| other != all[0]) {
+        None => Ok(()),
+        Some(rank) => {
+            let what =
+                "has other options, another matrix, or another instruction set than rank 0; start all ranks alike";
+            Err(Error::Remote { rank, what: what.to_owned() })
+        }
+    }
+}
