@@ -2,6 +2,7 @@
 //! and one error for all when one of them fails.
 #![cfg(feature = "linalg")]
 
+#[expect(dead_code, reason = "a part of it is used")]
 #[path = "common/mod.rs"]
 mod common;
 

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! **Why such heights.** A block costs an addition to each sum, n² numbers for a Gram matrix against `h n²` products,
-//! and packs the right panel again for its GEMM; below 64 rows that shows. Matrices of a million rows have a thousand
+//! and packs the right panel again for its GEMM; below a hundred rows that shows. Matrices of a million rows have a thousand
 //! blocks, enough for as many ranks.
 //!
 //! **Why such bounds.** A bound inside of a large subtree makes its sums travel in pieces. Bounds are therefore rounded
@@ -16,10 +16,10 @@
 use std::ops::Range;
 
 /// The fewest and the most rows of a block.
-const HEIGHTS: (usize, usize) = (64, 1024);
+const HEIGHTS: (usize, usize) = (128, 1024);
 
 /// How many blocks are aimed at between these heights.
-const BLOCKS: usize = 256;
+const BLOCKS: usize = 128;
 
 /// The blocks of a matrix of m rows, and their owners.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,7 +122,7 @@ mod tests {
     /// All ranks together own each block once, evenly, and the cut does not depend on their number.
     #[test]
     fn every_block_has_one_owner() {
-        for rows in [1, 63, 64, 65, 300, 1537, 20_000, 1_000_000, 1_000_000_000] {
+        for rows in [1, 127, 128, 129, 300, 1537, 20_000, 1_000_000, 1_000_000_000] {
             let cut = Blocks::new(rows, 0, 1);
             for size in [1, 2, 3, 4, 7, 8, 64, 1000] {
                 let blocks = Blocks::new(rows, 0, size);

@@ -14,8 +14,8 @@
 //!
 //! **Normals** are drawn once for all blocks of a rank, because a block is too short to pay for drawing them again.
 //!
-//! **Rows for everybody.** A method of a single pass takes the rows of A one block after the other, on every rank: they
-//! are broadcast, m n numbers in all, and each rank sketches all of them.
+//! **Rows for everybody** are what [`for_each_row_block`](LinearOperator::for_each_row_block) promises: they are broadcast,
+//! m n numbers in all. Only a single pass under calibration takes them; without, its sketches are sums like the others.
 
 use std::ops::Range;
 
@@ -267,8 +267,32 @@ impl<'s, 'c, T: Scalar> RowBlocks<'s, 'c, T> {
         let (space, scale) = (self.space.clone(), self.scale);
         let mut sum = Sum::new(*space.blocks(), Merge::Add, length);
         let work = |i, view: MatView<'_>, host: &Host| f(i, &mut Dense::of_block(view, scale, host.clone()), host);
-        self.run(length > 1 << 20, work, &mut |_, part| {
+        self.run(length > 1 << 22, work, &mut |_, part| {
             sum.push(part);
+            Ok(())
+        })?;
+        space.finish(sum)
+    }
+
+    /// Passes the rows of this rank to `f`, block by block in order, and sums over all blocks what it makes of them:
+    /// vectors of this length. It is for what is linear in rows.
+    ///
+    /// # Errors
+    /// What a rank found, and the first error that `f` returns.
+    pub(crate) fn sum_of_rows(
+        &mut self,
+        length: usize,
+        mut f: impl FnMut(usize, MatRef<'_, T>) -> Result<Vec<T>>,
+    ) -> Result<Vec<T>> {
+        let (space, blocks, n, scale) = (self.space.clone(), *self.space.blocks(), self.ncols, self.scale);
+        let (own, mut sum) = (blocks.own(), Sum::new(blocks, Merge::Add, length));
+        let work = |_, view: MatView<'_>, host: &Host| {
+            let mut rows = host_panel::<T>(view.nrows(), n, Layout::Rows, host);
+            Dense::of_block(view, scale, host.clone()).materialize(&mut rows)?;
+            Ok(rows)
+        };
+        self.run(true, work, &mut |i, rows| {
+            sum.push(f(blocks.rows_of(own.start + i).start, rows.as_ref())?);
             Ok(())
         })?;
         space.finish(sum)
@@ -332,8 +356,8 @@ impl<'c, T: Scalar> LinearOperator<T> for RowBlocks<'_, 'c, T> {
     fn gram(&mut self) -> Result<Symmetric<T, Ranks<'c>>> {
         let n = self.ncols;
         let sum = self.sum_of(n * (n + 1) / 2, |_, block, _| {
-            let gram = block.gram()?;
-            let g = gram.panel().as_ref();
+            let lower = block.gram_lower()?;
+            let g = lower.as_ref();
             let mut part = Vec::with_capacity(n * (n + 1) / 2 + 1);
             (0..n).for_each(|j| part.extend(g.col(j).subrows(j, n - j).iter()));
             Ok(part)

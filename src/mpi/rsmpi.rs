@@ -69,7 +69,9 @@ impl Communicator for Mpi {
         let from = buffer.map(|(from, bytes)| (self.comm.process_at_rank(number(from)), bytes.chunks_mut(MOST)));
         match (to, from) {
             (Some((to, pieces)), None) => pieces.for_each(|piece| to.send(piece)),
-            (None, Some((from, pieces))) => pieces.for_each(|piece| drop(from.receive_into(piece))),
+            (None, Some((from, pieces))) => pieces.for_each(|piece| {
+                from.receive_into(piece);
+            }),
             (Some((to, mut sent)), Some((from, mut received))) => loop {
                 let (piece, room) = (sent.next(), received.next());
                 if piece.is_none() && room.is_none() {

@@ -20,6 +20,7 @@ use std::sync::Mutex;
 
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::triangular_solve::solve_lower_triangular_in_place;
+use faer::prelude::Reborrow as _;
 use faer::{Accum, Mat, MatMut, MatRef, Par};
 
 use super::blocks::Blocks;
@@ -237,17 +238,30 @@ impl<'c> Ranks<'c> {
     }
 
     /// Copies the rows of all ranks to `dst`.
-    fn put_together<T: Scalar>(&self, rows: &[HostPanel<T>], mut dst: MatMut<'_, T>) -> Result<()> {
-        let l = dst.ncols();
-        let mut mine: Vec<T> = Vec::with_capacity(self.blocks.own_rows().len() * l);
+    fn put_together<T: Scalar>(&self, rows: &[HostPanel<T>], dst: MatMut<'_, T>) -> Result<()> {
+        let mut mine: Vec<T> = Vec::with_capacity(self.blocks.own_rows().len() * dst.ncols());
         for block in rows {
             let block = block.as_ref();
             (0..block.nrows()).for_each(|i| mine.extend(block.row(i).iter()));
         }
+        self.gather(&mine, dst)
+    }
+
+    /// Copies the rows of the other ranks to `dst`, of which each rank has written its own.
+    pub(crate) fn share_rows<T: Scalar>(&self, dst: MatMut<'_, T>) -> Result<()> {
+        let rows = self.blocks.own_rows();
+        let mut mine: Vec<T> = Vec::with_capacity(rows.len() * dst.ncols());
+        rows.for_each(|i| mine.extend(dst.rb().row(i).iter()));
+        self.gather(&mine, dst)
+    }
+
+    /// Copies the rows of all ranks to `dst`; those of this one are `mine`, row by row.
+    fn gather<T: Scalar>(&self, mine: &[T], mut dst: MatMut<'_, T>) -> Result<()> {
+        let l = dst.ncols();
         let bytes = |rank| self.blocks.rows_within(&self.blocks.of_rank(rank)).len() * l * size_of::<T>();
         let lengths: Vec<usize> = (0..self.blocks.size()).map(bytes).collect();
         let mut all = vec![T::zeroed(); self.blocks.rows() * l];
-        self.comm.gather(bytemuck::cast_slice(&mine), &lengths, bytemuck::cast_slice_mut(&mut all))?;
+        self.comm.gather(bytemuck::cast_slice(mine), &lengths, bytemuck::cast_slice_mut(&mut all))?;
         dst.copy_from(MatRef::from_row_major_slice(&all, self.blocks.rows(), l));
         Ok(())
     }

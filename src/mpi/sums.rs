@@ -208,9 +208,9 @@ mod tests {
 
     #[test]
     fn a_sum_has_the_same_bits_on_any_number_of_ranks() {
-        for rows in [1, 64, 65, 300, 320, 1537, 4000, 16_384] {
+        for rows in [1, 128, 129, 300, 640, 1537, 4000, 16_384] {
             let want = Threads::run(1, |comm| sum_of(comm, rows, &[]).unwrap()).remove(0);
-            assert_eq!(want[2] as usize, rows.div_ceil(64));
+            assert_eq!(want[2] as usize, rows.div_ceil(128));
             for size in [2, 3, 4, 5, 7, 8, 13, 32] {
                 for got in Threads::run(size, |comm| sum_of(comm, rows, &[]).unwrap()) {
                     assert_eq!(got, want, "{rows} rows on {size} ranks");

@@ -181,6 +181,16 @@ impl<'a, T: Scalar> Dense<'a, T> {
         Ok(())
     }
 
+    /// Computes the lower triangle of `AᵀA`.
+    pub(crate) fn gram_lower(&mut self) -> Result<HostPanel<T>> {
+        let (m, n) = self.shape();
+        let mut g = HostPanel::zeros(n, n, &self.space);
+        let mut parts = self.space.buffer((gram_groups(m, n) - 1) * n * n);
+        self.for_each_tile(Pass::Whole, |_, a, par| add_gram(a, g.as_mut(), &mut parts, par))?;
+        add_up(g.as_mut(), &parts);
+        Ok(g)
+    }
+
     fn shape(&self) -> (usize, usize) {
         match &self.data {
             Data::Direct(a) => a.shape(),
@@ -477,11 +487,7 @@ impl<T: Scalar> LinearOperator<T> for Dense<'_, T> {
     }
 
     fn gram(&mut self) -> Result<Symmetric<T, Host>> {
-        let (m, n) = self.shape();
-        let mut g = HostPanel::zeros(n, n, &self.space);
-        let mut parts = self.space.buffer((gram_groups(m, n) - 1) * n * n);
-        self.for_each_tile(Pass::Whole, |_, a, par| add_gram(a, g.as_mut(), &mut parts, par))?;
-        add_up(g.as_mut(), &parts);
+        let g = self.gram_lower()?;
         gram_of(g, &self.space, &self.watch)
     }
 

@@ -7,17 +7,20 @@ use std::fmt::Write as _;
 use std::ops::Range;
 use std::time::Instant;
 
+use faer::Par;
+
 use super::calibrated::{self, Weight};
-use super::finish::run;
+use super::finish::{finish, run};
+use super::methods::single_pass::{self, State};
 use super::options::{Device, Options};
 use super::plan::Plan;
-use super::task::{Residency, Task};
+use super::task::{Residency, Task, looks_once};
 use super::weighting::Weighting;
 use crate::calibration::Calibration;
 use crate::error::{Error, Result};
 use crate::factors::Factors;
 use crate::mpi::{Communicator, Counted, Everywhere, Ranks, RowBlocks, Traffic, agree};
-use crate::operator::{LinearOperator, Root, RowSource, Watch};
+use crate::operator::{Facts, LinearOperator, Root, RowSource, Watch};
 use crate::simd::{self, Scalar};
 
 /// The factors of a distributed matrix, as one rank has them.
@@ -67,6 +70,8 @@ pub(super) fn factor<T: Scalar>(
         let root = |entries| Ok(Everywhere::boxed(Root::boxed(entries, space.host()), &space));
         let weight = Weight::Tiles(shape, dtype);
         calibrated::factor(&everywhere, Residency::InMemory, &mut op, &root, weight, par, start)
+    } else if looks_once(plan.method) {
+        one_look(&mut op, plan, par, start)
     } else {
         run(&mut op, plan, par, start)
     };
@@ -77,8 +82,29 @@ pub(super) fn factor<T: Scalar>(
     }
     let mut factors = factors?;
     let report = factors.report_mut();
-    write!(report.reason, "; on {} ranks", comm.size()).expect("a string takes what is written to it");
+    match comm.size() {
+        1 => report.reason.push_str("; on one rank"),
+        size => report.reason.push_str(&format!("; on {size} ranks")),
+    }
     Ok(RankFactors { factors, own, traffic: comm.traffic() })
+}
+
+/// Factors from one look: the sketches of each block of rows are sums like those of the other methods, but for the range,
+/// whose rows every rank gets.
+fn one_look<T: Scalar>(op: &mut RowBlocks<'_, '_, T>, plan: Plan, par: Par, start: Instant) -> Result<Factors<T>> {
+    let Facts { shape, norm_squared, scale, .. } = op.facts();
+    let target = plan.target(norm_squared, scale);
+    let mut state = State::new(&plan.task, plan.method, shape)?;
+    let sums = op.sum_of_rows(state.length_of_sums(), |first, rows| {
+        state.add(first, rows, par)?;
+        Ok(state.take_sums())
+    })?;
+    state.put_sums(&sums);
+    drop(sums);
+    op.space().share_rows(state.range.as_mut())?;
+    state.norm_squared = norm_squared;
+    let solution = single_pass::of_state(&plan.task, plan.method, state, &target, par)?;
+    finish(op, plan, solution, Some(&target), par, start)
 }
 
 /// Compares what the ranks were asked for, and how they compute.
