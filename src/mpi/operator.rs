@@ -35,6 +35,12 @@ use crate::sketch::{AnySketch, SketchOperator};
 use crate::space::{Host, HostPanel, Layout, Space};
 use crate::tensor::{DType, MatView, TensorRef};
 
+/// How many blocks are done at a time, one to a thread.
+const AT_ONCE: usize = 8;
+
+/// The largest part of a sum, in numbers, of which several are held at a time.
+const LARGE_PART: usize = 1 << 22;
+
 /// The rows of the tall one of a matrix and its transpose that one rank reads.
 struct Part<'s> {
     source: &'s mut dyn RowSource,
@@ -120,6 +126,11 @@ impl<'s, 'c, T: Scalar> RowBlocks<'s, 'c, T> {
         Ok(op)
     }
 
+    /// Returns how many blocks are done before their parts of a sum, vectors of this length, are added.
+    pub(crate) fn parts_at_once(length: usize) -> usize {
+        if length > LARGE_PART { 1 } else { AT_ONCE }
+    }
+
     /// Reads the rows of this rank into memory.
     fn hold(&mut self) {
         let Data::Read(part) = &mut self.data else { return };
@@ -198,7 +209,7 @@ impl<'s, 'c, T: Scalar> RowBlocks<'s, 'c, T> {
         let (n, dtype) = (self.ncols, self.dtype);
         match &mut self.data {
             Data::Held(held) => {
-                let at_once = if large { 1 } else { 8 };
+                let at_once = if large { 1 } else { AT_ONCE };
                 let work = |i: usize| {
                     let rows = blocks.rows_of(own.start + i).len();
                     let bytes = &bytemuck::cast_slice(&held[i])[..rows * n * dtype.size()];
@@ -267,7 +278,7 @@ impl<'s, 'c, T: Scalar> RowBlocks<'s, 'c, T> {
         let (space, scale) = (self.space.clone(), self.scale);
         let mut sum = Sum::new(*space.blocks(), Merge::Add, length);
         let work = |i, view: MatView<'_>, host: &Host| f(i, &mut Dense::of_block(view, scale, host.clone()), host);
-        self.run(length > 1 << 22, work, &mut |_, part| {
+        self.run(Self::parts_at_once(length) == 1, work, &mut |_, part| {
             sum.push(part);
             Ok(())
         })?;

@@ -21,6 +21,8 @@ use crate::error::{Error, Result};
 use crate::factors::Factors;
 use crate::mpi::{Communicator, Counted, Everywhere, Ranks, RowBlocks, Traffic, agree};
 use crate::operator::{Facts, LinearOperator, Root, RowSource, Watch};
+use crate::rank::Rank;
+use crate::report::Method;
 use crate::simd::{self, Scalar};
 
 /// The factors of a distributed matrix, as one rank has them.
@@ -58,13 +60,20 @@ pub(super) fn factor<T: Scalar>(
     if options.device != Device::Cpu {
         return Err(Error::unsuited("device", "takes no distributed matrix but the CPU; leave it out"));
     }
+    let elements = shape.0.checked_mul(shape.1).filter(|&elements| elements <= isize::MAX as usize / 8);
+    if elements.is_none() {
+        return Err(Error::TooLarge { shape: vec![shape.0, shape.1] });
+    }
     let par = crate::parallel::current_par();
     let everywhere = Options { memory_limit: None, ..options.clone() };
     let plan = Plan::new(Task::new::<T>(&everywhere, shape, dtype, Residency::InMemory)?)?;
     let space = Ranks::new(comm, shape.0.max(shape.1), par);
     let own = space.blocks().own_rows();
-    let bytes = own.len() * shape.0.min(shape.1) * dtype.size();
-    let hold = options.memory_limit.is_none_or(|limit| bytes < limit / 2);
+    let (least, part) = memory::<T>(&everywhere, &plan, &space)?;
+    let hold = match options.memory_limit {
+        Some(limit) if least > limit => return Err(Error::Memory { limit, least }),
+        limit => limit.is_none_or(|limit| least + part <= limit),
+    };
     let mut op = RowBlocks::<T>::new(source, space.clone(), hold, watch.clone())?;
     let factors = if options.is_weighted() {
         let root = |entries| Ok(Everywhere::boxed(Root::boxed(entries, space.host()), &space));
@@ -87,6 +96,34 @@ pub(super) fn factor<T: Scalar>(
         size => report.reason.push_str(&format!("; on {size} ranks")),
     }
     Ok(RankFactors { factors, own, traffic: comm.traffic() })
+}
+
+/// Returns the most bytes that a rank takes if it reads its rows in every pass, and those of its rows. They are those of
+/// the rank with most rows, so that all ranks decide alike:
+///
+/// ```text
+///   the method on these rows  +  U whole, twice as it is gathered  +  sums: B blocks have log₂ B + 1 open at most
+///                             +  two read buffers and a converted block
+/// ```
+fn memory<T: Scalar>(options: &Options, plan: &Plan, space: &Ranks<'_>) -> Result<(usize, usize)> {
+    let (m, n) = plan.task.tall();
+    let blocks = space.blocks();
+    let rows = (0..blocks.size()).map(|rank| blocks.rows_within(&blocks.of_rank(rank)).len()).max().unwrap_or(m);
+    let rank = plan.rank.map_or(options.rank, Rank::Fixed);
+    let local = Options { method: plan.method, rank, ..options.clone() };
+    let task = Task::new::<T>(&local, (rows.max(n), n), plan.dtype, Residency::InMemory)?;
+    let method = Plan::new(task)?.peak_bytes;
+    let gathered = if looks_once(plan.method) { plan.width } else { plan.task.largest_rank() };
+    let largest_sum = if plan.method == Method::Gram { n * (n + 1) / 2 } else { n * plan.width };
+    let open = blocks.count().next_power_of_two().ilog2() as usize + 2;
+    let at_once = RowBlocks::<T>::parts_at_once(largest_sum);
+    let sums = (open + 2 * at_once) * largest_sum;
+    let block = blocks.height() * n;
+    // Moments of the long side, and the weight between them, are whole on each rank.
+    let moments = if options.is_weighted() && plan.shape.0 < plan.shape.1 { m * (3 * m + 2 * n) } else { 0 };
+    let elements = 3 * m * gathered + sums + 2 * at_once * block + moments;
+    let buffers = 2 * block * plan.dtype.size();
+    Ok((method + elements * size_of::<T>() + buffers, rows * n * plan.dtype.size()))
 }
 
 /// Factors from one look: the sketches of each block of rows are sums like those of the other methods, but for the range,
@@ -114,7 +151,7 @@ fn compare<T: Scalar>(options: &Options, comm: &dyn Communicator, source: &dyn R
     let statistics = |c: &Calibration| (c.features(), c.samples(), c.skipped(), c.exponent(), c.largest().to_vec());
     let Weighting { calibration, quality_on, whitening, blend } = &options.weighting;
     let weighting = (calibration.as_ref().map(statistics), quality_on.as_ref().map(statistics), whitening, blend);
-    let same = Options { memory_limit: None, weighting: Weighting::default(), ..options.clone() };
+    let same = Options { weighting: Weighting::default(), ..options.clone() };
     let of_source = (source.shape(), source.dtype(), source.is_column_major());
     write!(hash, "{same:?} {weighting:?} {of_source:?} {:?} {:?}", T::DTYPE, simd::isa())
         .expect("a hash takes what is written");

@@ -383,8 +383,8 @@ impl TruncatedSvd {
     /// is wide). All ranks call it with the same options and the same matrix, in files or generators of their own. U, s
     /// and Vᵀ have the same bits for any number of ranks of one kind of CPU.
     ///
-    /// A [memory limit](Self::memory_limit) is that of a rank: its part of the matrix is held where it takes less than
-    /// half of the limit, and read again in every pass otherwise.
+    /// A [memory limit](Self::memory_limit) is that of a rank: its part of the matrix is held where that keeps the limit,
+    /// and read again in every pass otherwise. A limit that is not enough for that is refused.
     ///
     /// ```
     /// use tensorslim::{Rank, TensorRef, TruncatedSvd, mpi::Alone, operator::Watch};
