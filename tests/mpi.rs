@@ -1,5 +1,5 @@
-//! Factorizations on ranks, here the threads of one process: the same bytes for any number of them, whatever the method,
-//! and one error for all when one of them fails.
+//! Factorizations on ranks, here the threads of one process: the same bytes for any number of them, whatever the
+//! method, and one error for all when one of them fails.
 #![cfg(feature = "linalg")]
 
 #[expect(dead_code, reason = "a part of it is used")]
@@ -126,6 +126,27 @@ fn the_same_bytes_of_real_weights_plain_and_calibrated() {
         let (loss, here) = (&got.factors, svd.factor::<f32>(w.as_tensor().unwrap()).unwrap());
         let loss_of = |f: &tensorslim::Factors<f32>| f.report().activation.as_ref().unwrap().relative_error;
         assert!((loss_of(loss) / loss_of(&here) - 1.0).abs() < 1e-3, "{name}: {} {}", loss_of(loss), loss_of(&here));
+    }
+}
+
+#[test]
+fn the_same_bytes_under_calibration_by_every_method() {
+    for (m, n) in [(700, 60), (60, 400)] {
+        let (a, x) = (decaying(m, n), gaussian(3 * n, n, 9));
+        let w = rounded::<f32>(a.as_ref());
+        let mut c = Calibration::new(n).unwrap();
+        c.update(&rounded::<f32>(x.as_ref()).as_tensor().unwrap()).unwrap();
+        for method in Method::ALL {
+            let svd = TruncatedSvd::new(Rank::Fixed(7)).method(method).calibration(&c);
+            same_on_all::<f32>(&format!("{m}×{n} {method} calibrated"), &svd, w.as_tensor().unwrap());
+        }
+        let svd = TruncatedSvd::new(Rank::Quality(0.9)).calibration(&c);
+        same_on_all::<f32>(&format!("{m}×{n} by quality"), &svd, w.as_tensor().unwrap());
+        same_on_all::<f32>(
+            &format!("{m}×{n} blended"),
+            &svd.with_rank(Rank::Energy(0.9)).blend(0.5),
+            w.as_tensor().unwrap(),
+        );
     }
 }
 

@@ -7,8 +7,8 @@
 //! ```
 //!
 //! **Why such heights.** A block costs an addition to each sum, n² numbers for a Gram matrix against `h n²` products,
-//! and packs the right panel again for its GEMM; below a hundred rows that shows. Matrices of a million rows have a thousand
-//! blocks, enough for as many ranks.
+//! and packs the right panel again for its GEMM; below a hundred rows that shows. Matrices of a million rows have a
+//! thousand blocks, enough for as many ranks.
 //!
 //! **Why such bounds.** A bound inside of a large subtree makes its sums travel in pieces. Bounds are therefore rounded
 //! to a power of two of blocks, an eighth of a rank's share at most.

@@ -8,14 +8,15 @@
 //! A block is a [`Dense`] operator of its own, so that its products are those of a matrix in memory. Rows are held as
 //! they are stored, or read again in every pass, one block ahead, where memory is short.
 //!
-//! **Wide matrices** are spread by their columns, which are the rows of the transpose that is factored: the long side is
-//! the one that has to be cut. A source in row-major order is then read in parts of lines, and its blocks are transposed
-//! as they come.
+//! **Wide matrices** are spread by their columns, which are the rows of the transpose that is factored: the long side
+//! is the one that has to be cut. A source in row-major order is then read in parts of lines, and its blocks are
+//! transposed as they come.
 //!
 //! **Normals** are drawn once for all blocks of a rank, because a block is too short to pay for drawing them again.
 //!
-//! **Rows for everybody** are what [`for_each_row_block`](LinearOperator::for_each_row_block) promises: they are broadcast,
-//! m n numbers in all. Only a single pass under calibration takes them; without, its sketches are sums like the others.
+//! **Rows for everybody** are what [`for_each_row_block`](LinearOperator::for_each_row_block) promises: they are
+//! broadcast, m n numbers in all. Only a single pass under calibration takes them; without, its sketches are sums like
+//! the others.
 
 use std::ops::Range;
 

@@ -1,8 +1,8 @@
 //! Panels on ranks: whole on each of them, or the rows of each rank's blocks.
 //!
-//! Which of the two a panel is follows from what was written to it and not from its shape, so that a square matrix is no
-//! special case: a product with the rows of A gives rows, a sum over rows is whole everywhere. Each block of rows is a
-//! panel in memory of its own. Its kernels then see the same lengths and strides on any number of ranks.
+//! Which of the two a panel is follows from what was written to it and not from its shape, so that a square matrix is
+//! no special case: a product with the rows of A gives rows, a sum over rows is whole everywhere. Each block of rows is
+//! a panel in memory of its own. Its kernels then see the same lengths and strides on any number of ranks.
 
 use crate::simd::Scalar;
 use crate::space::{Host, HostPanel, Layout};

@@ -8,8 +8,9 @@
 //! **Cost.** What a host does with its rows, and `2 (P − 1)` messages of l² numbers for each sum. Panels that are whole
 //! on each rank cost their full work on each of them.
 //!
-//! **Rows and whole panels** meet where one operand has rows: the other one gives the rows that are needed. Only a panel
-//! that goes home, or whose columns depend on each other so that CholeskyQR cannot do it, is put together on every rank.
+//! **Rows and whole panels** meet where one operand has rows: the other one gives the rows that are needed. Only a
+//! panel that goes home, or whose columns depend on each other so that CholeskyQR cannot do it, is put together on
+//! every rank.
 //!
 //! Blocks are kernels of one thread each, several at a time: there are more of them than threads, and nothing waits.
 

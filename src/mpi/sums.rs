@@ -7,18 +7,18 @@
 //!   ranks         └──── 0 ────┘   └──────── 1 ──────┘        rank 1 sends node 2 + 3 and node 4; rank 0 adds
 //! ```
 //!
-//! A rank adds up the largest subtrees within its blocks, at most `2 log₂ B` of them. A node that several ranks share is
-//! added by the owner of its first block, which the others send their parts to; the root is broadcast. All ranks end
+//! A rank adds up the largest subtrees within its blocks, at most `2 log₂ B` of them. A node that several ranks share
+//! is added by the owner of its first block, which the others send their parts to; the root is broadcast. All ranks end
 //! with its bits.
 //!
-//! **Cost.** With P a power of two that divides the blocks, P − 1 messages up and as many down, `2 log₂ P` of them after
-//! one another. Each other bound between two ranks adds a message for each one in its binary digits.
+//! **Cost.** With P a power of two that divides the blocks, P − 1 messages up and as many down, `2 log₂ P` of them
+//! after one another. Each other bound between two ranks adds a message for each one in its binary digits.
 //!
 //! **Failure.** One more number goes with each message: 0, or 1 + the rank that could not give its part. All ranks read
 //! it off the root, and then get that rank's error.
 //!
-//! **Why not an all-reduce by halves** (Rabenseifner): it moves fewer bytes for each rank, but the order of its additions
-//! follows the ranks.
+//! **Why not an all-reduce by halves** (Rabenseifner): it moves fewer bytes for each rank, but the order of its
+//! additions follows the ranks.
 
 use super::blocks::Blocks;
 use super::communicator::Communicator;

@@ -77,7 +77,7 @@ impl Threads {
                     let (here, at) = envelope;
                     let (got, want) = (bytes.len(), into.len());
                     let what = format!(
-                        "calls {what} number {number} with {got} bytes where rank {} calls {here} number {at} with {want}",
+                        "calls {what} number {number} of {got} bytes where rank {} calls {here} number {at} of {want}",
                         self.rank
                     );
                     return Err(Error::Remote { rank: from, what });

@@ -1,7 +1,7 @@
 //! Factors a matrix whose rows are spread over ranks: the same plan and the same methods on the space of `mpi`.
 //!
-//! The plan is that of one process that holds the whole matrix, so that all ranks, and any number of them, take the same
-//! method. Before it starts they compare what they were asked for; when one of them fails, all end with its error.
+//! The plan is that of one process that holds the whole matrix, so that all ranks, and any number of them, take the
+//! same method. Before it starts they compare what they were asked for; when one of them fails, all end with its error.
 
 use std::fmt::Write as _;
 use std::ops::Range;
@@ -98,8 +98,8 @@ pub(super) fn factor<T: Scalar>(
     Ok(RankFactors { factors, own, traffic: comm.traffic() })
 }
 
-/// Returns the most bytes that a rank takes if it reads its rows in every pass, and those of its rows. They are those of
-/// the rank with most rows, so that all ranks decide alike:
+/// Returns the most bytes that a rank takes if it reads its rows in every pass, and those of its rows. They are those
+/// of the rank with most rows, so that all ranks decide alike:
 ///
 /// ```text
 ///   the method on these rows  +  U whole, twice as it is gathered  +  sums: B blocks have log₂ B + 1 open at most
@@ -126,8 +126,8 @@ fn memory<T: Scalar>(options: &Options, plan: &Plan, space: &Ranks<'_>) -> Resul
     Ok((method + elements * size_of::<T>() + buffers, rows * n * plan.dtype.size()))
 }
 
-/// Factors from one look: the sketches of each block of rows are sums like those of the other methods, but for the range,
-/// whose rows every rank gets.
+/// Factors from one look: the sketches of each block of rows are sums like those of the other methods, but for the
+/// range, whose rows every rank gets.
 fn one_look<T: Scalar>(op: &mut RowBlocks<'_, '_, T>, plan: Plan, par: Par, start: Instant) -> Result<Factors<T>> {
     let Facts { shape, norm_squared, scale, .. } = op.facts();
     let target = plan.target(norm_squared, scale);

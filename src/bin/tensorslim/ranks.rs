@@ -1,8 +1,8 @@
 //! The ranks of a run that was started by `mpirun` or `srun`, and what they tell each other about failures.
 //!
-//! Every rank reads and checks the command line itself. Before the factorization and at the end of the run they agree on
-//! whether all is well. If it is not, the first rank that failed says so, and all end with exit code 1; the others say
-//! nothing.
+//! Every rank reads and checks the command line itself. Before the factorization and at the end of the run they agree
+//! on whether all is well. If it is not, the first rank that failed says so, and all end with exit code 1; the others
+//! say nothing.
 
 use std::cell::Cell;
 
@@ -44,8 +44,8 @@ impl Ranks {
         self.comm().unwrap_or(&Alone).rank() == 0
     }
 
-    /// Agrees with the other ranks on whether all is well. If it is not, the first rank that failed returns why, and the
-    /// others return a failure without words.
+    /// Agrees with the other ranks on whether all is well. If it is not, the first rank that failed returns why, and
+    /// the others return a failure without words.
     pub(crate) fn agree<R>(&self, result: Result<R, Failure>) -> Result<R, Failure> {
         let Some(comm) = self.comm().filter(|_| !self.settled.get()) else { return result };
         let why = result.as_ref().err().map(|Failure(line)| line.as_str());
