@@ -122,6 +122,13 @@ pub enum Error {
     },
     /// The work was cancelled by the caller; see [`Cancel`](crate::operator::Cancel).
     Cancelled,
+    /// A rank of a distributed factorization could not do its part. All ranks end with this error.
+    Remote {
+        /// The number of the rank.
+        rank: usize,
+        /// What happened there.
+        what: String,
+    },
     /// A device cannot be used, or failed.
     Device {
         /// The kind of failure.
@@ -291,6 +298,7 @@ impl fmt::Display for Error {
             }
             Error::Internal { what } => write!(f, "internal error: {what}; please report it"),
             Error::Cancelled => f.write_str("stopped before it was done, as asked"),
+            Error::Remote { rank, what } => write!(f, "rank {rank}: {what}"),
             Error::Device { fault, detail } => write!(f, "GPU: {detail}; {}", fault.advice()),
             Error::File { path, why } => write!(f, "{path}: {why}"),
             Error::Format { what, why } => write!(f, "these bytes are no {what}: {why}"),

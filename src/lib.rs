@@ -47,7 +47,7 @@
 //!   calibration        second moments of inputs: statistics, their square roots, the file format
 //!   range              power and subspace iteration
 //!   operator           LinearOperator: what algorithms see of a matrix          cuda   both on a GPU (feature `cuda`)
-//!   space              Space: where tall panels live, and who computes on them
+//!   space              Space: where tall panels live, and who computes on them  mpi    both on ranks
 //!   sketch  qr         Gaussian, SRHT, sparse sign; Householder, CholeskyQR, TSQR
 //!   rotation           seeded orthogonal rotations of vectors
 //!   fwht  rng          transforms; Philox4x32-10
@@ -64,6 +64,7 @@
 //! | `rayon` | threads; without it the same functions run on the calling thread | with `linalg` |
 //! | `npy` | `.npy` files | no |
 //! | `cuda` | factorization on an NVIDIA GPU | no |
+//! | `mpi` | factorization on the ranks of an MPI program; needs an MPI and libclang | no |
 //! | `cli` | the command line | no |
 //!
 //! A crate that needs the transforms, the rotations and the random numbers alone takes `default-features = false`:
@@ -108,6 +109,8 @@ pub mod factors;
 pub mod fwht;
 #[cfg(feature = "linalg")]
 mod linalg;
+#[cfg(feature = "linalg")]
+pub mod mpi;
 #[cfg(feature = "npy")]
 pub mod npy;
 #[cfg(feature = "npy")]

@@ -30,7 +30,7 @@ const ORDER: &[&[&str]] = &[
     &["report"],
     &["factors"],
     &["quality"],
-    &["cuda"],
+    &["cuda", "mpi"],
     &["svd"],
     &["batch"],
     &["npy"],

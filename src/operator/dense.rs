@@ -78,6 +78,15 @@ enum Data<'a, T: Scalar> {
     Tiled(MatView<'a>),
 }
 
+impl<'a, T: Scalar> Data<'a, T> {
+    fn new(view: MatView<'a>, scale: f64) -> Self {
+        match view.typed::<T>() {
+            Some(a) if scale == 1.0 => Data::Direct(a),
+            _ => Data::Tiled(view),
+        }
+    }
+}
+
 /// Returns the exponent e of the range `2^-e..2^e` of `max |a|` within which squares and their sums stay clear of over-
 /// and underflow.
 const fn safe_exponent<T: Scalar>() -> i32 {
@@ -86,7 +95,7 @@ const fn safe_exponent<T: Scalar>() -> i32 {
 
 /// Returns the power of two that brings a matrix with this `max |a|` into the safe range, or as close to it as a power
 /// of two can, for subnormal numbers. It is 1 if the matrix is in the range.
-pub(super) fn scale_for<T: Scalar>(largest: f64) -> f64 {
+pub(crate) fn scale_for<T: Scalar>(largest: f64) -> f64 {
     let exponent = if largest > 0.0 { largest.log2().floor() as i32 } else { 0 };
     if exponent.abs() > safe_exponent::<T>() { 2f64.powi((-exponent).min(f64::MAX_EXP - 1)) } else { 1.0 }
 }
@@ -125,14 +134,24 @@ impl<'a, T: Scalar> Dense<'a, T> {
         Ok(Self::scaled(view, scan(view, par)?, 1.0, Host::new(par)))
     }
 
+    /// Takes a block of a larger matrix that was checked and has this scale. The block does not know its norm.
+    pub(crate) fn of_block(view: MatView<'a>, scale: f64, space: Host) -> Self {
+        let (largest, norm_squared, watch) = (f64::NAN, f64::NAN, Watch::default());
+        Dense { data: Data::new(view, scale), scale, largest, norm_squared, space, passes: 0, watch }
+    }
+
     fn scaled(view: MatView<'a>, Scan { largest, norm_squared }: Scan, scale: f64, space: Host) -> Self {
         // 2^-e · (2^-e · ‖A‖²) would overflow at its first factor when ‖A‖² itself does: scan again, scaled.
         let norm_squared = if scale == 1.0 { norm_squared } else { scaled_norm_squared(view, scale, space.par()) };
-        let data = match view.typed::<T>() {
-            Some(a) if scale == 1.0 => Data::Direct(a),
-            _ => Data::Tiled(view),
-        };
-        Dense { data, scale, largest: largest * scale, norm_squared, space, passes: 0, watch: Watch::default() }
+        Dense {
+            data: Data::new(view, scale),
+            scale,
+            largest: largest * scale,
+            norm_squared,
+            space,
+            passes: 0,
+            watch: Watch::default(),
+        }
     }
 
     /// Returns `max |a|` of the matrix that the operator stands for.
@@ -160,6 +179,16 @@ impl<'a, T: Scalar> Dense<'a, T> {
         };
         self.watch.read(elements * size as u64);
         Ok(())
+    }
+
+    /// Computes the lower triangle of `AᵀA`.
+    pub(crate) fn gram_lower(&mut self) -> Result<HostPanel<T>> {
+        let (m, n) = self.shape();
+        let mut g = HostPanel::zeros(n, n, &self.space);
+        let mut parts = self.space.buffer((gram_groups(m, n) - 1) * n * n);
+        self.for_each_tile(Pass::Whole, |_, a, par| add_gram(a, g.as_mut(), &mut parts, par))?;
+        add_up(g.as_mut(), &parts);
+        Ok(g)
     }
 
     fn shape(&self) -> (usize, usize) {
@@ -350,7 +379,7 @@ pub(super) fn scan(view: MatView<'_>, par: Par) -> Result<Scan> {
 }
 
 /// Computes `‖scale · A‖_F²`.
-pub(super) fn scaled_norm_squared(view: MatView<'_>, scale: f64, par: Par) -> f64 {
+pub(crate) fn scaled_norm_squared(view: MatView<'_>, scale: f64, par: Par) -> f64 {
     let sum = |line: &[f64]| line.iter().map(|x| x * scale).map(|x| x * x).sum::<f64>();
     with_view!(view, a => {
         let lines = if is_by_rows(a) { a } else { a.transpose() };
@@ -458,11 +487,7 @@ impl<T: Scalar> LinearOperator<T> for Dense<'_, T> {
     }
 
     fn gram(&mut self) -> Result<Symmetric<T, Host>> {
-        let (m, n) = self.shape();
-        let mut g = HostPanel::zeros(n, n, &self.space);
-        let mut parts = self.space.buffer((gram_groups(m, n) - 1) * n * n);
-        self.for_each_tile(Pass::Whole, |_, a, par| add_gram(a, g.as_mut(), &mut parts, par))?;
-        add_up(g.as_mut(), &parts);
+        let g = self.gram_lower()?;
         gram_of(g, &self.space, &self.watch)
     }
 

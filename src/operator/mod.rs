@@ -36,9 +36,9 @@ mod watch;
 mod whitened;
 
 pub use dense::Dense;
-pub(crate) use dense::first_not_finite;
 #[doc(hidden)]
 pub use dense::{Pass, TileParams};
+pub(crate) use dense::{first_not_finite, scale_for, scaled_norm_squared};
 pub use difference::Difference;
 pub use stack::{Along, Stack};
 pub use symmetric::Symmetric;

@@ -27,7 +27,6 @@ pub use in_memory::{orthonormalize, orthonormalize_scratch};
 #[doc(hidden)]
 pub use in_memory::{orthonormalize_sparingly, orthonormalize_sparingly_scratch};
 pub use outcome::{Algorithm, Orthonormalization};
-#[cfg(feature = "cuda")]
 pub(crate) use shared::exponent;
 #[doc(hidden)]
 pub use steps::{GramOf, Step, Steps};

@@ -139,7 +139,7 @@ impl Weight<'_> {
 }
 
 /// Factors `op`, the tall one of W and Wᵀ, where `w` is W. `root` makes the operator of L on the same kind of panels.
-pub(super) fn factor<T: Scalar, S: Space<T>>(
+pub(super) fn factor<'r, T: Scalar, S: Space<T> + 'r>(
     options: &Options,
     residency: Residency,
     op: &mut dyn LinearOperator<T, Space = S>,
@@ -182,7 +182,7 @@ pub(super) fn whitened<'a, T: Scalar, S: Space<T>>(
 }
 
 /// A function that makes the operator of a root on the panels of a space.
-pub(super) type MakeOperator<'a, T, S> = dyn Fn(Entries<T>) -> Result<Box<dyn LinearOperator<T, Space = S>>> + 'a;
+pub(super) type MakeOperator<'a, T, S> = dyn Fn(Entries<T>) -> Result<Box<dyn LinearOperator<T, Space = S> + 'a>> + 'a;
 
 /// The facts of the weight that its operator does not have.
 pub(super) struct Setting<'a> {

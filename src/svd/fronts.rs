@@ -5,6 +5,7 @@ use std::marker::PhantomData;
 
 use super::accumulator::{self, SinglePass};
 use super::blend::{self, BlendChoice};
+use super::distributed::{self, RankFactors};
 use super::options::Options;
 use super::rows::{self, Checkpoint};
 use super::{in_memory, many};
@@ -12,6 +13,7 @@ use crate::calibration::Calibration;
 use crate::compiled::{same, same_mut};
 use crate::error::Result;
 use crate::factors::Factors;
+use crate::mpi::Communicator;
 use crate::operator::{RowSource, Watch};
 use crate::simd::Scalar;
 use crate::space::Host;
@@ -46,6 +48,16 @@ macro_rules! instances {
                 checkpoint: &dyn Checkpoint,
             ) -> Result<Factors<$t>> {
                 rows::factor_resumable(options, source, watch, checkpoint)
+            }
+
+            #[inline(never)]
+            fn factor_distributed(
+                options: &Options,
+                comm: &dyn Communicator,
+                source: &mut dyn RowSource,
+                watch: &Watch<'_>,
+            ) -> Result<RankFactors<$t>> {
+                distributed::factor(options, comm, source, watch)
             }
 
             #[inline(never)]
@@ -107,6 +119,18 @@ pub(super) fn factor_resumable<T: Scalar>(
     match T::DTYPE {
         DType::F64 => same(Instance::<f64>::factor_resumable(options, source, watch, checkpoint)),
         _ => same(Instance::<f32>::factor_resumable(options, source, watch, checkpoint)),
+    }
+}
+
+pub(super) fn factor_distributed<T: Scalar>(
+    options: &Options,
+    comm: &dyn Communicator,
+    source: &mut dyn RowSource,
+    watch: &Watch<'_>,
+) -> Result<RankFactors<T>> {
+    match T::DTYPE {
+        DType::F64 => same(Instance::<f64>::factor_distributed(options, comm, source, watch)),
+        _ => same(Instance::<f32>::factor_distributed(options, comm, source, watch)),
     }
 }
 

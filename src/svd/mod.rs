@@ -17,6 +17,7 @@ mod blend;
 mod calibrated;
 mod certificate;
 mod cost;
+mod distributed;
 mod finish;
 mod footprint;
 mod fronts;
@@ -43,6 +44,7 @@ use std::time::Instant;
 
 pub use accumulator::SinglePass;
 pub use blend::BlendChoice;
+pub use distributed::RankFactors;
 pub use options::Device;
 pub use plan::{Candidate, Plan};
 #[doc(hidden)]
@@ -56,6 +58,7 @@ use crate::calibration::Calibration;
 use crate::calibration::Whitening;
 use crate::error::{Error, Result};
 use crate::factors::Factors;
+use crate::mpi::Communicator;
 use crate::operator::{LinearOperator, RowSource, Watch};
 use crate::rank::Rank;
 use crate::report::Method;
@@ -408,6 +411,37 @@ impl TruncatedSvd {
         checkpoint: &dyn Checkpoint,
     ) -> Result<Factors<T>> {
         fronts::factor_resumable(&self.options, source, watch, checkpoint)
+    }
+
+    /// Factors a matrix on all ranks of `comm`, each of which reads its own rows of `source` (its columns, if the matrix
+    /// is wide). All ranks call it with the same options and the same matrix, in files or generators of their own. U, s
+    /// and Vᵀ have the same bits for any number of ranks of one kind of CPU.
+    ///
+    /// A [memory limit](Self::memory_limit) is that of a rank: its part of the matrix is held where that keeps the limit,
+    /// and read again in every pass otherwise. A limit that is not enough for that is refused.
+    ///
+    /// ```
+    /// use tensorslim::{Rank, TensorRef, TruncatedSvd, mpi::Alone, operator::Watch};
+    ///
+    /// let a: Vec<f32> = (0..300 * 40).map(|i| (i as f32 * 0.37).sin()).collect();
+    /// let mut w = TensorRef::new(&a, &[300, 40])?; // a file that all ranks see, as a rule
+    /// let svd = TruncatedSvd::new(Rank::Fixed(2));
+    /// let part = svd.factor_distributed::<f32>(&Alone, &mut w, &Watch::default())?;
+    /// assert_eq!(part.own, 0..300);
+    /// assert!(part.factors.report().relative_error < 1e-3);
+    /// # Ok::<(), tensorslim::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Those of [`factor`](Self::factor) and of the source, as [`Error::Remote`] with the rank that met it: one error,
+    /// the same on all ranks.
+    pub fn factor_distributed<T: Scalar>(
+        &self,
+        comm: &dyn Communicator,
+        source: &mut dyn RowSource,
+        watch: &Watch<'_>,
+    ) -> Result<RankFactors<T>> {
+        fronts::factor_distributed(&self.options, comm, source, watch)
     }
 
     /// Makes an empty state for [`Method::SinglePass`] or [`Method::Nystrom`] that is fed the rows of an `m × n`

@@ -24,22 +24,31 @@ use crate::gather::{self, Room};
 use crate::memory::{self, Gathering, Limit, Space};
 use crate::pool::{beside, on_threads};
 use crate::process::peak_rss;
+use crate::ranks::Ranks;
 use crate::report::{Calibrated, Evaluated, NO_SMALLER, NO_SMALLER_BY_RATIO, Report, Written};
 use crate::samples::{FOLDS, Samples, Source};
 use crate::state::StateFile;
 use crate::{guard, inputs, output};
 
 pub(crate) fn run(args: &FactorArgs) -> Result<(), Failure> {
-    let work = || match args.precision {
-        DType::F64 => factor::<f64>(args),
-        _ => factor::<f32>(args),
+    let work = || {
+        // MPI is called from one thread, the one that starts it.
+        let ranks = Ranks::join()?;
+        let done = match args.precision {
+            DType::F64 => factor::<f64>(args, &ranks),
+            _ => factor::<f32>(args, &ranks),
+        };
+        ranks.agree(done)
     };
     on_threads(args.threads, work)
 }
 
 /// Runs `factor` in the arithmetic T: checks the outputs, reads the weight, factors it, and writes what was asked for.
-fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
+fn factor<T: Scalar>(args: &FactorArgs, ranks: &Ranks) -> Result<(), Failure> {
     check_options(args)?;
+    if ranks.comm().is_some() {
+        check_options_of_ranks(args)?;
+    }
     let limit = Limit::new(args.memory_limit, (rayon::current_num_threads(), 0), Space::new(0, 0)?);
     let path = &args.weight;
     let mut svd = (TruncatedSvd::new(args.rank.policy()).method(args.method).seed(args.seed))
@@ -62,7 +71,9 @@ fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
     if args.checkpoint.is_some() {
         check_checkpoint(args)?;
     }
-    check_outputs(args)?;
+    if ranks.writes() {
+        check_outputs(args)?;
+    }
     // The stamp is taken before the first look at the file.
     let stamp = inputs::stamp(path);
     let checkpoint = |file: &Path| {
@@ -98,8 +109,12 @@ fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
     ];
     let beside = beside.iter().sum();
     let samples = x.as_ref().and_then(Source::samples);
-    let place = Place::new::<T>(args, &plain, &limit, &header, (&gathering, beside, samples))?;
-    if let Some(dir) = &args.out {
+    let place = match ranks.comm() {
+        Some(_) => Place::Tiles(limit.is_given().then(|| limit.data().saturating_sub(beside))),
+        None => Place::new::<T>(args, &plain, &limit, &header, (&gathering, beside, samples))?,
+    };
+    let out = args.out.as_deref().filter(|_| ranks.writes());
+    if let Some(dir) = out {
         output::prepare(dir)?;
     }
 
@@ -142,7 +157,7 @@ fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
         let text = text.map_err(limit.restated(beside)).map_err(about(path))?;
         if args.json {
             plan = Some(text.lines().map(str::to_owned).collect());
-        } else {
+        } else if ranks.writes() {
             emit(&format!("{}\n\n", text.trim_end()))?;
         }
     }
@@ -155,10 +170,11 @@ fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
     // What is wrong with an element may be wrong with either weight.
     let minus = |base: &PathBuf| PathBuf::from(format!("{} minus {}", path.display(), base.display()));
     let named = &args.minus.as_ref().map_or_else(|| path.clone(), minus);
-    let mut factors = weight.factor::<T>(named, &svd, limit.restated(held), checkpoint.as_ref())?;
+    ranks.agree(Ok(()))?;
+    let mut factors = weight.factor::<T>(named, &svd, limit.restated(held), checkpoint.as_ref(), ranks)?;
     let mut elapsed = vec![factors.report().elapsed];
     for _ in 1..args.repeat {
-        factors = weight.factor::<T>(named, &svd, limit.restated(held), None)?;
+        factors = weight.factor::<T>(named, &svd, limit.restated(held), None, ranks)?;
         elapsed.push(factors.report().elapsed);
     }
     // The statistics are freed with it.
@@ -184,6 +200,9 @@ fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
         _ => (None, None),
     };
     drop(weight);
+    if !ranks.writes() {
+        return Ok(());
+    }
 
     let r = factors.report();
     let mut notes = r.notes.clone();
@@ -195,7 +214,7 @@ fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
         notes.push(if by_ratio { NO_SMALLER_BY_RATIO } else { NO_SMALLER }.to_owned());
     }
     let dtype = args.dtype.unwrap_or(T::DTYPE);
-    if let Some(dir) = &args.out {
+    if let Some(dir) = out {
         let s = &r.spectrum[..r.rank];
         let loss = output::rounding_loss(s, dtype);
         // Rounding alone loses at most 2^-9 (bf16); above 1 % the values are outside of the range of the type.
@@ -217,7 +236,7 @@ fn factor<T: Scalar>(args: &FactorArgs) -> Result<(), Failure> {
         ErrorKind::Estimate { std_dev, .. } => Some(std_dev),
         _ => None,
     };
-    let factors_out = args.out.as_deref().map(|dir| {
+    let factors_out = out.map(|dir| {
         output::Written::new(dir, (args.form, dtype), &factors, pivoted.as_ref()).map(|written| (dir, written))
     });
     let factors_out = factors_out.transpose()?;
@@ -322,6 +341,18 @@ fn check_options(args: &FactorArgs) -> Result<(), Failure> {
         )),
         _ => Ok(()),
     }
+}
+
+/// Refuses what several ranks do not do together.
+fn check_options_of_ranks(args: &FactorArgs) -> Result<(), Failure> {
+    let option = match args {
+        _ if args.evaluate.is_some() => "--evaluate",
+        _ if args.blend == Some(Blend::Auto) => "--blend auto",
+        _ if args.checkpoint.is_some() => "--checkpoint",
+        _ if args.device != Device::Cpu => "--device cuda",
+        _ => return Ok(()),
+    };
+    Err(Failure(format!("{option} is not for several ranks; leave it out, or start one process without mpirun")))
 }
 
 /// Refuses outputs that would replace an input, each other, or a file that this program has not written.
@@ -605,8 +636,16 @@ impl Weight {
         svd: &TruncatedSvd,
         limit: impl Fn(Error) -> Error,
         checkpoint: Option<&StateFile>,
+        ranks: &Ranks,
     ) -> Result<Factors<T>, Failure> {
         match self {
+            Weight::Tiles(rows) if let Some(comm) = ranks.comm() => {
+                let part = svd.factor_distributed::<T>(comm, &mut **rows, &Watch::default());
+                part.map(|part| part.factors).map_err(|e| match ranks.known_to_all(&limit(e)) {
+                    Failure(line) if line.is_empty() => Failure(line),
+                    Failure(line) => Failure(format!("{}: {line}", path.display())),
+                })
+            }
             Weight::Whole(file) => {
                 let tensor = file.tensor().map_err(about(path))?;
                 svd.factor(matrix(path, &tensor, 1)?).map_err(limit).map_err(about(path))

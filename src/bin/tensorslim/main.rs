@@ -12,6 +12,7 @@
 //!   memory.rs   what --memory-limit counts     process.rs    what the system grants
 //!   pool.rs     the threads of a run           failure.rs    why the work failed
 //!   info.rs     what this machine offers       bench/        SRHT against Gaussian against sparse sign
+//!   ranks.rs    the processes of `mpirun`
 //! ```
 //!
 //! Exit codes: 0; 1 the work failed; 2 bad usage. Either failure is one line on stderr, `tensorslim: what, where,
@@ -36,6 +37,7 @@ mod output;
 mod pool;
 mod process;
 mod progress;
+mod ranks;
 mod report;
 mod results;
 mod samples;
@@ -73,7 +75,10 @@ fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure(line)) => {
-            complain(&line);
+            // Another rank says why.
+            if !line.is_empty() {
+                complain(&line);
+            }
             ExitCode::from(1)
         }
     }

@@ -26,6 +26,7 @@
 
 use faer::dyn_stack::{MemBuffer, MemStack, StackReq};
 use faer::linalg::matmul::matmul;
+use faer::prelude::Reborrow as _;
 use faer::{Accum, Mat, MatRef, Par};
 
 use super::embedded::solve_embedded;
@@ -172,6 +173,34 @@ impl<T: Scalar> State<T> {
         Ok(())
     }
 
+    /// Returns the number of elements of the sums over rows: all but the range, of which each row has its own.
+    pub(in crate::svd) fn length_of_sums(&self) -> usize {
+        let elements = |a: &Mat<T>| a.nrows() * a.ncols();
+        elements(&self.corange) + elements(&self.core) + elements(&self.error)
+    }
+
+    /// Takes the sums over the rows that were added, one after the other, and begins them anew.
+    pub(in crate::svd) fn take_sums(&mut self) -> Vec<T> {
+        let mut sums = Vec::with_capacity(self.length_of_sums() + 1);
+        for part in [&mut self.corange, &mut self.core, &mut self.error] {
+            for column in part.as_mut().col_iter_mut() {
+                sums.extend(column.rb().iter());
+                column.iter_mut().for_each(|x| *x = T::zeroed());
+            }
+        }
+        sums
+    }
+
+    /// Puts back sums that come as they were taken.
+    pub(in crate::svd) fn put_sums(&mut self, sums: &[T]) {
+        let mut next = sums.iter();
+        for part in [&mut self.corange, &mut self.core, &mut self.error] {
+            for column in part.as_mut().col_iter_mut() {
+                column.iter_mut().zip(&mut next).for_each(|(to, x)| *to = *x);
+            }
+        }
+    }
+
     /// Computes the factors that meet `target`.
     pub(in crate::svd) fn solve(self, target: &RankTarget, par: Par) -> Result<Answer<T>> {
         let (m, n) = self.shape();
@@ -309,6 +338,17 @@ pub(super) fn solve<T: Scalar, S: Space<T>>(
     let mut state = State::new(task, method, (op.nrows(), op.ncols()))?;
     op.for_each_row_block(&mut |first, rows| state.add(first, rows, par))?;
     state.norm_squared = op.norm_squared(); // out of core not known before
+    of_state(task, method, state, target, par)
+}
+
+/// Solves the task from the sketches of all rows.
+pub(in crate::svd) fn of_state<T: Scalar, S: Space<T>>(
+    task: &Task,
+    method: Method,
+    mut state: State<T>,
+    target: &RankTarget,
+    par: Par,
+) -> Result<Solution<T, S>> {
     state.work = Mat::new();
     let width = state.range.ncols();
     let Answer { u, s, v, certificate, slices, notes } = state.solve(target, par)?;
