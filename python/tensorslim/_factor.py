@@ -30,8 +30,8 @@ def _options(
     seed: int,
     dynamic_shift: bool,
     max_rank: Optional[int],
-    calibration: Optional["Calibration"],
-    quality_on: Optional["Calibration"],
+    calibration: Optional[Calibration],
+    quality_on: Optional[Calibration],
     blend: Optional[float],
     whitening: Optional[str],
     memory_limit: Optional[int],
@@ -150,7 +150,7 @@ class Factors:
         return self._core.relative_error
 
     def split(self, mode: str = "balanced") -> tuple[Any, Any]:
-        """Return the weights of the two thin layers, ``up`` (m, k) and ``down`` (k, n), with ``up @ down = U diag(s) Vt``.
+        """Return the weights of two thin layers, ``up`` (m, k) and ``down`` (k, n): ``up @ down = U diag(s) Vt``.
 
         Parameters
         ----------
@@ -165,7 +165,7 @@ class Factors:
         up, down = self._core.split(mode)
         return self._give(up), self._give(down)
 
-    def truncate(self, rank: int) -> "Factors":
+    def truncate(self, rank: int) -> Factors:
         """Return the factorization of a smaller rank that is in this one, with its own certificate.
 
         Raises
@@ -239,14 +239,14 @@ def factor(
     oversample: Optional[int] = None,
     power_iterations: Optional[int] = None,
     seed: int = 0,
-    calibration: Optional["Calibration"] = None,
+    calibration: Optional[Calibration] = None,
     precision: Optional[str] = None,
     memory_limit: Optional[int] = None,
     max_rank: Optional[int] = None,
     dynamic_shift: bool = False,
     blend: Optional[float] = None,
     whitening: Optional[str] = None,
-    quality_on: Optional["Calibration"] = None,
+    quality_on: Optional[Calibration] = None,
     minus: Any = None,
     row_axes: Optional[int] = None,
     progress: Optional[Callable[[int], Any]] = None,
@@ -415,7 +415,7 @@ def plan(
     precision: Optional[str] = None,
     memory_limit: Optional[int] = None,
     max_rank: Optional[int] = None,
-    calibration: Optional["Calibration"] = None,
+    calibration: Optional[Calibration] = None,
 ) -> Plan:
     """Plan what `factor` would do with a matrix of this shape and type (``"f16"``, ``"bf16"``, ``"f32"``, ``"f64"``).
 

@@ -32,7 +32,7 @@ def svd_lowrank(
     Returns
     -------
     U, S, V : arrays of shapes (..., m, q), (..., q), (..., n, q)
-        With ``A - M ~ U diag(S) V^T``, in float64 for float64 and float32 for other types. No gradients flow through it.
+        With ``A - M ~ U diag(S) V^T``, in float64 for float64 and float32 for other types. There are no gradients.
     """
     q = 6 if q is None else q
     niter = 2 if niter is None else niter
@@ -66,7 +66,9 @@ def _seed(random_state: Any) -> int:
         return int(random_state)
     if isinstance(random_state, np.random.RandomState):
         return int(random_state.randint(np.iinfo(np.int32).max))
-    raise ValueError(f"random_state = {random_state!r} is not allowed; give None, an int of 0 or more, or a RandomState")
+    raise ValueError(
+        f"random_state = {random_state!r} is not allowed; give None, an int of 0 or more, or a RandomState"
+    )
 
 
 def randomized_svd(

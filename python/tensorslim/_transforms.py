@@ -95,7 +95,7 @@ class Rotation:
         self._block = block
 
     @classmethod
-    def from_signs(cls, dim: int, signs: bytes, scheme: str = "order", *, block: Optional[int] = None) -> "Rotation":
+    def from_signs(cls, dim: int, signs: bytes, scheme: str = "order", *, block: Optional[int] = None) -> Rotation:
         """Make the rotation with the signs that `signs` gave.
 
         Raises

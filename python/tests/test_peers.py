@@ -31,7 +31,9 @@ def test_svd_lowrank_returns_what_torch_returns():
     torch = pytest.importorskip("torch")
     torch.manual_seed(0)
     for shape in [(50, 30), (30, 50), (2, 3, 20, 15)]:
-        low = torch.randn(*shape[:-1], 5, dtype=torch.float64) @ torch.randn(*shape[:-2], 5, shape[-1], dtype=torch.float64)
+        low = torch.randn(*shape[:-1], 5, dtype=torch.float64) @ torch.randn(
+            *shape[:-2], 5, shape[-1], dtype=torch.float64
+        )
         for M in (None, low.mean(-2, keepdim=True)):
             U, S, V = tensorslim.svd_lowrank(low, q=5, M=M)
             theirs = torch.svd_lowrank(low, q=5, niter=4, M=M)
@@ -73,9 +75,7 @@ def test_randomized_svd_honours_its_options(rng):
     sparse = pytest.importorskip("scipy.sparse")
     a = rng.standard_normal((200, 150))
     s = np.linalg.svd(a, compute_uv=False)
-    errors = [
-        np.abs(tensorslim.randomized_svd(a, 5, n_iter=q, random_state=0)[1] - s[:5]).max() for q in (0, 2, 8)
-    ]
+    errors = [np.abs(tensorslim.randomized_svd(a, 5, n_iter=q, random_state=0)[1] - s[:5]).max() for q in (0, 2, 8)]
     assert errors[0] > errors[1] > errors[2]
     of = [tensorslim.randomized_svd(a, 3, random_state=r)[0] for r in (4, 4, 5)]
     assert np.array_equal(of[0], of[1]) and not np.array_equal(of[0], of[2])

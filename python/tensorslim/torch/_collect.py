@@ -161,7 +161,9 @@ def collect(
     """
     modules = dict(model.named_modules())
     chosen = {name: modules[name] for name in layers}
-    collected = Collected({name: Calibration(inputs_of(layer), accumulation=accumulation) for name, layer in chosen.items()})
+    collected = Collected(
+        {name: Calibration(inputs_of(layer), accumulation=accumulation) for name, layer in chosen.items()}
+    )
     if output_gradients:
         for name, layer in chosen.items():
             collected.output_gradients[name] = Calibration(outputs_of(layer), accumulation=accumulation)

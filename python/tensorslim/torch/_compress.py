@@ -20,9 +20,13 @@ from ._report import CompressionReport, LayerReport
 
 Patterns = Union[None, str, Sequence[str], Callable[[str, nn.Module], bool]]
 
-_ATTENTION = re.compile(r"(^|[._])(self_?attn|attn|\w*attention|q_proj|k_proj|v_proj|o_proj|q_lin|k_lin|v_lin|out_lin)(\.|$)", re.I)
+_ATTENTION = re.compile(
+    r"(^|[._])(self_?attn|attn|\w*attention|q_proj|k_proj|v_proj|o_proj|q_lin|k_lin|v_lin|out_lin)(\.|$)", re.I
+)
 _EMBEDDING = re.compile(r"embed", re.I)
-_HEAD = re.compile(r"(^|\.)(\w*lm_head|classifier|score|pooler|cls|qa_outputs|vocab_\w+|head|decoder)$|(^|\.)(cls|pooler)\.", re.I)
+_HEAD = re.compile(
+    r"(^|\.)(\w*lm_head|classifier|score|pooler|cls|qa_outputs|vocab_\w+|head|decoder)$|(^|\.)(cls|pooler)\.", re.I
+)
 _BLOCK = re.compile(r"(^|\.)\d+\.")
 
 
@@ -114,7 +118,10 @@ def _limit(budget: Union[int, float], whole: int) -> int:
 
 
 def _shared_ranks(
-    layers: Mapping[str, nn.Module], statistics: Mapping[str, Calibration], budget: Union[int, float], options: dict[str, Any]
+    layers: Mapping[str, nn.Module],
+    statistics: Mapping[str, Calibration],
+    budget: Union[int, float],
+    options: dict[str, Any],
 ) -> dict[str, Optional[int]]:
     """Return the rank of each layer under a budget: what a layer loses counts relative to its own outputs."""
     given, whole = [], 0
@@ -256,8 +263,15 @@ def _compress_layer(
     seen = found["activation"]
     report.layers.append(
         LayerReport(
-            name, "factored", (m, n), factors.rank, m * n, after, found["relative_error"],
-            None if seen is None else seen["relative_error"], None if seen is None else seen["cosine"],
+            name,
+            "factored",
+            (m, n),
+            factors.rank,
+            m * n,
+            after,
+            found["relative_error"],
+            None if seen is None else seen["relative_error"],
+            None if seen is None else seen["cosine"],
         )  # fmt: skip
     )
     report.notes += [f"{name}: {note}" for note in found["notes"]]
@@ -309,7 +323,7 @@ class TransformerSlim:
 
 
 def compress_huggingface_model(
-    model: Union[nn.Module, str, "os.PathLike[str]"],
+    model: Union[nn.Module, str, os.PathLike[str]],
     *,
     ratio: Optional[float] = None,
     budget: Union[None, int, float] = None,

@@ -46,7 +46,7 @@ class SlimLinear(nn.Module):
     @classmethod
     def from_factors(
         cls, factors: Factors, bias: Optional[torch.Tensor], *, dtype: torch.dtype, device: Any = "cpu"
-    ) -> "SlimLinear":
+    ) -> SlimLinear:
         """Make the layer of factors of its weight; the singular values are shared evenly by both sides."""
         m, n = factors.shape
         layer = cls(n, m, factors.rank, bias is not None, device="meta", dtype=dtype).to_empty(device=device)
@@ -111,7 +111,7 @@ class SlimConv2d(nn.Module):
         self.up = nn.Conv2d(rank, out_channels, 1, bias=bias, **at)
 
     @classmethod
-    def from_factors(cls, factors: Factors, conv: nn.Conv2d) -> "SlimConv2d":
+    def from_factors(cls, factors: Factors, conv: nn.Conv2d) -> SlimConv2d:
         """Make the layer of factors of the weight of `conv`, with its other parameters."""
         layer = cls(
             conv.in_channels, conv.out_channels, conv.kernel_size, factors.rank, conv.stride, conv.padding,

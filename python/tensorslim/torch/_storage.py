@@ -147,7 +147,8 @@ def export_onnx(model: nn.Module, example: Any, path: Path, **options: Any) -> N
     ----------
     model : torch.nn.Module
     example : tensor, sequence of arguments, or mapping of named ones
-        Inputs of the model. The first two axes of each may have any length afterwards, the others as here.
+        Inputs of the model. The first two axes of each may have any length afterwards, unless the model fixes it; the
+        other axes have the lengths that they have here.
     path : path
         The file to write.
     **options
@@ -163,12 +164,12 @@ def export_onnx(model: nn.Module, example: Any, path: Path, **options: Any) -> N
     named = dict(example) if hasattr(example, "keys") else None
     inputs = list(named.values()) if named is not None else list(example)
     names = list(named) if named is not None else [f"input_{i}" for i in range(len(inputs))]
-    axes = ("batch", "sequence")
     training = model.training
     model.eval()
     try:
         shapes = [
-            {i: torch.export.Dim.DYNAMIC if x.dim() > 1 or i == 0 else None for i in range(min(x.dim(), len(axes)))}
+            # AUTO: an axis whose length the model fixes, as the features of a linear layer, stays as it is.
+            {axis: torch.export.Dim.AUTO for axis in range(min(x.dim(), 2))}
             for x in inputs
         ]
         torch.onnx.export(
