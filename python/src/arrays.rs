@@ -47,8 +47,8 @@ pub(crate) unsafe fn view<'py, T: numpy::Element>(
     owner: Bound<'py, PyAny>,
 ) -> PyResult<Bound<'py, PyAny>> {
     let borrowed = numpy::ndarray::ArrayView1::from(data);
-    // SAFETY: the caller promises that the numbers live as long as `owner`, which the array keeps. Nothing writes through
-    // the array, because it is made read-only before anybody sees it.
+    // SAFETY: the caller promises that the numbers live as long as `owner`, which the array keeps. Nothing writes
+    // through the array, because it is made read-only before anybody sees it.
     let array = unsafe { numpy::PyArray1::borrow_from_array(&borrowed, owner) };
     let array = array.reshape(shape)?;
     array.readwrite().make_nonwriteable();

@@ -1,7 +1,8 @@
 //! Reads tensors of other libraries in place, by the DLPack protocol (versions 0.x and 1.x, on the CPU).
 //!
 //! A producer hands over a capsule around a C structure. The capsule is kept as it is and never renamed, so that its
-//! own destructor frees the tensor when Python drops it: this is what the protocol says of a capsule that nobody consumed.
+//! own destructor frees the tensor when Python drops it: this is what the protocol says of a capsule that nobody
+//! consumed.
 
 use std::ffi::{CStr, c_void};
 

@@ -3,10 +3,15 @@
 use numpy::{PyArrayDescrMethods, PyUntypedArray, PyUntypedArrayMethods, npyffi};
 use pyo3::exceptions::{PyBufferError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
+use pyo3::types::PyCapsule;
+use rayon::prelude::*;
 use tensorslim::{DType, Element, TensorMut, TensorRef};
 
 use crate::dlpack;
 use crate::error::raise;
+
+/// The fewest elements that a thread copies.
+const COPIED: usize = 1 << 18;
 
 /// A borrowed array of Python, of any strides. It keeps its owner alive.
 pub(crate) struct Input {
@@ -63,13 +68,20 @@ impl Input {
         if let Ok(array) = x.cast::<PyUntypedArray>() {
             return Input::from_numpy(array);
         }
+        if x.is_instance_of::<PyCapsule>() {
+            return Input::from_capsule(x.clone());
+        }
         if !x.hasattr("__dlpack__")? {
             let kind = x.get_type().qualname()?;
             return Err(PyTypeError::new_err(format!(
                 "{kind} is no array: give a NumPy array or a tensor with __dlpack__ (PyTorch, JAX, CuPy on the CPU)"
             )));
         }
-        let capsule = dlpack::capsule(x)?;
+        Input::from_capsule(dlpack::capsule(x)?)
+    }
+
+    /// Borrows the tensor that a capsule of DLPack holds.
+    fn from_capsule(capsule: Bound<'_, PyAny>) -> PyResult<Self> {
         let found = dlpack::describe(&capsule)?;
         Input::make(found.first, found.dtype, found.shape, found.strides, found.writable, capsule.unbind())
     }
@@ -148,8 +160,8 @@ impl Input {
             return &[];
         }
         // SAFETY: the owner keeps the memory of the array, which reaches from `lowest` over `elements` elements, as
-        // shape and strides say; `make` has checked the alignment and that the bytes fit `isize`. Every bit pattern is a
-        // value.
+        // shape and strides say; `make` has checked the alignment and that the bytes fit `isize`. Every bit pattern is
+        // a value.
         unsafe { std::slice::from_raw_parts(self.lowest.cast::<E>(), self.elements) }
     }
 
@@ -190,7 +202,7 @@ impl Input {
         TensorMut::strided(all, shape[0], shape[1], strides[0], strides[1]).map_err(raise)
     }
 
-    /// Copies the elements, in row-major order.
+    /// Copies the elements, in row-major order, on the threads of the current pool.
     pub(crate) fn to_vec<E: Element>(&self) -> Vec<E> {
         let all = self.slice::<E>();
         let count = self.len();
@@ -204,7 +216,8 @@ impl Input {
             fits
         });
         if is_dense {
-            return all.to_vec();
+            // In parallel, because most of the time goes to the system, which finds the memory.
+            return all.par_iter().with_min_len(COPIED).copied().collect();
         }
         let axes = self.shape.len();
         let (width, step) = (self.shape[axes - 1], self.strides[axes - 1]);

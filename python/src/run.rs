@@ -22,8 +22,8 @@ const LONG: usize = 1 << 20;
 /// The time between two looks at signals.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// The pool in use, with the process that made it and the number of threads that was asked for (0: one per core). Without
-/// one it is rayon's own.
+/// The pool in use, with the process that made it and the number of threads that was asked for (0: one per core).
+/// Without one it is rayon's own.
 static POOL: RwLock<Option<(u32, usize, Arc<ThreadPool>)>> = RwLock::new(None);
 /// The process in which the module was imported.
 static HOME: AtomicU64 = AtomicU64::new(0);
@@ -46,8 +46,8 @@ pub(crate) fn threads() -> usize {
     pool().map_or_else(rayon::current_num_threads, |pool| pool.current_num_threads())
 }
 
-/// Returns the pool to run in, or `None` for rayon's own. After a fork it is a new one: the threads of a pool stay in the
-/// process that made it, and whoever waits for them in another waits for ever.
+/// Returns the pool to run in, or `None` for rayon's own. After a fork it is a new one: the threads of a pool stay in
+/// the process that made it, and whoever waits for them in another waits for ever.
 fn pool() -> Option<Arc<ThreadPool>> {
     let me = process::id();
     let count = match POOL.read().unwrap_or_else(|poisoned| poisoned.into_inner()).as_ref() {
@@ -73,8 +73,8 @@ pub(crate) fn run<T: Send>(py: Python<'_>, work: impl FnOnce() -> Result<T> + Se
     py.detach(|| on_pool(work)).map_err(raise)
 }
 
-/// Runs work on a matrix of `size` elements, without Python's lock. Long work is cancelled by Ctrl-C and by an exception
-/// of `progress`, which is called with the bytes that were read so far.
+/// Runs work on a matrix of `size` elements, without Python's lock. Long work is cancelled by Ctrl-C and by an
+/// exception of `progress`, which is called with the bytes that were read so far.
 pub(crate) fn run_watched<T: Send>(
     py: Python<'_>,
     size: usize,

@@ -182,23 +182,35 @@ pub(crate) fn orthonormalize<'py>(y: &Bound<'py, PyAny>) -> PyResult<Basis<'py>>
         let (want, got) = ("a matrix of two axes".to_string(), format!("shape {:?}", y.shape()));
         return Err(raise(Error::Shape { op: "orthonormalize", want, got }));
     };
-    let rows = |j: usize| (0..m).map(move |i| i * l + j);
+    let columns = || (0..l).flat_map(|j| (0..m).map(move |i| i * l + j));
     match y.dtype() {
         DType::F64 => {
-            let all = y.to_vec::<f64>();
-            basis(py, (0..l).flat_map(rows).map(|at| all[at]).collect(), m, l)
+            let panel = run(py, || {
+                let all = y.to_vec::<f64>();
+                Ok(columns().map(|at| all[at]).collect())
+            })?;
+            basis(py, panel, m, l)
         }
         DType::F32 => {
-            let all = y.to_vec::<f32>();
-            basis(py, (0..l).flat_map(rows).map(|at| all[at]).collect(), m, l)
+            let panel = run(py, || {
+                let all = y.to_vec::<f32>();
+                Ok(columns().map(|at| all[at]).collect())
+            })?;
+            basis(py, panel, m, l)
         }
         DType::F16 => {
-            let all = y.to_vec::<f16>();
-            basis(py, (0..l).flat_map(rows).map(|at| all[at].to_f32()).collect(), m, l)
+            let panel = run(py, || {
+                let all = y.to_vec::<f16>();
+                Ok(columns().map(|at| all[at].to_f32()).collect())
+            })?;
+            basis(py, panel, m, l)
         }
         _ => {
-            let all = y.to_vec::<bf16>();
-            basis(py, (0..l).flat_map(rows).map(|at| all[at].to_f32()).collect(), m, l)
+            let panel = run(py, || {
+                let all = y.to_vec::<bf16>();
+                Ok(columns().map(|at| all[at].to_f32()).collect())
+            })?;
+            basis(py, panel, m, l)
         }
     }
 }

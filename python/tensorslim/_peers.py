@@ -39,18 +39,17 @@ def svd_lowrank(
     m, n = A.shape[-2:]
     rule = {"rank": min(q, m, n), "power_iterations": niter, "seed": seed}
     if len(A.shape) == 2:
-        given, like = borrow(A)
         base = None
         if M is not None:
             base = M.broadcast_to(A.shape) if hasattr(M, "broadcast_to") else np.broadcast_to(M, A.shape)
             # A mean that is broadcast visits its elements again and again, and the core takes no such strides.
             base = base.contiguous() if hasattr(base, "contiguous") else np.ascontiguousarray(base)
-        found = factor(given, minus=base, **rule)
+        found = factor(A, minus=base, **rule)
         return found.u, found.s, found.vt.T
     if M is not None:
         A = A - M
-    given, like = borrow(A)
-    batch, flat = tuple(A.shape[:-2]), given.reshape((-1, m, n))
+    like = borrow(A)[1]
+    batch, flat = tuple(A.shape[:-2]), A.reshape((-1, m, n))
     parts = factor_many([flat[i] for i in range(flat.shape[0])], **rule)
     stacks = [np.stack([getattr(part._core, name) for part in parts]) for name in ("u", "s", "vt")]
     u, s, vt = (stack.reshape(batch + stack.shape[1:]) for stack in stacks)

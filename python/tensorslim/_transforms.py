@@ -35,7 +35,7 @@ def hadamard(x: Any, *, scale: float = 1.0, orthonormal: bool = False, inplace: 
     if inplace:
         _core.hadamard_in_place(given, scale)
         return x
-    return restore(_core.hadamard(given, scale, False), given, like)
+    return restore(_core.hadamard(given, scale, False), x, like)
 
 
 def hadamard_transform(x: Any, scale: float = 1.0) -> Any:
@@ -56,7 +56,7 @@ def hadamard_transform(x: Any, scale: float = 1.0) -> Any:
         Of the kind and the type of `x`.
     """
     given, like = borrow(x)
-    return restore(_core.hadamard(given, scale, True), given, like)
+    return restore(_core.hadamard(given, scale, True), x, like)
 
 
 def hadamard_nearest(n: int) -> tuple[Optional[int], Optional[int]]:
@@ -138,7 +138,7 @@ class Rotation:
             Unless the last axis has `dim` elements.
         """
         given, like = borrow(x)
-        return restore(self._core.apply(given, False), given, like)
+        return restore(self._core.apply(given, False), x, like)
 
     def inverse(self, y: Any) -> Any:
         """Rotate vectors back: shape (..., output_dim) to (..., dim).
@@ -149,7 +149,7 @@ class Rotation:
             Unless the last axis has `output_dim` elements.
         """
         given, like = borrow(y)
-        return restore(self._core.apply(given, True), given, like)
+        return restore(self._core.apply(given, True), y, like)
 
     def __reduce__(self) -> Any:
         return _rotation, (self.dim, self.signs, self.scheme, self._block)

@@ -102,7 +102,8 @@ def test_statistics_take_tensors():
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory is read from /proc")
 @pytest.mark.parametrize("layout", ["w", "w.T", "torch.empty(4096, 8192, dtype=torch.bfloat16).copy_(w)[:, ::2]"])
 def test_a_large_tensor_is_not_copied(layout):
-    # In a process of its own, because a peak is that of a whole process. The first call warms up what stays.
+    # In a process of its own, because a peak is that of a whole process. The first call leaves
+    # the buffers of the GEMM, which stay for the life of the process and which the promise does not count.
     code = f"""
 import torch, tensorslim
 def status(key):
@@ -110,15 +111,15 @@ def status(key):
 w = torch.zeros(4096, 8192 if 'copy_' in {layout!r} else 4096, dtype=torch.bfloat16)
 w[:2000, :3000] = torch.randn(2000, 3000).bfloat16()
 w = {layout}
-tensorslim.factor(w[:1024, :1024], rank=64)
+tensorslim.factor(w, rank=256)
 before = status('VmRSS')
 open('/proc/self/clear_refs', 'w').write('5')
-f = tensorslim.factor(w, rank=64)
+f = tensorslim.factor(w, rank=256)
 print(status('VmHWM') - before, f.report['peak_bytes'], w.numel() * w.element_size())
 """
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     if "clear_refs" in out.stderr:
         pytest.skip("the peak cannot be reset here")
     grown, promised, size = map(int, out.stdout.split())
-    # Buffers of the GEMM, one per thread, are not counted by the promise.
-    assert grown < 1.2 * promised + 2**23, (grown, promised, size, out.stderr)
+    # What is allowed beyond the bound is for the stack of a thread and the pages of the allocator.
+    assert grown < 1.2 * promised + 2**22 and promised < size, (grown, promised, size, out.stderr)
