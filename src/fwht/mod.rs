@@ -85,8 +85,8 @@ pub fn orthonormal_rows<'a, E: Element>(x: impl Into<TensorMut<'a, E>>, threads:
     orthonormal(x.into(), threads.into())
 }
 
-/// Multiplies each row of an `m × n` matrix by `scale · H`, in place: `x_i <- scale · H x_i`, in one pass and, for f16 and
-/// bf16, with one rounding. Strides may be any; an empty matrix stays as it is.
+/// Multiplies each row of an `m × n` matrix by `scale · H`, in place: `x_i <- scale · H x_i`, in one pass and, for f16
+/// and bf16, with one rounding. Strides may be any; an empty matrix stays as it is.
 ///
 /// # Errors
 /// [`Error::Order`] unless `n` is the length of an [`Order`]; [`Error::Option`] for a scale that is not finite.
