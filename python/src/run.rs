@@ -102,7 +102,9 @@ pub(crate) fn run_watched<T: Send>(
             let worker = scope.spawn(move || {
                 // The sender goes with the thread: its end is what the loop below waits for.
                 let _running = running;
-                on_pool(|| work(&Watch::new(cancel.clone()).on_read(&count)))
+                // Inside of the pool from the start: the GEMM keeps buffers for each thread, and those of this one would
+                // go with it.
+                on_pool(|| rayon::scope(|_| work(&Watch::new(cancel.clone()).on_read(&count))))
             });
             let mut stopped = None;
             while let Err(RecvTimeoutError::Timeout) = wait.recv_timeout(LOOK) {
