@@ -119,7 +119,7 @@ open('/proc/self/clear_refs', 'w').write('5')
 f = tensorslim.factor(w, rank=256)
 print(status('VmHWM') - before, f.report['peak_bytes'], w.numel() * w.element_size())
 """
-    # The allocator of glibc would keep freed blocks of some threads for later; with a fixed threshold it gives them back.
+    # The allocator of glibc would keep freed blocks of some threads; with a fixed threshold it gives them back.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**17)}
     run = {"capture_output": True, "text": True, "timeout": 300, "env": environment}
     out = subprocess.run([sys.executable, "-c", code], **run)
