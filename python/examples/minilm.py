@@ -40,7 +40,7 @@ email enum fractions functools
 """
 UNSEEN = """
 hashlib heapq html http imaplib inspect ipaddress json logging mailbox multiprocessing optparse pathlib pdb pickle
-random shutil sqlite3 statistics subprocess tarfile tempfile threading typing unittest urllib xml zipfile
+random shutil sqlite3 statistics subprocess tarfile tempfile threading tkinter turtle typing unittest urllib xml zipfile
 """
 
 
