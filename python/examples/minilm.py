@@ -138,8 +138,9 @@ def main():
             wanted = {given.name for given in session.get_inputs()}
             (found, *_) = session.run(None, {k: v.numpy() for k, v in batch.items() if k in wanted})
             with torch.no_grad():
-                gap = (torch.from_numpy(found) - again(**batch).last_hidden_state).abs().max().item()
-            print(f"ONNX in onnxruntime: largest difference {gap:.1e}")
+                hidden = again(**batch).last_hidden_state
+            gap, size = (torch.from_numpy(found) - hidden).abs().max().item(), hidden.abs().max().item()
+            print(f"ONNX in onnxruntime: largest difference {gap:.1e}, of values up to {size:.1f}")
     print(f"all of it: {time.perf_counter() - begin:.0f} s")
 
 
