@@ -570,3 +570,22 @@ fn addresses_do_not_change_a_bit() {
     check::<f64>();
     check::<f16>();
 }
+
+#[test]
+fn a_scale_is_part_of_the_transform_and_has_to_be_finite() {
+    let x: Vec<f32> = (0..3 * 96).map(|i| (i as f32 * 0.37).sin()).collect();
+    let of = |scale: f64| {
+        let mut y = x.clone();
+        fwht::scaled_rows(TensorMut::new(&mut y, 3, 96).unwrap(), scale, Threads::One).map(|()| y)
+    };
+    let (mut plain, mut orthonormal) = (x.clone(), x.clone());
+    fwht::fwht_rows(TensorMut::new(&mut plain, 3, 96).unwrap(), Threads::One).unwrap();
+    fwht::orthonormal_rows(TensorMut::new(&mut orthonormal, 3, 96).unwrap(), Threads::One).unwrap();
+    assert_eq!(of(0.25).unwrap(), plain.iter().map(|y| y / 4.0).collect::<Vec<_>>());
+    assert_eq!(of(1.0 / 96f64.sqrt()).unwrap(), orthonormal);
+    assert!(matches!(of(f64::NAN), Err(Error::Option { name: "scale", .. })));
+    // Sums that overflow f16 do not where the scale comes first.
+    let mut halves = vec![f16::from_f32(1000.0); 4096];
+    fwht::scaled_rows(TensorMut::new(&mut halves, 1, 4096).unwrap(), 1.0 / 4096.0, Threads::One).unwrap();
+    assert_eq!((halves[0].to_f32(), halves[1].to_f32()), (1000.0, 0.0));
+}

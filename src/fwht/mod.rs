@@ -85,6 +85,23 @@ pub fn orthonormal_rows<'a, E: Element>(x: impl Into<TensorMut<'a, E>>, threads:
     orthonormal(x.into(), threads.into())
 }
 
+/// Multiplies each row of an `m × n` matrix by `scale · H`, in place: `x_i <- scale · H x_i`, in one pass and, for f16
+/// and bf16, with one rounding. Strides may be any; an empty matrix stays as it is.
+///
+/// # Errors
+/// [`Error::Order`] unless `n` is the length of an [`Order`]; [`Error::Option`] for a scale that is not finite.
+pub fn scaled_rows<'a, E: Element>(
+    x: impl Into<TensorMut<'a, E>>,
+    scale: f64,
+    threads: impl Into<Threads>,
+) -> Result<()> {
+    if !scale.is_finite() {
+        return Err(Error::option("scale", scale, "a finite number"));
+    }
+    // SAFETY: the view borrows its elements mutably: they are valid, distinct, and of the type that `E` names.
+    unsafe { transform_vectors(Batch::rows(x.into()), Some(scale), threads.into()) }
+}
+
 /// Multiplies each column of an `m × n` matrix by the orthogonal `H / √m`, in place: `X <- H X / √m`. Strides may be
 /// any; an empty matrix stays as it is.
 ///
@@ -97,26 +114,29 @@ pub fn orthonormal_columns<'a, E: Element>(x: impl Into<TensorMut<'a, E>>, threa
 /// Transforms the rows of `x`, unnormalized.
 fn transform<E: Element>(x: TensorMut<'_, E>, threads: Threads) -> Result<()> {
     // SAFETY: the view borrows its elements mutably: they are valid, distinct, and of the type that `E` names.
-    unsafe { transform_vectors(Batch::rows(x), false, threads) }
+    unsafe { transform_vectors(Batch::rows(x), None, threads) }
 }
 
 /// Transforms the rows of `x` and divides them by the square root of their length.
 fn orthonormal<E: Element>(x: TensorMut<'_, E>, threads: Threads) -> Result<()> {
     // SAFETY: the view borrows its elements mutably: they are valid, distinct, and of the type that `E` names.
-    unsafe { transform_vectors(Batch::rows(x), true, threads) }
+    unsafe {
+        let x = Batch::rows(x);
+        transform_vectors(x, Some(1.0 / (x.n as f64).sqrt()), threads)
+    }
 }
 
-/// Transforms every vector of a batch and, if `orthonormal`, divides it by the square root of its length. It is not
-/// generic, so that the kernels are compiled in this crate and not in each crate that calls them.
+/// Transforms every vector of a batch and multiplies it by the scale, if there is one. It is not generic, so that the
+/// kernels are compiled in this crate and not in each crate that calls them.
 ///
 /// # Safety
 /// The elements of the batch are valid for reads and writes, and distinct.
-unsafe fn transform_vectors(x: Batch, orthonormal: bool, threads: Threads) -> Result<()> {
+unsafe fn transform_vectors(x: Batch, scale: Option<f64>, threads: Threads) -> Result<()> {
     if x.n == 0 || x.count == 0 {
         return Ok(());
     }
     let order = Order::new(x.n).ok_or(Error::Order { n: x.n })?;
-    let edges = orthonormal.then(|| Edges { scale: 1.0 / (x.n as f64).sqrt(), input: None, output: None });
+    let edges = scale.map(|scale| Edges { scale, input: None, output: None });
     // SAFETY: guaranteed by this function's contract: the elements are valid and distinct, and the transform is in
     // place; `order` is the order of their length, as `Order::new` found.
     unsafe { run_batch(x, Form { order, transposed: false, edges, same_bits: false }, threads) };

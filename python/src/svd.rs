@@ -1,0 +1,179 @@
+//! The functions that factor.
+
+use pyo3::prelude::*;
+use pyo3::types::PyList;
+use tensorslim::operator::{Difference, Watch};
+use tensorslim::{DType, Factors, Rank, Result, Scalar, TensorRef, TruncatedSvd, Whitening};
+
+use crate::calibration::Statistics;
+use crate::error::raise;
+use crate::factors::{PyFactors, Typed};
+use crate::input::Input;
+use crate::run::{run, run_watched};
+
+/// The options of a factorization, as Python gives them.
+#[derive(FromPyObject)]
+#[pyo3(from_item_all)]
+pub(crate) struct Options<'py> {
+    /// The name of the rule for the rank, and its number.
+    rule: String,
+    value: f64,
+    method: Option<String>,
+    sketch: Option<String>,
+    oversample: Option<usize>,
+    power_iterations: Option<usize>,
+    seed: u64,
+    dynamic_shift: bool,
+    max_rank: Option<usize>,
+    calibration: Option<Bound<'py, Statistics>>,
+    quality_on: Option<Bound<'py, Statistics>>,
+    blend: Option<f64>,
+    whitening: Option<String>,
+    memory_limit: Option<usize>,
+    /// The arithmetic: f32, f64, or that of the elements.
+    precision: Option<String>,
+}
+
+impl Options<'_> {
+    /// Returns the configuration of the crate.
+    fn svd(&self, py: Python<'_>) -> PyResult<TruncatedSvd> {
+        let rank = match self.rule.as_str() {
+            "rank" => Rank::Fixed(self.value as usize),
+            "ratio" => Rank::Ratio(self.value),
+            "energy" => Rank::Energy(self.value),
+            "tolerance" => Rank::Tolerance(self.value),
+            "quality" => Rank::Quality(self.value),
+            _ => Rank::Above(self.value),
+        };
+        let mut svd = TruncatedSvd::new(rank).seed(self.seed).dynamic_shift(self.dynamic_shift);
+        if let Some(method) = &self.method {
+            svd = svd.method(method.parse().map_err(raise)?);
+        }
+        if let Some(sketch) = &self.sketch {
+            svd = svd.sketch(sketch.parse().map_err(raise)?);
+        }
+        if let Some(p) = self.oversample {
+            svd = svd.oversample(p);
+        }
+        if let Some(q) = self.power_iterations {
+            svd = svd.power_iterations(q);
+        }
+        if let Some(k) = self.max_rank {
+            svd = svd.max_rank(k);
+        }
+        if let Some(c) = &self.calibration {
+            svd = svd.calibration(&c.get().snapshot(py));
+        }
+        if let Some(c) = &self.quality_on {
+            svd = svd.quality_on(&c.get().snapshot(py));
+        }
+        if let Some(b) = self.blend {
+            svd = svd.blend(b);
+        }
+        match self.whitening.as_deref() {
+            None | Some("full") => {}
+            Some("diagonal") => svd = svd.whitening(Whitening::Diagonal),
+            Some(other) => {
+                let (value, want) = (Some(other.to_string()), "full or diagonal");
+                return Err(raise(tensorslim::Error::Option { name: "whitening", value, want }));
+            }
+        }
+        if let Some(bytes) = self.memory_limit {
+            svd = svd.memory_limit(bytes);
+        }
+        Ok(svd)
+    }
+
+    /// Returns whether to compute in f64 with elements of these types.
+    fn is_double(&self, dtypes: &[DType]) -> PyResult<bool> {
+        match self.precision.as_deref() {
+            None => Ok(dtypes.contains(&DType::F64)),
+            Some("f32") => Ok(false),
+            Some("f64") => Ok(true),
+            Some(other) => {
+                let (value, want) = (Some(other.to_string()), "f32 or f64");
+                Err(raise(tensorslim::Error::Option { name: "precision", value, want }))
+            }
+        }
+    }
+}
+
+/// Factors a matrix, or the difference of two.
+fn solve<T: Scalar>(
+    svd: &TruncatedSvd,
+    w: TensorRef<'_>,
+    minus: Option<TensorRef<'_>>,
+    watch: &Watch<'_>,
+) -> Result<Factors<T>> {
+    match minus {
+        Some(base) => svd.factor_rows(&mut Difference::new(w, base)?, watch),
+        None => svd.factor_watched(w, watch),
+    }
+}
+
+#[pyfunction]
+pub(crate) fn factor(
+    py: Python<'_>,
+    w: &Bound<'_, PyAny>,
+    minus: Option<&Bound<'_, PyAny>>,
+    row_axes: Option<usize>,
+    options: Options<'_>,
+    progress: Option<Py<PyAny>>,
+) -> PyResult<PyFactors> {
+    let svd = options.svd(py)?;
+    let w = Input::new(w)?;
+    let minus = minus.map(Input::new).transpose()?;
+    let base = minus.as_ref().map(|base| base.matrix(row_axes)).transpose()?;
+    let dtypes = [w.dtype(), minus.as_ref().map_or(w.dtype(), Input::dtype)];
+    let double = options.is_double(&dtypes)?;
+    let (size, w) = (w.len(), w.matrix(row_axes)?);
+    let typed = if double {
+        Typed::F64(run_watched(py, size, progress, |watch| solve(&svd, w, base, watch))?)
+    } else {
+        Typed::F32(run_watched(py, size, progress, |watch| solve(&svd, w, base, watch))?)
+    };
+    Ok(PyFactors::new(typed))
+}
+
+#[pyfunction]
+pub(crate) fn factor_many<'py>(
+    py: Python<'py>,
+    weights: Vec<Bound<'py, PyAny>>,
+    options: Options<'py>,
+) -> PyResult<Bound<'py, PyList>> {
+    let svd = options.svd(py)?;
+    let inputs = weights.iter().map(Input::new).collect::<PyResult<Vec<_>>>()?;
+    let dtypes: Vec<DType> = inputs.iter().map(Input::dtype).collect();
+    let double = options.is_double(&dtypes)?;
+    let matrices = inputs.iter().map(|w| w.matrix(None)).collect::<PyResult<Vec<_>>>()?;
+    let results: Vec<Result<Typed>> = if double {
+        let all = run(py, || Ok(svd.factor_many::<f64>(&matrices)))?;
+        all.into_iter().map(|f| f.map(Typed::F64)).collect()
+    } else {
+        let all = run(py, || Ok(svd.factor_many::<f32>(&matrices)))?;
+        all.into_iter().map(|f| f.map(Typed::F32)).collect()
+    };
+    let out = PyList::empty(py);
+    for result in results {
+        match result {
+            Ok(typed) => out.append(PyFactors::new(typed))?,
+            // A failure concerns its own matrix alone.
+            Err(error) => out.append(raise(error).value(py))?,
+        }
+    }
+    Ok(out)
+}
+
+/// Returns the peak bytes of a factorization, and the plan in words.
+#[pyfunction]
+pub(crate) fn plan(
+    py: Python<'_>,
+    shape: (usize, usize),
+    dtype: &str,
+    options: Options<'_>,
+) -> PyResult<(usize, String)> {
+    let (svd, dtype) = (options.svd(py)?, dtype.parse::<DType>().map_err(raise)?);
+    let plan = if options.is_double(&[dtype])? { svd.plan::<f64>(shape, dtype) } else { svd.plan::<f32>(shape, dtype) };
+    let plan = plan.map_err(raise)?;
+    Ok((plan.peak_bytes, plan.to_string()))
+}

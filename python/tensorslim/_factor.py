@@ -1,0 +1,431 @@
+"""Factorizations: `factor`, `factor_many`, `plan` and their result."""
+
+from __future__ import annotations
+
+import operator
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Optional, Sequence
+
+import numpy as np
+
+from . import _core
+from ._arrays import Converter, borrow
+
+if TYPE_CHECKING:
+    from ._calibration import Calibration
+
+_RULES = ("rank", "ratio", "energy", "tolerance", "quality", "above")
+
+
+def _options(
+    rank: Optional[int],
+    ratio: Optional[float],
+    energy: Optional[float],
+    tolerance: Optional[float],
+    quality: Optional[float],
+    above: Optional[float],
+    method: Optional[str],
+    sketch: Optional[str],
+    oversample: Optional[int],
+    power_iterations: Optional[int],
+    seed: int,
+    dynamic_shift: bool,
+    max_rank: Optional[int],
+    calibration: Optional[Calibration],
+    quality_on: Optional[Calibration],
+    blend: Optional[float],
+    whitening: Optional[str],
+    memory_limit: Optional[int],
+    precision: Optional[str],
+) -> dict[str, Any]:
+    values = (rank, ratio, energy, tolerance, quality, above)
+    given = [(rule, value) for rule, value in zip(_RULES, values) if value is not None]
+    if len(given) != 1:
+        named = ", ".join(rule for rule, _ in given) or "none of them"
+        raise TypeError(f"give one of rank, ratio, energy, tolerance, quality and above; got {named}")
+    rule, value = given[0]
+    return {
+        "rule": rule,
+        "value": operator.index(value) if rule == "rank" else value,
+        "method": method,
+        "sketch": sketch,
+        "oversample": oversample,
+        "power_iterations": power_iterations,
+        "seed": seed,
+        "dynamic_shift": dynamic_shift,
+        "max_rank": max_rank,
+        "calibration": None if calibration is None else calibration._core,
+        "quality_on": None if quality_on is None else quality_on._core,
+        "blend": blend,
+        "whitening": whitening,
+        "memory_limit": memory_limit,
+        "precision": precision,
+    }
+
+
+class Agreement(NamedTuple):
+    """How well the outputs of a layer before and after agree.
+
+    Attributes
+    ----------
+    cosine : float
+        The cosine between all outputs before and all outputs after.
+    relative_error : float
+        ``||Y - Y'|| / ||Y||`` in the Frobenius norm.
+    """
+
+    cosine: float
+    relative_error: float
+
+
+class Factors:
+    """The factors ``U diag(s) Vt`` of a matrix, with a report. `factor` makes them.
+
+    Attributes
+    ----------
+    u : array, shape (m, k)
+        The left singular vectors; columns are orthonormal.
+    s : array, shape (k,)
+        The singular values, nonincreasing.
+    vt : array, shape (k, n)
+        The right singular vectors; rows are orthonormal.
+    report : dict
+        What was done and how good it is. Keys: ``shape, dtype, precision, rank, method, reason, sketch, seed,
+        oversample, power_iterations, norm, spectrum, relative_error, error_kind ("exact" or "estimate"), passes,
+        elapsed_ms, peak_bytes, params_before, params_after, ratio, notes, activation``. The last one is None without
+        calibration, otherwise a dict of ``samples, skipped, whitening, blend, relative_error, cosine, norm, spectrum``.
+
+    Notes
+    -----
+    Arrays of NumPy are read-only views of what the factors hold; copy them to change them. Arrays of other frameworks
+    are copies, made once.
+    """
+
+    __slots__ = ("_core", "_kept", "_like")
+
+    def __init__(self, core: _core.Factors, like: Optional[Converter] = None) -> None:
+        self._core = core
+        self._like = like
+        self._kept: dict[str, Any] = {}
+
+    def _part(self, name: str) -> Any:
+        if name not in self._kept:
+            array = getattr(self._core, name)
+            self._kept[name] = array if self._like is None else self._like(array.copy())
+        return self._kept[name]
+
+    def _give(self, array: np.ndarray) -> Any:
+        return array if self._like is None else self._like(array)
+
+    @property
+    def u(self) -> Any:
+        return self._part("u")
+
+    @property
+    def s(self) -> Any:
+        return self._part("s")
+
+    @property
+    def vt(self) -> Any:
+        return self._part("vt")
+
+    @property
+    def report(self) -> dict[str, Any]:
+        if "report" not in self._kept:
+            self._kept["report"] = self._core.report
+        return self._kept["report"]
+
+    @property
+    def rank(self) -> int:
+        """The rank, k."""
+        return self._core.rank
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The shape of the matrix, (m, n)."""
+        return self._core.shape
+
+    @property
+    def relative_error(self) -> float:
+        """The relative error ``||W - W'|| / ||W||`` in the Frobenius norm, as certified."""
+        return self._core.relative_error
+
+    def split(self, mode: str = "balanced") -> tuple[Any, Any]:
+        """Return the weights of two thin layers, ``up`` (m, k) and ``down`` (k, n): ``up @ down = U diag(s) Vt``.
+
+        Parameters
+        ----------
+        mode : {"balanced", "left", "right"}
+            Where the singular values go: their square roots to both sides, all of them to ``up``, or to ``down``.
+
+        Raises
+        ------
+        OptionError
+            For another mode.
+        """
+        up, down = self._core.split(mode)
+        return self._give(up), self._give(down)
+
+    def truncate(self, rank: int) -> Factors:
+        """Return the factorization of a smaller rank that is in this one, with its own certificate.
+
+        Raises
+        ------
+        RankError
+            Unless ``1 <= rank <= self.rank``.
+        """
+        return Factors(self._core.truncate(operator.index(rank)), self._like)
+
+    def apply(self, x: Any) -> Any:
+        """Compute ``y = x W'^T`` through the factors, for samples ``x`` of shape (..., n); ``y`` has shape (..., m).
+
+        Raises
+        ------
+        ShapeError
+            Unless the last axis of `x` has n elements.
+        """
+        given, like = borrow(x)
+        y = self._core.apply(given)
+        return y if like is None else like(y)
+
+    def reconstruct(self) -> Any:
+        """Compute ``U diag(s) Vt``, shape (m, n)."""
+        return self._give(self._core.reconstruct())
+
+    def residual(self, w: Any) -> Any:
+        """Compute ``W - U diag(s) Vt`` in one pass, in the arithmetic of the factors.
+
+        Raises
+        ------
+        ShapeError
+            Unless `w` has the shape of the factors.
+        """
+        given, like = borrow(w)
+        residual = self._core.residual(given)
+        return residual if like is None else like(residual)
+
+    def agreement(self, w: Any, on: Any) -> Agreement:
+        """Compare the outputs ``x W^T`` and ``x W'^T``.
+
+        Parameters
+        ----------
+        w : array, shape (m, n)
+            The weight that was factored.
+        on : array of shape (samples, n), or Calibration
+            The samples, or statistics of them.
+
+        Raises
+        ------
+        ShapeError, NotFiniteError
+            For shapes that do not fit, for NaN and infinities.
+        """
+        return Agreement(*self._core.agreement(borrow(w)[0], getattr(on, "_core", None) or borrow(on)[0]))
+
+    def __repr__(self) -> str:
+        (m, n), report = self.shape, self.report
+        return f"<Factors {m}x{n}, rank {self.rank}, relative error {self.relative_error:.4g} ({report['error_kind']})>"
+
+
+def factor(
+    w: Any,
+    rank: Optional[int] = None,
+    *,
+    ratio: Optional[float] = None,
+    energy: Optional[float] = None,
+    tolerance: Optional[float] = None,
+    quality: Optional[float] = None,
+    above: Optional[float] = None,
+    method: Optional[str] = None,
+    sketch: Optional[str] = None,
+    oversample: Optional[int] = None,
+    power_iterations: Optional[int] = None,
+    seed: int = 0,
+    calibration: Optional[Calibration] = None,
+    precision: Optional[str] = None,
+    memory_limit: Optional[int] = None,
+    max_rank: Optional[int] = None,
+    dynamic_shift: bool = False,
+    blend: Optional[float] = None,
+    whitening: Optional[str] = None,
+    quality_on: Optional[Calibration] = None,
+    minus: Any = None,
+    row_axes: Optional[int] = None,
+    progress: Optional[Callable[[int], Any]] = None,
+) -> Factors:
+    """Factor a matrix into ``U diag(s) Vt``, with a certificate of how far the factors are from it.
+
+    Give exactly one rule for the rank: `rank`, `ratio`, `energy`, `tolerance`, `quality` or `above`.
+
+    Parameters
+    ----------
+    w : array, shape (m, n)
+        The weight, outputs by inputs: a NumPy array or anything with ``__dlpack__`` on the CPU, in float16, bfloat16,
+        float32 or float64, of any strides. It is read in place.
+    rank : int
+        This rank, ``1 <= rank <= min(m, n)``.
+    ratio : float
+        The largest rank whose factors have at least `ratio` times fewer numbers: ``m n / (k (m + n + 1)) >= ratio``.
+    energy : float
+        The smallest rank that keeps this share of ``||W||^2``, in (0, 1].
+    tolerance : float
+        The smallest rank of at most this relative error, in (0, 1).
+    quality : float
+        The smallest rank whose outputs have at least this cosine with the true ones, in (0, 1), on `quality_on` or on
+        `calibration`.
+    above : float
+        The number of singular values above this one.
+    method : str, optional
+        ``"auto"`` (default), ``"full"``, ``"gram"``, ``"randomized"``, ``"krylov"``, ``"single-pass"``, ``"nystrom"``.
+    sketch : str, optional
+        ``"srht"`` (default), ``"gaussian"`` or ``"sparse-sign"``.
+    oversample, power_iterations : int, optional
+        Columns beyond the rank (default 10) and power iterations (default 2) of the random methods.
+    seed : int
+        One seed gives the same bits, on any number of threads.
+    calibration : Calibration, optional
+        Weights the error by the inputs that these statistics have seen.
+    precision : {"f32", "f64"}, optional
+        The arithmetic; by default f64 for float64 and f32 for the other types.
+    memory_limit : int, optional
+        The most bytes that the call may allocate.
+    max_rank : int, optional
+        The largest rank that `energy` and `tolerance` may return.
+    dynamic_shift : bool
+        Shift the power iterations: a better subspace where the spectrum decays slowly.
+    blend : float, optional
+        How much the calibration is trusted, from 0 to 1 (the default).
+    whitening : {"full", "diagonal"}, optional
+        The part of the calibration that weights the error.
+    quality_on : Calibration, optional
+        The inputs that `quality` is measured on.
+    minus : array, shape (m, n), optional
+        Factor ``w - minus``, which is never formed: the update of a fine-tuned weight.
+    row_axes : int, optional
+        For more than two axes, how many of the first ones are rows: 1 for a convolution ``(out, in, kh, kw)``.
+    progress : callable, optional
+        Called with the bytes of the matrix that were read so far, about 20 times a second. An exception in it, and
+        Ctrl-C, end the call.
+
+    Returns
+    -------
+    Factors
+        With arrays of the kind of `w`.
+
+    Raises
+    ------
+    TypeError
+        For an array of another type, or in the memory of a GPU; unless there is one rule for the rank.
+    RankError, OptionError, ShapeError, EmptyError, LayoutError, NotFiniteError, RangeError, MemoryLimitError
+        As their names say; all of them are `tensorslim.Error`.
+
+    Examples
+    --------
+    >>> import numpy as np, tensorslim
+    >>> w = np.sin(0.37 * np.arange(96 * 64, dtype=np.float32)).reshape(96, 64)
+    >>> f = tensorslim.factor(w, rank=2)
+    >>> f.u.shape, f.relative_error < 1e-3
+    ((96, 2), True)
+    """
+    options = _options(
+        rank, ratio, energy, tolerance, quality, above, method, sketch, oversample, power_iterations, seed,
+        dynamic_shift, max_rank, calibration, quality_on, blend, whitening, memory_limit, precision,
+    )  # fmt: skip
+    given, like = borrow(w)
+    base = None if minus is None else borrow(minus)[0]
+    return Factors(_core.factor(given, base, row_axes, options, progress), like)
+
+
+def factor_many(
+    weights: Sequence[Any],
+    rank: Optional[int] = None,
+    *,
+    ratio: Optional[float] = None,
+    energy: Optional[float] = None,
+    tolerance: Optional[float] = None,
+    above: Optional[float] = None,
+    method: Optional[str] = None,
+    sketch: Optional[str] = None,
+    oversample: Optional[int] = None,
+    power_iterations: Optional[int] = None,
+    seed: int = 0,
+    precision: Optional[str] = None,
+    memory_limit: Optional[int] = None,
+    max_rank: Optional[int] = None,
+    dynamic_shift: bool = False,
+    return_exceptions: bool = False,
+) -> list[Any]:
+    """Factor many matrices, small ones one per thread. The bits are those of single calls of `factor`.
+
+    Parameters
+    ----------
+    weights : sequence of arrays
+        As for `factor`; shapes and types may differ. The arithmetic is f64 if any of them is float64.
+    return_exceptions : bool
+        Return the exception of a matrix in its place, instead of raising the first one.
+
+    Returns
+    -------
+    list of Factors
+        In the order of `weights`.
+    """
+    options = _options(
+        rank, ratio, energy, tolerance, None, above, method, sketch, oversample, power_iterations, seed,
+        dynamic_shift, max_rank, None, None, None, None, memory_limit, precision,
+    )  # fmt: skip
+    borrowed = [borrow(w) for w in weights]
+    results = _core.factor_many([given for given, _ in borrowed], options)
+    out: list[Any] = []
+    for result, (_, like) in zip(results, borrowed):
+        if isinstance(result, Exception):
+            if not return_exceptions:
+                raise result
+            out.append(result)
+        else:
+            out.append(Factors(result, like))
+    return out
+
+
+class Plan(NamedTuple):
+    """What `factor` would do.
+
+    Attributes
+    ----------
+    peak_bytes : int
+        The most bytes that the call allocates, its result included.
+    explanation : str
+        The methods that were weighed, in words.
+    """
+
+    peak_bytes: int
+    explanation: str
+
+
+def plan(
+    shape: tuple[int, int],
+    dtype: str = "f32",
+    rank: Optional[int] = None,
+    *,
+    ratio: Optional[float] = None,
+    energy: Optional[float] = None,
+    tolerance: Optional[float] = None,
+    above: Optional[float] = None,
+    method: Optional[str] = None,
+    sketch: Optional[str] = None,
+    oversample: Optional[int] = None,
+    power_iterations: Optional[int] = None,
+    precision: Optional[str] = None,
+    memory_limit: Optional[int] = None,
+    max_rank: Optional[int] = None,
+    calibration: Optional[Calibration] = None,
+) -> Plan:
+    """Plan what `factor` would do with a matrix of this shape and type (``"f16"``, ``"bf16"``, ``"f32"``, ``"f64"``).
+
+    Raises
+    ------
+    RankError, OptionError, EmptyError, MemoryLimitError
+        Those that `factor` raises for such a matrix.
+    """
+    options = _options(
+        rank, ratio, energy, tolerance, None, above, method, sketch, oversample, power_iterations, 0, False, max_rank,
+        calibration, None, None, None, memory_limit, precision,
+    )  # fmt: skip
+    return Plan(*_core.plan(tuple(shape), dtype, options))
