@@ -81,6 +81,12 @@ def batches(tokenizer, texts, size=25):
         yield tokenizer(texts[first : first + size], padding=True, truncation=True, return_tensors="pt")
 
 
+def sentence_embedding(output, batch):
+    """Return what counts of the model's output: the normalized mean over the tokens."""
+    mask = batch["attention_mask"][..., None]
+    return torch.nn.functional.normalize((output.last_hidden_state * mask).sum(1) / mask.sum(1), dim=1)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--onnx", action="store_true", help="export to ONNX, too, and run that in onnxruntime")
@@ -96,8 +102,17 @@ def main():
     print(f"{len(technical)} technical and {len(everyday)} everyday ones are compared")
 
     start = time.perf_counter()
-    statistics = collect(original, choose_layers(original, TransformerSlim().takes), batches(tokenizer, calibration))
-    print(f"statistics of the inputs: {time.perf_counter() - start:.1f} s\n")
+    chosen = choose_layers(original, TransformerSlim().takes)
+    both = collect(
+        original,
+        chosen,
+        batches(tokenizer, calibration),
+        output_gradients=True,
+        cotangents=2,
+        output_metric=sentence_embedding,
+    )
+    one = both.inputs
+    print(f"statistics of inputs and output gradients: {time.perf_counter() - start:.1f} s\n")
     want = {"technical": embed(original, tokenizer, technical), "everyday": embed(original, tokenizer, everyday)}
     texts = {"technical": technical, "everyday": everyday}
     print("| feed-forward | factors | technical | everyday | model | numbers fewer | factorizations |")
@@ -106,8 +121,10 @@ def main():
     for ratio in args.ratios:
         kinds = {
             "plain": {"ratio": ratio},
-            "calibrated": {"ratio": ratio, "calibration": statistics},
-            "calibrated, shared budget": {"budget": 1 / ratio, "calibration": statistics},
+            "calibrated": {"ratio": ratio, "calibration": one},
+            "calibrated, budget": {"budget": 1 / ratio, "calibration": one},
+            "two-sided": {"ratio": ratio, "calibration": both},
+            "two-sided, budget": {"budget": 1 / ratio, "calibration": both},
         }
         for kind, options in kinds.items():
             model = compress_huggingface_model(copy.deepcopy(original), **options)

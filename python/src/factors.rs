@@ -142,6 +142,7 @@ impl PyFactors {
         seen.set_item("skipped", activation.skipped)?;
         seen.set_item("whitening", activation.whitening.name())?;
         seen.set_item("blend", activation.blend)?;
+        seen.set_item("output_samples", activation.output_samples)?;
         seen.set_item("relative_error", activation.relative_error)?;
         seen.set_item("cosine", activation.cosine())?;
         seen.set_item("norm", activation.norm)?;

@@ -20,7 +20,7 @@ pub(crate) struct GivenLayer {
     protected: bool,
 }
 
-/// Shares a budget. Returns the rank of each layer (`None` for one that stays whole), the cost, the loss and its bound.
+/// Shares a budget by losses, or (`alike`) so that all layers are reduced alike. Returns the rank of each layer (`None` for one that stays whole), the cost, the loss and its bound.
 #[pyfunction]
 pub(crate) fn allocate(
     py: Python<'_>,
@@ -28,6 +28,7 @@ pub(crate) fn allocate(
     limit: u64,
     unit: &str,
     align: usize,
+    alike: bool,
 ) -> PyResult<(Vec<Option<usize>>, u64, f64, f64)> {
     let unit = match unit {
         "parameters" => Cost::Parameters,
@@ -50,7 +51,8 @@ pub(crate) fn allocate(
             Ok(layer)
         })
         .collect::<PyResult<_>>()?;
-    let found = run(py, || rank::allocate(&layers, Budget { limit, unit, align }))?;
+    let budget = Budget { limit, unit, align };
+    let found = run(py, || if alike { rank::uniform(&layers, budget) } else { rank::allocate(&layers, budget) })?;
     let rank = |share: &Share| if let Share::Rank(k) = share { Some(*k) } else { None };
     Ok((found.shares.iter().map(rank).collect(), found.total, found.loss, found.bound))
 }

@@ -26,8 +26,10 @@ pub(crate) struct Options<'py> {
     dynamic_shift: bool,
     max_rank: Option<usize>,
     calibration: Option<Bound<'py, Statistics>>,
+    output_calibration: Option<Bound<'py, Statistics>>,
     quality_on: Option<Bound<'py, Statistics>>,
     blend: Option<f64>,
+    output_blend: Option<f64>,
     whitening: Option<String>,
     memory_limit: Option<usize>,
     /// The arithmetic: f32, f64, or that of the elements.
@@ -63,6 +65,12 @@ impl Options<'_> {
         }
         if let Some(c) = &self.calibration {
             svd = svd.calibration(&c.get().snapshot(py));
+        }
+        if let Some(c) = &self.output_calibration {
+            svd = svd.output_calibration(&c.get().snapshot(py));
+        }
+        if let Some(b) = self.output_blend {
+            svd = svd.output_blend(b);
         }
         if let Some(c) = &self.quality_on {
             svd = svd.quality_on(&c.get().snapshot(py));

@@ -5,7 +5,7 @@ without a copy), and factors ``U diag(s) Vt`` come out, with a certificate of ho
 
 * `factor`, `factor_many`, `plan`, `Factors`: factorizations.
 * `Calibration`: statistics of the inputs of a layer, which weight the error.
-* `allocate`, `Layer`, `Allocation`: one budget for many layers.
+* `allocate`, `uniform`, `Layer`, `Allocation`: one budget for many layers.
 * `hadamard`, `hadamard_transform`, `Rotation`, `orthonormalize`: transforms and bases.
 * `svd_lowrank`, `randomized_svd`: the functions of PyTorch and scikit-learn, by their own names.
 * `tensorslim.torch`: compress models of PyTorch (imported on its own; needs torch).
@@ -20,7 +20,7 @@ from ._core import __version__, get_num_threads, set_num_threads
 from ._errors import *  # noqa: F403
 from ._factor import Agreement, Factors, Plan, factor, factor_many, plan
 from ._peers import randomized_svd, svd_lowrank
-from ._rank import Allocation, Layer, allocate, rank_for_ratio, rank_saves_memory
+from ._rank import Allocation, Layer, allocate, rank_for_ratio, rank_saves_memory, uniform
 from ._transforms import Basis, Rotation, hadamard, hadamard_nearest, hadamard_transform, orthonormalize
 
 __all__ = [
@@ -47,5 +47,6 @@ __all__ = [
     "rank_saves_memory",
     "set_num_threads",
     "svd_lowrank",
+    "uniform",
     *_errors.__all__,
 ]

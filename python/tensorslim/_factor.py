@@ -36,6 +36,8 @@ def _options(
     whitening: Optional[str],
     memory_limit: Optional[int],
     precision: Optional[str],
+    output_calibration: Optional[Calibration] = None,
+    output_blend: Optional[float] = None,
 ) -> dict[str, Any]:
     values = (rank, ratio, energy, tolerance, quality, above)
     given = [(rule, value) for rule, value in zip(_RULES, values) if value is not None]
@@ -54,8 +56,10 @@ def _options(
         "dynamic_shift": dynamic_shift,
         "max_rank": max_rank,
         "calibration": None if calibration is None else calibration._core,
+        "output_calibration": None if output_calibration is None else output_calibration._core,
         "quality_on": None if quality_on is None else quality_on._core,
         "blend": blend,
+        "output_blend": output_blend,
         "whitening": whitening,
         "memory_limit": memory_limit,
         "precision": precision,
@@ -92,7 +96,8 @@ class Factors:
         What was done and how good it is. Keys: ``shape, dtype, precision, rank, method, reason, sketch, seed,
         oversample, power_iterations, norm, spectrum, relative_error, error_kind ("exact" or "estimate"), passes,
         elapsed_ms, peak_bytes, params_before, params_after, ratio, notes, activation``. The last one is None without
-        calibration, otherwise a dict of ``samples, skipped, whitening, blend, relative_error, cosine, norm, spectrum``.
+        calibration, otherwise a dict of ``samples, skipped,
+        whitening, blend, output_samples, relative_error, cosine, norm, spectrum``.
 
     Notes
     -----
@@ -240,11 +245,13 @@ def factor(
     power_iterations: Optional[int] = None,
     seed: int = 0,
     calibration: Optional[Calibration] = None,
+    output_calibration: Optional[Calibration] = None,
     precision: Optional[str] = None,
     memory_limit: Optional[int] = None,
     max_rank: Optional[int] = None,
     dynamic_shift: bool = False,
     blend: Optional[float] = None,
+    output_blend: Optional[float] = None,
     whitening: Optional[str] = None,
     quality_on: Optional[Calibration] = None,
     minus: Any = None,
@@ -283,6 +290,8 @@ def factor(
         One seed gives the same bits, on any number of threads.
     calibration : Calibration, optional
         Weights the error by the inputs that these statistics have seen.
+    output_calibration : Calibration, optional
+        Weights the error by the outputs, too: statistics of the gradients of a loss with respect to the m outputs.
     precision : {"f32", "f64"}, optional
         The arithmetic; by default f64 for float64 and f32 for the other types.
     memory_limit : int, optional
@@ -293,6 +302,8 @@ def factor(
         Shift the power iterations: a better subspace where the spectrum decays slowly.
     blend : float, optional
         How much the calibration is trusted, from 0 to 1 (the default).
+    output_blend : float, optional
+        The same for `output_calibration`.
     whitening : {"full", "diagonal"}, optional
         The part of the calibration that weights the error.
     quality_on : Calibration, optional
@@ -328,6 +339,7 @@ def factor(
     options = _options(
         rank, ratio, energy, tolerance, quality, above, method, sketch, oversample, power_iterations, seed,
         dynamic_shift, max_rank, calibration, quality_on, blend, whitening, memory_limit, precision,
+        output_calibration, output_blend,
     )  # fmt: skip
     given, like = borrow(w)
     base = None if minus is None else borrow(minus)[0]

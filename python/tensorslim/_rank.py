@@ -10,7 +10,7 @@ import numpy as np
 from . import _core
 from ._core import rank_for_ratio, rank_saves_memory
 
-__all__ = ["Allocation", "Layer", "allocate", "rank_for_ratio", "rank_saves_memory"]
+__all__ = ["Allocation", "Layer", "allocate", "rank_for_ratio", "rank_saves_memory", "uniform"]
 
 
 @dataclass
@@ -83,6 +83,19 @@ def allocate(layers: Sequence[Layer], budget: int, *, unit: str = "parameters", 
     OptionError, EmptyError
         For a budget below the least cost, for numbers that are not finite and nonnegative, without layers.
     """
+    return _share(layers, budget, unit, align, alike=False)
+
+
+def uniform(layers: Sequence[Layer], budget: int, *, unit: str = "parameters", align: int = 1) -> Allocation:
+    """Share a budget so that all layers are reduced alike, to the same part of what they have.
+
+    This is the safe choice where the losses of different layers have no common unit. Parameters and errors are those
+    of `allocate`; the bound is 0.
+    """
+    return _share(layers, budget, unit, align, alike=True)
+
+
+def _share(layers: Sequence[Layer], budget: int, unit: str, align: int, *, alike: bool) -> Allocation:
     for layer in layers:
         layer.spectrum = np.asarray(layer.spectrum, dtype=np.float64).tolist()
-    return Allocation(*_core.allocate(list(layers), budget, unit, align))
+    return Allocation(*_core.allocate(list(layers), budget, unit, align, alike))

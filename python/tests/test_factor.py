@@ -377,3 +377,30 @@ def test_public_names_have_documentation():
     for name in tensorslim.__all__:
         if name != "__version__":
             assert inspect.getdoc(getattr(tensorslim, name)), name
+
+
+def test_output_gradients_weigh_the_error():
+    rng = np.random.default_rng(5)
+    w = rng.standard_normal((40, 30))
+    x = rng.standard_normal((300, 30)) / (1 + np.arange(30))
+    g = rng.standard_normal((300, 40)) / (1 + np.arange(40))
+    inputs, outputs = tensorslim.Calibration(30), tensorslim.Calibration(40)
+    inputs.update(x)
+    outputs.update(g)
+    f = tensorslim.factor(w, 6, method="full", calibration=inputs, output_calibration=outputs)
+    values = np.linalg.svd(g @ w @ x.T, compute_uv=False)
+    best = np.sqrt((values[6:] ** 2).sum() / (values**2).sum())
+    off = np.linalg.norm(g @ (w - f.u * f.s @ f.vt) @ x.T) / np.linalg.norm(values)
+    assert off == pytest.approx(best, rel=1e-6)
+    assert f.report["activation"]["relative_error"] == pytest.approx(best, rel=1e-6)
+    assert f.report["activation"]["output_samples"] == 300
+    with pytest.raises(tensorslim.ShapeError, match="40 outputs"):
+        tensorslim.factor(w, 6, output_calibration=inputs)
+
+
+def test_uniform_budget_reduces_layers_alike():
+    spectra = [np.ones(20), np.linspace(1, 0, 20)]
+    layers = [tensorslim.Layer((60, 20), s, float((s**2).sum())) for s in spectra]
+    found = tensorslim.uniform(layers, 1200)
+    assert found.ranks == [7, 7] and found.total == 2 * 7 * 81
+    assert tensorslim.uniform(layers, 2400).ranks == [None, None]

@@ -273,3 +273,21 @@ def test_an_exported_model_runs_in_onnxruntime(tmp_path):
     x = torch.randn(9, 48)
     (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     assert np.abs(y - model(x).detach().numpy()).max() < 1e-4
+
+
+def test_a_budget_with_an_output_metric_keeps_the_output():
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(48, 96), nn.GELU(), nn.Linear(96, 48), nn.Tanh(), nn.Linear(48, 8))
+    batches = [torch.randn(64, 48) / (1 + torch.arange(48)) for _ in range(20)]
+    unseen = torch.randn(500, 48) / (1 + torch.arange(48))
+    errors = {}
+    with torch.no_grad():
+        want = model(unseen)
+    for name, metric in [("one-sided", None), ("two-sided", lambda output: output)]:
+        small = slim.compress_model(
+            copy.deepcopy(model), budget=0.4, include=["0", "2"], calibration=batches, output_metric=metric
+        )
+        with torch.no_grad():
+            errors[name] = ((small(unseen) - want).norm() / want.norm()).item()
+        assert sum(layer.params_after for layer in small.slim_report.layers) <= 0.4 * 2 * 48 * 96
+    assert errors["two-sided"] < errors["one-sided"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from dataclasses import dataclass, field
 from typing import Any, Callable, Iterable, Iterator, Mapping, Optional
 
@@ -143,8 +144,8 @@ def collect(
     cotangents : int
         The number of random combinations for each batch.
     output_metric : callable, optional
-        Takes the model's output and returns the tensor that counts; by default the logits, the last hidden state, or
-        the first tensor.
+        Takes the model's output, or that and the batch, and returns the tensor that counts; by default the logits, the
+        last hidden state, or the first tensor.
     seed : int
         The seed of the random combinations, whose factors are 1 and -1.
 
@@ -186,6 +187,7 @@ def collect(
     device = "cpu" if parameter is None else parameter.device
     generator = torch.Generator().manual_seed(seed)
     metric = output_metric or main_output
+    takes_batch = len(inspect.signature(metric).parameters) > 1
     hooks = [layer.register_forward_hook(see(name)) for name, layer in chosen.items()]
     frozen = [layer.weight for layer in chosen.values() if not layer.weight.requires_grad] if output_gradients else []
     try:
@@ -197,7 +199,8 @@ def collect(
                 mask = _mask_of(batch)
                 result = run_batch(model, batch)
                 if output_gradients:
-                    _take_gradients(metric(result), outputs, collected, mask, cotangents, generator)
+                    counts = metric(result, batch) if takes_batch else metric(result)
+                    _take_gradients(counts, outputs, collected, mask, cotangents, generator)
     finally:
         for hook in hooks:
             hook.remove()

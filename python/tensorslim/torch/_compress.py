@@ -13,7 +13,7 @@ from torch import nn
 
 from .._calibration import Calibration
 from .._factor import Factors, factor
-from .._rank import Layer, allocate, rank_saves_memory
+from .._rank import Layer, allocate, rank_saves_memory, uniform
 from ._collect import Collected, collect
 from ._layers import is_convertible, matrix_of, rule_of, slim_from_factors
 from ._report import CompressionReport, LayerReport
@@ -97,15 +97,25 @@ def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:
 
 def _statistics(
     model: nn.Module, layers: Mapping[str, nn.Module], calibration: Any, output_metric: Any
-) -> Mapping[str, Calibration]:
+) -> Collected:
     """Return the statistics by layer: those that were given, or those of batches sent through the model."""
     if calibration is None:
-        return {}
+        return Collected()
     if isinstance(calibration, Collected):
-        return calibration.inputs
-    if isinstance(calibration, Mapping) and all(isinstance(c, Calibration) for c in calibration.values()):
         return calibration
-    return collect(model, layers, calibration, output_metric=output_metric).inputs
+    if isinstance(calibration, Mapping) and all(isinstance(c, Calibration) for c in calibration.values()):
+        return Collected(dict(calibration))
+    gradients = output_metric is not None
+    return collect(model, layers, calibration, output_gradients=gradients, cotangents=2, output_metric=output_metric)
+
+
+def _weights(statistics: Collected, name: str) -> dict[str, Calibration]:
+    """Return what weights the error of a layer: the options of `factor`."""
+    weights = {
+        "calibration": statistics.inputs.get(name),
+        "output_calibration": statistics.output_gradients.get(name),
+    }
+    return {option: c for option, c in weights.items() if c is not None and c.samples > 0}
 
 
 def _limit(budget: Union[int, float], whole: int) -> int:
@@ -117,26 +127,32 @@ def _limit(budget: Union[int, float], whole: int) -> int:
     return budget
 
 
-def _shared_ranks(
+def _shared_factors(
     layers: Mapping[str, nn.Module],
-    statistics: Mapping[str, Calibration],
+    statistics: Collected,
     budget: Union[int, float],
     options: dict[str, Any],
-) -> dict[str, Optional[int]]:
-    """Return the rank of each layer under a budget: what a layer loses counts relative to its own outputs."""
-    given, whole = [], 0
+) -> dict[str, Optional[Factors]]:
+    """Return the factors of each layer under a budget, None for one that stays whole.
+
+    With output gradients of all layers their losses have one unit, and their sum is the least. Without, no unit is
+    common to layers, and all are reduced alike.
+    """
+    given, all_factors, whole = [], {}, 0
+    summed = all("output_calibration" in _weights(statistics, name) for name in layers)
     for name, layer in layers.items():
         matrix = matrix_of(layer)
         m, n = matrix.shape
         whole += m * n
-        # Ranks that save nothing need not be looked at.
+        # Ranks that save nothing need not be looked at; those that are chosen are cut from these factors.
         most = max(m * n // (m + n + 1), 1)
-        report = factor(matrix, min(most, m, n), calibration=statistics.get(name), **options).report
-        seen = report["activation"] or report
-        norm = float(seen["norm"])
-        given.append(Layer((m, n), seen["spectrum"], norm**2, weight=1 / norm**2 if norm > 0 else 0.0))
-    found = allocate(given, _limit(budget, whole))
-    return dict(zip(layers, found.ranks))
+        factors = factor(matrix, min(most, m, n), **_weights(statistics, name), **options)
+        seen = factors.report["activation"] or factors.report
+        given.append(Layer((m, n), seen["spectrum"], float(seen["norm"]) ** 2))
+        all_factors[name] = factors
+    found = (allocate if summed else uniform)(given, _limit(budget, whole))
+    chosen = zip(all_factors.items(), found.ranks)
+    return {name: None if rank is None else factors.truncate(rank) for (name, factors), rank in chosen}
 
 
 def compress_model(
@@ -165,7 +181,7 @@ def compress_model(
         Each layer gets `ratio` times fewer numbers.
     budget : int or float
         All chosen layers together get at most so many numbers (int), or that share of what they have (float, at most
-        1). It goes where it loses least.
+        1). With output gradients it goes where the model's output loses least; without, all layers shrink alike.
     quality : float
         The cosine that the outputs of each layer keep on the calibration, or its weight without one.
     rank : int
@@ -177,7 +193,8 @@ def compress_model(
     quality_threshold : float, optional
         A layer whose cosine is below it gets the rank that reaches it, or is kept.
     output_metric : callable, optional
-        See `collect`.
+        What counts of the model's output; see `collect`. With it, errors are weighted by random gradients of it as
+        well (one more pass, backward, over the batches): the model's output keeps most of what matters.
     **options
         Other options of `tensorslim.factor`: ``seed``, ``method``, ``precision``, ...
 
@@ -205,20 +222,19 @@ def compress_model(
     start = time.perf_counter()
     statistics = _statistics(model, layers, calibration, output_metric)
     report.collect_seconds = time.perf_counter() - start
-    unseen = [name for name in layers if name in statistics and statistics[name].samples == 0]
+    unseen = [name for name in layers if name in statistics.inputs and statistics.inputs[name].samples == 0]
     if unseen:
         report.notes.append(f"no calibration sample reached {', '.join(unseen)}: factored without")
-        statistics = {name: c for name, c in statistics.items() if name not in unseen}
 
     start = time.perf_counter()
-    shared = None if budget is None else _shared_ranks(layers, statistics, budget, options)
+    shared = None if budget is None else _shared_factors(layers, statistics, budget, options)
     for name, layer in layers.items():
-        c = statistics.get(name)
+        weights = _weights(statistics, name)
         if shared is None:
-            rule = rule_of(rank, ratio, quality, c)
+            made: Any = rule_of(rank, ratio, quality, weights or None)
         else:
-            rule = {"rank": shared[name]}
-        _compress_layer(model, name, layer, rule, c, quality_threshold, options, report)
+            made = shared[name]
+        _compress_layer(model, name, layer, made, weights, quality_threshold, options, report)
     report.factor_seconds = time.perf_counter() - start
     report.params_after, report.bytes_after = _size(model)
     model.slim_report = report
@@ -229,28 +245,28 @@ def _compress_layer(
     model: nn.Module,
     name: str,
     layer: nn.Module,
-    rule: dict[str, Any],
-    c: Optional[Calibration],
+    made: Union[None, Factors, dict[str, Any]],
+    weights: dict[str, Calibration],
     threshold: Optional[float],
     options: dict[str, Any],
     report: CompressionReport,
 ) -> None:
-    """Replace one layer, or keep it, and report that."""
+    """Replace one layer by factors, or by those of a rule, or keep it; and report that."""
     matrix = matrix_of(layer)
     m, n = matrix.shape
 
     def keep(reason: str) -> None:
         report.layers.append(LayerReport(name, "kept", (m, n), None, m * n, m * n, reason=reason))
 
-    if rule == {"rank": None}:
+    if made is None:
         return keep("worth its size")
-    k = rule.get("rank")
+    k = made.get("rank") if isinstance(made, dict) else made.rank
     if k is not None and not rank_saves_memory(m, n, k):
         return keep(f"rank {k} saves nothing")
     try:
-        factors = factor(matrix, **rule, calibration=c, **options)
+        factors = factor(matrix, **made, **weights, **options) if isinstance(made, dict) else made
         if threshold is not None and _cosine(factors) < threshold:
-            factors = factor(matrix, **rule_of(None, None, threshold, c), calibration=c, **options)
+            factors = factor(matrix, **rule_of(None, None, threshold, weights or None), **weights, **options)
     except ValueError as error:
         # A ratio that even rank 1 does not reach, NaN in a weight: one layer must not end the work on the others.
         return keep(str(error))
