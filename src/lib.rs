@@ -64,6 +64,7 @@
 //! | `rayon` | threads; without it the same functions run on the calling thread | with `linalg` |
 //! | `npy` | `.npy` files | no |
 //! | `cuda` | factorization on an NVIDIA GPU | no |
+//! | `capi` | the C interface, `include/tensorslim.h`; `.ci/capi --install PREFIX` builds and installs it | no |
 //! | `cli` | the command line | no |
 //!
 //! A crate that needs the transforms, the rotations and the random numbers alone takes `default-features = false`:
@@ -97,6 +98,10 @@
 pub mod batch;
 #[cfg(feature = "linalg")]
 pub mod calibration;
+// C names are found by the linker, and not by paths of this crate: `pub` is for cbindgen, which lists what it says.
+#[cfg(feature = "capi")]
+#[allow(unreachable_pub)]
+mod capi;
 #[cfg(feature = "linalg")]
 mod compiled;
 #[cfg(feature = "cuda")]
