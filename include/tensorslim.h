@@ -3,17 +3,17 @@
  *
  * Made of src/capi by cbindgen; do not edit.
  *
- * Numbers    An int32_t named rule, method, dtype, .. takes a constant of the enum that its function names. Sizes are in
- *            elements unless they are said to be bytes. Matrices are m x n; a sample is a row.
- * Failures   A function returns TENSORSLIM_STATUS_OK or the kind of its failure, and tensorslim_last_error() the text. NULL, wrong
- *            sizes, strides that overlap and unknown numbers are failures. What is not readable or writable, or was freed,
- *            cannot be found out.
- * Ownership  A handle belongs to the caller until the function named .._free of its kind takes it. Buffers and matrices are
- *            the caller's; no address of them is kept after a call.
- * Threads    Calls may run at the same time on any threads, as long as no call changes (update, merge, set, free) a handle
- *            that another one uses. Work is shared by one pool of RAYON_NUM_THREADS threads; the same seed gives the same
- *            bits for any number of them.
- * Link       pkg-config --cflags --libs tensorslim
+ * Numbers    An int32_t named rule, method, dtype, .. takes a constant of the enum that its function names. Sizes are
+ *            in elements unless they are said to be bytes. Matrices are m × n; a sample is a row.
+ * Failures   A function returns TENSORSLIM_STATUS_OK or the kind of its failure, which its text here names without
+ *            TENSORSLIM_STATUS_; tensorslim_last_error() has the text. NULL, wrong sizes, strides that overlap and
+ *            unknown numbers are failures. Memory that is not there, or was freed, cannot be found out.
+ * Ownership  A handle belongs to the caller until the function named .._free of its kind takes it. Buffers and matrices
+ *            are the caller's; no address of them is kept after a call.
+ * Threads    Calls may run at the same time on any threads, as long as no call changes (update, merge, set, free) a
+ *            handle that another one uses. Work is shared by one pool of RAYON_NUM_THREADS threads; the same seed gives
+ *            the same bits for any number of them.
+ * Build      cc $(pkg-config --cflags tensorslim) program.c $(pkg-config --libs tensorslim)
  */
 
 #ifndef TENSORSLIM_H

@@ -2,9 +2,9 @@
 
 use std::ffi::{CString, c_char};
 
+use super::kinds::{method_code, sketch_code};
 use super::matrix::{Matrix, MatrixMut, check_target, dtype_code, store};
 use super::status::{Failure, Status, c_text, decode, free, get, guard, make, put_all};
-use super::svd::{method_code, sketch_code};
 use crate::error::Error;
 use crate::factors::{Factors as Product, Split as Splits};
 use crate::report::{ErrorKind, Report as Facts};

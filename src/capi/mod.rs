@@ -4,6 +4,7 @@
 //! ```text
 //!   status          codes, the thread's last message, the guard of every entry     version
 //!   matrix          tensorslim_matrix: an address, a shape, strides, an element type
+//!   kinds           numbers of methods and sketches
 //!   calibration     statistics of inputs or of output gradients
 //!   svd             the options of a factorization, the memory it takes, the factorization
 //!   factors         what came out: U, s, Vᵀ, two layers, numbers and notes of the report
@@ -21,6 +22,7 @@
 
 mod calibration;
 mod factors;
+mod kinds;
 mod matrix;
 mod status;
 mod svd;

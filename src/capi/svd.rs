@@ -4,13 +4,12 @@ use std::ffi::c_void;
 
 use super::calibration::{Calibration, whitening};
 use super::factors::{Factors, Of};
+use super::kinds;
 use super::matrix::{Matrix, dtype};
 use super::status::{Failure, Status, decode, get, get_mut, guard, make};
 use crate::error::Error;
 use crate::operator::{Cancel, Watch};
 use crate::rank::Rank;
-use crate::report::Method as Methods;
-use crate::sketch::Sketch as Sketches;
 use crate::svd::{Device, TruncatedSvd};
 use crate::tensor::DType;
 
@@ -34,52 +33,6 @@ pub enum RankRule {
     /// The number of singular values above this one, 0 or more, or 1 if there is none.
     Above = 5,
 }
-
-/// The method of a factorization.
-#[repr(C)]
-pub enum Method {
-    /// The cheapest method that is never less accurate than the randomized one.
-    Auto = 0,
-    /// The optimum, by a QR and a dense SVD.
-    Full = 1,
-    /// Eigenvectors of the Gram matrix on the short side.
-    Gram = 2,
-    /// A randomized range finder with power iterations.
-    Randomized = 3,
-    /// Block Krylov iteration.
-    Krylov = 4,
-    /// Three sketches of one pass.
-    SinglePass = 5,
-    /// Two sketches of one pass.
-    Nystrom = 6,
-}
-
-/// The random matrix of a factorization.
-#[repr(C)]
-pub enum Sketch {
-    /// Independent normals.
-    Gaussian = 0,
-    /// A subsampled randomized Hadamard transform, the default.
-    Srht = 1,
-    /// Eight entries in each row.
-    SparseSign = 2,
-}
-
-const METHODS: [(i32, Methods); 7] = [
-    (Method::Auto as i32, Methods::Auto),
-    (Method::Full as i32, Methods::Full),
-    (Method::Gram as i32, Methods::Gram),
-    (Method::Randomized as i32, Methods::Randomized),
-    (Method::Krylov as i32, Methods::Krylov),
-    (Method::SinglePass as i32, Methods::SinglePass),
-    (Method::Nystrom as i32, Methods::Nystrom),
-];
-
-const SKETCHES: [(i32, Sketches); 3] = [
-    (Sketch::Gaussian as i32, Sketches::Gaussian),
-    (Sketch::Srht as i32, Sketches::Srht),
-    (Sketch::SparseSign as i32, Sketches::SparseSign),
-];
 
 /// A function that hears how many bytes of the matrix were read since its last call, and returns 0 to go on or anything
 /// else to stop. It may be called from another thread, from one at a time. It must not throw, jump, or call this library
@@ -106,16 +59,6 @@ fn rank(rule: i32, value: f64) -> Result<Rank, Failure> {
         }
         rank => Ok(rank),
     }
-}
-
-/// Returns the number of this method.
-pub(super) fn method_code(method: Methods) -> i32 {
-    METHODS.iter().find(|(_, known)| *known == method).map_or(-1, |(code, _)| *code)
-}
-
-/// Returns the number of this sketch, -1 for none.
-pub(super) fn sketch_code(sketch: Option<Sketches>) -> i32 {
-    SKETCHES.iter().find(|(_, known)| Some(*known) == sketch).map_or(-1, |(code, _)| *code)
 }
 
 /// Whether arithmetic in `code` is f64.
@@ -185,10 +128,7 @@ pub unsafe extern "C" fn tensorslim_svd_set_rank(svd: *mut Svd, rule: i32, value
 /// `svd` is NULL or a handle that no other call uses.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn tensorslim_svd_set_method(svd: *mut Svd, method: i32) -> Status {
-    let step = |options: TruncatedSvd| {
-        let want = "TENSORSLIM_METHOD_AUTO, .. or _NYSTROM (0 to 6)";
-        Ok(options.method(decode(&METHODS, method, "method", want)?))
-    };
+    let step = |options: TruncatedSvd| Ok(options.method(kinds::method(method)?));
     // SAFETY: the handle is null, or valid and used by this call alone, as this function's caller promises.
     unsafe { set(svd, step) }
 }
@@ -202,10 +142,7 @@ pub unsafe extern "C" fn tensorslim_svd_set_method(svd: *mut Svd, method: i32) -
 /// `svd` is NULL or a handle that no other call uses.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn tensorslim_svd_set_sketch(svd: *mut Svd, kind: i32, oversample: usize, seed: u64) -> Status {
-    let step = |options: TruncatedSvd| {
-        let kind = decode(&SKETCHES, kind, "sketch", "TENSORSLIM_SKETCH_GAUSSIAN, _SRHT or _SPARSE_SIGN (0 to 2)")?;
-        Ok(options.sketch(kind).oversample(oversample).seed(seed))
-    };
+    let step = |options: TruncatedSvd| Ok(options.sketch(kinds::sketch(kind)?).oversample(oversample).seed(seed));
     // SAFETY: the handle is null, or valid and used by this call alone, as this function's caller promises.
     unsafe { set(svd, step) }
 }
