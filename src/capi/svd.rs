@@ -354,6 +354,8 @@ pub unsafe extern "C" fn tensorslim_factor(
             false => Of::F32(svd.factor_watched(a, &watch)?),
             true => Of::F64(svd.factor_watched(a, &watch)?),
         };
+        // Who said stop at the last product gets no factors, as at any other.
+        cancel.check()?;
         Ok(Factors::new(of))
     };
     // SAFETY: `out` is null or valid for a write, as this function's caller promises.

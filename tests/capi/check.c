@@ -133,7 +133,7 @@ static void factors(void)
     CHECK(report.rows == M && report.cols == N && report.rank == K && report.seed == 42 && report.oversample == 5);
     CHECK(report.method == TENSORSLIM_METHOD_RANDOMIZED && report.sketch == TENSORSLIM_SKETCH_GAUSSIAN);
     CHECK(report.dtype == F64 && report.precision == F64 && report.power_iterations == 1);
-    CHECK(report.relative_error < 1e-8 && report.error_probes == 0 && report.norm > 1 && report.seconds > 0);
+    CHECK(report.relative_error < 1e-8 && (report.error_probes > 0) == (report.error_std_dev > 0) && report.norm > 1 && report.seconds > 0);
     CHECK(report.peak_bytes <= bytes && report.params_before == M * N && report.params_after == K * (M + N + 1));
     CHECK(isnan(report.cosine) && report.samples == 0);
     memset(&larger, 1, sizeof larger);
@@ -295,7 +295,10 @@ static void options(void)
     FAILS(NULL_POINTER, tensorslim_factor(svd, &a, F64, NULL, NULL, NULL));
     FAILS(OPTION, tensorslim_factor(svd, &a, TENSORSLIM_DTYPE_BF16, NULL, NULL, &f));
     FAILS(CANCELLED, tensorslim_factor(svd, &a, F64, stop, &heard, &f));
-    CHECK(heard > 0);
+    CHECK(heard > 0 && f == NULL);
+    CHECK(tensorslim_svd_set_method(svd, TENSORSLIM_METHOD_RANDOMIZED) == OK);
+    FAILS(CANCELLED, tensorslim_factor(svd, &a, F64, stop, &heard, &f));
+    CHECK(tensorslim_svd_set_method(svd, TENSORSLIM_METHOD_AUTO) == OK);
     a.rows = 0;
     FAILS(EMPTY, tensorslim_factor(svd, &a, F64, NULL, NULL, &f));
     a.rows = M;
