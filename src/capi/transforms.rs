@@ -224,11 +224,11 @@ pub unsafe extern "C" fn tensorslim_rotation_apply_to(
         if span.meets(&y.span("y.data")?) {
             return Err(Failure::Shared("x"));
         }
-        let adjacent = |stride: isize, cols: usize| x.rows == 1 || stride == cols as isize;
-        let unit = |stride: isize, cols: usize| cols == 1 || stride == 1;
-        if !(adjacent(x.row_stride, x.cols) && unit(x.col_stride, x.cols))
-            || !(adjacent(y.row_stride, y.cols) && unit(y.col_stride, y.cols))
-        {
+        let adjacent = |rows: usize, cols: usize, row_stride: isize, col_stride: isize| {
+            (rows == 1 || row_stride == cols as isize) && (cols == 1 || col_stride == 1)
+        };
+        let source = adjacent(x.rows, x.cols, x.row_stride, x.col_stride);
+        if !(source && adjacent(y.rows, y.cols, y.row_stride, y.col_stride)) {
             return Err(
                 Error::unsuited("row_stride", "and col_stride have to be cols and 1 here; copy the matrix").into()
             );
