@@ -4,10 +4,10 @@
 //! cargo run --release --example compress_safetensors model.safetensors small.safetensors 2.0
 //! ```
 //!
-//! A weight `W` (m × n) that gets rank k becomes `NAME.up` (m × k) and `NAME.down` (k × n) of its own element type, with
-//! `W ≈ up · down`; the metadata has its rank and its error under `tensorslim.NAME`. All else is copied. Weights are
-//! looked at one by one, once for their singular values and once for their factors, so that no two are held in memory as
-//! factors. Without arguments the example makes a model of its own, and checks the result.
+//! A weight `W` (m × n) that gets rank k becomes `NAME.up` (m × k) and `NAME.down` (k × n) of its own element type,
+//! with `W ≈ up · down`; the metadata has its rank and its error under `tensorslim.NAME`. All else is copied. Weights
+//! are looked at one by one, once for their singular values and once for their factors, so that no two are held in
+//! memory as factors. Without arguments the example makes a model of its own, and checks the result.
 #![allow(clippy::print_stdout)] // an example says what it found
 
 use std::collections::HashMap;

@@ -375,9 +375,9 @@ typedef struct tensorslim_rotation tensorslim_rotation;
 typedef struct tensorslim_svd tensorslim_svd;
 
 /**
- * A matrix that is only read. Element (i, j) is at data + i * row_stride + j * col_stride, counted in elements. Strides
- * may be negative. All memory from the element of lowest address to that of the highest must be readable, and nobody
- * may write to it during a call.
+ * A matrix that is only read. Element (i, j) is at data + i * row_stride + j * col_stride, counted in elements.
+ * Strides may be negative. All memory from the element of lowest address to that of the highest must be readable, and
+ * nobody may write to it during a call.
  */
 typedef struct tensorslim_matrix {
     /**
@@ -408,8 +408,8 @@ typedef struct tensorslim_matrix {
 
 /**
  * A function that hears how many bytes of the matrix were read since its last call, and returns 0 to go on or anything
- * else to stop. It may be called from another thread, from one at a time. It must not throw, jump, or call this library
- * with a handle that is in use.
+ * else to stop. It may be called from another thread, from one at a time. It must not throw, jump, or call this
+ * library with a handle that is in use.
  */
 typedef int32_t (*tensorslim_progress)(uint64_t bytes, void *context);
 
@@ -603,8 +603,8 @@ enum tensorslim_status tensorslim_calibration_update(struct tensorslim_calibrati
 /**
  * Adds the samples that `other` has seen, such as those of another thread. The two may be one.
  *
- * Errors: NULL_POINTER, SHAPE for another number of features, OPTION for another form or more than 2^43 samples in all.
- * Nothing has changed after an error.
+ * Errors: NULL_POINTER, SHAPE for another number of features, OPTION for another form or more than 2^43 samples in
+ * all. Nothing has changed after an error.
  *
  * # Safety
  * Both are NULL or handles; no other call uses the first one, or changes the second one.
@@ -632,8 +632,8 @@ enum tensorslim_status tensorslim_calibration_counts(const struct tensorslim_cal
  * Errors: NULL_POINTER, BUFFER if `capacity` is less than that number.
  *
  * # Safety
- * `calibration` is NULL or a handle; `buffer` is NULL or valid for writes of `capacity` bytes; `count` is NULL or valid
- * for a write.
+ * `calibration` is NULL or a handle; `buffer` is NULL or valid for writes of `capacity` bytes; `count` is NULL or
+ * valid for a write.
  */
 enum tensorslim_status tensorslim_calibration_to_bytes(const struct tensorslim_calibration *calibration,
                                                        uint8_t *buffer,
@@ -655,8 +655,8 @@ enum tensorslim_status tensorslim_calibration_from_bytes(const uint8_t *bytes,
 
 /**
  * Makes the options of a factorization with defaults: METHOD_AUTO, SKETCH_SRHT, 10 columns of oversampling, 2 power
- * iterations, seed 0, no calibration, no memory limit, the CPU. `rule` is a tensorslim_rank, `value` what it needs. The
- * handle written to `out` is the caller's, to be freed by tensorslim_svd_free; it is NULL after a failure.
+ * iterations, seed 0, no calibration, no memory limit, the CPU. `rule` is a tensorslim_rank, `value` what it needs.
+ * The handle written to `out` is the caller's, to be freed by tensorslim_svd_free; it is NULL after a failure.
  *
  * Whether the value suits a matrix is checked with the matrix. Errors: NULL_POINTER, OPTION for an unknown rule or a
  * fixed rank that is no whole number.
@@ -750,8 +750,8 @@ enum tensorslim_status tensorslim_svd_set_device(struct tensorslim_svd *svd, int
 
 /**
  * Weights the error by the inputs that the layer will meet: `inputs` has the statistics of its n inputs. `part` is a
- * tensorslim_calibration_part; `blend` says how much they are trusted, from 0 (not at all) to 1 (entirely). The options
- * share the statistics; the handle may be freed or fed afterwards, which does not change them.
+ * tensorslim_calibration_part; `blend` says how much they are trusted, from 0 (not at all) to 1 (entirely). The
+ * options share the statistics; the handle may be freed or fed afterwards, which does not change them.
  *
  * Errors: NULL_POINTER, OPTION for an unknown part. What does not suit a matrix is an error of tensorslim_factor.
  *
@@ -837,7 +837,8 @@ void tensorslim_factors_free(struct tensorslim_factors *factors);
  * Copies a part of the factors, a tensorslim_part, to the caller's matrix, rounded to nearest in its element type. The
  * sizes are in the report: U is rows × rank, S is rank × 1, VT is rank × cols.
  *
- * Errors: NULL_POINTER, OPTION for an unknown part, SHAPE, and those of a matrix: EMPTY, OVERLAP, MISALIGNED, TOO_LARGE.
+ * Errors: NULL_POINTER, OPTION for an unknown part, SHAPE, and those of a matrix: EMPTY, OVERLAP, MISALIGNED,
+ * TOO_LARGE.
  *
  * # Safety
  * `factors` is NULL or a handle; `to` is NULL or a matrix whose elements are writable and used by this call alone.
@@ -854,8 +855,8 @@ enum tensorslim_status tensorslim_factors_get(const struct tensorslim_factors *f
  * EMPTY, MISALIGNED, TOO_LARGE.
  *
  * # Safety
- * `factors` is NULL or a handle; `up` and `down` are NULL or matrices whose elements are writable and used by this call
- * alone.
+ * `factors` is NULL or a handle; `up` and `down` are NULL or matrices whose elements are writable and used by this
+ * call alone.
  */
 enum tensorslim_status tensorslim_factors_split(const struct tensorslim_factors *factors,
                                                 int32_t split,
@@ -879,7 +880,8 @@ enum tensorslim_status tensorslim_factors_truncate(const struct tensorslim_facto
  * Computes y = x Wᵀ through the factors of W: `x` is samples × cols, `y` is samples × rows, rounded to nearest in its
  * element type.
  *
- * Errors: NULL_POINTER, SHAPE, OVERLAP if `x` and `y` share memory, and those of a matrix: EMPTY, MISALIGNED, TOO_LARGE.
+ * Errors: NULL_POINTER, SHAPE, OVERLAP if `x` and `y` share memory, and those of a matrix: EMPTY, MISALIGNED,
+ * TOO_LARGE.
  *
  * # Safety
  * `factors` is NULL or a handle; `x` is NULL or a matrix whose elements are readable; `y` is NULL or a matrix whose
@@ -903,9 +905,9 @@ enum tensorslim_status tensorslim_factors_report(const struct tensorslim_factors
                                                  size_t size);
 
 /**
- * Copies all singular values that were computed, at least rank of them, nonincreasing. `weighted` is 0 for those of the
- * matrix, 1 for those that the statistics see, which a budget is shared by. With NULL for `buffer` only their number is
- * written to `count`.
+ * Copies all singular values that were computed, at least rank of them, nonincreasing. `weighted` is 0 for those of
+ * the matrix, 1 for those that the statistics see, which a budget is shared by. With NULL for `buffer` only their
+ * number is written to `count`.
  *
  * Errors: NULL_POINTER, OPTION for another `weighted`, or for 1 without statistics; BUFFER if `capacity` is less than
  * that number.
@@ -961,8 +963,8 @@ enum tensorslim_status tensorslim_fwht_columns(const struct tensorslim_matrix_mu
 /**
  * Makes the rotation of vectors of `length` elements with the random signs of `seed`. `scheme` is a tensorslim_scheme;
  * `block` is the length of a block of SCHEME_BLOCKS, or 0 for the largest power of two that divides the length, and
- * means nothing to the others. The handle written to `out` is the caller's, to be freed by tensorslim_rotation_free; it
- * is NULL after a failure.
+ * means nothing to the others. The handle written to `out` is the caller's, to be freed by tensorslim_rotation_free;
+ * it is NULL after a failure.
  *
  * Errors: NULL_POINTER, ROTATION, with the nearest lengths, if the scheme does not take this one, OPTION, TOO_LARGE.
  *
@@ -1009,8 +1011,8 @@ enum tensorslim_status tensorslim_rotation_apply(const struct tensorslim_rotatio
                                                  int32_t threads);
 
 /**
- * Rotates each row of `x` into the same row of `y`, or back if `inverse` is 1, as SCHEME_PADDED needs it. Both have one
- * element type and as many rows, adjacent ones of adjacent elements: col_stride 1, row_stride cols.
+ * Rotates each row of `x` into the same row of `y`, or back if `inverse` is 1, as SCHEME_PADDED needs it. Both have
+ * one element type and as many rows, adjacent ones of adjacent elements: col_stride 1, row_stride cols.
  *
  * Errors: NULL_POINTER, SHAPE, OPTION for two element types or other strides, OVERLAP if `x` and `y` share memory, and
  * those of a matrix: EMPTY, MISALIGNED, TOO_LARGE.
@@ -1027,9 +1029,9 @@ enum tensorslim_status tensorslim_rotation_apply_to(const struct tensorslim_rota
 
 /**
  * Replaces the columns of `y` (m × l, m >= l) by an orthonormal basis Q of their span, in the element type of `y`, F32
- * or F64. If `r` is not NULL it gets the upper triangular l × l matrix R with y = Q R, in the same type, with a diagonal
- * that is not negative. `condition`, if not NULL, gets an estimate of the condition number of `y` with columns of equal
- * length. A column-major `y` is the fastest. `threads` is a tensorslim_threads.
+ * or F64. If `r` is not NULL it gets the upper triangular l × l matrix R with y = Q R, in the same type, with a
+ * diagonal that is not negative. `condition`, if not NULL, gets an estimate of the condition number of `y` with
+ * columns of equal length. A column-major `y` is the fastest. `threads` is a tensorslim_threads.
  *
  * Errors: NULL_POINTER, SHAPE, NOT_FINITE, RANGE if R does not fit the type, OPTION for a half type, two types or an
  * unknown number, OVERLAP if `y` and `r` share memory, and those of a matrix: EMPTY, MISALIGNED, TOO_LARGE. The panel

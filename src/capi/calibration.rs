@@ -111,8 +111,8 @@ pub unsafe extern "C" fn tensorslim_calibration_update(calibration: *mut Calibra
 
 /// Adds the samples that `other` has seen, such as those of another thread. The two may be one.
 ///
-/// Errors: NULL_POINTER, SHAPE for another number of features, OPTION for another form or more than 2^43 samples in all.
-/// Nothing has changed after an error.
+/// Errors: NULL_POINTER, SHAPE for another number of features, OPTION for another form or more than 2^43 samples in
+/// all. Nothing has changed after an error.
 ///
 /// # Safety
 /// Both are NULL or handles; no other call uses the first one, or changes the second one.
@@ -163,8 +163,8 @@ pub unsafe extern "C" fn tensorslim_calibration_counts(
 /// Errors: NULL_POINTER, BUFFER if `capacity` is less than that number.
 ///
 /// # Safety
-/// `calibration` is NULL or a handle; `buffer` is NULL or valid for writes of `capacity` bytes; `count` is NULL or valid
-/// for a write.
+/// `calibration` is NULL or a handle; `buffer` is NULL or valid for writes of `capacity` bytes; `count` is NULL or
+/// valid for a write.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn tensorslim_calibration_to_bytes(
     calibration: *const Calibration,

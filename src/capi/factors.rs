@@ -175,7 +175,8 @@ pub unsafe extern "C" fn tensorslim_factors_free(factors: *mut Factors) {
 /// Copies a part of the factors, a tensorslim_part, to the caller's matrix, rounded to nearest in its element type. The
 /// sizes are in the report: U is rows × rank, S is rank × 1, VT is rank × cols.
 ///
-/// Errors: NULL_POINTER, OPTION for an unknown part, SHAPE, and those of a matrix: EMPTY, OVERLAP, MISALIGNED, TOO_LARGE.
+/// Errors: NULL_POINTER, OPTION for an unknown part, SHAPE, and those of a matrix: EMPTY, OVERLAP, MISALIGNED,
+/// TOO_LARGE.
 ///
 /// # Safety
 /// `factors` is NULL or a handle; `to` is NULL or a matrix whose elements are writable and used by this call alone.
@@ -208,8 +209,8 @@ pub unsafe extern "C" fn tensorslim_factors_get(factors: *const Factors, part: i
 /// EMPTY, MISALIGNED, TOO_LARGE.
 ///
 /// # Safety
-/// `factors` is NULL or a handle; `up` and `down` are NULL or matrices whose elements are writable and used by this call
-/// alone.
+/// `factors` is NULL or a handle; `up` and `down` are NULL or matrices whose elements are writable and used by this
+/// call alone.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn tensorslim_factors_split(
     factors: *const Factors,
@@ -218,7 +219,8 @@ pub unsafe extern "C" fn tensorslim_factors_split(
     down: *const MatrixMut,
 ) -> Status {
     guard(|| {
-        // SAFETY: the handle and the descriptions of the matrices are null or valid, as this function's caller promises.
+        // SAFETY: the handle and the descriptions of the matrices are null or valid, as this function's caller
+        // promises.
         let (factors, up, down) = unsafe { (get(factors, "factors")?, get(up, "up")?, get(down, "down")?) };
         let table = [
             (Split::Left as i32, Splits::Left),
@@ -271,7 +273,8 @@ pub unsafe extern "C" fn tensorslim_factors_truncate(
 /// Computes y = x Wᵀ through the factors of W: `x` is samples × cols, `y` is samples × rows, rounded to nearest in its
 /// element type.
 ///
-/// Errors: NULL_POINTER, SHAPE, OVERLAP if `x` and `y` share memory, and those of a matrix: EMPTY, MISALIGNED, TOO_LARGE.
+/// Errors: NULL_POINTER, SHAPE, OVERLAP if `x` and `y` share memory, and those of a matrix: EMPTY, MISALIGNED,
+/// TOO_LARGE.
 ///
 /// # Safety
 /// `factors` is NULL or a handle; `x` is NULL or a matrix whose elements are readable; `y` is NULL or a matrix whose
@@ -283,10 +286,11 @@ pub unsafe extern "C" fn tensorslim_factors_apply(
     y: *const MatrixMut,
 ) -> Status {
     guard(|| {
-        // SAFETY: the handle and the descriptions of the matrices are null or valid, as this function's caller promises.
+        // SAFETY: the handle and the descriptions of the matrices are null or valid, as this function's caller
+        // promises.
         let (factors, x, y) = unsafe { (get(factors, "factors")?, get(x, "x")?, get(y, "y")?) };
-        // SAFETY: the elements of `x` are readable and nobody writes to them, as this function's caller promises; `y` is
-        // written after the last look at them, and a `y` that meets them is refused.
+        // SAFETY: the elements of `x` are readable and nobody writes to them, as this function's caller promises; `y`
+        // is written after the last look at them, and a `y` that meets them is refused.
         let (samples, span) = unsafe { x.tensor("x.data") }?;
         with_factors!(factors, f => {
             check_target(y, x.rows, f.u().nrows(), "tensorslim_factors_apply", "y")?;
@@ -321,8 +325,8 @@ pub unsafe extern "C" fn tensorslim_factors_report(
         }
         let known = size.min(size_of::<Report>());
         let to = report.cast::<u8>();
-        // SAFETY: the target is not null, so it is valid for writes of `size` bytes, as this function's caller promises;
-        // `known` is no more than that and no more than our own report has.
+        // SAFETY: the target is not null, so it is valid for writes of `size` bytes, as this function's caller
+        // promises; `known` is no more than that and no more than our own report has.
         unsafe {
             std::ptr::copy_nonoverlapping((&raw const facts).cast::<u8>(), to, known);
             std::ptr::write_bytes(to.add(known), 0, size - known);
@@ -331,9 +335,9 @@ pub unsafe extern "C" fn tensorslim_factors_report(
     })
 }
 
-/// Copies all singular values that were computed, at least rank of them, nonincreasing. `weighted` is 0 for those of the
-/// matrix, 1 for those that the statistics see, which a budget is shared by. With NULL for `buffer` only their number is
-/// written to `count`.
+/// Copies all singular values that were computed, at least rank of them, nonincreasing. `weighted` is 0 for those of
+/// the matrix, 1 for those that the statistics see, which a budget is shared by. With NULL for `buffer` only their
+/// number is written to `count`.
 ///
 /// Errors: NULL_POINTER, OPTION for another `weighted`, or for 1 without statistics; BUFFER if `capacity` is less than
 /// that number.

@@ -27,9 +27,9 @@ pub enum Dtype {
     F64 = 3,
 }
 
-/// A matrix that is only read. Element (i, j) is at data + i * row_stride + j * col_stride, counted in elements. Strides
-/// may be negative. All memory from the element of lowest address to that of the highest must be readable, and nobody
-/// may write to it during a call.
+/// A matrix that is only read. Element (i, j) is at data + i * row_stride + j * col_stride, counted in elements.
+/// Strides may be negative. All memory from the element of lowest address to that of the highest must be readable, and
+/// nobody may write to it during a call.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct Matrix {
@@ -154,9 +154,9 @@ impl Matrix {
         /// That of [`Matrix::tensor`], for elements of type `E` at an aligned address.
         unsafe fn tensor<'a, E: Element>(matrix: &Matrix, span: &Span) -> Result<TensorRef<'a>, Failure> {
             let lowest = matrix.data.cast::<E>().wrapping_sub(span.first);
-            // SAFETY: `span` has checked that the address is aligned and not null, and that the `length` elements behind
-            // the lowest one do not wrap or exceed isize::MAX bytes; that they are readable and nobody writes to them is
-            // the contract of this function. Every pattern of bits is a value of these types.
+            // SAFETY: `span` has checked that the address is aligned and not null, and that the `length` elements
+            // behind the lowest one do not wrap or exceed isize::MAX bytes; that they are readable and nobody writes to
+            // them is the contract of this function. Every pattern of bits is a value of these types.
             let elements = unsafe { std::slice::from_raw_parts(lowest, span.length) };
             let (shape, strides) = ([matrix.rows, matrix.cols], [matrix.row_stride, matrix.col_stride]);
             Ok(TensorRef::strided(elements, &shape, &strides)?)

@@ -12,8 +12,8 @@
 //! ```
 //!
 //! **Ownership.** What a function named `.._new`, `tensorslim_factor`, `.._truncate` or `.._from_bytes` writes to its
-//! last argument is a box that belongs to the caller, until the `.._free` of its kind takes it. Matrices and buffers are
-//! always the caller's; no address of them is kept after a call. Texts belong to a handle or to a thread.
+//! last argument is a box that belongs to the caller, until the `.._free` of its kind takes it. Matrices and buffers
+//! are always the caller's; no address of them is kept after a call. Texts belong to a handle or to a thread.
 //!
 //! **Why this way.** A kind of element or a rule arrives as an `int32_t` and not as an enum, because a C program may
 //! pass any number and a Rust enum of an unknown value is undefined behaviour. A report is copied up to the size that

@@ -164,7 +164,8 @@ pub(super) unsafe fn get<'a, T>(pointer: *const T, name: &'static str) -> Result
 /// # Safety
 /// `pointer` is null, or valid for reads and writes of a `T` that nothing else reaches during `'a`.
 pub(super) unsafe fn get_mut<'a, T>(pointer: *mut T, name: &'static str) -> Result<&'a mut T, Failure> {
-    // SAFETY: a null pointer gives `None`; any other is valid and not aliased for `'a` by the contract of this function.
+    // SAFETY: a null pointer gives `None`; any other is valid and not aliased for `'a` by the contract of this
+    // function.
     unsafe { pointer.as_mut() }.ok_or(Failure::Null(name))
 }
 
@@ -231,8 +232,8 @@ pub(super) unsafe fn put_all<T: Copy>(
     if capacity < values.len() {
         return Err(Failure::Buffer { what, needs: values.len(), has: capacity });
     }
-    // SAFETY: the buffer is not null, holds at least `values.len()` elements, and is disjoint from the values, which are
-    // this library's, by the contract of this function.
+    // SAFETY: the buffer is not null, holds at least `values.len()` elements, and is disjoint from the values, which
+    // are this library's, by the contract of this function.
     unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), buffer, values.len()) };
     Ok(())
 }

@@ -35,8 +35,8 @@ pub enum RankRule {
 }
 
 /// A function that hears how many bytes of the matrix were read since its last call, and returns 0 to go on or anything
-/// else to stop. It may be called from another thread, from one at a time. It must not throw, jump, or call this library
-/// with a handle that is in use.
+/// else to stop. It may be called from another thread, from one at a time. It must not throw, jump, or call this
+/// library with a handle that is in use.
 pub type Progress = Option<unsafe extern "C" fn(bytes: u64, context: *mut c_void) -> i32>;
 
 /// Whole numbers up to this are exact in a double.
@@ -84,8 +84,8 @@ unsafe fn set(svd: *mut Svd, step: impl FnOnce(TruncatedSvd) -> Result<Truncated
 }
 
 /// Makes the options of a factorization with defaults: METHOD_AUTO, SKETCH_SRHT, 10 columns of oversampling, 2 power
-/// iterations, seed 0, no calibration, no memory limit, the CPU. `rule` is a tensorslim_rank, `value` what it needs. The
-/// handle written to `out` is the caller's, to be freed by tensorslim_svd_free; it is NULL after a failure.
+/// iterations, seed 0, no calibration, no memory limit, the CPU. `rule` is a tensorslim_rank, `value` what it needs.
+/// The handle written to `out` is the caller's, to be freed by tensorslim_svd_free; it is NULL after a failure.
 ///
 /// Whether the value suits a matrix is checked with the matrix. Errors: NULL_POINTER, OPTION for an unknown rule or a
 /// fixed rank that is no whole number.
@@ -205,8 +205,8 @@ pub unsafe extern "C" fn tensorslim_svd_set_device(svd: *mut Svd, device: i32) -
 }
 
 /// Weights the error by the inputs that the layer will meet: `inputs` has the statistics of its n inputs. `part` is a
-/// tensorslim_calibration_part; `blend` says how much they are trusted, from 0 (not at all) to 1 (entirely). The options
-/// share the statistics; the handle may be freed or fed afterwards, which does not change them.
+/// tensorslim_calibration_part; `blend` says how much they are trusted, from 0 (not at all) to 1 (entirely). The
+/// options share the statistics; the handle may be freed or fed afterwards, which does not change them.
 ///
 /// Errors: NULL_POINTER, OPTION for an unknown part. What does not suit a matrix is an error of tensorslim_factor.
 ///
@@ -308,8 +308,8 @@ impl Context {
     }
 }
 
-// SAFETY: this crate does not read through the pointer. It hands it to the caller's function, from one thread at a time,
-// and the documentation of `Progress` says that this may be another thread.
+// SAFETY: this crate does not read through the pointer. It hands it to the caller's function, from one thread at a
+// time, and the documentation of `Progress` says that this may be another thread.
 unsafe impl Sync for Context {}
 
 /// Factors the m × n matrix `a` as U diag(s) Vᵀ of rank k, in arithmetic `precision`: TENSORSLIM_DTYPE_F32 or _F64.

@@ -115,8 +115,8 @@ pub unsafe extern "C" fn tensorslim_fwht_columns(x: *const MatrixMut, scale: i32
 
 /// Makes the rotation of vectors of `length` elements with the random signs of `seed`. `scheme` is a tensorslim_scheme;
 /// `block` is the length of a block of SCHEME_BLOCKS, or 0 for the largest power of two that divides the length, and
-/// means nothing to the others. The handle written to `out` is the caller's, to be freed by tensorslim_rotation_free; it
-/// is NULL after a failure.
+/// means nothing to the others. The handle written to `out` is the caller's, to be freed by tensorslim_rotation_free;
+/// it is NULL after a failure.
 ///
 /// Errors: NULL_POINTER, ROTATION, with the nearest lengths, if the scheme does not take this one, OPTION, TOO_LARGE.
 ///
@@ -192,8 +192,8 @@ pub unsafe extern "C" fn tensorslim_rotation_apply(
     })
 }
 
-/// Rotates each row of `x` into the same row of `y`, or back if `inverse` is 1, as SCHEME_PADDED needs it. Both have one
-/// element type and as many rows, adjacent ones of adjacent elements: col_stride 1, row_stride cols.
+/// Rotates each row of `x` into the same row of `y`, or back if `inverse` is 1, as SCHEME_PADDED needs it. Both have
+/// one element type and as many rows, adjacent ones of adjacent elements: col_stride 1, row_stride cols.
 ///
 /// Errors: NULL_POINTER, SHAPE, OPTION for two element types or other strides, OVERLAP if `x` and `y` share memory, and
 /// those of a matrix: EMPTY, MISALIGNED, TOO_LARGE.
@@ -210,7 +210,8 @@ pub unsafe extern "C" fn tensorslim_rotation_apply_to(
     threads: i32,
 ) -> Status {
     guard(|| {
-        // SAFETY: the handle and the descriptions of the matrices are null or valid, as this function's caller promises.
+        // SAFETY: the handle and the descriptions of the matrices are null or valid, as this function's caller
+        // promises.
         let (rotation, x, y) = unsafe { (&get(rotation, "rotation")?.0, get(x, "x")?, get(y, "y")?) };
         let (inverse, threads) = (is_inverse(inverse)?, self::threads(threads)?);
         let (long, short) = (rotation.output_dim(), rotation.dim());
@@ -239,8 +240,9 @@ pub unsafe extern "C" fn tensorslim_rotation_apply_to(
         with_dtype!(y.dtype()?, E => {
             let (first, count) = (y.data.cast::<E>(), y.rows * y.cols);
             // SAFETY: `span` has checked that the address of each matrix is aligned and that its elements are in the
-            // address space; they are adjacent, as many as the slice has, and valid, as this function's caller promises.
-            // The two do not meet. `y` may not have been written before, so zeros are, before it becomes a slice.
+            // address space; they are adjacent, as many as the slice has, and valid, as this function's caller
+            // promises. The two do not meet. `y` may not have been written before, so zeros are, before it becomes a
+            // slice.
             let (x, y) = unsafe {
                 first.write_bytes(0, count);
                 let x = std::slice::from_raw_parts(x.data.cast::<E>(), x.rows * x.cols);
@@ -252,9 +254,9 @@ pub unsafe extern "C" fn tensorslim_rotation_apply_to(
 }
 
 /// Replaces the columns of `y` (m × l, m >= l) by an orthonormal basis Q of their span, in the element type of `y`, F32
-/// or F64. If `r` is not NULL it gets the upper triangular l × l matrix R with y = Q R, in the same type, with a diagonal
-/// that is not negative. `condition`, if not NULL, gets an estimate of the condition number of `y` with columns of equal
-/// length. A column-major `y` is the fastest. `threads` is a tensorslim_threads.
+/// or F64. If `r` is not NULL it gets the upper triangular l × l matrix R with y = Q R, in the same type, with a
+/// diagonal that is not negative. `condition`, if not NULL, gets an estimate of the condition number of `y` with
+/// columns of equal length. A column-major `y` is the fastest. `threads` is a tensorslim_threads.
 ///
 /// Errors: NULL_POINTER, SHAPE, NOT_FINITE, RANGE if R does not fit the type, OPTION for a half type, two types or an
 /// unknown number, OVERLAP if `y` and `r` share memory, and those of a matrix: EMPTY, MISALIGNED, TOO_LARGE. The panel
@@ -302,8 +304,8 @@ pub unsafe extern "C" fn tensorslim_orthonormalize(
 /// Returns the estimate of the condition.
 ///
 /// # Safety
-/// The matrices hold elements of type `T`, have been checked, and share no memory; their elements are valid for reads and
-/// writes and reached by nothing else, and those of `y` have been written.
+/// The matrices hold elements of type `T`, have been checked, and share no memory; their elements are valid for reads
+/// and writes and reached by nothing else, and those of `y` have been written.
 unsafe fn orthonormalize<T: Scalar>(y: &MatrixMut, r: Option<&MatrixMut>, par: Par) -> Result<f64, Failure> {
     let (m, l) = (y.rows, y.cols);
     let too_large = |_| Error::TooLarge { shape: vec![m, l] };

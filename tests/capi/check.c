@@ -133,7 +133,8 @@ static void factors(void)
     CHECK(report.rows == M && report.cols == N && report.rank == K && report.seed == 42 && report.oversample == 5);
     CHECK(report.method == TENSORSLIM_METHOD_RANDOMIZED && report.sketch == TENSORSLIM_SKETCH_GAUSSIAN);
     CHECK(report.dtype == F64 && report.precision == F64 && report.power_iterations == 1);
-    CHECK(report.relative_error < 1e-8 && (report.error_probes > 0) == (report.error_std_dev > 0) && report.norm > 1 && report.seconds > 0);
+    CHECK(report.relative_error < 1e-8 && (report.error_probes > 0) == (report.error_std_dev > 0) );
+    CHECK(report.norm > 1 && report.seconds > 0);
     CHECK(report.peak_bytes <= bytes && report.params_before == M * N && report.params_after == K * (M + N + 1));
     CHECK(isnan(report.cosine) && report.samples == 0);
     memset(&larger, 1, sizeof larger);
@@ -552,8 +553,8 @@ int main(void)
     calibration();
     transforms();
     /* There are no axes to merge and no files here; nothing is known that does not converge; a panic would be a bug. */
-    unreachable = 1u << TENSORSLIM_STATUS_LAYOUT | 1u << TENSORSLIM_STATUS_FILE | 1u << TENSORSLIM_STATUS_NO_CONVERGENCE |
-                  1u << TENSORSLIM_STATUS_INTERNAL;
+    unreachable = 1u << TENSORSLIM_STATUS_LAYOUT | 1u << TENSORSLIM_STATUS_FILE |
+                  1u << TENSORSLIM_STATUS_NO_CONVERGENCE | 1u << TENSORSLIM_STATUS_INTERNAL;
     for (kind = 1; kind <= TENSORSLIM_STATUS_BUFFER; kind++)
         CHECK((reached | unreachable) >> kind & 1);
     printf("version %s, all well\n", tensorslim_version());
