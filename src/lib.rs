@@ -65,6 +65,7 @@
 //! | `npy` | `.npy` files | no |
 //! | `cuda` | factorization on an NVIDIA GPU | no |
 //! | `mpi` | factorization on the ranks of an MPI program; needs an MPI and libclang | no |
+//! | `capi` | the C interface, `include/tensorslim.h`; `.ci/capi --install PREFIX` builds and installs it | no |
 //! | `cli` | the command line | no |
 //!
 //! A crate that needs the transforms, the rotations and the random numbers alone takes `default-features = false`:
@@ -98,6 +99,10 @@
 pub mod batch;
 #[cfg(feature = "linalg")]
 pub mod calibration;
+// C names are found by the linker, and not by paths of this crate: `pub` is for cbindgen, which lists what it says.
+#[cfg(feature = "capi")]
+#[allow(unreachable_pub)]
+mod capi;
 #[cfg(feature = "linalg")]
 mod compiled;
 #[cfg(feature = "cuda")]

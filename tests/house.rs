@@ -34,6 +34,7 @@ const ORDER: &[&[&str]] = &[
     &["svd"],
     &["batch"],
     &["npy"],
+    &["capi"],
 ];
 
 /// Sources by their path below `src`.
