@@ -34,6 +34,7 @@ const ORDER: &[&[&str]] = &[
     &["svd"],
     &["batch"],
     &["npy"],
+    &["npz"],
     &["capi"],
 ];
 

@@ -42,7 +42,6 @@ use super::solution::Solution;
 use super::stream;
 use super::task::{Residency, Task};
 use super::triplets::{Decomposition, Triplets, Vectors, decompose, symmetric_eigen_beside};
-use super::two_sided;
 use super::weighting::Weighting;
 use crate::calibration::Calibration;
 use crate::calibration::Moments;
@@ -151,9 +150,6 @@ pub(super) fn factor<'r, T: Scalar, S: Space<T> + 'r>(
     let (m, n) = w.shape();
     let weighting = &options.weighting;
     weighting.check((m, n), options.rank)?;
-    if weighting.is_two_sided() {
-        return two_sided::factor(options, residency, op, root, w, par, start);
-    }
     let moments = weighting.inputs.moments::<T>(n)?;
     let weight_scale = op.facts().scale;
     let op = whitened(op, m < n, &moments, root, par)?;

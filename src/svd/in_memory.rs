@@ -2,12 +2,12 @@
 
 use std::time::Instant;
 
-use super::calibrated::{self, Weight};
 use super::finish::run;
 use super::on_device;
 use super::options::{Device, Options};
 use super::plan::Plan;
 use super::task::{Residency, Task};
+use super::weighted;
 use crate::error::{Error, Result};
 use crate::factors::Factors;
 use crate::operator::{Dense, Root, Watch, first_not_finite};
@@ -52,7 +52,7 @@ pub(super) fn factor<T: Scalar>(
     let mut op = op.watched(watch.clone());
     if options.is_weighted() {
         let root = |l| Ok(Root::boxed(l, &space));
-        return calibrated::factor(options, Residency::InMemory, &mut op, &root, Weight::Whole(view), par, start);
+        return weighted::factor(options, &mut op, &root, view, par, start);
     }
     run(&mut op, plan, par, start)
 }

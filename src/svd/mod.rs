@@ -36,6 +36,7 @@ mod stream;
 mod task;
 mod triplets;
 mod two_sided;
+mod weighted;
 mod weighting;
 
 #[cfg(feature = "cuda")]

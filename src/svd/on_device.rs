@@ -12,14 +12,14 @@ use std::sync::mpsc::sync_channel;
 use std::time::Instant;
 
 #[cfg(feature = "cuda")]
-use super::calibrated::{self, Weight};
-#[cfg(feature = "cuda")]
 use super::finish::run;
 use super::options::Options;
 #[cfg(feature = "cuda")]
 use super::plan::Plan;
 #[cfg(feature = "cuda")]
 use super::task::{Residency, Task};
+#[cfg(feature = "cuda")]
+use super::weighted;
 #[cfg(feature = "cuda")]
 use crate::cuda::{Device, DeviceMatrix};
 #[cfg(not(feature = "cuda"))]
@@ -88,7 +88,7 @@ fn factor_loaded<T: Scalar>(
     if options.is_weighted() {
         let device = op.device().clone();
         let root = |l| DeviceMatrix::boxed_root(&device, l);
-        return calibrated::factor(options, Residency::InMemory, &mut op, &root, Weight::Whole(view), par, start);
+        return weighted::factor(options, &mut op, &root, view, par, start);
     }
     run(&mut op, plan, par, start)
 }

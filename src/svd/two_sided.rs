@@ -66,6 +66,7 @@ pub(super) fn factor<T: Scalar, S: Space<T>>(
 ) -> Result<Factors<T>> {
     let (m, n) = w.shape();
     let wide = m < n;
+    options.weighting.check((m, n), options.rank)?;
     let Weighting { inputs, outputs, .. } = &options.weighting;
     let (of_inputs, of_outputs) = (inputs.moments::<T>(n)?, outputs.moments::<T>(m)?);
     let (long, short) = if wide { (&of_inputs, &of_outputs) } else { (&of_outputs, &of_inputs) };
