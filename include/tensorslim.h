@@ -114,6 +114,10 @@ typedef enum tensorslim_status {
      * A buffer is too small; the size that it needs has been written.
      */
     TENSORSLIM_STATUS_BUFFER = 21,
+    /**
+     * A rank of a distributed factorization failed.
+     */
+    TENSORSLIM_STATUS_REMOTE = 22,
 } tensorslim_status;
 
 /**

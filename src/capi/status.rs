@@ -58,6 +58,8 @@ pub enum Status {
     Format = 20,
     /// A buffer is too small; the size that it needs has been written.
     Buffer = 21,
+    /// A rank of a distributed factorization failed.
+    Remote = 22,
 }
 
 /// The reason of a failure.
@@ -101,6 +103,7 @@ impl Failure {
                 Error::Memory { .. } => Status::Memory,
                 Error::Internal { .. } => Status::Internal,
                 Error::Cancelled => Status::Cancelled,
+                Error::Remote { .. } => Status::Remote,
                 Error::Device { .. } => Status::Device,
                 Error::File { .. } => Status::File,
                 Error::Format { .. } => Status::Format,

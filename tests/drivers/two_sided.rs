@@ -1,6 +1,7 @@
 //! Factors under statistics of inputs and outputs. The oracle knows no moments and no roots: with inputs in the rows of
 //! X and output gradients in those of Y the norm is `‖Y (W − W') Xᵀ‖_F`, and the optimum is the tail of the singular
 //! values of `Y W Xᵀ`, all in f64.
+#![allow(clippy::print_stdout)] // the figures, with `--nocapture`
 
 use crate::common::*;
 use faer::{Mat, MatRef};
