@@ -13,7 +13,7 @@
 //! **Hostile input.** The directory says where everything is, and none of it is believed: a member has to lie within the
 //! file, before the directory, with a local header of the same name; its bytes have the checksum that the directory
 //! gives. Nothing is unpacked, so that nothing grows, and no name is used as a path. Memory is that of the directory
-//! (refused above [`MOST_DIRECTORY`] bytes) and of the one array that is read. Format: PKWARE's APPNOTE 6.3.
+//! (refused above 64 MiB) and of the one array that is read. Format: PKWARE's APPNOTE 6.3.
 
 use std::collections::BTreeSet;
 use std::fs::File;
