@@ -232,6 +232,16 @@ impl<'a, T: Scalar, S: Space<T>> Whitened<'a, T, S> {
         Ok((between, back))
     }
 
+    /// Computes `L z`.
+    ///
+    /// # Errors
+    /// [`Error::Device`](crate::Error::Device) in a space on a device.
+    pub fn weigh(&mut self, z: &Panel<T, S>) -> Result<Panel<T, S>> {
+        let mut weighed = self.inputs(self.space.shape(z).1)?;
+        self.root()?.apply(z, &mut weighed)?;
+        Ok(weighed)
+    }
+
     /// Computes `L z` and `Wᵀ W L z` of a tall W by two products with W, which lose no digits to its Gram matrix.
     ///
     /// # Errors

@@ -64,7 +64,8 @@ const QUALITY_FIRST: usize = 4;
 /// The [`LeftVectors`] of an operator with panels in the space S.
 pub(super) type LeftVectorsIn<T, S> = LeftVectors<T, Panel<T, S>>;
 
-/// The left singular vectors of `W L`, as a panel times coefficients.
+/// The left singular vectors of `W L`, as a panel times coefficients. Where W is itself seen through moments of its other
+/// side, the panel holds the right singular vectors V instead, and `back` is `Wᵀ W L V`.
 pub(super) struct LeftVectors<T, P> {
     pub(super) panel: LazyPanel<P>,
     /// The panel `Wᵀ panel`, of n rows.
@@ -388,7 +389,7 @@ impl<T: Scalar, S: Space<T>> Whitened<'_, T, S> {
         par: Par,
     ) -> Result<LeftVectorsIn<T, S>> {
         let width = task.width;
-        let early = gram::is_imaged_early::<T>((self.nrows(), self.ncols()), width);
+        let early = gram::is_imaged_early::<T>((self.nrows(), self.ncols()), width) && !self.is_oblique();
         let (subspace, damped) = Subspace::find(task, self, filter, early)?;
         let mut to_be = None;
         let space = self.space().clone();
@@ -403,7 +404,7 @@ impl<T: Scalar, S: Space<T>> Whitened<'_, T, S> {
                 Ok(())
             },
         )?;
-        let Projection { mut subspace, factor, basis, s, captured, rank, notes, .. } = match projection {
+        let Projection { mut subspace, factor, divided, basis, s, captured, rank, notes, .. } = match projection {
             ControlFlow::Break(projection) => projection,
             ControlFlow::Continue(subspace) => {
                 drop(to_be);
@@ -412,6 +413,17 @@ impl<T: Scalar, S: Space<T>> Whitened<'_, T, S> {
                 return Ok(left);
             }
         };
+        if self.is_oblique() {
+            let f = subspace.f.as_ref().expect("what was projected");
+            let mut v = self.right(rank)?;
+            space.multiply(&mut v, Accum::Replace, f, divided.as_ref().subcols(0, rank), T::one())?;
+            drop((subspace, divided, to_be));
+            let (_, back) = self.image_to_be(&v)?;
+            let (coefficients, method, sketch) = (Mat::identity(rank, rank), Method::Gram, Some(task.sketch));
+            let spectrum = Spectrum { coefficients, s, rank, width, damped, kept: None, method, sketch, notes };
+            return Ok(LeftVectors { panel: LazyPanel::Deferred(v), back, recheck: None, spectrum });
+        }
+        drop(divided);
         subspace.keep_one();
         let mut coefficients = gram::combination(factor, &basis, &vec![1.0; rank]);
         let (between, back) = match to_be {
@@ -431,24 +443,22 @@ impl<T: Scalar, S: Space<T>> Whitened<'_, T, S> {
         Ok(LeftVectors { panel: LazyPanel::Deferred(between), back, recheck, spectrum })
     }
 
-    /// Takes the images of the right singular vectors of a solution, which the weight on the long side has no part in.
+    /// Takes the right singular vectors of a solution, in which the weight on the long side has no part.
     fn by_right_vectors(&mut self, solution: Solution<T, S>) -> Result<LeftVectorsIn<T, S>> {
         let Solution { triplets: Triplets { s, right, .. }, rank, width, method, sketch, notes, .. } = solution;
-        let (panel, mut coefficients) = right.into_panel(self.space(), |k| self.right(k))?;
-        // The columns get unit length in the norm of the outputs, to rounding. A value that is rounding has no direction.
-        let (rows, cols) = self.facts().shape;
-        let noise = 4.0 * (rows.max(cols) as f64).sqrt() * T::EPSILON * Element::to_f64(s[0]);
-        for (column, value) in coefficients.col_iter_mut().zip(s.iter().map(|&s| Element::to_f64(s))) {
-            let inverse = <T as Element>::from_f64(if value > noise { 1.0 / value } else { 0.0 });
-            column.iter_mut().for_each(|x| *x *= inverse);
-        }
-        let (between, back) = self.image_and_back(&panel)?;
+        let (panel, coefficients) = right.into_panel(self.space(), |k| self.right(k))?;
+        let mut v = self.right(rank)?;
+        let kept = coefficients.as_ref().subcols(0, rank);
+        self.space().multiply(&mut v, Accum::Replace, &panel, kept, T::one())?;
+        drop(panel);
+        let (_, back) = self.image_and_back(&v)?;
+        let coefficients = Mat::identity(rank, rank);
         let spectrum = Spectrum { coefficients, s, rank, width, damped: 0.0, kept: None, method, sketch, notes };
-        Ok(LeftVectors { panel: LazyPanel::Deferred(between), back, recheck: None, spectrum })
+        Ok(LeftVectors { panel: LazyPanel::Deferred(v), back, recheck: None, spectrum })
     }
 
     /// Takes the image of a basis, where G did not tell the factors.
-    pub(super) fn by_basis(&mut self, task: &Task, basis: Panel<T, S>, par: Par) -> Result<LeftVectorsIn<T, S>> {
+    fn by_basis(&mut self, task: &Task, basis: Panel<T, S>, par: Par) -> Result<LeftVectorsIn<T, S>> {
         let target = task.target(self.norm_squared(), 1.0);
         let solution = gram::from_basis(self, basis, Some(task.sketch), &target, par)?;
         let solution = gram::unless_at_the_floor(task, self, solution, &target, par)?;
@@ -560,7 +570,7 @@ impl<T: Scalar, S: Space<T>> Whitened<'_, T, S> {
         loop {
             let plan = setting.plan::<T>(options, Rank::Fixed(tried))?;
             let mut left = self.left_vectors(&plan, par)?;
-            if let Some(subspace) = left.recheck.take_if(|_| !self.is_oblique()) {
+            if let Some(subspace) = left.recheck.take() {
                 let panel = self.form(&mut left.panel)?;
                 if !gram::is_orthonormal(self.space(), panel, Some(left.spectrum.coefficients()))? {
                     left = self.by_basis(&plan.task, subspace.into_basis(&self.space().clone())?, par)?;

@@ -4,18 +4,15 @@
 //!   X  N × s   the tall one of W and Wᵀ       E = K Kᵀ  moments of its long side,   L Lᵀ  those of its short side
 //!
 //!   A  = Kᵀ X L = U Σ Vᵀ      any method of the planner, on `Whitened` over `Whitened`
-//!   D  = L V_k Σ_k⁻¹          s × k
-//!   Y  = X D                  N × k        Yᵀ E Y = I
-//!   Z  = Xᵀ E Y               s × k        X' = Y Zᵀ        ‖Kᵀ (X − X') L‖² = ‖A‖² − ‖Lᵀ Z‖² = Σ_{i>k} σ_i²
+//!   Y  = X L V_k              N × k
+//!   Z  = L⁻ᵀ V_k              s × k        X' = Y Zᵀ        ‖Kᵀ (X − X') L‖² = ‖A‖² − ‖A V_k‖² = Σ_{i>k} σ_i²
 //! ```
 //!
-//! **No root is inverted**, so that both moments may be singular: `X' = K⁻ᵀ U_k U_kᵀ Kᵀ X`, and `K⁻ᵀ U_k` is
-//! `X L V_k Σ_k⁻¹`. What stands for the inverse is that of the k singular values that are kept. Those at the level of
-//! rounding have no direction and are left out.
-//!
-//! **Exact in the subspace.** D is made orthonormal in the norm of `Xᵀ E X` once more (`DᵀXᵀE X D = RᵀR`, `D <- D R⁻¹`),
-//! so that X' is the best approximation from the range of Y whatever the rounding of V and Σ, and the loss is a
-//! subtraction of norms.
+//! **One solve, on the short side.** `X' = K⁻ᵀ U_k U_kᵀ Kᵀ X` is the same matrix, and so is `Y Yᵀ E X` with scaled
+//! columns, which needs no inverse of a root; but they divide by the squares of singular values that are kept, and
+//! leave noise of `eps (σ_1 / σ_k)²` of the weight where one is small. Here V_k is orthonormal whatever the spectrum, so
+//! that `X' L = X L V_k V_kᵀ` is never larger than `X L`, and what a solve with L loses is `eps cond L`; the least
+//! weight that moments have (`calibration/whitening.rs`) bounds it. Ranks beyond that of A go to what is left of X.
 //!
 //! **An SVD again.** Y is not orthonormal: `Y = Q R`, and `X' = Q (Z Rᵀ)ᵀ` is finished as the image of any method is.
 //! X' is an oblique projection of X; the plain error follows from `⟨X, X'⟩`, one product more.
@@ -23,12 +20,12 @@
 //! **Cost.** On the Gram route `Xᵀ E X` (`N² s + 2 N s²` flops) takes the place of `XᵀX`, and K is never made. The other
 //! methods make K (`N³/3` flops in f64) and multiply by it beside X.
 //!
-//! Source: IO-SVD (arXiv 2605.15626), GFWSVD (2505.17974); the form without an inverse is ours.
+//! Source: IO-SVD (arXiv 2605.15626), GFWSVD (2505.17974).
 
 use std::time::Instant;
 
 use faer::linalg::triangular_solve::solve_upper_triangular_in_place;
-use faer::{Accum, Mat, MatRef, Par};
+use faer::{Accum, Mat, Par};
 
 use super::calibrated::{LazyPanel, LeftVectors, MakeOperator, Setting, Weight, times_power_of_two, whitened};
 use super::certificate;
@@ -38,20 +35,15 @@ use super::solution::Solution;
 use super::task::Residency;
 use super::triplets::{Decomposition, Triplets, Vectors, decompose};
 use super::weighting::Weighting;
-use crate::error::{Error, Result};
+use crate::calibration::Moments;
+use crate::error::Result;
 use crate::factors::{Factors, Oblique, Slices, Weighted};
-use crate::operator::{LinearOperator, Whitened};
+use crate::operator::{Entries, LinearOperator, Whitened};
 use crate::quality;
-use crate::range::Factor;
 use crate::report::ActivationReport;
 use crate::simd::Scalar;
-use crate::space::{Effort, Layout, Space};
+use crate::space::{Effort, Layout, Panel, Space};
 use crate::tensor::Element;
-
-/// The least part of a direction's squared length, in the norm of the outputs, that the directions before it must leave.
-const LEAST_INDEPENDENT: f64 = 1.0 / 64.0;
-/// The same where the vectors come from a Gram matrix alone, and a basis is there to continue with.
-const LEAST_FROM_GRAM: f64 = 1.0 / 4.0;
 
 /// Factors `op`, the tall one of W and Wᵀ, where `w` is W. `root` makes the operator of a root on the same kind of
 /// panels.
@@ -81,24 +73,23 @@ pub(super) fn factor<T: Scalar, S: Space<T>>(
         Ok((root(entries)?, notes))
     };
     let mut both = Whitened::of_whitened(&mut seen, make)?;
-    let (plan, mut left) = both.by_rule(options, &setting)?;
-    let ends = loop {
-        let LeftVectors { panel, back, recheck, spectrum } = left;
-        let (LazyPanel::Deferred(between) | LazyPanel::Computed(between)) = panel;
-        let ends = Ends::new(&space, (between, back), spectrum.coefficients())?;
-        match recheck {
-            Some(subspace) if ends.least < LEAST_FROM_GRAM => {
-                drop((ends, spectrum));
-                left = both.by_basis(&plan.task, subspace.into_basis(&space)?, par)?;
-            }
-            _ => break (ends, spectrum),
-        }
-    };
-    let (Ends { directions, mut z, rank: independent, .. }, spectrum) = ends;
+    let (plan, left) = both.by_rule(options, &setting)?;
+    let LeftVectors { panel, back, spectrum, .. } = left;
+    let (LazyPanel::Deferred(v) | LazyPanel::Computed(v)) = panel;
+    let k = spectrum.rank;
+    let v = if space.shape(&v).1 == k { v } else { first_columns(&space, &v, k)? };
+    let directions = both.weigh(&v)?;
+    // The columns of `A V` have these squared lengths.
+    let (width, mut products) = (space.shape(&back).1, Mat::<T>::zeros(k, space.shape(&back).1));
+    space.inner(&directions, &back, products.as_mut())?;
+    drop(back);
+    debug_assert!(width >= k);
     let norm_squared = both.norm_squared();
-    let (kept, gains) = both.weighted_norms_squared(&z)?;
-    let share_lost = if norm_squared > 0.0 { (1.0 - kept / norm_squared).max(f64::MIN_POSITIVE) } else { 0.0 };
-    let gains: Vec<f64> = gains.into_iter().map(|gain| gain / norm_squared.max(f64::MIN_POSITIVE)).collect();
+    let part = |gain: f64| if norm_squared > 0.0 { gain / norm_squared } else { 0.0 };
+    let gains: Vec<f64> = (0..k).map(|j| part(Element::to_f64(products[(j, j)]).max(0.0))).collect();
+    let share_lost = if norm_squared > 0.0 { (1.0 - gains.iter().sum::<f64>()).max(f64::MIN_POSITIVE) } else { 0.0 };
+    let mut z = unweighed(&space, short, &v, par)?;
+    drop(v);
     let (_, mut notes) = both.into_parts();
     let (op, more) = seen.into_parts();
     notes.extend(more);
@@ -108,10 +99,6 @@ pub(super) fn factor<T: Scalar, S: Space<T>>(
         notes.extend(note.map(|_| format!("all {what} are zero; factored as without them")));
     }
     notes.extend(spectrum.notes);
-    let k = spectrum.rank;
-    if independent < k {
-        notes.push(format!("the weighted matrix has rank {independent}; what is beyond it is zero"));
-    }
 
     let mut image = op.image(k)?;
     op.apply(&directions, &mut image)?;
@@ -177,71 +164,37 @@ pub(super) fn factor<T: Scalar, S: Space<T>>(
     Ok(factors)
 }
 
-/// Both ends of the approximation, with k columns each.
-struct Ends<P> {
-    /// The matrix D, orthonormal in the norm of `Xᵀ E X`.
-    directions: P,
-    z: P,
-    /// The number of columns that are not zero.
-    rank: usize,
-    /// The least part of a direction that the ones before it left.
-    least: f64,
+/// Returns the first k columns of a panel.
+fn first_columns<T: Scalar, S: Space<T>>(space: &S, panel: &Panel<T, S>, k: usize) -> Result<Panel<T, S>> {
+    let (rows, l) = space.shape(panel);
+    let mut first = space.panel(rows, k, Layout::Columns)?;
+    space.multiply(&mut first, Accum::Replace, panel, Mat::identity(l, k).as_ref(), T::one())?;
+    Ok(first)
 }
 
-impl<P> Ends<P> {
-    /// Combines `L V` and `Xᵀ E X L V` with the coefficients, and makes them orthonormal to each other.
-    fn new<T: Scalar, S: Space<T, Panel = P>>(
-        space: &S,
-        (between, back): (P, P),
-        coefficients: MatRef<'_, T>,
-    ) -> Result<Self> {
-        let (k, s) = (coefficients.ncols(), space.shape(&between).0);
-        let combined = |panel: P| {
-            let mut product = space.panel(s, k, Layout::Columns)?;
-            space.multiply(&mut product, Accum::Replace, &panel, coefficients, T::one())?;
-            Ok::<P, Error>(product)
-        };
-        let (mut directions, mut z) = (combined(between)?, combined(back)?);
-        let mut products = Mat::<T>::zeros(k, k);
-        space.inner(&directions, &z, products.as_mut())?;
-        let (inverse, rank, least) = inverse_root(&products);
-        space.multiply_in_place(&mut directions, inverse.as_ref())?;
-        space.multiply_in_place(&mut z, inverse.as_ref())?;
-        Ok(Ends { directions, z, rank, least })
-    }
-}
-
-/// Returns `R⁻¹`, upper triangular, of `H = RᵀR`, whose lower triangle is read. A column of H that depends on those
-/// before it is left out, and has zeros in `R⁻¹`. Returns the number of the others, and the least part of one of them
-/// that is new.
-fn inverse_root<T: Scalar>(h: &Mat<T>) -> (Mat<T>, usize, f64) {
-    let k = h.nrows();
-    if let Some(factor) = Factor::of(h).filter(|factor| factor.least_scaled >= LEAST_INDEPENDENT) {
-        return (factor.inverse(), k, factor.least_scaled);
-    }
-    // Gram-Schmidt in the norm of H: column j of `inverse` has the coefficients of the j-th direction.
-    let entry = |i: usize, j: usize| Element::to_f64(h[(i.max(j), i.min(j))]);
-    let mut inverse = Mat::<f64>::zeros(k, k);
-    let (mut rank, mut least) = (0, f64::INFINITY);
-    for j in 0..k {
-        let length = entry(j, j);
-        let mut direction = vec![0.0; k];
-        direction[j] = 1.0;
-        let mut left = length;
-        for i in 0..j {
-            let along: f64 = (0..=i).map(|p| inverse[(p, i)] * entry(p, j)).sum();
-            (0..=i).for_each(|p| direction[p] -= along * inverse[(p, i)]);
-            left -= along * along;
-        }
-        let part = left / length;
-        if length > 0.0 && part.is_finite() && part >= LEAST_INDEPENDENT {
-            (rank, least) = (rank + 1, least.min(part));
-            (0..=j).for_each(|p| inverse[(p, j)] = direction[p] / left.sqrt());
-        } else {
-            least = 0.0;
+/// Computes `L⁻ᵀ v` on the host, for the root L of these moments.
+fn unweighed<T: Scalar, S: Space<T>>(
+    space: &S,
+    moments: &Moments<'_>,
+    v: &Panel<T, S>,
+    par: Par,
+) -> Result<Panel<T, S>> {
+    let (rows, k) = space.shape(v);
+    let mut host = Mat::<T>::zeros(rows, k);
+    space.download(v, host.as_mut())?;
+    // The statistics keep the root.
+    let (entries, _) = moments.root::<T>(par)?;
+    match &entries {
+        Entries::Lower(l) => solve_upper_triangular_in_place(l.entries::<T>().transpose(), host.as_mut(), par),
+        Entries::Diagonal(d) => {
+            for column in host.as_mut().col_iter_mut() {
+                column.iter_mut().zip(d).for_each(|(x, &d)| *x = *x / d);
+            }
         }
     }
-    (Mat::from_fn(k, k, |i, j| <T as Element>::from_f64(inverse[(i, j)])), rank, least)
+    let mut z = space.panel(rows, k, Layout::Columns)?;
+    space.fill(&mut z, &mut |mut z| z.copy_from(host.as_ref()))?;
+    Ok(z)
 }
 
 impl<T: Scalar> Oblique<T> {

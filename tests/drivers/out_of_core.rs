@@ -312,10 +312,16 @@ fn calibrated_in_tiles_is_calibrated_in_memory() {
                 );
             }
         }
-        // Its inputs' statistics would be larger than itself.
-        let wide = Matrix::<f32>::zeros(20, n);
-        let refused = base(Rank::Fixed(9)).factor_rows::<f32>(&mut wide.as_tensor().unwrap(), &Watch::default());
-        assert!(matches!(refused, Err(Error::Option { name: "calibration", .. })), "{refused:?}");
+        // The statistics of its inputs are larger than itself: it is read whole, or refused where that is too much.
+        let wide = Matrix::<f32>::from_fn(20, n, |i, j| ((i * 7 + j * 3) % 11) as f32 - 5.0);
+        let svd = base(Rank::Fixed(9));
+        let read = svd.factor_rows::<f32>(&mut wide.as_tensor().unwrap(), &Watch::default()).unwrap();
+        let memory = svd.factor::<f32>(wide.as_tensor().unwrap()).unwrap();
+        assert_eq!((read.u(), read.s(), read.vt()), (memory.u(), memory.s(), memory.vt()));
+        assert!(read.report().peak_bytes >= memory.report().peak_bytes + 4 * 20 * n);
+        let least = read.report().peak_bytes;
+        let refused = svd.memory_limit(least / 8).factor_rows::<f32>(&mut wide.as_tensor().unwrap(), &Watch::default());
+        assert!(matches!(refused, Err(Error::Memory { .. })), "{refused:?}");
     }
 }
 

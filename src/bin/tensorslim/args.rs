@@ -128,8 +128,8 @@ pub(crate) struct FactorArgs {
     #[arg(long, requires = "calibration", default_value = "full", value_parser = one_of::<Whitening>(&["full", "diagonal"]))]
     pub(crate) whitening: Whitening,
 
-    /// Leave out and count samples of the calibration that are not finite
-    #[arg(long, requires = "calibration")]
+    /// Leave out and count samples of the calibration, and of the output calibration, that are not finite
+    #[arg(long)]
     pub(crate) skip_non_finite: bool,
 
     /// Measure the output error on these inputs of the layer; rows are samples, and error, cosine and score are those of
@@ -452,9 +452,10 @@ pub(crate) struct RankArgs {
     #[arg(long, value_name = "Q", allow_negative_numbers = true, value_parser = tolerance)]
     quality: Option<f64>,
 
-    /// Keep the singular values above S, or one if there is none; not with --calibration. Methods gram and full see every
-    /// value, and auto takes one of them; randomized is faster where few are above S and the others well below
-    #[arg(long, value_name = "S", allow_negative_numbers = true, conflicts_with = "calibration", value_parser = threshold)]
+    /// Keep the singular values above S, or one if there is none; not with --calibration or --output-calibration. Methods
+    /// gram and full see every value, and auto takes one of them; randomized is faster where few are above S and the
+    /// others well below
+    #[arg(long, value_name = "S", allow_negative_numbers = true, conflicts_with_all = ["calibration", "output_calibration"], value_parser = threshold)]
     above: Option<f64>,
 }
 

@@ -301,7 +301,7 @@ fn iterated<T: Scalar, S: Space<T>>(
 pub(in crate::svd) struct Subspace<P> {
     pub(in crate::svd) v: P,
     w: Option<P>,
-    f: Option<P>,
+    pub(in crate::svd) f: Option<P>,
     /// The factor R, where H is definite enough for F.
     factor: Option<Factor>,
     /// The sums tr G and `‖G‖_F²`.
@@ -400,7 +400,7 @@ pub(in crate::svd) struct Projection<T, P> {
     pub(in crate::svd) subspace: Subspace<P>,
     pub(in crate::svd) factor: Factor,
     /// The matrix C in `V̂ = F C`: `Ŵ Σ⁻¹`, or, if F was replaced by the Q of its QR, the corresponding small matrix.
-    divided: Mat<T>,
+    pub(in crate::svd) divided: Mat<T>,
     /// The small singular vectors Ŵ.
     pub(in crate::svd) basis: Mat<T>,
     pub(in crate::svd) s: Vec<T>,
