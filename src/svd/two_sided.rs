@@ -188,7 +188,7 @@ fn unweighed<T: Scalar, S: Space<T>>(
         Entries::Lower(l) => solve_upper_triangular_in_place(l.entries::<T>().transpose(), host.as_mut(), par),
         Entries::Diagonal(d) => {
             for column in host.as_mut().col_iter_mut() {
-                column.iter_mut().zip(d).for_each(|(x, &d)| *x = *x / d);
+                column.iter_mut().zip(d).for_each(|(x, &d)| *x /= d);
             }
         }
     }
