@@ -95,9 +95,7 @@ def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:
     setattr(model.get_submodule(parent), own, layer)
 
 
-def _statistics(
-    model: nn.Module, layers: Mapping[str, nn.Module], calibration: Any, output_metric: Any
-) -> Collected:
+def _statistics(model: nn.Module, layers: Mapping[str, nn.Module], calibration: Any, output_metric: Any) -> Collected:
     """Return the statistics by layer: those that were given, or those of batches sent through the model."""
     if calibration is None:
         return Collected()

@@ -227,9 +227,7 @@ def convert_layer_to_slim(
     return slim_from_factors(layer, factors)
 
 
-def rule_of(
-    rank: Optional[int], ratio: Optional[float], quality: Optional[float], calibration: Any
-) -> dict[str, Any]:
+def rule_of(rank: Optional[int], ratio: Optional[float], quality: Optional[float], calibration: Any) -> dict[str, Any]:
     """Return the rule for `tensorslim.factor`. Without inputs, a cosine q of the weights is the energy q^2."""
     if quality is not None and calibration is None:
         return {"rank": rank, "ratio": ratio, "energy": quality * quality}
