@@ -46,6 +46,8 @@ pub(crate) fn emit(text: &str) -> Result<(), Failure> {
 /// Writes one line to stderr, whatever is in `text` (file names may hold line breaks and control sequences of a
 /// terminal).
 pub(crate) fn complain(text: &str) {
-    // There is nowhere to report that stderr is closed.
-    let _ = writeln!(io::stderr(), "tensorslim: {}", report::printable(text));
+    // One write, so that what other programs write there does not come into the middle of the line. There is nowhere to
+    // report that stderr is closed.
+    let line = format!("tensorslim: {}\n", report::printable(text));
+    let _ = io::stderr().write_all(line.as_bytes());
 }
