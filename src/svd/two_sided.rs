@@ -80,10 +80,9 @@ pub(super) fn factor<T: Scalar, S: Space<T>>(
     let v = if space.shape(&v).1 == k { v } else { first_columns(&space, &v, k)? };
     let directions = both.weigh(&v)?;
     // The columns of `A V` have these squared lengths.
-    let (width, mut products) = (space.shape(&back).1, Mat::<T>::zeros(k, space.shape(&back).1));
+    let mut products = Mat::<T>::zeros(k, space.shape(&back).1);
     space.inner(&directions, &back, products.as_mut())?;
     drop(back);
-    debug_assert!(width >= k);
     let norm_squared = both.norm_squared();
     let part = |gain: f64| if norm_squared > 0.0 { gain / norm_squared } else { 0.0 };
     let gains: Vec<f64> = (0..k).map(|j| part(Element::to_f64(products[(j, j)]).max(0.0))).collect();
@@ -144,7 +143,7 @@ pub(super) fn factor<T: Scalar, S: Space<T>>(
     };
     if factors.report().relative_error > 1.0 {
         let note =
-            "the factors are far from the weight where neither statistics see it; give a blend or output blend below 1";
+            "the plain error is above 1: the factors are made for what the statistics weigh, and for nothing else";
         factors.report_mut().notes.push(note.to_owned());
     }
     let exponent = setting.root_exponent - setting.weight_scale.log2().round() as i32;
@@ -206,7 +205,7 @@ impl<T: Scalar> Oblique<T> {
         let to_wide = |a: &Mat<T>| Mat::<f64>::from_fn(k, k, |i, j| Element::to_f64(a[(i, j)]));
         let (mut r, basis) = (to_wide(r), to_wide(basis));
         let across = basis.transpose() * &r;
-        // A direction that was left out has a zero column in R and takes no part.
+        // A direction that X takes to zero has a zero column in R and takes no part.
         let empty: Vec<bool> = (0..k).map(|j| (0..=j).all(|i| r[(i, j)] == 0.0) || r[(j, j)] == 0.0).collect();
         for j in (0..k).filter(|&j| empty[j]) {
             r[(j, j)] = 1.0;
