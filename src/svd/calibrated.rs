@@ -62,7 +62,7 @@ use crate::tensor::{DType, Element, MatView};
 const QUALITY_FIRST: usize = 4;
 
 /// The [`LeftVectors`] of an operator with panels in the space S.
-pub(super) type LeftVectorsIn<T, S> = LeftVectors<T, Panel<T, S>>;
+type LeftVectorsIn<T, S> = LeftVectors<T, Panel<T, S>>;
 
 /// The left singular vectors of `W L`, as a panel times coefficients. Where W is itself seen through moments of its other
 /// side, the panel holds the right singular vectors V instead, and `back` is `Wᵀ W L V`.
@@ -71,7 +71,7 @@ pub(super) struct LeftVectors<T, P> {
     /// The panel `Wᵀ panel`, of n rows.
     pub(super) back: P,
     /// The subspace to continue with if the vectors turn out not to be orthonormal; `None` where no check is needed.
-    pub(super) recheck: Option<Subspace<P>>,
+    recheck: Option<Subspace<P>>,
     pub(super) spectrum: Spectrum<T>,
 }
 
@@ -93,7 +93,7 @@ pub(super) struct Spectrum<T> {
 
 impl<T> Spectrum<T> {
     /// Returns the coefficients of the vectors that are kept.
-    pub(super) fn coefficients(&self) -> MatRef<'_, T> {
+    fn coefficients(&self) -> MatRef<'_, T> {
         self.coefficients.as_ref().subcols(0, self.rank)
     }
 }
@@ -139,7 +139,7 @@ impl Weight<'_> {
 }
 
 /// Factors `op`, the tall one of W and Wᵀ, where `w` is W. `root` makes the operator of L on the same kind of panels.
-pub(super) fn factor<'r, T: Scalar, S: Space<T> + 'r>(
+pub(super) fn factor<T: Scalar, S: Space<T>>(
     options: &Options,
     residency: Residency,
     op: &mut dyn LinearOperator<T, Space = S>,
@@ -255,17 +255,8 @@ fn project<T: Scalar, S: Space<T>>(
         return Ok(factors);
     };
 
-    let subtraction_says_something = share_lost > certificate::FLOOR_IN_EPS * T::EPSILON;
-    let relative_error = match setting.w {
-        _ if share_lost == 0.0 || subtraction_says_something => share_lost.sqrt(),
-        Weight::Whole(w) => quality::expected_view(w, &factors, c)?.relative_error,
-        Weight::Tiles(..) => {
-            let floor = (certificate::FLOOR_IN_EPS * T::EPSILON).sqrt();
-            let note = format!("the output error is at most {floor:.1e}, which is what is seen out of core");
-            factors.report_mut().notes.push(note);
-            floor
-        }
-    };
+    let measure = |w: MatView<'_>, factors: &Factors<T>| Ok(quality::expected_view(w, factors, c)?.relative_error);
+    let relative_error = output_error(share_lost, setting.w, &mut factors, measure)?;
     // This is the exponent of one output vector, in the units of W and the inputs.
     let exponent = setting.root_exponent - setting.weight_scale.log2().round() as i32;
     let in_units = |x: f64| times_power_of_two(x, exponent);
@@ -282,6 +273,26 @@ fn project<T: Scalar, S: Space<T>>(
         spectrum: s.into_iter().map(|s| in_units(Element::to_f64(s))).collect(),
     });
     Ok(factors)
+}
+
+/// Returns the relative output error: the root of the share that is lost where a subtraction of norms shows it, else what
+/// `measure` finds with a weight in memory, or the least that can be seen out of core.
+pub(super) fn output_error<T: Scalar>(
+    share_lost: f64,
+    w: Weight<'_>,
+    factors: &mut Factors<T>,
+    measure: impl FnOnce(MatView<'_>, &Factors<T>) -> Result<f64>,
+) -> Result<f64> {
+    match w {
+        _ if share_lost == 0.0 || share_lost > certificate::FLOOR_IN_EPS * T::EPSILON => Ok(share_lost.sqrt()),
+        Weight::Whole(w) => measure(w, factors),
+        Weight::Tiles(..) => {
+            let floor = (certificate::FLOOR_IN_EPS * T::EPSILON).sqrt();
+            let note = format!("the output error is at most {floor:.1e}, which is what is seen out of core");
+            factors.report_mut().notes.push(note);
+            Ok(floor)
+        }
+    }
 }
 
 /// Computes `x 2^exponent` for any exponent. Outside of the range of f64 the result is zero or infinite.

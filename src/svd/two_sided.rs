@@ -27,8 +27,9 @@ use std::time::Instant;
 use faer::linalg::triangular_solve::solve_upper_triangular_in_place;
 use faer::{Accum, Mat, Par};
 
-use super::calibrated::{LazyPanel, LeftVectors, MakeOperator, Setting, Weight, times_power_of_two, whitened};
-use super::certificate;
+use super::calibrated::{
+    LazyPanel, LeftVectors, MakeOperator, Setting, Weight, output_error, times_power_of_two, whitened,
+};
 use super::finish::finish;
 use super::options::Options;
 use super::solution::Solution;
@@ -43,7 +44,7 @@ use crate::quality;
 use crate::report::ActivationReport;
 use crate::simd::Scalar;
 use crate::space::{Effort, Layout, Panel, Space};
-use crate::tensor::Element;
+use crate::tensor::{Element, MatView};
 
 /// Factors `op`, the tall one of W and Wᵀ, where `w` is W. `root` makes the operator of a root on the same kind of
 /// panels.
@@ -128,19 +129,11 @@ pub(super) fn factor<T: Scalar, S: Space<T>>(
     let solution = Solution { triplets, rank: k, width, method, sketch, certificate: None, slices, notes };
     let mut factors = finish(op, plan, solution, None, par, start)?;
 
-    let relative_error = match w {
-        _ if share_lost == 0.0 || share_lost > certificate::FLOOR_IN_EPS * T::EPSILON => share_lost.sqrt(),
-        Weight::Whole(w) => {
-            let (c, g) = (inputs.calibration.as_ref(), outputs.calibration.as_ref());
-            quality::weighted_view(w, &factors, c, g)?.relative_error
-        }
-        Weight::Tiles(..) => {
-            let floor = (certificate::FLOOR_IN_EPS * T::EPSILON).sqrt();
-            let note = format!("the output error is at most {floor:.1e}, which is what is seen out of core");
-            factors.report_mut().notes.push(note);
-            floor
-        }
+    let measure = |w: MatView<'_>, factors: &Factors<T>| {
+        let (c, g) = (inputs.calibration.as_ref(), outputs.calibration.as_ref());
+        Ok(quality::weighted_view(w, factors, c, g)?.relative_error)
     };
+    let relative_error = output_error(share_lost, w, &mut factors, measure)?;
     if factors.report().relative_error > 1.0 {
         let note =
             "the plain error is above 1: the factors are made for what the statistics weigh, and for nothing else";
