@@ -429,15 +429,15 @@ impl<T: Scalar> Factors<T> {
     }
 }
 
-/// Samples in arithmetic `T`: as they are, or converted.
-enum Samples<'a, T> {
+/// Samples, or another matrix, in arithmetic `T`: as they are, or converted.
+pub(crate) enum Samples<'a, T> {
     Given(MatRef<'a, T>),
     Converted(Matrix<T>),
 }
 
 impl<'a, T: Scalar> Samples<'a, T> {
     /// Takes samples of `n` features.
-    fn new(op: &'static str, x: &TensorRef<'a>, n: usize) -> Result<Self> {
+    pub(crate) fn new(op: &'static str, x: &TensorRef<'a>, n: usize) -> Result<Self> {
         let view = x.view()?;
         if view.ncols() != n {
             return Err(Error::shape(op, format_args!("samples of {n} features"), view.ncols()));
@@ -453,6 +453,14 @@ impl<'a, T: Scalar> Samples<'a, T> {
             });
         });
         Ok(Samples::Converted(samples))
+    }
+
+    /// Returns the matrix, copied if it is the caller's.
+    pub(crate) fn into_matrix(self) -> Matrix<T> {
+        match self {
+            Samples::Given(given) => Matrix::from_fn(given.nrows(), given.ncols(), |i, j| given[(i, j)]),
+            Samples::Converted(samples) => samples,
+        }
     }
 
     fn as_ref(&self) -> MatRef<'_, T> {

@@ -75,10 +75,21 @@ fn iterate_with<T: Scalar, S: Space<T>>(
     x: &mut Panel<T, S>,
     effort: Effort,
 ) -> Result<()> {
-    let space = op.space().clone();
     op.sketch(omega, y)?;
-    space.orthonormalize(y, None, effort)?;
-    for _ in 0..power_iterations {
+    op.space().clone().orthonormalize(y, None, effort)?;
+    iterate(op, power_iterations, y, x, effort)
+}
+
+/// Iterates `q` times on the left panel `y`: `x = orth(Aᵀ y)`, `y = orth(A x)`.
+pub(crate) fn iterate<T: Scalar, S: Space<T>>(
+    op: &mut dyn LinearOperator<T, Space = S>,
+    q: usize,
+    y: &mut Panel<T, S>,
+    x: &mut Panel<T, S>,
+    effort: Effort,
+) -> Result<()> {
+    let space = op.space().clone();
+    for _ in 0..q {
         op.apply_adjoint(y, x)?;
         space.orthonormalize(x, None, effort)?;
         op.apply(x, y)?;

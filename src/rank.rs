@@ -43,6 +43,12 @@ pub enum Rank {
     /// none, may miss some just above `σ` where many are near, and says so in a note. There is no such rule under a
     /// calibration, which changes what the values measure.
     Above(f64),
+    /// The numerical rank: the number of singular values that are not rounding, those above `4 √max(m, n) eps σ_1` with
+    /// the eps of the arithmetic, or 1 if all are 0.
+    ///
+    /// [`Method::Full`](crate::Method::Full) alone resolves values that small, and
+    /// [`Method::Auto`](crate::Method::Auto) takes it. There is no such rule under a calibration.
+    Numerical,
 }
 
 impl std::fmt::Display for Rank {
@@ -54,11 +60,18 @@ impl std::fmt::Display for Rank {
             Rank::Quality(q) => write!(f, "quality {q}"),
             Rank::Tolerance(t) => write!(f, "tolerance {t}"),
             Rank::Above(s) => write!(f, "above {s}"),
+            Rank::Numerical => f.write_str("numerical rank"),
         }
     }
 }
 
 impl Rank {
+    /// Tells whether the rule counts singular values of the weight itself, which weights of the error would change.
+    #[cfg(feature = "linalg")]
+    pub(crate) fn counts_values(self) -> bool {
+        matches!(self, Rank::Above(_) | Rank::Numerical)
+    }
+
     /// Returns whether the spectrum decides, of the matrix or of its outputs, and not the shape.
     #[cfg(feature = "linalg")]
     pub(crate) fn looks_at_spectrum(self) -> bool {
@@ -89,6 +102,7 @@ impl Rank {
             Rank::Quality(q) => Err(Error::option("quality", q, "a cosine above 0 and below 1")),
             Rank::Tolerance(t) if t > 0.0 && t < 1.0 => Ok(None),
             Rank::Tolerance(t) => Err(Error::option("tolerance", t, "a number above 0 and below 1")),
+            Rank::Numerical => Ok(None),
             Rank::Above(s) if s.is_finite() && s >= 0.0 => Ok(None),
             Rank::Above(s) => Err(Error::option("threshold", s, "a finite number, 0 or more")),
         }
@@ -98,7 +112,7 @@ impl Rank {
     /// `1 − q²`, which is a share of the outputs' energy.
     pub fn allowed_loss(self) -> Option<f64> {
         match self {
-            Rank::Fixed(_) | Rank::Ratio(_) | Rank::Above(_) => None,
+            Rank::Fixed(_) | Rank::Ratio(_) | Rank::Above(_) | Rank::Numerical => None,
             Rank::Energy(e) => Some(1.0 - e),
             Rank::Tolerance(t) => Some(t * t),
             Rank::Quality(q) => Some(1.0 - q * q),

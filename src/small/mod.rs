@@ -24,9 +24,11 @@
 //! [`symmetric_eigen`] choose between two instances that this crate compiles once: generic to the end, they would be
 //! compiled again in every crate that factors a matrix. Figures: `benches/NOTES.md`.
 
+mod inertia;
 mod jacobi;
 mod results;
 
+pub(crate) use inertia::{count_above, count_above_bytes};
 pub(crate) use results::{Eigen, SmallSvd};
 
 use faer::diag::DiagMut;

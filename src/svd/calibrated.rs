@@ -401,7 +401,8 @@ impl<T: Scalar, S: Space<T>> Whitened<'_, T, S> {
     ) -> Result<LeftVectorsIn<T, S>> {
         let width = task.width;
         let early = gram::is_imaged_early::<T>((self.nrows(), self.ncols()), width) && !self.is_oblique();
-        let (subspace, damped) = Subspace::find(task, self, filter, early)?;
+        let g = self.gram()?;
+        let (subspace, damped) = Subspace::find(task, self, g, filter, early)?;
         let mut to_be = None;
         let space = self.space().clone();
         let projection = subspace.project(
@@ -489,8 +490,9 @@ impl<T: Scalar, S: Space<T>> Whitened<'_, T, S> {
         let space = self.space().clone();
         let mut damped = 0.0;
         let (panel, coefficients, s, captured, sketch, back, remedy) = if route == Route::GramDense {
+            let g = self.gram()?;
             let gram::Dominant { basis, values: squares, remedy } =
-                gram::dense(self, |squares| gram::width_for(task, target, squares))?;
+                gram::dense(self, g, |squares| gram::width_for(task, target, squares))?;
             let l = space.shape(&basis).1;
             let captured = squares[..l].iter().map(|&x| Element::to_f64(x)).sum();
             let mut back = self.inputs(l)?;

@@ -27,9 +27,21 @@ pub(super) fn run<T: Scalar, S: Space<T>>(
     par: Par,
     start: Instant,
 ) -> Result<Factors<T>> {
+    let route = plan.clone();
+    run_with(op, plan, par, start, |op, target| route.solve(op, target, par))
+}
+
+/// Does [`run`] with another way to solve.
+pub(super) fn run_with<T: Scalar, S: Space<T>>(
+    op: &mut dyn LinearOperator<T, Space = S>,
+    plan: Plan,
+    par: Par,
+    start: Instant,
+    solve: impl FnOnce(&mut dyn LinearOperator<T, Space = S>, &RankTarget) -> Result<Solution<T, S>>,
+) -> Result<Factors<T>> {
     let facts = op.facts();
     let target = plan.target(facts.norm_squared, facts.scale);
-    let solution = plan.solve(op, &target, par)?;
+    let solution = solve(op, &target)?;
     finish(op, plan, solution, Some(&target), par, start)
 }
 
@@ -94,8 +106,11 @@ pub(super) fn finish<T: Scalar, S: Space<T>>(
     }
     let least = spectrum[..k].last().map_or(0.0, |&s| Element::to_f64(s));
     notes.extend(target.and_then(|target| target.shortfall(k, certificate.relative_error, least)));
-    notes.extend(beyond_numerical_rank(&spectrum[..k], (m, n)));
+    notes.extend(beyond_numerical_rank(&spectrum, k, (m, n)));
     let s = unscale(&spectrum[..k], scale)?;
+    // Where the smallest were asked for they come first.
+    let larger = spectrum[k..].iter().take_while(|&&next| next > spectrum[0]).count();
+    spectrum[..k + larger].rotate_left(k);
     let spectrum = spectrum.iter().map(|&s| s.to_f64() / scale).collect();
     let norm = op.norm_squared().sqrt() / scale;
     let report = Report {

@@ -4,20 +4,21 @@
 use std::marker::PhantomData;
 
 use super::accumulator::{self, SinglePass};
+use super::basis;
 use super::blend::{self, BlendChoice};
 use super::distributed::{self, RankFactors};
 use super::options::Options;
 use super::rows::{self, Checkpoint};
 use super::{in_memory, many};
 use crate::calibration::Calibration;
-use crate::compiled::{same, same_mut};
+use crate::compiled::{same, same_mut, same_ref};
 use crate::error::Result;
 use crate::factors::Factors;
 use crate::mpi::Communicator;
 use crate::operator::{RowSource, Watch};
 use crate::simd::Scalar;
 use crate::space::Host;
-use crate::tensor::{DType, TensorRef};
+use crate::tensor::{DType, Matrix, TensorRef};
 
 /// The instances for one arithmetic. None of these functions is generic, so that they are compiled here.
 struct Instance<T>(PhantomData<T>);
@@ -28,6 +29,16 @@ macro_rules! instances {
             #[inline(never)]
             fn factor(options: &Options, w: &TensorRef<'_>, watch: &Watch<'_>, context: Host) -> Result<Factors<$t>> {
                 in_memory::factor_in_pool(options, w, watch, context)
+            }
+
+            #[inline(never)]
+            fn factor_from(
+                options: &Options,
+                w: &TensorRef<'_>,
+                start: &Matrix<$t>,
+                space: Host,
+            ) -> Result<Factors<$t>> {
+                crate::parallel::in_pool(space.par(), || basis::factor(options, w, start, space.clone()))
             }
 
             #[inline(never)]
@@ -89,6 +100,18 @@ pub(super) fn factor<T: Scalar>(
     match T::DTYPE {
         DType::F64 => same(Instance::<f64>::factor(options, w, watch, context)),
         _ => same(Instance::<f32>::factor(options, w, watch, context)),
+    }
+}
+
+pub(super) fn factor_from<T: Scalar>(
+    options: &Options,
+    w: &TensorRef<'_>,
+    start: &Matrix<T>,
+    space: Host,
+) -> Result<Factors<T>> {
+    match T::DTYPE {
+        DType::F64 => same(Instance::<f64>::factor_from(options, w, same_ref(start), space)),
+        _ => same(Instance::<f32>::factor_from(options, w, same_ref(start), space)),
     }
 }
 

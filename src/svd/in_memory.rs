@@ -13,7 +13,7 @@ use crate::factors::Factors;
 use crate::operator::{Dense, Root, Watch, first_not_finite};
 use crate::simd::Scalar;
 use crate::space::Host;
-use crate::tensor::TensorRef;
+use crate::tensor::{MatView, TensorRef};
 
 /// Factors `w` from inside of the thread pool of `space`.
 pub(super) fn factor_in_pool<T: Scalar>(
@@ -27,6 +27,16 @@ pub(super) fn factor_in_pool<T: Scalar>(
     crate::parallel::in_pool(par, || factor(options, w, watch, space))
 }
 
+/// Makes the operator of a matrix, or of its transpose if it is wide.
+pub(super) fn tall<T: Scalar>(view: MatView<'_>, space: Host) -> Result<Dense<'_, T>> {
+    let wide = view.nrows() < view.ncols();
+    Dense::<T>::within(if wide { view.transpose() } else { view }, space).map_err(|error| match error {
+        // The position is in the caller's rows and columns, not in those of the transpose.
+        Error::NotFinite { .. } if wide => first_not_finite(view),
+        error => error,
+    })
+}
+
 /// Factors `w` on the device of the options, with the memory and threads of `space`.
 pub(super) fn factor<T: Scalar>(
     options: &Options,
@@ -36,20 +46,13 @@ pub(super) fn factor<T: Scalar>(
 ) -> Result<Factors<T>> {
     let start = Instant::now();
     let view = w.view()?;
-    let wide = view.nrows() < view.ncols();
     if let Device::Cuda(ordinal) = options.device {
         return on_device::factor(options, w, ordinal, watch, start);
     }
     let task = Task::new::<T>(options, (view.nrows(), view.ncols()), view.dtype(), Residency::InMemory)?;
     let plan = Plan::new(task)?;
-    let tall = if wide { view.transpose() } else { view };
     let par = space.par();
-    let op = Dense::<T>::within(tall, space.clone()).map_err(|error| match error {
-        // The position is in the caller's rows and columns, not in those of the transpose.
-        Error::NotFinite { .. } if wide => first_not_finite(view),
-        error => error,
-    })?;
-    let mut op = op.watched(watch.clone());
+    let mut op = tall::<T>(view, space.clone())?.watched(watch.clone());
     if options.is_weighted() {
         let root = |l| Ok(Root::boxed(l, &space));
         return weighted::factor(options, &mut op, &root, view, par, start);

@@ -13,6 +13,7 @@
 //! subtraction of norms (`certificate.rs`). Wide matrices are factored as their transpose; U and V then change places.
 
 mod accumulator;
+mod basis;
 mod blend;
 mod calibrated;
 mod certificate;
@@ -27,6 +28,7 @@ mod methods;
 mod on_device;
 mod options;
 mod plan;
+mod quantized;
 mod rank_target;
 mod rates;
 mod rows;
@@ -44,10 +46,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 pub use accumulator::SinglePass;
+pub use basis::Basis;
 pub use blend::BlendChoice;
 pub use distributed::RankFactors;
 pub use options::Device;
 pub use plan::{Candidate, Plan};
+pub use quantized::Quantized;
 #[doc(hidden)]
 pub use rates::Rates;
 #[doc(hidden)]
@@ -66,7 +70,7 @@ use crate::report::Method;
 use crate::simd::Scalar;
 use crate::sketch::Sketch;
 use crate::space::{Host, Space, Workspace};
-use crate::tensor::{DType, TensorRef};
+use crate::tensor::{DType, Matrix, TensorRef};
 use finish::run;
 use options::Options;
 use task::{Residency, Task, looks_once};
@@ -125,6 +129,16 @@ impl TruncatedSvd {
     #[must_use]
     pub fn dynamic_shift(mut self, on: bool) -> Self {
         self.options.dynamic_shift = on;
+        self
+    }
+
+    /// Asks for the k smallest singular triplets in place of the largest, in nonincreasing order: the minor components
+    /// of a weight (MiCA, CorDA). They take [`Method::Full`] and a rank that the shape decides. Values are
+    /// right to a few eps of the largest, in the arithmetic: f64 shows what f32 does not. The report's error is that of
+    /// their product as an approximation, nearly 1.
+    #[must_use]
+    pub fn smallest(mut self, on: bool) -> Self {
+        self.options.smallest = on;
         self
     }
 
@@ -309,6 +323,36 @@ impl TruncatedSvd {
         workspace: &mut Workspace,
     ) -> Result<Factors<T>> {
         fronts::factor(&self.options, &w, watch, Host::within(workspace, crate::parallel::current_par()))
+    }
+
+    /// Computes the leading k left singular vectors alone: one side of the factors, for those who project (GaLore). For
+    /// the right side give the transpose. With `start`, a basis that was good for a matrix near this one (its columns
+    /// beyond `l = k + p` are not used), half of the products or fewer are enough; the start stands for two of the power
+    /// iterations.
+    ///
+    /// ```
+    /// use tensorslim::{Rank, TensorRef, TruncatedSvd};
+    ///
+    /// let svd = TruncatedSvd::new(Rank::Fixed(2));
+    /// let mut gradient: Vec<f32> = (0..96 * 64).map(|i| (i as f32 * 0.37).sin()).collect();
+    /// let first = svd.basis::<f32>(&TensorRef::new(&gradient, &[96, 64])?, None)?;
+    /// gradient[0] += 0.01;
+    /// let next = svd.basis(&TensorRef::new(&gradient, &[96, 64])?, Some(&first.vectors))?;
+    /// assert!(next.report.passes == 3 && next.report.relative_error < 1e-3);
+    /// # Ok::<(), tensorslim::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Those of [`factor`](Self::factor); with a start [`Error::Shape`] unless it has m rows, and [`Error::Option`] if it
+    /// is not finite, for a rank that the spectrum decides, another method than the randomized one, a calibration, or a
+    /// GPU.
+    pub fn basis<T: Scalar>(&self, w: &TensorRef<'_>, start: Option<&Matrix<T>>) -> Result<Basis<T>> {
+        let host = Host::new(crate::parallel::current_par());
+        let factors = match start {
+            None => fronts::factor(&self.options, w, &Watch::default(), host),
+            Some(start) => fronts::factor_from(&self.options, w, start, host),
+        };
+        factors.map(Basis::of)
     }
 
     /// Factors an operator, which is anything that can be multiplied: a tiled, whitened, distributed or device matrix.

@@ -26,6 +26,7 @@ pub(super) struct Options {
     pub(super) oversample: usize,
     pub(super) power_iterations: usize,
     pub(super) dynamic_shift: bool,
+    pub(super) smallest: bool,
     pub(super) seed: u64,
     pub(super) max_rank: Option<usize>,
     /// The rates that the planner weighs methods by; `None` for those of the device.
@@ -44,6 +45,7 @@ impl Options {
             oversample: 10,
             power_iterations: 2,
             dynamic_shift: false,
+            smallest: false,
             seed: 0,
             max_rank: None,
             rates: None,

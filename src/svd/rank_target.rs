@@ -12,9 +12,11 @@
 //! method has measured it by probes.
 //!
 //! A threshold asks for the values above it and for no loss. Then a subspace is large enough if it holds a value that
-//! is not above the threshold, or if `missing` is so small that nothing above it can be left.
+//! is not above the threshold, or if `missing` is so small that nothing above it can be left. The numerical rank is that
+//! of a threshold that follows from σ_1.
 
 use super::certificate::FLOOR_IN_EPS;
+use super::solution::noise;
 use crate::rank::{Rank, rank_for_loss};
 use crate::simd::Scalar;
 use crate::tensor::Element;
@@ -34,13 +36,21 @@ pub(super) struct RankTarget {
     norm_squared: f64,
     /// The value that those of the operator must be above, where that is the rule.
     threshold: Option<f64>,
+    /// The rows and columns of the operator.
+    shape: (usize, usize),
 }
 
 impl RankTarget {
-    /// Makes the target for an operator that stands for `scale · A` and has this squared norm.
-    pub(super) fn new(fixed: Option<usize>, rule: Rank, max_rank: usize, norm_squared: f64, scale: f64) -> Self {
+    /// Makes the target for an operator of this shape and squared norm that stands for `scale · A`.
+    pub(super) fn new(
+        (fixed, rule): (Option<usize>, Rank),
+        max_rank: usize,
+        shape: (usize, usize),
+        norm_squared: f64,
+        scale: f64,
+    ) -> Self {
         let threshold = if let Rank::Above(s) = rule { Some(s * scale) } else { None };
-        RankTarget { fixed, rule, max_rank, norm_squared, threshold }
+        RankTarget { fixed, rule, max_rank, norm_squared, threshold, shape }
     }
 
     /// Returns the value that those of the operator must be above, where that is the rule.
@@ -85,7 +95,8 @@ impl RankTarget {
     /// Returns how many of the singular values `s` are the answer, for a measured `missing`.
     pub(super) fn rank_given<T: Scalar>(&self, s: &[T], missing: f64) -> usize {
         self.fixed.unwrap_or_else(|| {
-            if let Some(threshold) = self.threshold {
+            let numerical = (self.rule == Rank::Numerical).then(|| noise::<T>(s[0].to_f64(), self.shape));
+            if let Some(threshold) = self.threshold.or(numerical) {
                 let above = s.iter().take_while(|&&s| Element::to_f64(s) > threshold).count();
                 return above.max(1).min(self.max_rank);
             }
@@ -118,6 +129,10 @@ impl RankTarget {
     /// Returns the note for the report where the error is above what was asked for, or no value above the threshold;
     /// `least` is the smallest one that is kept.
     pub(super) fn shortfall(&self, rank: usize, relative_error: f64, least: f64) -> Option<String> {
+        if self.rule == Rank::Numerical {
+            let why = "the largest rank that was allowed is below the numerical rank, or equal to it";
+            return (rank == self.max_rank && rank < self.shape.0.min(self.shape.1)).then(|| why.to_owned());
+        }
         if self.threshold.is_some_and(|threshold| least <= threshold) {
             return Some(format!("no singular value was found {}; kept the largest one", self.rule));
         }

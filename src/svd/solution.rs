@@ -40,12 +40,23 @@ impl<T: Scalar, S: Space<T>> Solution<T, S> {
     }
 }
 
-/// Returns a note on singular values that are rounding, if some were asked for: those below `4 √max(m, n) eps σ_1`.
-/// (LAPACK's `max(m, n) eps` is a bound; rounding errors do not all point one way.)
-pub(super) fn beyond_numerical_rank<T: Scalar>(s: &[T], (m, n): (usize, usize)) -> Option<String> {
-    let noise = 4.0 * (m.max(n) as f64).sqrt() * T::EPSILON * Element::to_f64(s[0]);
-    let rank = s.partition_point(|&s| Element::to_f64(s) > noise);
-    (rank < s.len()).then(|| format!("the numerical rank is {rank}: what is beyond it is rounding"))
+/// Returns the value up to which singular values are rounding, `4 √max(m, n) eps σ_1`. (LAPACK's `max(m, n) eps` is a
+/// bound; rounding errors do not all point one way.)
+pub(super) fn noise<T: Scalar>(largest: f64, (m, n): (usize, usize)) -> f64 {
+    4.0 * (m.max(n) as f64).sqrt() * T::EPSILON * largest
+}
+
+/// Returns a note on singular values that are rounding, if some were asked for. The answer is the first `k` of `s`. The
+/// largest value of all is the first one, or the next after the answer where that has the smallest values.
+pub(super) fn beyond_numerical_rank<T: Scalar>(s: &[T], k: usize, shape: (usize, usize)) -> Option<String> {
+    let largest = s.get(k).map_or(s[0], |&next| if next > s[0] { next } else { s[0] });
+    let noise = noise::<T>(Element::to_f64(largest), shape);
+    let rank = s[..k].partition_point(|&s| Element::to_f64(s) > noise);
+    let note = |rank: usize| match s[0] < largest {
+        true => format!("{} of the smallest singular values are rounding: at most {noise:.1e}", k - rank),
+        false => format!("the numerical rank is {rank}: what is beyond it is rounding"),
+    };
+    (rank < k).then(|| note(rank))
 }
 
 /// Computes singular values of `A` from those of `scale · A`. The largest must be a normal number of `T`; smaller ones

@@ -14,5 +14,7 @@ pub(super) const CORE_LEFT: u64 = 4;
 pub(super) const CORE_RIGHT: u64 = 5;
 /// The stream of the noise that leads an exhausted block out of the span of the others.
 pub(super) const NOISE: u64 = 6;
+/// The stream of the columns beside a basis to start from.
+pub(super) const START: u64 = 7;
 /// The stream of the Ω of the first block of the search for a rank; the next blocks follow.
 pub(super) const BLOCKS: u64 = 1 << 32;

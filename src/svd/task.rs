@@ -33,7 +33,7 @@ pub(super) struct Task {
     /// The arithmetic.
     pub(super) precision: DType,
     pub(super) residency: Residency,
-    /// The method that was asked for.
+    /// The method that was asked for, or that the task asks for.
     pub(super) method: Method,
     /// The rule that gives the rank.
     pub(super) rule: Rank,
@@ -50,6 +50,8 @@ pub(super) struct Task {
     /// The power iterations that were asked for.
     pub(super) asked_iterations: usize,
     pub(super) dynamic_shift: bool,
+    /// Whether the smallest triplets are asked for.
+    pub(super) smallest: bool,
     pub(super) sketch: Sketch,
     pub(super) seed: u64,
     pub(super) rates: Rates,
@@ -92,9 +94,18 @@ impl Task {
         if rows == 0 || cols == 0 {
             return Err(Error::Empty { shape: vec![rows, cols] });
         }
-        if matches!(rule, Rank::Above(_)) && options.weighting.is_active(rule) {
-            let why = "is a threshold for the values of the weight, and a calibration changes them; give another rule";
+        if rule.counts_values() && options.weighting.is_active(rule) {
+            let why = "counts values of the weight, and a calibration changes them; give another rule";
             return Err(Error::unsuited("rank", why));
+        }
+        let by_full = options.smallest || rule == Rank::Numerical;
+        if by_full && !matches!(options.method, Method::Auto | Method::Full) {
+            let want = "full or auto: the others do not resolve the smallest singular values";
+            return Err(Error::option("method", options.method, want));
+        }
+        if options.smallest && (rule.looks_at_spectrum() || options.weighting.is_active(rule)) {
+            let why = "asks for the smallest triplets: give their number, and no calibration";
+            return Err(Error::unsuited("smallest", why));
         }
         let (m, n) = (rows.max(cols), rows.min(cols));
         let rank = rule.from_shape(m, n)?;
@@ -113,7 +124,7 @@ impl Task {
             dtype,
             precision: T::DTYPE,
             residency,
-            method: options.method,
+            method: if by_full { Method::Full } else { options.method },
             rule,
             rank,
             max_rank,
@@ -122,6 +133,7 @@ impl Task {
             power_iterations: options.power_iterations.saturating_add(usize::from(options.is_weighted())),
             asked_iterations: options.power_iterations,
             dynamic_shift: options.dynamic_shift,
+            smallest: options.smallest,
             sketch: options.sketch,
             seed: options.seed,
             rates: options.rates_in_use(),
@@ -149,7 +161,7 @@ impl Task {
 
     /// Returns what the factors must reach, for an operator that stands for `scale · A` and has this squared norm.
     pub(super) fn target(&self, norm_squared: f64, scale: f64) -> RankTarget {
-        RankTarget::new(self.rank, self.rule, self.max_rank, norm_squared, scale)
+        RankTarget::new((self.rank, self.rule), self.max_rank, self.shape, norm_squared, scale)
     }
 
     /// Tells whether power iterations have a shift, and a panel for it.

@@ -123,6 +123,17 @@ impl<T: Scalar, S: Space<T>> Triplets<T, S> {
         Ok((Triplets { left, s, captured, right, by_qr }, rank, notes))
     }
 
+    /// Moves the last `k` triplets before the others.
+    pub(super) fn bring_last_first(&mut self, k: usize) {
+        let l = self.s.len();
+        self.s.rotate_right(k);
+        for vectors in [&mut self.left, &mut self.right] {
+            if let Vectors::Small(c) | Vectors::Combined(_, c) = vectors {
+                *c = Mat::from_fn(c.nrows(), l, |i, j| c[(i, (j + l - k) % l)]);
+            }
+        }
+    }
+
     /// Computes the triplets from `image = Aᵀ · basis`.
     pub(super) fn from_left(
         space: &S,

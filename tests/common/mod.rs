@@ -114,3 +114,9 @@ pub fn real(name: &str, m: usize, n: usize) -> Matrix<half::f16> {
     let values = body.chunks_exact(2).map(|b| half::f16::from_le_bytes([b[0], b[1]])).collect();
     Matrix::from_vec(values, m, n).unwrap()
 }
+
+/// Returns a matrix of standard normal elements.
+pub fn random<E: Element>(m: usize, n: usize, seed: u64) -> Matrix<E> {
+    let mut random = Random(seed);
+    Matrix::from_fn(m, n, |_, _| E::from_f64(random.normal()))
+}

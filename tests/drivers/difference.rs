@@ -7,7 +7,7 @@ use tensorslim::{
     Calibration, DType, Element, Error, Factors, Matrix, Method, Rank, Result, Sketch, TensorRef, TruncatedSvd,
 };
 
-use crate::common::{Random, exact, orthonormal, rounded, true_error, with_spectrum};
+use crate::common::{Random, exact, orthonormal, random, rounded, true_error, with_spectrum};
 
 /// A tensor in memory, read by rows or by columns.
 struct Lines<'a> {
@@ -39,11 +39,6 @@ impl RowSource for Lines<'_> {
         }
         Ok(())
     }
-}
-
-fn random<E: Element>(m: usize, n: usize, seed: u64) -> Matrix<E> {
-    let mut random = Random(seed);
-    Matrix::from_fn(m, n, |_, _| E::from_f64(random.normal()))
 }
 
 /// Reads all of a source, by lines or by parts of all lines, into an f64 matrix, from bytes that begin `skew` bytes

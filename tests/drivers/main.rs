@@ -16,6 +16,7 @@ mod lowrank;
 mod methods;
 mod operator;
 mod out_of_core;
+mod parts;
 mod real_inputs;
 mod shared;
 mod strides;

@@ -150,7 +150,7 @@ pub(super) fn finish<T: Scalar>(pass: SinglePass<T>) -> Result<Factors<T>> {
     let mut notes = answer.notes;
     let least = answer.s.last().map_or(0.0, |&s| Element::to_f64(s));
     notes.extend(target.shortfall(k, answer.certificate.relative_error, least));
-    notes.extend(beyond_numerical_rank(&answer.s, (m, n)));
+    notes.extend(beyond_numerical_rank(&answer.s, answer.s.len(), (m, n)));
     let s = unscale(&answer.s, scale)?;
     let spectrum = answer.s.iter().map(|&s| s.to_f64() / scale).collect();
     let norm = norm_squared.sqrt() / scale;

@@ -12,6 +12,7 @@ use crate::svd::cost::Work;
 use crate::svd::footprint::Footprint;
 use crate::svd::rank_target::RankTarget;
 use crate::svd::solution::Solution;
+use crate::svd::task::Task;
 use crate::svd::triplets::{Triplets, decompose_bytes};
 
 pub(super) fn cost(work: &Work<'_>) -> (f64, usize) {
@@ -26,6 +27,7 @@ pub(super) fn peak<T: Scalar>(f: &Footprint) -> usize {
 }
 
 pub(super) fn solve<T: Scalar, S: Space<T>>(
+    task: &Task,
     op: &mut dyn LinearOperator<T, Space = S>,
     target: &RankTarget,
     par: Par,
@@ -33,6 +35,13 @@ pub(super) fn solve<T: Scalar, S: Space<T>>(
     let width = op.ncols();
     let mut image = op.left(width)?;
     op.materialize(&mut image)?;
-    let found = Triplets::from_right(op.space(), None, image, false, |s, captured| target.rank(s, captured), par)?;
+    // For the smallest triplets all of them have to be good.
+    let choose = |s: &[T], captured: f64| if task.smallest { s.len() } else { target.rank(s, captured) };
+    let mut found = Triplets::from_right(op.space(), None, image, false, choose, par)?;
+    if task.smallest {
+        let (triplets, rank, _) = &mut found;
+        *rank = target.rank(&triplets.s, triplets.captured);
+        triplets.bring_last_first(*rank);
+    }
     Ok(Solution::of_triplets(found, width, Method::Full, None))
 }

@@ -14,6 +14,10 @@
 //! where the randomized method pays `4 m n l`. For small n all eigenvectors are computed. Only the k columns that are
 //! kept meet A again.
 //!
+//! **A threshold** has its rank before any eigenvector: by the [inertia](crate::small::count_above) of `G − t² I`, `n³/3`
+//! flops. Few values are then iterated for, and counted again; many, or those that the iteration does not tell apart, come
+//! from all eigenvectors.
+//!
 //! **Why the left side.** The projection on the range of `A V` costs less than the one on the right and is better by
 //! one power of the singular values: `W = G V` has all of it (the Nyström approximation of G: Gittens and Mahoney 2016;
 //! Tropp, Yurtsever, Udell, Cevher 2017). q steps make it `σ^(2q+1)` to `σ^(2q+3)`.
@@ -33,8 +37,9 @@ use faer::{Accum, Mat, MatRef, Par};
 use super::randomized;
 use crate::error::Result;
 use crate::linalg::{column, column_mut, points_down};
-use crate::operator::{Dense, LinearOperator, Pass};
+use crate::operator::{Dense, LinearOperator, Pass, Symmetric};
 use crate::range::{FILTERED_ANEW, Factor, Filter, filtered_iteration, filtered_iteration_bytes, shift};
+use crate::rank::Rank;
 use crate::report::Method;
 use crate::simd::Scalar;
 use crate::sketch::Sketch;
@@ -53,6 +58,9 @@ use crate::tensor::Element;
 const MIN_DECAY: f64 = 1.0 / 32.0;
 /// The part of σ_1 above which σ_l needs no check of U: `σ_1² / σ_l²` is 36 then, of the 50 that are allowed.
 const DECAY_WITHOUT_CHECK: f64 = 1.0 / 6.0;
+/// The part of n up to which panels are narrow enough for the iteration to be faster than all eigenvectors, where a
+/// threshold leaves the choice (`benches/operands.rs`).
+const COUNTED: usize = 4;
 /// How many random combinations of columns a check looks at.
 const ORTHOGONALITY_PROBES: usize = 8;
 /// The largest defect of these combinations, in units of `eps √k`, with which U counts as orthonormal. Entries of UᵀU −
@@ -72,6 +80,10 @@ pub(super) fn may_iterate(task: &Task) -> bool {
 
 pub(super) fn cost_dense(work: &Work<'_>) -> (f64, usize) {
     let &Work { m, n, l, .. } = work;
+    if matches!(work.task.rule, Rank::Above(_)) {
+        let (seconds, passes) = cost_iterated(work);
+        return (seconds + work.flops(n.powi(3) / 3.0), passes);
+    }
     let solving = work.syrk() + work.eigen(n) + work.product(m, n, l) + work.orthonormalize(n, l);
     (solving + work.finish(m, l) + work.begin(), 2)
 }
@@ -103,7 +115,17 @@ pub(super) fn by_dense<T: Scalar, S: Space<T>>(
     target: &RankTarget,
     par: Par,
 ) -> Result<Solution<T, S>> {
-    let Dominant { basis, remedy, .. } = dense(op, |squares| width_for(task, target, squares))?;
+    let mut g = op.gram()?;
+    if let Some(known) = counted(task, op, &g, target, par)? {
+        let found = iteration(&known, op, g, target, par)?;
+        // Values that crowd around the threshold are not told apart by a subspace.
+        if Some(found.rank) == known.rank {
+            return unless_at_the_floor(task, op, found, target, par);
+        }
+        drop(found);
+        g = op.gram()?;
+    }
+    let Dominant { basis, remedy, .. } = dense(op, g, |squares| width_for(task, target, squares))?;
     let mut solution = from_basis(op, basis, None, target, par)?;
     solution.notes.extend(remedy.map(str::to_owned));
     unless_at_the_floor(task, op, solution, target, par)
@@ -116,9 +138,48 @@ pub(super) fn by_iteration<T: Scalar, S: Space<T>>(
     target: &RankTarget,
     par: Par,
 ) -> Result<Solution<T, S>> {
+    let g = op.gram()?;
+    let solution = iteration(task, op, g, target, par)?;
+    unless_at_the_floor(task, op, solution, target, par)
+}
+
+/// Returns the task with the rank that a threshold gives, counted by the inertia of G, where it is so small that the
+/// iteration is faster than all eigenvectors.
+fn counted<T: Scalar, S: Space<T>>(
+    task: &Task,
+    op: &dyn LinearOperator<T, Space = S>,
+    g: &Symmetric<T, S>,
+    target: &RankTarget,
+    par: Par,
+) -> Result<Option<Task>> {
+    let Some(threshold) = target.threshold() else { return Ok(None) };
+    let n = op.ncols();
+    let mut host = Mat::<T>::zeros(n, n);
+    op.space().download(g.panel(), host.as_mut())?;
+    let unit = small::normalize(host.as_mut()).to_f64();
+    let mut wide = Mat::from_fn(n, n, |i, j| host[(i, j)].to_f64());
+    drop(host);
+    let Some(count) = small::count_above(&mut wide, threshold * threshold / unit, T::EPSILON, par) else {
+        return Ok(None);
+    };
+    let rank = count.min(task.max_rank);
+    let width = rank.saturating_add(task.oversample);
+    Ok((rank > 0 && width <= n / COUNTED).then(|| Task { rank: Some(rank), width, ..task.clone() }))
+}
+
+/// Iterates on G, which is formed anew where the spectrum asks for another filter.
+fn iteration<T: Scalar, S: Space<T>>(
+    task: &Task,
+    op: &mut dyn LinearOperator<T, Space = S>,
+    g: Symmetric<T, S>,
+    target: &RankTarget,
+    par: Par,
+) -> Result<Solution<T, S>> {
     let mut filter = Filter::new(task.power_iterations);
-    let solution = loop {
-        let (mut solution, end) = match iterated(task, op, filter, target, par)? {
+    let mut g = Some(g);
+    loop {
+        let g = g.take().map_or_else(|| op.gram(), Ok)?;
+        let (mut solution, end) = match iterated(task, op, g, filter, target, par)? {
             ControlFlow::Break(found) => found,
             ControlFlow::Continue((basis, end)) => (from_basis(op, basis, Some(task.sketch), target, par)?, end),
         };
@@ -129,9 +190,8 @@ pub(super) fn by_iteration<T: Scalar, S: Space<T>>(
         if filter.most.is_finite() {
             solution.notes.push(FILTERED_ANEW.to_owned());
         }
-        break solution;
-    };
-    unless_at_the_floor(task, op, solution, target, par)
+        return Ok(solution);
+    }
 }
 
 /// Returns the columns of the panels for these squared singular values, nonincreasing. All of σ² is there, so that
@@ -199,14 +259,13 @@ pub(in crate::svd) struct Dominant<T, P> {
 /// Computes the eigenvectors of G by a dense solver on the host, as many as `width` makes of the eigenvalues.
 pub(in crate::svd) fn dense<T: Scalar, S: Space<T>>(
     op: &mut dyn LinearOperator<T, Space = S>,
+    g: Symmetric<T, S>,
     width: impl FnOnce(&[T]) -> usize,
 ) -> Result<Dominant<T, Panel<T, S>>> {
     let (n, space) = (op.ncols(), op.space().clone());
     let mut host = Mat::zeros(n, n);
-    {
-        let g = op.gram()?;
-        space.download(g.panel(), host.as_mut())?;
-    }
+    space.download(g.panel(), host.as_mut())?;
+    drop(g);
     let unit = small::normalize(host.as_mut());
     let small::Eigen { mut values, vectors, remedy } = small::symmetric_eigen(host.as_ref());
     drop(host);
@@ -229,6 +288,7 @@ pub(in crate::svd) fn dense<T: Scalar, S: Space<T>>(
 fn iterated<T: Scalar, S: Space<T>>(
     task: &Task,
     op: &mut dyn LinearOperator<T, Space = S>,
+    g: Symmetric<T, S>,
     filter: Filter,
     target: &RankTarget,
     par: Par,
@@ -236,7 +296,7 @@ fn iterated<T: Scalar, S: Space<T>>(
     let space = op.space().clone();
     let width = task.width;
     let early = is_imaged_early::<T>((op.nrows(), op.ncols()), width);
-    let (subspace, end) = Subspace::find(task, op, filter, early)?;
+    let (subspace, end) = Subspace::find(task, op, g, filter, early)?;
     let mut imaged = None;
     let projection = subspace.project(
         &space,
@@ -314,12 +374,12 @@ impl<P> Subspace<P> {
     pub(in crate::svd) fn find<T: Scalar, S: Space<T, Panel = P>>(
         task: &Task,
         op: &mut dyn LinearOperator<T, Space = S>,
+        mut g: Symmetric<T, S>,
         filter: Filter,
         in_place: bool,
     ) -> Result<(Self, f64)> {
         let space = op.space().clone();
         let width = task.width;
-        let mut g = op.gram()?;
         let sums = (op.norm_squared(), g.norm_squared());
         let omega = task.omega(op.ncols(), width, stream::RANGE)?;
         let (mut v, mut w) = (op.right(width)?, op.right(width)?);
@@ -462,7 +522,16 @@ pub(super) fn peak_dense<T: Scalar>(f: &Footprint) -> usize {
     let orthonormalize = HostPanel::<T>::orthonormalize_scratch(n, l, Par::Seq).unaligned_bytes_required();
     let found = (panel(n, n) + square).max(square + small::symmetric_eigen_bytes::<T>(n));
     let solving = forming::<T>(f).max(found).max(square + panel(n, l)).max(panel(n, l) + orthonormalize);
-    with_ways_out::<T>(f, solving)
+    let dense = with_ways_out::<T>(f, solving);
+    match f.searched {
+        // A threshold may have been counted, and G iterated on.
+        true => {
+            let counting = panel(n, n) + small::square_bytes::<f64>(n) + square.max(small::count_above_bytes(n));
+            let counting = f.certified::<T>(counting, true);
+            dense.max(counting).max(peak_iterated::<T>(&f.narrowed(n / COUNTED)))
+        }
+        false => dense,
+    }
 }
 
 /// Returns the peak of the iteration, whichever way it ends.

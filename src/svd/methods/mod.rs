@@ -193,7 +193,7 @@ pub(super) fn solve<T: Scalar, S: Space<T>>(
     par: Par,
 ) -> Result<Solution<T, S>> {
     match route {
-        Route::Full => full::solve(op, target, par),
+        Route::Full => full::solve(task, op, target, par),
         Route::GramDense => gram::by_dense(task, op, target, par),
         Route::GramIterated => gram::by_iteration(task, op, target, par),
         Route::Randomized => randomized::solve(task, op, target, false, par),
