@@ -26,6 +26,7 @@ macro_rules! with_dtype {
 pub(crate) use with_dtype;
 
 /// The element types that tensors are stored in.
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum DType {

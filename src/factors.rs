@@ -118,6 +118,18 @@ impl<T: Scalar> Factors<T> {
         &self.report
     }
 
+    /// Returns what [`truncate`](Self::truncate) needs to know.
+    #[cfg(feature = "npy")]
+    pub(crate) fn slices(&self) -> &Slices<T> {
+        &self.slices
+    }
+
+    /// Returns the same factors with what [`truncate`](Self::truncate) needs to know.
+    #[cfg(feature = "npy")]
+    pub(crate) fn with_slices(self, slices: Slices<T>) -> Self {
+        Factors { slices, ..self }
+    }
+
     pub(crate) fn report_mut(&mut self) -> &mut Report {
         &mut self.report
     }
@@ -324,6 +336,13 @@ impl<T: Scalar> Factors<T> {
             });
         });
         Ok(residual)
+    }
+
+    /// Returns the bytes of the blocks of [`residual`](Self::residual) on so many threads, beside what it returns.
+    #[doc(hidden)]
+    pub fn residual_bytes(n: usize, k: usize, threads: usize) -> usize {
+        let lines = n * (2 * size_of::<f64>() + size_of::<T>());
+        threads * (RESIDUAL_ROWS * (k.next_multiple_of(16) + n) * size_of::<T>() + lines)
     }
 
     /// Returns the triplets `range.start..range.end`, in their order: a part of the spectrum, such as the principal or

@@ -11,6 +11,9 @@
 //! order cannot be merged into two strides. [`Stream`] reads in blocks of rows and holds none of them; [`Mapped`]
 //! leaves the reading to the system; [`Description`] tells what a file holds without reading an element.
 //!
+//! A path may name a [member of an archive](crate::npz): `weights.npz/layer.0`. Its checksum is compared where it is read
+//! whole.
+//!
 //! A file is hostile input. The parser of `npyz` takes exponential time for nested brackets, multiplies the shape
 //! unchecked, and allocates the length that a header claims. So before it sees a header, the header is held to NumPy's
 //! own limit on length, to the depth and the characters that a description of an array can have, and to a shape of at
@@ -22,9 +25,10 @@
 
 #[cfg(feature = "linalg")]
 mod stream;
+pub(crate) mod zip;
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -87,7 +91,7 @@ impl Array {
     /// [`Error::File`] for the reasons of [`read`](Self::read) or [`read_as`](Self::read_as).
     pub fn read_c_order(path: impl AsRef<Path>, bits_of: Option<DType>) -> Result<Self> {
         let path = path.as_ref();
-        let (mut file, header) = open(path, bits_of)?;
+        let (mut file, header) = open_checked(path, bits_of)?;
         let seen = FileState::new(&file);
         let array = if header.fortran { load_reordered(&mut file, header) } else { load(&mut file, header) };
         array.and_then(|array| seen.check(&file).map(|()| array)).map_err(|why| Error::file(path, why))
@@ -176,7 +180,7 @@ impl Description {
     /// than the shape needs.
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let (mut file, len) = open_file(path)?;
+        let Opened { mut file, len, .. } = open_file(path)?;
         let described = describe(&mut file, len).and_then(|(what, start)| {
             if let Some(size) = what.size {
                 what.check_length(size, &what.type_name, len - start as u64)?;
@@ -301,7 +305,8 @@ impl Mapped {
             return Err(Error::file(path, "is in the other byte order; read it (npy::Array) instead of mapping it"));
         }
         let map = map(&file).map_err(|e| Error::file(path, format_args!("cannot be mapped: {e}; read it instead")))?;
-        if map.len() as u64 != (header.start + header.bytes) as u64 {
+        let is_member = member_of(path).is_some();
+        if !is_member && map.len() as u64 != (header.start + header.bytes) as u64 {
             return Err(Error::file(path, truncated(map.len() as u64, (header.start + header.bytes) as u64)));
         }
         if !header.start.is_multiple_of(header.dtype.size()) {
@@ -325,7 +330,12 @@ impl Mapped {
     /// # Errors
     /// A file that [`open`](Self::open) mapped gives none.
     pub fn tensor(&self) -> Result<TensorRef<'_>> {
-        tensor(self.header.dtype, &self.header.shape, self.header.fortran, &self.map[self.header.start..])
+        tensor(
+            self.header.dtype,
+            &self.header.shape,
+            self.header.fortran,
+            &self.map[self.header.start..self.header.start + self.header.bytes],
+        )
     }
 }
 
@@ -430,6 +440,19 @@ pub fn write_indices_to(w: &mut impl Write, indices: &[usize]) -> std::io::Resul
     w.write_all(bytemuck::cast_slice(&elements))
 }
 
+/// Returns the bytes of a file before `count` elements that are bytes.
+pub(crate) fn byte_header(count: usize) -> Vec<u8> {
+    header_of('u', 1, &[count]).expect("one axis")
+}
+
+/// Returns the text in a `.npy` file of one axis of bytes, if that is what it is.
+pub(crate) fn text_of(mut file: &[u8]) -> Option<String> {
+    let len = file.len() as u64;
+    let (what, _) = describe(&mut file, len).ok()?;
+    let is_bytes = what.shape.len() == 1 && what.size == Some(1) && file.len() == what.shape[0];
+    is_bytes.then(|| String::from_utf8(file.to_vec()).ok()).flatten()
+}
+
 /// Returns the bytes of a file before its elements, to the byte as NumPy 2 writes them (`npyz` writes `(2, 3, )`): with
 /// room for a first axis of 21 digits, and blanks up to a multiple of 64.
 fn header(dtype: DType, shape: &[usize]) -> std::io::Result<Vec<u8>> {
@@ -443,7 +466,11 @@ fn header(dtype: DType, shape: &[usize]) -> std::io::Result<Vec<u8>> {
 /// Returns the bytes of a file before its elements, for elements of any kind: `kind` is NumPy's letter, and `size` the
 /// bytes of one element.
 fn header_of(kind: char, size: usize, shape: &[usize]) -> std::io::Result<Vec<u8>> {
-    let order = if cfg!(target_endian = "little") { '<' } else { '>' };
+    let order = match () {
+        () if size == 1 => '|',
+        () if cfg!(target_endian = "little") => '<',
+        () => '>',
+    };
     let tuple = Tuple(shape);
     let mut text = format!("{{'descr': '{order}{kind}{size}', 'fortran_order': False, 'shape': {tuple}, }}");
     let room = shape.first().map_or(0, |first| 21 - first.to_string().len());
@@ -462,7 +489,7 @@ type Checked<T> = std::result::Result<T, String>;
 
 /// Reads a file whole.
 fn read(path: &Path, bits_of: Option<DType>) -> Result<Array> {
-    let (mut file, header) = open(path, bits_of)?;
+    let (mut file, header) = open_checked(path, bits_of)?;
     let seen = FileState::new(&file);
     let array = load(&mut file, header);
     array.and_then(|array| seen.check(&file).map(|()| array)).map_err(|why| Error::file(path, why))
@@ -487,24 +514,77 @@ impl FileState {
     }
 }
 
-/// Opens a regular file and returns it with its length.
-fn open_file(path: &Path) -> Result<(File, u64)> {
+/// Returns the archive of which a path names a member, and the name of the member: `weights.npz/layer.0` is the member
+/// `layer.0` of the file `weights.npz`.
+#[doc(hidden)]
+pub fn member_of(path: &Path) -> Option<(&Path, String)> {
+    let is_archive = |above: &&Path| above.extension().is_some_and(|ext| ext == "npz") && above.is_file();
+    let archive = path.ancestors().skip(1).find(is_archive)?;
+    let name = path.strip_prefix(archive).ok()?.to_string_lossy().into_owned();
+    Some((archive, name))
+}
+
+/// An open file, or a member of an archive, at its first byte.
+struct Opened {
+    file: File,
+    /// The place of its first byte in the file.
+    start: u64,
+    /// The count of its bytes.
+    len: u64,
+    /// The member, if it is one.
+    member: Option<zip::Member>,
+}
+
+impl Opened {
+    /// Refuses a member that does not have its checksum, and goes back to its first byte.
+    fn check_sum(&mut self) -> Checked<()> {
+        let Some(member) = &self.member else { return Ok(()) };
+        zip::check_sum(&mut self.file, member, self.start)?;
+        self.rewind()
+    }
+
+    fn rewind(&mut self) -> Checked<()> {
+        let sought = self.file.seek(std::io::SeekFrom::Start(self.start));
+        sought.map(|_| ()).map_err(|e| format!("cannot be read: {e}; try again"))
+    }
+}
+
+/// Opens a regular file, or a [member](member_of) of an archive.
+fn open_file(path: &Path) -> Result<Opened> {
     let why = |why: String| Error::file(path, why);
     let io = |e: std::io::Error| why(format!("cannot be read: {e}; check the path"));
+    if let Some((archive, name)) = member_of(path) {
+        let mut file = File::open(archive).map_err(io)?;
+        let (members, directory) = zip::members(&mut file).map_err(|why| Error::file(archive, why))?;
+        let name = name.strip_suffix(".npy").unwrap_or(&name);
+        let found = members.into_iter().find(|member| member.name == name);
+        let member = found.ok_or_else(|| why(format!("is not in the archive: it has no member {name:?}")))?;
+        let start = zip::start_of(&mut file, &member, directory).map_err(why)?;
+        let mut opened = Opened { file, start, len: member.bytes, member: Some(member) };
+        opened.rewind().map_err(why)?;
+        return Ok(opened);
+    }
     // The kind of the file is looked up before it is opened, because opening a pipe would wait for its writer.
     let meta = fs::metadata(path).map_err(io)?;
     if !meta.is_file() {
         let what = if meta.is_dir() { "a directory" } else { "no regular file" };
         return Err(why(format!("is {what}; give a .npy file")));
     }
-    Ok((File::open(path).map_err(io)?, meta.len()))
+    Ok(Opened { file: File::open(path).map_err(io)?, start: 0, len: meta.len(), member: None })
 }
 
 /// Opens a regular file and reads its header.
 fn open(path: &Path, bits_of: Option<DType>) -> Result<(File, Header)> {
-    let (mut file, len) = open_file(path)?;
-    let header = parse_header(&mut file, len, bits_of).map_err(|why| Error::file(path, why))?;
+    let Opened { mut file, start, len, .. } = open_file(path)?;
+    let mut header = parse_header(&mut file, len, bits_of).map_err(|why| Error::file(path, why))?;
+    header.start += start as usize;
     Ok((file, header))
+}
+
+/// Opens a regular file to be read whole, with its checksum if it has one, and reads its header.
+fn open_checked(path: &Path, bits_of: Option<DType>) -> Result<(File, Header)> {
+    open_file(path)?.check_sum().map_err(|why| Error::file(path, why))?;
+    open(path, bits_of)
 }
 
 /// The header of a file whose elements can be read, checked against the length of the file.

@@ -15,40 +15,18 @@
 //! gives. Nothing is unpacked, so that nothing grows, and no name is used as a path. Memory is that of the directory
 //! (refused above 64 MiB) and of the one array that is read. Format: PKWARE's APPNOTE 6.3.
 
+#[cfg(feature = "linalg")]
+mod factors;
+
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+use crate::npy::zip::{self, CENTRAL, ELSEWHERE, END, END_64, EXTRA_64, LOCAL, LOCATOR_64, Member};
 use crate::npy::{self, Array};
 use crate::tensor::{DType, Element, Matrix};
-
-/// The largest directory that is read: some 10^6 members.
-const MOST_DIRECTORY: u64 = 64 << 20;
-/// The most bytes of a comment behind the end record.
-const MOST_COMMENT: u64 = u16::MAX as u64;
-const LOCAL: u32 = 0x0403_4b50;
-const CENTRAL: u32 = 0x0201_4b50;
-const END: u32 = 0x0605_4b50;
-const END_64: u32 = 0x0606_4b50;
-const LOCATOR_64: u32 = 0x0706_4b50;
-/// The value of a field whose number is in an extra field.
-const ELSEWHERE: u32 = u32::MAX;
-/// The number of the extra field of ZIP64.
-const EXTRA_64: u16 = 1;
-
-type Checked<T> = std::result::Result<T, String>;
-
-/// A member of an archive.
-#[derive(Debug, Clone, PartialEq)]
-struct Member {
-    name: String,
-    stored: bool,
-    crc: u32,
-    bytes: u64,
-    header: u64,
-}
 
 /// An archive that is open for reading.
 ///
@@ -66,9 +44,9 @@ struct Member {
 /// # Ok::<(), tensorslim::Error>(())
 /// ```
 #[derive(Debug)]
-pub struct Archive {
+pub struct Archive<R = File> {
     path: PathBuf,
-    file: File,
+    file: R,
     members: Vec<Member>,
     /// The place of the directory, behind all members.
     directory: u64,
@@ -84,8 +62,21 @@ impl Archive {
         let path = path.as_ref();
         let unreadable = |e| Error::file(path, format_args!("cannot be read: {e}; check the path"));
         let mut file = File::open(path).map_err(unreadable)?;
-        let (members, directory) = members(&mut file).map_err(|why| Error::file(path, why))?;
+        let (members, directory) = zip::members(&mut file).map_err(|why| Error::file(path, why))?;
         Ok(Archive { path: path.to_path_buf(), file, members, directory })
+    }
+}
+
+impl<R: Read + Seek> Archive<R> {
+    /// Reads the directory of an archive in anything that can be read, such as bytes in a
+    /// [`Cursor`](std::io::Cursor). Errors have `.npz bytes` in place of a path.
+    ///
+    /// # Errors
+    /// Those of [`open`](Archive::open).
+    pub fn new(mut file: R) -> Result<Self> {
+        let path = PathBuf::from(".npz bytes");
+        let (members, directory) = zip::members(&mut file).map_err(|why| Error::file(&path, why))?;
+        Ok(Archive { path, file, members, directory })
     }
 
     /// Returns the names of the arrays, as `numpy.load` has them, without `.npy`.
@@ -109,139 +100,36 @@ impl Archive {
             e => e,
         })
     }
+
+    /// Reads a text, as [`Writer::text`] writes it.
+    ///
+    /// # Errors
+    /// [`Error::File`] for the reasons of [`read`](Self::read), and for a member that is no text.
+    pub fn read_text(&mut self, name: &str) -> Result<String> {
+        let named = |why: String| Error::file(&self.path, format_args!("member {name:?} {why}"));
+        let member = self.members.iter().find(|member| member.name == name);
+        let member = member.ok_or_else(|| named("is not in the archive".into()))?;
+        let bytes = extract(&mut self.file, member, self.directory).map_err(named)?;
+        npy::text_of(&bytes).ok_or_else(|| named("is no text; give an array of UTF-8 bytes ('|u1')".into()))
+    }
 }
 
-/// Returns a little-endian number of `N` bytes at `at`.
-fn number<const N: usize>(bytes: &[u8], at: usize) -> Option<u64> {
-    let part = bytes.get(at..at.checked_add(N)?)?;
-    Some(part.iter().rev().fold(0, |sum, &byte| sum << 8 | u64::from(byte)))
-}
-
-fn damaged() -> String {
-    "has a damaged directory; save the archive again".into()
-}
-
-/// Reads bytes `start..start + len` of the file.
-fn bytes_at(file: &mut File, start: u64, len: u64) -> Checked<Vec<u8>> {
+/// Reads the bytes of a member, and checks their sum.
+fn extract<R: Read + Seek>(file: &mut R, member: &Member, directory: u64) -> zip::Checked<Vec<u8>> {
+    let start = zip::start_of(file, member, directory)?;
+    zip::check_sum(file, member, start)?;
     let wrong = |e: std::io::Error| format!("cannot be read: {e}; try again");
     file.seek(SeekFrom::Start(start)).map_err(wrong)?;
     let mut bytes = Vec::new();
-    file.take(len).read_to_end(&mut bytes).map_err(wrong)?;
-    if bytes.len() as u64 == len { Ok(bytes) } else { Err("ends before what its directory says; save it again".into()) }
-}
-
-/// Reads the directory of an archive. Returns its members and its place.
-fn members(file: &mut File) -> Checked<(Vec<Member>, u64)> {
-    let length = file.seek(SeekFrom::End(0)).map_err(|e| format!("cannot be read: {e}; check the path"))?;
-    let tail_start = length.saturating_sub(22 + MOST_COMMENT + 20);
-    let tail = bytes_at(file, tail_start, length - tail_start)?;
-    let ends = (0..tail.len().saturating_sub(21)).rev();
-    let is_end = |&at: &usize| {
-        number::<4>(&tail, at) == Some(u64::from(END))
-            && number::<2>(&tail, at + 20) == Some((tail.len() - at - 22) as u64)
-    };
-    let at = ends.into_iter().find(is_end).ok_or("is no .npz archive, or was cut off; save it again")?;
-    let field = |at: usize| number::<4>(&tail, at).ok_or_else(damaged);
-    let (mut count, mut size, mut start) =
-        (number::<2>(&tail, at + 10).ok_or_else(damaged)?, field(at + 12)?, field(at + 16)?);
-    let locator = at.checked_sub(20).filter(|&at| number::<4>(&tail, at) == Some(u64::from(LOCATOR_64)));
-    if let Some(locator) = locator {
-        let end = bytes_at(file, number::<8>(&tail, locator + 8).ok_or_else(damaged)?, 56)?;
-        if number::<4>(&end, 0) != Some(u64::from(END_64)) {
-            return Err(damaged());
-        }
-        let wide = |at: usize| number::<8>(&end, at).ok_or_else(damaged);
-        (count, size, start) = (wide(32)?, wide(40)?, wide(48)?);
-    }
-    if size > MOST_DIRECTORY {
-        return Err(format!("has a directory of {size} bytes, more than the {MOST_DIRECTORY} that are read"));
-    }
-    if start.checked_add(size).is_none_or(|end| end > tail_start + at as u64) {
-        return Err(damaged());
-    }
-    let directory = bytes_at(file, start, size)?;
-    let (mut members, mut at) = (Vec::new(), 0);
-    while at < directory.len() {
-        let (member, next) = entry(&directory, at).ok_or_else(damaged)?;
-        members.push(member);
-        at = next;
-    }
-    if members.len() as u64 != count {
-        return Err(damaged());
-    }
-    let mut names: Vec<&str> = members.iter().map(|member| member.name.as_str()).collect();
-    names.sort_unstable();
-    if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
-        return Err(format!("has two members {:?}; save it with one of each name", twice[0]));
-    }
-    Ok((members, start))
-}
-
-/// Reads an entry of the directory; returns where the next one begins.
-fn entry(directory: &[u8], at: usize) -> Option<(Member, usize)> {
-    if number::<4>(directory, at)? != u64::from(CENTRAL) {
-        return None;
-    }
-    let (flags, method) = (number::<2>(directory, at + 8)?, number::<2>(directory, at + 10)?);
-    let crc = number::<4>(directory, at + 16)? as u32;
-    let (packed, bytes) = (number::<4>(directory, at + 20)?, number::<4>(directory, at + 24)?);
-    let lengths = [28, 30, 32].map(|field| number::<2>(directory, at + field).map(|x| x as usize));
-    let [Some(name), Some(extra), Some(comment)] = lengths else { return None };
-    let header = number::<4>(directory, at + 42)?;
-    let text = directory.get(at + 46..at + 46 + name)?;
-    let extras = directory.get(at + 46 + name..at + 46 + name + extra)?;
-    let next = at + 46 + name + extra + comment;
-    // Fields that are too small hold ELSEWHERE, and their numbers come in this order.
-    let mut wide = extra_64(extras).into_iter().flatten();
-    let mut resolve = |x: u64| if x == u64::from(ELSEWHERE) { wide.next() } else { Some(x) };
-    let (bytes, packed, header) = (resolve(bytes)?, resolve(packed)?, resolve(header)?);
-    let text = String::from_utf8_lossy(text);
-    let name = text.strip_suffix(".npy").unwrap_or(&text).to_owned();
-    let stored = method == 0 && packed == bytes && flags & 1 == 0;
-    (next <= directory.len()).then_some((Member { name, stored, crc, bytes, header }, next))
-}
-
-/// Returns the numbers of the ZIP64 field among extra fields.
-fn extra_64(mut extras: &[u8]) -> Option<impl Iterator<Item = u64> + use<'_>> {
-    loop {
-        let (id, len) = (number::<2>(extras, 0)?, number::<2>(extras, 2)? as usize);
-        let field = extras.get(4..4 + len)?;
-        if id == u64::from(EXTRA_64) {
-            return Some(field.chunks_exact(8).filter_map(|chunk| number::<8>(chunk, 0)));
-        }
-        extras = &extras[4 + len..];
-    }
-}
-
-/// Reads the bytes of a member.
-fn extract(file: &mut File, member: &Member, directory: u64) -> Checked<Vec<u8>> {
-    if !member.stored {
-        return Err("is compressed or encrypted; save the archive with numpy.savez".into());
-    }
-    let local = bytes_at(file, member.header, 30)?;
-    if number::<4>(&local, 0) != Some(u64::from(LOCAL)) {
-        return Err(damaged());
-    }
-    let [name, extra] = [26, 28].map(|at| number::<2>(&local, at).expect("30 bytes"));
-    let text = bytes_at(file, member.header + 30, name)?;
-    let text = String::from_utf8_lossy(&text);
-    let start = member.header + 30 + name + extra;
-    let fits = start.checked_add(member.bytes).is_some_and(|end| end <= directory);
-    if text.strip_suffix(".npy").unwrap_or(&text) != member.name || !fits {
-        return Err(damaged());
-    }
-    let bytes = bytes_at(file, start, member.bytes)?;
-    if crc32fast::hash(&bytes) != member.crc {
-        return Err("does not have its checksum; the file was damaged".into());
-    }
+    file.take(member.bytes).read_to_end(&mut bytes).map_err(wrong)?;
     Ok(bytes)
 }
 
-/// Writes an archive, one array after the other.
+/// Writes an archive, one array after the other, into a file or anything else that takes bytes.
 #[derive(Debug)]
-pub struct Writer {
+pub struct Writer<W = BufWriter<File>> {
     path: PathBuf,
-    file: std::io::BufWriter<File>,
+    file: W,
     at: u64,
     members: Vec<Member>,
     names: BTreeSet<String>,
@@ -255,13 +143,15 @@ impl Writer {
     pub fn create(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let file = File::create(path).map_err(|e| unwritable(path, &e))?;
-        Ok(Writer {
-            path: path.to_path_buf(),
-            file: std::io::BufWriter::new(file),
-            at: 0,
-            members: Vec::new(),
-            names: BTreeSet::new(),
-        })
+        Ok(Writer { path: path.to_path_buf(), ..Writer::new(BufWriter::new(file)) })
+    }
+}
+
+impl<W: Write> Writer<W> {
+    /// Makes an archive of what is written to `w`, from its first byte on. Its errors have `.npz bytes` in place of a
+    /// path.
+    pub fn new(w: W) -> Self {
+        Writer { path: ".npz bytes".into(), file: w, at: 0, members: Vec::new(), names: BTreeSet::new() }
     }
 
     /// Adds a matrix, rounded to `dtype` (to nearest, ties to even).
@@ -278,15 +168,40 @@ impl Writer {
     /// [`Error::File`] for a name that is there already or is longer than 65,531 bytes, for elements that are not those
     /// of `shape`, and if the file cannot be written.
     pub fn array<T: Element>(&mut self, name: &str, shape: &[usize], elements: &[T], dtype: DType) -> Result<()> {
+        let mut bytes = Vec::new();
+        npy::write_elements_to(&mut bytes, dtype, shape, elements).map_err(|e| unwritable(&self.path, &e))?;
+        self.member(name, &bytes)
+    }
+
+    /// Adds an array of indices (`<i8`), as the pivots of [`Pivoted`](crate::Pivoted) are.
+    ///
+    /// # Errors
+    /// Those of [`array`](Self::array).
+    pub fn indices(&mut self, name: &str, indices: &[usize]) -> Result<()> {
+        let mut bytes = Vec::new();
+        npy::write_indices_to(&mut bytes, indices).map_err(|e| unwritable(&self.path, &e))?;
+        self.member(name, &bytes)
+    }
+
+    /// Adds a text, as an array of its UTF-8 bytes (`|u1`): `bytes(archive["name"]).decode()` in Python.
+    ///
+    /// # Errors
+    /// Those of [`array`](Self::array).
+    pub fn text(&mut self, name: &str, text: &str) -> Result<()> {
+        let mut bytes = npy::byte_header(text.len());
+        bytes.extend(text.as_bytes());
+        self.member(name, &bytes)
+    }
+
+    /// Adds the bytes of a `.npy` file.
+    fn member(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
         if self.names.contains(name) || name.len() > usize::from(u16::MAX) - 4 {
             return Err(Error::file(&self.path, format_args!("cannot hold a member {name:?}; give another name")));
         }
-        let mut bytes = Vec::new();
-        npy::write_elements_to(&mut bytes, dtype, shape, elements).map_err(|e| unwritable(&self.path, &e))?;
-        let (crc, len) = (crc32fast::hash(&bytes), bytes.len() as u64);
+        let (crc, len) = (crc32fast::hash(bytes), bytes.len() as u64);
         let member = Member { name: name.to_owned(), stored: true, crc, bytes: len, header: self.at };
         let head = local_header(&member);
-        let put = self.file.write_all(&head).and_then(|()| self.file.write_all(&bytes));
+        let put = self.file.write_all(&head).and_then(|()| self.file.write_all(bytes));
         put.map_err(|e| unwritable(&self.path, &e))?;
         self.at += head.len() as u64 + len;
         self.names.insert(member.name.clone());
@@ -294,11 +209,11 @@ impl Writer {
         Ok(())
     }
 
-    /// Writes the directory and closes the file. Without it the file is no archive.
+    /// Writes the directory, without which the file is no archive, and returns what was written to.
     ///
     /// # Errors
     /// [`Error::File`] if the file cannot be written.
-    pub fn finish(mut self) -> Result<()> {
+    pub fn finish(mut self) -> Result<W> {
         let directory: Vec<u8> = self.members.iter().flat_map(central_header).collect();
         let (count, size, start) = (self.members.len() as u64, directory.len() as u64, self.at);
         let mut end = Vec::new();
@@ -321,7 +236,8 @@ impl Writer {
         end.extend([0; 2]);
         let put =
             self.file.write_all(&directory).and_then(|()| self.file.write_all(&end)).and_then(|()| self.file.flush());
-        put.map_err(|e| unwritable(&self.path, &e))
+        put.map_err(|e| unwritable(&self.path, &e))?;
+        Ok(self.file)
     }
 }
 

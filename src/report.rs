@@ -1,6 +1,8 @@
 //! The report of a factorization: the method that gave it, its error and how that is known, what was clamped or fell
 //! back.
 
+mod text;
+
 use std::time::Duration;
 
 use crate::calibration::Whitening;
@@ -9,6 +11,7 @@ use crate::sketch::Sketch;
 use crate::tensor::DType;
 
 /// The method by which the factorization is computed.
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum Method {
@@ -82,6 +85,7 @@ impl std::str::FromStr for Method {
 }
 
 /// The way in which the error was obtained.
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub enum ErrorKind {
@@ -106,6 +110,7 @@ impl std::fmt::Display for ErrorKind {
 }
 
 /// A record of what was done and how good the result is.
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Report {
@@ -179,6 +184,7 @@ impl Report {
 }
 
 /// The error of the factorization as the calibration samples see it.
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct ActivationReport {

@@ -146,3 +146,101 @@ fn compressed_members_say_what_to_do() {
     let error = opened.unwrap().read("a", None).unwrap_err().to_string();
     assert!(error.contains("compressed") && error.contains("numpy.savez"), "{error}");
 }
+
+/// Archives have members that paths name: `archive.npz/member`.
+#[test]
+fn a_member_reads_as_a_file_does() {
+    use tensorslim::npy::{Array, Description, Mapped};
+
+    let file = Scratch::new("members.npz");
+    std::fs::write(&file.0, SAVEZ).unwrap();
+    let a = Array::read(file.0.join("a")).unwrap();
+    assert_eq!(bytemuck::cast_slice::<u8, f32>(a.bytes()), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
+    assert_eq!(Array::read(file.0.join("a.npy")).unwrap().bytes(), a.bytes());
+    let b = Array::read_c_order(file.0.join("layer.0/b"), None).unwrap();
+    assert_eq!(bytemuck::cast_slice::<u8, f64>(b.bytes()), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
+    assert_eq!(Description::read(file.0.join("layer.0/b")).unwrap().shape(), [2, 3]);
+    if let Ok(mapped) = Mapped::open(file.0.join("a"), None) {
+        assert_eq!(mapped.tensor().unwrap().shape(), [2, 3]);
+    }
+    for (name, says) in [("c", "no member \"c\""), ("../a", "no member"), ("", "is no .npy"), ("a/b", "no member")] {
+        let error = Array::read(file.0.join(name)).unwrap_err().to_string();
+        assert!(error.contains(says) || name.is_empty(), "{name}: {error}");
+    }
+    // A bit of the elements of `a`, which its checksum does not have.
+    let mut bytes = SAVEZ.to_vec();
+    let elements = bytes.windows(4).position(|w| w == 5.0f32.to_le_bytes()).unwrap();
+    bytes[elements] ^= 1;
+    std::fs::write(&file.0, bytes).unwrap();
+    let error = Array::read(file.0.join("a")).unwrap_err().to_string();
+    assert!(error.contains("checksum"), "{error}");
+}
+
+#[cfg(feature = "linalg")]
+mod factors {
+    use super::*;
+    use tensorslim::{Calibration, Factors, Method, Rank, Report, TruncatedSvd};
+
+    fn matrix(m: usize, n: usize, seed: u64) -> Matrix<f32> {
+        Matrix::from_fn(m, n, |i, j| ((i * 37 + j * 101 + seed as usize) as f32 * 0.71).sin() / (1 + i + j) as f32)
+    }
+
+    fn statistics(features: usize, seed: u64) -> Calibration {
+        let mut c = Calibration::new(features).unwrap();
+        c.update(&matrix(3 * features, features, seed).as_tensor().unwrap()).unwrap();
+        c
+    }
+
+    /// Factors of every kind, with what their truncation needs.
+    fn kinds() -> Vec<Factors<f32>> {
+        let (w, svd) = (matrix(60, 40, 1), TruncatedSvd::new(Rank::Fixed(9)));
+        let (inputs, outputs) = (statistics(40, 2), statistics(60, 3));
+        let all = [
+            svd.clone(),
+            svd.clone().method(Method::SinglePass),
+            svd.clone().calibration(&inputs),
+            svd.clone().calibration(&inputs).output_calibration(&outputs),
+        ];
+        all.into_iter().map(|svd| svd.factor(w.as_tensor().unwrap()).unwrap()).collect()
+    }
+
+    #[test]
+    fn factors_read_back_with_all_that_they_know() {
+        for factors in kinds() {
+            let bytes = factors.to_bytes().unwrap();
+            let again = Factors::<f32>::from_bytes(&bytes).unwrap();
+            assert_eq!(again, factors);
+            assert_eq!(again.truncate(4).unwrap(), factors.truncate(4).unwrap());
+            assert_eq!(Report::from_text(&factors.report().to_text()).unwrap(), *factors.report());
+            assert!(Factors::<f64>::from_bytes(&bytes).is_err(), "of another arithmetic");
+        }
+    }
+
+    #[test]
+    fn damaged_factors_are_errors() {
+        for factors in kinds() {
+            let bytes = factors.to_bytes().unwrap();
+            for at in (0..bytes.len()).step_by(29) {
+                let mut damaged = bytes.clone();
+                damaged[at] ^= 0x40;
+                // Of times and attributes nothing is read.
+                if let Ok(read) = Factors::<f32>::from_bytes(&damaged) {
+                    assert_eq!(read, factors, "at {at}");
+                }
+                assert!(Factors::<f32>::from_bytes(&bytes[..at]).is_err());
+            }
+        }
+    }
+
+    #[test]
+    fn a_report_without_a_line_names_it() {
+        let text = kinds()[3].report().to_text();
+        for key in ["shape", "method", "norm", "error", "spectrum", "outputs.norm", "elapsed_ns"] {
+            let without: String =
+                text.lines().filter(|l| !l.starts_with(&format!("{key} "))).fold(String::new(), |t, l| t + l + "\n");
+            let error = Report::from_text(&without).unwrap_err().to_string();
+            assert!(error.contains(key), "{key}: {error}");
+        }
+        assert!(Report::from_text(&text.replace("method ", "method x")).is_err());
+    }
+}

@@ -39,6 +39,7 @@ use crate::simd::Scalar;
 use crate::tensor::Element;
 
 /// The part of the second moments that weights the error.
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum Whitening {

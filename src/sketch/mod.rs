@@ -38,6 +38,7 @@ use crate::simd::{self, Kernel, Lanes, Scalar};
 use crate::tensor::{ArithmeticMut, Element, MatView, arithmetic_mut, with_view};
 
 /// The kinds of random embeddings.
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum Sketch {

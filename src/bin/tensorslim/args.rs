@@ -42,18 +42,28 @@ pub(crate) struct InfoArgs {
 
 #[derive(Args)]
 pub(crate) struct FactorArgs {
-    /// The weight, out × in; of more than two axes the first becomes rows and the others columns
+    /// The weight, out × in; of more than two axes the first becomes rows and the others columns (see --rows-axes). An
+    /// array in an archive is W.npz/NAME
     #[arg(value_name = "W.npy")]
     pub(crate) weight: PathBuf,
 
+    /// Make rows of the first N axes, and columns of the others: 3 for the filters of Keras, height × width × in × out
+    #[arg(long, value_name = "N", allow_negative_numbers = true, default_value_t = 1, value_parser = positive_rank)]
+    pub(crate) rows_axes: usize,
+
     /// Factor W − BASE, as for the update of a fine-tuned weight; both are read in tiles, and their difference is never
     /// formed. They have the same shape, and any element types. Not with what needs the weight whole: --evaluate,
-    /// --checkpoint, --blend auto, a GPU, the calibration of more inputs than outputs
-    #[arg(long, value_name = "BASE.npy", conflicts_with_all = ["evaluate", "checkpoint"])]
+    /// --checkpoint, --blend auto, --residual, a GPU
+    #[arg(long, value_name = "BASE.npy", conflicts_with_all = ["evaluate", "checkpoint", "residual"])]
     pub(crate) minus: Option<PathBuf>,
 
     #[command(flatten)]
     pub(crate) rank: RankArgs,
+
+    /// Keep another part of the spectrum: the smallest of as many as --rank or --ratio say, or numbers A to B - 1 from the
+    /// largest on, which are counted from 0 and are the rank themselves
+    #[arg(long, value_name = "smallest|A..B", value_parser = part, required_unless_present_any = RULES)]
+    pub(crate) part: Option<Part>,
 
     /// Keep at most K, whatever --energy, --tolerance or --above ask for
     #[arg(long, value_name = "K", allow_negative_numbers = true, value_parser = positive_rank, conflicts_with_all = ["rank", "ratio"])]
@@ -119,12 +129,16 @@ pub(crate) struct FactorArgs {
     #[arg(long, value_name = "G.npy|STATS", conflicts_with = "checkpoint")]
     pub(crate) output_calibration: Vec<PathBuf>,
 
-    /// How much the calibration is trusted, from 0 (plain) to 1; auto keeps parts of the samples aside to find out
+    /// How much the calibration of the inputs is trusted, from 0 (plain) to 1; auto keeps parts of the samples aside to find out
     /// [default: 1]
     #[arg(long, value_name = "B", requires = "calibration", allow_negative_numbers = true, value_parser = blend)]
     pub(crate) blend: Option<Blend>,
 
-    /// What of the calibration is used: all second moments, or the scale of each input alone
+    /// How much the output calibration is trusted, from 0 to 1 [default: 1]
+    #[arg(long, value_name = "B", requires = "output_calibration", allow_negative_numbers = true, value_parser = share_from_0)]
+    pub(crate) output_blend: Option<f64>,
+
+    /// What of the calibration of the inputs is used: all second moments, or the scale of each input alone
     #[arg(long, requires = "calibration", default_value = "full", value_parser = one_of::<Whitening>(&["full", "diagonal"]))]
     pub(crate) whitening: Whitening,
 
@@ -141,9 +155,14 @@ pub(crate) struct FactorArgs {
     #[arg(long, value_name = "N", allow_negative_numbers = true, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) repeat: u32,
 
-    /// Write the factors and report.json here; the directory is created
-    #[arg(long, value_name = "DIR")]
+    /// Write the factors and report.json here; the directory is created. A name that ends in .npz becomes one archive
+    /// with the same arrays and the report
+    #[arg(long, value_name = "DIR|FILE.npz")]
     pub(crate) out: Option<PathBuf>,
+
+    /// Write what the factors leave of the weight, W - U diag(s) Vt, in the weight's shape and element type
+    #[arg(long, value_name = "OUT.npy")]
+    pub(crate) residual: Option<PathBuf>,
 
     /// Replace files of these names that this program has not written
     #[arg(long)]
@@ -165,6 +184,42 @@ pub(crate) struct FactorArgs {
     /// Print the plan first: the methods considered and their estimated costs
     #[arg(long)]
     pub(crate) explain: bool,
+}
+
+impl FactorArgs {
+    /// The rule for the rank. clap has checked that there is exactly one.
+    pub(crate) fn policy(&self) -> Rank {
+        match self.part {
+            Some(Part::Range(_, end)) => Rank::Fixed(end),
+            _ => self.rank.policy(),
+        }
+    }
+}
+
+/// The part of the spectrum that is kept, where it is not the largest values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Part {
+    Smallest,
+    Range(usize, usize),
+}
+
+fn part(text: &str) -> Result<Part, String> {
+    let range = |text: &str| {
+        let (start, end) = text.split_once("..")?;
+        Some((start.parse().ok()?, end.parse().ok()?)).filter(|(start, end): &(usize, usize)| start < end)
+    };
+    match range(text) {
+        _ if text == "smallest" => Ok(Part::Smallest),
+        Some((start, end)) => Ok(Part::Range(start, end)),
+        None => Err("give smallest, or a range such as 16..32".into()),
+    }
+}
+
+fn share_from_0(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(x) if (0.0..=1.0).contains(&x) => Ok(x),
+        _ => Err("give a number from 0 to 1".into()),
+    }
 }
 
 /// The trust in the calibration: a number, or a choice by held-out samples.
@@ -240,10 +295,15 @@ pub(crate) struct CalibrateArgs {
 
 #[derive(Args)]
 pub(crate) struct BatchArgs {
-    /// Weights, and directories that are searched for .npy files. Arrays that are no matrices of real numbers are left
+    /// Weights, archives (.npz) of them, and directories that are searched for .npy files. Arrays that are no matrices of real numbers are left
     /// as they are; the output directory, and those of other batches, are left out
     #[arg(value_name = "FILE|DIR", required = true)]
     pub(crate) inputs: Vec<PathBuf>,
+
+    /// Factor W − BASE for each weight, with the file of its name below this directory as its base, as `factor --minus`
+    /// does: the updates of a fine-tuned model
+    #[arg(long, value_name = "DIR")]
+    pub(crate) minus: Option<PathBuf>,
 
     /// Write a directory for each weight, journal.jsonl and manifest.json here
     #[arg(long, value_name = "DIR")]
@@ -425,9 +485,12 @@ pub(crate) struct BenchArgs {
     pub(crate) bf16: bool,
 }
 
+/// The options that say how much to keep.
+const RULES: [&str; 7] = ["rank", "ratio", "energy", "tolerance", "quality", "above", "numerical"];
+
 /// How much to keep.
 #[derive(Args)]
-#[group(required = true, multiple = false)]
+#[group(multiple = false)]
 pub(crate) struct RankArgs {
     /// Keep K singular values
     #[arg(long, value_name = "K", allow_negative_numbers = true, value_parser = positive_rank)]
@@ -457,6 +520,11 @@ pub(crate) struct RankArgs {
     /// others well below
     #[arg(long, value_name = "S", allow_negative_numbers = true, conflicts_with_all = ["calibration", "output_calibration"], value_parser = threshold)]
     above: Option<f64>,
+
+    /// Keep the numerical rank: the singular values that are not rounding of --precision; not with --calibration or
+    /// --output-calibration
+    #[arg(long, conflicts_with_all = ["calibration", "output_calibration"])]
+    numerical: bool,
 }
 
 impl RankArgs {
@@ -471,17 +539,23 @@ impl RankArgs {
             .or(self.tolerance.map(|_| "--tolerance"))
             .or(self.quality.map(|_| "--quality"))
             .or(self.above.map(|_| "--above"))
+            .or(self.numerical.then_some("--numerical"))
     }
 
-    /// clap has checked that exactly one is given.
-    pub(crate) fn policy(&self) -> Rank {
+    /// Whether no rule is given.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.rank.is_none() && self.ratio.is_none() && self.by_spectrum().is_none()
+    }
+
+    /// The rule, of which there is one.
+    fn policy(&self) -> Rank {
         (self.rank.map(Rank::Fixed))
             .or(self.ratio.map(Rank::Ratio))
             .or(self.energy.map(Rank::Energy))
             .or(self.tolerance.map(Rank::Tolerance))
             .or(self.quality.map(Rank::Quality))
             .or(self.above.map(Rank::Above))
-            .expect("the group is required")
+            .unwrap_or(Rank::Numerical)
     }
 }
 

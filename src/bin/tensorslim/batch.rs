@@ -114,9 +114,13 @@ fn batch<T: Scalar>(args: &BatchArgs) -> Result<(), Failure> {
     let limit = Limit::new(args.memory_limit, (threads, threads + workers), space);
     limit.check_program(2 * threads + workers)?;
 
-    let Found { weights, left_out } = inputs::collect(&args.inputs, args.bf16, &args.out, |name| config.factors(name))?;
+    let Found { mut weights, left_out } =
+        inputs::collect(&args.inputs, args.bf16, &args.out, |name| config.factors(name))?;
     if weights.is_empty() {
         return Err(Failure("no .npy files in what was given".into()));
+    }
+    if let Some(dir) = &args.minus {
+        inputs::subtract(&mut weights, dir, args.bf16);
     }
     let header = header::<T>(args, &given, &weights, (config_sum, parts));
     let shared = args.budget.is_some();
@@ -125,7 +129,8 @@ fn batch<T: Scalar>(args: &BatchArgs) -> Result<(), Failure> {
     let mine = schedule::shard(&costs, parts[0] - 1, parts[1]);
     let names: Vec<String> = mine.iter().map(|&i| weights[i].name.clone()).collect();
 
-    let inputs = weights.iter().map(|weight| weight.path.as_path()).chain(args.config.as_deref());
+    let bases = weights.iter().filter_map(|weight| weight.base.as_deref());
+    let inputs = weights.iter().map(|weight| weight.path.as_path()).chain(bases).chain(args.config.as_deref());
     let inputs: HashSet<Identity> = inputs.filter_map(guard::identity).collect();
     // Only weights that may be factored need a place.
     let placed: Vec<String> = mine.iter().filter(|&&i| every[i].is_ok()).map(|&i| weights[i].name.clone()).collect();
@@ -249,6 +254,9 @@ fn header<T: Scalar>(
         // A weight that does not fit is read in tiles, which changes the result by rounding.
         ("memory_limit".to_string(), json!(args.memory_limit)),
     ]);
+    if let Some(dir) = &args.minus {
+        options.insert("minus".to_string(), json!(dir));
+    }
     if let Ok(Value::Object(given)) = serde_json::to_value(given) {
         options.extend(given);
     }
@@ -443,7 +451,9 @@ fn factor<T: Scalar>(
     }
     let load = |index: usize, fit: Fit, with: &mut dyn FnMut(Input<'_>) -> tensorslim::Result<()>| {
         let path = &tasks[index].weight.path;
+        let base = tasks[index].weight.base.as_deref();
         match fit {
+            _ if base.is_some() => with(Input::Rows(&mut *inputs::rows(path, base, 1, args.bf16)?)),
             Fit::Whole => {
                 let array = inputs::array(path, args.bf16)?;
                 let tensor = array.tensor()?;

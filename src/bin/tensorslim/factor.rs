@@ -10,14 +10,14 @@ use signal_hook::iterator::Signals;
 use tensorslim::ErrorKind;
 use tensorslim::calibration::NonFinite;
 use tensorslim::npy::Array;
-use tensorslim::operator::{Cancel, Difference, RowSource, Watch};
+use tensorslim::operator::{Cancel, RowSource, Watch};
 use tensorslim::quality::Comparison;
 use tensorslim::{
     Calibration, CalibrationOptions, DType, Device, Error, Factors, Method, Rank, Scalar, TensorRef, TruncatedSvd,
     rank_saves_memory,
 };
 
-use crate::args::{Blend, FactorArgs, Form};
+use crate::args::{Blend, FactorArgs, Form, Part};
 use crate::arrays::{matrix, no_matrix, read};
 use crate::failure::{Failure, about, emit};
 use crate::gather::{self, Room};
@@ -28,7 +28,7 @@ use crate::ranks::Ranks;
 use crate::report::{Calibrated, Evaluated, NO_SMALLER, NO_SMALLER_BY_RATIO, Report, Written};
 use crate::samples::{FOLDS, Samples, Source};
 use crate::state::StateFile;
-use crate::{guard, inputs, output};
+use crate::{guard, inputs, output, writer};
 
 pub(crate) fn run(args: &FactorArgs) -> Result<(), Failure> {
     let work = || {
@@ -51,8 +51,9 @@ fn factor<T: Scalar>(args: &FactorArgs, ranks: &Ranks) -> Result<(), Failure> {
     }
     let limit = Limit::new(args.memory_limit, (rayon::current_num_threads(), 0), Space::new(0, 0)?);
     let path = &args.weight;
-    let mut svd = (TruncatedSvd::new(args.rank.policy()).method(args.method).seed(args.seed))
+    let mut svd = (TruncatedSvd::new(args.policy()).method(args.method).seed(args.seed))
         .dynamic_shift(args.dynamic_shift)
+        .smallest(args.part == Some(Part::Smallest))
         .device(args.device);
     if let Some(p) = args.oversample {
         svd = svd.oversample(p as usize);
@@ -82,10 +83,11 @@ fn factor<T: Scalar>(args: &FactorArgs, ranks: &Ranks) -> Result<(), Failure> {
         StateFile::named(file, &of, args.overwrite)
     };
     let header = inputs::Header::read(path, args.bf16)?;
-    let (tensor_shape, shape, dtype_in) = (header.dims().to_vec(), <[usize; 2]>::from(header.matrix()), header.dtype);
-    if tensor_shape.len() < 2 {
-        return Err(no_matrix(path, &tensor_shape));
+    if header.dims().len() < 2 {
+        return Err(no_matrix(path, header.dims()));
     }
+    let header = header.with_row_axes(args.rows_axes)?;
+    let (tensor_shape, shape, dtype_in) = (header.dims().to_vec(), <[usize; 2]>::from(header.matrix()), header.dtype);
     if let Some(base) = &args.minus {
         check_base(base, &header, args)?;
     }
@@ -114,9 +116,9 @@ fn factor<T: Scalar>(args: &FactorArgs, ranks: &Ranks) -> Result<(), Failure> {
         None => Place::new::<T>(args, &plain, &limit, &header, (&gathering, beside, samples))?,
     };
     let out = args.out.as_deref().filter(|_| ranks.writes());
-    if let Some(dir) = out {
-        output::prepare(dir)?;
-    }
+    let residual = args.residual.as_deref().filter(|_| ranks.writes());
+    let directories = out.map(output::directory_of).into_iter().chain(residual.map(writer::directory_of));
+    directories.into_iter().try_for_each(output::prepare)?;
 
     let room = |i: usize| Room { limit: &limit, beside: gathering[i].work };
     let statistics = Statistics::gather(args, &sources, &room(0))?;
@@ -129,12 +131,12 @@ fn factor<T: Scalar>(args: &FactorArgs, ranks: &Ranks) -> Result<(), Failure> {
         let options = CalibrationOptions { non_finite: non_finite(args), ..Default::default() };
         let statistics = gather::read(&outputs, options, &room(2))?;
         refuse_none(std::slice::from_ref(&statistics), "--output-calibration", &args.output_calibration)?;
-        svd = svd.output_calibration(&statistics);
+        svd = svd.output_calibration(&statistics).output_blend(args.output_blend.unwrap_or(1.0));
     }
     let (mut weight, room) = place.open(args)?;
     let blends = match (statistics, &weight) {
-        (Statistics::Folds(folds), Weight::Whole(file)) => {
-            let w = matrix(path, &file.tensor().map_err(about(path))?, 1)?;
+        (Statistics::Folds(folds), Weight::Whole(file, _)) => {
+            let w = matrix(path, &file.tensor().map_err(about(path))?, args.rows_axes)?;
             let held = memory::blending::<T>(header.matrix(), dtype_in, 0).0;
             let room = room.map(|room| (room + beside).saturating_sub(held));
             let choice = limited(&svd, room).choose_blend::<T>(&w, &folds).map_err(about(path))?;
@@ -151,7 +153,7 @@ fn factor<T: Scalar>(args: &FactorArgs, ranks: &Ranks) -> Result<(), Failure> {
     let mut plan = None;
     if args.explain {
         let text = match &weight {
-            Weight::Whole(_) => svd.plan::<T>((shape[0], shape[1]), dtype_in).map(|plan| plan.to_string()),
+            Weight::Whole(..) => svd.plan::<T>((shape[0], shape[1]), dtype_in).map(|plan| plan.to_string()),
             Weight::Tiles(rows) => svd.plan_rows::<T>(&**rows).map(|plan| plan.to_string()),
         };
         let text = text.map_err(limit.restated(beside)).map_err(about(path))?;
@@ -164,7 +166,7 @@ fn factor<T: Scalar>(args: &FactorArgs, ranks: &Ranks) -> Result<(), Failure> {
 
     let checkpoint = args.checkpoint.as_deref().map(checkpoint).transpose()?;
     let held = match weight {
-        Weight::Whole(_) => header.bytes() + beside,
+        Weight::Whole(..) => header.bytes() + beside,
         Weight::Tiles(_) => beside,
     };
     // What is wrong with an element may be wrong with either weight.
@@ -179,9 +181,12 @@ fn factor<T: Scalar>(args: &FactorArgs, ranks: &Ranks) -> Result<(), Failure> {
     }
     // The statistics are freed with it.
     drop(svd);
+    if let Some(Part::Range(start, end)) = args.part {
+        factors = factors.range(start..end).map_err(about(path))?;
+    }
     let (activation, activation_plain) = match (samples, &weight) {
-        (Some(x), Weight::Whole(file)) => {
-            let w = matrix(path, &file.tensor().map_err(about(path))?, 1)?;
+        (Some(x), Weight::Whole(file, _)) => {
+            let w = matrix(path, &file.tensor().map_err(about(path))?, args.rows_axes)?;
             let held = header.bytes() + memory::factors::<T>(header.matrix(), factors.rank());
             let with = evaluate(x, &w, &factors, path, &limit, held)?;
             let without = match args.calibration.is_empty() && args.output_calibration.is_empty() {
@@ -199,6 +204,13 @@ fn factor<T: Scalar>(args: &FactorArgs, ranks: &Ranks) -> Result<(), Failure> {
         // An option that needs the whole weight has it whole.
         _ => (None, None),
     };
+    let residual = match (residual, &weight) {
+        (Some(out), Weight::Whole(file, _)) => {
+            let w = matrix(path, &file.tensor().map_err(about(path))?, args.rows_axes)?;
+            Some(output::residual(out, dtype_in, &tensor_shape, &factors, &w)?)
+        }
+        _ => None,
+    };
     drop(weight);
     if !ranks.writes() {
         return Ok(());
@@ -210,7 +222,7 @@ fn factor<T: Scalar>(args: &FactorArgs, ranks: &Ranks) -> Result<(), Failure> {
         notes.push(format!("method {} uses no sketch: --sketch {sketch} had no effect", r.method));
     }
     if !rank_saves_memory(shape[0], shape[1], r.rank) {
-        let by_ratio = matches!(args.rank.policy(), Rank::Ratio(_));
+        let by_ratio = matches!(args.policy(), Rank::Ratio(_));
         notes.push(if by_ratio { NO_SMALLER_BY_RATIO } else { NO_SMALLER }.to_owned());
     }
     let dtype = args.dtype.unwrap_or(T::DTYPE);
@@ -236,6 +248,7 @@ fn factor<T: Scalar>(args: &FactorArgs, ranks: &Ranks) -> Result<(), Failure> {
         ErrorKind::Estimate { std_dev, .. } => Some(std_dev),
         _ => None,
     };
+    let (archive, out) = (out.filter(|out| output::is_archive(out)), out.filter(|out| !output::is_archive(out)));
     let factors_out = out.map(|dir| {
         output::Written::new(dir, (args.form, dtype), &factors, pivoted.as_ref()).map(|written| (dir, written))
     });
@@ -243,7 +256,10 @@ fn factor<T: Scalar>(args: &FactorArgs, ranks: &Ranks) -> Result<(), Failure> {
     let written =
         |dir: &Path, files, sums| Written { dir: dir.display().to_string(), dtype: dtype.to_string(), files, sums };
     let begun = |dir| Ok::<_, Error>(written(dir, output::replaced(dir, args.form)?, BTreeMap::new()));
-    let begun = args.out.as_deref().map(begun).transpose()?;
+    let begun = match archive {
+        Some(path) => Some(written(path, output::members(args.form), BTreeMap::new())),
+        None => args.out.as_deref().map(begun).transpose()?,
+    };
     let mut report = Report {
         version: env!("CARGO_PKG_VERSION"),
         file: path.display().to_string(),
@@ -293,6 +309,13 @@ fn factor<T: Scalar>(args: &FactorArgs, ranks: &Ranks) -> Result<(), Failure> {
     let json = |text: serde_json::Result<String>| {
         text.map(|t| t + "\n").map_err(|e| Failure(format!("the report does not serialize: {e}")))
     };
+    if let Some(residual) = residual {
+        writer::publish(vec![residual])?;
+    }
+    if let Some(path) = archive {
+        let text = json(serde_json::to_string_pretty(&report))?;
+        writer::publish(vec![output::archive(path, (args.form, dtype), &factors, pivoted.as_ref(), &text)?])?;
+    }
     if let Some((dir, files)) = factors_out {
         let begun = json(serde_json::to_string_pretty(&report))?;
         report.written = Some(written(dir, output::names(args.form), files.sums()));
@@ -307,6 +330,20 @@ fn factor<T: Scalar>(args: &FactorArgs, ranks: &Ranks) -> Result<(), Failure> {
 /// Refuses options that lack another one.
 fn check_options(args: &FactorArgs) -> Result<(), Failure> {
     let once = matches!(args.method, Method::SinglePass | Method::Nystrom);
+    match (args.part, args.rank.is_empty()) {
+        (Some(Part::Smallest), true) => {
+            return Err(Failure("--part smallest needs to know how many: give --rank or --ratio".into()));
+        }
+        (Some(Part::Range(_, end)), false) => {
+            return Err(Failure(format!("--part A..{end} is the rank itself; leave the rule for the rank out")));
+        }
+        _ => {}
+    }
+    if args.residual.is_some() && args.checkpoint.is_some() {
+        return Err(Failure(
+            "--residual needs the weight whole, and --checkpoint reads it in tiles; leave one out".into(),
+        ));
+    }
     match args.rank.by_spectrum() {
         Some(rule) if once && args.max_rank.is_none() => Err(Failure(format!(
             "--method {} with {rule} needs --max-rank: one look at the weight has to know how much to keep at most",
@@ -348,6 +385,7 @@ fn check_options_of_ranks(args: &FactorArgs) -> Result<(), Failure> {
     let option = match args {
         _ if args.evaluate.is_some() => "--evaluate",
         _ if args.blend == Some(Blend::Auto) => "--blend auto",
+        _ if args.residual.is_some() => "--residual",
         _ if args.checkpoint.is_some() => "--checkpoint",
         _ if args.device != Device::Cpu => "--device cuda",
         _ => return Ok(()),
@@ -357,8 +395,11 @@ fn check_options_of_ranks(args: &FactorArgs) -> Result<(), Failure> {
 
 /// Refuses outputs that would replace an input, each other, or a file that this program has not written.
 fn check_outputs(args: &FactorArgs) -> Result<(), Failure> {
-    let mut outputs: Vec<PathBuf> = args.checkpoint.iter().cloned().collect();
-    if let Some(dir) = &args.out {
+    let mut outputs: Vec<PathBuf> = args.checkpoint.iter().chain(&args.residual).cloned().collect();
+    let archive = args.out.as_ref().filter(|out| output::is_archive(out));
+    let dir = args.out.as_ref().filter(|out| !output::is_archive(out));
+    outputs.extend(archive.cloned());
+    if let Some(dir) = dir {
         output::check_place(dir)?;
         outputs.extend(output::taken(dir, args.form)?);
     }
@@ -366,7 +407,13 @@ fn check_outputs(args: &FactorArgs) -> Result<(), Failure> {
     let given = args.calibration.iter().chain(&args.output_calibration).chain(&args.evaluate).chain(&args.minus);
     inputs.extend(given.map(PathBuf::as_path));
     guard::apart(&outputs, &inputs)?;
-    args.out.as_ref().map_or(Ok(()), |dir| output::check_dir(dir, args.form, args.overwrite))
+    if let Some(path) = &args.residual {
+        guard::replaceable(path, "empty", |_| false, args.overwrite)?;
+    }
+    if let Some(path) = archive {
+        output::check_archive(path, args.overwrite)?;
+    }
+    dir.map_or(Ok(()), |dir| output::check_dir(dir, args.form, args.overwrite))
 }
 
 /// Refuses a weight to be subtracted that has another shape.
@@ -384,9 +431,7 @@ fn check_base(base: &Path, header: &inputs::Header, args: &FactorArgs) -> Result
 
 /// Returns the rows of the weight, or of its difference from the one that is subtracted, to be read in tiles.
 fn rows_of(args: &FactorArgs) -> Result<Box<dyn RowSource>, Failure> {
-    let weight = inputs::stream(&args.weight, args.bf16)?;
-    let Some(base) = &args.minus else { return Ok(Box::new(weight)) };
-    Ok(Box::new(Difference::new(weight, inputs::stream(base, args.bf16)?)?))
+    Ok(inputs::rows(&args.weight, args.minus.as_deref(), args.rows_axes, args.bf16)?)
 }
 
 /// Refuses a checkpoint without a single pass, which alone has a state to keep, and for a file by columns, which has no
@@ -542,7 +587,10 @@ impl Place {
         };
         // These are the moments before there is a weight, and when it is gone.
         let gathered = gathering.iter().map(|gathering| gathering.least).max().unwrap_or(0);
-        let around = gathered.max(args.out.as_ref().map_or(0, |_| memory::writing::<T>(shape, k, args.form)));
+        let copied =
+            args.out.as_ref().filter(|out| output::is_archive(out)).map_or(0, |_| memory::factors::<T>(shape, k));
+        let written = args.out.as_ref().map_or(0, |_| memory::writing::<T>(shape, k, args.form) + copied);
+        let around = gathered.max(written);
         let (calibrated, two_sided) = (!args.calibration.is_empty(), !args.output_calibration.is_empty());
         // Of the run before: its factors, and the roots that the statistics keep.
         let root = |held: bool, features: usize| if held { features * features * size_of::<T>() } else { 0 };
@@ -564,10 +612,12 @@ impl Place {
                 if calibrated { least(&plain.clone().with_rank(Rank::Fixed(k))).max(factors + work) } else { 0 };
             factors + work.max(plain)
         });
-        let whole = limit.check((header.bytes() + factored.max(blended).max(compared)).max(around));
+        let left = args.residual.as_ref().map_or(0, |_| header.bytes() + memory::residual::<T>(shape, k));
+        let whole = limit.check((header.bytes() + factored.max(blended).max(compared).max(left)).max(around + left));
         let needs = match shape {
             _ if args.blend == Some(Blend::Auto) => Some("--blend auto"),
             _ if x.is_some() => Some("--evaluate"),
+            _ if args.residual.is_some() => Some("--residual"),
             _ if args.minus.is_some() => None,
             _ if two_sided => Some("--output-calibration"),
             (m, n) if calibrated && m < n => Some("the calibration of more inputs than outputs"),
@@ -594,7 +644,7 @@ impl Place {
     /// Opens the weight in its place, and returns what the factorization may take.
     fn open(self, args: &FactorArgs) -> Result<(Weight, Option<usize>), Failure> {
         match self {
-            Place::Whole(room) => Ok((Weight::Whole(read(&args.weight, args.bf16)?), room)),
+            Place::Whole(room) => Ok((Weight::Whole(read(&args.weight, args.bf16)?, args.rows_axes), room)),
             Place::Tiles(room) => Ok((Weight::Tiles(rows_of(args)?), room)),
         }
     }
@@ -624,7 +674,8 @@ fn with_any_statistics(args: &FactorArgs, plain: &TruncatedSvd) -> Result<Trunca
 
 /// The weight: in memory if it fits there, else read in tiles.
 enum Weight {
-    Whole(Array),
+    /// The tensor, and how many of its axes are rows.
+    Whole(Array, usize),
     Tiles(Box<dyn RowSource>),
 }
 
@@ -646,9 +697,9 @@ impl Weight {
                     Failure(line) => Failure(format!("{}: {line}", path.display())),
                 })
             }
-            Weight::Whole(file) => {
+            Weight::Whole(file, row_axes) => {
                 let tensor = file.tensor().map_err(about(path))?;
-                svd.factor(matrix(path, &tensor, 1)?).map_err(limit).map_err(about(path))
+                svd.factor(matrix(path, &tensor, *row_axes)?).map_err(limit).map_err(about(path))
             }
             Weight::Tiles(rows) => {
                 let rows = &mut **rows;

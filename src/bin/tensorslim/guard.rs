@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use tensorslim::Error;
 
 use crate::failure::Failure;
+use crate::inputs;
 use crate::writer::{directory_of, target};
 
 /// The identity of a file that exists.
@@ -21,11 +22,11 @@ pub(crate) fn identity(path: &Path) -> Option<Identity> {
     #[cfg(unix)]
     {
         use std::os::unix::fs::MetadataExt;
-        fs::metadata(path).ok().map(|meta| Identity((meta.dev(), meta.ino())))
+        fs::metadata(inputs::file_of(path)).ok().map(|meta| Identity((meta.dev(), meta.ino())))
     }
     #[cfg(not(unix))]
     {
-        fs::canonicalize(path).ok().map(Identity)
+        fs::canonicalize(inputs::file_of(path)).ok().map(Identity)
     }
 }
 

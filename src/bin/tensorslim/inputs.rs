@@ -10,8 +10,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use tensorslim::batch::manifest::{Inputs, directory, tensor_name};
-use tensorslim::npy::{Array, Description, Elements, Stream};
-use tensorslim::{DType, Error};
+use tensorslim::npy::{Array, Description, Elements, Stream, member_of};
+use tensorslim::operator::{Difference, RowSource};
+use tensorslim::{DType, Error, npz};
 use walkdir::{DirEntry, WalkDir};
 
 use crate::failure::Failure;
@@ -23,6 +24,10 @@ use crate::{output, results};
 pub(crate) struct Weight {
     pub(crate) name: String,
     pub(crate) path: PathBuf,
+    /// The path below the directory or archive that was given, or the name of the file.
+    below: PathBuf,
+    /// The weight that is subtracted from it.
+    pub(crate) base: Option<PathBuf>,
     /// The identity that [`stamp`] gives; zeros for an input that was not asked for.
     pub(crate) stamp: (u64, u64),
     pub(crate) kind: Kind,
@@ -62,14 +67,15 @@ pub(crate) fn collect(
     let mut left_out = Vec::new();
     let out = fs::canonicalize(out).ok();
     let is_out = |dir: &Path| out.is_some() && fs::canonicalize(dir).ok() == out;
-    let mut add = |name: String, path: PathBuf, kind: Option<Kind>| -> Result<(), Failure> {
+    let mut add = |name: String, (path, below): (PathBuf, PathBuf), kind: Option<Kind>| -> Result<(), Failure> {
         let place = directory(&name);
         if let Some((of, other)) = directories.get(&place).cloned() {
             let path = path.display();
             let why = format!("and {path} would both be written as {name:?}, so none is; give their common directory");
             for name in [name, of].into_iter().filter(|name| asked(name)) {
                 let kind = Kind::Bad(Error::file(&other, &why));
-                found.insert(name.clone(), Weight { name, path: other.clone(), stamp: (0, 0), kind });
+                let (path, below) = (other.clone(), below.clone());
+                found.insert(name.clone(), Weight { name, path, below, base: None, stamp: (0, 0), kind });
             }
             return Ok(());
         }
@@ -86,13 +92,20 @@ pub(crate) fn collect(
                 Err(e) => ((0, 0), Kind::Bad(lasting(&path, &e)?)),
             },
         };
-        found.insert(name.clone(), Weight { name, path, stamp, kind });
+        found.insert(name.clone(), Weight { name, path, below, base: None, stamp, kind });
         Ok(())
     };
     for root in paths {
         if !is_dir(root, fs::metadata(root))? {
-            let name = tensor_name(Path::new(root.file_name().unwrap_or(root.as_os_str())));
-            add(name, root.clone(), None)?;
+            if root.extension().is_some_and(|ext| ext == "npz") && root.is_file() {
+                let stem = root.file_stem().map(Path::new).unwrap_or(root);
+                for member in npz::Archive::open(root)?.names() {
+                    add(tensor_name(&stem.join(member)), (root.join(member), member.into()), None)?;
+                }
+                continue;
+            }
+            let below = Path::new(root.file_name().unwrap_or(root.as_os_str()));
+            add(tensor_name(below), (root.clone(), below.to_path_buf()), None)?;
             continue;
         }
         if is_out(root) {
@@ -141,7 +154,8 @@ pub(crate) fn collect(
                     if entry.file_type().is_dir() || path.extension().is_none_or(|ext| ext != "npy") {
                         continue;
                     }
-                    add(tensor_name(path.strip_prefix(root).unwrap_or(path)), path.to_path_buf(), None)?;
+                    let below = path.strip_prefix(root).unwrap_or(path);
+                    add(tensor_name(below), (path.to_path_buf(), below.to_path_buf()), None)?;
                 }
                 Err(e) => {
                     let path = e.path().unwrap_or(root).to_path_buf();
@@ -164,7 +178,7 @@ pub(crate) fn collect(
                         // A file beside it may have its name.
                         name.push('/');
                     }
-                    add(name, path, Some(Kind::Bad(error)))?;
+                    add(name, (path.clone(), path), Some(Kind::Bad(error)))?;
                 }
             }
         }
@@ -182,9 +196,40 @@ pub(crate) fn stamp(path: &Path) -> tensorslim::Result<(u64, u64)> {
     look(path).map_err(|e| unreadable(path, &e))
 }
 
+/// Returns the file that a path leads to: the archive of a member.
+pub(crate) fn file_of(path: &Path) -> &Path {
+    member_of(path).map_or(path, |(archive, _)| archive)
+}
+
+/// Gives each matrix the weight of its path below `dir` as its base, to be subtracted. One that has none, or one of
+/// another shape, cannot be factored.
+pub(crate) fn subtract(weights: &mut [Weight], dir: &Path, bf16: bool) {
+    for weight in weights {
+        let Kind::Matrix { shape, dtype } = &mut weight.kind else { continue };
+        let path = dir.join(&weight.below);
+        let base = stamp(&path).and_then(|stamp| Header::read(&path, bf16).map(|header| (stamp, header)));
+        match base {
+            Ok((stamp, base)) if base.matrix() == *shape => {
+                weight.stamp.1 ^= stamp.1.rotate_left(1);
+                *dtype = if [*dtype, base.dtype].contains(&DType::F64) { DType::F64 } else { DType::F32 };
+                weight.base = Some(path);
+            }
+            Ok((_, base)) => {
+                let ((m, n), (k, l)) = (*shape, base.matrix());
+                let why = format_args!(
+                    "is {k} × {l}, and {} is {m} × {n}; --minus takes weights of the same shapes",
+                    weight.name
+                );
+                weight.kind = Kind::Bad(Error::file(&path, why));
+            }
+            Err(error) => weight.kind = Kind::Bad(error),
+        }
+    }
+}
+
 /// Reads the stamp of a file: its size, and a hash of its times and its place.
 fn look(path: &Path) -> io::Result<(u64, u64)> {
-    let meta = fs::metadata(path)?;
+    let meta = fs::metadata(file_of(path))?;
     #[cfg(unix)]
     let when = {
         use std::os::unix::fs::MetadataExt;
@@ -250,6 +295,8 @@ pub(crate) struct Header {
     pub(crate) dtype: DType,
     /// The type that the elements are read as, where the file does not say so.
     bits_of: Option<DType>,
+    /// The number of axes that become rows.
+    row_axes: usize,
 }
 
 impl Header {
@@ -278,7 +325,20 @@ impl Header {
             _ => None,
         };
         let dtype = description.dtype(bits_of)?;
-        Ok(Header { description, dtype, bits_of })
+        Ok(Header { description, dtype, bits_of, row_axes: 1 })
+    }
+
+    /// Groups the first `axes` axes into rows.
+    ///
+    /// # Errors
+    /// [`Error::File`] if nothing is left for columns.
+    pub(crate) fn with_row_axes(self, axes: usize) -> tensorslim::Result<Self> {
+        let count = self.dims().len();
+        if axes >= count.max(2) {
+            let why = format_args!("has {count} axes, and --rows-axes {axes} leaves none for columns; give less");
+            return Err(Error::file(self.description.path(), why));
+        }
+        Ok(Header { row_axes: axes, ..self })
     }
 
     /// Returns the length of each axis.
@@ -286,10 +346,10 @@ impl Header {
         self.description.shape()
     }
 
-    /// Returns the rows and columns: the first axis, and all others.
+    /// Returns the rows and columns: the first axis, or the first few, and all others.
     pub(crate) fn matrix(&self) -> (usize, usize) {
-        let shape = self.description.shape();
-        (shape.first().copied().unwrap_or(1), shape.iter().skip(1).product())
+        let (rows, columns) = self.dims().split_at(self.row_axes.min(self.dims().len()));
+        (rows.iter().product(), columns.iter().product())
     }
 
     /// Tells whether the matrix is stored by columns.
@@ -306,6 +366,20 @@ impl Header {
 /// Opens a file to be read in tiles; `bf16` has the meaning that it has in [`Header::read`].
 pub(crate) fn stream(path: &Path, bf16: bool) -> tensorslim::Result<Stream> {
     Stream::open(path, Header::read(path, bf16)?.bits_of)
+}
+
+/// Opens a weight to be read in tiles with its first `row_axes` axes as rows, or its difference from a base.
+pub(crate) fn rows(
+    path: &Path,
+    base: Option<&Path>,
+    row_axes: usize,
+    bf16: bool,
+) -> tensorslim::Result<Box<dyn RowSource>> {
+    let open = |path: &Path| stream(path, bf16)?.with_row_axes(row_axes);
+    Ok(match base {
+        None => Box::new(open(path)?),
+        Some(base) => Box::new(Difference::new(open(path)?, open(base)?)?),
+    })
 }
 
 /// Reads a whole file, so that its axes can be merged; `bf16` has the meaning that it has in [`Header::read`].

@@ -24,7 +24,7 @@ use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, Par};
 use tensorslim::calibration::Form as Kept;
 use tensorslim::quality::{self, Comparison};
-use tensorslim::{Calibration, CalibrationOptions, DType, Error, Scalar, TruncatedSvd};
+use tensorslim::{Calibration, CalibrationOptions, DType, Error, Factors, Scalar, TruncatedSvd};
 
 use crate::args::Form;
 use crate::failure::Failure;
@@ -258,6 +258,11 @@ pub(crate) fn writing<T: Scalar>((m, n): (usize, usize), k: usize, form: Form) -
             // These are Uᵀ, the combinations of its rows twice, and Vᵀ with its combinations, in f64.
             Form::Pivot => plain + (3 * m + 2 * n + 2 * k) * k * size_of::<f64>(),
         }
+}
+
+/// Returns the bytes of forming a residual beside the weight and the residual: the factors, and blocks of rows.
+pub(crate) fn residual<T: Scalar>((m, n): (usize, usize), k: usize) -> usize {
+    factors::<T>((m, n), k) + Factors::<T>::residual_bytes(n, k, rayon::current_num_threads())
 }
 
 /// Returns the refusal of a weight that would do in tiles, but for an option that needs it whole.

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use tensorslim::batch::manifest::Checksum;
-use tensorslim::{DType, Error, Factors, Pivoted, Scalar, Split, npy};
+use tensorslim::{DType, Element, Error, Factors, Pivoted, Scalar, Split, TensorRef, npy, npz};
 
 use crate::args::Form;
 use crate::failure::Failure;
@@ -64,8 +64,13 @@ pub(crate) fn report_in(dir: &Path) -> tensorslim::Result<Option<Value>> {
         false => None,
     };
     let report = bytes.and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
-    // Other programs write files of that name, too; this one has what the reports of this program have.
-    Ok(report.filter(|r| r["version"].is_string() && r["method"].is_string() && r["rank"].is_u64()))
+    // Other programs write files of that name, too.
+    Ok(report.filter(is_report))
+}
+
+/// Tells whether a value has what the reports of this program have.
+fn is_report(r: &Value) -> bool {
+    r["version"].is_string() && r["method"].is_string() && r["rank"].is_u64()
 }
 
 /// Returns the files of factors in `dir`, of any form, that a report of `factor` there lists.
@@ -107,6 +112,96 @@ pub(crate) fn check_dir(dir: &Path, form: Form, overwrite: bool) -> Result<(), F
         }
     }
     Ok(())
+}
+
+/// Tells whether factors of this name are one archive.
+pub(crate) fn is_archive(out: &Path) -> bool {
+    out.extension().is_some_and(|ext| ext == "npz")
+}
+
+/// Returns the directory that is made for factors: that of the files, or the one that an archive is in.
+pub(crate) fn directory_of(out: &Path) -> &Path {
+    if is_archive(out) { writer::directory_of(out) } else { out }
+}
+
+/// Refuses to replace an archive that this program has not written.
+pub(crate) fn check_archive(path: &Path, overwrite: bool) -> Result<(), Failure> {
+    let target = writer::target(path)?;
+    let is_ours = || -> Option<bool> {
+        let report = npz::Archive::open(&target).ok()?.read_text("report").ok()?;
+        Some(is_report(&serde_json::from_str(&report).ok()?))
+    };
+    if overwrite || fs::symlink_metadata(&target).is_err() || is_ours() == Some(true) {
+        return Ok(());
+    }
+    let path = path.display();
+    Err(Failure(format!(
+        "{path}: is there and has no report of this program; give another --out, or --overwrite to replace it"
+    )))
+}
+
+/// Returns the members of an archive of factors.
+pub(crate) fn members(form: Form) -> Vec<&'static str> {
+    let name = |file: &'static str| file.strip_suffix(".npy").unwrap_or(file);
+    names(form).into_iter().map(name).chain(["report"]).collect()
+}
+
+/// Writes factors and report as one archive, which does not appear yet.
+pub(crate) fn archive<T: Scalar>(
+    path: &Path,
+    (form, dtype): (Form, DType),
+    f: &Factors<T>,
+    pivoted: Option<&Pivoted<T>>,
+    report: &str,
+) -> tensorslim::Result<Staged> {
+    let write = |sink: &mut writer::Sink| -> tensorslim::Result<()> {
+        let mut archive = npz::Writer::new(sink);
+        match (form, pivoted) {
+            (Form::Pivot, Some(p)) => {
+                archive.matrix("rows", p.rows(), dtype)?;
+                archive.matrix("coefficients", p.coefficients(), dtype)?;
+                archive.indices("pivots", p.pivots())?;
+            }
+            (Form::Split, _) => {
+                let (up, down) = f.split(Split::Balanced);
+                archive.matrix("up", &up, dtype)?;
+                archive.matrix("down", &down, dtype)?;
+            }
+            _ => {
+                archive.matrix("u", f.u(), dtype)?;
+                archive.array("s", &[f.rank()], f.s(), dtype)?;
+                archive.matrix("vt", f.vt(), dtype)?;
+            }
+        }
+        archive.text("report", report)?;
+        archive.finish().map(|_| ())
+    };
+    Staged::new(path, |sink| write(sink).map_err(std::io::Error::other))
+}
+
+/// Writes what factors leave of a weight, in its shape and element type, which does not appear yet.
+pub(crate) fn residual<T: Scalar>(
+    path: &Path,
+    dtype: DType,
+    shape: &[usize],
+    f: &Factors<T>,
+    w: &TensorRef<'_>,
+) -> tensorslim::Result<Staged> {
+    fn put<T: Scalar, E: Element>(
+        path: &Path,
+        shape: &[usize],
+        f: &Factors<T>,
+        w: &TensorRef<'_>,
+    ) -> tensorslim::Result<Staged> {
+        let left = f.residual::<E>(w)?;
+        Staged::new(path, |sink| npy::write_elements_to(sink, E::DTYPE, shape, left.as_slice()))
+    }
+    match dtype {
+        DType::F16 => put::<T, half::f16>(path, shape, f, w),
+        DType::BF16 => put::<T, half::bf16>(path, shape, f, w),
+        DType::F64 => put::<T, f64>(path, shape, f, w),
+        _ => put::<T, f32>(path, shape, f, w),
+    }
 }
 
 /// Factors that are written and do not appear yet.
