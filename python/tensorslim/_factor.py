@@ -413,4 +413,5 @@ def plan(
         method=method, sketch=sketch, oversample=oversample, power_iterations=power_iterations, max_rank=max_rank,
         calibration=_statistics(calibration), memory_limit=memory_limit, precision=precision,
     )  # fmt: skip
-    return Plan(*_core.plan(tuple(shape), dtype, rule, value, options))
+    m, n = shape
+    return Plan(*_core.plan((m, n), dtype, rule, value, options))
