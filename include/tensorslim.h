@@ -103,7 +103,7 @@ typedef enum tensorslim_status {
      */
     TENSORSLIM_STATUS_DEVICE = 18,
     /**
-     * A file cannot be read or written.
+     * A file, or what a function of the caller reads, cannot be read or written.
      */
     TENSORSLIM_STATUS_FILE = 19,
     /**
@@ -308,6 +308,38 @@ typedef enum tensorslim_split {
 } tensorslim_split;
 
 /**
+ * What a budget counts.
+ */
+typedef enum tensorslim_cost {
+    /**
+     * Numbers: k (m + n + 1) for factors, m n for a layer that stays whole.
+     */
+    TENSORSLIM_COST_PARAMETERS = 0,
+    /**
+     * Their bytes in the element type of the layer.
+     */
+    TENSORSLIM_COST_BYTES = 1,
+    /**
+     * Multiplications and additions for each sample.
+     */
+    TENSORSLIM_COST_FLOPS = 2,
+} tensorslim_cost;
+
+/**
+ * How a budget is shared.
+ */
+typedef enum tensorslim_sharing {
+    /**
+     * So that the sum of all losses is least. They need one unit: losses weighted by output statistics have it.
+     */
+    TENSORSLIM_SHARING_LEAST_LOSS = 0,
+    /**
+     * So that all layers are reduced alike.
+     */
+    TENSORSLIM_SHARING_ALIKE = 1,
+} tensorslim_sharing;
+
+/**
  * The threads that a transform runs on. Results have the same bits on any number of them.
  */
 typedef enum tensorslim_threads {
@@ -416,6 +448,44 @@ typedef struct tensorslim_matrix {
  * library with a handle that is in use.
  */
 typedef int32_t (*tensorslim_progress)(uint64_t bytes, void *context);
+
+/**
+ * A function that fills `to` with `count` lines from line `first` on, one after another without gaps, and returns 0,
+ * or anything else if it cannot. A line is a row, or a column of a matrix that is stored by columns. It may be called
+ * from another thread, from one at a time, for any lines and for the same ones again. `to` is aligned for its elements.
+ * It must not throw, jump, or call this library with a handle that is in use.
+ */
+typedef int32_t (*tensorslim_read_lines)(size_t first, size_t count, void *to, void *context);
+
+/**
+ * A matrix that is read in blocks, as often as a method needs.
+ */
+typedef struct tensorslim_source {
+    /**
+     * Reads lines.
+     */
+    tensorslim_read_lines read;
+    /**
+     * What `read` is called with.
+     */
+    void *context;
+    /**
+     * The number of rows.
+     */
+    size_t rows;
+    /**
+     * The number of columns.
+     */
+    size_t cols;
+    /**
+     * A tensorslim_dtype.
+     */
+    int32_t dtype;
+    /**
+     * 0 if lines are rows, anything else if they are columns.
+     */
+    int32_t by_columns;
+} tensorslim_source;
 
 /**
  * A matrix that is written, with the fields of tensorslim_matrix. The memory between its elements is left alone.
@@ -552,6 +622,76 @@ typedef struct tensorslim_report {
      */
     int32_t sketch;
 } tensorslim_report;
+
+/**
+ * A layer that shares a budget.
+ */
+typedef struct tensorslim_layer {
+    /**
+     * The number of rows.
+     */
+    size_t rows;
+    /**
+     * The number of columns.
+     */
+    size_t cols;
+    /**
+     * The singular values, `count` of them, nonincreasing; ranks beyond them are not considered. See
+     * tensorslim_factors_spectrum.
+     */
+    const double *spectrum;
+    /**
+     * The losses that the ranks save, `count` of them in their order, in place of the squares of `spectrum`, which is
+     * then not read; NULL for none.
+     */
+    const double *savings;
+    /**
+     * How many values there are.
+     */
+    size_t count;
+    /**
+     * The squared norm, which is the loss at rank 0: at least the sum of what is saved.
+     */
+    double norm_squared;
+    /**
+     * The factor by which the loss of this layer counts; 1 for the loss as it is.
+     */
+    double weight;
+    /**
+     * The least rank; 0 is taken as 1.
+     */
+    size_t least;
+    /**
+     * The largest rank; 0 for any.
+     */
+    size_t most;
+    /**
+     * A tensorslim_dtype, for TENSORSLIM_COST_BYTES.
+     */
+    int32_t dtype;
+    /**
+     * Anything but 0 if the layer must stay whole.
+     */
+    int32_t keep;
+} tensorslim_layer;
+
+/**
+ * What a budget gives.
+ */
+typedef struct tensorslim_allocation {
+    /**
+     * The cost of all layers together.
+     */
+    uint64_t total;
+    /**
+     * Their weighted losses together.
+     */
+    double loss;
+    /**
+     * A lower bound of the loss within the budget; equal to `loss` if the search was complete.
+     */
+    double bound;
+} tensorslim_allocation;
 
 #ifdef __cplusplus
 extern "C" {
@@ -830,6 +970,24 @@ enum tensorslim_status tensorslim_factor(const struct tensorslim_svd *svd,
                                          struct tensorslim_factors **out);
 
 /**
+ * Factors as tensorslim_factor does, and reads the matrix in blocks of lines. Every pass counts in the report. The
+ * memory is that of the report, the buffers for blocks included.
+ *
+ * Errors: NULL_POINTER, also for a source that has no function; FILE if `read` returns anything but 0; EMPTY,
+ * TOO_LARGE; OPTION also for the GPU; the others of tensorslim_factor.
+ *
+ * # Safety
+ * `svd` is NULL or a handle that no other call changes; `source` is NULL or valid, and its function may be called with
+ * its context, as is said there; `context` is what `progress` needs, on any thread; `out` is NULL or valid for a write.
+ */
+enum tensorslim_status tensorslim_factor_rows(const struct tensorslim_svd *svd,
+                                              const struct tensorslim_source *source,
+                                              int32_t precision,
+                                              tensorslim_progress progress,
+                                              void *context,
+                                              struct tensorslim_factors **out);
+
+/**
  * Frees factors; NULL is allowed. Their texts go with them.
  *
  * # Safety
@@ -879,6 +1037,36 @@ enum tensorslim_status tensorslim_factors_split(const struct tensorslim_factors 
 enum tensorslim_status tensorslim_factors_truncate(const struct tensorslim_factors *factors,
                                                    size_t rank,
                                                    struct tensorslim_factors **out);
+
+/**
+ * Takes the directions `first` .. `first + count` - 1 out of the factors, in their order: a part of the spectrum, such
+ * as the minor ones. The report is that of their product as an approximation of the matrix. The handle written to `out`
+ * is the caller's, to be freed by tensorslim_factors_free; it is NULL after a failure.
+ *
+ * Errors: NULL_POINTER, RANK for no directions or some beyond the rank, OPTION for factors under output statistics,
+ * whose parts are not orthogonal.
+ *
+ * # Safety
+ * `factors` is NULL or a handle; `out` is NULL or valid for a write.
+ */
+enum tensorslim_status tensorslim_factors_range(const struct tensorslim_factors *factors,
+                                                size_t first,
+                                                size_t count,
+                                                struct tensorslim_factors **out);
+
+/**
+ * Computes W - U diag(s) Vᵀ, what the factors leave of the matrix `w`, rows × cols, in the arithmetic of the factors:
+ * `to` has the same shape, and is rounded to nearest in its element type. The two may not share memory.
+ *
+ * Errors: NULL_POINTER, SHAPE, OVERLAP if they share memory, and those of a matrix: EMPTY, MISALIGNED, TOO_LARGE.
+ *
+ * # Safety
+ * `factors` is NULL or a handle; `w` is NULL or a matrix whose elements are readable; `to` is NULL or a matrix whose
+ * elements are writable and used by this call alone.
+ */
+enum tensorslim_status tensorslim_factors_residual(const struct tensorslim_factors *factors,
+                                                   const struct tensorslim_matrix *w,
+                                                   const struct tensorslim_matrix_mut *to);
 
 /**
  * Computes y = x Wᵀ through the factors of W: `x` is samples × cols, `y` is samples × rows, rounded to nearest in its
@@ -943,6 +1131,28 @@ const char *tensorslim_factors_note(const struct tensorslim_factors *factors, si
  * `factors` is NULL or a handle.
  */
 const char *tensorslim_factors_reason(const struct tensorslim_factors *factors);
+
+/**
+ * Shares a budget of `limit` among `count` layers, in units of `unit`, a tensorslim_cost, as `sharing`, a
+ * tensorslim_sharing, says. `align` divides all ranks; 1 allows any. The rank of each layer is written to `ranks`, 0
+ * for one that stays whole, and the sums to `found`, which may be NULL.
+ *
+ * Errors: NULL_POINTER, EMPTY without layers or for an empty one, OPTION for unknown numbers, a budget below the least
+ * that the layers can cost, an alignment of 0, weights and values that are not finite or negative, and a spectrum that
+ * increases.
+ *
+ * # Safety
+ * `layers` is NULL or has `count` layers, whose values are readable; `ranks` is NULL or valid for `count` writes;
+ * `found` is NULL or valid for a write.
+ */
+enum tensorslim_status tensorslim_allocate(const struct tensorslim_layer *layers,
+                                           size_t count,
+                                           uint64_t limit,
+                                           int32_t unit,
+                                           size_t align,
+                                           int32_t sharing,
+                                           size_t *ranks,
+                                           struct tensorslim_allocation *found);
 
 /**
  * Transforms each row of `x` in place by the Walsh-Hadamard matrix H of its length: x_i <- H x_i, in natural order.

@@ -3,6 +3,7 @@
 //! ```text
 //!   input, dlpack     arrays from Python, borrowed         arrays    results to Python, without a copy
 //!   run               threads, Python's lock, Ctrl-C       error     exceptions
+//!   memory            where large blocks come from
 //!   svd, factors, calibration, rank, transforms            the functions and classes
 //! ```
 //!
@@ -14,6 +15,7 @@ mod dlpack;
 mod error;
 mod factors;
 mod input;
+mod memory;
 mod rank;
 mod run;
 mod svd;
@@ -43,6 +45,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(svd::factor, module)?)?;
     module.add_function(wrap_pyfunction!(svd::factor_many, module)?)?;
     module.add_function(wrap_pyfunction!(svd::plan, module)?)?;
+    module.add_function(wrap_pyfunction!(svd::seconds_in_rust, module)?)?;
     module.add_function(wrap_pyfunction!(rank::allocate, module)?)?;
     module.add_function(wrap_pyfunction!(rank::rank_for_ratio, module)?)?;
     module.add_function(wrap_pyfunction!(rank::rank_saves_memory, module)?)?;

@@ -14,6 +14,7 @@ use tensorslim::operator::{Cancel, Watch};
 use tensorslim::{Error, Result};
 
 use crate::error::raise;
+use crate::memory::OwnPages;
 
 /// Elements of a matrix from which on a call looks for Ctrl-C: it then takes some milliseconds or more, and the thread
 /// that this needs costs some twenty microseconds.
@@ -84,6 +85,7 @@ pub(crate) fn run_watched<T: Send>(
     if size < LONG && progress.is_none() {
         return run(py, || work(&Watch::default()));
     }
+    let _pages = OwnPages::of(size);
     let (cancel, read) = (Cancel::new(), AtomicU64::new(0));
     let look = || {
         Python::attach(|py| {

@@ -1,7 +1,11 @@
 //! The functions that factor.
 
+use std::time::Instant;
+
+use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
-use pyo3::types::PyList;
+use pyo3::pybacked::PyBackedStr;
+use pyo3::types::{PyDict, PyList};
 use tensorslim::operator::{Difference, Watch};
 use tensorslim::{DType, Factors, Rank, Result, Scalar, TensorRef, TruncatedSvd, Whitening};
 
@@ -12,9 +16,7 @@ use crate::input::Input;
 use crate::run::{run, run_watched};
 
 /// The options of a factorization, as Python gives them.
-#[derive(FromPyObject)]
-#[pyo3(from_item_all)]
-pub(crate) struct Options<'py> {
+struct Options<'py> {
     /// The name of the rule for the rank, and its number.
     rule: String,
     value: f64,
@@ -36,7 +38,52 @@ pub(crate) struct Options<'py> {
     precision: Option<String>,
 }
 
-impl Options<'_> {
+impl<'py> Options<'py> {
+    /// Reads the rule, and the options that were given. The others have their defaults: reading all of them would take
+    /// longer than all else that a call does here.
+    fn new(rule: String, value: f64, given: &Bound<'py, PyDict>) -> PyResult<Self> {
+        let mut options = Options {
+            rule,
+            value,
+            method: None,
+            sketch: None,
+            oversample: None,
+            power_iterations: None,
+            seed: 0,
+            dynamic_shift: false,
+            max_rank: None,
+            calibration: None,
+            output_calibration: None,
+            quality_on: None,
+            blend: None,
+            output_blend: None,
+            whitening: None,
+            memory_limit: None,
+            precision: None,
+        };
+        for (name, value) in given {
+            match name.extract::<PyBackedStr>()?.as_ref() {
+                "method" => options.method = value.extract()?,
+                "sketch" => options.sketch = value.extract()?,
+                "oversample" => options.oversample = value.extract()?,
+                "power_iterations" => options.power_iterations = value.extract()?,
+                "seed" => options.seed = value.extract()?,
+                "dynamic_shift" => options.dynamic_shift = value.extract()?,
+                "max_rank" => options.max_rank = value.extract()?,
+                "calibration" => options.calibration = value.extract()?,
+                "output_calibration" => options.output_calibration = value.extract()?,
+                "quality_on" => options.quality_on = value.extract()?,
+                "blend" => options.blend = value.extract()?,
+                "output_blend" => options.output_blend = value.extract()?,
+                "whitening" => options.whitening = value.extract()?,
+                "memory_limit" => options.memory_limit = value.extract()?,
+                "precision" => options.precision = value.extract()?,
+                other => return Err(PyTypeError::new_err(format!("there is no option {other}"))),
+            }
+        }
+        Ok(options)
+    }
+
     /// Returns the configuration of the crate.
     fn svd(&self, py: Python<'_>) -> PyResult<TruncatedSvd> {
         let rank = match self.rule.as_str() {
@@ -125,9 +172,12 @@ pub(crate) fn factor(
     w: &Bound<'_, PyAny>,
     minus: Option<&Bound<'_, PyAny>>,
     row_axes: Option<usize>,
-    options: Options<'_>,
+    rule: String,
+    value: f64,
+    options: &Bound<'_, PyDict>,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<PyFactors> {
+    let options = Options::new(rule, value, options)?;
     let svd = options.svd(py)?;
     let w = Input::new(w)?;
     let minus = minus.map(Input::new).transpose()?;
@@ -147,8 +197,11 @@ pub(crate) fn factor(
 pub(crate) fn factor_many<'py>(
     py: Python<'py>,
     weights: Vec<Bound<'py, PyAny>>,
-    options: Options<'py>,
+    rule: String,
+    value: f64,
+    options: &Bound<'py, PyDict>,
 ) -> PyResult<Bound<'py, PyList>> {
+    let options = Options::new(rule, value, options)?;
     let svd = options.svd(py)?;
     let inputs = weights.iter().map(Input::new).collect::<PyResult<Vec<_>>>()?;
     let dtypes: Vec<DType> = inputs.iter().map(Input::dtype).collect();
@@ -178,10 +231,27 @@ pub(crate) fn plan(
     py: Python<'_>,
     shape: (usize, usize),
     dtype: &str,
-    options: Options<'_>,
+    rule: String,
+    value: f64,
+    options: &Bound<'_, PyDict>,
 ) -> PyResult<(usize, String)> {
+    let options = Options::new(rule, value, options)?;
     let (svd, dtype) = (options.svd(py)?, dtype.parse::<DType>().map_err(raise)?);
     let plan = if options.is_double(&[dtype])? { svd.plan::<f64>(shape, dtype) } else { svd.plan::<f32>(shape, dtype) };
     let plan = plan.map_err(raise)?;
     Ok((plan.peak_bytes, plan.to_string()))
+}
+
+/// Returns the seconds that a program in Rust waits for the factors of rank `rank` of a matrix, their end included:
+/// what `benches/overhead.py` holds `factor` against.
+#[pyfunction]
+pub(crate) fn seconds_in_rust(py: Python<'_>, w: &Bound<'_, PyAny>, rank: usize) -> PyResult<f64> {
+    let w = Input::new(w)?;
+    let w = w.matrix(None)?;
+    let seconds = py.detach(|| {
+        let start = Instant::now();
+        drop(TruncatedSvd::new(Rank::Fixed(rank)).factor::<f32>(w)?);
+        Ok(start.elapsed().as_secs_f64())
+    });
+    seconds.map_err(raise)
 }

@@ -16,54 +16,23 @@ if TYPE_CHECKING:
 _RULES = ("rank", "ratio", "energy", "tolerance", "quality", "above")
 
 
-def _options(
-    rank: Optional[int],
-    ratio: Optional[float],
-    energy: Optional[float],
-    tolerance: Optional[float],
-    quality: Optional[float],
-    above: Optional[float],
-    method: Optional[str],
-    sketch: Optional[str],
-    oversample: Optional[int],
-    power_iterations: Optional[int],
-    seed: int,
-    dynamic_shift: bool,
-    max_rank: Optional[int],
-    calibration: Optional[Calibration],
-    quality_on: Optional[Calibration],
-    blend: Optional[float],
-    whitening: Optional[str],
-    memory_limit: Optional[int],
-    precision: Optional[str],
-    output_calibration: Optional[Calibration] = None,
-    output_blend: Optional[float] = None,
-) -> dict[str, Any]:
-    values = (rank, ratio, energy, tolerance, quality, above)
+def _rule(values: tuple[Any, ...]) -> tuple[str, Any]:
+    """Return the one rule that is given, with its number; `values` are in the order of `_RULES`."""
     given = [(rule, value) for rule, value in zip(_RULES, values) if value is not None]
     if len(given) != 1:
         named = ", ".join(rule for rule, _ in given) or "none of them"
         raise TypeError(f"give one of rank, ratio, energy, tolerance, quality and above; got {named}")
     rule, value = given[0]
-    return {
-        "rule": rule,
-        "value": operator.index(value) if rule == "rank" else value,
-        "method": method,
-        "sketch": sketch,
-        "oversample": oversample,
-        "power_iterations": power_iterations,
-        "seed": seed,
-        "dynamic_shift": dynamic_shift,
-        "max_rank": max_rank,
-        "calibration": None if calibration is None else calibration._core,
-        "output_calibration": None if output_calibration is None else output_calibration._core,
-        "quality_on": None if quality_on is None else quality_on._core,
-        "blend": blend,
-        "output_blend": output_blend,
-        "whitening": whitening,
-        "memory_limit": memory_limit,
-        "precision": precision,
-    }
+    return rule, operator.index(value) if rule == "rank" else value
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """Return the options that are given: the core knows the defaults of the others."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _statistics(calibration: Optional[Calibration]) -> Optional[_core.Statistics]:
+    return None if calibration is None else calibration._core
 
 
 class Agreement(NamedTuple):
@@ -336,14 +305,16 @@ def factor(
     >>> f.u.shape, f.relative_error < 1e-3
     ((96, 2), True)
     """
-    options = _options(
-        rank, ratio, energy, tolerance, quality, above, method, sketch, oversample, power_iterations, seed,
-        dynamic_shift, max_rank, calibration, quality_on, blend, whitening, memory_limit, precision,
-        output_calibration, output_blend,
+    rule, value = _rule((rank, ratio, energy, tolerance, quality, above))
+    options = _given(
+        method=method, sketch=sketch, oversample=oversample, power_iterations=power_iterations, seed=seed,
+        dynamic_shift=dynamic_shift or None, max_rank=max_rank, calibration=_statistics(calibration),
+        output_calibration=_statistics(output_calibration), quality_on=_statistics(quality_on), blend=blend,
+        output_blend=output_blend, whitening=whitening, memory_limit=memory_limit, precision=precision,
     )  # fmt: skip
     given, like = borrow(w)
     base = None if minus is None else borrow(minus)[0]
-    return Factors(_core.factor(given, base, row_axes, options, progress), like)
+    return Factors(_core.factor(given, base, row_axes, rule, value, options, progress), like)
 
 
 def factor_many(
@@ -379,12 +350,13 @@ def factor_many(
     list of Factors
         In the order of `weights`.
     """
-    options = _options(
-        rank, ratio, energy, tolerance, None, above, method, sketch, oversample, power_iterations, seed,
-        dynamic_shift, max_rank, None, None, None, None, memory_limit, precision,
+    rule, value = _rule((rank, ratio, energy, tolerance, None, above))
+    options = _given(
+        method=method, sketch=sketch, oversample=oversample, power_iterations=power_iterations, seed=seed,
+        dynamic_shift=dynamic_shift or None, max_rank=max_rank, memory_limit=memory_limit, precision=precision,
     )  # fmt: skip
     borrowed = [borrow(w) for w in weights]
-    results = _core.factor_many([given for given, _ in borrowed], options)
+    results = _core.factor_many([given for given, _ in borrowed], rule, value, options)
     out: list[Any] = []
     for result, (_, like) in zip(results, borrowed):
         if isinstance(result, Exception):
@@ -436,8 +408,10 @@ def plan(
     RankError, OptionError, EmptyError, MemoryLimitError
         Those that `factor` raises for such a matrix.
     """
-    options = _options(
-        rank, ratio, energy, tolerance, None, above, method, sketch, oversample, power_iterations, 0, False, max_rank,
-        calibration, None, None, None, memory_limit, precision,
+    rule, value = _rule((rank, ratio, energy, tolerance, None, above))
+    options = _given(
+        method=method, sketch=sketch, oversample=oversample, power_iterations=power_iterations, max_rank=max_rank,
+        calibration=_statistics(calibration), memory_limit=memory_limit, precision=precision,
     )  # fmt: skip
-    return Plan(*_core.plan(tuple(shape), dtype, options))
+    m, n = shape
+    return Plan(*_core.plan((m, n), dtype, rule, value, options))

@@ -61,7 +61,7 @@ def _seed(random_state: Any) -> int:
     """Return the seed that scikit-learn's conventions mean by `random_state`."""
     if random_state is None or random_state is np.random:
         random_state = np.random.mtrand._rand
-    if isinstance(random_state, numbers.Integral) and random_state >= 0:
+    if isinstance(random_state, numbers.Integral) and int(random_state) >= 0:
         return int(random_state)
     if isinstance(random_state, np.random.RandomState):
         return int(random_state.randint(np.iinfo(np.int32).max))

@@ -270,6 +270,69 @@ pub unsafe extern "C" fn tensorslim_factors_truncate(
     guard(|| unsafe { make(out, cut) })
 }
 
+/// Takes the directions `first` .. `first + count` - 1 out of the factors, in their order: a part of the spectrum, such
+/// as the minor ones. The report is that of their product as an approximation of the matrix. The handle written to `out`
+/// is the caller's, to be freed by tensorslim_factors_free; it is NULL after a failure.
+///
+/// Errors: NULL_POINTER, RANK for no directions or some beyond the rank, OPTION for factors under output statistics,
+/// whose parts are not orthogonal.
+///
+/// # Safety
+/// `factors` is NULL or a handle; `out` is NULL or valid for a write.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tensorslim_factors_range(
+    factors: *const Factors,
+    first: usize,
+    count: usize,
+    out: *mut *mut Factors,
+) -> Status {
+    let cut = || {
+        let range = first..first.saturating_add(count);
+        // SAFETY: the handle is null or valid, as this function's caller promises.
+        Ok(Factors::new(match &unsafe { get(factors, "factors") }?.of {
+            Of::F32(f) => Of::F32(f.range(range)?),
+            Of::F64(f) => Of::F64(f.range(range)?),
+        }))
+    };
+    // SAFETY: `out` is null or valid for a write, as this function's caller promises.
+    guard(|| unsafe { make(out, cut) })
+}
+
+/// Computes W - U diag(s) Vᵀ, what the factors leave of the matrix `w`, rows × cols, in the arithmetic of the factors:
+/// `to` has the same shape, and is rounded to nearest in its element type. The two may not share memory.
+///
+/// Errors: NULL_POINTER, SHAPE, OVERLAP if they share memory, and those of a matrix: EMPTY, MISALIGNED, TOO_LARGE.
+///
+/// # Safety
+/// `factors` is NULL or a handle; `w` is NULL or a matrix whose elements are readable; `to` is NULL or a matrix whose
+/// elements are writable and used by this call alone.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tensorslim_factors_residual(
+    factors: *const Factors,
+    w: *const Matrix,
+    to: *const MatrixMut,
+) -> Status {
+    guard(|| {
+        // SAFETY: the handle and the descriptions of the matrices are null or valid, as this function's caller
+        // promises.
+        let (factors, w, to) = unsafe { (get(factors, "factors")?, get(w, "w")?, get(to, "to")?) };
+        // SAFETY: the elements of `w` are readable and nobody writes to them, as this function's caller promises; `to`
+        // is written after the last look at them, and a `to` that meets them is refused.
+        let (matrix, span) = unsafe { w.tensor("w.data") }?;
+        with_factors!(factors, f => {
+            check_target(to, f.u().nrows(), f.vt().ncols(), "tensorslim_factors_residual", "to")?;
+            if to.span("to")?.meets(&span) {
+                return Err(Failure::Shared("w"));
+            }
+            crate::dtype::with_dtype!(to.dtype()?, E => {
+                let residual = f.residual::<E>(&matrix)?;
+                // SAFETY: `to` has passed the check; its elements are writable and ours, as the caller promises.
+                unsafe { store(residual.as_slice(), to) }
+            })
+        })
+    })
+}
+
 /// Computes y = x Wᵀ through the factors of W: `x` is samples × cols, `y` is samples × rows, rounded to nearest in its
 /// element type.
 ///

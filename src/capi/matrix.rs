@@ -11,7 +11,6 @@ use std::ffi::c_void;
 
 use super::status::{Failure, decode};
 use crate::error::Error;
-use crate::simd::Scalar;
 use crate::tensor::{DType, Element, TensorMut, TensorRef};
 
 /// The element types of matrices. f16 is IEEE binary16, bf16 the upper half of a binary32; both are 16-bit words in C.
@@ -219,7 +218,7 @@ pub(super) fn check_target(
 /// # Safety
 /// [`check_target`] has passed for a matrix of `values.len()` elements. These are valid for writes, and nothing else
 /// reaches them during the call.
-pub(super) unsafe fn store<T: Scalar>(values: &[T], to: &MatrixMut) -> Result<(), Failure> {
+pub(super) unsafe fn store<T: Element>(values: &[T], to: &MatrixMut) -> Result<(), Failure> {
     crate::dtype::with_dtype!(to.dtype()?, E => {
         let first = to.data.cast::<E>();
         for (i, row) in values.chunks_exact(to.cols).enumerate() {
@@ -228,7 +227,7 @@ pub(super) unsafe fn store<T: Scalar>(values: &[T], to: &MatrixMut) -> Result<()
                 let at = start.wrapping_offset(j as isize * to.col_stride);
                 // SAFETY: (i, j) is inside of the shape, so `check_target` has found its address aligned and inside of
                 // the span; that it is valid for writes is the contract of this function.
-                unsafe { at.write(E::from_f64(value.to_f64())) };
+                unsafe { at.write(E::from_f64(Element::to_f64(value))) };
             }
         }
     });

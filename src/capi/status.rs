@@ -52,7 +52,7 @@ pub enum Status {
     Cancelled = 17,
     /// A device cannot be used, or failed.
     Device = 18,
-    /// A file cannot be read or written.
+    /// A file, or what a function of the caller reads, cannot be read or written.
     File = 19,
     /// Bytes do not have the format that they should have.
     Format = 20,

@@ -14,7 +14,7 @@ use crate::svd::{Device, TruncatedSvd};
 use crate::tensor::DType;
 
 /// The options of a factorization.
-pub struct Svd(TruncatedSvd);
+pub struct Svd(pub(super) TruncatedSvd);
 
 /// The rule for the rank k of a matrix A of m × n elements, and what its value means.
 #[repr(C)]
@@ -62,7 +62,7 @@ fn rank(rule: i32, value: f64) -> Result<Rank, Failure> {
 }
 
 /// Whether arithmetic in `code` is f64.
-fn is_double(code: i32) -> Result<bool, Failure> {
+pub(super) fn is_double(code: i32) -> Result<bool, Failure> {
     match dtype(code)? {
         DType::F32 => Ok(false),
         DType::F64 => Ok(true),
@@ -298,19 +298,51 @@ pub unsafe extern "C" fn tensorslim_workspace(
     })
 }
 
-/// What a progress function is called with. The pointer goes to the thread that computes, and comes back to no other
-/// code than the caller's function.
-struct Context(*mut c_void);
+/// What a function of the caller is called with. The pointer goes to the thread that computes or reads, and comes back
+/// to no other code than the caller's function.
+pub(super) struct Context(*mut c_void);
 
 impl Context {
-    fn get(&self) -> *mut c_void {
+    pub(super) fn new(context: *mut c_void) -> Self {
+        Context(context)
+    }
+
+    pub(super) fn get(&self) -> *mut c_void {
         self.0
     }
 }
 
 // SAFETY: this crate does not read through the pointer. It hands it to the caller's function, from one thread at a
-// time, and the documentation of `Progress` says that this may be another thread.
+// time, and the documentation of such functions says that this may be another thread.
+unsafe impl Send for Context {}
+// SAFETY: as for `Send`.
 unsafe impl Sync for Context {}
+
+/// Runs `work` with a watch that calls `progress`, if there is one, and cancels if that says so.
+///
+/// # Safety
+/// `progress` is null, or may be called with `context` on any thread, on one at a time.
+pub(super) unsafe fn with_watch(
+    progress: Progress,
+    context: *mut c_void,
+    work: impl FnOnce(&Watch<'_>) -> Result<Of, Error>,
+) -> Result<Of, Failure> {
+    let (cancel, context) = (Cancel::new(), Context(context));
+    let heard = |bytes: u64| {
+        // SAFETY: the contract of this function.
+        if progress.is_some_and(|progress| unsafe { progress(bytes, context.get()) } != 0) {
+            cancel.cancel();
+        }
+    };
+    let mut watch = Watch::new(cancel.clone());
+    if progress.is_some() {
+        watch = watch.on_read(&heard);
+    }
+    let of = work(&watch)?;
+    // Who said stop at the last product gets no factors, as at any other.
+    cancel.check()?;
+    Ok(of)
+}
 
 /// Factors the m × n matrix `a` as U diag(s) Vᵀ of rank k, in arithmetic `precision`: TENSORSLIM_DTYPE_F32 or _F64.
 /// The threads are those of one pool for the process, as many as RAYON_NUM_THREADS says or the machine has. `progress`
@@ -339,24 +371,14 @@ pub unsafe extern "C" fn tensorslim_factor(
         // SAFETY: `a` is null or valid, and its elements are readable during the call, as the caller promises.
         let (a, _) = unsafe { get(a, "a")?.tensor("a.data") }?;
         let double = is_double(precision)?;
-        let (cancel, context) = (Cancel::new(), Context(context));
-        let heard = |bytes: u64| {
-            // SAFETY: the function and its context are the caller's, who promises that they may be called so.
-            if progress.is_some_and(|progress| unsafe { progress(bytes, context.get()) } != 0) {
-                cancel.cancel();
-            }
+        // SAFETY: the function and its context are the caller's, who promises that they may be called so.
+        let of = unsafe {
+            with_watch(progress, context, |watch: &Watch<'_>| match double {
+                false => Ok(Of::F32(svd.factor_watched(a, watch)?)),
+                true => Ok(Of::F64(svd.factor_watched(a, watch)?)),
+            })
         };
-        let mut watch = Watch::new(cancel.clone());
-        if progress.is_some() {
-            watch = watch.on_read(&heard);
-        }
-        let of = match double {
-            false => Of::F32(svd.factor_watched(a, &watch)?),
-            true => Of::F64(svd.factor_watched(a, &watch)?),
-        };
-        // Who said stop at the last product gets no factors, as at any other.
-        cancel.check()?;
-        Ok(Factors::new(of))
+        Ok(Factors::new(of?))
     };
     // SAFETY: `out` is null or valid for a write, as this function's caller promises.
     guard(|| unsafe { make(out, factor) })

@@ -114,7 +114,8 @@ static void factors(void)
     struct tensorslim_report report;
     size_t bytes, count, i, j;
     uint64_t heard = 0;
-    double spectrum[N];
+    static double rest[M * N];
+    double spectrum[N], part[2];
     struct { struct tensorslim_report known; char later[8]; } larger;
 
     fill(w, M, N, 1e-9);
@@ -172,6 +173,41 @@ static void factors(void)
     CHECK(tensorslim_factors_report(cut, &report, sizeof report) == OK && report.rank == 1);
     CHECK(report.relative_error > 0.1);
     tensorslim_factors_free(cut);
+
+    CHECK(tensorslim_factors_range(f, 1, 2, &cut) == OK);
+    CHECK(tensorslim_factors_report(cut, &report, sizeof report) == OK && report.rank == 2);
+    to = out(part, 2, 1, F64);
+    CHECK(tensorslim_factors_get(cut, TENSORSLIM_PART_S, &to) == OK && part[0] == s[1] && part[1] == s[2]);
+    to = out(rest, M, N, F64);
+    CHECK(tensorslim_factors_residual(cut, &a, &to) == OK);
+    tensorslim_factors_free(cut);
+    for (i = 0; i < M; i++)
+        for (j = 0; j < N; j++)
+            CHECK(fabs(rest[i * N + j] - u[i * K] * s[0] * vt[j]) < 1e-7);
+    FAILS(RANK, tensorslim_factors_range(f, 1, K, &cut));
+    CHECK(cut == NULL);
+    FAILS(RANK, tensorslim_factors_range(f, 1, 0, &cut));
+    FAILS(RANK, tensorslim_factors_range(f, 1, SIZE_MAX, &cut));
+    FAILS(NULL_POINTER, tensorslim_factors_range(NULL, 0, 1, &cut));
+    FAILS(NULL_POINTER, tensorslim_factors_residual(f, &a, NULL));
+    FAILS(NULL_POINTER, tensorslim_factors_residual(f, NULL, &to));
+    FAILS(NULL_POINTER, tensorslim_factors_residual(NULL, &a, &to));
+    to.rows = M - 1;
+    FAILS(SHAPE, tensorslim_factors_residual(f, &a, &to));
+    to = out(w, M, N, F64);
+    FAILS(OVERLAP, tensorslim_factors_residual(f, &a, &to));
+    flipped.rows = N;
+    flipped.cols = flipped.row_stride = M;
+    to = out(rest, M, N, F64);
+    FAILS(SHAPE, tensorslim_factors_residual(f, &flipped, &to));
+    flipped = a;
+    {
+        float single[M * N];
+        to = out(single, M, N, F32);
+        CHECK(tensorslim_factors_residual(f, &a, &to) == OK);
+        for (i = 0; i < M * N; i++)
+            CHECK(fabs(single[i]) < 1e-7);
+    }
 
     /* Failures of what factors give. */
     FAILS(RANK, tensorslim_factors_truncate(f, K + 1, &cut));
@@ -325,6 +361,127 @@ static void options(void)
     FAILS(NOT_FINITE, tensorslim_factor(svd, &a, F64, NULL, NULL, &f));
     CHECK(strstr(tensorslim_last_error(), "(1, 1)"));
     tensorslim_svd_free(svd);
+}
+
+/* A matrix that is read line by line, and how often. */
+struct lines {
+    const double *w;
+    size_t width, calls, fails_at;
+};
+
+static int32_t read_lines(size_t first, size_t count, void *to, void *context)
+{
+    struct lines *lines = context;
+    CHECK((uintptr_t)to % sizeof *lines->w == 0);
+    if (++lines->calls == lines->fails_at)
+        return 7;
+    memcpy(to, lines->w + first * lines->width, count * lines->width * sizeof *lines->w);
+    return 0;
+}
+
+static void rows(void)
+{
+    static double w[M * N], by_columns[M * N], s[2 * K];
+    struct lines lines = {w, N, 0, 0};
+    struct tensorslim_source source = {read_lines, &lines, M, N, F64, 0};
+    struct tensorslim_matrix_mut to;
+    struct tensorslim_report report;
+    struct tensorslim_svd *svd;
+    struct tensorslim_factors *f;
+    uint64_t heard = 0;
+    size_t i, j;
+
+    fill(w, M, N, 1e-9);
+    for (i = 0; i < M; i++)
+        for (j = 0; j < N; j++)
+            by_columns[j * M + i] = w[i * N + j];
+    CHECK(tensorslim_svd_new(TENSORSLIM_RANK_FIXED, K, &svd) == OK);
+    CHECK(tensorslim_factor_rows(svd, &source, F64, go_on, &heard, &f) == OK);
+    CHECK(heard >= sizeof w && lines.calls > 0);
+    CHECK(tensorslim_factors_report(f, &report, sizeof report) == OK);
+    CHECK(report.rows == M && report.cols == N && report.relative_error < 1e-8 && report.passes > 0);
+    to = out(s, K, 1, F64);
+    CHECK(tensorslim_factors_get(f, TENSORSLIM_PART_S, &to) == OK);
+    tensorslim_factors_free(f);
+    lines.w = by_columns;
+    lines.width = M;
+    source.by_columns = 1;
+    CHECK(tensorslim_factor_rows(svd, &source, F64, NULL, NULL, &f) == OK);
+    to = out(s + K, K, 1, F64);
+    CHECK(tensorslim_factors_get(f, TENSORSLIM_PART_S, &to) == OK);
+    tensorslim_factors_free(f);
+    for (i = 0; i < K; i++)
+        CHECK(fabs(s[i] - s[K + i]) < 1e-12 * s[0]);
+
+    lines.fails_at = lines.calls + 1;
+    FAILS(FILE, tensorslim_factor_rows(svd, &source, F64, NULL, NULL, &f));
+    CHECK(f == NULL && strstr(tensorslim_last_error(), "returned 7"));
+    FAILS(CANCELLED, tensorslim_factor_rows(svd, &source, F64, stop, &heard, &f));
+    FAILS(OPTION, tensorslim_factor_rows(svd, &source, TENSORSLIM_DTYPE_F16, NULL, NULL, &f));
+    FAILS(NULL_POINTER, tensorslim_factor_rows(svd, NULL, F64, NULL, NULL, &f));
+    FAILS(NULL_POINTER, tensorslim_factor_rows(NULL, &source, F64, NULL, NULL, &f));
+    FAILS(NULL_POINTER, tensorslim_factor_rows(svd, &source, F64, NULL, NULL, NULL));
+    source.dtype = 4;
+    FAILS(OPTION, tensorslim_factor_rows(svd, &source, F64, NULL, NULL, &f));
+    source.dtype = F64;
+    source.rows = 0;
+    FAILS(EMPTY, tensorslim_factor_rows(svd, &source, F64, NULL, NULL, &f));
+    source.rows = SIZE_MAX / 2;
+    FAILS(TOO_LARGE, tensorslim_factor_rows(svd, &source, F64, NULL, NULL, &f));
+    source.rows = M;
+    source.read = NULL;
+    FAILS(NULL_POINTER, tensorslim_factor_rows(svd, &source, F64, NULL, NULL, &f));
+    tensorslim_svd_free(svd);
+}
+
+static void budgets(void)
+{
+    /* One number costs M + N + 1; the first layer loses most by far. */
+    static const double large[4] = {100, 90, 80, 70}, small[4] = {4, 3, 2, 1};
+    struct tensorslim_layer layers[2] = {
+        {M, N, large, NULL, 4, 100 * 100 + 90 * 90 + 80 * 80 + 70 * 70, 1, 0, 0, F32, 0},
+        {M, N, small, NULL, 4, 16 + 9 + 4 + 1, 1, 0, 0, F32, 0}};
+    struct tensorslim_allocation found;
+    size_t ranks[2];
+    const uint64_t one = M + N + 1;
+
+    CHECK(tensorslim_allocate(layers, 2, 5 * one, TENSORSLIM_COST_PARAMETERS, 1, TENSORSLIM_SHARING_LEAST_LOSS, ranks,
+                              &found) == OK);
+    CHECK(ranks[0] == 4 && ranks[1] == 1 && found.total == 5 * one);
+    CHECK(fabs(found.loss - 14) < 1e-9 && fabs(found.bound - 14) < 1e-9);
+    CHECK(tensorslim_allocate(layers, 2, 4 * one, TENSORSLIM_COST_PARAMETERS, 1, TENSORSLIM_SHARING_ALIKE, ranks,
+                              NULL) == OK);
+    CHECK(ranks[0] == 2 && ranks[1] == 2);
+    layers[0].most = 2;
+    CHECK(tensorslim_allocate(layers, 2, 5 * 4 * one, TENSORSLIM_COST_BYTES, 1, TENSORSLIM_SHARING_LEAST_LOSS, ranks,
+                              NULL) == OK);
+    CHECK(ranks[0] == 2 && ranks[1] == 3);
+    layers[1].keep = 1;
+    CHECK(tensorslim_allocate(layers, 2, M * N + one, TENSORSLIM_COST_PARAMETERS, 1, TENSORSLIM_SHARING_LEAST_LOSS,
+                              ranks, &found) == OK);
+    CHECK(ranks[0] == 1 && ranks[1] == 0 && found.total == M * N + one);
+    layers[1].keep = 0;
+    layers[1].savings = layers[1].spectrum;
+    layers[1].spectrum = NULL;
+    CHECK(tensorslim_allocate(layers, 2, 4 * one, TENSORSLIM_COST_PARAMETERS, 1, TENSORSLIM_SHARING_LEAST_LOSS, ranks,
+                              &found) == OK);
+    CHECK(ranks[0] == 2 && ranks[1] == 2);
+
+    FAILS(OPTION, tensorslim_allocate(layers, 2, one, 0, 1, 0, ranks, &found));
+    FAILS(OPTION, tensorslim_allocate(layers, 2, 4 * one, 3, 1, 0, ranks, &found));
+    FAILS(OPTION, tensorslim_allocate(layers, 2, 4 * one, 0, 1, 2, ranks, &found));
+    FAILS(OPTION, tensorslim_allocate(layers, 2, 4 * one, 0, 0, 0, ranks, &found));
+    FAILS(EMPTY, tensorslim_allocate(layers, 0, 4 * one, 0, 1, 0, ranks, &found));
+    FAILS(NULL_POINTER, tensorslim_allocate(NULL, 2, 4 * one, 0, 1, 0, ranks, &found));
+    FAILS(NULL_POINTER, tensorslim_allocate(layers, 2, 4 * one, 0, 1, 0, NULL, &found));
+    layers[1].savings = NULL;
+    FAILS(NULL_POINTER, tensorslim_allocate(layers, 2, 4 * one, 0, 1, 0, ranks, &found));
+    layers[1].spectrum = small;
+    layers[1].dtype = -1;
+    FAILS(OPTION, tensorslim_allocate(layers, 2, 4 * one, 0, 1, 0, ranks, &found));
+    layers[1].dtype = F32;
+    layers[1].weight = NAN;
+    FAILS(OPTION, tensorslim_allocate(layers, 2, 4 * one, 0, 1, 0, ranks, &found));
 }
 
 static void calibration(void)
@@ -550,11 +707,13 @@ int main(void)
     CHECK(strlen(tensorslim_version()) >= 5);
     factors();
     options();
+    rows();
+    budgets();
     calibration();
     transforms();
-    /* There are no axes to merge and no files here; nothing is known that does not converge; a panic would be a bug. */
-    unreachable = 1u << TENSORSLIM_STATUS_LAYOUT | 1u << TENSORSLIM_STATUS_FILE |
-                  1u << TENSORSLIM_STATUS_NO_CONVERGENCE | 1u << TENSORSLIM_STATUS_INTERNAL;
+    /* There are no axes to merge here; nothing is known that does not converge; a panic would be a bug. */
+    unreachable = 1u << TENSORSLIM_STATUS_LAYOUT | 1u << TENSORSLIM_STATUS_NO_CONVERGENCE |
+                  1u << TENSORSLIM_STATUS_INTERNAL;
     for (kind = 1; kind <= TENSORSLIM_STATUS_BUFFER; kind++)
         CHECK((reached | unreachable) >> kind & 1);
     printf("version %s, all well\n", tensorslim_version());

@@ -186,7 +186,7 @@ def collect(
     parameter = next(model.parameters(), None)
     device = "cpu" if parameter is None else parameter.device
     generator = torch.Generator().manual_seed(seed)
-    metric = output_metric or main_output
+    metric: Callable[..., torch.Tensor] = output_metric or main_output
     takes_batch = len(inspect.signature(metric).parameters) > 1
     hooks = [layer.register_forward_hook(see(name)) for name, layer in chosen.items()]
     frozen = [layer.weight for layer in chosen.values() if not layer.weight.requires_grad] if output_gradients else []

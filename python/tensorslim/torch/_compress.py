@@ -107,7 +107,7 @@ def _statistics(model: nn.Module, layers: Mapping[str, nn.Module], calibration: 
     return collect(model, layers, calibration, output_gradients=gradients, cotangents=2, output_metric=output_metric)
 
 
-def _weights(statistics: Collected, name: str) -> dict[str, Calibration]:
+def _weights(statistics: Collected, name: str) -> dict[str, Any]:
     """Return what weights the error of a layer: the options of `factor`."""
     weights = {
         "calibration": statistics.inputs.get(name),
@@ -244,7 +244,7 @@ def _compress_layer(
     name: str,
     layer: nn.Module,
     made: Union[None, Factors, dict[str, Any]],
-    weights: dict[str, Calibration],
+    weights: dict[str, Any],
     threshold: Optional[float],
     options: dict[str, Any],
     report: CompressionReport,

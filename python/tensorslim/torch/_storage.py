@@ -66,7 +66,7 @@ def save_slim(model: nn.Module, path: Path) -> None:
     from safetensors.torch import save_file
 
     path = os.fspath(path)
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     if not path.endswith(".safetensors"):
         os.makedirs(path, exist_ok=True)
         if hasattr(config, "save_pretrained"):
