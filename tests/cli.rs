@@ -1621,3 +1621,237 @@ fn a_calibrated_weight_larger_than_the_limit() {
     );
     refused(1, &[&args[..], &["--memory-limit", "64M", "--blend", "auto"]].concat(), &["w.npy", "--blend auto"]);
 }
+
+// ---------------------------------------------------------------- parts, residuals, archives, folders
+
+/// A made matrix of full rank with a spectrum that falls.
+fn waves(m: usize, n: usize) -> Vec<u8> {
+    f32_npy(m, n, |i, j| ((i * 37 + j * 101 + i * j) as f32 * 0.71).sin() / (1 + i + j) as f32)
+}
+
+#[test]
+fn parts_of_a_spectrum_are_those_of_all_of_it() {
+    let dir = Dir::new("parts");
+    let w = dir.file("w.npy", &waves(40, 24));
+    let (all, part) = (dir.path("all"), dir.path("part"));
+    let out = |rule: &[&str], out: &str| report(&[&["factor", &w, "--precision", "f64", "--out", out], rule].concat());
+    out(&["--rank", "24", "--method", "full"], &all);
+    let (_, whole, _) = factors(&all);
+    for (rule, range) in [
+        (&["--part", "3..8"][..], 3..8),
+        (&["--part", "smallest", "--rank", "5"][..], 19..24),
+        (&["--part", "0..1"][..], 0..1),
+    ] {
+        let found = out(&[rule, &["--overwrite"]].concat(), &part);
+        let (u, s, vt) = factors(&part);
+        assert_eq!((&found["rank"], s.len()), (&Value::from(range.len()), range.len()), "{rule:?}");
+        for (got, want) in s.iter().zip(&whole[range]) {
+            near(*got, *want, 1e-9 * whole[0]);
+        }
+        assert!(departure(&u) < 1e-12 && departure(&vt.transpose().to_owned()) < 1e-12);
+        near(number(&found, "/relative_error"), error_of(&matrix(&w), &part), 1e-6);
+    }
+    for rule in [&["--part", "smallest"][..], &["--part", "2..4", "--rank", "3"]] {
+        refused(1, &[&["factor", &w], rule].concat(), &["--part"]);
+    }
+    refused(1, &["factor", &w, "--part", "20..30"], &["30", "24"]);
+    for bad in ["4..4", "8..3", "largest", "1..", "-1..3"] {
+        refused(2, &["factor", &w, &format!("--part={bad}")], &["--part", "16..32"]);
+    }
+    refused(1, &["factor", &w, "--part", "smallest", "--rank", "2", "--method", "gram"], &["gram", "full"]);
+    refused(2, &["factor", &w], &["--rank"]);
+}
+
+#[test]
+fn the_numerical_rank_is_found() {
+    let dir = Dir::new("numerical");
+    let w = dir.file("w.npy", &f32_npy(60, 30, |i, j| (i as f32 * 0.3 + j as f32 * 0.7).sin()));
+    let found = report(&["factor", &w, "--numerical"]);
+    assert_eq!((&found["rank"], &found["method"]), (&Value::from(2), &Value::from("full")));
+    refused(2, &["factor", &w, "--numerical", "--rank", "2"], &["--numerical", "--rank"]);
+}
+
+#[test]
+fn a_residual_is_what_the_factors_leave() {
+    let dir = Dir::new("residual");
+    let (w, out, left) = (dir.file("w.npy", &waves(40, 24)), dir.path("out"), dir.path("left.npy"));
+    let with = ["factor", &w, "--rank", "4", "--residual", &left];
+    let found = report(&[&with[..], &["--out", &out]].concat());
+    let (u, s, vt) = factors(&out);
+    let scaled = Mat::from_fn(40, 4, |i, j| u[(i, j)] * s[j]);
+    let (a, rest) = (matrix(&w), matrix(&left));
+    assert!((&a - &scaled * &vt - &rest).norm_max() < 1e-6);
+    near(rest.norm_l2() / a.norm_l2(), number(&found, "/relative_error"), 1e-5);
+    // A file that is there is somebody's.
+    refused(1, &with, &["left.npy", "--overwrite"]);
+    succeeds(&[&with[..], &["--overwrite"]].concat());
+    refused(1, &["factor", &w, "--rank", "4", "--residual", &w, "--overwrite"], &["w.npy", "is the input"]);
+    refused(2, &[&with[..], &["--minus", &w]].concat(), &["--residual", "--minus"]);
+    // The shape and the element type are those of the weight.
+    let halves: Vec<u8> =
+        (0..3 * 4 * 5 * 7).flat_map(|i| half::f16::from_f32((i as f32).sin()).to_le_bytes()).collect();
+    let conv = dir.file("conv.npy", &npy("<f2", "False", "(3, 4, 5, 7)", &halves));
+    let left = dir.path("conv_left.npy");
+    let found = report(&["factor", &conv, "--rank", "2", "--rows-axes", "3", "--residual", &left]);
+    assert_eq!(found["shape"], serde_json::json!([60, 7]));
+    let (descr, shape, _) = read_npy(&left);
+    assert_eq!((descr.as_str(), shape), ("<f2", vec![3, 4, 5, 7]));
+    // In less memory than the weight takes there is no residual.
+    let large = dir.file("large.npy", &waves(3000, 1000));
+    let limited = ["factor", &large, "--rank", "4", "--memory-limit", "40M"];
+    succeeds(&limited);
+    refused(1, &[&limited[..], &["--residual", &dir.path("no.npy")]].concat(), &["--residual", "whole"]);
+}
+
+#[test]
+fn axes_become_rows_as_they_are_told() {
+    let dir = Dir::new("axes");
+    let data = f32_bytes(6, 35, |i, j| ((i * 35 + j) as f32 * 0.37).sin());
+    let flat = dir.file("flat.npy", &npy("<f4", "False", "(30, 7)", &data));
+    let tensor = dir.file("tensor.npy", &npy("<f4", "False", "(2, 3, 5, 7)", &data));
+    let want = report(&["factor", &flat, "--rank", "2"]);
+    for more in [&[][..], &["--method", "single-pass"]] {
+        let want = report(&[&["factor", &flat, "--rank", "2"], more].concat());
+        let found = report(&[&["factor", &tensor, "--rows-axes", "3", "--rank", "2"], more].concat());
+        assert_eq!((&found["shape"], &found["relative_error"]), (&want["shape"], &want["relative_error"]));
+    }
+    let read = report(&["factor", &tensor, "--rows-axes", "3", "--rank", "2", "--minus", &tensor]);
+    assert_eq!(read["shape"], want["shape"]);
+    refused(1, &["factor", &tensor, "--rows-axes", "4", "--rank", "2"], &["4 axes", "--rows-axes 4"]);
+    refused(2, &["factor", &tensor, "--rows-axes", "0", "--rank", "2"], &["--rows-axes"]);
+}
+
+#[test]
+fn factors_go_into_one_archive() {
+    let dir = Dir::new("archive");
+    let (w, out, files) = (dir.file("w.npy", &waves(40, 24)), dir.path("deep/er/f.npz"), dir.path("files"));
+    let factor = ["factor", &w, "--rank", "4", "--dtype", "f64"];
+    let found = report(&[&factor[..], &["--out", &out]].concat());
+    succeeds(&[&factor[..], &["--out", &files]].concat());
+    assert_eq!(found["written"]["files"], serde_json::json!(["u", "s", "vt", "report"]));
+    let mut archive = tensorslim::npz::Archive::open(&out).unwrap();
+    for name in ["u", "s", "vt"] {
+        let bytes = fs::read(format!("{files}/{name}.npy")).unwrap();
+        let array = archive.read(name, None).unwrap();
+        assert!(bytes.ends_with(array.bytes()), "{name}");
+    }
+    let text: Value = serde_json::from_str(&archive.read_text("report").unwrap()).unwrap();
+    assert_eq!((&text["rank"], &text["relative_error"]), (&found["rank"], &found["relative_error"]));
+    // Our own is replaced, by every form; what is not ours is not.
+    for (form, names) in
+        [("split", vec!["up", "down", "report"]), ("pivot", vec!["rows", "coefficients", "pivots", "report"])]
+    {
+        succeeds(&[&factor[..], &["--out", &out, "--form", form]].concat());
+        assert_eq!(tensorslim::npz::Archive::open(&out).unwrap().names().collect::<Vec<_>>(), names);
+    }
+    let other = dir.file("other.npz", b"something else");
+    refused(1, &[&factor[..], &["--out", &other]].concat(), &["other.npz", "--overwrite"]);
+    succeeds(&[&factor[..], &["--out", &other, "--overwrite"]].concat());
+    refused(1, &[&factor[..], &["--out", &dir.path("w.npy/f.npz")]].concat(), &["w.npy"]);
+}
+
+#[test]
+fn members_of_an_archive_are_weights() {
+    let dir = Dir::new("members");
+    let archive = dir.path("model.npz");
+    let matrix = |m, n| tensorslim::Matrix::<f32>::from_fn(m, n, |i, j| ((i * 7 + j * i) as f32 * 0.3).sin());
+    let mut writer = tensorslim::npz::Writer::create(&archive).unwrap();
+    for (name, m, n) in [("layer.0/up", 40, 24), ("layer.1/up", 24, 40), ("../escape", 20, 20)] {
+        writer.matrix(name, &matrix(m, n), tensorslim::DType::F32).unwrap();
+    }
+    writer.array("bias", &[24], &[0f32; 24], tensorslim::DType::F32).unwrap();
+    writer.finish().unwrap();
+    let plain = dir.path("up.npy");
+    tensorslim::npy::write_matrix(&plain, &matrix(40, 24), tensorslim::DType::F32).unwrap();
+    let member = format!("{archive}/layer.0/up");
+    for more in [
+        &["--rank", "3"][..],
+        &["--tolerance", "0.1"],
+        &["--rank", "3", "--method", "single-pass", "--memory-limit", "30M"],
+    ] {
+        let (want, found) =
+            (report(&[&["factor", &plain], more].concat()), report(&[&["factor", &member], more].concat()));
+        assert_eq!((&found["relative_error"], &found["rank"]), (&want["relative_error"], &want["rank"]), "{more:?}");
+    }
+    let nothing = report(&["factor", &plain, "--minus", &member, "--numerical"]);
+    assert_eq!(number(&nothing, "/norm"), 0.0);
+    refused(1, &["factor", &format!("{archive}/layer.7"), "--rank", "2"], &["layer.7", "is not in the archive"]);
+    refused(1, &["factor", &archive, "--rank", "2"], &["model.npz"]);
+    refused(1, &["factor", &member, "--rank", "2", "--out", &archive, "--overwrite"], &["model.npz", "is the input"]);
+    // All of them by a batch, each in a directory of its own inside of the output.
+    let out = dir.path("out");
+    assert_eq!(run(&["batch", &archive, "--rank", "3", "--out", &out]).code, Some(0));
+    let manifest: Value = serde_json::from_slice(&fs::read(format!("{out}/manifest.json")).unwrap()).unwrap();
+    let done: Vec<_> = manifest["tensors"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|t| (t["name"].as_str().unwrap(), t["status"].as_str().unwrap()))
+        .collect();
+    let want = [
+        ("model/../escape", "done"),
+        ("model/bias", "kept"),
+        ("model/layer.0/up", "done"),
+        ("model/layer.1/up", "done"),
+    ];
+    assert_eq!(done, want);
+    assert!(Path::new(&format!("{out}/model%2Flayer.0%2Fup/u.npy")).is_file());
+}
+
+#[test]
+fn a_batch_factors_the_updates_of_a_model() {
+    let dir = Dir::new("updates");
+    for folder in ["base/block", "tuned/block"] {
+        fs::create_dir_all(dir.path(folder)).unwrap();
+    }
+    for (name, m, n) in [("block/up", 40, 24), ("block/down", 24, 40), ("head", 30, 30), ("new", 16, 16)] {
+        let base = |i: usize, j: usize| ((i * 7 + j * 3) as f32).sin();
+        let tuned = |i: usize, j: usize| base(i, j) + 0.5 * (i as f32 * 0.2).cos() * (j as f32 * 0.3).sin();
+        dir.file(&format!("tuned/{name}.npy"), &f32_npy(m, n, tuned));
+        match name {
+            "new" => {}
+            "head" => _ = dir.file("base/head.npy", &f32_npy(30, 31, base)),
+            _ => _ = dir.file(&format!("base/{name}.npy"), &f32_npy(m, n, base)),
+        }
+    }
+    let (tuned, base, out) = (dir.path("tuned"), dir.path("base"), dir.path("out"));
+    let batch = ["batch", &tuned, "--minus", &base, "--rank", "1", "--out", &out];
+    let ran = run(&batch);
+    assert_eq!(ran.code, Some(1), "{}", ran.err);
+    assert!(
+        ran.err.contains("head.npy: is 30 × 31, and head is 30 × 30") && ran.err.contains("base/new.npy"),
+        "{}",
+        ran.err
+    );
+    for name in ["block%2Fup", "block%2Fdown"] {
+        let report: Value = serde_json::from_slice(&fs::read(format!("{out}/{name}/report.json")).unwrap()).unwrap();
+        assert!(number(&report, "/relative_error") < 1e-5, "{report}");
+    }
+    // The base belongs to the batch: another one is another batch, and one that changed is done again.
+    refused(1, &["batch", &tuned, "--rank", "1", "--out", &out, "--resume"], &["minus was", "null"]);
+    dir.file("base/head.npy", &f32_npy(30, 30, |i, j| ((i * 7 + j * 3) as f32).sin()));
+    let ran = run(&[&batch[..], &["--resume"]].concat());
+    let complaints: Vec<_> = ran.err.lines().filter(|line| line.starts_with("tensorslim: ")).collect();
+    assert!(complaints.len() == 2 && complaints[0].contains("base/new.npy"), "{}", ran.err);
+    // One budget for all updates reads each difference twice.
+    let out = dir.path("budget");
+    let only = ["batch", &tuned, "--minus", &base, "--only", "block/*", "--budget", "5", "--out", &out];
+    let ran = run(&[&only[..], &["--json"]].concat());
+    let summary: Value = serde_json::from_str(&ran.out).unwrap();
+    assert_eq!((ran.code, &summary["done"]), (Some(0), &Value::from(2)), "{summary}");
+    // The base is an input, which is not lost.
+    refused(1, &["batch", &tuned, "--minus", &base, "--rank", "1", "--out", &tuned], &["is the output directory"]);
+}
+
+#[test]
+fn the_output_calibration_is_trusted_as_told() {
+    let dir = Dir::new("outputblend");
+    let (w, g) = (dir.file("w.npy", &waves(20, 30)), dir.file("g.npy", &waves(50, 20)));
+    let factor = ["factor", &w, "--rank", "3", "--precision", "f64", "--output-calibration", &g];
+    let error = |more: &[&str]| number(&report(&[&factor[..], more].concat()), "/relative_error");
+    let plain = number(&report(&["factor", &w, "--rank", "3", "--precision", "f64"]), "/relative_error");
+    near(error(&["--output-blend", "0"]), plain, 1e-9);
+    assert!(error(&["--output-blend", "1"]) == error(&[]) && error(&[]) > 1.001 * plain);
+    refused(2, &["factor", &w, "--rank", "3", "--output-blend", "0.5"], &["--output-calibration"]);
+    refused(2, &[&factor[..], &["--output-blend", "1.5"]].concat(), &["--output-blend", "0 to 1"]);
+}

@@ -62,7 +62,7 @@ pub(crate) struct FactorArgs {
 
     /// Keep another part of the spectrum: the smallest of as many as --rank or --ratio say, or numbers A to B - 1 from the
     /// largest on, which are counted from 0 and are the rank themselves
-    #[arg(long, value_name = "smallest|A..B", value_parser = part, required_unless_present_any = RULES)]
+    #[arg(long, value_name = "smallest|A..B", value_parser = part)]
     pub(crate) part: Option<Part>,
 
     /// Keep at most K, whatever --energy, --tolerance or --above ask for
@@ -485,15 +485,15 @@ pub(crate) struct BenchArgs {
     pub(crate) bf16: bool,
 }
 
-/// The options that say how much to keep.
-const RULES: [&str; 7] = ["rank", "ratio", "energy", "tolerance", "quality", "above", "numerical"];
+/// The options beside `--rank` that say how much to keep.
+const OTHER_RULES: [&str; 7] = ["ratio", "energy", "tolerance", "quality", "above", "numerical", "part"];
 
 /// How much to keep.
 #[derive(Args)]
 #[group(multiple = false)]
 pub(crate) struct RankArgs {
     /// Keep K singular values
-    #[arg(long, value_name = "K", allow_negative_numbers = true, value_parser = positive_rank)]
+    #[arg(long, value_name = "K", allow_negative_numbers = true, required_unless_present_any = OTHER_RULES, value_parser = positive_rank)]
     rank: Option<usize>,
 
     /// Keep as many as make the factors at least R times smaller than the weight
