@@ -247,6 +247,10 @@ impl Description {
             (Elements::OtherFloats, None) if self.size == Some(1) => {
                 Err(format!("holds {what}, which is not read; save the array as a wider type, e.g. a.astype('f4')"))
             }
+            (_, None) if name.trim_start_matches(['<', '>', '=']).starts_with('c') => Err(format!(
+                "holds complex elements ('{name}'), and factors are real; save the real and the imaginary part by \
+                 themselves, e.g. a.real.astype('f4')"
+            )),
             (elements, None) => {
                 let bits = if elements == Elements::Integers(2) {
                     "; if they are bits of bfloat16, say so when it is opened"

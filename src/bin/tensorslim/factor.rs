@@ -242,7 +242,7 @@ fn factor<T: Scalar>(args: &FactorArgs, ranks: &Ranks) -> Result<(), Failure> {
     }
     let pivoted = if args.form == Form::Pivot { Some(factors.pivot().map_err(about(path))?) } else { None };
     if let Some(p) = &pivoted {
-        notes.push(format!("pivoted form: {} numbers, off by {:.1e} of the factors", p.params(), p.error()));
+        notes.push(format!("pivoted form: {} numbers, off by {:.1e} of the factors", p.params(), p.error().abs()));
     }
     let std_dev = match r.error_kind {
         ErrorKind::Estimate { std_dev, .. } => Some(std_dev),
@@ -264,6 +264,11 @@ fn factor<T: Scalar>(args: &FactorArgs, ranks: &Ranks) -> Result<(), Failure> {
         version: env!("CARGO_PKG_VERSION"),
         file: path.display().to_string(),
         minus: args.minus.as_ref().map(|base| base.display().to_string()),
+        residual: args.residual.as_ref().map(|left| left.display().to_string()),
+        part: args.part.map(|part| match part {
+            Part::Smallest => "the smallest".to_owned(),
+            Part::Range(start, end) => format!("numbers {start} to {}", end - 1),
+        }),
         tensor_shape,
         shape,
         dtype: r.dtype.to_string(),
@@ -299,6 +304,7 @@ fn factor<T: Scalar>(args: &FactorArgs, ranks: &Ranks) -> Result<(), Failure> {
             blends,
             output_files: args.output_calibration.iter().map(|path| path.display().to_string()).collect(),
             output_samples: a.output_samples,
+            output_blend: args.output_blend,
             relative_error: a.relative_error,
             cosine: a.cosine(),
         }),

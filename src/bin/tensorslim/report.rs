@@ -20,6 +20,12 @@ pub(crate) struct Report {
     /// The file that was subtracted from it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) minus: Option<String>,
+    /// The file of what the factors leave of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) residual: Option<String>,
+    /// The part of the spectrum, where that is not the largest values.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) part: Option<String>,
     /// The shape in the file; `shape` is that of the matrix that was factored.
     pub(crate) tensor_shape: Vec<usize>,
     pub(crate) shape: [usize; 2],
@@ -92,6 +98,9 @@ pub(crate) struct Calibrated {
     pub(crate) output_files: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) output_samples: Option<u64>,
+    /// How much the output statistics were trusted, where that was said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) output_blend: Option<f64>,
     /// The relative error on the calibration samples, or in the norm of both statistics.
     pub(crate) relative_error: f64,
     pub(crate) cosine: f64,
@@ -134,7 +143,8 @@ impl Report {
             let _ = write!(shape, " (from {})", times(&self.tensor_shape));
         }
         rows.push(("shape", shape));
-        rows.push(("rank", format!("{} of {}", self.rank, self.shape[0].min(self.shape[1]))));
+        let part = self.part.as_ref().map_or(String::new(), |part| format!(", {part}"));
+        rows.push(("rank", format!("{} of {}{part}", self.rank, self.shape[0].min(self.shape[1]))));
         rows.push(("method", format!("{} ({})", self.method, self.reason)));
         if let Some(sketch) = &self.sketch {
             let (p, q) = (self.oversample, self.power_iterations);
@@ -158,9 +168,12 @@ impl Report {
             }
             if let Some(samples) = c.output_samples {
                 let samples = count(samples as usize, "sample");
-                rows.push(("outputs weighted", format!("{}, {samples}", c.output_files.join(", "))));
+                let blend = c.output_blend.map_or(String::new(), |blend| format!(", blend {blend}"));
+                rows.push(("outputs weighted", format!("{}, {samples}{blend}", c.output_files.join(", "))));
             }
-            rows.push(("  output error", digits(c.relative_error)));
+            // With statistics of outputs the error is that of another norm than that of --evaluate.
+            let error = if c.output_samples.is_some() { "  weighted error" } else { "  output error" };
+            rows.push((error, digits(c.relative_error)));
         }
         if let Some(a) = &self.activation {
             rows.push(("evaluated on", format!("{}, {}", a.file, count(a.samples, "sample"))));
@@ -179,8 +192,10 @@ impl Report {
             rows.push(("  score", format!("{:.4}", a.score)));
         }
         if let Some(w) = &self.written {
-            rows.push(("written", format!("{}: {} ({}), report.json", w.dir, w.files.join(", "), w.dtype)));
+            let report = if w.files.contains(&"report") { "" } else { ", report.json" };
+            rows.push(("written", format!("{}: {} ({}){report}", w.dir, w.files.join(", "), w.dtype)));
         }
+        rows.extend(self.residual.iter().map(|left| ("residual", left.clone())));
         rows.extend(self.notes.iter().map(|n| ("note", n.clone())));
         table(&rows)
     }
