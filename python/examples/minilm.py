@@ -121,6 +121,7 @@ def main():
         kinds = {
             "plain": {"ratio": ratio},
             "calibrated": {"ratio": ratio, "calibration": one},
+            "calibrated, scalar budget": {"budget": 1 / ratio, "calibration": both, "output_weights": "scalar"},
             "two-sided": {"ratio": ratio, "calibration": both},
             "two-sided, budget": {"budget": 1 / ratio, "calibration": both},
         }

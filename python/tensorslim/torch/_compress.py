@@ -116,6 +116,15 @@ def _weights(statistics: Collected, name: str) -> dict[str, Any]:
     return {option: c for option, c in weights.items() if c is not None and c.samples > 0}
 
 
+def _scales(statistics: Collected) -> dict[str, float]:
+    """Return what the loss of each layer counts: the mean square of the gradients of its outputs."""
+    return {
+        name: float(outputs.gram().trace()) / (outputs.features * outputs.samples)
+        for name, outputs in statistics.output_gradients.items()
+        if outputs.samples > 0
+    }
+
+
 def _limit(budget: Union[int, float], whole: int) -> int:
     """Return a budget as a count of numbers: an int is one, a float is a share of the chosen layers' numbers."""
     if isinstance(budget, float):
@@ -128,16 +137,17 @@ def _limit(budget: Union[int, float], whole: int) -> int:
 def _shared_factors(
     layers: Mapping[str, nn.Module],
     statistics: Collected,
+    scales: Mapping[str, float],
     budget: Union[int, float],
     options: dict[str, Any],
 ) -> dict[str, Optional[Factors]]:
     """Return the factors of each layer under a budget, None for one that stays whole.
 
-    With output gradients of all layers their losses have one unit, and their sum is the least. Without, no unit is
-    common to layers, and all are reduced alike.
+    With output gradients of all layers, or a scale of each, their losses have one unit, and their sum is the least.
+    Without, no unit is common to layers, and all are reduced alike.
     """
     given, all_factors, whole = [], {}, 0
-    summed = all("output_calibration" in _weights(statistics, name) for name in layers)
+    summed = all(name in scales or "output_calibration" in _weights(statistics, name) for name in layers)
     for name, layer in layers.items():
         matrix = matrix_of(layer)
         m, n = matrix.shape
@@ -146,7 +156,7 @@ def _shared_factors(
         most = max(m * n // (m + n + 1), 1)
         factors = factor(matrix, min(most, m, n), **_weights(statistics, name), **options)
         seen = factors.report["activation"] or factors.report
-        given.append(Layer((m, n), seen["spectrum"], float(seen["norm"]) ** 2))
+        given.append(Layer((m, n), seen["spectrum"], float(seen["norm"]) ** 2, weight=scales.get(name, 1.0)))
         all_factors[name] = factors
     found = (allocate if summed else uniform)(given, _limit(budget, whole))
     chosen = zip(all_factors.items(), found.ranks)
@@ -165,6 +175,7 @@ def compress_model(
     calibration: Any = None,
     quality_threshold: Optional[float] = None,
     output_metric: Optional[Callable[[Any], torch.Tensor]] = None,
+    output_weights: str = "full",
     **options: Any,
 ) -> nn.Module:
     """Replace layers of a model by pairs of thin ones, in place.
@@ -193,6 +204,9 @@ def compress_model(
     output_metric : callable, optional
         What counts of the model's output; see `collect`. With it, errors are weighted by random gradients of it as
         well (one more pass, backward, over the batches): the model's output keeps most of what matters.
+    output_weights : str
+        What output gradients do: ``"full"`` weights the errors of each layer by their moments; ``"scalar"`` leaves the
+        factors to the inputs, and gives a budget the mean square of each layer's gradients.
     **options
         Other options of `tensorslim.factor`: ``seed``, ``method``, ``precision``, ...
 
@@ -212,6 +226,8 @@ def compress_model(
     """
     if sum(rule is not None for rule in (ratio, budget, quality, rank)) != 1:
         raise TypeError("give one of ratio, budget, quality and rank")
+    if output_weights not in ("full", "scalar"):
+        raise ValueError(f"output_weights = {output_weights!r} is not allowed; give 'full' or 'scalar'")
     layers = choose_layers(model, include, exclude)
     if not layers:
         raise ValueError("no layer is chosen: none can be converted, or include and exclude leave none")
@@ -224,8 +240,12 @@ def compress_model(
     if unseen:
         report.notes.append(f"no calibration sample reached {', '.join(unseen)}: factored without")
 
+    scales: dict[str, float] = {}
+    if output_weights == "scalar":
+        scales = _scales(statistics)
+        statistics = Collected(statistics.inputs)
     start = time.perf_counter()
-    shared = None if budget is None else _shared_factors(layers, statistics, budget, options)
+    shared = None if budget is None else _shared_factors(layers, statistics, scales, budget, options)
     for name, layer in layers.items():
         weights = _weights(statistics, name)
         if shared is None:
