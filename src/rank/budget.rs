@@ -76,7 +76,8 @@ impl<'a> Layer<'a> {
 
     /// Returns the losses that ranks save, in their order.
     fn savings(&self) -> impl Iterator<Item = f64> + '_ {
-        let squares = self.spectrum.iter().take(if self.savings.is_some() { 0 } else { usize::MAX }).map(|s| s * s);
+        let spectrum = if self.savings.is_some() { &[] } else { self.spectrum };
+        let squares = spectrum.iter().map(|s| s * s);
         squares.chain(self.savings.unwrap_or_default().iter().copied())
     }
 

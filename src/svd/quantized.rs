@@ -9,14 +9,14 @@
 //! the plain error as a rule and the output error sometimes; the best one is kept, so that they never harm.
 //!
 //! **Cost.** A factorization, a pass of the quantizer and a residual for each round. Memory: two matrices in T beside
-//! the factorization; `W − Q` is never formed. A warm start from the last round's basis does not pay: what changes
+//! the factorization of `W − Q`, which is a third. As a source of rows it would be subtracted anew in each pass, which
+//! takes twice the time of the factorization (`benches/operands.rs`). A warm start from the last round's basis does not pay: what changes
 //! between rounds is the noise of the quantizer, which is most of `W − Q`. Sources: LoftQ (arXiv 2310.08659), QERA
 //! (arXiv 2410.06040).
 
 use super::TruncatedSvd;
 use crate::error::{Error, Result};
 use crate::factors::{Factors, Samples};
-use crate::operator::{Difference, Watch};
 use crate::report::Report;
 use crate::simd::Scalar;
 use crate::tensor::{Matrix, TensorRef};
@@ -54,7 +54,7 @@ impl TruncatedSvd {
     ///
     /// # Errors
     /// [`Error::Option`] for no rounds, [`Error::Shape`] for a tensor that is no matrix, those of the quantizer, and those
-    /// of [`factor_rows`](Self::factor_rows).
+    /// of [`factor`](Self::factor).
     pub fn factor_quantized<T: Scalar>(
         &self,
         w: &TensorRef<'_>,
@@ -75,9 +75,7 @@ impl TruncatedSvd {
                 let want = format_args!("a quantized matrix of {}×{}", shape.0, shape.1);
                 return Err(Error::shape("factor_quantized", want, format_args!("{}×{}", found.0, found.1)));
             }
-            let mut lost = Difference::new(w.clone(), base.as_tensor()?)?;
-            let factors = self.factor_rows::<T>(&mut lost, &Watch::default())?;
-            drop(lost);
+            let factors = self.factor::<T>(lost(w, &base)?.as_tensor()?)?;
             let (error, before) = (error(factors.report()), errors.last().copied());
             errors.push(error);
             if before.is_some_and(|before| error >= before) {
@@ -90,6 +88,13 @@ impl TruncatedSvd {
         };
         Ok(Quantized { base, factors, errors })
     }
+}
+
+/// Computes `W − Q`, rounded once.
+fn lost<T: Scalar>(w: &TensorRef<'_>, base: &Matrix<T>) -> Result<Matrix<T>> {
+    let mut rest = Samples::<T>::new("factor_quantized", w, base.ncols())?.into_matrix();
+    rest.as_mut_slice().iter_mut().zip(base.as_slice()).for_each(|(x, &q)| *x -= q);
+    Ok(rest)
 }
 
 /// Returns the error in the norm that the factors are best for.

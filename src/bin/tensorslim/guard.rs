@@ -8,25 +8,30 @@ use std::io::{self, ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 use tensorslim::Error;
+use tensorslim::npy::member_of;
 
 use crate::failure::Failure;
-use crate::inputs;
 use crate::writer::{directory_of, target};
 
 /// The identity of a file that exists.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Identity(#[cfg(unix)] (u64, u64), #[cfg(not(unix))] PathBuf);
 
+/// Returns the file that a path leads to: the archive of a member.
+pub(crate) fn file_of(path: &Path) -> &Path {
+    member_of(path).map_or(path, |(archive, _)| archive)
+}
+
 /// Returns the identity of the file that a path leads to, if there is one.
 pub(crate) fn identity(path: &Path) -> Option<Identity> {
     #[cfg(unix)]
     {
         use std::os::unix::fs::MetadataExt;
-        fs::metadata(inputs::file_of(path)).ok().map(|meta| Identity((meta.dev(), meta.ino())))
+        fs::metadata(file_of(path)).ok().map(|meta| Identity((meta.dev(), meta.ino())))
     }
     #[cfg(not(unix))]
     {
-        fs::canonicalize(inputs::file_of(path)).ok().map(Identity)
+        fs::canonicalize(file_of(path)).ok().map(Identity)
     }
 }
 

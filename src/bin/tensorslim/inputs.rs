@@ -10,13 +10,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use tensorslim::batch::manifest::{Inputs, directory, tensor_name};
-use tensorslim::npy::{Array, Description, Elements, Stream, member_of};
+use tensorslim::npy::{Array, Description, Elements, Stream};
 use tensorslim::operator::{Difference, RowSource};
 use tensorslim::{DType, Error, npz};
 use walkdir::{DirEntry, WalkDir};
 
 use crate::failure::Failure;
-use crate::guard::may_pass;
+use crate::guard::{self, may_pass};
 use crate::hash::hash;
 use crate::{output, results};
 
@@ -196,11 +196,6 @@ pub(crate) fn stamp(path: &Path) -> tensorslim::Result<(u64, u64)> {
     look(path).map_err(|e| unreadable(path, &e))
 }
 
-/// Returns the file that a path leads to: the archive of a member.
-pub(crate) fn file_of(path: &Path) -> &Path {
-    member_of(path).map_or(path, |(archive, _)| archive)
-}
-
 /// Gives each matrix the weight of its path below `dir` as its base, to be subtracted. One that has none, or one of
 /// another shape, cannot be factored.
 pub(crate) fn subtract(weights: &mut [Weight], dir: &Path, bf16: bool) {
@@ -229,7 +224,7 @@ pub(crate) fn subtract(weights: &mut [Weight], dir: &Path, bf16: bool) {
 
 /// Reads the stamp of a file: its size, and a hash of its times and its place.
 fn look(path: &Path) -> io::Result<(u64, u64)> {
-    let meta = fs::metadata(file_of(path))?;
+    let meta = fs::metadata(guard::file_of(path))?;
     #[cfg(unix)]
     let when = {
         use std::os::unix::fs::MetadataExt;
