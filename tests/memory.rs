@@ -198,12 +198,16 @@ fn the_promise_is_what_is_measured() {
         let k = 1 + random.bits() as usize % m.min(n);
         let method = Method::ALL[case % Method::ALL.len()];
         let once = matches!(method, Method::SinglePass | Method::Nystrom);
-        let rank = match random.bits() % 4 {
+        let rank = match random.bits() % 6 {
             0 if !once => Rank::Tolerance(0.3),
             1 if !once => Rank::Energy(0.999),
+            // Few values, which are counted and iterated for, or many, or none.
+            2 if !once => Rank::Above([0.5, 20.0, 300.0][case % 3]),
+            3 if matches!(method, Method::Auto | Method::Full) => Rank::Numerical,
             _ => Rank::Fixed(k),
         };
-        let svd = TruncatedSvd::new(rank).method(method).oversample(random.bits() as usize % 20);
+        let smallest = matches!(method, Method::Auto | Method::Full) && matches!(rank, Rank::Fixed(_)) && case % 2 == 0;
+        let svd = TruncatedSvd::new(rank).smallest(smallest).method(method).oversample(random.bits() as usize % 20);
         let decay = [0.0, 0.1, 3.0][random.bits() as usize % 3];
         let w = Matrix::<f32>::from_fn(m, n, |i, j| {
             (block[(i * 7 + j) % 4096] * block[(i + 13 * j) % 4096] * (1.0 + j as f64).powf(-decay)) as f32
@@ -246,6 +250,22 @@ fn the_promise_is_what_is_measured() {
                 f.report().peak_bytes
             );
         }
+    }
+
+    // Three matrices that share a factor take less than half of what their stack would, beside them.
+    let (m, n, k) = (2048, 1024, 64);
+    let stack =
+        Matrix::<f32>::from_fn(3 * m, n, |i, j| (block[(i * 7 + j) % 4096] * block[(i + 13 * j) % 4096]) as f32);
+    let parts: Vec<_> = stack.as_slice().chunks(m * n).map(|w| TensorRef::new(w, &[m, n]).unwrap()).collect();
+    for method in [Method::Auto, Method::Randomized] {
+        let svd = TruncatedSvd::new(Rank::Fixed(k)).method(method);
+        // The buffers of a source of rows are within a limit.
+        let (half, before) = (4 * 3 * m * n / 2, NOW.load(Relaxed));
+        let svd = svd.memory_limit(half);
+        PEAK.store(before, Relaxed);
+        let f = svd.factor_shared::<f32>(&parts, tensorslim::operator::Along::Rows).unwrap();
+        let measured = PEAK.load(Relaxed) - before;
+        assert!(measured <= half && f.report.peak_bytes <= half, "{method}: {measured} of {half}");
     }
 
     // With statistics on both sides: the root of the long side is promised, which only some methods make.
