@@ -43,6 +43,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<calibration::Statistics>()?;
     module.add_class::<transforms::PyRotation>()?;
     module.add_function(wrap_pyfunction!(svd::factor, module)?)?;
+    module.add_function(wrap_pyfunction!(svd::basis, module)?)?;
     module.add_function(wrap_pyfunction!(svd::factor_many, module)?)?;
     module.add_function(wrap_pyfunction!(svd::plan, module)?)?;
     module.add_function(wrap_pyfunction!(svd::seconds_in_rust, module)?)?;

@@ -2,13 +2,15 @@
 
 use std::time::Instant;
 
+use half::{bf16, f16};
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
 use pyo3::types::{PyDict, PyList};
 use tensorslim::operator::{Difference, Watch};
-use tensorslim::{DType, Factors, Rank, Result, Scalar, TensorRef, TruncatedSvd, Whitening};
+use tensorslim::{DType, Element, Factors, Matrix, Rank, Result, Scalar, TensorRef, TruncatedSvd, Whitening};
 
+use crate::arrays::{Carried, array, matrix};
 use crate::calibration::Statistics;
 use crate::error::raise;
 use crate::factors::{PyFactors, Typed};
@@ -26,6 +28,7 @@ struct Options<'py> {
     power_iterations: Option<usize>,
     seed: u64,
     dynamic_shift: bool,
+    smallest: bool,
     max_rank: Option<usize>,
     calibration: Option<Bound<'py, Statistics>>,
     output_calibration: Option<Bound<'py, Statistics>>,
@@ -51,6 +54,7 @@ impl<'py> Options<'py> {
             power_iterations: None,
             seed: 0,
             dynamic_shift: false,
+            smallest: false,
             max_rank: None,
             calibration: None,
             output_calibration: None,
@@ -69,6 +73,7 @@ impl<'py> Options<'py> {
                 "power_iterations" => options.power_iterations = value.extract()?,
                 "seed" => options.seed = value.extract()?,
                 "dynamic_shift" => options.dynamic_shift = value.extract()?,
+                "smallest" => options.smallest = value.extract()?,
                 "max_rank" => options.max_rank = value.extract()?,
                 "calibration" => options.calibration = value.extract()?,
                 "output_calibration" => options.output_calibration = value.extract()?,
@@ -92,9 +97,10 @@ impl<'py> Options<'py> {
             "energy" => Rank::Energy(self.value),
             "tolerance" => Rank::Tolerance(self.value),
             "quality" => Rank::Quality(self.value),
+            "numerical" => Rank::Numerical,
             _ => Rank::Above(self.value),
         };
-        let mut svd = TruncatedSvd::new(rank).seed(self.seed).dynamic_shift(self.dynamic_shift);
+        let mut svd = TruncatedSvd::new(rank).seed(self.seed).dynamic_shift(self.dynamic_shift).smallest(self.smallest);
         if let Some(method) = &self.method {
             svd = svd.method(method.parse().map_err(raise)?);
         }
@@ -223,6 +229,64 @@ pub(crate) fn factor_many<'py>(
         }
     }
     Ok(out)
+}
+
+/// The vectors, the values, the relative error and the number of products.
+type Side<'py> = (Bound<'py, PyAny>, Bound<'py, PyAny>, f64, usize);
+
+/// Computes one side of the factors, from a start if there is one.
+#[pyfunction]
+pub(crate) fn basis<'py>(
+    py: Python<'py>,
+    w: &Bound<'py, PyAny>,
+    rank: f64,
+    start: Option<&Bound<'py, PyAny>>,
+    options: &Bound<'py, PyDict>,
+) -> PyResult<Side<'py>> {
+    fn side<'py, T: Carried + Scalar>(
+        py: Python<'py>,
+        svd: &TruncatedSvd,
+        w: &TensorRef<'_>,
+        start: Option<(Vec<T>, [usize; 2])>,
+    ) -> PyResult<Side<'py>> {
+        let start = start.map(|(data, [m, j])| Matrix::from_vec(data, m, j)).transpose().map_err(raise)?;
+        let found = run(py, || svd.basis::<T>(w, start.as_ref()))?;
+        let (error, products) = (found.report.relative_error, found.report.passes);
+        let k = found.s.len();
+        Ok((matrix(py, found.vectors)?, array(py, found.s, &[k])?, error, products))
+    }
+    let options = Options::new("rank".to_string(), rank, options)?;
+    let svd = options.svd(py)?;
+    let w = Input::new(w)?;
+    let start = start.map(Input::new).transpose()?;
+    let shape = match start.as_ref().map(Input::shape) {
+        None => [0, 0],
+        Some(&[m, j]) => [m, j],
+        Some(shape) => {
+            let (want, got) = ("a start of two axes".to_string(), format!("shape {shape:?}"));
+            return Err(raise(tensorslim::Error::Shape { op: "basis", want, got }));
+        }
+    };
+    let double = options.is_double(&[w.dtype()])?;
+    let matrix = w.matrix(None)?;
+    if double {
+        side::<f64>(py, &svd, &matrix, start.as_ref().map(|start| (numbers::<f64>(start), shape)))
+    } else {
+        side::<f32>(py, &svd, &matrix, start.as_ref().map(|start| (numbers::<f32>(start), shape)))
+    }
+}
+
+/// Copies elements of any type into those of the arithmetic.
+fn numbers<T: Scalar>(x: &Input) -> Vec<T> {
+    fn convert<E: Element, T: Element>(x: &Input) -> Vec<T> {
+        x.to_vec::<E>().into_iter().map(|x| T::from_f64(x.to_f64())).collect()
+    }
+    match x.dtype() {
+        DType::F64 => convert::<f64, T>(x),
+        DType::F32 => convert::<f32, T>(x),
+        DType::F16 => convert::<f16, T>(x),
+        _ => convert::<bf16, T>(x),
+    }
 }
 
 /// Returns the peak bytes of a factorization, and the plan in words.

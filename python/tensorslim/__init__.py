@@ -18,7 +18,7 @@ from . import _errors
 from ._calibration import Calibration
 from ._core import __version__, get_num_threads, set_num_threads
 from ._errors import *  # noqa: F403
-from ._factor import Agreement, Factors, Plan, factor, factor_many, plan
+from ._factor import Agreement, Factors, Plan, Side, basis, factor, factor_many, plan
 from ._peers import randomized_svd, svd_lowrank
 from ._rank import Allocation, Layer, allocate, rank_for_ratio, rank_saves_memory, uniform
 from ._transforms import Basis, Rotation, hadamard, hadamard_nearest, hadamard_transform, orthonormalize
@@ -32,8 +32,10 @@ __all__ = [
     "Layer",
     "Plan",
     "Rotation",
+    "Side",
     "__version__",
     "allocate",
+    "basis",
     "factor",
     "factor_many",
     "get_num_threads",

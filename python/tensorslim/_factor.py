@@ -13,7 +13,7 @@ from ._arrays import Converter, borrow
 if TYPE_CHECKING:
     from ._calibration import Calibration
 
-_RULES = ("rank", "ratio", "energy", "tolerance", "quality", "above")
+_RULES = ("rank", "ratio", "energy", "tolerance", "quality", "above", "numerical")
 
 
 def _rule(values: tuple[Any, ...]) -> tuple[str, Any]:
@@ -21,7 +21,7 @@ def _rule(values: tuple[Any, ...]) -> tuple[str, Any]:
     given = [(rule, value) for rule, value in zip(_RULES, values) if value is not None]
     if len(given) != 1:
         named = ", ".join(rule for rule, _ in given) or "none of them"
-        raise TypeError(f"give one of rank, ratio, energy, tolerance, quality and above; got {named}")
+        raise TypeError(f"give one of rank, ratio, energy, tolerance, quality, above and numerical; got {named}")
     rule, value = given[0]
     return rule, operator.index(value) if rule == "rank" else value
 
@@ -208,6 +208,7 @@ def factor(
     tolerance: Optional[float] = None,
     quality: Optional[float] = None,
     above: Optional[float] = None,
+    numerical: bool = False,
     method: Optional[str] = None,
     sketch: Optional[str] = None,
     oversample: Optional[int] = None,
@@ -219,6 +220,7 @@ def factor(
     memory_limit: Optional[int] = None,
     max_rank: Optional[int] = None,
     dynamic_shift: bool = False,
+    smallest: bool = False,
     blend: Optional[float] = None,
     output_blend: Optional[float] = None,
     whitening: Optional[str] = None,
@@ -229,7 +231,7 @@ def factor(
 ) -> Factors:
     """Factor a matrix into ``U diag(s) Vt``, with a certificate of how far the factors are from it.
 
-    Give exactly one rule for the rank: `rank`, `ratio`, `energy`, `tolerance`, `quality` or `above`.
+    Give exactly one rule for the rank: `rank`, `ratio`, `energy`, `tolerance`, `quality`, `above` or `numerical`.
 
     Parameters
     ----------
@@ -249,6 +251,8 @@ def factor(
         `calibration`.
     above : float
         The number of singular values above this one.
+    numerical : bool
+        The numerical rank: as many as are not rounding of the arithmetic.
     method : str, optional
         ``"auto"`` (default), ``"full"``, ``"gram"``, ``"randomized"``, ``"krylov"``, ``"single-pass"``, ``"nystrom"``.
     sketch : str, optional
@@ -269,6 +273,8 @@ def factor(
         The largest rank that `energy` and `tolerance` may return.
     dynamic_shift : bool
         Shift the power iterations: a better subspace where the spectrum decays slowly.
+    smallest : bool
+        Return the smallest triplets of as many as `rank` or `ratio` say, and not the largest.
     blend : float, optional
         How much the calibration is trusted, from 0 to 1 (the default).
     output_blend : float, optional
@@ -305,10 +311,10 @@ def factor(
     >>> f.u.shape, f.relative_error < 1e-3
     ((96, 2), True)
     """
-    rule, value = _rule((rank, ratio, energy, tolerance, quality, above))
+    rule, value = _rule((rank, ratio, energy, tolerance, quality, above, numerical or None))
     options = _given(
         method=method, sketch=sketch, oversample=oversample, power_iterations=power_iterations, seed=seed,
-        dynamic_shift=dynamic_shift or None, max_rank=max_rank, calibration=_statistics(calibration),
+        dynamic_shift=dynamic_shift or None, smallest=smallest or None, max_rank=max_rank, calibration=_statistics(calibration),
         output_calibration=_statistics(output_calibration), quality_on=_statistics(quality_on), blend=blend,
         output_blend=output_blend, whitening=whitening, memory_limit=memory_limit, precision=precision,
     )  # fmt: skip
@@ -366,6 +372,73 @@ def factor_many(
         else:
             out.append(Factors(result, like))
     return out
+
+
+class Side(NamedTuple):
+    """One side of the factors of a matrix.
+
+    Attributes
+    ----------
+    vectors : array, shape (m, k)
+        The leading left singular vectors.
+    s : array, shape (k,)
+        The singular values, nonincreasing.
+    relative_error : float
+        The error of the projection on them, ``||W - U U^T W|| / ||W||``.
+    products : int
+        How many products with the matrix it took.
+    """
+
+    vectors: Any
+    s: Any
+    relative_error: float
+    products: int
+
+
+def basis(
+    w: Any,
+    rank: int,
+    start: Any = None,
+    *,
+    oversample: Optional[int] = None,
+    power_iterations: Optional[int] = None,
+    seed: int = 0,
+    precision: Optional[str] = None,
+) -> Side:
+    """Compute the leading left singular vectors alone, as those who project gradients need them (GaLore).
+
+    Parameters
+    ----------
+    w : array, shape (m, n)
+        As for `factor`. For the right side give the transpose.
+    rank : int
+        How many vectors, k.
+    start : array, shape (m, j), optional
+        A basis that was good for a matrix near this one, such as the vectors of the last step: with it half of the
+        products or fewer are enough.
+    oversample, power_iterations, seed, precision
+        As for `factor`; a start stands for two of the power iterations.
+
+    Returns
+    -------
+    Side
+        With arrays of the kind of `w`.
+
+    Examples
+    --------
+    >>> import numpy as np, tensorslim
+    >>> gradient = np.sin(0.37 * np.arange(96 * 64, dtype=np.float32)).reshape(96, 64)
+    >>> last = tensorslim.basis(gradient, 2)
+    >>> tensorslim.basis(gradient + 1e-3, 2, last.vectors).products
+    3
+    """
+    options = _given(oversample=oversample, power_iterations=power_iterations, seed=seed, precision=precision)
+    given, like = borrow(w)
+    from_start = None if start is None else borrow(start)[0]
+    vectors, s, error, products = _core.basis(given, float(operator.index(rank)), from_start, options)
+    if like is not None:
+        vectors, s = like(vectors), like(s)
+    return Side(vectors, s, error, products)
 
 
 class Plan(NamedTuple):

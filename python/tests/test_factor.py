@@ -93,6 +93,40 @@ def test_rules_of_ranks(decaying, rule):
     assert bool(f.report["notes"]) == ("max_rank" in rule)
 
 
+def test_the_numerical_rank_is_what_is_not_rounding(rng):
+    w = (rng.standard_normal((60, 7)) @ rng.standard_normal((7, 50))).astype(np.float32)
+    assert tensorslim.factor(w, numerical=True).rank == 7
+    with pytest.raises(TypeError):
+        tensorslim.factor(w, rank=2, numerical=True)
+
+
+def test_the_smallest_triplets_are_the_last_of_all(decaying):
+    w = decaying(60, 50, np.float64)
+    u, s, _ = np.linalg.svd(w, full_matrices=False)
+    f = tensorslim.factor(w, rank=4, smallest=True)
+    assert np.allclose(f.s, s[-4:], rtol=0, atol=1e-13 * s[0])
+    assert np.allclose(abs((u[:, -4:] * f.u).sum(0)), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_one_side_comes_from_the_last_one_in_half_of_the_products(decaying, rng, dtype):
+    w = decaying(120, 80, np.float64)
+    last = tensorslim.basis(w.astype(dtype), 8, seed=3)
+    for _ in range(3):
+        w = w + 1e-3 * rng.standard_normal(w.shape) * np.linalg.norm(w) / np.sqrt(w.size)
+        cold = tensorslim.basis(w.astype(dtype), 8)
+        last = tensorslim.basis(w.astype(dtype), 8, last.vectors)
+        assert last.vectors.shape == (120, 8) and last.vectors.dtype == dtype
+        assert last.relative_error < 1.001 * cold.relative_error
+        assert last.products == 3
+        left = w - last.vectors @ (last.vectors.T @ w)
+        assert np.isclose(np.linalg.norm(left) / np.linalg.norm(w), last.relative_error, rtol=1e-4)
+    with pytest.raises(tensorslim.ShapeError):
+        tensorslim.basis(w, 8, last.vectors[:60])
+    with pytest.raises(tensorslim.ShapeError):
+        tensorslim.basis(w, 8, last.vectors[:, 0])
+
+
 def test_the_factors_do_what_they_say(decaying, rng):
     w = decaying(30, 20, np.float64)
     f = tensorslim.factor(w, rank=6)
