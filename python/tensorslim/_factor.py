@@ -314,9 +314,10 @@ def factor(
     rule, value = _rule((rank, ratio, energy, tolerance, quality, above, numerical or None))
     options = _given(
         method=method, sketch=sketch, oversample=oversample, power_iterations=power_iterations, seed=seed,
-        dynamic_shift=dynamic_shift or None, smallest=smallest or None, max_rank=max_rank, calibration=_statistics(calibration),
-        output_calibration=_statistics(output_calibration), quality_on=_statistics(quality_on), blend=blend,
-        output_blend=output_blend, whitening=whitening, memory_limit=memory_limit, precision=precision,
+        dynamic_shift=dynamic_shift or None, smallest=smallest or None, max_rank=max_rank,
+        calibration=_statistics(calibration), output_calibration=_statistics(output_calibration),
+        quality_on=_statistics(quality_on), blend=blend, output_blend=output_blend, whitening=whitening,
+        memory_limit=memory_limit, precision=precision,
     )  # fmt: skip
     given, like = borrow(w)
     base = None if minus is None else borrow(minus)[0]
