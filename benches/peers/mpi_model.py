@@ -23,7 +23,7 @@ import tempfile
 N, K, OVERSAMPLE, POWER = 4096, 256, 10, 2
 LATENCY, BANDWIDTH, MERGE = 2e-6, 12.5e9, 4e9  # 100 Gbit/s; an addition of two vectors in memory
 # Seconds of one rank of one thread: a row, and what is repeated on each.
-MEASURED = {"gram": (0.0, 0.0), "randomized": (0.0, 0.0)}
+MEASURED = {"gram": (293.03e-6, 1.05), "randomized": (99.17e-6, 0.46)}
 
 
 def most_rows(m, size):

@@ -207,6 +207,7 @@ pub trait Space<T: Scalar>: Clone {
 }
 
 /// The part of a process in a space whose long panels are spread over several.
+#[doc(hidden)]
 pub trait Shared<T: Scalar, P> {
     /// Returns the rows of the long side that this process brings home.
     fn own(&self) -> Range<usize>;
