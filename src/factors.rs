@@ -134,6 +134,27 @@ impl<T: Scalar> Factors<T> {
         &mut self.report
     }
 
+    /// Returns the same factors with another long side: Vᵀ of a wide matrix, else U.
+    pub(crate) fn with_long(self, long: Matrix<T>) -> Self {
+        match self.is_wide() {
+            true => Factors { vt: long, ..self },
+            false => Factors { u: long, ..self },
+        }
+    }
+
+    /// Tells whether the matrix has more columns than rows.
+    pub(crate) fn is_wide(&self) -> bool {
+        self.report.shape.0 < self.report.shape.1
+    }
+
+    /// Refuses the part of the factors that one rank has.
+    fn check_whole(&self, what: &'static str) -> Result<()> {
+        if (self.u.nrows(), self.vt.ncols()) == self.report.shape {
+            return Ok(());
+        }
+        Err(Error::unsuited(what, "needs whole factors, and these are the part of one rank; gather them first"))
+    }
+
     /// Returns the rank, `k`.
     pub fn rank(&self) -> usize {
         self.s.len()
@@ -159,6 +180,7 @@ impl<T: Scalar> Factors<T> {
         report.rank = k;
         report.oversample += self.rank() - k;
         if let Slices::Weighted(weighted) = &self.slices {
+            self.check_whole("truncate")?;
             return self.cut_by_weight(k, weighted, report);
         }
         let u = Matrix::from_fn(self.u.nrows(), k, |i, j| self.u.row(i)[j]);

@@ -399,6 +399,18 @@ pub fn write_elements_to<T: Element>(
     check_length(T::DTYPE, shape, bytemuck::cast_slice(elements))
         .map_err(|e| std::io::Error::new(std::io::ErrorKind::InvalidInput, e))?;
     w.write_all(&header(dtype, shape)?)?;
+    write_rounded_to(w, dtype, elements)
+}
+
+/// Writes elements, rounded to `dtype` (to nearest, ties to even), without a header.
+///
+/// # Errors
+/// The errors of the writer.
+#[doc(hidden)]
+pub fn write_rounded_to<T: Element>(w: &mut impl Write, dtype: DType, elements: &[T]) -> std::io::Result<()> {
+    if dtype == T::DTYPE {
+        return w.write_all(bytemuck::cast_slice(elements));
+    }
     elements.chunks(WRITTEN_AT_ONCE).try_for_each(|part| {
         let rounded = Matrix::from_vec(part.to_vec(), 1, part.len()).map_err(std::io::Error::other)?;
         w.write_all(&rounded.to_bytes(dtype))
@@ -459,7 +471,11 @@ pub(crate) fn text_of(mut file: &[u8]) -> Option<String> {
 
 /// Returns the bytes of a file before its elements, to the byte as NumPy 2 writes them (`npyz` writes `(2, 3, )`): with
 /// room for a first axis of 21 digits, and blanks up to a multiple of 64.
-fn header(dtype: DType, shape: &[usize]) -> std::io::Result<Vec<u8>> {
+///
+/// # Errors
+/// [`InvalidInput`](std::io::ErrorKind::InvalidInput) for a shape of more axes than a header has room for.
+#[doc(hidden)]
+pub fn header(dtype: DType, shape: &[usize]) -> std::io::Result<Vec<u8>> {
     let kind = match dtype {
         DType::BF16 => 'V',
         DType::F16 | DType::F32 | DType::F64 => 'f',

@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::qr::{self, Orthonormalization};
 use crate::simd::Scalar;
 use crate::sketch::AnySketch;
-use crate::space::{Effort, Host, HostPanel, Layout, Side, Space};
+use crate::space::{Effort, Host, HostPanel, Layout, Shared, Side, Space};
 
 /// Rows from which on the device has eigenvectors sooner than a thread of the host.
 const EIGEN_ROWS: usize = 128;
@@ -153,5 +153,9 @@ impl<T: Scalar> Space<T> for Arc<Device> {
             prepared.apply(tile, (0, n), y)
         };
         if shift == 0.0 { apply(g) } else { g.while_shifted(T::from_f64(-shift), apply) }
+    }
+
+    fn shared(&self) -> Option<&dyn Shared<T, DevicePanel<T>>> {
+        None
     }
 }

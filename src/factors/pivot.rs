@@ -149,6 +149,7 @@ impl<T: Scalar> Factors<T> {
     /// # Errors
     /// [`Error::Range`] if a coefficient does not fit `T`, which happens when the factors are not orthonormal.
     pub fn pivot(&self) -> Result<Pivoted<T>> {
+        self.check_whole("pivot")?;
         let (m, n, r) = (self.u.nrows(), self.vt.ncols(), self.rank());
         let mut ut = Mat::<f64>::from_fn(r, m, |i, j| Element::to_f64(self.u.row(j)[i]));
         let order = pivoted_qr(&mut ut);

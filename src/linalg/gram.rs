@@ -67,6 +67,17 @@ pub(crate) fn add_gram<T: Scalar>(a: MatRef<'_, T>, g: MatMut<'_, T>, parts: &mu
     parallel::for_each_of(threads(m * n * n / 2, par), work, run);
 }
 
+/// Adds the lower triangle of `aᵀa` to `g` without partial sums, for few rows beside which others are done meanwhile.
+/// What is above the diagonal may be overwritten.
+pub(crate) fn add_gram_of_block<T: Scalar>(a: MatRef<'_, T>, mut g: MatMut<'_, T>, par: Par) {
+    if a.ncols() > PARAMS.max_gram_columns {
+        return syrk(a, g, par);
+    }
+    for first in (0..a.nrows()).step_by(PARAMS.gram_rows) {
+        strips(a.subrows(first, PARAMS.gram_rows.min(a.nrows() - first)), g.rb_mut());
+    }
+}
+
 /// Adds the lower triangle of `aᵀa` to `g` on one thread, strip by strip. Elements above the diagonal are overwritten.
 fn strips<T: Scalar>(a: MatRef<'_, T>, mut g: MatMut<'_, T>) {
     let (n, strip) = (a.ncols(), PARAMS.strip_bytes / size_of::<T>());

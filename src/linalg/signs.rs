@@ -14,10 +14,24 @@ use crate::tensor::Matrix;
 ///
 /// Returns the factor, 1 or −1, that each pair of vectors was multiplied by.
 pub(crate) fn fix_signs<T: Scalar>(u: &mut Matrix<T>, vt: &mut Matrix<T>, par: Par) -> Vec<T> {
+    fix_signs_by(u, vt, par, |_, row| points_down(row))
+}
+
+/// Does [`fix_signs`] for rows of Vᵀ of which `is_down` tells, of each by its number, whether to turn it.
+pub(crate) fn fix_signs_by<T: Scalar>(
+    u: &mut Matrix<T>,
+    vt: &mut Matrix<T>,
+    par: Par,
+    is_down: impl Fn(usize, &[T]) -> bool + Sync,
+) -> Vec<T> {
     let (k, n) = (vt.nrows(), vt.ncols());
     let down: Vec<AtomicBool> = (0..k).map(|_| AtomicBool::new(false)).collect();
-    for_each_line(vt.as_mut_slice(), n, par, |i, row| {
-        if points_down(row) {
+    if n == 0 {
+        // A process may have no part of the rows, and turns what it has of U all the same.
+        down.iter().enumerate().for_each(|(i, down)| down.store(is_down(i, &[]), atomic::Ordering::Relaxed));
+    }
+    for_each_line(vt.as_mut_slice(), n.max(1), par, |i, row| {
+        if is_down(i, row) {
             row.iter_mut().for_each(|x| *x = -*x);
             down[i].store(true, atomic::Ordering::Relaxed);
         }
@@ -33,6 +47,11 @@ pub(crate) fn fix_signs<T: Scalar>(u: &mut Matrix<T>, vt: &mut Matrix<T>, par: P
 
 /// Tells whether the entry of largest modulus is negative; of several, the first one counts.
 pub(crate) fn points_down<T: Scalar>(line: &[T]) -> bool {
+    peak(line) < T::zeroed()
+}
+
+/// Returns the entry of largest modulus, of several the first one, and 0 for an empty line.
+pub(crate) fn peak<T: Scalar>(line: &[T]) -> T {
     const LANES: usize = 16;
     let (mut most, mut least) = ([T::zeroed(); LANES], [T::zeroed(); LANES]);
     let (body, tail) = line.as_chunks::<LANES>();
@@ -46,9 +65,9 @@ pub(crate) fn points_down<T: Scalar>(line: &[T]) -> bool {
     let most = most.iter().chain(tail).copied().fold(T::zeroed(), |a, x| if x > a { x } else { a });
     let least = least.iter().chain(tail).copied().fold(T::zeroed(), |a, x| if x < a { x } else { a });
     match most.partial_cmp(&-least) {
-        Some(Ordering::Greater) => false,
-        Some(Ordering::Less) => true,
-        _ => line.iter().find(|x| x.abs() == most).is_some_and(|x| *x < T::zeroed()),
+        Some(Ordering::Greater) => most,
+        Some(Ordering::Less) => least,
+        _ => line.iter().copied().find(|x| x.abs() == most).unwrap_or(T::zeroed()),
     }
 }
 

@@ -1,13 +1,14 @@
 //! Blocks of rows: how the shape cuts a matrix, and which rank owns which blocks.
 //!
 //! ```text
-//!   rows      0 .. h   h .. 2h   2h .. 3h   ...           h from m alone, never from the number of ranks
+//!   rows      0 .. h   h .. 2h   2h .. 3h   ...           h from m and n, never from the number of ranks
 //!   blocks       0         1         2      ...  B − 1
 //!   ranks     └── 0 ──┘ └───────── 1 ──────────┘ ...      consecutive blocks, near B / P of them each
 //! ```
 //!
 //! **Why such heights.** A block costs an addition to each sum, n² numbers for a Gram matrix against `h n²` products,
-//! and packs the right panel again for its GEMM; below a hundred rows that shows. Matrices of a million rows have a
+//! and packs the right panel again for its GEMM, n l numbers against `h n l` products; below a hundred rows that shows,
+//! and where n² numbers leave the caches it shows up to half as many rows as columns. Matrices of a million rows have a
 //! thousand blocks, enough for as many ranks.
 //!
 //! **Why such bounds.** A bound inside of a large subtree makes its sums travel in pieces. Bounds are therefore rounded
@@ -31,10 +32,10 @@ pub(crate) struct Blocks {
 }
 
 impl Blocks {
-    /// Cuts m rows for rank `rank` of `size`.
-    pub(crate) fn new(rows: usize, rank: usize, size: usize) -> Self {
+    /// Cuts the rows of a matrix of `rows × columns` for rank `rank` of `size`.
+    pub(crate) fn new((rows, columns): (usize, usize), rank: usize, size: usize) -> Self {
         let (least, most) = HEIGHTS;
-        let height = rows.div_ceil(BLOCKS).next_multiple_of(32).clamp(least, most);
+        let height = rows.div_ceil(BLOCKS).max(columns / 2).next_multiple_of(32).clamp(least, most);
         Blocks { rows, height, rank, size }
     }
 
@@ -123,9 +124,9 @@ mod tests {
     #[test]
     fn every_block_has_one_owner() {
         for rows in [1, 127, 128, 129, 300, 1537, 20_000, 1_000_000, 1_000_000_000] {
-            let cut = Blocks::new(rows, 0, 1);
+            let cut = Blocks::new((rows, 100), 0, 1);
             for size in [1, 2, 3, 4, 7, 8, 64, 1000] {
-                let blocks = Blocks::new(rows, 0, size);
+                let blocks = Blocks::new((rows, 100), 0, size);
                 assert_eq!((blocks.count(), blocks.height()), (cut.count(), cut.height()));
                 let mut next = 0;
                 for rank in 0..size {

@@ -45,6 +45,7 @@ pub use sums::agree;
 #[doc(hidden)]
 pub use threads::Threads;
 
+pub(crate) use blocks::Blocks;
 pub(crate) use communicator::Counted;
 pub(crate) use everywhere::Everywhere;
 pub(crate) use operator::RowBlocks;

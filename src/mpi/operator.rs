@@ -19,14 +19,16 @@
 //! the others.
 
 use std::ops::Range;
+use std::sync::Mutex;
 
+use faer::prelude::ReborrowMut as _;
 use faer::{Mat, MatMut, MatRef};
 
 use super::panel::{RankPanel, host_panel};
 use super::space::Ranks;
 use super::sums::{Merge, Sum};
 use crate::error::{Error, Result};
-use crate::linalg::mirror;
+use crate::linalg::{column_mut, mirror};
 use crate::operator::{
     Dense, Facts, LinearOperator, RowSource, Symmetric, Watch, scale_for, scaled_norm_squared, stream,
 };
@@ -367,13 +369,19 @@ impl<'c, T: Scalar> LinearOperator<T> for RowBlocks<'_, 'c, T> {
 
     fn gram(&mut self) -> Result<Symmetric<T, Ranks<'c>>> {
         let n = self.ncols;
-        let sum = self.sum_of(n * (n + 1) / 2, |_, block, _| {
-            let lower = block.gram_lower()?;
-            let g = lower.as_ref();
+        // The squares are used again: the system would clear memory anew for each block.
+        let squares = Mutex::new(Vec::new());
+        let sum = self.sum_of(n * (n + 1) / 2, |_, block, host| {
+            let square = parallel::lock(&squares).pop();
+            let mut square = square.unwrap_or_else(|| HostPanel::zeros(n, n, host));
+            block.gram_of_block(&mut square)?;
             let mut part = Vec::with_capacity(n * (n + 1) / 2 + 1);
-            (0..n).for_each(|j| part.extend(g.col(j).subrows(j, n - j).iter()));
+            let mut g = square.as_mut();
+            (0..n).for_each(|j| part.extend_from_slice(&column_mut(g.rb_mut(), j)[j..]));
+            parallel::lock(&squares).push(square);
             Ok(part)
         })?;
+        drop(squares);
         let mut g = self.space.panel(n, n, Layout::Columns)?;
         let whole = self.space.to_whole(&mut g, false)?;
         let mut rest = &sum[..];

@@ -8,20 +8,20 @@
 //! **Cost.** What a host does with its rows, and `2 (P − 1)` messages of l² numbers for each sum. Panels that are whole
 //! on each rank cost their full work on each of them.
 //!
-//! **Rows and whole panels** meet where one operand has rows: the other one gives the rows that are needed. Only a
-//! panel that goes home, or whose columns depend on each other so that CholeskyQR cannot do it, is put together on
-//! every rank.
+//! **Rows and whole panels** meet where one operand has rows: the other one gives the rows that are needed. Of the long
+//! factor each rank brings home its own rows. Only a panel whose columns depend on each other, so that CholeskyQR cannot
+//! do it, is put together on every rank.
 //!
 //! Blocks are kernels of one thread each, several at a time: there are more of them than threads, and nothing waits.
 
 use std::cell::RefCell;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::rc::Rc;
 use std::sync::Mutex;
 
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::triangular_solve::solve_lower_triangular_in_place;
-use faer::prelude::Reborrow as _;
+use faer::prelude::{Reborrow as _, ReborrowMut as _};
 use faer::{Accum, Mat, MatMut, MatRef, Par};
 
 use super::blocks::Blocks;
@@ -33,7 +33,7 @@ use crate::parallel;
 use crate::qr::{self, Algorithm, GramOf, Orthonormalization, Step, tsqr};
 use crate::simd::Scalar;
 use crate::sketch::AnySketch;
-use crate::space::{Effort, Host, HostPanel, Layout, Side, Space};
+use crate::space::{Effort, Host, HostPanel, Layout, Shared, Side, Space};
 use crate::tensor::Element;
 
 /// How many blocks are done before their parts are added.
@@ -103,8 +103,8 @@ pub(super) fn alone() -> Host {
 }
 
 impl<'c> Ranks<'c> {
-    pub(crate) fn new(comm: &'c dyn Communicator, rows: usize, par: Par) -> Self {
-        let blocks = Blocks::new(rows, comm.rank(), comm.size());
+    pub(crate) fn new(comm: &'c dyn Communicator, (rows, columns): (usize, usize), par: Par) -> Self {
+        let blocks = Blocks::new((rows, columns), comm.rank(), comm.size());
         Ranks { comm, host: Host::new(par), blocks, failure: Rc::default() }
     }
 
@@ -557,5 +557,35 @@ impl<T: Scalar> Space<T> for Ranks<'_> {
 
     fn sketch(&self, g: &mut RankPanel<T>, shift: f64, omega: &AnySketch, y: &mut RankPanel<T>) -> Result<()> {
         self.host.sketch(self.to_whole(g, true)?, shift, omega, self.to_whole(y, false)?)
+    }
+
+    fn shared(&self) -> Option<&dyn Shared<T, RankPanel<T>>> {
+        Some(self)
+    }
+}
+
+impl<T: Scalar> Shared<T, RankPanel<T>> for Ranks<'_> {
+    fn own(&self) -> Range<usize> {
+        self.blocks.own_rows()
+    }
+
+    fn download_own(&self, y: &RankPanel<T>, mut dst: MatMut<'_, T>) -> Result<()> {
+        let first = self.blocks.own_rows().start;
+        for (block, rows) in self.blocks.own().zip(self.rows(y).iter()) {
+            let range = self.blocks.rows_of(block);
+            dst.rb_mut().subrows_mut(range.start - first, range.len()).copy_from(rows.as_ref());
+        }
+        Ok(())
+    }
+
+    fn peaks(&self, own: &[T]) -> Result<Vec<T>> {
+        let mut all = vec![T::zeroed(); own.len() * self.comm.size()];
+        let lengths = vec![size_of_val(own); self.comm.size()];
+        self.comm.gather(bytemuck::cast_slice(own), &lengths, bytemuck::cast_slice_mut(&mut all))?;
+        let mut peaks = vec![T::zeroed(); own.len()];
+        for found in all.chunks_exact(own.len()) {
+            peaks.iter_mut().zip(found).for_each(|(peak, &x)| *peak = if x.abs() > peak.abs() { x } else { *peak });
+        }
+        Ok(peaks)
     }
 }

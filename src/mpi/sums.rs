@@ -195,7 +195,7 @@ mod tests {
     use super::*;
 
     fn sum_of(comm: &Threads, rows: usize, failing: &[usize]) -> Result<Vec<f32>> {
-        let blocks = Blocks::new(rows, comm.rank(), comm.size());
+        let blocks = Blocks::new((rows, 1), comm.rank(), comm.size());
         let mut sum = Sum::new(blocks, Merge::Add, 3);
         let failure = failing.contains(&comm.rank()).then_some(Error::Cancelled);
         for block in blocks.own() {

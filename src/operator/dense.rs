@@ -26,7 +26,9 @@ use faer::{Accum, MatMut, MatRef, Par};
 
 use super::{Facts, LinearOperator, Symmetric, Watch};
 use crate::error::{Error, Result};
-use crate::linalg::{add_gram, add_up, for_each_line, gram_groups, is_by_rows, may_win, mirror, wins};
+use crate::linalg::{
+    add_gram, add_gram_of_block, add_up, for_each_line, gram_groups, is_by_rows, may_win, mirror, wins,
+};
 use crate::parallel;
 use crate::simd::Scalar;
 use crate::simd::convert::{convert, convert_before};
@@ -189,6 +191,12 @@ impl<'a, T: Scalar> Dense<'a, T> {
         self.for_each_tile(Pass::Whole, |_, a, par| add_gram(a, g.as_mut(), &mut parts, par))?;
         add_up(g.as_mut(), &parts);
         Ok(g)
+    }
+
+    /// Computes the lower triangle of the Gram matrix of a block of rows in `g`, which may hold anything.
+    pub(crate) fn gram_of_block(&mut self, g: &mut HostPanel<T>) -> Result<()> {
+        g.as_mut().fill(T::zeroed());
+        self.for_each_tile(Pass::Whole, |_, a, par| add_gram_of_block(a, g.as_mut(), par))
     }
 
     fn shape(&self) -> (usize, usize) {

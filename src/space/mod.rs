@@ -28,6 +28,8 @@ pub(crate) use host::{
     congruence, leading_dimension, product, product_as_stored, product_as_stored_bytes, product_bytes, zeros,
 };
 
+use std::ops::Range;
+
 use faer::{Accum, Mat, MatMut, MatRef};
 
 use crate::error::Result;
@@ -198,4 +200,28 @@ pub trait Space<T: Scalar>: Clone {
     /// # Errors
     /// [`Error::Device`](crate::Error::Device) where panels live on a device, none on the [`Host`].
     fn sketch(&self, g: &mut Self::Panel, shift: f64, omega: &AnySketch, y: &mut Self::Panel) -> Result<()>;
+
+    /// Returns how the long factor is shared with other processes, of which each brings home its own rows alone. `None`
+    /// stands for a space of one process, which brings home all of them.
+    fn shared(&self) -> Option<&dyn Shared<T, Self::Panel>>;
+}
+
+/// The part of a process in a space whose long panels are spread over several.
+#[doc(hidden)]
+pub trait Shared<T: Scalar, P> {
+    /// Returns the rows of the long side that this process brings home.
+    fn own(&self) -> Range<usize>;
+
+    /// Copies these rows of a panel to the host, in any layout.
+    ///
+    /// # Errors
+    /// Those of the space.
+    fn download_own(&self, y: &P, dst: MatMut<'_, T>) -> Result<()>;
+
+    /// Returns the entries of largest modulus over all processes, of several the first one, from those that each has
+    /// found in its rows, one for each column.
+    ///
+    /// # Errors
+    /// Those of the space.
+    fn peaks(&self, own: &[T]) -> Result<Vec<T>>;
 }

@@ -70,7 +70,7 @@ pub(super) const FLOOR_IN_EPS: f64 = 256.0;
 /// no sum that is known. `dropped` has the singular values of the image beyond those in `s`.
 pub(super) fn certify<T: Scalar, S: Space<T>>(
     op: &mut dyn LinearOperator<T, Space = S>,
-    u: MatRef<'_, T>,
+    left: Left<'_, T, Panel<T, S>>,
     (s, dropped): (&[T], &[T]),
     v: MatRef<'_, T>,
     (captured, is_projection): (f64, bool),
@@ -89,24 +89,58 @@ pub(super) fn certify<T: Scalar, S: Space<T>>(
     let omega = AnySketch::new(Sketch::Gaussian, op.ncols(), PROBES, seed, stream::PROBES)?;
     let mut y = op.left(PROBES)?;
     op.sketch(&omega, &mut y)?;
-    let mut y = op.space().retrieve(y)?;
     let omega = omega.to_dense::<T>();
     let mut c = v.transpose() * &omega;
     for (i, s) in s.iter().enumerate() {
         c.row_mut(i).iter_mut().for_each(|x| *x *= *s);
     }
     let kept: f64 = s.iter().map(|&s| s.to_f64() * s.to_f64()).sum();
-    let mut residual = y.as_mut();
-    matmul(residual.rb_mut(), Accum::Add, u, c.as_ref(), -T::one(), Par::Seq);
-    let spread = Spread::of_columns(residual.rb(), norm_squared);
-    Ok(match scale_to_norm::<T>(kept / norm_squared, spread.mean).filter(|_| is_projection) {
-        None => spread.certificate(),
-        Some(scale) => {
-            let more = T::from_f64(1.0 - scale);
-            matmul(residual.rb_mut(), Accum::Add, u, c.as_ref(), more, Par::Seq);
-            Certificate { scale, ..Spread::of_columns(residual.rb(), norm_squared).certificate() }
+    let scale_of = |spread: &Spread| scale_to_norm::<T>(kept / norm_squared, spread.mean).filter(|_| is_projection);
+    match left {
+        Left::Home(u) => {
+            let mut y = op.space().retrieve(y)?;
+            let mut residual = y.as_mut();
+            let mut subtract = |share: T| {
+                matmul(residual.rb_mut(), Accum::Add, u, c.as_ref(), -share, Par::Seq);
+                Ok(Spread::of_columns(residual.rb(), norm_squared))
+            };
+            let spread = subtract(T::one())?;
+            certificate_of(scale_of(&spread), spread, subtract)
         }
-    })
+        Left::Spread(panel, signs) => {
+            for (i, &sign) in signs.iter().enumerate() {
+                c.row_mut(i).iter_mut().for_each(|x| *x *= sign);
+            }
+            let space = op.space().clone();
+            let mut subtract = |share: T| {
+                space.multiply(&mut y, Accum::Add, &panel, c.as_ref(), -share)?;
+                let mut squares = Mat::zeros(PROBES, PROBES);
+                space.gram(&y, squares.as_mut())?;
+                Ok(Spread::of_squares((0..PROBES).map(|j| squares[(j, j)]).collect(), norm_squared))
+            };
+            let spread = subtract(T::one())?;
+            certificate_of(scale_of(&spread), spread, subtract)
+        }
+    }
+}
+
+/// The long factor of a certificate.
+pub(super) enum Left<'a, T, P> {
+    /// All of its rows, on the host.
+    Home(MatRef<'a, T>),
+    /// A panel in the space, whose columns are to be multiplied by these signs.
+    Spread(P, &'a [T]),
+}
+
+/// Returns the certificate of factors whose residual has this spread; if their values are off by a known `scale`, the
+/// residual is that of the scaled ones, from which `subtract` takes a share of the product.
+fn certificate_of<T: Scalar>(
+    scale: Option<f64>,
+    spread: Spread,
+    mut subtract: impl FnMut(T) -> Result<Spread>,
+) -> Result<Certificate> {
+    let Some(scale) = scale else { return Ok(spread.certificate()) };
+    Ok(Certificate { scale, ..subtract(T::from_f64(scale - 1.0))?.certificate() })
 }
 
 /// Returns the factor from singular values that hold the share `kept` of `‖A‖²` to the share `1 − missing` that must be

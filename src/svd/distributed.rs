@@ -19,21 +19,56 @@ use super::weighting::{Side, Weighting};
 use crate::calibration::Calibration;
 use crate::error::{Error, Result};
 use crate::factors::Factors;
-use crate::mpi::{Communicator, Counted, Everywhere, Ranks, RowBlocks, Traffic, agree};
+use crate::mpi::{Blocks, Communicator, Counted, Everywhere, Ranks, RowBlocks, Traffic, agree};
 use crate::operator::{Facts, LinearOperator, Root, RowSource, Watch};
 use crate::rank::Rank;
 use crate::report::Method;
 use crate::simd::{self, Scalar};
+use crate::tensor::Matrix;
 
-/// The factors of a distributed matrix, as one rank has them.
+/// The factors of a distributed matrix, as one rank has them: its own part of the long one, and all of the rest.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RankFactors<T> {
-    /// The factors.
+    /// The factors. U has the rows `own` alone, or Vᵀ the columns `own` if the matrix is wide; s, the other one and the
+    /// report are those of the whole matrix.
     pub factors: Factors<T>,
-    /// The rows of U, or the columns of Vᵀ of a wide matrix, whose part of the matrix this rank has read.
+    /// The rows or columns of the matrix that this rank has read.
     pub own: Range<usize>,
     /// What this rank has sent.
     pub traffic: Traffic,
+}
+
+impl<T: Scalar> RankFactors<T> {
+    /// Puts the factors together on rank 0, which needs the memory for them; the others return `None`. All ranks call
+    /// it.
+    ///
+    /// # Errors
+    /// Those of the communicator.
+    pub fn gather(self, comm: &dyn Communicator) -> Result<Option<Factors<T>>> {
+        let RankFactors { factors, own, .. } = self;
+        let (wide, (m, n), k) = (factors.is_wide(), factors.report().shape, factors.rank());
+        let mine = if wide { factors.vt() } else { factors.u() };
+        if comm.rank() > 0 {
+            comm.exchange(Some((0, bytemuck::cast_slice(mine.as_slice()))), None)?;
+            return Ok(None);
+        }
+        let mut long = if wide { Matrix::zeros(k, n) } else { Matrix::zeros(m, k) };
+        let mut put = |own: Range<usize>, part: &[T]| match wide {
+            true => (0..k).filter(|_| !own.is_empty()).for_each(|i| {
+                let line = &part[i * own.len()..(i + 1) * own.len()];
+                long.as_mut_slice()[i * n + own.start..i * n + own.end].copy_from_slice(line);
+            }),
+            false => long.as_mut_slice()[own.start * k..own.end * k].copy_from_slice(part),
+        };
+        put(own, mine.as_slice());
+        for rank in 1..comm.size() {
+            let own = Blocks::new((m.max(n), m.min(n)), rank, comm.size()).own_rows();
+            let mut part = vec![T::zeroed(); own.len() * k];
+            comm.exchange(None, Some((rank, bytemuck::cast_slice_mut(&mut part))))?;
+            put(own, &part);
+        }
+        Ok(Some(factors.with_long(long)))
+    }
 }
 
 /// A hash of a text that is written to it (FNV-1a).
@@ -71,7 +106,7 @@ pub(super) fn factor<T: Scalar>(
     let par = crate::parallel::current_par();
     let everywhere = Options { memory_limit: None, ..options.clone() };
     let plan = Plan::new(Task::new::<T>(&everywhere, shape, dtype, Residency::InMemory)?)?;
-    let space = Ranks::new(comm, shape.0.max(shape.1), par);
+    let space = Ranks::new(comm, plan.task.tall(), par);
     let own = space.blocks().own_rows();
     let (least, part) = memory::<T>(&everywhere, &plan, &space)?;
     let hold = match options.memory_limit {
@@ -106,9 +141,12 @@ pub(super) fn factor<T: Scalar>(
 /// of the rank with most rows, so that all ranks decide alike:
 ///
 /// ```text
-///   the method on these rows  +  U whole, twice as it is gathered  +  sums: B blocks have log₂ B + 1 open at most
+///   the method on these rows  +  these rows of U, twice as they come home
+///                             +  sums: B blocks have log₂ B + 1 open at most
 ///                             +  two read buffers and a converted block
 /// ```
+///
+/// One look at the matrix ends with the range whole on every rank, and takes three times that.
 fn memory<T: Scalar>(options: &Options, plan: &Plan, space: &Ranks<'_>) -> Result<(usize, usize)> {
     let (m, n) = plan.task.tall();
     let blocks = space.blocks();
@@ -117,7 +155,7 @@ fn memory<T: Scalar>(options: &Options, plan: &Plan, space: &Ranks<'_>) -> Resul
     let local = Options { method: plan.method, rank, ..options.clone() };
     let task = Task::new::<T>(&local, (rows.max(n), n), plan.dtype, Residency::InMemory)?;
     let method = Plan::new(task)?.peak_bytes;
-    let gathered = if looks_once(plan.method) { plan.width } else { plan.task.largest_rank() };
+    let home = if looks_once(plan.method) { 3 * m * plan.width } else { 2 * rows * plan.task.largest_rank() };
     let largest_sum = if plan.method == Method::Gram { n * (n + 1) / 2 } else { n * plan.width };
     let open = blocks.count().next_power_of_two().ilog2() as usize + 2;
     let at_once = RowBlocks::<T>::parts_at_once(largest_sum);
@@ -125,7 +163,7 @@ fn memory<T: Scalar>(options: &Options, plan: &Plan, space: &Ranks<'_>) -> Resul
     let block = blocks.height() * n;
     // Moments of the long side, and the weight between them, are whole on each rank.
     let moments = if options.is_weighted() && plan.shape.0 < plan.shape.1 { m * (3 * m + 2 * n) } else { 0 };
-    let elements = 3 * m * gathered + sums + 2 * at_once * block + moments;
+    let elements = home + sums + 2 * at_once * block + moments;
     let buffers = 2 * block * plan.dtype.size();
     Ok((method + elements * size_of::<T>() + buffers, rows * n * plan.dtype.size()))
 }

@@ -3,21 +3,21 @@
 
 use std::time::Instant;
 
-use faer::Par;
+use faer::{Accum, MatMut, Par};
 
-use super::certificate;
+use super::certificate::{self, Left};
 use super::methods::gram;
 use super::plan::Plan;
 use super::rank_target::RankTarget;
 use super::solution::{Solution, beyond_numerical_rank, unscale};
-use super::triplets::Triplets;
+use super::triplets::{Triplets, Vectors};
 use crate::error::Result;
 use crate::factors::{Factors, Slices};
-use crate::linalg::{column_mut, fix_signs};
+use crate::linalg::{column_mut, fix_signs, fix_signs_by, peak};
 use crate::operator::LinearOperator;
 use crate::report::{Method, Report};
 use crate::simd::Scalar;
-use crate::space::Space;
+use crate::space::{Layout, Panel, Space};
 use crate::tensor::{Element, Matrix};
 
 /// Solves, brings the factors home and certifies them. `op` is `scale · A`, or `scale · Aᵀ` when A is wide.
@@ -59,9 +59,12 @@ pub(super) fn finish<T: Scalar, S: Space<T>>(
     let space = op.space().clone();
     let Solution { triplets, rank: k, width, method, sketch, certificate, mut slices, mut notes } = solution;
 
-    // The short side comes first, and its panel is freed before the long side comes: memory is fullest there.
+    // The short side comes first, and its panel is freed before the long side comes: memory is fullest there. Where the
+    // long side is spread over several processes, this one brings home its own rows alone.
+    let shared = space.shared();
+    let long = shared.map_or(m.max(n), |shared| shared.own().len());
     let Triplets { mut left, s: mut spectrum, captured, right, .. } = triplets;
-    let (mut u, mut vt);
+    let (mut u, mut vt, mut spread);
     // Most matrices never see an image of all l columns on this route.
     let reduce = plan.method == Method::Gram && !gram::is_imaged_early::<T>((m.max(n), m.min(n)), width);
     if wide {
@@ -69,18 +72,24 @@ pub(super) fn finish<T: Scalar, S: Space<T>>(
         right.bring_home(&space, k, u.as_mut())?;
         drop(right);
         left = if reduce { left.reduced(&space, k)? } else { left };
-        vt = Matrix::zeros(k, n);
-        left.bring_home(&space, k, vt.as_mut().transpose_mut())?;
+        vt = Matrix::zeros(k, long);
+        spread = bring_long_home(&space, left, k, vt.as_mut().transpose_mut())?;
     } else {
         vt = Matrix::zeros(k, n);
         right.bring_home(&space, k, vt.as_mut().transpose_mut())?;
         drop(right);
         left = if reduce { left.reduced(&space, k)? } else { left };
-        u = Matrix::zeros(m, k);
-        left.bring_home(&space, k, u.as_mut())?;
+        u = Matrix::zeros(long, k);
+        spread = bring_long_home(&space, left, k, u.as_mut())?;
     }
-    drop(left); // the certificate's probes take the place of the panels
-    let signs = fix_signs(&mut u, &mut vt, par);
+    let signs = match shared {
+        Some(shared) if wide => {
+            let own: Vec<T> = (0..k).map(|i| peak(vt.row(i))).collect();
+            let peaks = shared.peaks(&own)?;
+            fix_signs_by(&mut u, &mut vt, par, |i, _| peaks[i] < T::zeroed())
+        }
+        _ => fix_signs(&mut u, &mut vt, par),
+    };
     if let Slices::Weighted(weighted) = &mut slices {
         for (j, &sign) in signs.iter().enumerate() {
             column_mut(weighted.turn.as_mut(), j).iter_mut().for_each(|x| *x *= sign);
@@ -97,6 +106,10 @@ pub(super) fn finish<T: Scalar, S: Space<T>>(
         Some(certificate) => certificate,
         None => {
             let (captured, seed) = ((captured, is_projection), plan.task.seed);
+            let left = match spread.take() {
+                Some(panel) => Left::Spread(panel, &signs),
+                None => Left::Home(left),
+            };
             certificate::certify(op, left, spectrum.split_at(k), right, captured, seed)?
         }
     };
@@ -123,4 +136,33 @@ pub(super) fn finish<T: Scalar, S: Space<T>>(
         ..plan.report((k, width), spectrum, norm, &certificate, start.elapsed())
     };
     Ok(Factors::new(u, s, vt, report, slices))
+}
+
+/// Brings home the first `k` vectors of the long side, or the rows that are this process's own. Those are also returned
+/// as a panel, for the certificate; the panels of vectors that come whole are freed, so that its probes take their place.
+fn bring_long_home<T: Scalar, S: Space<T>>(
+    space: &S,
+    vectors: Vectors<T, Panel<T, S>>,
+    k: usize,
+    mut dst: MatMut<'_, T>,
+) -> Result<Option<Panel<T, S>>> {
+    let Some(shared) = space.shared() else {
+        vectors.bring_home(space, k, dst)?;
+        return Ok(None);
+    };
+    let own = shared.own();
+    let panel = match vectors {
+        Vectors::Panel(panel) => panel,
+        Vectors::Combined(panel, c) => {
+            let mut product = space.panel(space.shape(&panel).0, k, Layout::Rows)?;
+            space.multiply(&mut product, Accum::Replace, &panel, c.as_ref().subcols(0, k), T::one())?;
+            product
+        }
+        Vectors::Small(c) => {
+            dst.copy_from(c.as_ref().get(own, 0..k));
+            return Ok(None);
+        }
+    };
+    shared.download_own(&panel, dst)?;
+    Ok(Some(panel))
 }

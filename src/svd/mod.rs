@@ -459,8 +459,9 @@ impl TruncatedSvd {
     }
 
     /// Factors a matrix on all ranks of `comm`, each of which reads its own rows of `source` (its columns, if the matrix
-    /// is wide). All ranks call it with the same options and the same matrix, in files or generators of their own. U, s
-    /// and Vᵀ have the same bits for any number of ranks of one kind of CPU.
+    /// is wide), and ends with these rows of U (these columns of Vᵀ) and with all of s and Vᵀ (of U). All ranks call it
+    /// with the same options and the same matrix, in files or generators of their own. The factors have the same bits
+    /// for any number of ranks of one kind of CPU.
     ///
     /// A [memory limit](Self::memory_limit) is that of a rank: its part of the matrix is held where that keeps the limit,
     /// and read again in every pass otherwise. A limit that is not enough for that is refused.
@@ -473,7 +474,9 @@ impl TruncatedSvd {
     /// let svd = TruncatedSvd::new(Rank::Fixed(2));
     /// let part = svd.factor_distributed::<f32>(&Alone, &mut w, &Watch::default())?;
     /// assert_eq!(part.own, 0..300);
-    /// assert!(part.factors.report().relative_error < 1e-3);
+    /// assert_eq!(part.factors.u().nrows(), part.own.len());
+    /// let whole = part.gather(&Alone)?.expect("this is rank 0");
+    /// assert!(whole.report().relative_error < 1e-3);
     /// # Ok::<(), tensorslim::Error>(())
     /// ```
     ///

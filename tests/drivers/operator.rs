@@ -13,7 +13,7 @@ use tensorslim::dyn_stack::{MemBuffer, MemStack};
 use tensorslim::operator::{Dense, Facts, LinearOperator, Symmetric, Whitened};
 use tensorslim::qr::{self, Algorithm, GramOf, Orthonormalization, Step};
 use tensorslim::sketch::{AnySketch, SketchOperator};
-use tensorslim::space::{Effort, Host, HostPanel, Layout, Side, Space};
+use tensorslim::space::{Effort, Host, HostPanel, Layout, Shared, Side, Space};
 use tensorslim::{Method, Rank, Result, Sketch, TruncatedSvd};
 
 /// A panel whose first rows and last rows live apart.
@@ -224,6 +224,10 @@ impl Space<f64> for Apart {
         let omega = omega.to_dense::<f64>();
         y.set((g.whole() * &omega - &omega * faer::Scale(shift)).as_ref());
         Ok(())
+    }
+
+    fn shared(&self) -> Option<&dyn Shared<f64, Halves>> {
+        None
     }
 }
 

@@ -24,7 +24,7 @@ use crate::gather::{self, Room};
 use crate::memory::{self, Gathering, Limit, Space};
 use crate::pool::{beside, on_threads};
 use crate::process::peak_rss;
-use crate::ranks::Ranks;
+use crate::ranks::{Made, Ranks};
 use crate::report::{Calibrated, Evaluated, NO_SMALLER, NO_SMALLER_BY_RATIO, Report, Written};
 use crate::samples::{FOLDS, Samples, Source};
 use crate::state::StateFile;
@@ -38,7 +38,7 @@ pub(crate) fn run(args: &FactorArgs) -> Result<(), Failure> {
             DType::F64 => factor::<f64>(args, &ranks),
             _ => factor::<f32>(args, &ranks),
         };
-        ranks.agree(done)
+        ranks.say(ranks.agree(done))
     };
     on_threads(args.threads, work)
 }
@@ -173,12 +173,19 @@ fn factor<T: Scalar>(args: &FactorArgs, ranks: &Ranks) -> Result<(), Failure> {
     let minus = |base: &PathBuf| PathBuf::from(format!("{} minus {}", path.display(), base.display()));
     let named = &args.minus.as_ref().map_or_else(|| path.clone(), minus);
     ranks.agree(Ok(()))?;
-    let mut factors = weight.factor::<T>(named, &svd, limit.restated(held), checkpoint.as_ref(), ranks)?;
-    let mut elapsed = vec![factors.report().elapsed];
+    let mut made = weight.factor::<T>(named, &svd, limit.restated(held), checkpoint.as_ref(), ranks)?;
+    let mut elapsed = vec![made.factors.report().elapsed];
     for _ in 1..args.repeat {
-        factors = weight.factor::<T>(named, &svd, limit.restated(held), None, ranks)?;
-        elapsed.push(factors.report().elapsed);
+        made = weight.factor::<T>(named, &svd, limit.restated(held), None, ranks)?;
+        elapsed.push(made.factors.report().elapsed);
     }
+    if args.form == Form::Pivot || args.out.as_ref().is_some_and(|out| output::is_archive(out)) {
+        match ranks.gather(made)? {
+            Some(whole) => made = whole,
+            None => return Ok(()),
+        }
+    }
+    let Made { mut factors, own } = made;
     // The statistics are freed with it.
     drop(svd);
     if let Some(Part::Range(start, end)) = args.part {
@@ -212,7 +219,11 @@ fn factor<T: Scalar>(args: &FactorArgs, ranks: &Ranks) -> Result<(), Failure> {
         _ => None,
     };
     drop(weight);
+    let dtype = args.dtype.unwrap_or(T::DTYPE);
     if !ranks.writes() {
+        if let (Some(dir), Some(own)) = (args.out.as_deref(), &own) {
+            ranks.write_long(dir, (args.form, dtype), &factors, own)?;
+        }
         return Ok(());
     }
 
@@ -225,7 +236,6 @@ fn factor<T: Scalar>(args: &FactorArgs, ranks: &Ranks) -> Result<(), Failure> {
         let by_ratio = matches!(args.policy(), Rank::Ratio(_));
         notes.push(if by_ratio { NO_SMALLER_BY_RATIO } else { NO_SMALLER }.to_owned());
     }
-    let dtype = args.dtype.unwrap_or(T::DTYPE);
     if let Some(dir) = out {
         let s = &r.spectrum[..r.rank];
         let loss = output::rounding_loss(s, dtype);
@@ -249,8 +259,10 @@ fn factor<T: Scalar>(args: &FactorArgs, ranks: &Ranks) -> Result<(), Failure> {
         _ => None,
     };
     let (archive, out) = (out.filter(|out| output::is_archive(out)), out.filter(|out| !output::is_archive(out)));
-    let factors_out = out.map(|dir| {
-        output::Written::new(dir, (args.form, dtype), &factors, pivoted.as_ref()).map(|written| (dir, written))
+    let factors_out = out.map(|dir| -> Result<_, Failure> {
+        let form = (args.form, dtype);
+        let long = own.as_ref().map_or(Ok(None), |own| ranks.write_long(dir, form, &factors, own))?;
+        Ok((dir, output::Written::new(dir, form, &factors, pivoted.as_ref(), long)?))
     });
     let factors_out = factors_out.transpose()?;
     let written =
@@ -694,14 +706,15 @@ impl Weight {
         limit: impl Fn(Error) -> Error,
         checkpoint: Option<&StateFile>,
         ranks: &Ranks,
-    ) -> Result<Factors<T>, Failure> {
-        match self {
+    ) -> Result<Made<T>, Failure> {
+        let factors = match self {
             Weight::Tiles(rows) if let Some(comm) = ranks.comm() => {
                 let part = svd.factor_distributed::<T>(comm, &mut **rows, &Watch::default());
-                part.map(|part| part.factors).map_err(|e| match ranks.known_to_all(&limit(e)) {
+                let part = part.map_err(|e| match ranks.known_to_all(&limit(e)) {
                     Failure(line) if line.is_empty() => Failure(line),
                     Failure(line) => Failure(format!("{}: {line}", path.display())),
-                })
+                })?;
+                return Ok(Made { factors: part.factors, own: Some(part.own) });
             }
             Weight::Whole(file, row_axes) => {
                 let tensor = file.tensor().map_err(about(path))?;
@@ -709,18 +722,21 @@ impl Weight {
             }
             Weight::Tiles(rows) => {
                 let rows = &mut **rows;
-                let Some(checkpoint) = checkpoint else {
-                    return svd.factor_rows(rows, &Watch::default()).map_err(&limit).map_err(about(path));
-                };
-                let cancel = Cancel::new();
-                stop_on_signals(&cancel)?;
-                let factors = svd.factor_rows_resumable(rows, &Watch::new(cancel), checkpoint);
-                factors.map_err(limit).map_err(about(path)).map_err(|Failure(line)| match checkpoint.read() {
-                    Some(_) => Failure(format!("{line}; the same command goes on from --checkpoint")),
-                    None => Failure(line),
-                })
+                match checkpoint {
+                    None => svd.factor_rows(rows, &Watch::default()).map_err(&limit).map_err(about(path)),
+                    Some(checkpoint) => {
+                        let cancel = Cancel::new();
+                        stop_on_signals(&cancel)?;
+                        let factors = svd.factor_rows_resumable(rows, &Watch::new(cancel), checkpoint);
+                        factors.map_err(limit).map_err(about(path)).map_err(|Failure(line)| match checkpoint.read() {
+                            Some(_) => Failure(format!("{line}; the same command goes on from --checkpoint")),
+                            None => Failure(line),
+                        })
+                    }
+                }
             }
-        }
+        };
+        Ok(Made { factors: factors?, own: None })
     }
 }
 

@@ -5,6 +5,7 @@
 //! does not describe the files beside it, which shows, or one that has no checksums yet. Either lists every file that
 //! is there, so that the next run replaces them.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -204,21 +205,37 @@ pub(crate) fn residual<T: Scalar>(
     }
 }
 
+/// Returns the file of the long factor in a form, that of a matrix that is `wide` or not, and its elements.
+pub(crate) fn long_factor<T: Scalar>(form: Form, wide: bool, f: &Factors<T>) -> (&'static str, Cow<'_, [T]>) {
+    let (left, right) = match form {
+        Form::Split => {
+            let (up, down) = f.split(Split::Balanced);
+            return if wide { ("down.npy", down.into_vec().into()) } else { ("up.npy", up.into_vec().into()) };
+        }
+        _ => (f.u(), f.vt()),
+    };
+    if wide { ("vt.npy", right.as_slice().into()) } else { ("u.npy", left.as_slice().into()) }
+}
+
 /// Factors that are written and do not appear yet.
 pub(crate) struct Written(Vec<Staged>);
 
 impl Written {
     /// Writes the factors in `dir`, rounded to `dtype`: `u.npy` (m×k), `s.npy` (k) and `vt.npy` (k×n), or as two layers
     /// `up.npy` (m×k) and `down.npy` (k×n), or, `pivoted`, `rows.npy` (k×n), `coefficients.npy` ((m−k)×k) and
-    /// `pivots.npy` (k row numbers).
+    /// `pivots.npy` (k row numbers). A file that was written before, by several processes, is `long`.
     pub(crate) fn new<T: Scalar>(
         dir: &Path,
         (form, dtype): (Form, DType),
         f: &Factors<T>,
         pivoted: Option<&Pivoted<T>>,
+        mut long: Option<Staged>,
     ) -> tensorslim::Result<Self> {
-        let matrix = |name: &str, a: &tensorslim::Matrix<T>| {
-            Staged::new(&dir.join(name), |w| npy::write_elements_to(w, dtype, &[a.nrows(), a.ncols()], a.as_slice()))
+        let mut matrix = |name: &str, a: &tensorslim::Matrix<T>| match long.take_if(|long| long.name() == name) {
+            Some(long) => Ok(long),
+            None => Staged::new(&dir.join(name), |w| {
+                npy::write_elements_to(w, dtype, &[a.nrows(), a.ncols()], a.as_slice())
+            }),
         };
         let files = match (form, pivoted) {
             (Form::Pivot, Some(p)) => vec![

@@ -8,16 +8,19 @@
 //! it exists, as a file or as a link. An output that is a link is written through, beside the file that it leads to. An
 //! existing output that is no regular file (a device, a pipe, a socket, a directory) is refused. A run that is killed
 //! while it writes leaves the temporary file behind, which nothing reads.
+//!
+//! Several processes write one file together where one of them makes it ([`Staged::begun`]), each opens the temporary name
+//! and writes its own pieces ([`write_pieces`]), and the first one ends it ([`Staged::complete`]).
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::io::{self, BufWriter, ErrorKind, Write};
+use std::io::{self, BufWriter, ErrorKind, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use tensorslim::Error;
 use tensorslim::batch::manifest::Checksum;
+use tensorslim::{DType, Element, Error, npy};
 
 /// The start of the names of files that are being written.
 pub(crate) const TEMPORARY: &str = ".tensorslim-";
@@ -111,6 +114,13 @@ impl Staged {
         path: &Path,
         write: impl FnOnce(&mut Sink) -> io::Result<()>,
     ) -> tensorslim::Result<Self> {
+        let (mut staged, file) = Staged::create(stage, path)?;
+        staged.sum = staged.fill(file, write).map_err(|e| unwritable(path, &e))?;
+        Ok(staged)
+    }
+
+    /// Makes the temporary file of `path`, which is removed with the result.
+    fn create(stage: Option<&Path>, path: &Path) -> tensorslim::Result<(Self, File)> {
         let target = target(path)?;
         let (Some(name), Some(_)) = (path.file_name(), target.file_name()) else {
             return Err(Error::file(path, "is no name of a file; give one"));
@@ -118,10 +128,35 @@ impl Staged {
         let name = name.to_string_lossy().into_owned();
         let (temporary, file) = create(stage.filter(|_| target == path).unwrap_or(directory_of(&target)))
             .map_err(|e| unwritable(path, &e))?;
-        // From here on the temporary file is removed with this value.
-        let mut staged = Staged { name, temporary, target, sum: Checksum { bytes: 0, crc32: 0 } };
-        staged.sum = staged.fill(file, write).map_err(|e| unwritable(path, &e))?;
+        Ok((Staged { name, temporary, target, sum: Checksum { bytes: 0, crc32: 0 } }, file))
+    }
+
+    /// Makes a file of so many bytes that begins with `start`; several processes write the rest.
+    pub(crate) fn begun(path: &Path, start: &[u8], bytes: u64) -> tensorslim::Result<Self> {
+        let (mut staged, mut file) = Staged::create(None, path)?;
+        file.write_all(start).and_then(|()| file.set_len(bytes)).map_err(|e| unwritable(path, &e))?;
+        staged.sum.bytes = bytes;
         Ok(staged)
+    }
+
+    /// Returns the name that the others open.
+    pub(crate) fn temporary(&self) -> &Path {
+        &self.temporary
+    }
+
+    /// Ends a file that all have written to, and waits until the disk has it.
+    pub(crate) fn complete(&mut self, crc32: u32) -> tensorslim::Result<()> {
+        let end = || {
+            let file = File::open(&self.temporary)?;
+            if let Ok(old) = fs::metadata(&self.target) {
+                let _ = file.set_permissions(old.permissions());
+            }
+            file.sync_all()?;
+            self.check_length(self.sum.bytes)
+        };
+        end().map_err(|e| unwritable(&self.target, &e))?;
+        self.sum.crc32 = crc32;
+        Ok(())
     }
 
     /// Writes the data of one file, syncs it, and returns its size and checksum.
@@ -136,10 +171,15 @@ impl Staged {
         let file = sink.file.into_inner().map_err(io::IntoInnerError::into_error)?;
         file.sync_all()?;
         drop(file);
-        // A file system finds some errors only when the file is closed: a quota, a server that is gone.
+        self.check_length(sum.bytes)?;
+        Ok(sum)
+    }
+
+    /// Looks at the closed file: a file system finds some errors only then, a quota, a server that is gone.
+    fn check_length(&self, bytes: u64) -> io::Result<()> {
         match fs::metadata(&self.temporary)?.len() {
-            len if len == sum.bytes => Ok(sum),
-            len => Err(io::Error::other(format!("the disk has {len} of {} bytes", sum.bytes))),
+            len if len == bytes => Ok(()),
+            len => Err(io::Error::other(format!("the disk has {len} of {bytes} bytes"))),
         }
     }
 
@@ -159,6 +199,25 @@ impl Drop for Staged {
         // Once the file is published the temporary name is gone, and this finds nothing.
         let _ = fs::remove_file(&self.temporary);
     }
+}
+
+/// Writes pieces, each at its place, into a file that is there, and returns their checksums.
+pub(crate) fn write_pieces<'a, T: Element>(
+    temporary: &Path,
+    dtype: DType,
+    pieces: impl Iterator<Item = (u64, &'a [T])>,
+) -> io::Result<Vec<u32>> {
+    let mut file = BufWriter::new(OpenOptions::new().write(true).open(temporary)?);
+    let mut sums = Vec::new();
+    for (place, elements) in pieces {
+        file.seek(SeekFrom::Start(place))?;
+        let mut sink = Sink { file, hasher: crc32fast::Hasher::new(), bytes: 0 };
+        npy::write_rounded_to(&mut sink, dtype, elements)?;
+        sums.push(sink.hasher.finalize());
+        file = sink.file;
+    }
+    file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
+    Ok(sums)
 }
 
 /// Creates a file of a name that does not exist.

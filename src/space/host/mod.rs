@@ -13,7 +13,7 @@ pub(crate) use product::{congruence, product, product_as_stored, product_as_stor
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, MatMut, MatRef, Par, unzip, zip};
 
-use super::{Effort, Layout, Side, Space};
+use super::{Effort, Layout, Shared, Side, Space};
 use crate::error::Result;
 use crate::linalg::{mirror, symmetric_product, threads, wide_gram, wide_gram_scratch};
 use crate::parallel;
@@ -144,6 +144,10 @@ impl<T: Scalar> Space<T> for Host {
         let mut a = g.as_mut();
         kept.into_iter().enumerate().for_each(|(j, x)| a[(j, j)] = x);
         done
+    }
+
+    fn shared(&self) -> Option<&dyn Shared<T, HostPanel<T>>> {
+        None
     }
 }
 
