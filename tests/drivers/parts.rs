@@ -3,7 +3,7 @@
 
 use crate::common::*;
 use faer::Mat;
-use tensorslim::{Calibration, Element, Error, Factors, Matrix, Method, Rank, Scalar, TruncatedSvd, npy::Array};
+use tensorslim::{Calibration, Element, Error, Factors, Matrix, Method, Rank, Scalar, TruncatedSvd};
 
 fn check_smallest<T: Scalar>((m, n): (usize, usize), condition: f64, r: usize) {
     let l = m.min(n);
@@ -209,20 +209,17 @@ fn rounds_of_a_quantizer_end_where_the_error_does_not_fall() {
 
 #[test]
 fn under_a_calibration_one_round_is_the_best_of_the_outputs() {
-    let data = |name: &str| Array::read(format!("{}/tests/data/{name}.npy", env!("CARGO_MANIFEST_DIR"))).unwrap();
-    let (w, x) = (data("ffn_up"), data("ffn_up_calibration"));
-    let (w, x) = (w.tensor().unwrap(), x.tensor().unwrap());
-    let mut inputs = Calibration::new(w.shape()[1]).unwrap();
-    inputs.update(&x).unwrap();
+    let (w, samples) = (real("ffn_up", 1536, 384), real("ffn_up_calibration", 1024, 384));
+    let w = w.as_tensor().unwrap();
+    let mut inputs = Calibration::new(384).unwrap();
+    inputs.update(&samples.as_tensor().unwrap()).unwrap();
     let (svd, quantizer) = (TruncatedSvd::new(Rank::Fixed(32)), &mut round_to_nearest(4));
     let plain = svd.factor_quantized::<f32>(&w, 1, quantizer).unwrap();
     let weighted = svd.calibration(&inputs).factor_quantized::<f32>(&w, 3, quantizer).unwrap();
     let outputs = |q: &tensorslim::svd::Quantized<f32>| {
         let rest = q.factors.residual::<f32>(&w).unwrap();
         let rest = exact(&rest) - exact(&q.base);
-        let view = x.view().unwrap().typed::<half::f16>().expect("samples in f16");
-        let samples = Mat::from_fn(view.nrows(), view.ncols(), |i, j| view[(i, j)].to_f64());
-        (&samples * rest.transpose()).norm_l2() / (x.shape()[0] as f64).sqrt()
+        (exact(&samples) * rest.transpose()).norm_l2() / (samples.nrows() as f64).sqrt()
     };
     let least = weighted.errors.iter().copied().fold(f64::INFINITY, f64::min);
     assert!((outputs(&weighted) - least).abs() < 1e-3 * least, "{} {least}", outputs(&weighted));
