@@ -27,9 +27,11 @@
 mod stream;
 pub(crate) mod zip;
 
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use npyz::{Endianness, NpyHeader, Order, TypeChar};
@@ -535,13 +537,59 @@ impl FileState {
 }
 
 /// Returns the archive of which a path names a member, and the name of the member: `weights.npz/layer.0` is the member
-/// `layer.0` of the file `weights.npz`.
+/// `layer.0` of the file `weights.npz`. The name is all that follows the first `/` behind the archive, to the letter,
+/// and never a path.
 #[doc(hidden)]
-pub fn member_of(path: &Path) -> Option<(&Path, String)> {
-    let is_archive = |above: &&Path| above.extension().is_some_and(|ext| ext == "npz") && above.is_file();
-    let archive = path.ancestors().skip(1).find(is_archive)?;
-    let name = path.strip_prefix(archive).ok()?.to_string_lossy().into_owned();
-    Some((archive, name))
+pub fn member_of(path: &Path) -> Option<(&Path, &str)> {
+    let text = path.to_str()?;
+    let ends = text.match_indices(".npz/").map(|(at, _)| at + ".npz".len());
+    let end = ends.into_iter().find(|&end| Path::new(&text[..end]).is_file())?;
+    Some((Path::new(&text[..end]), &text[end + 1..]))
+}
+
+/// Returns the path of a member of an archive.
+#[doc(hidden)]
+pub fn member_path(archive: &Path, name: &str) -> PathBuf {
+    let mut path = archive.as_os_str().to_owned();
+    path.push("/");
+    path.push(name);
+    path.into()
+}
+
+/// The directory of an archive.
+#[derive(Debug)]
+struct Members {
+    all: Vec<zip::Member>,
+    /// The places of the names in `all`.
+    places: HashMap<String, usize>,
+    /// The place of the directory in the file.
+    directory: u64,
+}
+
+impl Members {
+    /// Reads the directory of an open archive. The last one is kept for the next member of the same file.
+    fn read(archive: &Path, file: &mut File) -> Checked<Arc<Self>> {
+        static LAST: Mutex<Option<(PathBuf, FileState, Arc<Members>)>> = Mutex::new(None);
+        let state = FileState::new(file);
+        let last = || LAST.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((path, seen, members)) = &*last()
+            && (path.as_path(), seen.0) == (archive, state.0)
+            && state.0.is_some()
+        {
+            return Ok(Arc::clone(members));
+        }
+        let (all, directory) = zip::members(file)?;
+        let places = all.iter().enumerate().map(|(i, member)| (member.name.clone(), i)).collect();
+        let members = Arc::new(Members { all, places, directory });
+        *last() = Some((archive.to_path_buf(), state, Arc::clone(&members)));
+        Ok(members)
+    }
+
+    /// Finds a member by its name, or by its name with `.npy`.
+    fn find(&self, name: &str) -> Option<&zip::Member> {
+        let at = |name: &str| self.places.get(name).map(|&i| &self.all[i]);
+        at(name).or_else(|| at(name.strip_suffix(".npy")?))
+    }
 }
 
 /// An open file, or a member of an archive, at its first byte.
@@ -575,11 +623,10 @@ fn open_file(path: &Path) -> Result<Opened> {
     let io = |e: std::io::Error| why(format!("cannot be read: {e}; check the path"));
     if let Some((archive, name)) = member_of(path) {
         let mut file = File::open(archive).map_err(io)?;
-        let (members, directory) = zip::members(&mut file).map_err(|why| Error::file(archive, why))?;
-        let name = name.strip_suffix(".npy").unwrap_or(&name);
-        let found = members.into_iter().find(|member| member.name == name);
-        let member = found.ok_or_else(|| why(format!("is not in the archive: it has no member {name:?}")))?;
-        let start = zip::start_of(&mut file, &member, directory).map_err(why)?;
+        let members = Members::read(archive, &mut file).map_err(|why| Error::file(archive, why))?;
+        let found = members.find(name);
+        let member = found.ok_or_else(|| why(format!("is not in the archive: it has no member {name:?}")))?.clone();
+        let start = zip::start_of(&mut file, &member, members.directory).map_err(why)?;
         let mut opened = Opened { file, start, len: member.bytes, member: Some(member) };
         opened.rewind().map_err(why)?;
         return Ok(opened);

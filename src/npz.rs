@@ -84,6 +84,12 @@ impl<R: Read + Seek> Archive<R> {
         self.members.iter().map(|member| member.name.as_str())
     }
 
+    /// Returns the names of the members that are arrays by their names in the archive, `NAME.npy`.
+    #[doc(hidden)]
+    pub fn arrays(&self) -> impl Iterator<Item = &str> + '_ {
+        self.members.iter().filter(|member| member.is_array).map(|member| member.name.as_str())
+    }
+
     /// Reads an array. The type of its elements is as in [`Array::read`] or, with `bits_of`, in [`Array::read_as`].
     ///
     /// # Errors
@@ -199,7 +205,7 @@ impl<W: Write> Writer<W> {
             return Err(Error::file(&self.path, format_args!("cannot hold a member {name:?}; give another name")));
         }
         let (crc, len) = (crc32fast::hash(bytes), bytes.len() as u64);
-        let member = Member { name: name.to_owned(), stored: true, crc, bytes: len, header: self.at };
+        let member = Member { name: name.to_owned(), is_array: true, stored: true, crc, bytes: len, header: self.at };
         let head = local_header(&member);
         let put = self.file.write_all(&head).and_then(|()| self.file.write_all(bytes));
         put.map_err(|e| unwritable(&self.path, &e))?;

@@ -24,6 +24,8 @@ pub(crate) type Checked<T> = std::result::Result<T, String>;
 pub(crate) struct Member {
     /// The name, without `.npy`.
     pub(crate) name: String,
+    /// Whether the name had `.npy`, as arrays do.
+    pub(crate) is_array: bool,
     /// Whether it is neither compressed nor encrypted.
     pub(crate) stored: bool,
     pub(crate) crc: u32,
@@ -118,8 +120,8 @@ fn entry(directory: &[u8], at: usize) -> Option<(Member, usize)> {
     let (bytes, packed, header) = (resolve(bytes)?, resolve(packed)?, resolve(header)?);
     let text = String::from_utf8_lossy(text);
     let name = text.strip_suffix(".npy").unwrap_or(&text).to_owned();
-    let stored = method == 0 && packed == bytes && flags & 1 == 0;
-    (next <= directory.len()).then_some((Member { name, stored, crc, bytes, header }, next))
+    let (stored, is_array) = (method == 0 && packed == bytes && flags & 1 == 0, text.ends_with(".npy"));
+    (next <= directory.len()).then_some((Member { name, is_array, stored, crc, bytes, header }, next))
 }
 
 /// Returns the numbers of the ZIP64 field among extra fields.

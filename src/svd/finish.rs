@@ -120,7 +120,7 @@ pub(super) fn finish<T: Scalar, S: Space<T>>(
     let least = spectrum[..k].last().map_or(0.0, |&s| Element::to_f64(s));
     notes.extend(target.and_then(|target| target.shortfall(k, certificate.relative_error, least)));
     notes.extend(beyond_numerical_rank(&spectrum, k, (m, n)));
-    let s = unscale(&spectrum[..k], scale)?;
+    let s = unscale(&spectrum, k, scale)?;
     // Where the smallest were asked for they come first.
     let larger = spectrum[k..].iter().take_while(|&&next| next > spectrum[0]).count();
     spectrum[..k + larger].rotate_left(k);

@@ -59,12 +59,12 @@ pub(super) fn beyond_numerical_rank<T: Scalar>(s: &[T], k: usize, shape: (usize,
     (rank < k).then(|| note(rank))
 }
 
-/// Computes singular values of `A` from those of `scale · A`. The largest must be a normal number of `T`; smaller ones
-/// may round to zero.
-pub(super) fn unscale<T: Scalar>(s: &[T], scale: f64) -> Result<Vec<T>> {
-    let largest = s[0].to_f64() / scale;
+/// Computes singular values of `A` from the first `k` of those of `scale · A`. The largest of all must be a normal number
+/// of `T`; smaller ones may round to zero.
+pub(super) fn unscale<T: Scalar>(s: &[T], k: usize, scale: f64) -> Result<Vec<T>> {
+    let largest = s.iter().map(|&s| Element::to_f64(s)).fold(0.0, f64::max) / scale;
     if largest > <T as Scalar>::MAX || (largest > 0.0 && largest < T::MIN_POSITIVE) {
         return Err(Error::Range { what: "the largest singular value", value: largest, dtype: T::DTYPE });
     }
-    Ok(s.iter().map(|&s| T::from_f64(s.to_f64() / scale)).collect())
+    Ok(s[..k].iter().map(|&s| T::from_f64(s.to_f64() / scale)).collect())
 }

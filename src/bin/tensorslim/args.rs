@@ -61,8 +61,9 @@ pub(crate) struct FactorArgs {
     pub(crate) rank: RankArgs,
 
     /// Keep another part of the spectrum: the smallest of as many as --rank or --ratio say, or numbers A to B - 1 from the
-    /// largest on, which are counted from 0 and are the rank themselves
-    #[arg(long, value_name = "smallest|A..B", value_parser = part)]
+    /// largest on, which are counted from 0 and are the rank themselves; not with --calibration or --output-calibration.
+    /// Method auto is then full, which resolves every one of them
+    #[arg(long, value_name = "smallest|A..B", conflicts_with_all = ["calibration", "output_calibration", "max_rank"], value_parser = part)]
     pub(crate) part: Option<Part>,
 
     /// Keep at most K, whatever --energy, --tolerance or --above ask for
@@ -518,12 +519,12 @@ pub(crate) struct RankArgs {
     /// Keep the singular values above S, or one if there is none; not with --calibration or --output-calibration. Methods
     /// gram and full see every value, and auto takes one of them; randomized is faster where few are above S and the
     /// others well below
-    #[arg(long, value_name = "S", allow_negative_numbers = true, conflicts_with_all = ["calibration", "output_calibration"], value_parser = threshold)]
+    #[arg(long, value_name = "S", allow_negative_numbers = true, conflicts_with_all = ["calibration", "output_calibration", "output_blend"], value_parser = threshold)]
     above: Option<f64>,
 
-    /// Keep the numerical rank: the singular values that are not rounding of --precision; not with --calibration or
-    /// --output-calibration
-    #[arg(long, conflicts_with_all = ["calibration", "output_calibration"])]
+    /// Keep the numerical rank: the singular values that are not rounding of --precision, those above 4 √max(m, n) eps of
+    /// the largest; not with --calibration or --output-calibration
+    #[arg(long, conflicts_with_all = ["calibration", "output_calibration", "output_blend"])]
     numerical: bool,
 }
 

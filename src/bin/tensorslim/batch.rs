@@ -117,9 +117,10 @@ fn batch<T: Scalar>(args: &BatchArgs) -> Result<(), Failure> {
     let Found { mut weights, left_out } =
         inputs::collect(&args.inputs, args.bf16, &args.out, |name| config.factors(name))?;
     if weights.is_empty() {
-        return Err(Failure("no .npy files in what was given".into()));
+        return Err(Failure("no .npy files, and no arrays of archives, in what was given".into()));
     }
     if let Some(dir) = &args.minus {
+        fs::metadata(dir).map_err(|e| Failure(format!("{}: cannot be read: {e}; check the path", dir.display())))?;
         inputs::subtract(&mut weights, dir, args.bf16);
     }
     let header = header::<T>(args, &given, &weights, (config_sum, parts));

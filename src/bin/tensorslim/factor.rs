@@ -51,7 +51,12 @@ fn factor<T: Scalar>(args: &FactorArgs, ranks: &Ranks) -> Result<(), Failure> {
     }
     let limit = Limit::new(args.memory_limit, (rayon::current_num_threads(), 0), Space::new(0, 0)?);
     let path = &args.weight;
-    let mut svd = (TruncatedSvd::new(args.policy()).method(args.method).seed(args.seed))
+    // Triplets in the middle of a spectrum are as good as the last of a subspace only where all of them are computed.
+    let method = match (args.part, args.method) {
+        (Some(Part::Range(..)), Method::Auto) => Method::Full,
+        (_, method) => method,
+    };
+    let mut svd = (TruncatedSvd::new(args.policy()).method(method).seed(args.seed))
         .dynamic_shift(args.dynamic_shift)
         .smallest(args.part == Some(Part::Smallest))
         .device(args.device);
@@ -352,10 +357,25 @@ fn check_options(args: &FactorArgs) -> Result<(), Failure> {
         (Some(Part::Smallest), true) => {
             return Err(Failure("--part smallest needs to know how many: give --rank or --ratio".into()));
         }
-        (Some(Part::Range(_, end)), false) => {
-            return Err(Failure(format!("--part A..{end} is the rank itself; leave the rule for the rank out")));
+        (Some(Part::Range(start, end)), false) => {
+            return Err(Failure(format!("--part {start}..{end} is the rank itself; leave the rule for the rank out")));
+        }
+        (Some(Part::Smallest), false) if args.rank.by_spectrum().is_some() => {
+            return Err(Failure(
+                "--part smallest needs to know how many: give --rank or --ratio, and no other rule".into(),
+            ));
         }
         _ => {}
+    }
+    if let Some(path) = args.residual.as_ref().filter(|path| path.extension().is_none_or(|ext| ext != "npy")) {
+        return Err(Failure(format!(
+            "{}: is written as one .npy file; give such a name to --residual",
+            path.display()
+        )));
+    }
+    if args.weight.extension().is_some_and(|ext| ext == "npz") && args.weight.is_file() {
+        let path = args.weight.display();
+        return Err(Failure(format!("{path}: is an archive; name one of its arrays, as in {path}/NAME, or use batch")));
     }
     if args.residual.is_some() && args.checkpoint.is_some() {
         return Err(Failure(

@@ -57,7 +57,10 @@ pub(crate) fn apart(outputs: &[PathBuf], inputs: &[&Path]) -> Result<(), Failure
 /// Returns the place where a file is or will be.
 fn place(path: &Path) -> Option<PathBuf> {
     let target = target(path).ok()?;
-    Some(fs::canonicalize(directory_of(&target)).ok()?.join(target.file_name()?))
+    // A directory that is not there yet has no links.
+    let dir = directory_of(&target);
+    let dir = fs::canonicalize(dir).or_else(|_| std::path::absolute(dir)).ok()?;
+    Some(dir.join(target.file_name()?))
 }
 
 /// Refuses to replace a file that does not start as `is_ours` says. An empty file holds nothing to be lost.

@@ -7,10 +7,10 @@
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use tensorslim::batch::manifest::{Inputs, directory, tensor_name};
-use tensorslim::npy::{Array, Description, Elements, Stream};
+use tensorslim::npy::{Array, Description, Elements, Stream, member_path};
 use tensorslim::operator::{Difference, RowSource};
 use tensorslim::{DType, Error, npz};
 use walkdir::{DirEntry, WalkDir};
@@ -98,9 +98,11 @@ pub(crate) fn collect(
     for root in paths {
         if !is_dir(root, fs::metadata(root))? {
             if root.extension().is_some_and(|ext| ext == "npz") && root.is_file() {
-                let stem = root.file_stem().map(Path::new).unwrap_or(root);
-                for member in npz::Archive::open(root)?.names() {
-                    add(tensor_name(&stem.join(member)), (root.join(member), member.into()), None)?;
+                let stem = root.file_stem().unwrap_or_default().to_string_lossy();
+                for member in npz::Archive::open(root)?.arrays() {
+                    // Names are not paths: the first `/` of an absolute one must not lead out of the archive.
+                    let name = tensor_name(Path::new(&format!("{stem}/{member}.npy")));
+                    add(name, (member_path(root, member), format!("{member}.npy").into()), None)?;
                 }
                 continue;
             }
@@ -201,7 +203,17 @@ pub(crate) fn stamp(path: &Path) -> tensorslim::Result<(u64, u64)> {
 pub(crate) fn subtract(weights: &mut [Weight], dir: &Path, bf16: bool) {
     for weight in weights {
         let Kind::Matrix { shape, dtype } = &mut weight.kind else { continue };
-        let path = dir.join(&weight.below);
+        // A member is looked for in an archive, or as a file of its name below a folder, and never beside it.
+        let leads_out = weight.below.components().any(|part| !matches!(part, Component::Normal(_) | Component::CurDir));
+        let path = match weight.below.to_str() {
+            Some(name) if dir.is_file() => member_path(dir, name),
+            _ if leads_out => {
+                let why = format_args!("has a name that leads out of {}; rename it", dir.display());
+                weight.kind = Kind::Bad(Error::file(&weight.path, why));
+                continue;
+            }
+            _ => dir.join(&weight.below),
+        };
         let base = stamp(&path).and_then(|stamp| Header::read(&path, bf16).map(|header| (stamp, header)));
         match base {
             Ok((stamp, base)) if base.matrix() == *shape => {

@@ -151,7 +151,7 @@ pub(super) fn finish<T: Scalar>(pass: SinglePass<T>) -> Result<Factors<T>> {
     let least = answer.s.last().map_or(0.0, |&s| Element::to_f64(s));
     notes.extend(target.shortfall(k, answer.certificate.relative_error, least));
     notes.extend(beyond_numerical_rank(&answer.s, answer.s.len(), (m, n)));
-    let s = unscale(&answer.s, scale)?;
+    let s = unscale(&answer.s, answer.s.len(), scale)?;
     let spectrum = answer.s.iter().map(|&s| s.to_f64() / scale).collect();
     let norm = norm_squared.sqrt() / scale;
     let elapsed = pass.elapsed + start.elapsed();
