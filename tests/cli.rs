@@ -1651,6 +1651,12 @@ fn parts_of_a_spectrum_are_those_of_all_of_it() {
         assert!(departure(&u) < 1e-12 && departure(&vt.transpose().to_owned()) < 1e-12);
         near(number(&found, "/relative_error"), error_of(&matrix(&w), &part), 1e-6);
     }
+    // Beyond the rank there are zeros.
+    let ones = dir.file("ones.npy", &f32_npy(40, 24, |_, _| 1.0));
+    let found = report(&["factor", &ones, "--part", "smallest", "--rank", "3"]);
+    assert!(found["notes"].to_string().contains("are rounding"), "{found}");
+    refused(2, &["factor", &w, "--part", "2..4", "--calibration", &w], &["--part", "--calibration"]);
+    refused(1, &["factor", &w, "--part", "smallest", "--energy", "0.5"], &["--rank or --ratio"]);
     for rule in [&["--part", "smallest"][..], &["--part", "2..4", "--rank", "3"]] {
         refused(1, &[&["factor", &w], rule].concat(), &["--part"]);
     }
@@ -1687,6 +1693,10 @@ fn a_residual_is_what_the_factors_leave() {
     succeeds(&[&with[..], &["--overwrite"]].concat());
     refused(1, &["factor", &w, "--rank", "4", "--residual", &w, "--overwrite"], &["w.npy", "is the input"]);
     refused(2, &[&with[..], &["--minus", &w]].concat(), &["--residual", "--minus"]);
+    let both = dir.path("both");
+    let twice = ["factor", &w, "--rank", "4", "--out", &both, "--residual", &format!("{both}/u.npy")];
+    refused(1, &twice, &["u.npy", "written twice"]);
+    refused(1, &["factor", &w, "--rank", "4", "--residual", &dir.path("left.npz")], &["left.npz", ".npy"]);
     // The shape and the element type are those of the weight.
     let halves: Vec<u8> =
         (0..3 * 4 * 5 * 7).flat_map(|i| half::f16::from_f32((i as f32).sin()).to_le_bytes()).collect();
@@ -1756,7 +1766,11 @@ fn members_of_an_archive_are_weights() {
     let archive = dir.path("model.npz");
     let matrix = |m, n| tensorslim::Matrix::<f32>::from_fn(m, n, |i, j| ((i * 7 + j * i) as f32 * 0.3).sin());
     let mut writer = tensorslim::npz::Writer::create(&archive).unwrap();
-    for (name, m, n) in [("layer.0/up", 40, 24), ("layer.1/up", 24, 40), ("../escape", 20, 20)] {
+    // A name is a name, even where a file of that path is there.
+    let secret = dir.file("secret.npy", &waves(9, 8));
+    for (name, m, n) in
+        [("layer.0/up", 40, 24), ("layer.1/up", 24, 40), ("../escape", 20, 20), (&secret, 30, 20), ("w.npy", 16, 16)]
+    {
         writer.matrix(name, &matrix(m, n), tensorslim::DType::F32).unwrap();
     }
     writer.array("bias", &[24], &[0f32; 24], tensorslim::DType::F32).unwrap();
@@ -1788,13 +1802,28 @@ fn members_of_an_archive_are_weights() {
         .iter()
         .map(|t| (t["name"].as_str().unwrap(), t["status"].as_str().unwrap()))
         .collect();
-    let want = [
-        ("model/../escape", "done"),
-        ("model/bias", "kept"),
-        ("model/layer.0/up", "done"),
-        ("model/layer.1/up", "done"),
-    ];
-    assert_eq!(done, want);
+    assert_eq!(done.len(), 6, "{done:?}");
+    for (name, status) in [("../escape", "done"), ("bias", "kept"), ("layer.0/up", "done"), ("w.npy", "done")] {
+        assert!(done.contains(&(format!("model/{name}").as_str(), status)), "{name} in {done:?}");
+    }
+    let tensors = manifest["tensors"].as_array().unwrap();
+    let hidden = tensors.iter().find(|t| t["name"].as_str().unwrap().contains("secret")).unwrap();
+    assert!(hidden.to_string().contains("[30,20]"), "{hidden}");
+    refused(1, &["factor", &archive, "--rank", "2"], &["model.npz", "model.npz/NAME"]);
+    // Bases are the members of another archive, or files of a folder, and a name that leads out of it has none.
+    let (base, out) = (dir.path("base/layer.0"), dir.path("out2"));
+    fs::create_dir_all(&base).unwrap();
+    tensorslim::npy::write_matrix(format!("{base}/up.npy"), &matrix(40, 24), tensorslim::DType::F32).unwrap();
+    let ran = run(&["batch", &archive, "--minus", &dir.path("base"), "--rank", "1", "--out", &out]);
+    assert!(
+        ran.code == Some(1) && ran.err.contains("leads out of") && ran.err.contains("4 of 6 weights"),
+        "{}",
+        ran.err
+    );
+    assert!(Path::new(&format!("{out}/model%2Flayer.0%2Fup/u.npy")).is_file());
+    let out = dir.path("out3");
+    assert_eq!(run(&["batch", &archive, "--minus", &archive, "--rank", "1", "--out", &out]).code, Some(0));
+    refused(1, &["batch", &archive, "--minus", &dir.path("none"), "--rank", "1", "--out", &out], &["none"]);
     assert!(Path::new(&format!("{out}/model%2Flayer.0%2Fup/u.npy")).is_file());
 }
 
