@@ -506,7 +506,7 @@ fn panels_in_memory() {
     }
 }
 
-/// The two traits of the seam have 28 methods at most, none of them with a body that would hide that an implementation is missing.
+/// The two traits of the seam have 29 methods at most, none of them with a body that would hide that an implementation is missing.
 #[test]
 fn the_seam_is_narrow_and_nothing_in_it_is_optional() {
     let methods = |source: &str, name: &str| {
@@ -521,5 +521,5 @@ fn the_seam_is_narrow_and_nothing_in_it_is_optional() {
     };
     let space = methods(include_str!("../../src/space/mod.rs"), "Space");
     let operator = methods(include_str!("../../src/operator/mod.rs"), "LinearOperator");
-    assert!(space > 0 && operator > 0 && space + operator <= 28, "{space} and {operator} methods");
+    assert!(space > 0 && operator > 0 && space + operator <= 29, "{space} and {operator} methods");
 }
