@@ -581,10 +581,11 @@ fn shapes_without_elements() {
 #[test]
 fn element_types_that_are_not_taken_are_named() {
     let file = |descr: &str| npy(1, dict(descr, false, "(1,)"), [0; 32]);
-    for descr in
-        ["|b1", "|i1", "|u1", "<i2", "<i4", ">i8", "<u2", "<u4", "<f16", "<c8", "<c16", "<M8[ns]", "|S7", "<U3"]
-    {
+    for descr in ["|b1", "|i1", "|u1", "<i2", "<i4", ">i8", "<u2", "<u4", "<f16", "<M8[ns]", "|S7", "<U3"] {
         refused(&file(descr), &format!("holds elements of type '{descr}'; convert it to f16, f32 or f64"));
+    }
+    for descr in ["<c8", "<c16"] {
+        refused(&file(descr), &format!("holds complex elements ('{descr}'), and factors are real"));
     }
     refused(&file("|O"), "pickled Python objects");
     refused(&file("<V2"), "if they are bfloat16, say so");
