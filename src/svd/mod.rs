@@ -331,14 +331,14 @@ impl TruncatedSvd {
     /// iterations.
     ///
     /// ```
-    /// use tensorslim::{Rank, TensorRef, TruncatedSvd};
+    /// use tensorslim::{Method, Rank, TensorRef, TruncatedSvd};
     ///
-    /// let svd = TruncatedSvd::new(Rank::Fixed(2));
+    /// let svd = TruncatedSvd::new(Rank::Fixed(2)).method(Method::Randomized);
     /// let mut gradient: Vec<f32> = (0..96 * 64).map(|i| (i as f32 * 0.37).sin()).collect();
     /// let first = svd.basis::<f32>(&TensorRef::new(&gradient, &[96, 64])?, None)?;
     /// gradient[0] += 0.01;
     /// let next = svd.basis(&TensorRef::new(&gradient, &[96, 64])?, Some(&first.vectors))?;
-    /// assert!(next.report.passes == 3 && next.report.relative_error < 1e-3);
+    /// assert!(next.report.passes < first.report.passes && next.report.relative_error < 1e-3);
     /// # Ok::<(), tensorslim::Error>(())
     /// ```
     ///
