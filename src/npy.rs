@@ -611,6 +611,13 @@ impl Opened {
         self.rewind()
     }
 
+    /// Reads the header, behind which the file is then.
+    fn header(mut self, bits_of: Option<DType>) -> Checked<(File, Header)> {
+        let mut header = parse_header(&mut self.file, self.len, bits_of)?;
+        header.start += self.start as usize;
+        Ok((self.file, header))
+    }
+
     fn rewind(&mut self) -> Checked<()> {
         let sought = self.file.seek(std::io::SeekFrom::Start(self.start));
         sought.map(|_| ()).map_err(|e| format!("cannot be read: {e}; try again"))
@@ -642,16 +649,13 @@ fn open_file(path: &Path) -> Result<Opened> {
 
 /// Opens a regular file and reads its header.
 fn open(path: &Path, bits_of: Option<DType>) -> Result<(File, Header)> {
-    let Opened { mut file, start, len, .. } = open_file(path)?;
-    let mut header = parse_header(&mut file, len, bits_of).map_err(|why| Error::file(path, why))?;
-    header.start += start as usize;
-    Ok((file, header))
+    open_file(path)?.header(bits_of).map_err(|why| Error::file(path, why))
 }
 
 /// Opens a regular file to be read whole, with its checksum if it has one, and reads its header.
 fn open_checked(path: &Path, bits_of: Option<DType>) -> Result<(File, Header)> {
-    open_file(path)?.check_sum().map_err(|why| Error::file(path, why))?;
-    open(path, bits_of)
+    let mut opened = open_file(path)?;
+    opened.check_sum().and_then(|()| opened.header(bits_of)).map_err(|why| Error::file(path, why))
 }
 
 /// The header of a file whose elements can be read, checked against the length of the file.

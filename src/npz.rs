@@ -20,7 +20,7 @@ mod factors;
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
+use std::io::{BufWriter, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
@@ -96,13 +96,9 @@ impl<R: Read + Seek> Archive<R> {
     /// [`Error::File`] for a name that is not there, a member that is compressed or damaged, and for the reasons of
     /// [`Array::read`].
     pub fn read(&mut self, name: &str, bits_of: Option<DType>) -> Result<Array> {
-        let named = |why: String| Error::file(&self.path, format_args!("member {name:?} {why}"));
-        let Some(member) = self.members.iter().find(|member| member.name == name) else {
-            return Err(named("is not in the archive".into()));
-        };
-        let bytes = extract(&mut self.file, member, self.directory).map_err(named)?;
+        let bytes = self.bytes_of(name)?;
         Array::from_bytes(&bytes, bits_of).map_err(|e| match e {
-            Error::File { why, .. } => named(why),
+            Error::File { why, .. } => self.damaged(name, &why),
             e => e,
         })
     }
@@ -112,23 +108,25 @@ impl<R: Read + Seek> Archive<R> {
     /// # Errors
     /// [`Error::File`] for the reasons of [`read`](Self::read), and for a member that is no text.
     pub fn read_text(&mut self, name: &str) -> Result<String> {
-        let named = |why: String| Error::file(&self.path, format_args!("member {name:?} {why}"));
-        let member = self.members.iter().find(|member| member.name == name);
-        let member = member.ok_or_else(|| named("is not in the archive".into()))?;
-        let bytes = extract(&mut self.file, member, self.directory).map_err(named)?;
-        npy::text_of(&bytes).ok_or_else(|| named("is no text; give an array of UTF-8 bytes ('|u1')".into()))
+        let bytes = self.bytes_of(name)?;
+        npy::text_of(&bytes).ok_or_else(|| self.damaged(name, "is no text; give an array of UTF-8 bytes ('|u1')"))
     }
-}
 
-/// Reads the bytes of a member, and checks their sum.
-fn extract<R: Read + Seek>(file: &mut R, member: &Member, directory: u64) -> zip::Checked<Vec<u8>> {
-    let start = zip::start_of(file, member, directory)?;
-    zip::check_sum(file, member, start)?;
-    let wrong = |e: std::io::Error| format!("cannot be read: {e}; try again");
-    file.seek(SeekFrom::Start(start)).map_err(wrong)?;
-    let mut bytes = Vec::new();
-    file.take(member.bytes).read_to_end(&mut bytes).map_err(wrong)?;
-    Ok(bytes)
+    /// Reads the bytes of a member, and checks their sum.
+    fn bytes_of(&mut self, name: &str) -> Result<Vec<u8>> {
+        let Some(member) = self.members.iter().find(|member| member.name == name) else {
+            return Err(self.damaged(name, "is not in the archive"));
+        };
+        let bytes = zip::start_of(&mut self.file, member, self.directory).and_then(|start| {
+            let bytes = zip::bytes_at(&mut self.file, start, member.bytes)?;
+            member.check(crc32fast::hash(&bytes)).map(|()| bytes)
+        });
+        bytes.map_err(|why| self.damaged(name, &why))
+    }
+
+    fn damaged(&self, name: &str, why: &str) -> Error {
+        Error::file(&self.path, format_args!("member {name:?} {why}"))
+    }
 }
 
 /// Writes an archive, one array after the other, into a file or anything else that takes bytes.

@@ -17,7 +17,7 @@ use tensorslim::fwht::{fwht_columns, fwht_rows};
 use tensorslim::operator::{Dense, LinearOperator};
 use tensorslim::rng::Philox;
 use tensorslim::sketch::{AnySketch, SketchOperator};
-use tensorslim::space::{Effort, HostPanel, Layout, Panel, Side, Space};
+use tensorslim::space::{Access, Effort, HostPanel, Layout, Panel, Side, Space};
 use tensorslim::svd::Rates;
 use tensorslim::{Element, Matrix};
 use tensorslim::{Error, MatMut, MatView, Method, Rank, Scalar, Sketch, TensorRef, TruncatedSvd};
@@ -545,14 +545,19 @@ fn panels() {
     let mut both = device.panel(m, l + 5, Layout::Columns).unwrap();
     device.copy_columns(&mut both, 0, &da).unwrap();
     device.copy_columns(&mut both, l, &DevicePanel::from_host(&device, b.as_ref()).unwrap()).unwrap();
-    let both: HostPanel<f64> = device.retrieve(both).unwrap();
-    assert_eq!((both.as_ref().subcols(0, l), both.as_ref().subcols(l, 5)), (a.as_ref(), b.as_ref()));
+    let mut seen = false;
+    let look = &mut |both: faer::MatMut<'_, f64>| {
+        assert_eq!((both.as_ref().subcols(0, l), both.as_ref().subcols(l, 5)), (a.as_ref(), b.as_ref()));
+        seen = true;
+    };
+    device.visit(&mut both, Access::Read, look).unwrap();
+    assert!(seen);
     device.multiply_in_place(&mut da, small.as_ref()).unwrap();
     assert_eq!(Space::<f64>::shape(&device, &da), (m, 5));
     let mut out = Mat::zeros(m, 5);
     device.download(&da, out.as_mut()).unwrap();
     close(out.as_ref(), (&a * &small).as_ref());
-    device.fill(&mut da, &mut |mut dst| dst.copy_from(&b)).unwrap();
+    device.visit(&mut da, Access::Write, &mut |mut dst| dst.copy_from(&b)).unwrap();
     device.download(&da, out.as_mut()).unwrap();
     assert_eq!(out, b);
 }

@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::qr::{self, Orthonormalization};
 use crate::simd::Scalar;
 use crate::sketch::AnySketch;
-use crate::space::{Effort, Host, HostPanel, Layout, Shared, Side, Space};
+use crate::space::{Access, Effort, Layout, Shared, Side, Space};
 
 /// Rows from which on the device has eigenvectors sooner than a thread of the host.
 const EIGEN_ROWS: usize = 128;
@@ -29,20 +29,19 @@ impl<T: Scalar> Space<T> for Arc<Device> {
         (y.nrows(), y.ncols())
     }
 
-    fn fill(&self, y: &mut DevicePanel<T>, write: &mut dyn FnMut(MatMut<'_, T>)) -> Result<()> {
+    fn visit(&self, y: &mut DevicePanel<T>, access: Access, f: &mut dyn FnMut(MatMut<'_, T>)) -> Result<()> {
         let mut host = Mat::zeros(y.nrows(), y.ncols());
-        write(host.as_mut());
+        if access == Access::Read {
+            y.copy_to_host(host.as_mut())?;
+            f(host.as_mut());
+            return Ok(());
+        }
+        f(host.as_mut());
         y.copy_from_host(host.as_ref())
     }
 
     fn download(&self, y: &DevicePanel<T>, dst: MatMut<'_, T>) -> Result<()> {
         y.copy_to_host(dst)
-    }
-
-    fn retrieve(&self, y: DevicePanel<T>) -> Result<HostPanel<T>> {
-        let mut host = HostPanel::zeros(y.nrows(), y.ncols(), &Host::new(crate::parallel::current_par()));
-        y.copy_to_host(host.as_mut())?;
-        Ok(host)
     }
 
     /// Does nothing: scratch is a buffer of each call, and the driver's pool keeps it.

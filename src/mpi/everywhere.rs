@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::operator::{Facts, LinearOperator, Symmetric};
 use crate::simd::Scalar;
 use crate::sketch::AnySketch;
-use crate::space::{Host, Space};
+use crate::space::{Access, Host, Space};
 
 /// A square operator that each rank holds whole.
 pub(crate) struct Everywhere<'c, T: Scalar> {
@@ -70,7 +70,7 @@ impl<'c, T: Scalar> LinearOperator<T> for Everywhere<'c, T> {
         let gram = self.inner.gram()?;
         let n = gram.order();
         let mut g = self.space.panel(n, n, crate::space::Layout::Columns)?;
-        self.space.fill(&mut g, &mut |mut g| g.copy_from(gram.panel().as_ref()))?;
+        self.space.visit(&mut g, Access::Write, &mut |mut g| g.copy_from(gram.panel().as_ref()))?;
         Symmetric::new(&self.space, g)
     }
 

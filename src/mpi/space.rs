@@ -33,7 +33,7 @@ use crate::parallel;
 use crate::qr::{self, Algorithm, GramOf, Orthonormalization, Step, tsqr};
 use crate::simd::Scalar;
 use crate::sketch::AnySketch;
-use crate::space::{Effort, Host, HostPanel, Layout, Shared, Side, Space};
+use crate::space::{Access, Effort, Host, HostPanel, Layout, Shared, Side, Space};
 use crate::tensor::Element;
 
 /// How many blocks are done before their parts are added.
@@ -383,8 +383,8 @@ impl<T: Scalar> Space<T> for Ranks<'_> {
         (y.nrows, y.ncols)
     }
 
-    fn fill(&self, y: &mut RankPanel<T>, write: &mut dyn FnMut(MatMut<'_, T>)) -> Result<()> {
-        write(self.to_whole(y, false)?.as_mut());
+    fn visit(&self, y: &mut RankPanel<T>, access: Access, f: &mut dyn FnMut(MatMut<'_, T>)) -> Result<()> {
+        f(self.to_whole(y, access == Access::Read)?.as_mut());
         Ok(())
     }
 
@@ -393,16 +393,6 @@ impl<T: Scalar> Space<T> for Ranks<'_> {
             Data::Rows(rows) => self.put_together(rows, dst),
             _ => self.host.download(&*self.whole(y)?, dst),
         }
-    }
-
-    fn retrieve(&self, y: RankPanel<T>) -> Result<HostPanel<T>> {
-        Ok(match self.whole(&y)? {
-            Whole::Copy(whole) => whole,
-            Whole::Own(_) => match y.data {
-                Data::Whole(whole) => whole,
-                _ => unreachable!("it is whole"),
-            },
-        })
     }
 
     fn trim(&self) {

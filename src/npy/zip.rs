@@ -34,6 +34,16 @@ pub(crate) struct Member {
     pub(crate) header: u64,
 }
 
+impl Member {
+    /// Refuses bytes of another checksum.
+    pub(crate) fn check(&self, sum: u32) -> Checked<()> {
+        match sum == self.crc {
+            true => Ok(()),
+            false => Err("does not have its checksum; the file was damaged".into()),
+        }
+    }
+}
+
 /// Returns a little-endian number of `N` bytes at `at`.
 fn number<const N: usize>(bytes: &[u8], at: usize) -> Option<u64> {
     let part = bytes.get(at..at.checked_add(N)?)?;
@@ -45,7 +55,7 @@ fn damaged() -> String {
 }
 
 /// Reads bytes `start..start + len` of the file.
-fn bytes_at<R: Read + Seek>(file: &mut R, start: u64, len: u64) -> Checked<Vec<u8>> {
+pub(crate) fn bytes_at<R: Read + Seek>(file: &mut R, start: u64, len: u64) -> Checked<Vec<u8>> {
     let wrong = |e: std::io::Error| format!("cannot be read: {e}; try again");
     file.seek(SeekFrom::Start(start)).map_err(wrong)?;
     let mut bytes = Vec::new();
@@ -168,8 +178,5 @@ pub(crate) fn check_sum<R: Read + Seek>(file: &mut R, member: &Member, start: u6
             read => sum.update(&part[..read]),
         }
     }
-    match sum.finalize() == member.crc {
-        true => Ok(()),
-        false => Err("does not have its checksum; the file was damaged".into()),
-    }
+    member.check(sum.finalize())
 }

@@ -33,7 +33,7 @@ use crate::linalg::{mirror, symmetric_product};
 use crate::rng::philox4x32;
 use crate::simd::Scalar;
 use crate::sketch::{AnySketch, SketchOperator};
-use crate::space::{Host, HostPanel, Layout, Panel, Side, Space, congruence, leading_dimension, zeros};
+use crate::space::{Access, Host, HostPanel, Layout, Panel, Side, Space, congruence, leading_dimension, zeros};
 use crate::tensor::{DType, Element};
 
 /// The largest ratio of outputs of independent features to true ones, both squared, with which `W M Wᵀ` is formed
@@ -290,13 +290,13 @@ impl<'a, T: Scalar, S: Space<T>> Whitened<'a, T, S> {
         let n = if self.wide { self.weight.nrows() } else { self.weight.ncols() };
         let mut s = self.inputs(n)?;
         if self.wide {
-            self.space.fill(&mut s, write)?;
+            self.space.visit(&mut s, Access::Write, write)?;
             let mut g = self.weight.right(self.weight.ncols())?;
             self.weight.congruence(&s, &mut g)?;
             return self.space.trace(&g);
         }
         // ⟨WᵀW, S⟩ = 2 ⟨WᵀW, T⟩ for the half T of S.
-        self.space.fill(&mut s, &mut |mut s| {
+        self.space.visit(&mut s, Access::Write, &mut |mut s| {
             write(s.as_mut());
             (0..n).for_each(|j| s[(j, j)] *= T::from_f64(0.5));
         })?;
@@ -348,12 +348,12 @@ impl<'a, T: Scalar, S: Space<T>> Whitened<'a, T, S> {
         let mut g = self.weight.right(self.weight.ncols())?;
         {
             let mut s = self.weight.left(self.weight.nrows())?;
-            self.space.fill(&mut s, write)?;
+            self.space.visit(&mut s, Access::Write, write)?;
             self.weight.congruence(&s, &mut g)?;
         }
         // The squared norms of W D z for random signs z, with D the scales of the features.
         let mut z = self.weight.left(SIGNS)?;
-        self.space.fill(&mut z, &mut |mut z| {
+        self.space.visit(&mut z, Access::Write, &mut |mut z| {
             for (i, d) in diagonal.iter().enumerate() {
                 let [bits, ..] = philox4x32([0; 2], [i as u32, 0, 0, 0]);
                 for j in 0..SIGNS {
@@ -458,7 +458,7 @@ impl<T: Scalar, S: Space<T>> LinearOperator<T> for Whitened<'_, T, S> {
             let mut host = Mat::zeros(m, m);
             self.space.download(s, host.as_mut())?;
             mirror(host.as_mut());
-            self.space.fill(&mut both, &mut |mut both| both.copy_from(host.as_ref()))?;
+            self.space.visit(&mut both, Access::Write, &mut |mut both| both.copy_from(host.as_ref()))?;
         }
         let (mut whole, mut e) = (self.inputs(n)?, self.inputs(n)?);
         self.materialize(&mut whole)?;
@@ -487,7 +487,7 @@ impl<T: Scalar, S: Space<T>> LinearOperator<T> for Whitened<'_, T, S> {
                 let count = STREAMED_ROWS.min(rows.nrows() - from);
                 let panel = || space.panel(n, count, Layout::Columns);
                 let (mut x, mut y, mut host) = (panel()?, panel()?, Mat::zeros(n, count));
-                space.fill(&mut x, &mut |mut x| x.copy_from(rows.subrows(from, count).transpose()))?;
+                space.visit(&mut x, Access::Write, &mut |mut x| x.copy_from(rows.subrows(from, count).transpose()))?;
                 root.apply_adjoint(&x, &mut y)?;
                 space.download(&y, host.as_mut())?;
                 f(first + from, host.as_ref().transpose())?;

@@ -65,6 +65,15 @@ pub enum Side {
     Adjoint,
 }
 
+/// What is done with a panel on the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Its contents are looked at.
+    Read,
+    /// All of it is overwritten.
+    Write,
+}
+
 /// The panel type of a space.
 pub type Panel<T, S> = <S as Space<T>>::Panel;
 
@@ -86,23 +95,18 @@ pub trait Space<T: Scalar>: Clone {
     /// Returns the numbers of rows and columns of a panel.
     fn shape(&self, y: &Self::Panel) -> (usize, usize);
 
-    /// Lets `write` overwrite `y`, whose contents it gets unspecified. A panel in host memory is written in place.
+    /// Lets `f` work on `y` on the host, a panel in host memory in its place. With [`Access::Write`] it overwrites all of
+    /// it, and gets unspecified contents; with [`Access::Read`] it gets those of `y`, which are unspecified afterwards.
     ///
     /// # Errors
     /// [`Error::Device`](crate::Error::Device) where panels live on a device, none on the [`Host`].
-    fn fill(&self, y: &mut Self::Panel, write: &mut dyn FnMut(MatMut<'_, T>)) -> Result<()>;
+    fn visit(&self, y: &mut Self::Panel, access: Access, f: &mut dyn FnMut(MatMut<'_, T>)) -> Result<()>;
 
     /// Copies `y` to the host, in any layout: `dst <- y`, both `m × l`.
     ///
     /// # Errors
     /// [`Error::Device`](crate::Error::Device) where panels live on a device, none on the [`Host`].
     fn download(&self, y: &Self::Panel, dst: MatMut<'_, T>) -> Result<()>;
-
-    /// Turns a panel into one in host memory with the same contents. A panel that is there already is returned itself.
-    ///
-    /// # Errors
-    /// [`Error::Device`](crate::Error::Device) where panels live on a device, none on the [`Host`].
-    fn retrieve(&self, y: Self::Panel) -> Result<HostPanel<T>>;
 
     /// Frees the scratch that is kept for the next call, unless it is kept for the next factorization.
     fn trim(&self);

@@ -26,7 +26,7 @@ use crate::range::iterate;
 use crate::report::{Method, Report};
 use crate::simd::Scalar;
 use crate::sketch::{AnySketch, Sketch, SketchOperator};
-use crate::space::{Effort, Host, Space};
+use crate::space::{Access, Effort, Host, Space};
 use crate::tensor::{Element, Matrix, TensorRef};
 
 /// The power iterations that a start stands for.
@@ -67,18 +67,17 @@ pub(super) fn factor<T: Scalar>(
     let mut plan = Plan::new(task)?;
     let j = start.ncols().min(plan.width);
     plan.reason = format!("power iterations from a basis of {j} columns");
-    let (is_short, width) = (view.nrows() < view.ncols(), plan.width);
-    let q = plan.task.power_iterations.saturating_sub(REPLACED);
-    let seed = plan.task.seed;
+    let is_short = view.nrows() < view.ncols();
     let mut op = tall::<T>(view, space)?;
-    run_with(&mut op, plan, par, begin, |op, target| {
+    run_with(&mut op, plan, par, begin, |plan, op, target| {
+        let (width, q) = (plan.width, plan.task.power_iterations.saturating_sub(REPLACED));
         let space = op.space().clone();
         let (mut y, mut x) = (op.left(width)?, op.right(width)?);
         // The rows of a wide matrix are the columns of the operator.
         let given = if is_short { &mut x } else { &mut y };
-        let fresh = AnySketch::new(Sketch::Gaussian, start.nrows(), (width - j).max(1), seed, stream::START)?;
+        let fresh = AnySketch::new(Sketch::Gaussian, start.nrows(), (width - j).max(1), plan.task.seed, stream::START)?;
         let fresh = fresh.to_dense::<T>();
-        space.fill(given, &mut |mut panel| {
+        space.visit(given, Access::Write, &mut |mut panel| {
             for c in 0..width {
                 let entry = |i: usize| if c < j { start.row(i)[c] } else { fresh[(i, c - j)] };
                 panel.as_mut().col_mut(c).iter_mut().enumerate().for_each(|(i, x)| *x = entry(i));

@@ -32,7 +32,7 @@ use crate::operator::LinearOperator;
 use crate::report::ErrorKind;
 use crate::simd::Scalar;
 use crate::sketch::{AnySketch, Sketch, SketchOperator};
-use crate::space::{Panel, Space};
+use crate::space::{Access, Panel, Space};
 
 pub(super) struct Certificate {
     pub(super) relative_error: f64,
@@ -98,14 +98,16 @@ pub(super) fn certify<T: Scalar, S: Space<T>>(
     let scale_of = |spread: &Spread| scale_to_norm::<T>(kept / norm_squared, spread.mean).filter(|_| is_projection);
     match left {
         Left::Home(u) => {
-            let mut y = op.space().retrieve(y)?;
-            let mut residual = y.as_mut();
-            let mut subtract = |share: T| {
-                matmul(residual.rb_mut(), Accum::Add, u, c.as_ref(), -share, Par::Seq);
-                Ok(Spread::of_columns(residual.rb(), norm_squared))
-            };
-            let spread = subtract(T::one())?;
-            certificate_of(scale_of(&spread), spread, subtract)
+            let mut certificate = None;
+            op.space().clone().visit(&mut y, Access::Read, &mut |mut residual| {
+                let mut subtract = |share: T| {
+                    matmul(residual.rb_mut(), Accum::Add, u, c.as_ref(), -share, Par::Seq);
+                    Ok(Spread::of_columns(residual.rb(), norm_squared))
+                };
+                let found = subtract(T::one()).and_then(|spread| certificate_of(scale_of(&spread), spread, subtract));
+                certificate = Some(found);
+            })?;
+            certificate.expect("a visit calls its function")
         }
         Left::Spread(panel, signs) => {
             for (i, &sign) in signs.iter().enumerate() {

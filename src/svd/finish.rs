@@ -27,8 +27,7 @@ pub(super) fn run<T: Scalar, S: Space<T>>(
     par: Par,
     start: Instant,
 ) -> Result<Factors<T>> {
-    let route = plan.clone();
-    run_with(op, plan, par, start, |op, target| route.solve(op, target, par))
+    run_with(op, plan, par, start, |plan, op, target| plan.solve(op, target, par))
 }
 
 /// Does [`run`] with another way to solve.
@@ -37,11 +36,11 @@ pub(super) fn run_with<T: Scalar, S: Space<T>>(
     plan: Plan,
     par: Par,
     start: Instant,
-    solve: impl FnOnce(&mut dyn LinearOperator<T, Space = S>, &RankTarget) -> Result<Solution<T, S>>,
+    solve: impl FnOnce(&Plan, &mut dyn LinearOperator<T, Space = S>, &RankTarget) -> Result<Solution<T, S>>,
 ) -> Result<Factors<T>> {
     let facts = op.facts();
     let target = plan.target(facts.norm_squared, facts.scale);
-    let solution = solve(op, &target)?;
+    let solution = solve(&plan, op, &target)?;
     finish(op, plan, solution, Some(&target), par, start)
 }
 
@@ -144,13 +143,12 @@ fn bring_long_home<T: Scalar, S: Space<T>>(
     space: &S,
     vectors: Vectors<T, Panel<T, S>>,
     k: usize,
-    mut dst: MatMut<'_, T>,
+    dst: MatMut<'_, T>,
 ) -> Result<Option<Panel<T, S>>> {
     let Some(shared) = space.shared() else {
         vectors.bring_home(space, k, dst)?;
         return Ok(None);
     };
-    let own = shared.own();
     let panel = match vectors {
         Vectors::Panel(panel) => panel,
         Vectors::Combined(panel, c) => {
@@ -158,10 +156,7 @@ fn bring_long_home<T: Scalar, S: Space<T>>(
             space.multiply(&mut product, Accum::Replace, &panel, c.as_ref().subcols(0, k), T::one())?;
             product
         }
-        Vectors::Small(c) => {
-            dst.copy_from(c.as_ref().get(own, 0..k));
-            return Ok(None);
-        }
+        Vectors::Small(_) => unreachable!("the long side is a panel"),
     };
     shared.download_own(&panel, dst)?;
     Ok(Some(panel))

@@ -30,7 +30,7 @@ use crate::linalg::{column, column_mut};
 use crate::qr::{Algorithm, Orthonormalization};
 use crate::simd::Scalar;
 use crate::small::{self, SmallSvd};
-use crate::space::{Effort, HostPanel, Panel, Space};
+use crate::space::{Access, Effort, HostPanel, Panel, Space};
 
 /// The part of `σ_1` above which `σ_k` has to be for singular vectors to come from the Gram matrix of the image.
 pub(super) const MIN_DECAY: f64 = 1.0 / 256.0;
@@ -68,7 +68,7 @@ impl<T: Scalar, P> Vectors<T, P> {
             Vectors::Panel(panel) => panel,
             Vectors::Small(vectors) => {
                 let mut panel = make(vectors.ncols())?;
-                space.fill(&mut panel, &mut |mut panel| panel.copy_from(vectors.as_ref()))?;
+                space.visit(&mut panel, Access::Write, &mut |mut panel| panel.copy_from(vectors.as_ref()))?;
                 panel
             }
         };

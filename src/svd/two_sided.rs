@@ -43,7 +43,7 @@ use crate::operator::{Entries, LinearOperator, Whitened};
 use crate::quality;
 use crate::report::ActivationReport;
 use crate::simd::Scalar;
-use crate::space::{Effort, Layout, Panel, Space};
+use crate::space::{Access, Effort, Layout, Panel, Space};
 use crate::tensor::{Element, MatView};
 
 /// Factors `op`, the tall one of W and Wᵀ, where `w` is W. `root` makes the operator of a root on the same kind of
@@ -185,7 +185,7 @@ fn unweighed<T: Scalar, S: Space<T>>(
         }
     }
     let mut z = space.panel(rows, k, Layout::Columns)?;
-    space.fill(&mut z, &mut |mut z| z.copy_from(host.as_ref()))?;
+    space.visit(&mut z, Access::Write, &mut |mut z| z.copy_from(host.as_ref()))?;
     Ok(z)
 }
 

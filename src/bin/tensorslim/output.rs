@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use tensorslim::batch::manifest::Checksum;
-use tensorslim::{DType, Element, Error, Factors, Pivoted, Scalar, Split, TensorRef, npy, npz};
+use tensorslim::{DType, Element, Error, Factors, Matrix, Pivoted, Scalar, Split, TensorRef, npy, npz};
 
 use crate::args::Form;
 use crate::failure::Failure;
@@ -141,6 +141,39 @@ pub(crate) fn check_archive(path: &Path, overwrite: bool) -> Result<(), Failure>
     )))
 }
 
+/// An array of factors.
+enum Array<'a, T> {
+    Matrix(&'a Matrix<T>),
+    Values(&'a [T]),
+    Indices(&'a [usize]),
+}
+
+/// Gives `put` the arrays of a form, each with its name, in the order of [`names`].
+fn for_each_array<T: Scalar>(
+    form: Form,
+    f: &Factors<T>,
+    pivoted: Option<&Pivoted<T>>,
+    put: &mut dyn FnMut(&str, Array<'_, T>) -> tensorslim::Result<()>,
+) -> tensorslim::Result<()> {
+    match (form, pivoted) {
+        (Form::Pivot, Some(p)) => {
+            put("rows", Array::Matrix(p.rows()))?;
+            put("coefficients", Array::Matrix(p.coefficients()))?;
+            put("pivots", Array::Indices(p.pivots()))
+        }
+        (Form::Split, _) => {
+            let (up, down) = f.split(Split::Balanced);
+            put("up", Array::Matrix(&up))?;
+            put("down", Array::Matrix(&down))
+        }
+        _ => {
+            put("u", Array::Matrix(f.u()))?;
+            put("s", Array::Values(f.s()))?;
+            put("vt", Array::Matrix(f.vt()))
+        }
+    }
+}
+
 /// Returns the members of an archive of factors.
 pub(crate) fn members(form: Form) -> Vec<&'static str> {
     let name = |file: &'static str| file.strip_suffix(".npy").unwrap_or(file);
@@ -157,23 +190,11 @@ pub(crate) fn archive<T: Scalar>(
 ) -> tensorslim::Result<Staged> {
     let write = |sink: &mut writer::Sink| -> tensorslim::Result<()> {
         let mut archive = npz::Writer::new(sink);
-        match (form, pivoted) {
-            (Form::Pivot, Some(p)) => {
-                archive.matrix("rows", p.rows(), dtype)?;
-                archive.matrix("coefficients", p.coefficients(), dtype)?;
-                archive.indices("pivots", p.pivots())?;
-            }
-            (Form::Split, _) => {
-                let (up, down) = f.split(Split::Balanced);
-                archive.matrix("up", &up, dtype)?;
-                archive.matrix("down", &down, dtype)?;
-            }
-            _ => {
-                archive.matrix("u", f.u(), dtype)?;
-                archive.array("s", &[f.rank()], f.s(), dtype)?;
-                archive.matrix("vt", f.vt(), dtype)?;
-            }
-        }
+        for_each_array(form, f, pivoted, &mut |name, array| match array {
+            Array::Matrix(a) => archive.matrix(name, a, dtype),
+            Array::Values(s) => archive.array(name, &[s.len()], s, dtype),
+            Array::Indices(i) => archive.indices(name, i),
+        })?;
         archive.text("report", report)?;
         archive.finish().map(|_| ())
     };
@@ -231,28 +252,20 @@ impl Written {
         pivoted: Option<&Pivoted<T>>,
         mut long: Option<Staged>,
     ) -> tensorslim::Result<Self> {
-        let mut matrix = |name: &str, a: &tensorslim::Matrix<T>| match long.take_if(|long| long.name() == name) {
-            Some(long) => Ok(long),
-            None => Staged::new(&dir.join(name), |w| {
-                npy::write_elements_to(w, dtype, &[a.nrows(), a.ncols()], a.as_slice())
-            }),
-        };
-        let files = match (form, pivoted) {
-            (Form::Pivot, Some(p)) => vec![
-                matrix("rows.npy", p.rows())?,
-                matrix("coefficients.npy", p.coefficients())?,
-                Staged::new(&dir.join("pivots.npy"), |w| npy::write_indices_to(w, p.pivots()))?,
-            ],
-            (Form::Split, _) => {
-                let (up, down) = f.split(Split::Balanced);
-                vec![matrix("up.npy", &up)?, matrix("down.npy", &down)?]
-            }
-            _ => vec![
-                matrix("u.npy", f.u())?,
-                Staged::new(&dir.join("s.npy"), |w| npy::write_elements_to(w, dtype, &[f.rank()], f.s()))?,
-                matrix("vt.npy", f.vt())?,
-            ],
-        };
+        let mut files = Vec::new();
+        for_each_array(form, f, pivoted, &mut |name, array| {
+            let name = format!("{name}.npy");
+            let file = match long.take_if(|long| long.name() == name) {
+                Some(long) => long,
+                None => Staged::new(&dir.join(name), |w| match array {
+                    Array::Matrix(a) => npy::write_elements_to(w, dtype, &[a.nrows(), a.ncols()], a.as_slice()),
+                    Array::Values(s) => npy::write_elements_to(w, dtype, &[s.len()], s),
+                    Array::Indices(i) => npy::write_indices_to(w, i),
+                })?,
+            };
+            files.push(file);
+            Ok(())
+        })?;
         Ok(Written(files))
     }
 

@@ -13,7 +13,7 @@ pub(crate) use product::{congruence, product, product_as_stored, product_as_stor
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, MatMut, MatRef, Par, unzip, zip};
 
-use super::{Effort, Layout, Shared, Side, Space};
+use super::{Access, Effort, Layout, Shared, Side, Space};
 use crate::error::Result;
 use crate::linalg::{mirror, symmetric_product, threads, wide_gram, wide_gram_scratch};
 use crate::parallel;
@@ -35,18 +35,14 @@ impl<T: Scalar> Space<T> for Host {
         (y.nrows(), y.ncols())
     }
 
-    fn fill(&self, y: &mut HostPanel<T>, write: &mut dyn FnMut(MatMut<'_, T>)) -> Result<()> {
-        write(y.as_mut());
+    fn visit(&self, y: &mut HostPanel<T>, _: Access, f: &mut dyn FnMut(MatMut<'_, T>)) -> Result<()> {
+        f(y.as_mut());
         Ok(())
     }
 
     fn download(&self, y: &HostPanel<T>, dst: MatMut<'_, T>) -> Result<()> {
         copy(y.as_ref(), dst, self.par());
         Ok(())
-    }
-
-    fn retrieve(&self, y: HostPanel<T>) -> Result<HostPanel<T>> {
-        Ok(y)
     }
 
     fn trim(&self) {

@@ -35,7 +35,7 @@ use crate::report::Method;
 use crate::simd::Scalar;
 use crate::sketch::{AnySketch, Sketch, SketchOperator};
 use crate::small;
-use crate::space::{Effort, Panel, Space};
+use crate::space::{Access, Effort, Panel, Space};
 use crate::svd::certificate::{PROBES, Spread};
 use crate::svd::cost::Work;
 use crate::svd::rank_target::RankTarget;
@@ -228,7 +228,7 @@ fn add_noise<T: Scalar, S: Space<T>>(space: &S, y: &mut Panel<T, S>, round: usiz
             host[(i, j)] = T::from_f64(host[(i, j)].to_f64() + scale * noise.entry(i, j));
         }
     }
-    space.fill(y, &mut |mut y| y.copy_from(host.as_ref()))
+    space.visit(y, Access::Write, &mut |mut y| y.copy_from(host.as_ref()))
 }
 
 /// Computes `y −= q (qᵀy)`; returns `‖qᵀy‖²`.

@@ -44,7 +44,7 @@ use crate::report::Method;
 use crate::simd::Scalar;
 use crate::sketch::Sketch;
 use crate::small;
-use crate::space::{Effort, HostPanel, Layout, Panel, Space};
+use crate::space::{Access, Effort, HostPanel, Layout, Panel, Space};
 use crate::svd::cost::Work;
 use crate::svd::footprint::Footprint;
 use crate::svd::rank_target::RankTarget;
@@ -274,7 +274,7 @@ pub(in crate::svd) fn dense<T: Scalar, S: Space<T>>(
     let width = width(&values);
     let mut basis = op.right(width)?;
     let dominant = vectors.as_ref().subcols(n - width, width).reverse_cols();
-    space.fill(&mut basis, &mut |mut basis| basis.copy_from(dominant))?;
+    space.visit(&mut basis, Access::Write, &mut |mut basis| basis.copy_from(dominant))?;
     drop(vectors);
     // The dense solver's vectors are orthonormal to some 50 eps; the certificate and V deserve better.
     space.orthonormalize(&mut basis, None, Effort::Fast)?;
