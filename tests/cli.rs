@@ -1862,6 +1862,12 @@ fn a_batch_factors_the_updates_of_a_model() {
     let ran = run(&[&batch[..], &["--resume"]].concat());
     let complaints: Vec<_> = ran.err.lines().filter(|line| line.starts_with("tensorslim: ")).collect();
     assert!(complaints.len() == 2 && complaints[0].contains("base/new.npy"), "{}", ran.err);
+    // A base that changed makes another update, of which the old factors are none.
+    let of_up = || fs::read(format!("{out}/block%2Fup/s.npy")).unwrap();
+    let before = of_up();
+    dir.file("base/block/up.npy", &f32_npy(40, 24, |i, j| ((i * 5 + j * 3) as f32).sin()));
+    run(&[&batch[..], &["--resume"]].concat());
+    assert!(of_up() != before, "the factors of the base before");
     // One budget for all updates reads each difference twice.
     let out = dir.path("budget");
     let only = ["batch", &tuned, "--minus", &base, "--only", "block/*", "--budget", "5", "--out", &out];

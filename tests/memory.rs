@@ -216,6 +216,18 @@ fn the_promise_is_what_is_measured() {
         assert!(measured <= promised && measured <= told, "{m}×{n} {rank} {method}: {measured}, {promised}, {told}");
     }
 
+    // A threshold is counted, and few values iterated for; none is found by the eigensolver.
+    for (m, n) in [(800, 800), (1600, 800), (3000, 300)] {
+        let single =
+            |i: usize, j: usize| block[(i * 7 + j) % 4096] * block[(i + 13 * j) % 4096] + f64::from(j == 3) * 5.0;
+        let w = Matrix::<f32>::from_fn(m, n, |i, j| single(i, j) as f32);
+        for threshold in [100.0, 1e9] {
+            let svd = TruncatedSvd::new(Rank::Above(threshold)).method(Method::Gram);
+            let (measured, promised, told) = measure::<f32>(&svd, w.as_tensor().unwrap());
+            assert!(measured <= told && told <= promised, "{m}×{n} above {threshold}: {measured}, {told}, {promised}");
+        }
+    }
+
     // With calibration, the root of the statistics and what is made of it; they keep a root for the next weight. Inputs that repeat, and inputs of which the
     // Gram matrix alone tells the factors, with W beside the second eigensolver.
     for (m, n, k, memory) in [(3000, 500, 100, None), (500, 1500, 20, None), (3000, 500, 100, Some(0.9))] {

@@ -12,7 +12,7 @@
 //! and Stability of Numerical Algorithms, section 11.1). It is too large where t is an eigenvalue of a leading block to
 //! some three digits.
 
-use faer::dyn_stack::{MemBuffer, MemStack, StackReq};
+use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::cholesky::ldlt::factor::{cholesky_in_place, cholesky_in_place_scratch};
 use faer::{Mat, Par};
 
@@ -26,7 +26,7 @@ pub(crate) fn count_above(g: &mut Mat<f64>, t: f64, error: f64, par: Par) -> Opt
     let n = g.nrows();
     let largest = (0..n).map(|i| g[(i, i)]).fold(t.abs(), f64::max);
     (0..n).for_each(|i| g[(i, i)] -= t);
-    let mut buffer = MemBuffer::new(scratch(n));
+    let mut buffer = MemBuffer::new(cholesky_in_place_scratch::<f64>(n, par, Default::default()));
     cholesky_in_place(g.as_mut(), Default::default(), par, MemStack::new(&mut buffer), Default::default()).ok()?;
     let mut grown = vec![0.0; n];
     for j in 0..n {
@@ -40,15 +40,6 @@ pub(crate) fn count_above(g: &mut Mat<f64>, t: f64, error: f64, par: Par) -> Opt
     let most = GROWTH.max(error / (8.0 * f64::EPSILON)) * largest;
     let certain = grown.iter().all(|&grown| grown <= most);
     certain.then(|| (0..n).filter(|&i| g[(i, i)] > 0.0).count())
-}
-
-/// Returns the bytes alive in [`count_above`], beside the matrix.
-pub(crate) fn count_above_bytes(n: usize) -> usize {
-    n * size_of::<f64>() + scratch(n).unaligned_bytes_required()
-}
-
-fn scratch(n: usize) -> StackReq {
-    cholesky_in_place_scratch::<f64>(n, Par::Seq, Default::default())
 }
 
 #[cfg(test)]

@@ -28,7 +28,7 @@ mod inertia;
 mod jacobi;
 mod results;
 
-pub(crate) use inertia::{count_above, count_above_bytes};
+pub(crate) use inertia::count_above;
 pub(crate) use results::{Eigen, SmallSvd};
 
 use faer::diag::DiagMut;

@@ -50,12 +50,6 @@ impl Footprint {
         }
     }
 
-    /// Returns the same with panels of at most `width` columns.
-    pub(super) fn narrowed(&self, width: usize) -> Self {
-        let width = self.width.min(width.max(1));
-        Footprint { width, rank: self.rank.min(width), ..*self }
-    }
-
     /// Returns the bytes of U, s and Vᵀ.
     pub(super) fn factors<T: Scalar>(&self) -> usize {
         (self.m + self.n) * self.rank * size_of::<T>()

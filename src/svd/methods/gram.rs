@@ -522,16 +522,8 @@ pub(super) fn peak_dense<T: Scalar>(f: &Footprint) -> usize {
     let orthonormalize = HostPanel::<T>::orthonormalize_scratch(n, l, Par::Seq).unaligned_bytes_required();
     let found = (panel(n, n) + square).max(square + small::symmetric_eigen_bytes::<T>(n));
     let solving = forming::<T>(f).max(found).max(square + panel(n, l)).max(panel(n, l) + orthonormalize);
-    let dense = with_ways_out::<T>(f, solving);
-    match f.searched {
-        // A threshold may have been counted, and G iterated on.
-        true => {
-            let counting = panel(n, n) + small::square_bytes::<f64>(n) + square.max(small::count_above_bytes(n));
-            let counting = f.certified::<T>(counting, true);
-            dense.max(counting).max(peak_iterated::<T>(&f.narrowed(n / COUNTED)))
-        }
-        false => dense,
-    }
+    // Counting a threshold takes G in f64 beside itself, less than the eigensolver, and so does iterating for few values.
+    with_ways_out::<T>(f, solving)
 }
 
 /// Returns the peak of the iteration, whichever way it ends.
