@@ -10,8 +10,8 @@ mod common;
 
 use std::sync::Arc;
 
-use tensorslim::cuda::fwht::{DeviceArray, fwht_columns, fwht_rows};
-use tensorslim::cuda::{Device, DeviceMatrix};
+use tensorslim::cuda::fwht::{fwht_columns, fwht_rows};
+use tensorslim::cuda::{Device, DeviceArray, DeviceMatrix};
 use tensorslim::operator::LinearOperator;
 use tensorslim::sketch::AnySketch;
 use tensorslim::space::{Layout, Space};

@@ -2,6 +2,7 @@
 //
 //   cast_<from>_<to>         dst(i, j) = scale · src(i, j)                     one sweep
 //   transpose_<from>_<to>    dst(j, i) = scale · src(i, j)                     one sweep, through 32 × 32 tiles
+//   subtract_<arith>_<to>    w(i, j) -= p(i, j)                                one sweep
 //   split_f32_<half>         x = p_0 + 2^-s p_1 + 2^-2s p_2, p_i halves        for products on tensor cores
 //
 // Cost: bytes read + bytes written at the speed of memory; split reads 4 and writes 6 bytes for each element. Figures:
@@ -30,7 +31,7 @@ __device__ __forceinline__ void cast(const E* __restrict__ src, F* __restrict__ 
                 for (int k = 0; k < UNIT; k += TO) {
                     Arithmetic<F> y[TO];
 #pragma unroll
-                    for (int t = 0; t < TO; ++t) y[t] = Narrow<Arithmetic<F>>::from(x[k + t] * scale);
+                    for (int t = 0; t < TO; ++t) y[t] = before_narrowing<F>(x[k + t] * scale);
                     store<TO>(to + k, y, wide_to);
                 }
             } else {
@@ -54,6 +55,8 @@ CAST(cast_f32_f64, float, double)
 CAST(cast_f64_f64, double, double)
 CAST(cast_f32_f16, float, f16)
 CAST(cast_f32_bf16, float, bf16)
+CAST(cast_f64_f16, double, f16)
+CAST(cast_f64_bf16, double, bf16)
 
 // Transposes: the `lines` lines of `width` elements of src become the columns of dst. Each block has one tile; tiles
 // are counted row by row. Launch: 32 × 8 threads, ceil(width / 32)·ceil(lines / 32) blocks, 32·33·sizeof(arithmetic of
@@ -66,7 +69,7 @@ __device__ __forceinline__ void transpose(const E* __restrict__ src, F* __restri
     const i64 across = (width + 31) / 32, left = blockIdx.x % across * 32, top = blockIdx.x / across * 32;
     for (int k = threadIdx.y; k < 32; k += 8)
         if (top + k < lines && left + threadIdx.x < width)
-            tile[k * 33 + threadIdx.x] = A(widen(src[(top + k) * lds + left + threadIdx.x])) * scale;
+            tile[k * 33 + threadIdx.x] = before_narrowing<F>(widen(src[(top + k) * lds + left + threadIdx.x]) * scale);
     __syncthreads();
     for (int k = threadIdx.y; k < 32; k += 8)
         if (left + k < width && top + threadIdx.x < lines)
@@ -88,6 +91,33 @@ TRANSPOSE(transpose_f64_f32, double, float)
 TRANSPOSE(transpose_f16_f64, f16, double)
 TRANSPOSE(transpose_bf16_f64, bf16, double)
 TRANSPOSE(transpose_f32_f64, float, double)
+TRANSPOSE(transpose_f32_f16, float, f16)
+TRANSPOSE(transpose_f32_bf16, float, bf16)
+TRANSPOSE(transpose_f64_f16, double, f16)
+TRANSPOSE(transpose_f64_bf16, double, bf16)
+
+// Computes w(i, j) -= p(i, j) for `lines` lines of `width` elements, rounded once to the type of w. Launch: 256 threads,
+// grid (ceil(width / 256), min(lines, 65535)).
+template <class A, class E>
+__device__ __forceinline__ void subtract(E* __restrict__ w, const A* __restrict__ p, i64 lines, i64 width, i64 ldw,
+                                         i64 ldp) {
+    const i64 j = static_cast<i64>(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (j >= width) return;
+    for (i64 i = blockIdx.y; i < lines; i += gridDim.y)
+        w[i * ldw + j] = Narrow<E>::from(widen(w[i * ldw + j]) - p[i * ldp + j]);
+}
+#define SUBTRACT(NAME, A, E)                                                                                        \
+    extern "C" __global__ void __launch_bounds__(256)                                                               \
+        NAME(E* w, const A* p, i64 lines, i64 width, i64 ldw, i64 ldp) {                                            \
+        subtract<A, E>(w, p, lines, width, ldw, ldp);                                                               \
+    }                                                                                                               \
+    KERNEL(NAME)
+SUBTRACT(subtract_f32_f16, float, f16)
+SUBTRACT(subtract_f32_bf16, float, bf16)
+SUBTRACT(subtract_f32_f64, float, double)
+SUBTRACT(subtract_f64_f16, double, f16)
+SUBTRACT(subtract_f64_bf16, double, bf16)
+SUBTRACT(subtract_f64_f32, double, float)
 
 // Splits each float into three halves that hold its 24 bits: x·scale = p_0 + 2^-s p_1 + 2^-2s p_2 with s = 11 for f16
 // (whose small numbers would otherwise be lost) and 0 for bf16. A product of a matrix of halves with a panel of floats

@@ -29,12 +29,29 @@ template <> struct Narrow<float> {
 template <> struct Narrow<double> {
     static __device__ __forceinline__ double from(double x) { return x; }
 };
+// Returns a float that rounds to the same half as x does: x cut off, with the last bit set if something was cut off.
+__device__ __forceinline__ float to_odd(double x) {
+    const float near = static_cast<float>(x);
+    u32 bits = __float_as_uint(near);
+    if (fabs(static_cast<double>(near)) > fabs(x)) bits -= 1;
+    if (static_cast<double>(near) != x) bits |= 1;
+    return __uint_as_float(bits);
+}
 template <> struct Narrow<f16> {
     static __device__ __forceinline__ f16 from(float x) { return __float2half_rn(x); }
+    static __device__ __forceinline__ f16 from(double x) { return from(to_odd(x)); }
 };
 template <> struct Narrow<bf16> {
     static __device__ __forceinline__ bf16 from(float x) { return __float2bfloat16_rn(x); }
+    static __device__ __forceinline__ bf16 from(double x) { return from(to_odd(x)); }
 };
+
+// Rounds to the arithmetic of E in such a way that rounding to E afterwards is as one rounding.
+template <class E> __device__ __forceinline__ Arithmetic<E> before_narrowing(float x) { return x; }
+template <class E> __device__ __forceinline__ Arithmetic<E> before_narrowing(double x) {
+    if constexpr (sizeof(E) == 2) return to_odd(x);
+    return static_cast<Arithmetic<E>>(x);
+}
 
 // Returns -x if `minus` is 1 and x if it is 0, by one exclusive or.
 __device__ __forceinline__ float flip(float x, u32 minus) { return __uint_as_float(__float_as_uint(x) ^ minus << 31); }

@@ -4,6 +4,7 @@
 //   statistics_<dtype>       {max |x|, Σ x², number of NaN and infinities}, in f64, one triple for each block
 //   dot_<arithmetic>         Σ x(i, j) y(i, j), in f64, one sum for each block
 //   trace_<arithmetic>       Σ x(i, i), in f64
+//   peaks_<arithmetic>       the entry of largest modulus of each line, with its sign
 //
 // The host adds the blocks' results in order, so the sum depends on the shape alone. Cost: one read of the matrix; its
 // f64 operations take less. Figures: benches/NOTES.md.
@@ -119,3 +120,33 @@ extern "C" __global__ void __launch_bounds__(256) trace_f64(const double* x, dou
     trace(x, sum, n, ld);
 }
 KERNEL(trace_f64)
+
+// Writes the entry of largest modulus of each line of `width` elements, of several the first one. Launch: 256 threads, a
+// block for each line, 24·8 bytes.
+template <class A>
+__device__ __forceinline__ void peaks(const A* __restrict__ x, A* __restrict__ peak, i64 width, i64 ld) {
+    DYNAMIC_SHARED(double, shared);
+    const A* const line = x + blockIdx.x * ld;
+    double most = -1, first = 0;
+    for (i64 j = threadIdx.x; j < width; j += blockDim.x) {
+        const double v = fabs(static_cast<double>(line[j]));
+        if (v > most) {
+            most = v;
+            first = static_cast<double>(j);
+        }
+    }
+    const double largest = reduce_block(most, -1.0, shared, [](double a, double b) { return fmax(a, b); });
+    if (threadIdx.x == 0) shared[8] = largest;
+    __syncthreads();
+    const double none = static_cast<double>(width);
+    first = reduce_block(most == shared[8] ? first : none, none, shared + 9, [](double a, double b) { return fmin(a, b); });
+    if (threadIdx.x == 0) peak[blockIdx.x] = line[static_cast<i64>(first)];
+}
+extern "C" __global__ void __launch_bounds__(256) peaks_f32(const float* x, float* peak, i64 width, i64 ld) {
+    peaks(x, peak, width, ld);
+}
+KERNEL(peaks_f32)
+extern "C" __global__ void __launch_bounds__(256) peaks_f64(const double* x, double* peak, i64 width, i64 ld) {
+    peaks(x, peak, width, ld);
+}
+KERNEL(peaks_f64)

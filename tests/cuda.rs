@@ -8,10 +8,13 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use cudarc::driver::{result, sys};
 use faer::{Accum, Mat, MatRef, Par};
 use half::{bf16, f16};
 use tensorslim::calibration::Calibration;
-use tensorslim::cuda::{self, Device, DeviceMatrix, DevicePanel, fwht as device_fwht, solver};
+use tensorslim::cuda::{
+    self, Device, DeviceArray, DeviceMatrix, DevicePanel, DeviceTensor, DeviceTensorMut, fwht as device_fwht, solver,
+};
 use tensorslim::error::DeviceFault;
 use tensorslim::fwht::{fwht_columns, fwht_rows};
 use tensorslim::operator::{Dense, LinearOperator};
@@ -20,7 +23,7 @@ use tensorslim::sketch::{AnySketch, SketchOperator};
 use tensorslim::space::{Access, Effort, HostPanel, Layout, Panel, Side, Space};
 use tensorslim::svd::Rates;
 use tensorslim::{Element, Matrix};
-use tensorslim::{Error, MatMut, MatView, Method, Rank, Scalar, Sketch, TensorRef, TruncatedSvd};
+use tensorslim::{Error, MatMut, MatView, Method, Rank, Scalar, Sketch, Split, TensorRef, TruncatedSvd};
 
 /// One test at a time: some break the device.
 static ONE: Mutex<()> = Mutex::new(());
@@ -123,7 +126,7 @@ fn check_fwht<E: Element>(device: &Arc<Device>, m: usize, n: usize, along_rows: 
         if integers {
             x.iter_mut().for_each(|x| *x = E::from_f64((x.to_f64() * 2.0).round()));
         }
-        let mut on_device = cuda::fwht::DeviceArray::new(device, &x, m, n).unwrap();
+        let mut on_device = DeviceArray::new(device, &x, m, n).unwrap();
         let host = MatMut::from_row_major_slice_mut(&mut x, m, n);
         if along_rows {
             device_fwht::fwht_rows(&mut on_device).unwrap();
@@ -218,7 +221,7 @@ fn orthonormal_transforms_are_their_own_inverse() {
     let _one = one();
     let Some(device) = device() else { return };
     let x: Vec<f32> = elements(7 * 12 * 64, 5);
-    let mut on_device = cuda::fwht::DeviceArray::new(&device, &x, 7, 12 * 64).unwrap();
+    let mut on_device = DeviceArray::new(&device, &x, 7, 12 * 64).unwrap();
     let before = on_device.to_vec().unwrap();
     assert_eq!(before, x);
     // H_12 is not symmetric: rows of 2^k only. 7 columns of 768 = 12·64 have H Hᵀ = I by their norms.
@@ -228,11 +231,11 @@ fn orthonormal_transforms_are_their_own_inverse() {
         assert!((norm(after) / norm(before) - 1.0).abs() < 1e-6);
     }
     let x: Vec<f64> = elements(256 * 3, 6);
-    let mut on_device = cuda::fwht::DeviceArray::new(&device, &x, 256, 3).unwrap();
+    let mut on_device = DeviceArray::new(&device, &x, 256, 3).unwrap();
     device_fwht::orthonormal_columns(&mut on_device).unwrap();
     device_fwht::orthonormal_columns(&mut on_device).unwrap();
     assert!(relative(&on_device.to_vec().unwrap(), &x) < 1e-14);
-    let mut wrong = cuda::fwht::DeviceArray::new(&device, &x, 3, 256).unwrap();
+    let mut wrong = DeviceArray::new(&device, &x, 3, 256).unwrap();
     assert_eq!(device_fwht::fwht_columns(&mut wrong), Err(Error::Order { n: 3 }));
 }
 
@@ -523,6 +526,13 @@ fn panels() {
     square.copy_to_host(out.as_mut()).unwrap();
     close(out.as_ref(), (&g + Mat::<f64>::identity(l, l) * faer::Scale(3.0)).as_ref());
 
+    // Of entries of one modulus the first counts; a column of zeros has a 0.
+    let mut signed = Mat::<f64>::from_fn(m, 3, |i, j| [((i * 7919) % 501) as f64 - 250.0, 0.0, -1.0][j]);
+    signed[(190, 0)] = -777.0;
+    signed[(170, 0)] = 777.0;
+    signed[(202, 2)] = 1.0;
+    assert_eq!(DevicePanel::from_host(&device, signed.as_ref()).unwrap().peaks().unwrap(), [777.0, 0.0, -1.0]);
+
     // What the algorithms ask of a space.
     assert_eq!(Space::<f64>::shape(&device, &da), (m, l));
     let mut in_space = device.panel(l, l, Layout::Columns).unwrap();
@@ -808,6 +818,365 @@ fn only_small_matrices_and_the_factors_come_home() {
         assert_eq!(besides[0], besides[1], "calibrated: {calibrated}: more of a longer matrix comes home");
     }
     Device::close_shared();
+}
+
+/// Somebody else's stream on the same device, and its memory.
+struct Caller {
+    device: Arc<Device>,
+    stream: sys::CUstream,
+}
+
+impl Caller {
+    fn new(device: &Arc<Device>) -> Self {
+        device.synchronize().unwrap(); // makes the context current
+        let stream = result::stream::create(result::stream::StreamKind::NonBlocking).unwrap();
+        Caller { device: device.clone(), stream }
+    }
+
+    fn upload<E: Element>(&self, data: &[E]) -> u64 {
+        // SAFETY: the memory is as long as the data, and freed by `free`.
+        unsafe {
+            let at = result::malloc_async(self.stream, size_of_val(data)).unwrap();
+            result::memcpy_htod_async(at, data, self.stream).unwrap();
+            at
+        }
+    }
+
+    fn read<E: Element>(&self, at: u64, len: usize) -> Vec<E> {
+        let mut data = vec![E::zeroed(); len];
+        // SAFETY: the callers pass memory of as many elements; the stream is waited for.
+        unsafe {
+            result::memcpy_dtoh_async(&mut data, at, self.stream).unwrap();
+            result::stream::synchronize(self.stream).unwrap();
+        }
+        data
+    }
+
+    /// Frees memory behind what this stream has so far, and nothing else.
+    fn free(&self, at: u64) {
+        // SAFETY: the callers pass what `upload` returned, once.
+        unsafe { result::free_async(at, self.stream).unwrap() }
+    }
+
+    /// A matrix in memory that `upload` returned.
+    fn tensor<E: Element>(&self, at: u64, shape: (usize, usize), strides: (usize, usize)) -> DeviceTensor<'static> {
+        // SAFETY: the tests free the memory when they are done with the matrix, behind this stream.
+        unsafe { DeviceTensor::from_raw(&self.device, at, shape, strides, E::DTYPE, self.stream as usize) }.unwrap()
+    }
+
+    fn tensor_mut<E: Element>(
+        &self,
+        at: u64,
+        shape: (usize, usize),
+        strides: (usize, usize),
+    ) -> DeviceTensorMut<'static> {
+        // SAFETY: as for `tensor`, and nothing else reads it meanwhile.
+        unsafe { DeviceTensorMut::from_raw(&self.device, at, shape, strides, E::DTYPE, self.stream as usize) }.unwrap()
+    }
+}
+
+impl Drop for Caller {
+    fn drop(&mut self) {
+        // SAFETY: the stream was created by `new`, and this is its only owner.
+        unsafe {
+            let _ = result::stream::synchronize(self.stream);
+            let _ = result::stream::destroy(self.stream);
+        }
+    }
+}
+
+/// The elements of a row-major matrix with these strides, and NaN between them.
+fn laid_out<E: Element>(w: &[E], (m, n): (usize, usize), strides: (usize, usize)) -> Vec<E> {
+    let mut data = vec![E::from_f64(f64::NAN); (m - 1) * strides.0 + (n - 1) * strides.1 + 1];
+    for i in 0..m {
+        for j in 0..n {
+            data[i * strides.0 + j * strides.1] = w[i * n + j];
+        }
+    }
+    data
+}
+
+/// Factors where the matrix is, in `T`, against what comes of the same matrix on the host.
+fn check_borrowed<E: Element, T: Scalar>(
+    caller: &Caller,
+    shape: (usize, usize),
+    strides: (usize, usize),
+    method: Method,
+    tolerance: f64,
+) {
+    let (m, n) = shape;
+    let w: Vec<E> = weight(m, n, (m + n) as u64).iter().map(|&x| E::from_f64(f64::from(x))).collect();
+    let svd = TruncatedSvd::new(Rank::Fixed(6)).method(method).seed(5);
+    let what = format!("{} in {}, {m}×{n}, strides {strides:?}, {method}", E::DTYPE, T::DTYPE);
+    let want = svd.factor::<T>(TensorRef::new(&w, &[m, n]).unwrap()).unwrap();
+    let data = laid_out(&w, shape, strides);
+    let at = caller.upload(&data);
+    let got = svd.factor_device::<T>(&caller.tensor::<E>(at, shape, strides)).unwrap();
+    // At once, on the caller's stream: nothing but its order says that these are finished.
+    let (u, vt) = (got.u(), got.vt());
+    assert_eq!((u.shape(), vt.shape()), ((m, 6), (6, n)), "{what}");
+    let (u, vt) =
+        (caller.read::<T>(u.address(), u.strides().1 * 6), caller.read::<T>(vt.address(), vt.strides().0 * 6));
+    assert_eq!(
+        caller.read::<E>(at, data.len()).iter().map(|x| x.to_f64().to_bits()).collect::<Vec<_>>(),
+        data.iter().map(|x| x.to_f64().to_bits()).collect::<Vec<_>>(),
+        "{what}: the matrix was written"
+    );
+    caller.free(at);
+    let host = got.download().unwrap();
+    assert_eq!((host.u().as_slice()[6], host.vt().as_slice()[n]), (u[1], vt[vt.len() / 6]), "{what}");
+    assert!(relative(host.s(), want.s()) <= tolerance, "{what}: {:?} {:?}", host.s(), want.s());
+    // Signs are fixed, so that vectors can be compared.
+    let vectors =
+        [relative(host.u().as_slice(), want.u().as_slice()), relative(host.vt().as_slice(), want.vt().as_slice())];
+    assert!(vectors.iter().all(|&e| e <= 30.0 * tolerance), "{what}: {vectors:?}");
+    let (error, expected) = (host.report().relative_error, want.report().relative_error);
+    assert!((error / expected - 1.0).abs() <= 1e-3, "{what}: {error} for {expected}");
+    assert_eq!((host.report().passes, host.report().method), (want.report().passes, want.report().method), "{what}");
+    let shorter = host.truncate(3).unwrap();
+    assert!((shorter.report().relative_error / want.truncate(3).unwrap().report().relative_error - 1.0).abs() <= 1e-3);
+}
+
+#[test]
+fn borrowed_matrices_are_factored_where_they_are() {
+    let _one = one();
+    let Some(device) = device() else { return };
+    let caller = Caller::new(&device);
+    let (tall, wide) = ((150, 64), (64, 150));
+    for shape in [tall, wide, (96, 96)] {
+        let (m, n) = shape;
+        // Rows and columns of adjacent elements; distances that are no multiple of 16 bytes, and padding.
+        for strides in [(n, 1), (1, m), (n + 3, 1), (1, m + 8)] {
+            check_borrowed::<f32, f32>(&caller, shape, strides, Method::Randomized, 1e-6);
+        }
+    }
+    for method in [Method::Gram, Method::Full, Method::Krylov, Method::SinglePass] {
+        check_borrowed::<f32, f32>(&caller, tall, (1, 150), method, 2e-6);
+        check_borrowed::<f32, f32>(&caller, wide, (151, 1), method, 2e-6);
+    }
+    check_borrowed::<bf16, f32>(&caller, tall, (65, 1), Method::Randomized, 1e-6);
+    check_borrowed::<bf16, f32>(&caller, wide, (150, 1), Method::Gram, 1e-6);
+    check_borrowed::<f16, f32>(&caller, tall, (1, 152), Method::Randomized, 1e-6);
+    check_borrowed::<f64, f64>(&caller, tall, (1, 150), Method::Randomized, 1e-13);
+    // These are copied, because cuBLAS multiplies no f64 by f32.
+    check_borrowed::<f64, f32>(&caller, tall, (1, 150), Method::Randomized, 1e-6);
+    check_borrowed::<f32, f64>(&caller, wide, (1, 65), Method::Randomized, 1e-12);
+    check_borrowed::<f16, f64>(&caller, tall, (64, 1), Method::Gram, 1e-12);
+    drop(caller);
+    assert_eq!(device.used_memory(), 0);
+    let Some(mock) = Mock::get() else { return };
+    device.synchronize().unwrap();
+    drop(device);
+    assert_eq!(mock.live(), 0);
+}
+
+/// Of a matrix on the device nothing but small matrices and k numbers come home, and nothing as large as it is taken;
+/// neither bytes nor launches grow with its length. Under a calibration the factors come home, too.
+#[test]
+fn a_borrowed_matrix_is_never_copied() {
+    let _one = one();
+    let Some(device) = device() else { return };
+    let Some(mock) = Mock::get() else { return };
+    let (n, k) = (512, 16);
+    let mut x = noise(n * n, 9);
+    x.chunks_mut(n).for_each(|row| row.iter_mut().enumerate().for_each(|(j, x)| *x *= 1.0 + (j % 7) as f32));
+    let mut calibration = Calibration::new(n).unwrap();
+    calibration.update(&TensorRef::new(&x, &[n, n]).unwrap()).unwrap();
+    let caller = Caller::new(&device);
+    let plain = TruncatedSvd::new(Rank::Fixed(k)).method(Method::Randomized).seed(5);
+    // Kernels of this crate; products come on top. The bounds are a quarter above what was counted.
+    let cases = [
+        (plain.clone(), false, false, 8),
+        (plain.clone(), false, true, 26),
+        (plain.clone().method(Method::Gram), false, false, 18),
+        (plain.calibration(&calibration), true, false, 18),
+    ];
+    for (svd, calibrated, columns, most_launches) in cases {
+        let counted = [1024, 2048].map(|m| {
+            let w = noise(m * n, 3);
+            let strides = if columns { (1, m) } else { (n, 1) };
+            let data = laid_out(&w, (m, n), strides);
+            let at = caller.upload(&data);
+            device.synchronize().unwrap();
+            device.take_peak_memory();
+            let (home, launches) = (mock.home(), mock.calls(Fail::Launch));
+            let f = svd.factor_device::<f32>(&caller.tensor::<f32>(at, (m, n), strides)).unwrap();
+            let launches = mock.calls(Fail::Launch) - launches;
+            let factors = if calibrated { size_of::<f32>() * k * (m + n) } else { 0 };
+            let besides = (mock.home() - home) as usize - factors;
+            let (l, method) = (k + f.report().oversample, f.report().method);
+            let peak = device.take_peak_memory();
+            println!("{m}×{n}, calibrated: {calibrated}, columns: {columns}, {method}, l = {l}: {besides} bytes, {launches} launches, peak {peak}");
+            let most = 40 * size_of::<f64>() * l * l + 3 * 24 * 1024;
+            assert!(besides <= most, "{m}×{n}, calibrated: {calibrated}, {method}, l = {l}: {besides} bytes");
+            assert!(launches <= most_launches, "{m}×{n}, calibrated: {calibrated}, {method}: {launches} launches");
+            assert!(peak < size_of_val(&w[..]) || calibrated || method == Method::Gram, "{m}×{n}: {peak} bytes");
+            drop(f);
+            caller.free(at);
+            (besides, launches)
+        });
+        assert_eq!(
+            counted[0], counted[1],
+            "calibrated: {calibrated}: more of a longer matrix comes home, or is launched"
+        );
+    }
+}
+
+#[test]
+fn an_error_in_the_middle_leaves_the_callers_stream_in_order() {
+    let _one = one();
+    let Some(device) = device() else { return };
+    let caller = Caller::new(&device);
+    let (m, n) = (40, 90);
+    let svd = TruncatedSvd::new(Rank::Fixed(4)).method(Method::Randomized);
+    let mut w = weight(m, n, 3);
+    w[7 * n + 61] = f32::NAN;
+    for strides in [(n, 1), (1, m)] {
+        let data = laid_out(&w, (m, n), strides);
+        let at = caller.upload(&data);
+        let refused = svd.factor_device::<f32>(&caller.tensor::<f32>(at, (m, n), strides)).err();
+        caller.free(at); // what still reads it must come first
+        assert!(matches!(refused, Some(Error::NotFinite { row: 7, col: 61, .. })), "{refused:?}");
+    }
+    let Some(mock) = Mock::get() else { return };
+    w[7 * n + 61] = 0.0;
+    let at = caller.upload(&w);
+    svd.factor_device::<f32>(&caller.tensor::<f32>(at, (m, n), (n, 1))).unwrap();
+    for after in 0.. {
+        mock.fail_after(Fail::Allocation, after);
+        let answer = svd.factor_device::<f32>(&caller.tensor::<f32>(at, (m, n), (n, 1)));
+        mock.fail_after(Fail::Allocation, -1);
+        // The caller writes what is read; the checker of streams ends the test unless that comes first.
+        // SAFETY: there are as many elements.
+        unsafe { result::memcpy_htod_async(at, &w, caller.stream).unwrap() };
+        match answer {
+            Ok(_) => {
+                assert!(after > 10, "{after} allocations");
+                break;
+            }
+            Err(Error::Device { fault: DeviceFault::OutOfMemory, .. }) => {}
+            Err(other) => panic!("after {after}: {other}"),
+        }
+    }
+    caller.free(at);
+    drop(caller);
+    device.synchronize().unwrap();
+    assert_eq!(device.used_memory(), 0);
+}
+
+/// Layers of another type are rounded once; a residual is what the downloaded factors leave.
+fn check_layers<E: Element + PartialEq, T: Scalar>(caller: &Caller, shape: (usize, usize), epsilon: f64) {
+    let (m, n) = shape;
+    let w: Vec<E> = weight(m, n, 31).iter().map(|&x| E::from_f64(f64::from(x))).collect();
+    for strides in [(n + 1, 1), (1, m)] {
+        let what = format!("{} in {}, strides {strides:?}", E::DTYPE, T::DTYPE);
+        let data = laid_out(&w, shape, strides);
+        let at = caller.upload(&data);
+        let f = TruncatedSvd::new(Rank::Fixed(8)).factor_device::<T>(&caller.tensor::<E>(at, shape, strides)).unwrap();
+        let host = f.download().unwrap();
+        for split in [Split::Left, Split::Right, Split::Balanced] {
+            let (a, b) = f.split::<E>(split).unwrap();
+            let (want_a, want_b) = host.split(split);
+            let rounded = |x: &[T]| x.iter().map(|x| E::from_f64(Element::to_f64(*x))).collect::<Vec<_>>();
+            assert!(a.to_vec().unwrap() == rounded(want_a.as_slice()), "{what}: A, {split:?}");
+            assert!(b.to_vec().unwrap() == rounded(want_b.as_slice()), "{what}: B, {split:?}");
+            assert_eq!((a.as_tensor().shape(), b.as_tensor().strides()), ((m, 8), (n, 1)));
+        }
+        f.subtract_from(&mut caller.tensor_mut::<E>(at, shape, strides)).unwrap();
+        let rest = caller.read::<E>(at, data.len());
+        let approximation = host.reconstruct();
+        let largest = w.iter().map(|x| x.to_f64().abs()).fold(0.0, f64::max);
+        for i in 0..m {
+            for j in 0..n {
+                let want = w[i * n + j].to_f64() - approximation.as_slice()[i * n + j].to_f64();
+                let got = rest[i * strides.0 + j * strides.1].to_f64();
+                let bound = epsilon * want.abs().max(2f64.powi(-14)) + 16.0 * T::EPSILON * largest;
+                assert!((got - want).abs() <= bound, "{what}: ({i}, {j}): {got} for {want}");
+            }
+        }
+        let between = (0..rest.len()).filter(|i| data[*i].to_f64().is_nan());
+        assert!(between.into_iter().all(|i| rest[i].to_f64().is_nan()), "{what}: between the lines");
+        let mut other = caller.tensor_mut::<E>(at, (m - 1, n), strides);
+        assert!(matches!(f.subtract_from(&mut other), Err(Error::Shape { .. })));
+        drop(f);
+        caller.free(at);
+    }
+}
+
+#[test]
+fn layers_and_residuals_of_every_type() {
+    let _one = one();
+    let Some(device) = device() else { return };
+    let caller = Caller::new(&device);
+    check_layers::<f32, f32>(&caller, (70, 50), 2f64.powi(-24));
+    check_layers::<f16, f32>(&caller, (50, 70), 2f64.powi(-11));
+    check_layers::<bf16, f32>(&caller, (70, 50), 2f64.powi(-8));
+    check_layers::<f64, f32>(&caller, (70, 50), 2f64.powi(-53));
+    check_layers::<f32, f64>(&caller, (70, 50), 2f64.powi(-24));
+    // Of 20000 doubles some lie so near to the middle of two halves that floats between would send them astray.
+    check_layers::<f16, f64>(&caller, (60, 2500), 2f64.powi(-11));
+    check_layers::<bf16, f64>(&caller, (70, 50), 2f64.powi(-8));
+    let mut a = DeviceArray::new(&device, &weight(30, 20, 2), 30, 20).unwrap();
+    let f = TruncatedSvd::new(Rank::Fixed(20)).factor_device::<f32>(&a.as_tensor()).unwrap();
+    f.subtract_from(&mut a.as_tensor_mut()).unwrap();
+    assert!(a.to_vec().unwrap().iter().all(|x| x.abs() < 1e-4));
+}
+
+#[test]
+fn borrowed_matrices_have_views_and_sound_strides() {
+    let _one = one();
+    let Some(device) = device() else { return };
+    let caller = Caller::new(&device);
+    let w = weight(80, 60, 4);
+    let at = caller.upload(&w);
+    let whole = caller.tensor::<f32>(at, (80, 60), (60, 1));
+    let part = whole.transpose().submatrix(10..50, 20..70).unwrap();
+    assert_eq!((part.shape(), part.strides(), part.dtype()), ((40, 50), (1, 60), tensorslim::DType::F32));
+    assert_eq!(part.address(), at + 4 * (20 * 60 + 10));
+    let svd = TruncatedSvd::new(Rank::Fixed(5)).method(Method::Randomized);
+    let got = svd.factor_device::<f32>(&part).unwrap().download().unwrap();
+    let host: Vec<f32> =
+        (0..40).flat_map(|i| (0..50).map(move |j| (i, j))).map(|(i, j)| w[(20 + j) * 60 + 10 + i]).collect();
+    let want = svd.factor::<f32>(TensorRef::new(&host, &[40, 50]).unwrap()).unwrap();
+    assert!(worst(got.s(), want.s()) <= 1e-5);
+    for (rows, columns) in [(0..81, 0..60), (0..80, 5..61), (4..4, 0..1)] {
+        assert!(matches!(whole.submatrix(rows, columns), Err(Error::Shape { .. })));
+    }
+    // SAFETY: none of them is used.
+    let made =
+        |shape, strides| unsafe { DeviceTensor::from_raw(&device, at, shape, strides, tensorslim::DType::F32, 0) };
+    for (shape, strides) in [((8, 6), (12, 2)), ((8, 6), (5, 1)), ((8, 6), (1, 7)), ((8, 6), (0, 1)), ((8, 6), (1, 1))]
+    {
+        assert!(matches!(made(shape, strides), Err(Error::Shape { .. })), "{shape:?} {strides:?}");
+    }
+    assert!(matches!(made((0, 6), (6, 1)), Err(Error::Empty { .. })));
+    for (shape, strides) in [((1, 6), (1, 1)), ((1, 6), (77, 3)), ((8, 1), (5, 1)), ((8, 1), (1, 0)), ((1, 1), (0, 0))]
+    {
+        assert!(made(shape, strides).is_ok() || shape == (1, 1), "{shape:?} {strides:?}");
+    }
+    caller.free(at);
+}
+
+#[test]
+fn calibrated_factors_of_borrowed_matrices_are_those_of_the_host() {
+    let _one = one();
+    let Some(device) = device() else { return };
+    let caller = Caller::new(&device);
+    for (m, n) in [(96, 64), (64, 96)] {
+        let w = weight(m, n, 8);
+        let mut calibration = Calibration::new(n).unwrap();
+        calibration.update(&TensorRef::new(&noise(2 * n * n, 6), &[2 * n, n]).unwrap()).unwrap();
+        let svd = TruncatedSvd::new(Rank::Quality(0.95)).calibration(&calibration);
+        let at = caller.upload(&w);
+        let got = svd.factor_device::<f32>(&caller.tensor::<f32>(at, (m, n), (n, 1))).unwrap();
+        assert_eq!(got.u().shape(), (m, got.s().len()));
+        let (got, want) = (got.download().unwrap(), svd.factor::<f32>(TensorRef::new(&w, &[m, n]).unwrap()).unwrap());
+        caller.free(at);
+        assert_eq!(got.rank(), want.rank(), "{m}×{n}");
+        assert!(worst(got.s(), want.s()) <= 1e-5, "{m}×{n}");
+        let outputs = |f: &tensorslim::Factors<f32>| f.report().activation.as_ref().unwrap().relative_error;
+        assert!((outputs(&got) / outputs(&want) - 1.0).abs() < 1e-3, "{m}×{n}");
+    }
 }
 
 #[test]

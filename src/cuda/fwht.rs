@@ -13,54 +13,14 @@
 
 use std::sync::Arc;
 
-use super::device::{Arguments, Buffer, Device, GRID_Y, Launch, arithmetic_bytes};
+use super::convert::convert;
+use super::device::{Arguments, Device, GRID_Y, Launch, arithmetic_bytes};
+use super::product::{Lines, Tile};
 use super::sketch::{RowLayout, SHARED_BYTES};
+use super::tensor::DeviceArray;
 use crate::error::{Error, Result};
 use crate::fwht::Order;
 use crate::tensor::{DType, Element};
-
-/// An `m × n` matrix of any storage type in device memory, row-major.
-#[derive(Debug)]
-pub struct DeviceArray<E> {
-    data: Buffer<E>,
-    nrows: usize,
-    ncols: usize,
-}
-
-impl<E: Element> DeviceArray<E> {
-    /// Copies `m × n` elements, row by row, to the device.
-    ///
-    /// # Errors
-    /// [`Error::Shape`] unless there are `m n` elements; [`Error::Device`].
-    pub fn new(device: &Arc<Device>, data: &[E], nrows: usize, ncols: usize) -> Result<Self> {
-        if nrows.checked_mul(ncols) != Some(data.len()) {
-            return Err(Error::shape("DeviceArray", format_args!("{nrows}×{ncols} elements"), data.len()));
-        }
-        Ok(DeviceArray { data: device.upload(data)?, nrows, ncols })
-    }
-
-    /// Copies `self <- other` on the device.
-    ///
-    /// # Errors
-    /// [`Error::Shape`] unless both have one shape; [`Error::Device`].
-    pub fn copy_from(&mut self, other: &Self) -> Result<()> {
-        let (want, got) = ((self.nrows, self.ncols), (other.nrows, other.ncols));
-        if want != got {
-            return Err(Error::shape("copy_from", format_args!("{want:?}"), format_args!("{got:?}")));
-        }
-        self.data.device().copy(&other.data, &self.data, 0)
-    }
-
-    /// Copies the elements to the host, row by row.
-    ///
-    /// # Errors
-    /// [`Error::Device`].
-    pub fn to_vec(&self) -> Result<Vec<E>> {
-        let mut host = vec![E::zeroed(); self.nrows * self.ncols];
-        self.data.device().download(&self.data, 0, &mut host)?;
-        Ok(host)
-    }
-}
 
 /// Transforms each row in place: `x_i <- H x_i`, unnormalized.
 ///
@@ -83,7 +43,7 @@ pub fn fwht_columns<E: Element>(x: &mut DeviceArray<E>) -> Result<()> {
 /// # Errors
 /// [`Error::Order`] unless the length of a row is that of an [`Order`] with a base up to 188; [`Error::Device`].
 pub fn orthonormal_rows<E: Element>(x: &mut DeviceArray<E>) -> Result<()> {
-    let n = x.ncols;
+    let n = x.shape().1;
     transform(x, Along::Rows, 1.0 / (n as f64).sqrt())
 }
 
@@ -92,7 +52,7 @@ pub fn orthonormal_rows<E: Element>(x: &mut DeviceArray<E>) -> Result<()> {
 /// # Errors
 /// [`Error::Order`] unless the length of a column is that of an [`Order`] with a base up to 188; [`Error::Device`].
 pub fn orthonormal_columns<E: Element>(x: &mut DeviceArray<E>) -> Result<()> {
-    let m = x.nrows;
+    let m = x.shape().0;
     transform(x, Along::Columns, 1.0 / (m as f64).sqrt())
 }
 
@@ -165,20 +125,22 @@ fn sweeps(order: Order, along: Along, (m, n): (usize, usize), dtype: DType) -> V
 
 /// Transforms an array along its rows or columns, times `scale`.
 fn transform<E: Element>(x: &mut DeviceArray<E>, along: Along, scale: f64) -> Result<()> {
-    let (m, n) = (x.nrows, x.ncols);
+    let (m, n) = x.shape();
     if m == 0 || n == 0 {
         return Ok(());
     }
     let length = if along == Along::Rows { n } else { m };
     let order = Order::new(length).filter(|order| fits(order.base())).ok_or(Error::Order { n: length })?;
     let sweeps = sweeps(order, along, (m, n), E::DTYPE);
-    let device = x.data.device().clone();
-    let home = (E::DTYPE, x.data.address(0));
+    let device = x.device().clone();
+    let home = (E::DTYPE, x.address());
     let wide = (E::DTYPE.size() == 2 && sweeps.len() > 1).then(|| device.alloc::<f32>(m * n)).transpose()?;
     let between = wide.as_ref().map_or(home, |wide| (DType::F32, wide.address(0)));
     let mut at = home;
     if wide.is_some() && matches!(sweeps[0], Sweep::Rows { .. }) {
-        cast(&device, home, between, m * n)?;
+        // One row of all elements.
+        let row = |(dtype, at)| Tile { at, dtype, ld: m * n, lines: Lines::Rows };
+        convert(&device, row(home), row(between), (1, m * n), 1.0)?;
         at = between;
     }
     for (i, &sweep) in sweeps.iter().enumerate() {
@@ -188,13 +150,6 @@ fn transform<E: Element>(x: &mut DeviceArray<E>, along: Along, scale: f64) -> Re
         at = to;
     }
     Ok(())
-}
-
-fn cast(device: &Device, (from, src): (DType, u64), (to, dst): (DType, u64), len: usize) -> Result<()> {
-    let grid = (len.div_ceil(1024).min(1 << 20), 1);
-    let mut arguments =
-        Arguments::default().pointer(src).pointer(dst).scalar(1f32).size(1).size(len).size(len).size(len);
-    device.launch(&format!("cast_{from}_{to}"), Launch { grid, block: (256, 1), shared: 0 }, &mut arguments)
 }
 
 /// Runs one sweep from `x` to `y`, which may be one place; rows are transformed where they are.

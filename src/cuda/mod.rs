@@ -9,6 +9,8 @@
 //!   blas.rs     GEMM, SYRK, TRSM, AXPY, COPY           panel.rs     DevicePanel
 //!   solver.rs   POTRF, GEQRF, ORGQR, SYEVD, GESVDJ     space.rs     Space: what is done with panels
 //!   sketch.rs   A Ω, Philox                            fwht.rs      rows and columns
+//!   tensor.rs   the caller's memory, arrays            factors.rs   factors that stay on the device
+//!   convert.rs  types and orders of elements           product.rs   A X for halves, too
 //! ```
 //!
 //! No algorithm is written here: `range` and `svd` run on these types as on those in memory. Tall panels stay on the
@@ -22,11 +24,27 @@
 //! # Ok(())
 //! # }
 //! ```
+//! A weight that is on the device already is factored where it is, and its factors stay there:
+//!
+//! ```no_run
+//! # fn main() -> tensorslim::Result<()> {
+//! # let (address, stream, m, n) = (0, 0, 4, 3);
+//! use tensorslim::cuda::{Device, DeviceTensor};
+//! use tensorslim::{DType, Rank, Split, TruncatedSvd};
+//! // SAFETY: `address` has m·n halves, row by row, which nobody frees or writes meanwhile.
+//! let w = unsafe { DeviceTensor::from_raw(&Device::shared(0)?, address, (m, n), (n, 1), DType::BF16, stream)? };
+//! let f = TruncatedSvd::new(Rank::Fixed(2)).factor_device::<f32>(&w)?;
+//! let (a, b) = f.split::<half::bf16>(Split::Balanced)?;
+//! # Ok(())
+//! # }
+//! ```
 //! The kernel layer is public, too: [`DeviceMatrix`], [`fwht`]. `benches/cuda.rs` measures
 //! it; figures are in `benches/NOTES.md`.
 
 mod blas;
+mod convert;
 mod device;
+mod factors;
 pub mod fwht;
 mod operator;
 mod orthonormalize;
@@ -36,6 +54,7 @@ mod sketch;
 #[doc(hidden)]
 pub mod solver;
 mod space;
+mod tensor;
 
 /// The table that build.rs writes. It is empty where there was no nvcc.
 mod images {
@@ -43,11 +62,14 @@ mod images {
 }
 
 pub use device::Device;
+pub use factors::DeviceFactors;
+pub(crate) use factors::fix_signs;
 pub use operator::DeviceMatrix;
 #[doc(hidden)]
 pub use panel::DevicePanel;
 #[doc(hidden)]
 pub use sketch::philox_words;
+pub use tensor::{DeviceArray, DeviceTensor, DeviceTensorMut};
 
 #[doc(hidden)]
 /// Returns the names of the kernel sources that were compiled into this build, with the bytes of each image.

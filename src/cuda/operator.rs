@@ -1,7 +1,8 @@
-//! A matrix on the device, row-major, or streamed through it.
+//! A matrix on the device, or streamed through it.
 //!
 //! ```text
 //!   resident   A  m × n  in its storage type (f16, bf16 for f32 arithmetic), else in T    one upload
+//!   borrowed   the caller's memory, in either order, where resident would keep its type    none
 //!   streamed   two tiles of rows: one is multiplied while the other comes in              one upload for each product
 //! ```
 //! A matrix stays on the host when it would take more than three quarters of what [`Device::memory_limit`] leaves. Wide
@@ -21,10 +22,12 @@ use std::sync::Arc;
 use bytemuck::Pod;
 use faer::{Mat, MatRef};
 
-use super::device::{Arguments, Buffer, Device, Event, GRID_Y, Launch, Pinned, arithmetic_bytes};
+use super::convert::convert;
+use super::device::{Buffer, Device, Event, Pinned};
 use super::panel::{DevicePanel, Statistics, statistics};
-use super::product::{Factor, Tile, product};
+use super::product::{Factor, Lines, Tile, product};
 use super::sketch;
+use super::tensor::DeviceTensor;
 use crate::error::{Error, Result};
 use crate::linalg::for_each_line;
 use crate::operator::{Entries, Facts, LinearOperator, Symmetric, Watch, first_not_finite};
@@ -54,17 +57,15 @@ impl Rows {
         n.next_multiple_of(16 / dtype.size())
     }
 
-    fn address(&self, row: usize, column: usize) -> u64 {
-        self.tile().address(row, column)
-    }
-
     fn tile(&self) -> Tile {
-        Tile { at: self.data.address(0), dtype: self.dtype, ld: self.ld }
+        Tile { at: self.data.address(0), dtype: self.dtype, ld: self.ld, lines: Lines::Rows }
     }
 }
 
 enum Data<'a> {
     Resident(Rows),
+    /// Memory that outlives `'a`.
+    Borrowed(Tile),
     /// The matrix is tall, of any strides; `rows` rows of it make a tile of type `dtype`.
     Streamed {
         view: MatView<'a>,
@@ -92,6 +93,17 @@ const fn safe_exponent<T: Scalar>() -> i32 {
     if size_of::<T>() == 4 { 40 } else { 400 }
 }
 
+/// Tells whether cuBLAS multiplies elements of a type with panels of `T`.
+fn is_multiplied<T: Scalar>(storage: DType) -> bool {
+    storage == T::DTYPE || (matches!(storage, DType::F16 | DType::BF16) && T::DTYPE == DType::F32)
+}
+
+/// Returns the power of two that a matrix is multiplied by, 1 unless its squares would leave the range of `T`.
+fn scale_for<T: Scalar>(found: &Statistics) -> f64 {
+    let exponent = if found.largest > 0.0 { found.largest.log2().floor() as i32 } else { 0 };
+    if exponent.abs() > safe_exponent::<T>() { 2f64.powi(-exponent) } else { 1.0 }
+}
+
 impl<'a, T: Scalar> DeviceMatrix<'a, T> {
     /// Checks the matrix and copies it to the device if it fits. `view` must be tall or square.
     ///
@@ -110,8 +122,7 @@ impl<'a, T: Scalar> DeviceMatrix<'a, T> {
             ));
         }
         let storage = view.dtype();
-        let half = matches!(storage, DType::F16 | DType::BF16) && T::DTYPE == DType::F32;
-        let direct = half || storage == T::DTYPE;
+        let direct = is_multiplied::<T>(storage);
         let budget = device.memory_limit().min(device.total_memory()).saturating_sub(device.used_memory());
         let fits = |dtype: DType| {
             let row = Rows::leading_dimension(n, dtype) * dtype.size();
@@ -136,7 +147,7 @@ impl<'a, T: Scalar> DeviceMatrix<'a, T> {
         let mut found = if direct && fits(storage) {
             let rows = Rows::new(device, m, n, storage)?;
             Loader::new(device)?.load(view, &rows, 1.0)?;
-            let found = statistics(device, storage, rows.address(0, 0), m, n, rows.ld)?;
+            let found = statistics(device, rows.tile(), (m, n))?;
             this.data = Data::Resident(rows);
             found
         } else {
@@ -145,10 +156,7 @@ impl<'a, T: Scalar> DeviceMatrix<'a, T> {
         if !found.finite {
             return Err(first_not_finite(view));
         }
-        let exponent = if found.largest > 0.0 { found.largest.log2().floor() as i32 } else { 0 };
-        if exponent.abs() > safe_exponent::<T>() {
-            this.scale = 2f64.powi(-exponent);
-        }
+        this.scale = scale_for::<T>(&found);
         if !direct || this.scale != 1.0 {
             this.data = Data::Streamed { view, tile_rows: tile_rows(T::DTYPE), dtype: T::DTYPE };
             if fits(T::DTYPE) {
@@ -163,6 +171,54 @@ impl<'a, T: Scalar> DeviceMatrix<'a, T> {
         this.norm_squared = found.sum_squares;
         this.passes = 0;
         Ok(this)
+    }
+
+    /// Checks a matrix in the caller's memory and multiplies it where it is. `a` must be tall or square. A copy is made
+    /// only of one that cuBLAS cannot multiply with panels of `T`, because it has another type than `T` (halves go with
+    /// f32), or because its squares would leave the range of `T`.
+    ///
+    /// All work is enqueued on the stream of the device, behind which the caller has to order what writes `a`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if it is wide, [`Error::Empty`], [`Error::NotFinite`], [`Error::Device`].
+    pub(crate) fn borrowed(a: &DeviceTensor<'a>) -> Result<Self> {
+        let (device, tile, (m, n)) = (a.device(), a.tile(), a.shape());
+        if m == 0 || n == 0 {
+            return Err(Error::Empty { shape: vec![m, n] });
+        }
+        if m < n {
+            return Err(Error::shape(
+                "DeviceMatrix",
+                "a tall matrix (hand over the transpose)",
+                format_args!("{m}×{n}"),
+            ));
+        }
+        let mut found = statistics(device, tile, (m, n))?;
+        if !found.finite {
+            return Err(a.first_not_finite()?);
+        }
+        let scale = scale_for::<T>(&found);
+        let data = if is_multiplied::<T>(tile.dtype) && scale == 1.0 {
+            Data::Borrowed(tile)
+        } else {
+            let rows = Rows::new(device, m, n, T::DTYPE)?;
+            convert(device, tile, rows.tile(), (m, n), scale)?;
+            if scale != 1.0 {
+                found = statistics(device, rows.tile(), (m, n))?;
+            }
+            Data::Resident(rows)
+        };
+        Ok(DeviceMatrix {
+            device: device.clone(),
+            data,
+            nrows: m,
+            ncols: n,
+            scale,
+            norm_squared: found.sum_squares,
+            passes: 0,
+            watch: Watch::default(),
+            arithmetic: PhantomData,
+        })
     }
 
     /// Makes the operator ask `watch` before every product, or tile of one, whether to go on.
@@ -182,7 +238,7 @@ impl<'a, T: Scalar> DeviceMatrix<'a, T> {
     /// Tells whether the matrix is on the device, and not streamed through it.
     #[doc(hidden)]
     pub fn is_resident(&self) -> bool {
-        matches!(self.data, Data::Resident(_))
+        !matches!(self.data, Data::Streamed { .. })
     }
 
     /// Computes the statistics of the matrix as it is multiplied.
@@ -190,7 +246,7 @@ impl<'a, T: Scalar> DeviceMatrix<'a, T> {
         let (device, n) = (self.device.clone(), self.ncols);
         let mut total = Statistics { finite: true, ..Statistics::default() };
         self.for_each_tile(|_, count, tile| {
-            let part = statistics(&device, tile.dtype, tile.at, count, n, tile.ld)?;
+            let part = statistics(&device, tile, (count, n))?;
             total.largest = total.largest.max(part.largest);
             total.sum_squares += part.sum_squares;
             total.finite &= part.finite;
@@ -203,13 +259,15 @@ impl<'a, T: Scalar> DeviceMatrix<'a, T> {
     /// tile runs on the device, the next one comes in.
     fn for_each_tile(&mut self, mut f: impl FnMut(usize, usize, Tile) -> Result<()>) -> Result<()> {
         self.passes += 1;
+        let mut whole = |tile: Tile| {
+            self.watch.check()?;
+            f(0, self.nrows, tile)?;
+            self.watch.read((self.nrows * self.ncols * tile.dtype.size()) as u64);
+            Ok(())
+        };
         match &self.data {
-            Data::Resident(rows) => {
-                self.watch.check()?;
-                f(0, self.nrows, rows.tile())?;
-                self.watch.read((self.nrows * self.ncols * rows.dtype.size()) as u64);
-                Ok(())
-            }
+            Data::Resident(rows) => whole(rows.tile()),
+            Data::Borrowed(tile) => whole(*tile),
             Data::Streamed { view, tile_rows, dtype } => {
                 let tiles = [
                     Rows::new(&self.device, *tile_rows, self.ncols, *dtype)?,
@@ -293,8 +351,7 @@ impl<T: Scalar> LinearOperator<T> for DeviceMatrix<'_, T> {
             self.apply_adjoint(&whole, &mut turned)?;
         }
         let e = DevicePanel::zeros(&self.device, m, n)?;
-        let from = (T::DTYPE, turned.address(0), turned.ld());
-        transpose(&self.device, from, (T::DTYPE, e.address(0), e.ld()), (m, n), 1.0)?;
+        convert(&self.device, turned.tile(0).t(), e.tile(0), (m, n), 1.0)?;
         drop(turned);
         self.apply_adjoint(&e, g)?;
         g.mirror()
@@ -302,10 +359,7 @@ impl<T: Scalar> LinearOperator<T> for DeviceMatrix<'_, T> {
 
     fn materialize(&mut self, y: &mut DevicePanel<T>) -> Result<()> {
         let (device, n) = (self.device.clone(), self.ncols);
-        self.for_each_tile(|first, count, tile| {
-            let from = (tile.dtype, tile.at, tile.ld);
-            transpose(&device, from, (T::DTYPE, y.address(first), y.ld()), (count, n), 1.0)
-        })
+        self.for_each_tile(|first, count, tile| convert(&device, tile, y.tile(first), (count, n), 1.0))
     }
 
     fn for_each_row_block(&mut self, f: &mut dyn FnMut(usize, MatRef<'_, T>) -> Result<()>) -> Result<()> {
@@ -316,8 +370,7 @@ impl<T: Scalar> LinearOperator<T> for DeviceMatrix<'_, T> {
             for row in (0..count).step_by(step) {
                 let rows = step.min(count - row);
                 let block = DevicePanel::<T>::zeros(&device, rows, n)?;
-                let from = (tile.dtype, tile.address(row, 0), tile.ld);
-                transpose(&device, from, (T::DTYPE, block.address(0), block.ld()), (rows, n), 1.0)?;
+                convert(&device, tile.from(row, 0), block.tile(0), (rows, n), 1.0)?;
                 block.copy_to_host(host.subrows_mut(0, rows))?;
                 f(first + row, host.subrows(0, rows))?;
             }
@@ -363,32 +416,10 @@ impl<T: Scalar> DeviceMatrix<'_, T> {
     fn dtype(&self) -> DType {
         match &self.data {
             Data::Resident(rows) => rows.dtype,
+            Data::Borrowed(tile) => tile.dtype,
             Data::Streamed { dtype, .. } => *dtype,
         }
     }
-}
-
-/// Adds `scale` to the arguments, in the arithmetic of a storage type.
-fn with_scale(arguments: Arguments, dtype: DType, scale: f64) -> Arguments {
-    match dtype {
-        DType::F64 => arguments.scalar(scale),
-        _ => arguments.scalar(scale as f32),
-    }
-}
-
-/// Computes `dst(j, i) = scale · src(i, j)` for lines of `width` elements.
-fn transpose(
-    device: &Device,
-    (from, src, lds): (DType, u64, usize),
-    (to, dst, ldd): (DType, u64, usize),
-    (lines, width): (usize, usize),
-    scale: f64,
-) -> Result<()> {
-    let grid = (width.div_ceil(32) * lines.div_ceil(32), 1);
-    let shape = Launch { grid, block: (32, 8), shared: 32 * 33 * arithmetic_bytes(to) };
-    let arguments = with_scale(Arguments::default().pointer(src).pointer(dst), to, scale);
-    let mut arguments = arguments.size(lines).size(width).size(lds).size(ldd);
-    device.launch(&format!("transpose_{from}_{to}"), shape, &mut arguments)
 }
 
 /// Copies rows of a host matrix to the device through two pinned buffers. While the transfer stream copies one, the
@@ -447,24 +478,19 @@ impl<'d> Loader<'d> {
                 let width = piece.min(lines.ncols() - left);
                 let block = lines.submatrix(first, left, count, width);
                 if direct && width == lines.ncols() && stride == dst.ld {
-                    self.copy(block, stride, dst.address(first, 0), None)?;
+                    self.copy(block, stride, dst.tile().from(first, 0), None)?;
+                } else if by_rows {
+                    self.copy(block, stride, dst.tile().from(first, left), Some(scale))?;
                 } else {
-                    let at = if by_rows { dst.address(first, left) } else { dst.address(left, first) };
-                    self.copy(block, stride, at, Some((by_rows, dst, scale)))?;
+                    self.copy(block, stride, dst.tile().from(left, first).t(), Some(scale))?;
                 }
             }
         }
         Ok(())
     }
 
-    /// Copies lines to `at`, directly or through a buffer that is then converted or transposed to `at`.
-    fn copy<E: Element>(
-        &mut self,
-        lines: MatRef<'_, E>,
-        stride: usize,
-        at: u64,
-        convert: Option<(bool, &Rows, f64)>,
-    ) -> Result<()> {
+    /// Copies lines to the rows of `to`, directly or through a buffer that is then converted to `to`.
+    fn copy<E: Element>(&mut self, lines: MatRef<'_, E>, stride: usize, to: Tile, scale: Option<f64>) -> Result<()> {
         let (device, lane) = (self.device, &mut self.lanes[self.turn]);
         self.turn = 1 - self.turn;
         if lane.in_use {
@@ -473,8 +499,8 @@ impl<'d> Loader<'d> {
         let (count, width) = (lines.nrows(), lines.ncols());
         let data = lane.pinned.as_slice_mut::<E>(stride * count);
         gather(lines, stride, data);
-        let target = match convert {
-            None => at,
+        let target = match scale {
+            None => to.at,
             Some(_) => {
                 let bytes = size_of_val(data);
                 let buffer = match lane.buffer.take() {
@@ -494,18 +520,10 @@ impl<'d> Loader<'d> {
         device.transfer(target, data)?;
         lane.copied.record(device.transfer_stream())?;
         lane.in_use = true;
-        let Some((by_rows, dst, scale)) = convert else { return Ok(()) };
+        let Some(scale) = scale else { return Ok(()) };
         device.order(device.transfer_stream(), device.compute_stream())?;
-        if by_rows {
-            let grid = (width.div_ceil(1024), count.min(GRID_Y));
-            let arguments = with_scale(Arguments::default().pointer(target).pointer(at), dst.dtype, scale);
-            let mut arguments = arguments.size(count).size(width).size(stride).size(dst.ld);
-            let kernel = format!("cast_{}_{}", E::DTYPE, dst.dtype);
-            device.launch(&kernel, Launch { grid, block: (256, 1), shared: 0 }, &mut arguments)?;
-        } else {
-            let from = (E::DTYPE, target, stride);
-            transpose(device, from, (dst.dtype, at, dst.ld), (count, width), scale)?;
-        }
+        let from = Tile { at: target, dtype: E::DTYPE, ld: stride, lines: Lines::Rows };
+        convert(device, from, to, (count, width), scale)?;
         lane.converted.record(device.compute_stream())
     }
 }

@@ -3,8 +3,8 @@
 use faer::{Mat, MatMut, MatRef};
 
 use super::blas::divide;
-use super::device::{Arguments, GRID_Y, Launch};
-use super::panel::{DevicePanel, statistics_of_lines, write_lower};
+use super::convert::convert;
+use super::panel::{DevicePanel, statistics_of_columns, write_lower};
 use super::solver;
 use crate::error::Result;
 use crate::operator::first_not_finite;
@@ -50,8 +50,7 @@ impl<T: Scalar> DevicePanel<T> {
 
     /// Scales columns by powers of two to a largest entry between 1 and 2.
     fn equilibrate(&mut self, exponents: &mut [i32]) -> Result<bool> {
-        let columns =
-            statistics_of_lines(self.device(), T::DTYPE, self.address(0), self.ncols(), self.nrows(), self.ld())?;
+        let columns = statistics_of_columns(self)?;
         if columns.iter().any(|column| !column.finite) {
             let mut host = Mat::<T>::zeros(self.nrows(), self.ncols());
             self.copy_to_host(host.as_mut())?;
@@ -77,8 +76,8 @@ impl<T: Scalar> DevicePanel<T> {
         let l = self.ncols();
         let tau = solver::geqrf(self)?;
         let mut top = Mat::zeros(l, l);
-        let mut copy = DevicePanel::zeros(self.device(), l, l)?;
-        copy.copy_rows_of(self)?;
+        let copy = DevicePanel::<T>::zeros(self.device(), l, l)?;
+        convert(self.device(), self.tile(0), copy.tile(0), (l, l), 1.0)?;
         copy.copy_to_host(top.as_mut())?;
         solver::orgqr(self, &tau)?;
         let signs: Vec<T> = (0..l).map(|i| if top[(i, i)].to_f64() < 0.0 { -T::one() } else { T::one() }).collect();
@@ -88,20 +87,5 @@ impl<T: Scalar> DevicePanel<T> {
             }
         }
         self.scale(None, Some(&signs))
-    }
-
-    /// Copies the first rows of a taller panel with as many columns.
-    fn copy_rows_of(&mut self, taller: &Self) -> Result<()> {
-        let grid = (self.nrows().div_ceil(1024), self.ncols().min(GRID_Y));
-        let mut arguments = Arguments::default()
-            .pointer(taller.address(0))
-            .pointer(self.address(0))
-            .scalar(T::one())
-            .size(self.ncols())
-            .size(self.nrows())
-            .size(taller.ld())
-            .size(self.ld());
-        let kernel = format!("cast_{0}_{0}", T::DTYPE);
-        self.device().launch(&kernel, Launch { grid, block: (256, 1), shared: 0 }, &mut arguments)
     }
 }

@@ -10,7 +10,9 @@ use std::sync::Arc;
 use faer::{Mat, MatMut, MatRef};
 
 use super::blas::{self, Operand, Strided, axpy, gemm, syrk};
+use super::convert::convert;
 use super::device::{Arguments, Buffer, Device, GRID_Y, Launch, Pinned};
+use super::product::{Lines, Tile};
 use crate::error::{Error, Result};
 use crate::simd::Scalar;
 use crate::space::copy;
@@ -77,13 +79,33 @@ impl<T: Scalar> DevicePanel<T> {
         self.data.address(row)
     }
 
+    /// Returns the panel from a row on as a matrix in memory.
+    pub(super) fn tile(&self, first_row: usize) -> Tile {
+        Tile { at: self.address(first_row), dtype: T::DTYPE, ld: self.ld, lines: Lines::Columns }
+    }
+
     pub(super) fn operand(&self, first_row: usize) -> Operand {
         Operand { at: self.address(first_row), dtype: T::DTYPE, ld: self.ld, transposed: false }
     }
 
     /// Computes the largest modulus and the sum of squares.
     pub(super) fn statistics(&self) -> Result<Statistics> {
-        statistics(self.device(), T::DTYPE, self.address(0), self.ncols, self.nrows, self.ld)
+        statistics(self.device(), self.tile(0), (self.nrows, self.ncols))
+    }
+
+    /// Returns the entry of largest modulus of each column, of several the first one.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    #[doc(hidden)]
+    pub fn peaks(&self) -> Result<Vec<T>> {
+        let (device, mut host) = (self.device(), vec![T::zeroed(); self.ncols]);
+        let peaks = device.alloc::<T>(self.ncols)?;
+        let shape = Launch { grid: (self.ncols, 1), block: (256, 1), shared: 24 * 8 };
+        let arguments = Arguments::default().pointer(self.address(0)).pointer(peaks.address(0));
+        device.launch(&format!("peaks_{}", T::DTYPE), shape, &mut arguments.size(self.nrows).size(self.ld))?;
+        device.download(&peaks, 0, &mut host)?;
+        Ok(host)
     }
 
     /// Multiplies row i by `rows[i]` and column j by `columns[j]`; either may be absent.
@@ -144,17 +166,7 @@ impl<T: Scalar> DevicePanel<T> {
             let wide = DevicePanel::<f64>::zeros(device, rows, l)?;
             for first in (0..self.nrows).step_by(rows) {
                 let count = rows.min(self.nrows - first);
-                let grid = (count.div_ceil(1024), l.min(GRID_Y));
-                let mut arguments = Arguments::default()
-                    .pointer(self.address(first))
-                    .pointer(wide.address(0))
-                    .scalar(1.0)
-                    .size(l)
-                    .size(count)
-                    .size(self.ld)
-                    .size(wide.ld);
-                let kernel = format!("cast_{}_f64", T::DTYPE);
-                device.launch(&kernel, Launch { grid, block: (256, 1), shared: 0 }, &mut arguments)?;
+                convert(device, self.tile(first), wide.tile(0), (count, l), 1.0)?;
                 product.gram_of(wide.operand(0), count, if first == 0 { 0.0 } else { 1.0 })?;
             }
         }
@@ -194,45 +206,30 @@ impl Statistics {
 /// The most blocks of a sweep.
 const BLOCKS: usize = 1024;
 
-/// Computes the statistics of `lines` lines of `width` elements that begin `ld` apart.
-pub(super) fn statistics(
-    device: &Arc<Device>,
-    dtype: DType,
-    at: u64,
-    lines: usize,
-    width: usize,
-    ld: usize,
-) -> Result<Statistics> {
+/// Computes the statistics of an `m × n` matrix.
+pub(super) fn statistics(device: &Arc<Device>, tile: Tile, (m, n): (usize, usize)) -> Result<Statistics> {
     let start = Statistics { finite: true, ..Statistics::default() };
-    Ok(sweep(device, dtype, at, lines, width, ld)?.into_iter().fold(start, Statistics::merge))
+    let (lines, width) = if tile.lines == Lines::Rows { (m, n) } else { (n, m) };
+    Ok(sweep(device, tile, lines, width)?.into_iter().fold(start, Statistics::merge))
 }
 
-/// Computes the statistics of each line by itself.
-pub(super) fn statistics_of_lines(
-    device: &Arc<Device>,
-    dtype: DType,
-    at: u64,
-    lines: usize,
-    width: usize,
-    ld: usize,
-) -> Result<Vec<Statistics>> {
-    let mut all = Vec::with_capacity(lines);
-    for first in (0..lines).step_by(BLOCKS) {
-        let at = at + (first * ld * dtype.size()) as u64;
-        all.extend(sweep(device, dtype, at, BLOCKS.min(lines - first), width, ld)?);
+/// Computes the statistics of each column of a panel by itself.
+pub(super) fn statistics_of_columns<T: Scalar>(panel: &DevicePanel<T>) -> Result<Vec<Statistics>> {
+    let (device, columns) = (panel.device(), panel.ncols);
+    let mut all = Vec::with_capacity(columns);
+    for first in (0..columns).step_by(BLOCKS) {
+        all.extend(sweep(device, panel.tile(0).from(0, first), BLOCKS.min(columns - first), panel.nrows)?);
     }
     Ok(all)
 }
 
-/// Sweeps over lines and returns the statistics of those that each block takes: one line each, if there are as many
-/// blocks.
+/// Sweeps over the first lines of a matrix, of `width` elements, and returns the statistics of those that each block
+/// takes: one line each, if there are as many blocks.
 fn sweep(
     device: &Arc<Device>,
-    dtype: DType,
-    at: u64,
+    Tile { at, dtype, ld, .. }: Tile,
     lines: usize,
     width: usize,
-    ld: usize,
 ) -> Result<Vec<Statistics>> {
     let blocks = lines.min(BLOCKS);
     let partial = device.alloc::<f64>(3 * blocks)?;

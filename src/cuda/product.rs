@@ -1,4 +1,4 @@
-//! Products of stored rows with panels, on cuBLAS.
+//! Products of a stored matrix with panels, on cuBLAS.
 
 use super::blas::{Operand, gemm};
 use super::device::{Arguments, Buffer, Device, Launch};
@@ -7,22 +7,52 @@ use crate::error::Result;
 use crate::simd::Scalar;
 use crate::tensor::DType;
 
-/// Rows in device memory that something else owns; they begin `ld` elements apart, at multiples of 16 bytes.
+/// The order of a matrix in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lines {
+    /// The elements of a row are adjacent.
+    Rows,
+    /// The elements of a column are adjacent.
+    Columns,
+}
+
+/// A matrix in device memory that something else owns; its lines begin `ld` elements apart. Kernels move 16 bytes at a
+/// time where all lines begin at multiples of 16 bytes.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Tile {
     pub(super) at: u64,
     pub(super) dtype: DType,
     pub(super) ld: usize,
+    pub(super) lines: Lines,
 }
 
 impl Tile {
     pub(super) fn address(&self, row: usize, column: usize) -> u64 {
-        self.at + ((row * self.ld + column) * self.dtype.size()) as u64
+        let element = match self.lines {
+            Lines::Rows => row * self.ld + column,
+            Lines::Columns => column * self.ld + row,
+        };
+        self.at + (element * self.dtype.size()) as u64
     }
 
-    /// Returns the rows from `(row, column)` on as an operand of cuBLAS.
+    /// Returns the part from `(row, column)` on.
+    pub(super) fn from(self, row: usize, column: usize) -> Self {
+        Tile { at: self.address(row, column), ..self }
+    }
+
+    /// Returns the transpose, which is the same memory.
+    pub(super) fn t(self) -> Self {
+        let lines = match self.lines {
+            Lines::Rows => Lines::Columns,
+            Lines::Columns => Lines::Rows,
+        };
+        Tile { lines, ..self }
+    }
+
+    /// Returns the matrix from `(row, column)` on as an operand of cuBLAS.
     pub(super) fn operand(&self, row: usize, column: usize) -> Operand {
-        Operand { at: self.address(row, column), dtype: self.dtype, ld: self.ld, transposed: true }
+        let transposed = self.lines == Lines::Rows;
+        Operand { at: self.address(row, column), dtype: self.dtype, ld: self.ld, transposed }
     }
 }
 

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use super::convert::convert;
 use super::device::{Arguments, Buffer, Device, GRID_Y, Launch, arithmetic_bytes};
 use super::panel::DevicePanel;
-use super::product::{Tile, multiply_rows};
+use super::product::{Lines, Tile, multiply_rows};
 use crate::error::{Error, Result};
 use crate::simd::Scalar;
 use crate::sketch::{AnySketch, Gaussian, SketchOperator, SparseSign, Srht};
@@ -12,6 +13,10 @@ use crate::tensor::DType;
 
 /// Bytes of the panel of Ω that is generated at a time. At l = 266 its 2^16 rows keep a GEMM busy.
 const PANEL_BYTES: usize = 64 << 20;
+
+/// The most bytes of rows that are turned at a time, and never more than an eighth of the matrix: few enough to stay in
+/// the 40 MB of an A100's second cache until the sketch reads them, and 2^10 rows of 4096 floats.
+const TURNED_BYTES: usize = 16 << 20;
 
 /// The block lengths (log2) that the fused SRHT has instances for.
 const FUSED: std::ops::RangeInclusive<u32> = 8..=13;
@@ -62,8 +67,31 @@ impl<'o> Prepared<'o> {
         Ok(Prepared { device: device.clone(), kind, n, l })
     }
 
-    /// Computes rows `first..first + count` of `Y = A Ω` from a tile that holds those rows of A.
+    /// Computes rows `first..first + count` of `Y = A Ω` from a tile that holds those rows of A. Columns are turned into
+    /// rows on the way, some at a time, because the sums of an SRHT or of sparse signs run along rows.
     pub(super) fn apply<T: Scalar>(
+        &self,
+        tile: Tile,
+        (first, count): (usize, usize),
+        y: &mut DevicePanel<T>,
+    ) -> Result<()> {
+        let n = self.n;
+        if tile.lines == Lines::Rows || matches!(self.kind, Kind::Gaussian(_)) {
+            return self.apply_to_rows(tile, (first, count), y);
+        }
+        let ld = n.next_multiple_of(16 / tile.dtype.size());
+        let step = (TURNED_BYTES / (ld * tile.dtype.size())).clamp(1, count.div_ceil(8));
+        let turned = self.device.alloc::<u8>(step * ld * tile.dtype.size())?;
+        let turned = Tile { at: turned.address(0), dtype: tile.dtype, ld, lines: Lines::Rows };
+        for row in (0..count).step_by(step) {
+            let rows = step.min(count - row);
+            convert(&self.device, tile.from(row, 0), turned, (rows, n), 1.0)?;
+            self.apply_to_rows(turned, (first + row, rows), y)?;
+        }
+        Ok(())
+    }
+
+    fn apply_to_rows<T: Scalar>(
         &self,
         tile: Tile,
         (first, count): (usize, usize),

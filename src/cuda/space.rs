@@ -6,7 +6,7 @@ use faer::{Accum, Mat, MatMut, MatRef};
 
 use super::blas::gemm;
 use super::panel::DevicePanel;
-use super::product::Tile;
+use super::product::{Lines, Tile};
 use super::sketch::Prepared;
 use super::{Device, solver};
 use crate::error::{Error, Result};
@@ -148,7 +148,7 @@ impl<T: Scalar> Space<T> for Arc<Device> {
         let n = g.ncols();
         // The columns are the rows of a symmetric matrix.
         let mut apply = |g: &DevicePanel<T>| {
-            let tile = Tile { at: g.address(0), dtype: T::DTYPE, ld: g.ld() };
+            let tile = Tile { at: g.address(0), dtype: T::DTYPE, ld: g.ld(), lines: Lines::Rows };
             prepared.apply(tile, (0, n), y)
         };
         if shift == 0.0 { apply(g) } else { g.while_shifted(T::from_f64(-shift), apply) }

@@ -21,6 +21,9 @@ use crate::report::Report;
 use crate::simd::Scalar;
 use crate::tensor::{DType, Element, Matrix};
 
+/// The names of all members.
+const MEMBERS: [&str; 9] = ["u", "s", "vt", "report", "errors", "turn", "gains", "across", "held"];
+
 impl<T: Scalar> Factors<T> {
     /// Returns the factors with their report as the bytes of a `.npz` archive, which `numpy.load` reads and
     /// [`from_bytes`](Self::from_bytes) turns into the same factors again.
@@ -67,6 +70,10 @@ impl<T: Scalar> Factors<T> {
     /// [`Error::Option`] for members that do not fit each other or the arithmetic.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
         let mut stored = Stored(Archive::new(Cursor::new(bytes))?);
+        // A name that was damaged would otherwise be that of a member that the factors do without.
+        if let Some(name) = stored.0.names().find(|name| !MEMBERS.contains(name)) {
+            return Err(stored.0.damaged(name, "is none of the members of factors"));
+        }
         let report = Report::from_text(&stored.0.read_text("report")?)?;
         let ((m, n), k) = (report.shape, report.rank);
         let (u, s, vt) = (stored.matrix("u", m, k)?, stored.values("s", k)?, stored.matrix("vt", k, n)?);

@@ -32,7 +32,7 @@ use crate::operator::LinearOperator;
 use crate::report::ErrorKind;
 use crate::simd::Scalar;
 use crate::sketch::{AnySketch, Sketch, SketchOperator};
-use crate::space::{Access, Panel, Space};
+use crate::space::{Access, Layout, Panel, Space};
 
 pub(super) struct Certificate {
     pub(super) relative_error: f64,
@@ -72,7 +72,7 @@ pub(super) fn certify<T: Scalar, S: Space<T>>(
     op: &mut dyn LinearOperator<T, Space = S>,
     left: Left<'_, T, Panel<T, S>>,
     (s, dropped): (&[T], &[T]),
-    v: MatRef<'_, T>,
+    right: Right<'_, T, Panel<T, S>>,
     (captured, is_projection): (f64, bool),
     seed: u64,
 ) -> Result<Certificate> {
@@ -90,7 +90,17 @@ pub(super) fn certify<T: Scalar, S: Space<T>>(
     let mut y = op.left(PROBES)?;
     op.sketch(&omega, &mut y)?;
     let omega = omega.to_dense::<T>();
-    let mut c = v.transpose() * &omega;
+    let mut c = match right {
+        Right::Home(v) => v.transpose() * &omega,
+        Right::Panel(v) => {
+            let space = op.space();
+            let (n, k) = space.shape(v);
+            let (mut probes, mut c) = (space.panel(n, PROBES, Layout::Columns)?, Mat::zeros(k, PROBES));
+            space.visit(&mut probes, Access::Write, &mut |mut probes| probes.copy_from(&omega))?;
+            space.inner(v, &probes, c.as_mut())?;
+            c
+        }
+    };
     for (i, s) in s.iter().enumerate() {
         c.row_mut(i).iter_mut().for_each(|x| *x *= *s);
     }
@@ -115,7 +125,7 @@ pub(super) fn certify<T: Scalar, S: Space<T>>(
             }
             let space = op.space().clone();
             let mut subtract = |share: T| {
-                space.multiply(&mut y, Accum::Add, &panel, c.as_ref(), -share)?;
+                space.multiply(&mut y, Accum::Add, panel, c.as_ref(), -share)?;
                 let mut squares = Mat::zeros(PROBES, PROBES);
                 space.gram(&y, squares.as_mut())?;
                 Ok(Spread::of_squares((0..PROBES).map(|j| squares[(j, j)]).collect(), norm_squared))
@@ -131,7 +141,15 @@ pub(super) enum Left<'a, T, P> {
     /// All of its rows, on the host.
     Home(MatRef<'a, T>),
     /// A panel in the space, whose columns are to be multiplied by these signs.
-    Spread(P, &'a [T]),
+    Spread(&'a P, &'a [T]),
+}
+
+/// The short factor of a certificate, one column for each singular value.
+pub(super) enum Right<'a, T, P> {
+    /// The factor on the host.
+    Home(MatRef<'a, T>),
+    /// A panel in the space.
+    Panel(&'a P),
 }
 
 /// Returns the certificate of factors whose residual has this spread; if their values are off by a known `scale`, the

@@ -3,9 +3,9 @@
 
 use std::time::Instant;
 
-use faer::{Accum, MatMut, Par};
+use faer::{MatMut, Par};
 
-use super::certificate::{self, Left};
+use super::certificate::{self, Certificate, Left, Right};
 use super::methods::gram;
 use super::plan::Plan;
 use super::rank_target::RankTarget;
@@ -17,7 +17,8 @@ use crate::linalg::{column_mut, fix_signs, fix_signs_by, peak};
 use crate::operator::LinearOperator;
 use crate::report::{Method, Report};
 use crate::simd::Scalar;
-use crate::space::{Layout, Panel, Space};
+use crate::sketch::Sketch;
+use crate::space::{Panel, Space};
 use crate::tensor::{Element, Matrix};
 
 /// Solves, brings the factors home and certifies them. `op` is `scale · A`, or `scale · Aᵀ` when A is wide.
@@ -56,14 +57,14 @@ pub(super) fn finish<T: Scalar, S: Space<T>>(
     let (m, n) = plan.shape;
     let wide = m < n;
     let space = op.space().clone();
-    let Solution { triplets, rank: k, width, method, sketch, certificate, mut slices, mut notes } = solution;
+    let Solution { triplets, rank: k, width, method, sketch, certificate, mut slices, notes } = solution;
 
     // The short side comes first, and its panel is freed before the long side comes: memory is fullest there. Where the
     // long side is spread over several processes, this one brings home its own rows alone.
     let shared = space.shared();
     let long = shared.map_or(m.max(n), |shared| shared.own().len());
-    let Triplets { mut left, s: mut spectrum, captured, right, .. } = triplets;
-    let (mut u, mut vt, mut spread);
+    let Triplets { mut left, s: spectrum, captured, right, .. } = triplets;
+    let (mut u, mut vt, spread);
     // Most matrices never see an image of all l columns on this route.
     let reduce = plan.method == Method::Gram && !gram::is_imaged_early::<T>((m.max(n), m.min(n)), width);
     if wide {
@@ -100,41 +101,116 @@ pub(super) fn finish<T: Scalar, S: Space<T>>(
     let is_projection = !matches!(&slices, Slices::Weighted(weighted) if weighted.oblique.is_some());
     let (left, right) =
         if wide { (vt.as_ref().transpose(), u.as_ref()) } else { (u.as_ref(), vt.as_ref().transpose()) };
-    let scale = op.facts().scale;
     let certificate = match certificate {
         Some(certificate) => certificate,
         None => {
             let (captured, seed) = ((captured, is_projection), plan.task.seed);
-            let left = match spread.take() {
+            let left = match &spread {
                 Some(panel) => Left::Spread(panel, &signs),
                 None => Left::Home(left),
             };
-            certificate::certify(op, left, spectrum.split_at(k), right, captured, seed)?
+            certificate::certify(op, left, spectrum.split_at(k), Right::Home(right), captured, seed)?
         }
     };
-    if certificate.scale != 1.0 {
-        let scale = T::from_f64(certificate.scale);
-        spectrum.iter_mut().for_each(|s| *s *= scale);
-    }
-    let least = spectrum[..k].last().map_or(0.0, |&s| Element::to_f64(s));
-    notes.extend(target.and_then(|target| target.shortfall(k, certificate.relative_error, least)));
-    notes.extend(beyond_numerical_rank(&spectrum, k, (m, n)));
-    let s = unscale(&spectrum, k, scale)?;
-    // Where the smallest were asked for they come first.
-    let larger = spectrum[k..].iter().take_while(|&&next| next > spectrum[0]).count();
-    spectrum[..k + larger].rotate_left(k);
-    let spectrum = spectrum.iter().map(|&s| s.to_f64() / scale).collect();
-    let norm = op.norm_squared().sqrt() / scale;
-    let report = Report {
-        method,
-        reason: plan.reason_of(method),
-        peak_bytes: plan.peak_bytes_of(method, width, k, true),
-        sketch,
-        passes: op.facts().passes,
-        notes,
-        ..plan.report((k, width), spectrum, norm, &certificate, start.elapsed())
-    };
+    let ending = Ending { plan, rank: k, width, method, sketch, certificate, spectrum, notes };
+    let (s, report) = ending.conclude(op, target, start)?;
     Ok(Factors::new(u, s, vt, report, slices))
+}
+
+/// The factors as panels of a space.
+#[cfg(feature = "cuda")]
+pub(super) struct InSpace<T: Scalar, S: Space<T>> {
+    /// The left singular vectors of A, one column each.
+    pub(super) u: Panel<T, S>,
+    pub(super) s: Vec<T>,
+    /// The right singular vectors of A, one column each.
+    pub(super) v: Panel<T, S>,
+    pub(super) report: Report,
+    pub(super) slices: Slices<T>,
+}
+
+/// Does [`run`] but for the way home: the factors stay in the space. `fix_signs` turns the columns of U and V.
+#[cfg(feature = "cuda")]
+pub(super) fn run_in_space<T: Scalar, S: Space<T>>(
+    op: &mut dyn LinearOperator<T, Space = S>,
+    plan: Plan,
+    fix_signs: impl FnOnce(&mut Panel<T, S>, &mut Panel<T, S>) -> Result<()>,
+    par: Par,
+    start: Instant,
+) -> Result<InSpace<T, S>> {
+    let facts = op.facts();
+    let target = plan.target(facts.norm_squared, facts.scale);
+    let solution = plan.solve(op, &target, par)?;
+    let wide = plan.shape.0 < plan.shape.1;
+    let space = op.space().clone();
+    let Solution { triplets, rank: k, width, method, sketch, certificate, slices, notes } = solution;
+    let Triplets { left, s: spectrum, captured, right, .. } = triplets;
+    let (mut left, mut right) = (left.formed(&space, k)?, right.formed(&space, k)?);
+    if wide {
+        fix_signs(&mut right, &mut left)?
+    } else {
+        fix_signs(&mut left, &mut right)?
+    }
+    let certificate = match certificate {
+        Some(certificate) => certificate,
+        None => {
+            let signs = vec![T::one(); k];
+            let (left, right) = (Left::Spread(&left, &signs), Right::Panel(&right));
+            certificate::certify(op, left, spectrum.split_at(k), right, (captured, true), plan.task.seed)?
+        }
+    };
+    let ending = Ending { plan, rank: k, width, method, sketch, certificate, spectrum, notes };
+    let (s, report) = ending.conclude(op, Some(&target), start)?;
+    let (u, v) = if wide { (right, left) } else { (left, right) };
+    Ok(InSpace { u, s, v, report, slices })
+}
+
+/// The facts of a factorization that are left when its vectors are done.
+struct Ending<T> {
+    plan: Plan,
+    rank: usize,
+    width: usize,
+    method: Method,
+    sketch: Option<Sketch>,
+    certificate: Certificate,
+    spectrum: Vec<T>,
+    notes: Vec<String>,
+}
+
+impl<T: Scalar> Ending<T> {
+    /// Puts the singular values into the units of A and writes the report.
+    fn conclude<S: Space<T>>(
+        self,
+        op: &dyn LinearOperator<T, Space = S>,
+        target: Option<&RankTarget>,
+        start: Instant,
+    ) -> Result<(Vec<T>, Report)> {
+        let Ending { plan, rank: k, width, method, sketch, certificate, mut spectrum, mut notes } = self;
+        let (scale, shape) = (op.facts().scale, plan.shape);
+        if certificate.scale != 1.0 {
+            let scale = T::from_f64(certificate.scale);
+            spectrum.iter_mut().for_each(|s| *s *= scale);
+        }
+        let least = spectrum[..k].last().map_or(0.0, |&s| Element::to_f64(s));
+        notes.extend(target.and_then(|target| target.shortfall(k, certificate.relative_error, least)));
+        notes.extend(beyond_numerical_rank(&spectrum, k, shape));
+        let s = unscale(&spectrum, k, scale)?;
+        // Where the smallest were asked for they come first.
+        let larger = spectrum[k..].iter().take_while(|&&next| next > spectrum[0]).count();
+        spectrum[..k + larger].rotate_left(k);
+        let spectrum = spectrum.iter().map(|&s| s.to_f64() / scale).collect();
+        let norm = op.norm_squared().sqrt() / scale;
+        let report = Report {
+            method,
+            reason: plan.reason_of(method),
+            peak_bytes: plan.peak_bytes_of(method, width, k, true),
+            sketch,
+            passes: op.facts().passes,
+            notes,
+            ..plan.report((k, width), spectrum, norm, &certificate, start.elapsed())
+        };
+        Ok((s, report))
+    }
 }
 
 /// Brings home the first `k` vectors of the long side, or the rows that are this process's own. Those are also returned
@@ -149,19 +225,12 @@ fn bring_long_home<T: Scalar, S: Space<T>>(
         vectors.bring_home(space, k, dst)?;
         return Ok(None);
     };
-    let panel = match vectors {
-        Vectors::Panel(panel) => panel,
-        Vectors::Combined(panel, c) => {
-            let mut product = space.panel(space.shape(&panel).0, k, Layout::Rows)?;
-            space.multiply(&mut product, Accum::Replace, &panel, c.as_ref().subcols(0, k), T::one())?;
-            product
-        }
-        // One look at the matrix leaves all rows with every process, and has a certificate of its own.
-        Vectors::Small(c) => {
-            dst.copy_from(c.as_ref().get(shared.own(), 0..k));
-            return Ok(None);
-        }
-    };
+    // One look at the matrix leaves all rows with every process, and has a certificate of its own.
+    if let Vectors::Small(c) = vectors {
+        dst.copy_from(c.as_ref().get(shared.own(), 0..k));
+        return Ok(None);
+    }
+    let panel = vectors.formed(space, k)?;
     shared.download_own(&panel, dst)?;
     Ok(Some(panel))
 }

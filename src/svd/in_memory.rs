@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use super::calibrated::Weight;
 use super::finish::run;
 use super::on_device;
 use super::options::{Device, Options};
@@ -55,7 +56,7 @@ pub(super) fn factor<T: Scalar>(
     let mut op = tall::<T>(view, space.clone())?.watched(watch.clone());
     if options.is_weighted() {
         let root = |l| Ok(Root::boxed(l, &space));
-        return weighted::factor(options, &mut op, &root, view, par, start);
+        return weighted::factor(options, &mut op, &root, Weight::Whole(view), par, start);
     }
     run(&mut op, plan, par, start)
 }

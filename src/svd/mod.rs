@@ -412,6 +412,21 @@ impl TruncatedSvd {
         on_device::factor_many(&self.options, device, tensors)
     }
 
+    /// Factors a matrix that is in device memory, where it is, and leaves the factors there. Nothing is copied to the
+    /// device or from it but small matrices and the singular values; under a calibration the factors cross once each way.
+    /// The matrix itself is copied only where it has another element type than `T` (halves go with f32), or where its
+    /// squares would leave the range of `T`.
+    ///
+    /// All of it is enqueued behind what the caller's stream has so far, and that stream waits for it:
+    /// [`DeviceTensor::from_raw`](crate::cuda::DeviceTensor::from_raw).
+    ///
+    /// # Errors
+    /// Those of [`factor`](Self::factor).
+    #[cfg(feature = "cuda")]
+    pub fn factor_device<T: Scalar>(&self, w: &crate::cuda::DeviceTensor<'_>) -> Result<crate::cuda::DeviceFactors<T>> {
+        on_device::factor_device(&self.options, w)
+    }
+
     /// Sets the most bytes that a factorization may allocate. A method that needs more is not taken; if none is left,
     /// the error names the least limit that would do. In [`factor`](Self::factor) the matrix itself, which the caller
     /// holds, does not count; in [`factor_rows`](Self::factor_rows) the read buffers do.

@@ -1,6 +1,8 @@
-//! The front door for devices: opens one, loads the matrix, and runs the same methods there.
+//! The front door for devices: opens one, loads the matrix or borrows it, and runs the same methods there.
 //!
 //! ```text
+//!   one matrix on the host           copy in | factor | U, Vᵀ home
+//!   one matrix on the device         borrow  | factor | U, Vᵀ stay        what comes home: l × l matrices, k values
 //!   many matrices, loader thread     gather 1 | copy 1 | gather 2 | copy 2 | ...     pinned buffers, transfer stream
 //!                  this thread                 factor 1            | factor 2 | ...   compute stream
 //! ```
@@ -12,7 +14,9 @@ use std::sync::mpsc::sync_channel;
 use std::time::Instant;
 
 #[cfg(feature = "cuda")]
-use super::finish::run;
+use super::calibrated::Weight;
+#[cfg(feature = "cuda")]
+use super::finish::{self, InSpace, run};
 use super::options::Options;
 #[cfg(feature = "cuda")]
 use super::plan::Plan;
@@ -21,7 +25,7 @@ use super::task::{Residency, Task};
 #[cfg(feature = "cuda")]
 use super::weighted;
 #[cfg(feature = "cuda")]
-use crate::cuda::{Device, DeviceMatrix};
+use crate::cuda::{self, Device, DeviceFactors, DeviceMatrix, DeviceTensor};
 #[cfg(not(feature = "cuda"))]
 use crate::error::DeviceFault;
 use crate::error::{Error, Result};
@@ -86,11 +90,45 @@ fn factor_loaded<T: Scalar>(
     })?;
     let par = crate::parallel::current_par();
     if options.is_weighted() {
-        let device = op.device().clone();
-        let root = |l| DeviceMatrix::boxed_root(&device, l);
-        return weighted::factor(options, &mut op, &root, view, par, start);
+        return factor_weighted(options, &mut op, Weight::Whole(view), start);
     }
     run(&mut op, plan, par, start)
+}
+
+#[cfg(feature = "cuda")]
+fn factor_weighted<T: Scalar>(
+    options: &Options,
+    op: &mut DeviceMatrix<'_, T>,
+    weight: Weight<'_>,
+    start: Instant,
+) -> Result<Factors<T>> {
+    let device = op.device().clone();
+    let root = |l| DeviceMatrix::boxed_root(&device, l);
+    weighted::factor(options, op, &root, weight, crate::parallel::current_par(), start)
+}
+
+/// Factors `w` where it is, and leaves the factors there.
+#[cfg(feature = "cuda")]
+pub(super) fn factor_device<T: Scalar>(options: &Options, w: &DeviceTensor<'_>) -> Result<DeviceFactors<T>> {
+    let start = Instant::now();
+    let (device, (m, n)) = (w.device(), w.shape());
+    let plan = Plan::new(Task::new::<T>(options, (m, n), w.dtype(), Residency::InMemory)?)?;
+    // What the caller has enqueued comes first, and what it enqueues afterwards comes behind all of this.
+    let _turn = w.turn()?;
+    let tall = if m < n { w.transpose() } else { w.clone() };
+    let mut op = DeviceMatrix::borrowed(&tall).or_else(|error| match error {
+        // The position is in the caller's rows and columns, not in those of the transpose.
+        Error::NotFinite { .. } => Err(w.first_not_finite()?),
+        error => Err(error),
+    })?;
+    if options.is_weighted() {
+        let factors = factor_weighted(options, &mut op, Weight::Tiles((m, n), w.dtype()), start)?;
+        return DeviceFactors::upload(device, factors, w.stream());
+    }
+    let par = crate::parallel::current_par();
+    let InSpace { u, s, v, report, slices } =
+        finish::run_in_space(&mut op, plan, |u, v| cuda::fix_signs(u, v), par, start)?;
+    Ok(DeviceFactors::new((u, s, v), report, slices, w.stream()))
 }
 
 /// Factors each of `tensors` on `device`, in order; a failure concerns its own matrix alone. Two of them are on the

@@ -23,14 +23,14 @@
 use std::ops::ControlFlow;
 
 use faer::dyn_stack::StackReq;
-use faer::{Mat, MatMut, MatRef, Par};
+use faer::{Accum, Mat, MatMut, MatRef, Par};
 
 use crate::error::Result;
 use crate::linalg::{column, column_mut};
 use crate::qr::{Algorithm, Orthonormalization};
 use crate::simd::Scalar;
 use crate::small::{self, SmallSvd};
-use crate::space::{Access, Effort, HostPanel, Panel, Space};
+use crate::space::{Access, Effort, HostPanel, Layout, Panel, Space};
 
 /// The part of `σ_1` above which `σ_k` has to be for singular vectors to come from the Gram matrix of the image.
 pub(super) const MIN_DECAY: f64 = 1.0 / 256.0;
@@ -74,6 +74,28 @@ impl<T: Scalar, P> Vectors<T, P> {
         };
         let k = space.shape(&panel).1;
         Ok((panel, Mat::identity(k, k)))
+    }
+
+    /// Forms the first `k` vectors as a panel.
+    pub(super) fn formed<S: Space<T, Panel = P>>(self, space: &S, k: usize) -> Result<P> {
+        let product = |panel: &P, c: MatRef<'_, T>| {
+            let mut product = space.panel(space.shape(panel).0, k, Layout::Rows)?;
+            space.multiply(&mut product, Accum::Replace, panel, c, T::one())?;
+            Ok(product)
+        };
+        match self {
+            Vectors::Panel(panel) => match space.shape(&panel).1 {
+                l if l == k => Ok(panel),
+                l => product(&panel, Mat::identity(l, k).as_ref()),
+            },
+            Vectors::Combined(panel, c) => product(&panel, c.as_ref().subcols(0, k)),
+            Vectors::Small(c) => {
+                let mut panel = space.panel(c.nrows(), k, Layout::Rows)?;
+                let columns = c.as_ref().subcols(0, k);
+                space.visit(&mut panel, Access::Write, &mut |mut panel| panel.copy_from(columns))?;
+                Ok(panel)
+            }
+        }
     }
 
     /// Copies the first `k` vectors into `dst`, of any layout.

@@ -14,19 +14,18 @@ use crate::factors::Factors;
 use crate::operator::LinearOperator;
 use crate::simd::Scalar;
 use crate::space::Space;
-use crate::tensor::MatView;
 
-/// Factors `op`, the tall one of W and Wᵀ, where `w` is W. `root` makes the operator of a root on the same kind of
+/// Factors `op`, the tall one of W and Wᵀ, where `weight` is W. `root` makes the operator of a root on the same kind of
 /// panels.
 pub(super) fn factor<T: Scalar, S: Space<T>>(
     options: &Options,
     op: &mut dyn LinearOperator<T, Space = S>,
     root: &MakeOperator<'_, T, S>,
-    w: MatView<'_>,
+    weight: Weight<'_>,
     par: Par,
     start: Instant,
 ) -> Result<Factors<T>> {
-    let (weight, residency) = (Weight::Whole(w), Residency::InMemory);
+    let residency = Residency::InMemory;
     if options.weighting.is_two_sided() {
         return two_sided::factor(options, residency, op, root, weight, par, start);
     }

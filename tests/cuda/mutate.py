@@ -80,13 +80,13 @@ def whole(task):
 
 def deaf(task):
     """Whether it is missed that streams, or the host, no longer wait for events."""
-    folder, tests, who = task
+    folder, tests, who, names = task
     # As late as CUDA allows, a host that waits for nothing overtakes the copies. Streams run at once here, so that all data
     # are there in time and nothing but the driver's check of their order can find it.
     lazy = "1" if who == "host" else "0"
-    output, passed = run(folder / "mock", tests, ["operators_that_do_not_fit"], MOCK_DEAF=who, MOCK_LAZY=lazy)
+    output, passed = run(folder / "mock", tests, [names], MOCK_DEAF=who, MOCK_LAZY=lazy)
     why = re.search(r"mock: streams: [^\n]*" if who == "stream" else r"panicked at [^\n]*\n[^\n]*", output)
-    return not passed and why is not None, f"waits of the {who}: {why[0] if why else output[-300:]}".replace("\n", " ")
+    return not passed and why is not None, f"waits of the {who}, {names}: {why[0] if why else output[-300:]}".replace("\n", " ")
 
 
 def main(folder, tests):
@@ -95,7 +95,10 @@ def main(folder, tests):
              for file in sorted(KERNELS.iterdir())
              for number, line in enumerate(file.read_text().splitlines()) if BARRIER.search(line.split("//")[0])
              for source in INCLUDES.get(file.name, [file.name])]
-    tasks += [(deaf, (folder, tests, who)) for who in ("stream", "host")]
+    # The two streams of this crate, and that of a caller, both where factors come of it and where an error does.
+    tasks += [(deaf, (folder, tests, *task)) for task in [
+        ("stream", "operators_that_do_not_fit"), ("host", "operators_that_do_not_fit"),
+        ("stream", "borrowed_matrices_are_factored"), ("stream", "error_in_the_middle")]]
     survivors = 0
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         for good, text in pool.map(whole, [(folder, tests, source) for source in TESTS]):
