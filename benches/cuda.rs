@@ -13,7 +13,7 @@ use std::sync::Arc;
 use tensorslim::cuda::fwht::{fwht_columns, fwht_rows};
 use tensorslim::cuda::{Device, DeviceArray, DeviceMatrix};
 use tensorslim::operator::LinearOperator;
-use tensorslim::sketch::AnySketch;
+use tensorslim::sketch::{AnySketch, SketchOperator};
 use tensorslim::space::{Layout, Space};
 use tensorslim::{DType, Element, Matrix, Method, Par, Rank, Sketch, TensorRef, TruncatedSvd};
 
@@ -33,6 +33,51 @@ fn main() {
     rows::<half::bf16>(&device, side, test);
     sketches(&device, side, test);
     factor(side, test);
+    factor_there(&device, test);
+}
+
+/// Device to device: the rows of `benches/record/cuda_peers.csv`, whose `ms_on_card` is torch's time of the same.
+fn factor_there(device: &Arc<Device>, test: bool) {
+    let rows: &[(usize, usize, DType, usize)] = match test {
+        true => &[(256, 128, DType::F32, 8), (128, 256, DType::BF16, 8)],
+        false => &[
+            (4096, 4096, DType::F32, 256),
+            (4096, 4096, DType::BF16, 256),
+            (11008, 4096, DType::F16, 256),
+            (4096, 1024, DType::F32, 64),
+            (1536, 384, DType::F32, 96),
+        ],
+    };
+    for &(m, n, dtype, k) in rows {
+        match dtype {
+            DType::F16 => there::<half::f16>(device, (m, n), k, test),
+            DType::BF16 => there::<half::bf16>(device, (m, n), k, test),
+            _ => there::<f32>(device, (m, n), k, test),
+        }
+    }
+}
+
+/// Wall time until the host knows that the factors are there, in which nothing crosses but small matrices.
+fn there<E: Element>(device: &Arc<Device>, (m, n): (usize, usize), k: usize, test: bool) {
+    let omega = AnySketch::new(Sketch::Gaussian, m, n, 3, 0).expect("a matrix of normals").to_dense::<f32>();
+    let w = Matrix::<E>::from_fn(m, n, |i, j| E::from_f64(f64::from(omega[(i, j)]) / ((j + 1) as f64).sqrt()));
+    let there = DeviceArray::new(device, w.as_slice(), m, n).expect("a weight fits");
+    for method in [Method::Randomized, Method::Gram] {
+        let svd = TruncatedSvd::new(Rank::Fixed(k)).method(method);
+        let mut error = 0.0;
+        let mut ms: Vec<f64> = (0..if test { 1 } else { 10 })
+            .map(|_| {
+                let start = std::time::Instant::now();
+                let factors = svd.factor_device::<f32>(&there.as_tensor()).expect("finite");
+                device.synchronize().expect("worked");
+                error = factors.report().relative_error;
+                start.elapsed().as_secs_f64() * 1e3
+            })
+            .skip(usize::from(!test))
+            .collect();
+        let ms = common::median(&mut ms);
+        println!("factor_device {m}×{n} {} rank {k} {method}: {ms:.2} ms, error {error:.6}", E::DTYPE);
+    }
 }
 
 /// Median milliseconds of `work`, the first run not counted.

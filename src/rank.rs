@@ -37,7 +37,8 @@ pub enum Rank {
     Tolerance(f64),
     /// The number of singular values above `σ`, `σ >= 0`, or 1 if there is none.
     ///
-    /// [`Method::Full`](crate::Method::Full) and [`Method::Gram`](crate::Method::Gram) see every σ, and
+    /// [`Method::Full`](crate::Method::Full) sees every σ, [`Method::Gram`](crate::Method::Gram) counts those above by the
+    /// inertia of `AᵀA − σ² I` and has the values of a fixed rank of that number, and
     /// [`Method::Auto`](crate::Method::Auto) takes one of them. [`Method::Randomized`](crate::Method::Randomized) is
     /// faster where few values are above `σ` and the others well below; it enlarges a subspace until a block of it shows
     /// none, may miss some just above `σ` where many are near, and says so in a note. There is no such rule under a

@@ -23,7 +23,7 @@ use tensorslim::sketch::{AnySketch, SketchOperator};
 use tensorslim::space::{Access, Effort, HostPanel, Layout, Panel, Side, Space};
 use tensorslim::svd::Rates;
 use tensorslim::{Element, Matrix};
-use tensorslim::{Error, MatMut, MatView, Method, Rank, Scalar, Sketch, Split, TensorRef, TruncatedSvd};
+use tensorslim::{Error, Factors, MatMut, MatView, Method, Rank, Scalar, Sketch, Split, TensorRef, TruncatedSvd};
 
 /// One test at a time: some break the device.
 static ONE: Mutex<()> = Mutex::new(());
@@ -787,6 +787,45 @@ fn whitened_singular_values_are_those_of_the_cpu() {
     Device::close_shared();
 }
 
+/// Statistics of inputs and outputs: the operator is weighted from both sides, on the device as in memory.
+#[test]
+fn two_sided_factors_are_those_of_the_cpu() {
+    let _one = one();
+    let Some(device) = device() else { return };
+    let caller = Caller::new(&device);
+    for (i, (m, n)) in SHAPES.into_iter().enumerate() {
+        let w = weight(m, n, 400 + i as u64);
+        let statistics = |features: usize, seed: u64| {
+            let mut x = noise(2 * features * features, seed);
+            x.chunks_mut(features)
+                .for_each(|row| row.iter_mut().enumerate().for_each(|(j, x)| *x *= 1.0 + (j % 5) as f32));
+            let mut c = Calibration::new(features).unwrap();
+            c.update(&TensorRef::new(&x, &[2 * features, features]).unwrap()).unwrap();
+            c
+        };
+        let svd = TruncatedSvd::new(Rank::Fixed(10))
+            .method(Method::Randomized)
+            .calibration(&statistics(n, 500 + i as u64))
+            .output_calibration(&statistics(m, 600 + i as u64));
+        let tensor = || TensorRef::new(&w, &[m, n]).unwrap();
+        let cpu = svd.factor::<f32>(tensor()).unwrap();
+        let gpu = svd.clone().device(tensorslim::Device::Cuda(0)).factor::<f32>(tensor()).unwrap();
+        let at = caller.upload(&w);
+        let there = svd.factor_device::<f32>(&caller.tensor::<f32>(at, (m, n), (n, 1))).unwrap().download().unwrap();
+        caller.free(at);
+        let loss = |f: &Factors<f32>| f.report().activation.as_ref().unwrap().relative_error;
+        let near = |f: &Factors<f32>, what: &str| {
+            let error = worst(f.s(), cpu.s());
+            assert!(error <= 1e-5, "{what}, {m}×{n}: σ differ by {error:e} of σ_1");
+            assert!((loss(f) / loss(&cpu) - 1.0).abs() < 1e-3, "{what}, {m}×{n}: {} for {}", loss(f), loss(&cpu));
+        };
+        near(&gpu, "from the host");
+        near(&there, "where it is");
+    }
+    drop(caller);
+    Device::close_shared();
+}
+
 /// What comes home is the factors, and small matrices of which neither the size nor the number depends on how long the
 /// matrix is. The error is one that a subtraction of norms shows, as that of real weights is: the probes that measure a
 /// smaller one, 16 columns, come home as well.
@@ -1174,7 +1213,7 @@ fn calibrated_factors_of_borrowed_matrices_are_those_of_the_host() {
         caller.free(at);
         assert_eq!(got.rank(), want.rank(), "{m}×{n}");
         assert!(worst(got.s(), want.s()) <= 1e-5, "{m}×{n}");
-        let outputs = |f: &tensorslim::Factors<f32>| f.report().activation.as_ref().unwrap().relative_error;
+        let outputs = |f: &Factors<f32>| f.report().activation.as_ref().unwrap().relative_error;
         assert!((outputs(&got) / outputs(&want) - 1.0).abs() < 1e-3, "{m}×{n}");
     }
 }
