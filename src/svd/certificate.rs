@@ -32,7 +32,7 @@ use crate::operator::LinearOperator;
 use crate::report::ErrorKind;
 use crate::simd::Scalar;
 use crate::sketch::{AnySketch, Sketch, SketchOperator};
-use crate::space::{Access, Layout, Panel, Space};
+use crate::space::{Access, Panel, Space};
 
 pub(super) struct Certificate {
     pub(super) relative_error: f64,
@@ -67,12 +67,12 @@ pub(super) const FLOOR_IN_EPS: f64 = 256.0;
 /// Computes `‖op − u diag(s) vᵀ‖_F / ‖op‖_F`, 0 for a zero operator: by subtraction where that is resolved, else by
 /// probes drawn from `seed`, which cost a pass. `captured` is `‖image‖²`, and whether the factors are an orthogonal
 /// projection of the operator: without that it is what takes its place in the subtraction, and the singular values have
-/// no sum that is known. `dropped` has the singular values of the image beyond those in `s`.
+/// no sum that is known. `dropped` has the singular values of the image beyond those in `s`, and `project` computes `vᵀ Ω`.
 pub(super) fn certify<T: Scalar, S: Space<T>>(
     op: &mut dyn LinearOperator<T, Space = S>,
     left: Left<'_, T, Panel<T, S>>,
     (s, dropped): (&[T], &[T]),
-    right: Right<'_, T, Panel<T, S>>,
+    project: impl FnOnce(&S, MatRef<'_, T>) -> Result<Mat<T>>,
     (captured, is_projection): (f64, bool),
     seed: u64,
 ) -> Result<Certificate> {
@@ -90,17 +90,7 @@ pub(super) fn certify<T: Scalar, S: Space<T>>(
     let mut y = op.left(PROBES)?;
     op.sketch(&omega, &mut y)?;
     let omega = omega.to_dense::<T>();
-    let mut c = match right {
-        Right::Home(v) => v.transpose() * &omega,
-        Right::Panel(v) => {
-            let space = op.space();
-            let (n, k) = space.shape(v);
-            let (mut probes, mut c) = (space.panel(n, PROBES, Layout::Columns)?, Mat::zeros(k, PROBES));
-            space.visit(&mut probes, Access::Write, &mut |mut probes| probes.copy_from(&omega))?;
-            space.inner(v, &probes, c.as_mut())?;
-            c
-        }
-    };
+    let mut c = project(op.space(), omega.as_ref())?;
     for (i, s) in s.iter().enumerate() {
         c.row_mut(i).iter_mut().for_each(|x| *x *= *s);
     }
@@ -142,14 +132,6 @@ pub(super) enum Left<'a, T, P> {
     Home(MatRef<'a, T>),
     /// A panel in the space, whose columns are to be multiplied by these signs.
     Spread(&'a P, &'a [T]),
-}
-
-/// The short factor of a certificate, one column for each singular value.
-pub(super) enum Right<'a, T, P> {
-    /// The factor on the host.
-    Home(MatRef<'a, T>),
-    /// A panel in the space.
-    Panel(&'a P),
 }
 
 /// Returns the certificate of factors whose residual has this spread; if their values are off by a known `scale`, the

@@ -3,9 +3,11 @@
 
 use std::time::Instant;
 
-use faer::{MatMut, Par};
+#[cfg(feature = "cuda")]
+use faer::Mat;
+use faer::{MatMut, MatRef, Par};
 
-use super::certificate::{self, Certificate, Left, Right};
+use super::certificate::{self, Certificate, Left};
 use super::methods::gram;
 use super::plan::Plan;
 use super::rank_target::RankTarget;
@@ -18,6 +20,8 @@ use crate::operator::LinearOperator;
 use crate::report::{Method, Report};
 use crate::simd::Scalar;
 use crate::sketch::Sketch;
+#[cfg(feature = "cuda")]
+use crate::space::{Access, Layout};
 use crate::space::{Panel, Space};
 use crate::tensor::{Element, Matrix};
 
@@ -109,7 +113,8 @@ pub(super) fn finish<T: Scalar, S: Space<T>>(
                 Some(panel) => Left::Spread(panel, &signs),
                 None => Left::Home(left),
             };
-            certificate::certify(op, left, spectrum.split_at(k), Right::Home(right), captured, seed)?
+            let project = |_: &S, probes: MatRef<'_, T>| Ok(right.transpose() * probes);
+            certificate::certify(op, left, spectrum.split_at(k), project, captured, seed)?
         }
     };
     let ending = Ending { plan, rank: k, width, method, sketch, certificate, spectrum, notes };
@@ -155,8 +160,15 @@ pub(super) fn run_in_space<T: Scalar, S: Space<T>>(
         Some(certificate) => certificate,
         None => {
             let signs = vec![T::one(); k];
-            let (left, right) = (Left::Spread(&left, &signs), Right::Panel(&right));
-            certificate::certify(op, left, spectrum.split_at(k), right, (captured, true), plan.task.seed)?
+            let project = |space: &S, probes: MatRef<'_, T>| {
+                let mut panel = space.panel(probes.nrows(), probes.ncols(), Layout::Columns)?;
+                space.visit(&mut panel, Access::Write, &mut |mut panel| panel.copy_from(probes))?;
+                let mut c = Mat::zeros(k, probes.ncols());
+                space.inner(&right, &panel, c.as_mut())?;
+                Ok(c)
+            };
+            let (left, captured) = (Left::Spread(&left, &signs), (captured, true));
+            certificate::certify(op, left, spectrum.split_at(k), project, captured, plan.task.seed)?
         }
     };
     let ending = Ending { plan, rank: k, width, method, sketch, certificate, spectrum, notes };
