@@ -947,7 +947,7 @@ fn check_borrowed<E: Element, T: Scalar>(
 ) {
     let (m, n) = shape;
     let w: Vec<E> = weight(m, n, (m + n) as u64).iter().map(|&x| E::from_f64(f64::from(x))).collect();
-    let svd = TruncatedSvd::new(Rank::Fixed(6)).method(method).seed(5);
+    let svd = TruncatedSvd::new(Rank::Fixed(6)).method(method).seed(5).precise(true);
     let what = format!("{} in {}, {m}×{n}, strides {strides:?}, {method}", E::DTYPE, T::DTYPE);
     let want = svd.factor::<T>(TensorRef::new(&w, &[m, n]).unwrap()).unwrap();
     let data = laid_out(&w, shape, strides);
@@ -1027,8 +1027,9 @@ fn a_borrowed_matrix_is_never_copied() {
     let plain = TruncatedSvd::new(Rank::Fixed(k)).method(Method::Randomized).seed(5);
     // Kernels of this crate; products come on top. The bounds are a quarter above what was counted.
     let cases = [
-        (plain.clone(), false, false, 8),
-        (plain.clone(), false, true, 26),
+        (plain.clone().precise(true), false, false, 8),
+        (plain.clone().precise(true), false, true, 26),
+        (plain.clone(), false, true, 14),
         (plain.clone().method(Method::Gram), false, false, 18),
         (plain.calibration(&calibration), true, false, 18),
     ];
@@ -1051,6 +1052,7 @@ fn a_borrowed_matrix_is_never_copied() {
             let most = 40 * size_of::<f64>() * l * l + 3 * 24 * 1024;
             assert!(besides <= most, "{m}×{n}, calibrated: {calibrated}, {method}, l = {l}: {besides} bytes");
             assert!(launches <= most_launches, "{m}×{n}, calibrated: {calibrated}, {method}: {launches} launches");
+            // At less precision there is a copy in bf16, half as large.
             assert!(peak < size_of_val(&w[..]) || calibrated || method == Method::Gram, "{m}×{n}: {peak} bytes");
             drop(f);
             caller.free(at);
@@ -1069,7 +1071,7 @@ fn an_error_in_the_middle_leaves_the_callers_stream_in_order() {
     let Some(device) = device() else { return };
     let caller = Caller::new(&device);
     let (m, n) = (40, 90);
-    let svd = TruncatedSvd::new(Rank::Fixed(4)).method(Method::Randomized);
+    let svd = TruncatedSvd::new(Rank::Fixed(4)).method(Method::Randomized).precise(true);
     let mut w = weight(m, n, 3);
     w[7 * n + 61] = f32::NAN;
     for strides in [(n, 1), (1, m)] {
@@ -1103,6 +1105,82 @@ fn an_error_in_the_middle_leaves_the_callers_stream_in_order() {
     drop(caller);
     device.synchronize().unwrap();
     assert_eq!(device.used_memory(), 0);
+}
+
+/// `‖W − U diag(s) Vᵀ‖_F / ‖W‖_F` in f64.
+fn error_of<E: Element>(w: &[E], (m, n): (usize, usize), f: &Factors<f32>) -> f64 {
+    let wide = |a: &Matrix<f32>| Mat::<f64>::from_fn(a.nrows(), a.ncols(), |i, j| f64::from(a.row(i)[j]));
+    let w = Mat::<f64>::from_fn(m, n, |i, j| w[i * n + j].to_f64());
+    let mut u = wide(f.u());
+    f.s().iter().enumerate().for_each(|(j, &s)| u.col_mut(j).iter_mut().for_each(|x| *x *= f64::from(s)));
+    (&w - u * wide(f.vt())).norm_l2() / w.norm_l2()
+}
+
+/// The range at less precision against that in f32: the errors are the same to 1e-4 of themselves, whether the check says
+/// that rounding the matrix does no harm or the subspace is improved. Returns whether it was.
+fn check_coarse<E: Element>(caller: &Caller, w: &[E], (m, n): (usize, usize), k: usize, what: &str) -> bool {
+    let at = caller.upload(w);
+    let tensor = caller.tensor::<E>(at, (m, n), (n, 1));
+    let svd = TruncatedSvd::new(Rank::Fixed(k)).method(Method::Randomized).seed(9);
+    let coarse = svd.factor_device::<f32>(&tensor).unwrap().download().unwrap();
+    let precise = svd.precise(true).factor_device::<f32>(&tensor).unwrap().download().unwrap();
+    caller.free(at);
+    let errors = [&coarse, &precise].map(|f| error_of(w, (m, n), f));
+    let improved = coarse.report().notes.iter().any(|note| note.contains("improved"));
+    println!("{what} {} {m}×{n}, k = {k}: {:.6} {:.6}, improved: {improved}", E::DTYPE, errors[0], errors[1]);
+    assert!(coarse.u() != precise.u(), "{what}: one and the same computation");
+    assert!(errors[0] <= errors[1] * (1.0 + 1e-4) + 1e-7, "{what}: {errors:?}");
+    let off = (coarse.report().relative_error / errors[0] - 1.0).abs();
+    assert!(off < 1e-3 || errors[0] < 1e-2, "{what}: the certificate is off by {off:e}");
+    assert_eq!(coarse.report().passes - precise.report().passes, if improved { 3 } else { 0 }, "{what}");
+    assert!(precise.report().notes.iter().all(|note| !note.contains("improved")));
+    improved
+}
+
+#[test]
+fn less_precision_costs_no_accuracy() {
+    let _one = one();
+    let Some(device) = device() else { return };
+    let caller = Caller::new(&device);
+    // Singular vectors of noise; the spectra of the design.
+    let (m, n) = (160, 128);
+    let vectors = |rows: usize, seed: u64| {
+        let full = TruncatedSvd::new(Rank::Fixed(n)).method(Method::Full);
+        let random = elements::<f64>(rows * n, seed);
+        full.factor::<f64>(TensorRef::new(&random, &[rows, n]).unwrap()).unwrap().u().clone()
+    };
+    let (u, v) = (vectors(m, 1), vectors(n, 2));
+    let spectra: [(&str, fn(f64) -> f64, [bool; 2]); 4] = [
+        ("i^-0.5", |i| i.powf(-0.5), [false, false]),
+        ("i^-1", |i| 1.0 / i, [false, false]),
+        ("i^-2", |i| i.powi(-2), [true, true]),
+        ("exponential", |i| (-i / 10.0).exp(), [false, true]),
+    ];
+    for (name, sigma, improved) in spectra {
+        let mut w = vec![0.0; m * n];
+        for i in 0..m {
+            for j in 0..n {
+                w[i * n + j] = (0..n).map(|k| u.row(i)[k] * sigma(k as f64 + 1.0) * v.row(j)[k]).sum::<f64>();
+            }
+        }
+        let stored = |x: &f64| *x as f32;
+        for (k, improved) in [16, 60].into_iter().zip(improved) {
+            let got = check_coarse(&caller, &w.iter().map(stored).collect::<Vec<_>>(), (m, n), k, name);
+            assert_eq!(got, improved, "{name}, k = {k}");
+            // A matrix of halves is not rounded.
+            assert!(!check_coarse(&caller, &w.iter().map(|&x| bf16::from_f64(x)).collect::<Vec<_>>(), (m, n), k, name));
+        }
+        assert!(!check_coarse(&caller, &w.iter().map(|&x| f16::from_f64(x)).collect::<Vec<_>>(), (m, n), 16, name));
+    }
+    // Real weights, as they are stored and in f32. The elements are the last bytes of their files.
+    for (file, m, n) in [("ffn_up", 1536, 384), ("ffn_down", 384, 1536)] {
+        let bytes = std::fs::read(format!("{}/tests/data/{file}.npy", env!("CARGO_MANIFEST_DIR"))).unwrap();
+        let data = &bytes[bytes.len() - 2 * m * n..];
+        let w: Vec<f16> = data.chunks(2).map(|x| f16::from_le_bytes([x[0], x[1]])).collect();
+        assert!(!check_coarse(&caller, &w, (m, n), 96, file));
+        let single: Vec<f32> = w.iter().map(|x| x.to_f32()).collect();
+        assert!(!check_coarse(&caller, &single, (m, n), 96, file));
+    }
 }
 
 /// Layers of another type are rounded once; a residual is what the downloaded factors leave.
@@ -1301,7 +1379,9 @@ fn faults_in_the_middle_are_errors_and_leave_nothing() {
     assert_eq!(mock.live(), 0);
     let w = weight(90, 40, 2);
     let tensor = || TensorRef::new(&w, &[90, 40]).unwrap();
-    let svd = TruncatedSvd::new(Rank::Fixed(5)).method(Method::Randomized).device(tensorslim::Device::Cuda(0));
+    // Without a copy of less precision, which is done without where there is no memory for it.
+    let svd =
+        TruncatedSvd::new(Rank::Fixed(5)).method(Method::Randomized).precise(true).device(tensorslim::Device::Cuda(0));
     let want = svd.factor::<f32>(tensor()).unwrap();
     for (what, fault, moments) in FAULTS {
         Device::close_shared();
@@ -1344,7 +1424,7 @@ fn faults_in_a_batch_are_errors_and_leave_nothing() {
     drop(first);
     let weights: Vec<Vec<f32>> = (0..20).map(|i| weight(60, 30, i)).collect();
     let tensors: Vec<TensorRef<'_>> = weights.iter().map(|w| TensorRef::new(w, &[60, 30]).unwrap()).collect();
-    let svd = TruncatedSvd::new(Rank::Fixed(4)).method(Method::Randomized).seed(3);
+    let svd = TruncatedSvd::new(Rank::Fixed(4)).method(Method::Randomized).precise(true).seed(3);
     for (what, fault, _) in FAULTS {
         let device = Device::try_new(0).unwrap();
         let before = mock.calls(what);

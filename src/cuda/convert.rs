@@ -6,7 +6,7 @@
 //! ```
 
 use super::device::{Arguments, Device, GRID_Y, Launch, arithmetic_bytes};
-use super::product::{Lines, Tile};
+use super::tile::{Lines, Tile};
 use crate::error::Result;
 use crate::tensor::DType;
 

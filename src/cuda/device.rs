@@ -310,6 +310,11 @@ impl Device {
         self.limit.store(bytes, Ordering::Relaxed);
     }
 
+    /// Returns the bytes that this process may still take.
+    pub(super) fn free_memory(&self) -> usize {
+        self.memory_limit().min(self.total_memory()).saturating_sub(self.used_memory())
+    }
+
     /// Returns the bytes that are allocated now.
     pub fn used_memory(&self) -> usize {
         self.used.load(Ordering::Relaxed)

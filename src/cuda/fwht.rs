@@ -15,9 +15,9 @@ use std::sync::Arc;
 
 use super::convert::convert;
 use super::device::{Arguments, Device, GRID_Y, Launch, arithmetic_bytes};
-use super::product::{Lines, Tile};
 use super::sketch::{RowLayout, SHARED_BYTES};
 use super::tensor::DeviceArray;
+use super::tile::{Lines, Tile};
 use crate::error::{Error, Result};
 use crate::fwht::Order;
 use crate::tensor::{DType, Element};

@@ -11,6 +11,7 @@
 //!   sketch.rs   A Ω, Philox                            fwht.rs      rows and columns
 //!   tensor.rs   the caller's memory, arrays            factors.rs   factors that stay on the device
 //!   convert.rs  types and orders of elements           product.rs   A X for halves, too
+//!   tile.rs     matrices as kernels see them
 //! ```
 //!
 //! No algorithm is written here: `range` and `svd` run on these types as on those in memory. Tall panels stay on the
@@ -55,6 +56,7 @@ mod sketch;
 pub mod solver;
 mod space;
 mod tensor;
+mod tile;
 
 /// The table that build.rs writes. It is empty where there was no nvcc.
 mod images {

@@ -25,10 +25,11 @@ use faer::{Mat, MatRef};
 use super::convert::convert;
 use super::device::{Buffer, Device, Event, Pinned};
 use super::panel::{DevicePanel, Statistics, statistics};
-use super::product::{Factor, Lines, Tile, product};
+use super::product::{Factor, Precision, product};
 use super::sketch;
 use super::tensor::DeviceTensor;
-use crate::error::{Error, Result};
+use super::tile::{Lines, Tile};
+use crate::error::{DeviceFault, Error, Result};
 use crate::linalg::for_each_line;
 use crate::operator::{Entries, Facts, LinearOperator, Symmetric, Watch, first_not_finite};
 use crate::parallel;
@@ -63,7 +64,7 @@ impl Rows {
 }
 
 enum Data<'a> {
-    Resident(Rows),
+    Resident(Arc<Rows>),
     /// Memory that outlives `'a`.
     Borrowed(Tile),
     /// The matrix is tall, of any strides; `rows` rows of it make a tile of type `dtype`.
@@ -83,6 +84,7 @@ pub struct DeviceMatrix<'a, T> {
     scale: f64,
     norm_squared: f64,
     passes: usize,
+    precision: Precision,
     watch: Watch<'a>,
     arithmetic: PhantomData<T>,
 }
@@ -123,7 +125,7 @@ impl<'a, T: Scalar> DeviceMatrix<'a, T> {
         }
         let storage = view.dtype();
         let direct = is_multiplied::<T>(storage);
-        let budget = device.memory_limit().min(device.total_memory()).saturating_sub(device.used_memory());
+        let budget = device.free_memory();
         let fits = |dtype: DType| {
             let row = Rows::leading_dimension(n, dtype) * dtype.size();
             m.checked_mul(row).is_some_and(|bytes| bytes <= budget / 4 * 3)
@@ -140,6 +142,7 @@ impl<'a, T: Scalar> DeviceMatrix<'a, T> {
             scale: 1.0,
             norm_squared: 0.0,
             passes: 0,
+            precision: Precision::Full,
             watch: Watch::default(),
             arithmetic: PhantomData,
         };
@@ -148,7 +151,7 @@ impl<'a, T: Scalar> DeviceMatrix<'a, T> {
             let rows = Rows::new(device, m, n, storage)?;
             Loader::new(device)?.load(view, &rows, 1.0)?;
             let found = statistics(device, rows.tile(), (m, n))?;
-            this.data = Data::Resident(rows);
+            this.data = Data::Resident(Arc::new(rows));
             found
         } else {
             this.sweep()?
@@ -162,7 +165,7 @@ impl<'a, T: Scalar> DeviceMatrix<'a, T> {
             if fits(T::DTYPE) {
                 let rows = Rows::new(device, m, n, T::DTYPE)?;
                 Loader::new(device)?.load(view, &rows, this.scale)?;
-                this.data = Data::Resident(rows);
+                this.data = Data::Resident(Arc::new(rows));
             }
             if this.scale != 1.0 {
                 found = this.sweep()?;
@@ -206,7 +209,7 @@ impl<'a, T: Scalar> DeviceMatrix<'a, T> {
             if scale != 1.0 {
                 found = statistics(device, rows.tile(), (m, n))?;
             }
-            Data::Resident(rows)
+            Data::Resident(Arc::new(rows))
         };
         Ok(DeviceMatrix {
             device: device.clone(),
@@ -216,6 +219,7 @@ impl<'a, T: Scalar> DeviceMatrix<'a, T> {
             scale,
             norm_squared: found.sum_squares,
             passes: 0,
+            precision: Precision::Full,
             watch: Watch::default(),
             arithmetic: PhantomData,
         })
@@ -233,6 +237,49 @@ impl<'a, T: Scalar> DeviceMatrix<'a, T> {
     #[doc(hidden)]
     pub fn device(&self) -> &Arc<Device> {
         &self.device
+    }
+
+    /// Makes the operator that finds the range at less precision, and tells whether the matrix itself is rounded for it:
+    /// panels are rounded to halves, and a matrix of f32 to bf16, once. `None` stands for other arithmetic than f32, a
+    /// matrix that is streamed, and one that leaves no memory for its rounded copy.
+    pub(crate) fn coarse(&self) -> Result<Option<(Self, bool)>> {
+        let tile = match &self.data {
+            Data::Resident(rows) => rows.tile(),
+            Data::Borrowed(tile) => *tile,
+            Data::Streamed { .. } => return Ok(None),
+        };
+        let data = match (T::DTYPE, tile.dtype) {
+            (DType::F32, DType::F16 | DType::BF16) => match &self.data {
+                Data::Resident(rows) => Data::Resident(rows.clone()),
+                _ => Data::Borrowed(tile),
+            },
+            (DType::F32, DType::F32) => {
+                let shape = (self.nrows, self.ncols);
+                let bytes = shape.0 * Rows::leading_dimension(shape.1, DType::BF16) * DType::BF16.size();
+                // Panels have to find room, too.
+                if bytes > self.device.free_memory() / 2 {
+                    return Ok(None);
+                }
+                let rows = match Rows::new(&self.device, shape.0, shape.1, DType::BF16) {
+                    Err(Error::Device { fault: DeviceFault::OutOfMemory, .. }) => return Ok(None),
+                    rows => rows?,
+                };
+                convert(&self.device, tile, rows.tile(), shape, 1.0)?;
+                Data::Resident(Arc::new(rows))
+            }
+            _ => return Ok(None),
+        };
+        let is_rounded = tile.dtype == DType::F32;
+        let watch = self.watch.clone();
+        Ok(Some((
+            DeviceMatrix { data, precision: Precision::Coarse, passes: 0, watch, device: self.device.clone(), ..*self },
+            is_rounded,
+        )))
+    }
+
+    /// Counts the passes of another operator of the matrix as this one's.
+    pub(crate) fn count_passes_of(&mut self, other: &Self) {
+        self.passes += other.passes;
     }
 
     /// Tells whether the matrix is on the device, and not streamed through it.
@@ -311,7 +358,7 @@ impl<T: Scalar> LinearOperator<T> for DeviceMatrix<'_, T> {
     }
 
     fn apply(&mut self, x: &DevicePanel<T>, y: &mut DevicePanel<T>) -> Result<()> {
-        let (device, factor) = (self.device.clone(), Factor::new(x, self.dtype())?);
+        let (device, factor) = (self.device.clone(), Factor::new(x, self.dtype(), self.precision)?);
         let (n, l) = (self.ncols, x.ncols());
         self.for_each_tile(|first, count, tile| {
             product(&device, (count, l, n), tile.operand(0, 0), &factor, 0, T::zeroed(), y.operand(first))
@@ -319,7 +366,7 @@ impl<T: Scalar> LinearOperator<T> for DeviceMatrix<'_, T> {
     }
 
     fn apply_adjoint(&mut self, y: &DevicePanel<T>, x: &mut DevicePanel<T>) -> Result<()> {
-        let (device, factor) = (self.device.clone(), Factor::new(y, self.dtype())?);
+        let (device, factor) = (self.device.clone(), Factor::new(y, self.dtype(), self.precision)?);
         let (n, l) = (self.ncols, y.ncols());
         self.for_each_tile(|first, count, tile| {
             let beta = if first == 0 { T::zeroed() } else { T::one() };
@@ -391,12 +438,13 @@ impl<T: Scalar> DeviceMatrix<'static, T> {
         let (data, ld) = transposed.into_bytes();
         Ok(DeviceMatrix {
             device: device.clone(),
-            data: Data::Resident(Rows { data, dtype: T::DTYPE, ld }),
+            data: Data::Resident(Arc::new(Rows { data, dtype: T::DTYPE, ld })),
             nrows: a.nrows(),
             ncols: a.ncols(),
             scale: 1.0,
             norm_squared,
             passes: 0,
+            precision: Precision::Full,
             watch: Watch::default(),
             arithmetic: PhantomData,
         })

@@ -12,7 +12,7 @@ use faer::{Mat, MatMut, MatRef};
 use super::blas::{self, Operand, Strided, axpy, gemm, syrk};
 use super::convert::convert;
 use super::device::{Arguments, Buffer, Device, GRID_Y, Launch, Pinned};
-use super::product::{Lines, Tile};
+use super::tile::{Lines, Tile};
 use crate::error::{Error, Result};
 use crate::simd::Scalar;
 use crate::space::copy;

@@ -1,69 +1,31 @@
 //! Products of a stored matrix with panels, on cuBLAS.
 
 use super::blas::{Operand, gemm};
+use super::convert::convert;
 use super::device::{Arguments, Buffer, Device, Launch};
 use super::panel::DevicePanel;
+use super::tile::{Lines, Tile};
 use crate::error::Result;
 use crate::simd::Scalar;
 use crate::tensor::DType;
 
-/// The order of a matrix in memory.
+/// How much of a panel of floats meets a matrix of halves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Lines {
-    /// The elements of a row are adjacent.
-    Rows,
-    /// The elements of a column are adjacent.
-    Columns,
+pub(super) enum Precision {
+    /// All of its 24 bits, in three products.
+    Full,
+    /// The panel rounded to halves, in one product: for a range, which is that of the matrix all the same.
+    Coarse,
 }
 
-/// A matrix in device memory that something else owns; its lines begin `ld` elements apart. Kernels move 16 bytes at a
-/// time where all lines begin at multiples of 16 bytes.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Tile {
-    pub(super) at: u64,
-    pub(super) dtype: DType,
-    pub(super) ld: usize,
-    pub(super) lines: Lines,
-}
-
-impl Tile {
-    pub(super) fn address(&self, row: usize, column: usize) -> u64 {
-        let element = match self.lines {
-            Lines::Rows => row * self.ld + column,
-            Lines::Columns => column * self.ld + row,
-        };
-        self.at + (element * self.dtype.size()) as u64
-    }
-
-    /// Returns the part from `(row, column)` on.
-    pub(super) fn from(self, row: usize, column: usize) -> Self {
-        Tile { at: self.address(row, column), ..self }
-    }
-
-    /// Returns the transpose, which is the same memory.
-    pub(super) fn t(self) -> Self {
-        let lines = match self.lines {
-            Lines::Rows => Lines::Columns,
-            Lines::Columns => Lines::Rows,
-        };
-        Tile { lines, ..self }
-    }
-
-    /// Returns the matrix from `(row, column)` on as an operand of cuBLAS.
-    pub(super) fn operand(&self, row: usize, column: usize) -> Operand {
-        let transposed = self.lines == Lines::Rows;
-        Operand { at: self.address(row, column), dtype: self.dtype, ld: self.ld, transposed }
-    }
-}
-
-/// A panel as cuBLAS can multiply it with elements of a type: the panel itself, or three panels of halves.
+/// A panel as cuBLAS can multiply it with elements of a type: the panel itself, or panels of halves that add up to it.
 pub(super) enum Factor<'p, T> {
     Same(&'p DevicePanel<T>),
-    Split { parts: Buffer<u16>, panel: usize, ld: usize, dtype: DType, alpha: [T; 3] },
+    Split { parts: Buffer<u16>, panel: usize, ld: usize, dtype: DType, alpha: Vec<T> },
 }
 
 impl<'p, T: Scalar> Factor<'p, T> {
-    pub(super) fn new(panel: &'p DevicePanel<T>, dtype: DType) -> Result<Self> {
+    pub(super) fn new(panel: &'p DevicePanel<T>, dtype: DType, precision: Precision) -> Result<Self> {
         if dtype == T::DTYPE {
             return Ok(Factor::Same(panel));
         }
@@ -78,11 +40,17 @@ impl<'p, T: Scalar> Factor<'p, T> {
             }
             _ => (1.0, 0),
         };
+        if precision == Precision::Coarse {
+            let parts = device.alloc::<u16>(count)?;
+            let to = Tile { at: parts.address(0), dtype, ld, lines: Lines::Columns };
+            convert(device, panel.tile(0), to, (ld, panel.ncols()), scale)?;
+            return Ok(Factor::Split { parts, panel: count, ld, dtype, alpha: vec![T::from_f64(1.0 / scale)] });
+        }
         let parts = device.alloc::<u16>(3 * count)?;
         let mut arguments =
             Arguments::default().pointer(panel.address(0)).pointer(parts.address(0)).scalar(scale as f32).size(count);
         device.launch(&format!("split_f32_{dtype}"), Launch::elements(count), &mut arguments)?;
-        let alpha = [0, 1, 2].map(|p| T::from_f64(2f64.powi(-shift * p) / scale));
+        let alpha = (0..3).map(|p| T::from_f64(2f64.powi(-shift * p) / scale)).collect();
         Ok(Factor::Split { parts, panel: count, ld, dtype, alpha })
     }
 
@@ -90,10 +58,12 @@ impl<'p, T: Scalar> Factor<'p, T> {
     fn terms(&self, first: usize) -> Vec<(Operand, T)> {
         match self {
             Factor::Same(panel) => vec![(panel.operand(first), T::one())],
-            Factor::Split { parts, panel, ld, dtype, alpha } => (0..3)
-                .map(|p| {
+            Factor::Split { parts, panel, ld, dtype, alpha } => alpha
+                .iter()
+                .enumerate()
+                .map(|(p, &alpha)| {
                     let at = parts.address(p * panel + first);
-                    (Operand { at, dtype: *dtype, ld: *ld, transposed: false }, alpha[p])
+                    (Operand { at, dtype: *dtype, ld: *ld, transposed: false }, alpha)
                 })
                 .collect(),
         }
@@ -127,7 +97,7 @@ pub(super) fn multiply_rows<T: Scalar>(
     beta: T,
     y: &mut DevicePanel<T>,
 ) -> Result<()> {
-    let factor = Factor::new(x, tile.dtype)?;
+    let factor = Factor::new(x, tile.dtype, Precision::Full)?;
     let shape = (count, x.ncols(), x.nrows());
     product(x.device(), shape, tile.operand(0, column), &factor, 0, beta, y.operand(first))
 }

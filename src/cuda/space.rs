@@ -6,8 +6,8 @@ use faer::{Accum, Mat, MatMut, MatRef};
 
 use super::blas::gemm;
 use super::panel::DevicePanel;
-use super::product::{Lines, Tile};
 use super::sketch::Prepared;
+use super::tile::{Lines, Tile};
 use super::{Device, solver};
 use crate::error::{Error, Result};
 use crate::qr::{self, Orthonormalization};

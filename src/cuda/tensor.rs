@@ -25,7 +25,7 @@ use faer::Mat;
 use super::convert::convert;
 use super::device::{Buffer, Device};
 use super::panel::DevicePanel;
-use super::product::{Lines, Tile};
+use super::tile::{Lines, Tile};
 use crate::error::{Error, Result};
 use crate::operator::first_not_finite;
 use crate::tensor::{DType, Element};

@@ -134,18 +134,16 @@ pub(super) struct InSpace<T: Scalar, S: Space<T>> {
     pub(super) slices: Slices<T>,
 }
 
-/// Does [`run`] but for the way home: the factors stay in the space. `fix_signs` turns the columns of U and V.
+/// Does [`finish`] but for the way home: the factors stay in the space. `fix_signs` turns the columns of U and V.
 #[cfg(feature = "cuda")]
-pub(super) fn run_in_space<T: Scalar, S: Space<T>>(
+pub(super) fn finish_in_space<T: Scalar, S: Space<T>>(
     op: &mut dyn LinearOperator<T, Space = S>,
     plan: Plan,
+    solution: Solution<T, S>,
+    target: &RankTarget,
     fix_signs: impl FnOnce(&mut Panel<T, S>, &mut Panel<T, S>) -> Result<()>,
-    par: Par,
     start: Instant,
 ) -> Result<InSpace<T, S>> {
-    let facts = op.facts();
-    let target = plan.target(facts.norm_squared, facts.scale);
-    let solution = plan.solve(op, &target, par)?;
     let wide = plan.shape.0 < plan.shape.1;
     let space = op.space().clone();
     let Solution { triplets, rank: k, width, method, sketch, certificate, slices, notes } = solution;
@@ -172,7 +170,7 @@ pub(super) fn run_in_space<T: Scalar, S: Space<T>>(
         }
     };
     let ending = Ending { plan, rank: k, width, method, sketch, certificate, spectrum, notes };
-    let (s, report) = ending.conclude(op, Some(&target), start)?;
+    let (s, report) = ending.conclude(op, Some(target), start)?;
     let (u, v) = if wide { (right, left) } else { (left, right) };
     Ok(InSpace { u, s, v, report, slices })
 }

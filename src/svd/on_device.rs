@@ -14,12 +14,23 @@ use std::sync::mpsc::sync_channel;
 use std::time::Instant;
 
 #[cfg(feature = "cuda")]
+use faer::Par;
+
+#[cfg(feature = "cuda")]
 use super::calibrated::Weight;
 #[cfg(feature = "cuda")]
-use super::finish::{self, InSpace, run};
+use super::finish::{self, InSpace};
+#[cfg(feature = "cuda")]
+use super::methods::randomized;
+#[cfg(feature = "cuda")]
+use super::options;
 use super::options::Options;
 #[cfg(feature = "cuda")]
 use super::plan::Plan;
+#[cfg(feature = "cuda")]
+use super::rank_target::RankTarget;
+#[cfg(feature = "cuda")]
+use super::solution::Solution;
 #[cfg(feature = "cuda")]
 use super::task::{Residency, Task};
 #[cfg(feature = "cuda")]
@@ -32,7 +43,9 @@ use crate::error::{Error, Result};
 use crate::factors::Factors;
 use crate::operator::Watch;
 #[cfg(feature = "cuda")]
-use crate::operator::first_not_finite;
+use crate::operator::{LinearOperator as _, first_not_finite};
+#[cfg(feature = "cuda")]
+use crate::report::Method;
 use crate::simd::Scalar;
 use crate::tensor::TensorRef;
 
@@ -92,7 +105,37 @@ fn factor_loaded<T: Scalar>(
     if options.is_weighted() {
         return factor_weighted(options, &mut op, Weight::Whole(view), start);
     }
-    run(&mut op, plan, par, start)
+    let (solution, target) = solve(options, &plan, &mut op, par)?;
+    finish::finish(&mut op, plan, solution, Some(&target), par, start)
+}
+
+/// Solves the task of a plan, at less precision where that costs no accuracy.
+#[cfg(feature = "cuda")]
+fn solve<T: Scalar>(
+    options: &Options,
+    plan: &Plan,
+    op: &mut DeviceMatrix<'_, T>,
+    par: Par,
+) -> Result<(Solution<T, Arc<Device>>, RankTarget)> {
+    let facts = op.facts();
+    let target = plan.target(facts.norm_squared, facts.scale);
+    let may_be_coarse = plan.method == Method::Randomized && plan.rank.is_some() && !options.precise;
+    let coarse = if may_be_coarse { op.coarse()? } else { None };
+    let solution = match coarse {
+        Some((mut coarse, is_rounded)) => {
+            let solution = randomized::solve_coarsely(&plan.task, op, (&mut coarse, is_rounded), &target, par)?;
+            op.count_passes_of(&coarse);
+            solution
+        }
+        None => plan.solve(op, &target, par)?,
+    };
+    Ok((solution, target))
+}
+
+/// Returns the options for a factorization on this device, whose rates are not those of the CPU.
+#[cfg(feature = "cuda")]
+fn on(device: &Device, options: &Options) -> Options {
+    Options { device: options::Device::Cuda(device.ordinal()), ..options.clone() }
 }
 
 #[cfg(feature = "cuda")]
@@ -112,6 +155,7 @@ fn factor_weighted<T: Scalar>(
 pub(super) fn factor_device<T: Scalar>(options: &Options, w: &DeviceTensor<'_>) -> Result<DeviceFactors<T>> {
     let start = Instant::now();
     let (device, (m, n)) = (w.device(), w.shape());
+    let options = &on(device, options);
     let plan = Plan::new(Task::new::<T>(options, (m, n), w.dtype(), Residency::InMemory)?)?;
     // What the caller has enqueued comes first, and what it enqueues afterwards comes behind all of this.
     let _turn = w.turn()?;
@@ -126,8 +170,9 @@ pub(super) fn factor_device<T: Scalar>(options: &Options, w: &DeviceTensor<'_>) 
         return DeviceFactors::upload(device, factors, w.stream());
     }
     let par = crate::parallel::current_par();
+    let (solution, target) = solve(options, &plan, &mut op, par)?;
     let InSpace { u, s, v, report, slices } =
-        finish::run_in_space(&mut op, plan, |u, v| cuda::fix_signs(u, v), par, start)?;
+        finish::finish_in_space(&mut op, plan, solution, &target, |u, v| cuda::fix_signs(u, v), start)?;
     Ok(DeviceFactors::new((u, s, v), report, slices, w.stream()))
 }
 
@@ -139,6 +184,7 @@ pub(super) fn factor_many<T: Scalar>(
     device: &Arc<Device>,
     tensors: &[TensorRef<'_>],
 ) -> Vec<Result<Factors<T>>> {
+    let options = &on(device, options);
     std::thread::scope(|scope| {
         let (send, receive) = sync_channel(0);
         scope.spawn(move || {

@@ -10,7 +10,9 @@ use crate::range::{power_iteration, shifted_power_iteration, sparing_power_itera
 use crate::rank::Rank;
 use crate::report::Method;
 use crate::simd::Scalar;
-use crate::space::{HostPanel, Space};
+#[cfg(feature = "cuda")]
+use crate::space::Effort;
+use crate::space::{HostPanel, Panel, Space};
 use crate::svd::cost::Work;
 use crate::svd::footprint::Footprint;
 use crate::svd::rank_target::RankTarget;
@@ -79,6 +81,18 @@ pub(in crate::svd) fn solve<T: Scalar, S: Space<T>>(
     if task.rank.is_none() {
         return adaptive::solve(task, op, target, par);
     }
+    let (y, mut x) = range(task, op, sparing)?;
+    op.apply_adjoint(&y, &mut x)?;
+    let found = Triplets::from_left(op.space(), y, x, sparing, |s, captured| target.rank(s, captured), par)?;
+    Ok(Solution::of_triplets(found, task.width, Method::Randomized, Some(task.sketch)))
+}
+
+/// Computes an orthonormal basis of the range, and makes the panel of its image.
+fn range<T: Scalar, S: Space<T>>(
+    task: &Task,
+    op: &mut dyn LinearOperator<T, Space = S>,
+    sparing: bool,
+) -> Result<(Panel<T, S>, Panel<T, S>)> {
     let (width, q) = (task.width, task.power_iterations);
     let omega = task.omega(op.ncols(), width, stream::RANGE)?;
     let (mut y, mut x) = (op.left(width)?, op.right(width)?);
@@ -90,7 +104,45 @@ pub(in crate::svd) fn solve<T: Scalar, S: Space<T>>(
     } else {
         power_iteration(op, &omega, q, &mut y, &mut x)?;
     }
+    Ok((y, x))
+}
+
+/// The part of `σ_1` above which `σ_k` has to be for the range of a matrix rounded to bf16. Rounding, of relative size
+/// `2^-9` in each element, is noise of about `2^-9 ‖A‖_F / √min(m, n)` in the spectral norm, which is well below such a
+/// `σ_k` unless the spectrum has a heavy head.
+#[cfg(feature = "cuda")]
+const COARSE_DECAY: f64 = 1.0 / 64.0;
+
+/// Does [`solve`] for a fixed rank, with the range of `coarse`: the same matrix in arithmetic that rounds panels. If it
+/// rounds the matrix, too, the subspace is improved by one step with `op` where the spectrum asks for that.
+///
+/// For a panel X̃ that was rounded, `A X̃` is in the range of A as is `A X`: only a matrix that was rounded has another range.
+#[cfg(feature = "cuda")]
+pub(in crate::svd) fn solve_coarsely<T: Scalar, S: Space<T>>(
+    task: &Task,
+    op: &mut dyn LinearOperator<T, Space = S>,
+    (coarse, is_rounded): (&mut dyn LinearOperator<T, Space = S>, bool),
+    target: &RankTarget,
+    par: Par,
+) -> Result<Solution<T, S>> {
+    let choose = |s: &[T], captured: f64| target.rank(s, captured);
+    let (y, mut x) = range(task, coarse, false)?;
     op.apply_adjoint(&y, &mut x)?;
-    let found = Triplets::from_left(op.space(), y, x, sparing, |s, captured| target.rank(s, captured), par)?;
-    Ok(Solution::of_triplets(found, width, Method::Randomized, Some(task.sketch)))
+    let (triplets, rank, notes) = Triplets::from_left(op.space(), y, x, false, choose, par)?;
+    let (largest, least) = (triplets.s[0].to_f64(), triplets.s[rank - 1].to_f64());
+    let mut found = (triplets, rank, notes);
+    if is_rounded && least < COARSE_DECAY * largest {
+        let space = op.space().clone();
+        let y = found.0.left.formed(&space, task.width)?;
+        let (mut x, mut z) = (op.right(task.width)?, op.left(task.width)?);
+        op.apply_adjoint(&y, &mut x)?;
+        drop(y);
+        space.orthonormalize(&mut x, None, Effort::Fast)?;
+        op.apply(&x, &mut z)?;
+        space.orthonormalize(&mut z, None, Effort::Fast)?;
+        op.apply_adjoint(&z, &mut x)?;
+        found = Triplets::from_left(&space, z, x, false, choose, par)?;
+        found.2.push("the range of the rounded matrix was improved by a step with the matrix itself".to_owned());
+    }
+    Ok(Solution::of_triplets(found, task.width, Method::Randomized, Some(task.sketch)))
 }
