@@ -1150,7 +1150,8 @@ fn less_precision_costs_no_accuracy() {
         full.factor::<f64>(TensorRef::new(&random, &[rows, n]).unwrap()).unwrap().u().clone()
     };
     let (u, v) = (vectors(m, 1), vectors(n, 2));
-    let spectra: [(&str, fn(f64) -> f64, [bool; 2]); 4] = [
+    type Spectrum = fn(f64) -> f64;
+    let spectra: [(&str, Spectrum, [bool; 2]); 4] = [
         ("i^-0.5", |i| i.powf(-0.5), [false, false]),
         ("i^-1", |i| 1.0 / i, [false, false]),
         ("i^-2", |i| i.powi(-2), [true, true]),
