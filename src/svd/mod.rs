@@ -151,7 +151,7 @@ impl TruncatedSvd {
 
     /// Sets whether a subspace is found in the arithmetic of the factors throughout. Without that a device multiplies by
     /// panels, and by a matrix of f32, that are rounded to bf16 (f16 for one of f16) while
-    /// [`Method::Randomized`](crate::Method::Randomized) looks for the subspace of a fixed rank in f32: once on tensor
+    /// [`Method::Randomized`] looks for the subspace of a fixed rank in f32: once on tensor
     /// cores instead of three times, or instead of in f32. The last product, the values and the certificate are those of
     /// the matrix itself in any case. Where `σ_k` is too small beside `σ_1` for a rounded matrix, the subspace is improved
     /// by the matrix itself, and a note says so.
