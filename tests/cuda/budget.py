@@ -23,6 +23,7 @@ REGISTERS = {
     "fwht_based_": 72, "fwht_based_f64_9": 96, "hadamard_": 48,
     "srht_": 80, "srht_f64_13": 128, "srht_panel_": 40, "sparse_sign_": 72,
     "cast_f16_f64": 48, "cast_bf16_f64": 48,  # eight doubles at a time
+    "cast_f64_f16": 56, "cast_f64_bf16": 56,  # and each rounded to an odd float first
     "": 40,
 }
 # sm_90 and later reserve 1 KiB of shared memory for each block.
