@@ -1002,7 +1002,8 @@ fn borrowed_matrices_are_factored_where_they_are() {
     // These are copied, because cuBLAS multiplies no f64 by f32.
     check_borrowed::<f64, f32>(&caller, tall, (1, 150), Method::Randomized, 1e-6);
     check_borrowed::<f32, f64>(&caller, wide, (1, 65), Method::Randomized, 1e-12);
-    check_borrowed::<f16, f64>(&caller, tall, (64, 1), Method::Gram, 1e-12);
+    // By filtered iterations, which end when the subspace is good enough for the error.
+    check_borrowed::<f16, f64>(&caller, tall, (64, 1), Method::Gram, 1e-10);
     drop(caller);
     assert_eq!(device.used_memory(), 0);
     let Some(mock) = Mock::get() else { return };
