@@ -49,6 +49,16 @@ pub enum Split {
     Balanced,
 }
 
+impl Split {
+    /// Returns what the singular vectors of a side, `Left` or `Right`, are multiplied by; `None` stands for ones.
+    pub(crate) fn weights<T: Scalar>(self, side: Split, s: &[T]) -> Option<Vec<T>> {
+        match self {
+            Split::Balanced => Some(s.iter().map(|&s| T::from_f64(Element::to_f64(s).sqrt())).collect()),
+            own => (own == side).then(|| s.to_vec()),
+        }
+    }
+}
+
 /// The facts that [`Factors::truncate`] needs about the factors.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Slices<T> {
@@ -280,22 +290,17 @@ impl<T: Scalar> Factors<T> {
     /// Returns the weights of the two small layers, `up` (`m × k`) and `down` (`k × n`), with
     /// `up · down = U diag(s) Vᵀ`: a sample goes through `y = (x downᵀ) upᵀ`.
     pub fn split(&self, split: Split) -> (Matrix<T>, Matrix<T>) {
-        let weights = |share: Split| -> Vec<T> {
-            let weight = |s: f64| match split {
-                Split::Balanced => s.sqrt(),
-                side if side == share => s,
-                _ => 1.0,
-            };
-            self.s.iter().map(|s| T::from_f64(weight(Element::to_f64(*s)))).collect()
-        };
         let (mut up, mut down) = (self.u.clone(), self.vt.clone());
-        let (left, right) = (weights(Split::Left), weights(Split::Right));
-        for row in up.as_mut_slice().chunks_exact_mut(self.rank()) {
-            row.iter_mut().zip(&left).for_each(|(x, &weight)| *x *= weight);
+        if let Some(left) = split.weights(Split::Left, &self.s) {
+            for row in up.as_mut_slice().chunks_exact_mut(self.rank()) {
+                row.iter_mut().zip(&left).for_each(|(x, &weight)| *x *= weight);
+            }
         }
-        let n = down.ncols();
-        for (row, &weight) in down.as_mut_slice().chunks_exact_mut(n).zip(&right) {
-            row.iter_mut().for_each(|x| *x *= weight);
+        if let Some(right) = split.weights(Split::Right, &self.s) {
+            let n = down.ncols();
+            for (row, &weight) in down.as_mut_slice().chunks_exact_mut(n).zip(&right) {
+                row.iter_mut().for_each(|x| *x *= weight);
+            }
         }
         (up, down)
     }

@@ -3,7 +3,7 @@
 //! ```text
 //!   U   m × k  column-major        s  on the host        Vᵀ  k × n  row-major, its rows being the columns of a panel
 //!
-//!   split       U diag(√s), diag(√s) Vᵀ in any type        one sweep each
+//!   split       U diag(√s), diag(√s) Vᵀ in any type        a copy, its scaling and a conversion for each
 //!   residual    W <- W − U diag(s) Vᵀ where it is           one GEMM; by blocks of rows, where W is of another type
 //! ```
 //!
@@ -23,8 +23,8 @@ use crate::report::Report;
 use crate::simd::Scalar;
 use crate::tensor::{Element, Matrix};
 
-/// Bytes of a product that is subtracted from a matrix of another type.
-const PRODUCT_BYTES: usize = 64 << 20;
+/// Bytes of a product that is subtracted from a matrix of another type: few enough to stay in the second cache until then.
+const PRODUCT_BYTES: usize = 8 << 20;
 
 /// The factors of `A ≈ U diag(s) Vᵀ` in device memory, with their report.
 #[derive(Debug)]
@@ -110,22 +110,16 @@ impl<T: Scalar> DeviceFactors<T> {
     /// [`Error::Device`](crate::Error::Device).
     pub fn split<E: Element>(&self, split: Split) -> Result<(DeviceArray<E>, DeviceArray<E>)> {
         let _turn = Turn::new(self.device(), self.panels.stream)?;
-        let root = || self.s.iter().map(|s| T::from_f64(Element::to_f64(*s).sqrt())).collect::<Vec<T>>();
-        let (left, right) = match split {
-            Split::Left => (Some(self.s.clone()), None),
-            Split::Right => (None, Some(self.s.clone())),
-            Split::Balanced => (Some(root()), Some(root())),
-        };
-        let layer = |panel: &DevicePanel<T>, columns: Option<Vec<T>>, is_right: bool| {
+        let layer = |panel: &DevicePanel<T>, side: Split| {
             let (rows, k) = (panel.nrows(), panel.ncols());
-            let scaled = columns.map(|columns| scaled(panel, &columns)).transpose()?;
+            let scaled = split.weights(side, &self.s).map(|columns| scaled(panel, &columns)).transpose()?;
             let from = scaled.as_ref().unwrap_or(panel).tile(0);
-            let (from, (m, n)) = if is_right { (from.t(), (k, rows)) } else { (from, (rows, k)) };
+            let (from, (m, n)) = if side == Split::Right { (from.t(), (k, rows)) } else { (from, (rows, k)) };
             let layer = DeviceArray::<E>::unwritten(self.device(), m, n)?;
             convert(self.device(), from, layer.tile(), (m, n), 1.0)?;
             Ok::<_, Error>(layer)
         };
-        Ok((layer(&self.panels.u, left, false)?, layer(&self.panels.v, right, true)?))
+        Ok((layer(&self.panels.u, Split::Left)?, layer(&self.panels.v, Split::Right)?))
     }
 
     /// Subtracts the approximation from a matrix of its shape, where that is: `W <- W − U diag(s) Vᵀ`, rounded once.

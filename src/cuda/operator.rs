@@ -176,26 +176,18 @@ impl<'a, T: Scalar> DeviceMatrix<'a, T> {
         Ok(this)
     }
 
-    /// Checks a matrix in the caller's memory and multiplies it where it is. `a` must be tall or square. A copy is made
-    /// only of one that cuBLAS cannot multiply with panels of `T`, because it has another type than `T` (halves go with
-    /// f32), or because its squares would leave the range of `T`.
+    /// Checks a matrix in the caller's memory, and multiplies it, or its transpose if it is wide, where it is. A copy is
+    /// made only of one that cuBLAS cannot multiply with panels of `T`, because it has another type than `T` (halves go
+    /// with f32), or because its squares would leave the range of `T`.
     ///
     /// All work is enqueued on the stream of the device, behind which the caller has to order what writes `a`.
     ///
     /// # Errors
-    /// [`Error::Shape`] if it is wide, [`Error::Empty`], [`Error::NotFinite`], [`Error::Device`].
+    /// [`Error::NotFinite`], [`Error::Device`].
     pub(crate) fn borrowed(a: &DeviceTensor<'a>) -> Result<Self> {
-        let (device, tile, (m, n)) = (a.device(), a.tile(), a.shape());
-        if m == 0 || n == 0 {
-            return Err(Error::Empty { shape: vec![m, n] });
-        }
-        if m < n {
-            return Err(Error::shape(
-                "DeviceMatrix",
-                "a tall matrix (hand over the transpose)",
-                format_args!("{m}×{n}"),
-            ));
-        }
+        let (rows, columns) = a.shape();
+        let (tile, m, n) = if rows < columns { (a.tile().t(), columns, rows) } else { (a.tile(), rows, columns) };
+        let device = a.device();
         let mut found = statistics(device, tile, (m, n))?;
         if !found.finite {
             return Err(a.first_not_finite()?);

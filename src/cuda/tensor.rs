@@ -68,10 +68,8 @@ impl<'a> DeviceTensor<'a> {
         }
         // A stride along an axis of one element means nothing.
         let (ld, lines) = match strides {
-            (ld, 1) if ld >= n || m == 1 => (ld.max(n), Lines::Rows),
-            (1, ld) if ld >= m || n == 1 => (ld.max(m), Lines::Columns),
-            (_, ld) if m == 1 && ld > 0 => (ld, Lines::Columns),
-            (ld, _) if n == 1 && ld > 0 => (ld, Lines::Rows),
+            (ld, column) if (column == 1 || n == 1) && (ld >= n || m == 1) => (ld.max(n), Lines::Rows),
+            (row, ld) if (row == 1 || m == 1) && (ld >= m || n == 1) => (ld.max(m), Lines::Columns),
             _ => {
                 let want = "rows or columns of adjacent elements, which do not overlap (make the tensor contiguous)";
                 return Err(Error::shape("DeviceTensor", want, format_args!("{m}×{n} with strides {strides:?}")));
@@ -178,24 +176,13 @@ impl<'a> DeviceTensor<'a> {
 pub struct DeviceTensorMut<'a>(DeviceTensor<'a>);
 
 impl<'a> DeviceTensorMut<'a> {
-    /// Makes a matrix of elements that the caller owns, as [`DeviceTensor::from_raw`] does.
+    /// Makes a matrix to be written of one to be read, or of a part of it.
     ///
     /// # Safety
     /// What [`DeviceTensor::from_raw`] asks for; and for `'a` nothing else may read the memory, either, but for work that
-    /// is ordered behind on `stream`.
-    ///
-    /// # Errors
-    /// Those of [`DeviceTensor::from_raw`].
-    pub unsafe fn from_raw(
-        device: &Arc<Device>,
-        address: u64,
-        shape: (usize, usize),
-        strides: (usize, usize),
-        dtype: DType,
-        stream: usize,
-    ) -> Result<Self> {
-        // SAFETY: the caller promises at least what the function asks for.
-        unsafe { DeviceTensor::from_raw(device, address, shape, strides, dtype, stream) }.map(DeviceTensorMut)
+    /// is ordered behind on its stream.
+    pub unsafe fn new(tensor: DeviceTensor<'a>) -> Self {
+        DeviceTensorMut(tensor)
     }
 
     /// Returns the matrix to be read.
@@ -281,9 +268,7 @@ impl<E: Element> DeviceArray<E> {
 
     /// Returns the matrix as others write it.
     pub fn as_tensor_mut(&mut self) -> DeviceTensorMut<'_> {
-        let tensor =
-            DeviceTensor::of_tile(self.device(), self.tile(), (self.nrows, self.ncols), own_stream(self.device()));
-        DeviceTensorMut(tensor)
+        DeviceTensorMut(self.as_tensor())
     }
 
     pub(super) fn tile(&self) -> Tile {

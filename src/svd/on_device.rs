@@ -159,12 +159,7 @@ pub(super) fn factor_device<T: Scalar>(options: &Options, w: &DeviceTensor<'_>) 
     let plan = Plan::new(Task::new::<T>(options, (m, n), w.dtype(), Residency::InMemory)?)?;
     // What the caller has enqueued comes first, and what it enqueues afterwards comes behind all of this.
     let _turn = w.turn()?;
-    let tall = if m < n { w.transpose() } else { w.clone() };
-    let mut op = DeviceMatrix::borrowed(&tall).or_else(|error| match error {
-        // The position is in the caller's rows and columns, not in those of the transpose.
-        Error::NotFinite { .. } => Err(w.first_not_finite()?),
-        error => Err(error),
-    })?;
+    let mut op = DeviceMatrix::borrowed(w)?;
     if options.is_weighted() {
         let factors = factor_weighted(options, &mut op, Weight::Tiles((m, n), w.dtype()), start)?;
         return DeviceFactors::upload(device, factors, w.stream());
