@@ -974,6 +974,13 @@ fn check_borrowed<E: Element, T: Scalar>(
     let (error, expected) = (host.report().relative_error, want.report().relative_error);
     assert!((error / expected - 1.0).abs() <= 1e-3, "{what}: {error} for {expected}");
     assert_eq!((host.report().passes, host.report().method), (want.report().passes, want.report().method), "{what}");
+    // Factors that are dropped while the caller's stream still has to read them.
+    let copy = caller.upload(&u);
+    // SAFETY: both have as many elements, and the checker of streams ends the test if the factors are freed before.
+    unsafe { result::memcpy_dtod_async(copy, got.u().address(), size_of_val(&u[..]), caller.stream).unwrap() };
+    drop(got);
+    assert!(caller.read::<T>(copy, u.len()) == u, "{what}: U after the factors");
+    caller.free(copy);
     let shorter = host.truncate(3).unwrap();
     assert!((shorter.report().relative_error / want.truncate(3).unwrap().report().relative_error - 1.0).abs() <= 1e-3);
 }
@@ -1257,11 +1264,11 @@ fn layers_and_residuals_of_every_type() {
     // Of 20000 doubles some lie so near to the middle of two halves that floats between would send them astray.
     check_layers::<f16, f64>(&caller, (60, 2500), 2f64.powi(-11));
     check_layers::<bf16, f64>(&caller, (70, 50), 2f64.powi(-8));
-    // A product of several blocks: ones minus ones.
+    // A product of several blocks, of lines of three kinds.
     let (m, n) = (2200, 1024);
-    let ones = vec![f16::ONE; m * n];
+    let lines: Vec<f16> = (0..m * n).map(|i| f16::from_f32([1.0, -2.0, 0.5][i / n % 3])).collect();
     for (shape, strides) in [((m, n), (n, 1)), ((n, m), (1, n))] {
-        let at = caller.upload(&ones);
+        let at = caller.upload(&lines);
         let f =
             TruncatedSvd::new(Rank::Fixed(1)).factor_device::<f32>(&caller.tensor::<f16>(at, shape, strides)).unwrap();
         f.subtract_from(&mut caller.tensor_mut::<f16>(at, shape, strides)).unwrap();
